@@ -1,0 +1,1 @@
+"""From valued trees to a dataset version: rows, files, manifest."""

@@ -1,0 +1,79 @@
+"""What can go wrong, by whose fault it is. The class decides how a command exits; the message is the whole story.
+
+MaltError
+├── InputError           the user's input is wrong: fix it and run again (exit 2)
+│   ├── ConfigError      a config file, an override, a setting
+│   ├── QuestionError    a question file or one of its rows
+│   ├── PromptError      a prompt set
+│   └── GradingError     a reference answer or a grader that cannot be used
+├── StoreError           the completion store cannot be read or written (exit 2)
+├── VersionError         a dataset version that is missing or does not hold (exit 2)
+├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
+└── RunStopped           the whole run must stop; what it has is saved (exit 3)
+    ├── BudgetSpent      the cap set in `[limits]` is reached
+    └── EndpointDown     an endpoint stays unavailable
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from malt.llm.completion import Completion
+
+
+class MaltError(Exception):
+    """The root. Its message says what happened, the value, where, and what to do."""
+
+    exit_code = 2
+
+
+class InputError(MaltError):
+    """What the user gave cannot be used."""
+
+
+class ConfigError(InputError):
+    """A config file, an override or a setting is wrong."""
+
+
+class QuestionError(InputError):
+    """A question file or one of its rows is wrong; names file and line."""
+
+
+class PromptError(InputError):
+    """A prompt set is missing, incomplete or uses an unknown slot."""
+
+
+class GradingError(InputError):
+    """A reference answer cannot be graded against, or a grader cannot be loaded: our data's fault, not the model's."""
+
+
+class StoreError(MaltError):
+    """The completion store cannot be opened, read or written."""
+
+
+class VersionError(MaltError):
+    """A dataset version is missing, or is not what its manifest says."""
+
+
+class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is
+    """A request stayed impossible after its retries. `completed` holds the siblings that were had, by sample number."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, completed: Mapping[int, "Completion"] | None = None) -> None:
+        super().__init__(message)
+        self.completed: Mapping[int, Completion] = completed or {}
+
+
+class RunStopped(MaltError):  # noqa: N818
+    """The run cannot go on; everything paid for is in the store."""
+
+    exit_code = 3
+
+
+class BudgetSpent(RunStopped):
+    """The next request could take the run over the cap set in `[limits]`."""
+
+
+class EndpointDown(RunStopped):
+    """An endpoint failed so long that asking on makes no sense."""

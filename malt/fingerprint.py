@@ -1,0 +1,18 @@
+"""Identity of values: canonical JSON and its SHA-256. Equal values have equal digests in every process."""
+
+import hashlib
+import json
+
+from pydantic import JsonValue
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode as JSON with sorted keys, no spaces and UTF-8 text; NaN raises `ValueError`."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def digest(value: JsonValue) -> str:
+    """Return the SHA-256 of a JSON value as 64 hex characters."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,26 @@
+"""Where a run lives: read from `MALT_…` environment variables. Nothing here changes what a dataset contains."""
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where to run."""
+
+    model_config = SettingsConfigDict(env_prefix="MALT_", frozen=True, use_attribute_docstrings=True)
+
+    data_dir: Path = Path("data")
+    """Folder of the store and the datasets."""
+    store_url: str = ""
+    """SQLAlchemy URL of the completion store; empty: `store.db` in `data_dir`."""
+
+    @property
+    def store(self) -> str:
+        """The store's URL, with the default filled in."""
+        return self.store_url or f"sqlite:///{self.data_dir.resolve() / 'store.db'}"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Where dataset versions are kept: `<datasets_dir>/<name>/v<N>/`."""
+        return self.data_dir / "datasets"

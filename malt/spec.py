@@ -1,0 +1,218 @@
+"""RunSpec: what a dataset is, declared. The TOML file, the Prefect form and the manifest are this one model."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+
+
+class Role(StrEnum):
+    """The three that are trained, in the order they speak, and the one that grades them."""
+
+    GENERATOR = "generator"
+    VERIFIER = "verifier"
+    REFINER = "refiner"
+    EVALUATOR = "evaluator"
+
+
+PLAYERS = (Role.GENERATOR, Role.VERIFIER, Role.REFINER)
+"""The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
+
+
+def as_list(value: object) -> object:
+    """Let a single kind be written without brackets."""
+    return [value] if isinstance(value, str) else value
+
+
+class Declared(BaseModel):
+    """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class QuestionSource(Declared):
+    """Where the questions come from and how to read them."""
+
+    source: str = Field(min_length=1, json_schema_extra={"position": 0})
+    """File with one question a row: .jsonl .json .csv .parquet; a path, URL, s3:// or hf://datasets/… address."""
+    format: Literal["auto", "gsm8k", "math", "csqa", "plain"] = "auto"
+    """How the reference answer is written in its column."""
+    limit: int | None = Field(None, ge=1)
+    """Take this many questions; all of them when empty."""
+    shuffle_seed: int | None = None
+    """Shuffle before the limit: the same seed and file give the same sample."""
+    question: str | None = None
+    """Column of the question; empty: `question`, else the benchmark's own name for it."""
+    ground_truth: str | None = None
+    """Column of the reference answer; empty: `ground_truth`, else the benchmark's own name for it."""
+    id: str | None = None
+    """Column of the question's id; empty: `id` where there is one, else derived from the content."""
+    choices: str | None = None
+    """Column of the choices; empty: `choices` where there is one."""
+
+
+class ModelSpec(Declared):
+    """A model, where it is served, and how it samples."""
+
+    model: str = Field("embedded", min_length=1, json_schema_extra={"position": 0})
+    """`embedded`, or any LiteLLM name: openai/…, anthropic/…, groq/…, ollama_chat/…, hosted_vllm/…"""
+    temperature: float | None = Field(0.3, ge=0, le=2, json_schema_extra={"position": 2})
+    """Sampling temperature; empty: the provider's default."""
+    max_tokens: int | None = Field(1024, ge=1, json_schema_extra={"position": 3})
+    """Longest completion in tokens; one that reaches it is truncated."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling; empty: the provider's default."""
+    seed: int | None = None
+    """Base seed; every request derives its own from it. Empty: none is sent."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds one request may take once it is sent; waiting for a free place is not counted."""
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further parameters, passed to the provider as they are."""
+    api_base: str | None = None
+    """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; never the key."""
+
+    @property
+    def sampling(self) -> dict[str, JsonValue]:
+        """What shapes the text beside model and messages; part of every completion's key. Unset values are left out."""
+        values: dict[str, JsonValue] = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "extra": self.extra or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class RoleSpec(ModelSpec):
+    """One trained role."""
+
+    samples: int = Field(3, ge=1, le=64, json_schema_extra={"position": 1})
+    """Branching: how many times this role answers each of its parents."""
+
+
+class Roles(Declared):
+    """Who plays the three trained roles."""
+
+    generator: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 0})
+    """Answers the question."""
+    verifier: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 1})
+    """Criticises an answer."""
+    refiner: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 2})
+    """Answers again, given an answer and a critique."""
+
+    def __getitem__(self, role: Role) -> RoleSpec:
+        """Return the declaration of one trained role."""
+        spec: RoleSpec = getattr(self, role.value)
+        return spec
+
+    @property
+    def branching(self) -> tuple[int, int, int]:
+        """Children per node at each level: generations, critiques of each, refinements of each critique."""
+        return self.generator.samples, self.verifier.samples, self.refiner.samples
+
+
+class EvaluatorSpec(ModelSpec):
+    """How the leaves are graded."""
+
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list)] = Field(
+        ("llm",), min_length=1, json_schema_extra={"position": 1}
+    )
+    """Graders in order; the first that can decide does."""
+    temperature: float | None = Field(0.1, ge=0, le=2, json_schema_extra={"position": 2})
+    """Sampling temperature of the judge; empty: the provider's default."""
+    scope: Literal["leaves", "all"] = "leaves"
+    """What is judged: `all` adds the generator's and verifier's texts, for their own evaluation columns."""
+    correctness_weight: float = Field(0.5, ge=0)
+    """Weight of the judge's correctness score; the two weights are scaled to sum to one."""
+    reasoning_weight: float = Field(0.5, ge=0)
+    """Weight of the judge's reasoning score."""
+    function: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$")
+    """For kind `python`: `module:function`, called with (question, ground_truth, answer)."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds one judge request may take."""
+    grader_timeout_s: float = Field(10.0, gt=0)
+    """Seconds one answer may take in `math` or `python`; past it the grade is unknown."""
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        if ("python" in self.kind) != (self.function is not None):
+            raise ValueError("kind 'python' and `function = \"module:function\"` go together; set both or neither")
+        if self.correctness_weight + self.reasoning_weight == 0:
+            raise ValueError("correctness_weight and reasoning_weight are both 0; at least one must count")
+        return self
+
+
+class CreditSpec(Declared):
+    """How leaf grades become labels."""
+
+    threshold: float = Field(0.5, ge=0, lt=1)
+    """A node is labelled right only when its value is above this; a value equal to it is wrong."""
+    truncated: Literal["wrong", "unknown"] = "wrong"
+    """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
+
+
+class DatasetSpec(Declared):
+    """Which rows are written."""
+
+    generator_dpo: bool = False
+    """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
+
+
+class Limits(Declared):
+    """What the run may use. Never part of a key: changing a limit changes no content."""
+
+    max_cost_usd: float | None = Field(None, ge=0)
+    """Hard cap on this run's spending; requests in flight are reserved at their worst case."""
+    max_in_flight: int = Field(64, ge=1)
+    """Requests under way at once, per endpoint."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Per endpoint."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """Per endpoint, prompt and completion together."""
+
+
+class RunOptions(Declared):
+    """How the run is carried out. Never part of a key."""
+
+    tracking: Literal["auto", "branch", "shard"] = "auto"
+    """What a Prefect task run is: an expansion of a node (`branch`), a batch of questions (`shard`); auto: by size."""
+    task_runner: str = Field("threads", pattern=r"^(threads|processes|dask|ray|tcp://.+)$")
+    """threads, processes, dask, ray, or tcp://… of a Dask scheduler."""
+    on_incomplete: Literal["publish", "fail"] = "publish"
+    """When branches failed: publish the complete trees, or publish nothing."""
+
+
+class RunSpec(Declared):
+    """One dataset, declared. Two equal specs name the same dataset."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=100, json_schema_extra={"position": 0})
+    """Name of the dataset: lower-case letters, digits and hyphens."""
+    questions: QuestionSource = Field(json_schema_extra={"position": 1})
+    """Where the questions come from and how to read them."""
+    prompts: str = Field("general", min_length=1, json_schema_extra={"position": 2})
+    """A prompt set under prompts/ (general, math, choice), or a folder of your own."""
+    roles: Roles = Field(default_factory=Roles, json_schema_extra={"position": 3})
+    """Who plays the three trained roles."""
+    evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec, json_schema_extra={"position": 4})
+    """How the leaves are graded."""
+    credit: CreditSpec = Field(default_factory=CreditSpec, json_schema_extra={"position": 5})
+    """How leaf grades become labels."""
+    dataset: DatasetSpec = Field(default_factory=DatasetSpec, json_schema_extra={"position": 6})
+    """Which rows are written."""
+    limits: Limits = Field(default_factory=Limits, json_schema_extra={"position": 7})
+    """What the run may use."""
+    run: RunOptions = Field(default_factory=RunOptions, json_schema_extra={"position": 8})
+    """How the run is carried out."""
+
+    def model_for(self, role: Role) -> ModelSpec:
+        """Return the declaration of a trained role or of the evaluator."""
+        return self.evaluator if role is Role.EVALUATOR else self.roles[role]
+
+    def as_config(self) -> dict[str, Any]:
+        """Return the whole spec as plain JSON values, as the manifest keeps it."""
+        return self.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,1 @@
+"""From a question to valued nodes: growth, grading, credit."""

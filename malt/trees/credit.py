@@ -1,0 +1,99 @@
+"""Credit: from leaf rewards to node values to labels (MALT, arXiv 2412.01928, section 4.2).
+
+A node is worth the mean of the known leaves below it ("global pooling": every leaf weighs the same). A leaf whose
+grade is unknown is left out; a node without a known leaf has no value and no label.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from malt.spec import CreditSpec, Role
+from malt.trees.grading import Evaluation, Grade, Outcome
+from malt.trees.tree import Address, Node, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a node is worth: the mean reward of its known leaves, in [0, 1], and how many of them there are."""
+
+    mean: float
+    known_leaves: int
+
+    def label(self, threshold: float) -> bool:
+        """Whether the node counts as right: strictly above the threshold, so a tie is wrong."""
+        return self.mean > threshold
+
+
+def propagate(rewards: Mapping[Address, float | None]) -> dict[Address, Value]:
+    """Return the value of every node that has a known leaf below it, the leaves themselves included."""
+    below: dict[Address, list[float]] = {}
+    for leaf, reward in rewards.items():
+        if reward is not None:
+            for depth in range(1, len(leaf) + 1):
+                below.setdefault(Address(leaf[:depth]), []).append(reward)
+    return {address: Value(sum(known) / len(known), len(known)) for address, known in below.items()}
+
+
+def leaf_reward(grade: Grade, credit: CreditSpec) -> float | None:
+    """Return what a leaf's grade is worth; a truncated leaf counts as `credit.truncated` says."""
+    if grade.outcome is Outcome.TRUNCATED and credit.truncated == "unknown":
+        return None
+    return grade.reward
+
+
+@dataclass(frozen=True, slots=True)
+class ValuedTree:
+    """A tree with its leaves' grades, every node's value, and what the threshold makes of it.
+
+    `grades` holds every leaf, and inner nodes too where they were judged themselves (`scope = "all"`).
+    """
+
+    tree: Tree
+    grades: Mapping[Address, Grade]
+    values: Mapping[Address, Value]
+    threshold: float
+
+    def label(self, address: Address) -> bool | None:
+        """Right, wrong, or None where no leaf below is known."""
+        value = self.values.get(address)
+        return None if value is None else value.label(self.threshold)
+
+    def siblings(self, parent: Address) -> list[Node]:
+        """The children of a node, in order."""
+        return [node for address, node in self.tree.nodes.items() if address.parent == parent]
+
+    def leaves_below(self, address: Address) -> list[Address]:
+        """The leaves under a node, or the leaf itself, in order."""
+        return [leaf for leaf in self.grades if leaf.is_leaf and leaf[: len(address)] == address]
+
+    def evaluation(self, address: Address) -> Evaluation | None:
+        """A node's own evaluation where it was judged, else its known leaves' pooled; None where there is none."""
+        own = self.grades.get(address)
+        if own is not None:
+            return own.evaluation
+        return pool([self.grades[leaf].evaluation for leaf in self.leaves_below(address)])
+
+
+def pool(evaluations: list[Evaluation | None]) -> Evaluation | None:
+    """Average the scores of the known evaluations; keep each distinct explanation and match once, in order."""
+    known = [evaluation for evaluation in evaluations if evaluation is not None]
+    if not known:
+        return None
+    return Evaluation(
+        correctness_score=sum(e.correctness_score for e in known) / len(known),
+        reasoning_score=sum(e.reasoning_score for e in known) / len(known),
+        explanation=tuple(dict.fromkeys(line for e in known for line in e.explanation)),
+        key_matches=tuple(dict.fromkeys(match for e in known for match in e.key_matches)),
+        score=sum(e.score for e in known) / len(known),
+    )
+
+
+def value_tree(tree: Tree, grades: Mapping[Address, Grade], credit: CreditSpec) -> ValuedTree:
+    """Pass the leaves' rewards up the tree."""
+    rewards = {leaf.address: leaf_reward(grades[leaf.address], credit) for leaf in tree.leaves}
+    return ValuedTree(tree, grades, propagate(rewards), credit.threshold)
+
+
+def role_nodes(valued: ValuedTree, role: Role) -> list[Node]:
+    """The nodes one role wrote, in order."""
+    return [node for node in valued.tree.nodes.values() if node.role is role]

@@ -1,0 +1,108 @@
+"""Tree and Node: the texts that three roles gave to one question, and where each one stands.
+
+The address of a node is its path of sample numbers: generation `2`, its first critique `2.0`, that one's second
+refinement `2.0.1`. A leaf is a refinement. A tree with n samples a level has n + n² + n³ nodes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from malt.llm.completion import Completion, FinishReason, Message
+from malt.questions import Question
+from malt.spec import PLAYERS, Role
+
+
+class Address(tuple[int, ...]):
+    """A path of sample numbers from the root; the root itself is the empty address."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self))
+
+    @property
+    def parent(self) -> "Address":
+        """The address one level up."""
+        return Address(self[:-1])
+
+    @property
+    def role(self) -> Role:
+        """Who speaks at this depth."""
+        return PLAYERS[len(self) - 1]
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether a refinement stands here."""
+        return len(self) == len(PLAYERS)
+
+    def child(self, sample: int) -> "Address":
+        """The address of one child."""
+        return Address((*self, sample))
+
+
+class NodeStatus(StrEnum):
+    """What kind of text a node holds."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One text of the tree, and the messages that its role saw."""
+
+    address: Address
+    prompt: tuple[Message, ...]
+    completion: Completion
+
+    @property
+    def role(self) -> Role:
+        """Who wrote it."""
+        return self.address.role
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.completion.text
+
+    @property
+    def status(self) -> NodeStatus:
+        """Whether the text is whole."""
+        match self.completion.finish_reason:
+            case FinishReason.LENGTH:
+                return NodeStatus.TRUNCATED
+            case FinishReason.CONTENT_FILTER:
+                return NodeStatus.REFUSED
+        return NodeStatus.OK if self.text.strip() else NodeStatus.EMPTY
+
+
+class FailedBranch(NamedTuple):
+    """A request that stayed impossible: the children of `address` that are missing, and why."""
+
+    question_id: str
+    address: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """All nodes of one question by address, in depth-first order, and the branches that could not be had."""
+
+    question: Question
+    nodes: Mapping[Address, Node]
+    failures: tuple[FailedBranch, ...] = field(default=())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.failures
+
+    @property
+    def leaves(self) -> Iterator[Node]:
+        """The refinements, in order."""
+        return (node for node in self.nodes.values() if node.address.is_leaf)
