@@ -1,0 +1,1 @@
+"""The flows: wiring only. A body reads as the data path."""

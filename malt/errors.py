@@ -8,6 +8,8 @@ MaltError
 │   └── GradingError     a reference answer or a grader that cannot be used
 ├── StoreError           the completion store cannot be read or written (exit 2)
 ├── VersionError         a dataset version that is missing or does not hold (exit 2)
+├── NothingToPublish     no tree is complete, so there is no version to make (exit 1)
+├── EvaluationUnknown    the judge's reply cannot be read, asked twice; in a tree a grade instead (exit 1)
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
@@ -53,6 +55,22 @@ class StoreError(MaltError):
 
 class VersionError(MaltError):
     """A dataset version is missing, or is not what its manifest says."""
+
+
+class NothingToPublish(MaltError):  # noqa: N818
+    """No question's tree is complete, so a version would be empty."""
+
+    exit_code = 1
+
+
+class EvaluationUnknown(MaltError):  # noqa: N818
+    """The judge's reply cannot be read, asked twice. `reply` is the last one, whole."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, reply: str) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is

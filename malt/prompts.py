@@ -1,25 +1,208 @@
-"""Prompt sets: text files under `prompts/<set>/<role>/`, filled strictly; a set's digest is in every manifest."""
+"""Prompt sets: text files under `prompts/<set>/<role>/`, filled strictly; their digests are in every manifest.
 
+A role has `system.md` and `user.md` (Jinja2, sandboxed) and may have `examples.jsonl`: short exchanges shown as earlier
+turns. What siblings share comes first, so that providers' prefix caches serve them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from malt.errors import PromptError
 from malt.llm.completion import Message
-from malt.spec import Role
+from malt.spec import PLAYERS, Role
+
+SLOTS: Mapping[Role, frozenset[str]] = {
+    Role.GENERATOR: frozenset({"question"}),
+    Role.VERIFIER: frozenset({"question", "solution"}),
+    Role.REFINER: frozenset({"question", "solution", "verification"}),
+    Role.EVALUATOR: frozenset({"question", "ground_truth", "answer"}),
+}
+"""What each role's templates may name. The reference answer is the evaluator's alone."""
+
+PACKAGED_SETS = Path(__file__).parent / "_prompts"
+PROJECT_SETS = Path(__file__).parent.parent / "prompts"
+
+
+class Example(BaseModel):
+    """One line of `examples.jsonl`: the slots of an example's user turn, and the reply that the role should give."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    slots: dict[str, str]
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolePrompt:
+    """One role's templates, and its example turns as they are sent."""
+
+    system: str
+    user: str
+    turns: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of all four roles."""
+    """The prompts of all four roles: plain text, so it can be sent to another process."""
 
     name: str
     folder: Path
     digests: dict[str, str]
-    """SHA-256 of every prompt file, by its path below the folder."""
+    """SHA-256 of every prompt file's text, by its path below the folder."""
+    roles: Mapping[Role, RolePrompt]
 
     def messages(self, role: Role, **slots: str) -> tuple[Message, ...]:
-        """Return what a role sees: system text, example turns, and the user text filled with `slots`."""
-        raise PromptSetUnfinished(role, slots)
+        """Return what a role sees: system text, example turns, and the user text filled with `slots`, verbatim.
+
+        An empty `system.md` sends no system message. Raises `PromptError` unless `slots` are exactly the role's.
+        """
+        where = f"prompt set '{self.name}', {role.value}"
+        require_slots(slots, role, where)
+        prompt = self.roles[role]
+        system = fill(prompt.system, slots, f"{where}/system.md")
+        opening = (Message("system", system),) if system else ()
+        return (*opening, *prompt.turns, Message("user", fill(prompt.user, slots, f"{where}/user.md")))
 
 
-class PromptSetUnfinished(Exception):
-    """Placeholder while the module is written."""
+def load_prompts(name_or_folder: str) -> PromptSet:
+    """Read a prompt set: a folder of one's own, or the name of a set that comes with this package.
+
+    Raises `PromptError` with the set, the file and what is wrong, before any model is asked.
+    """
+    folder = find_set(name_or_folder)
+    files: dict[Path, str] = {}
+    roles = {role: load_role(folder, role, files) for role in Role}
+    digests = {path.relative_to(folder).as_posix(): sha256(text) for path, text in sorted(files.items())}
+    return PromptSet(folder.name, folder, digests, roles)
+
+
+def find_set(name_or_folder: str) -> Path:
+    """Return the folder of a set: an existing folder, then a packaged set, then one of the project's."""
+    folders = [Path(name_or_folder), PACKAGED_SETS / name_or_folder, PROJECT_SETS / name_or_folder]
+    for folder in folders:
+        if folder.is_dir():
+            return folder.resolve()
+    known = ", ".join(known_sets()) or "none"
+    raise PromptError(f"no prompt set or folder {name_or_folder!r}; sets: {known}; or give a folder of your own")
+
+
+def known_sets() -> list[str]:
+    """The names of the sets that come with this package."""
+    folders = [path for sets in (PACKAGED_SETS, PROJECT_SETS) if sets.is_dir() for path in sets.iterdir()]
+    return sorted({path.name for path in folders if path.is_dir()})
+
+
+def load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
+    """Read and check one role's files; what was read is added to `files`."""
+    system, user, examples = (folder / role.value / name for name in ("system.md", "user.md", "examples.jsonl"))
+    for path in (system, user):
+        files[path] = read_template(path, role, folder)
+    if not files[user].strip():
+        raise PromptError(f"{user}: the user template is empty; it must show the role its question")
+    if examples.exists():
+        files[examples] = read_text(examples)
+    return RolePrompt(
+        system=files[system].strip(),
+        user=files[user].strip(),
+        turns=tuple(example_turns(files.get(examples, ""), examples, files[user].strip(), role)),
+    )
+
+
+def read_template(path: Path, role: Role, folder: Path) -> str:
+    """Read one template, and refuse a missing file, broken syntax, and any slot that is not the role's."""
+    if not path.is_file():
+        missing = path.relative_to(folder).as_posix()
+        raise PromptError(f"prompt set '{folder.name}' has no {missing} (looked in {folder}); every role needs it")
+    text = read_text(path)
+    try:
+        named = meta.find_undeclared_variables(environment().parse(text))
+    except TemplateSyntaxError as error:
+        raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
+    refuse_slots(named - SLOTS[role], role, path)
+    fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
+    return text
+
+
+def refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
+    """Raise for slots that a template must not name; the reference answer in a trained role's prompt would be a leak."""
+    if "ground_truth" in unknown and role in PLAYERS:
+        raise PromptError(f"{path}: names the reference answer {{{{ground_truth}}}}, which no {role.value} may see")
+    if unknown:
+        raise PromptError(f"{path}: unknown slot {listed(unknown)}; a {role.value} has {listed(SLOTS[role])}")
+
+
+def require_slots(slots: Mapping[str, str], role: Role, where: str) -> None:
+    """Raise unless exactly the role's slots are given."""
+    if slots.keys() != SLOTS[role]:
+        given = listed(slots) or "none"
+        raise PromptError(f"{where}: slots given: {given}; a {role.value} takes exactly {listed(SLOTS[role])}")
+
+
+def example_turns(text: str, path: Path, user: str, role: Role) -> Iterator[Message]:
+    """Yield an `examples.jsonl` as user and assistant turns, the user's rendered through the role's own `user.md`."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            example = read_example(line, where)
+            require_slots(example.slots, role, where)
+            yield Message("user", fill(user, example.slots, where))
+            yield Message("assistant", example.reply)
+
+
+def read_example(line: str, where: str) -> Example:
+    """Read one line of `examples.jsonl`."""
+    try:
+        return Example.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "line"
+        raise PromptError(
+            f'{where}: bad example ({place}: {first["msg"]}); a line reads {{"slots": {{…}}, "reply": "…"}}'
+        ) from error
+
+
+def fill(text: str, slots: Mapping[str, str], where: str) -> str:
+    """Render a template. Slot values are never read as templates."""
+    try:
+        return compiled(text).render(slots)
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise PromptError(f"{where}: template cannot be filled: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def compiled(text: str) -> Template:
+    """Compile a template, once a process."""
+    return environment().from_string(text)
+
+
+@lru_cache(maxsize=1)
+def environment() -> SandboxedEnvironment:
+    """Return the one Jinja2 environment: sandboxed, strict, and without Jinja's global functions, so all names are slots."""
+    env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - prompts are not HTML
+    env.globals.clear()
+    return env
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text; line ends and a byte order mark do not matter."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def sha256(text: str) -> str:
+    """Return the digest of a file's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def listed(names: Mapping[str, str] | set[str] | frozenset[str]) -> str:
+    """Name slots in a message, in a stable order."""
+    return ", ".join(sorted(names))

@@ -142,6 +142,8 @@ class EvaluatorSpec(ModelSpec):
     def _kind_has_what_it_needs(self) -> Self:
         if ("python" in self.kind) != (self.function is not None):
             raise ValueError("kind 'python' and `function = \"module:function\"` go together; set both or neither")
+        if self.scope == "all" and "llm" not in self.kind:
+            raise ValueError('scope = "all" needs a judge: add \'llm\' to kind, or set scope = "leaves"')
         if self.correctness_weight + self.reasoning_weight == 0:
             raise ValueError("correctness_weight and reasoning_weight are both 0; at least one must count")
         return self
@@ -174,6 +176,19 @@ class Limits(Declared):
     """Per endpoint."""
     tokens_per_minute: float | None = Field(None, gt=0)
     """Per endpoint, prompt and completion together."""
+
+    def share(self, workers: int) -> "Limits":
+        """Return what each of several processes may use, so that together they stay inside."""
+
+        def part(limit: float | None) -> float | None:
+            return None if limit is None else limit / workers
+
+        return Limits(
+            max_cost_usd=part(self.max_cost_usd),
+            max_in_flight=max(1, self.max_in_flight // workers),
+            requests_per_minute=part(self.requests_per_minute),
+            tokens_per_minute=part(self.tokens_per_minute),
+        )
 
 
 class RunOptions(Declared):

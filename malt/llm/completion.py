@@ -3,14 +3,19 @@
 A request asks for several samples of one prompt at once; each sample has a key of its own.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from malt.fingerprint import digest
 from malt.spec import ModelSpec, Role
+
+DEFAULT_MAX_TOKENS = 4096
+"""What is reserved for a completion whose length the config leaves to the provider."""
 
 
 class Message(NamedTuple):
@@ -20,7 +25,7 @@ class Message(NamedTuple):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CompletionRequest:
     """`count` samples of one prompt: samples 0 … count-1 among their siblings.
 
@@ -37,7 +42,7 @@ class CompletionRequest:
     schema: type[BaseModel] | None = None
     """Pydantic model of the wanted JSON reply, for providers that can hold to one."""
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """One key a sample, in order: made of everything that shaped it. Where the model is served did not."""
         prompt = digest(
@@ -52,6 +57,12 @@ class CompletionRequest:
             }
         )
         return [f"{prompt}.{sample}" for sample in range(self.count)]
+
+
+    def most_tokens(self, count: int) -> int:
+        """Estimate from above what `count` samples take: the prompt at 3 characters a token, completions in full."""
+        prompt = sum(len(message.content) for message in self.messages) // 3 + 16 * len(self.messages)
+        return prompt + count * (self.model.max_tokens or DEFAULT_MAX_TOKENS)
 
 
 class FinishReason:
@@ -90,3 +101,61 @@ class Complete(Protocol):
         Raises `RequestFailed` (one branch) with the samples that were had, or `RunStopped` (the run).
         """
         ...
+
+
+def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
+    """Cut one raw chat-completion response into one JSON text a choice, at most `count` of them.
+
+    Each keeps all of the body around its choice, and notes how many siblings share the usage. Nothing is interpreted.
+    """
+    choices = body.get("choices")
+    taken = choices[:count] if isinstance(choices, list) else []
+    around = {name: value for name, value in body.items() if name != "choices"}
+    return [
+        json.dumps({**around, "choices": [choice], "siblings": len(taken), "position": position})
+        for position, choice in enumerate(taken)
+    ]
+
+
+def read_response(response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool) -> Completion:
+    """Read one stored response. Whatever the provider sent has a reading: what is missing is empty or None."""
+    body = json.loads(response)
+    choice = body["choices"][0] or {}
+    message = choice.get("message") or {}
+    text, reasoning = split_reasoning(text_of(message.get("content")), text_of(message.get("reasoning_content")))
+    usage = body.get("usage") or {}
+    share = (body["position"], body["siblings"])
+    return Completion(
+        key=key,
+        text=text,
+        reasoning=reasoning or None,
+        finish_reason=choice.get("finish_reason") or FinishReason.STOP,
+        model=body.get("model") or "",
+        prompt_tokens=shared(usage.get("prompt_tokens"), *share),
+        completion_tokens=choice.get("completion_tokens", shared(usage.get("completion_tokens"), *share)),
+        cost_usd=cost_usd,
+        latency_s=latency_s,
+        cached=cached,
+    )
+
+
+def text_of(content: object) -> str:
+    """Return the text of a message field: a string, a list of parts with text, or nothing."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
+    """Take `<think>` text out of the content, where servers without a reasoning parser leave it."""
+    if reasoning or not content.lstrip().startswith("<think>"):
+        return content, reasoning
+    thought, closed, answer = content.lstrip().removeprefix("<think>").partition("</think>")
+    return (answer.lstrip(), thought.strip()) if closed else ("", thought.strip())
+
+
+def shared(total: object, position: int, siblings: int) -> int | None:
+    """Divide a request's token count among its siblings; the shares add up to the whole."""
+    if not isinstance(total, int):
+        return None
+    return total // siblings + (position < total % siblings)

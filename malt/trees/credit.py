@@ -4,12 +4,16 @@ A node is worth the mean of the known leaves below it ("global pooling": every l
 grade is unknown is left out; a node without a known leaf has no value and no label.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import fsum
 
 from malt.spec import CreditSpec, Role
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
+
+ROUNDING = 1e-12
+"""Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Value:
 
     def label(self, threshold: float) -> bool:
         """Whether the node counts as right: strictly above the threshold, so a tie is wrong."""
-        return self.mean > threshold
+        return self.mean - threshold > ROUNDING
 
 
 def propagate(rewards: Mapping[Address, float | None]) -> dict[Address, Value]:
@@ -31,7 +35,13 @@ def propagate(rewards: Mapping[Address, float | None]) -> dict[Address, Value]:
         if reward is not None:
             for depth in range(1, len(leaf) + 1):
                 below.setdefault(Address(leaf[:depth]), []).append(reward)
-    return {address: Value(sum(known) / len(known), len(known)) for address, known in below.items()}
+    return {address: Value(mean(known), len(known)) for address, known in below.items()}
+
+
+def mean(numbers: Iterable[float]) -> float:
+    """Average exactly rounded, so that the order in which leaves arrived cannot show in a dataset's digest."""
+    known = list(numbers)
+    return fsum(known) / len(known)
 
 
 def leaf_reward(grade: Grade, credit: CreditSpec) -> float | None:
@@ -60,18 +70,20 @@ class ValuedTree:
 
     def siblings(self, parent: Address) -> list[Node]:
         """The children of a node, in order."""
-        return [node for address, node in self.tree.nodes.items() if address.parent == parent]
+        depth = len(parent) + 1
+        children = [address for address in self.tree.nodes if len(address) == depth and address[:-1] == parent]
+        return [self.tree.nodes[address] for address in sorted(children)]
 
     def leaves_below(self, address: Address) -> list[Address]:
         """The leaves under a node, or the leaf itself, in order."""
-        return [leaf for leaf in self.grades if leaf.is_leaf and leaf[: len(address)] == address]
+        return sorted(leaf for leaf in self.grades if leaf.is_leaf and leaf[: len(address)] == address)
 
     def evaluation(self, address: Address) -> Evaluation | None:
-        """A node's own evaluation where it was judged, else its known leaves' pooled; None where there is none."""
+        """A node's own evaluation where it was judged and could be, else its known leaves' pooled, else None."""
         own = self.grades.get(address)
-        if own is not None:
+        if own is not None and own.evaluation is not None:
             return own.evaluation
-        return pool([self.grades[leaf].evaluation for leaf in self.leaves_below(address)])
+        return pool([self.grades[leaf].evaluation for leaf in self.leaves_below(address) if leaf in self.values])
 
 
 def pool(evaluations: list[Evaluation | None]) -> Evaluation | None:
@@ -80,11 +92,11 @@ def pool(evaluations: list[Evaluation | None]) -> Evaluation | None:
     if not known:
         return None
     return Evaluation(
-        correctness_score=sum(e.correctness_score for e in known) / len(known),
-        reasoning_score=sum(e.reasoning_score for e in known) / len(known),
+        correctness_score=mean(e.correctness_score for e in known),
+        reasoning_score=mean(e.reasoning_score for e in known),
         explanation=tuple(dict.fromkeys(line for e in known for line in e.explanation)),
         key_matches=tuple(dict.fromkeys(match for e in known for match in e.key_matches)),
-        score=sum(e.score for e in known) / len(known),
+        score=mean(e.score for e in known),
     )
 
 
@@ -96,4 +108,5 @@ def value_tree(tree: Tree, grades: Mapping[Address, Grade], credit: CreditSpec) 
 
 def role_nodes(valued: ValuedTree, role: Role) -> list[Node]:
     """The nodes one role wrote, in order."""
-    return [node for node in valued.tree.nodes.values() if node.role is role]
+    addresses = sorted(address for address in valued.tree.nodes if address.role is role)
+    return [valued.tree.nodes[address] for address in addresses]

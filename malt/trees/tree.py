@@ -22,6 +22,11 @@ class Address(tuple[int, ...]):
     def __str__(self) -> str:
         return ".".join(map(str, self))
 
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Read what `str` wrote."""
+        return cls(int(step) for step in text.split(".") if step)
+
     @property
     def parent(self) -> "Address":
         """The address one level up."""

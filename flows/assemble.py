@@ -1,0 +1,29 @@
+"""store -> dataset version. No generator, verifier or refiner is asked anything."""
+
+import time
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.generate import grow_by_shard
+from malt.inputs import read_inputs
+from malt.llm.tally import Tally
+from malt.settings import Settings
+from malt.spec import Role, RunSpec
+from malt.summary import RunSummary
+from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
+from tasks.growing import Grown, whole
+from tasks.publishing import ended, publish_dataset
+
+
+@flow(name="assemble", flow_run_name="{spec.name}")
+async def assemble(spec: RunSpec) -> State[RunSummary]:
+    """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
+    started = time.monotonic()
+    inputs, settings = read_inputs(spec), Settings()
+    grown = Grown(NOTHING_MISSING, Tally())
+    if asks_judge(spec):
+        grown = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
+    assembled = publish_dataset(spec.name, whole(inputs), whole(spec), settings)
+    found = Grown(Shortfall(assembled.failures, grown.shortfall.stopped), grown.tally)
+    return await ended(spec, inputs, found, assembled.version, time.monotonic() - started)

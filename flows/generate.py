@@ -1,0 +1,126 @@
+"""questions -> trees -> dataset version. Run again, it asks only for what is missing."""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow, unmapped
+from prefect.client.schemas.objects import State
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from malt.errors import ConfigError
+from malt.inputs import Inputs, check_models, read_inputs
+from malt.llm.asker import EVERY_ROLE, asker
+from malt.llm.session import session_for
+from malt.llm.tally import Tally
+from malt.questions import Question
+from malt.settings import Settings
+from malt.spec import Role, RunSpec
+from malt.summary import RunSummary
+from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
+from malt.trees.growth import grow, requests_per_question
+from malt.trees.tree import FailedBranch
+from tasks.growing import BranchAsker, Grown, grow_batch, whole
+from tasks.publishing import ended, publish_dataset
+
+BRANCH_TASK_RUNS = 2_000
+"""Up to this many task runs, `tracking = "auto"` shows every branch."""
+BATCH = 50
+"""Questions in one `grow_batch`."""
+THREADS = 4
+"""Batches under way at once in one process; each holds many requests, so few are enough."""
+
+
+@flow(name="generate", flow_run_name="{spec.name}")
+async def generate(spec: RunSpec) -> State[RunSummary]:
+    """Grow and grade a tree for every question, then publish what is complete."""
+    started = time.monotonic()
+    inputs, settings = read_inputs(spec), Settings()
+    check_models(spec)
+    grow_all = grow_by_branch if tracks_branches(spec, len(inputs.questions)) else grow_by_shard
+    grown = await grow_all(inputs, spec, settings)
+    version = None
+    if spec.run.on_incomplete == "publish" or grown.shortfall == NOTHING_MISSING:
+        version = publish_dataset(spec.name, whole(inputs), whole(spec), settings).version
+    return await ended(spec, inputs, grown, version, time.monotonic() - started)
+
+
+def tracks_branches(spec: RunSpec, questions: int) -> bool:
+    """Whether each branch gets a task run of its own: as declared, else while they stay few."""
+    if spec.run.tracking != "auto":
+        return spec.run.tracking == "branch"
+    return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
+
+
+async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> Grown:
+    """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
+    ask = asker(session_for(settings, spec.limits), [question.question_id for question in inputs.questions])
+    branches = BranchAsker(ask)
+
+    async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
+        tree = await grow(question, spec, inputs.prompts, branches)
+        return await branches.grade(tree, spec, inputs.prompts)
+
+    return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
+
+
+async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
+    """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
+    runner, workers = task_runner(spec.run.task_runner)
+    shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
+    batches = [whole(inputs.questions[start : start + BATCH]) for start in range(0, len(inputs.questions), BATCH)]
+
+    def map_batches() -> list[Grown]:
+        with runner:
+            futures = runner.map(
+                grow_batch,
+                {
+                    "batch": batches,
+                    "spec": unmapped(whole(shared)),
+                    "settings": unmapped(settings),
+                    "asks": unmapped(asks),
+                },
+            )
+            return [future.result() for future in futures]
+
+    return merged(await asyncio.to_thread(map_batches))
+
+
+def task_runner(name: str) -> tuple[TaskRunner[Any], int]:
+    """Return the task runner that a config names, and how many processes it spreads over."""
+    cores = os.cpu_count() or 1
+    if name == "threads":
+        return ThreadPoolTaskRunner(max_workers=THREADS), 1
+    if name == "processes":
+        return ProcessPoolTaskRunner(max_workers=cores), cores
+    if name == "ray":
+        raise ConfigError("run.task_runner = 'ray' is not there yet; use threads, processes, dask or tcp://…")
+    return dask_runner(None if name == "dask" else name, cores)
+
+
+def dask_runner(address: str | None, cores: int) -> tuple[TaskRunner[Any], int]:
+    """Return a Dask task runner: a scheduler that is there already, or a cluster of this machine's cores."""
+    try:
+        from distributed import Client
+        from prefect_dask import DaskTaskRunner
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"run.task_runner on Dask needs the package {missing.name!r}: install malt-trees[dask]"
+        ) from missing
+    if address is None:
+        return DaskTaskRunner(cluster_kwargs={"n_workers": cores, "threads_per_worker": THREADS}), cores
+    with Client(address) as client:
+        workers = len(client.scheduler_info()["workers"])
+    return DaskTaskRunner(address=address), max(1, workers)
+
+
+def merged(parts: Sequence[Grown]) -> Grown:
+    """Put batches together."""
+    tally = Tally()
+    for part in parts:
+        tally.merge(part.tally)
+    failures = tuple(branch for part in parts for branch in part.shortfall.failures)
+    stopped = next((part.shortfall.stopped for part in parts if part.shortfall.stopped), None)
+    return Grown(Shortfall(failures, stopped), tally)

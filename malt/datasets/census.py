@@ -1,0 +1,115 @@
+"""Census: counting trees, tokens and cost as they pass, and naming the code that ran."""
+
+import shutil
+import subprocess
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import malt
+from malt.datasets.manifest import Code, Cost, Counts, Failure, LabelCounts, Tokens
+from malt.llm.completion import Completion
+from malt.spec import PLAYERS, Role
+from malt.trees.credit import ValuedTree
+from malt.trees.tree import Address
+
+DISTRIBUTION = "malt-trees"
+
+
+class UsageCount:
+    """Adds up what completions took and cost; what one does not say, the sum does not know."""
+
+    def __init__(self) -> None:
+        self._completions = 0
+        self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
+        self._known = 0
+        self._usd = 0.0
+
+    def add(self, completion: Completion) -> None:
+        """Count one completion."""
+        self._completions += 1
+        for name, total in self._tokens.items():
+            count: int | None = getattr(completion, name)
+            self._tokens[name] = None if total is None or count is None else total + count
+        if completion.cost_usd is not None:
+            self._known += 1
+            self._usd += completion.cost_usd
+
+    @property
+    def tokens(self) -> Tokens:
+        """What they took."""
+        return Tokens(completions=self._completions, **self._tokens)
+
+    @property
+    def cost(self) -> Cost:
+        """What they cost, to a billionth of a cent: sums of floating point numbers say no more."""
+        usd = round(self._usd, 11)
+        return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
+
+
+class Census:
+    """Counts everything about the trees of one version."""
+
+    def __init__(self) -> None:
+        self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
+        self.failures: list[Failure] = []
+        self._questions = 0
+        self._complete = 0
+        self._nodes: Counter[str] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._labels: Counter[tuple[str, bool | None]] = Counter()
+
+    def add(self, valued: ValuedTree) -> None:
+        """Count one tree; of an incomplete one, only its failures."""
+        self._questions += 1
+        self.failures += [Failure(**branch._asdict()) for branch in valued.tree.failures]
+        if valued.tree.complete:
+            self._complete += 1
+            for address in valued.tree.nodes:
+                self._add_node(valued, address)
+
+    @property
+    def counts(self) -> Counts:
+        """All counts so far."""
+        return Counts(
+            questions=self._questions,
+            complete=self._complete,
+            failed_branches=len(self.failures),
+            nodes={role: self._nodes[role] for role in PLAYERS},
+            statuses=dict(sorted(self._statuses.items())),
+            outcomes=dict(sorted(self._outcomes.items())),
+            labels={role: self._labels_of(role) for role in PLAYERS},
+        )
+
+    def _add_node(self, valued: ValuedTree, address: Address) -> None:
+        node, role = valued.tree.nodes[address], address.role
+        self.usage[role].add(node.completion)
+        self._nodes[role] += 1
+        self._statuses[node.status] += 1
+        self._labels[role, valued.label(address)] += 1
+        if address.is_leaf:
+            self._outcomes[valued.grades[address].outcome] += 1
+
+    def _labels_of(self, role: Role) -> LabelCounts:
+        labels = self._labels
+        return LabelCounts(right=labels[role, True], wrong=labels[role, False], none=labels[role, None])
+
+
+def code_version() -> Code:
+    """Name the code that runs: the installed release, and the commit where it runs from a checkout."""
+    try:
+        release = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        release = "not installed"
+    return Code(version=release, commit=commit_of(Path(malt.__file__).resolve().parents[1]))
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit checked out in a folder, `-dirty` where files differ from it; None where it is no checkout."""
+    git = shutil.which("git")
+    if git is None or not (folder / ".git").exists():
+        return None
+    command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - git and our own folder
+    return asked.stdout.strip() or None

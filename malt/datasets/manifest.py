@@ -1,0 +1,184 @@
+"""Manifest: what a version is made of and from, every input and file by digest."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from malt.errors import VersionError
+from malt.fingerprint import digest
+from malt.spec import Role, RunSpec
+
+MANIFEST_FILE = "manifest.json"
+SEAL = "manifest_sha256"
+
+
+class Recorded(BaseModel):
+    """Frozen; what a later release adds is read over."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class FileEntry(Recorded):
+    """One file of a version."""
+
+    bytes: int
+    sha256: str
+    """Of the file's bytes."""
+    rows: int | None = None
+    rows_sha256: str | None = None
+    """Of the rows' values, measured columns left out; the same whatever wrote the file."""
+
+
+class Tokens(Recorded):
+    """What one role's completions in a version took, whichever run asked for them."""
+
+    completions: int = 0
+    prompt_tokens: int | None = 0
+    """None where one completion's count is unknown."""
+    completion_tokens: int | None = 0
+    """None where one completion's count is unknown."""
+
+
+class Cost(Recorded):
+    """What one role's completions in a version cost, whichever run paid for them."""
+
+    cost_usd: float | None = 0.0
+    """None where one completion's cost is unknown."""
+    known: int = 0
+    """How many completions' cost is known."""
+    known_usd: float = 0.0
+    """What those cost."""
+
+
+class LabelCounts(Recorded):
+    """One role's nodes by label."""
+
+    right: int = 0
+    wrong: int = 0
+    none: int = 0
+    """No leaf below is known."""
+
+
+class Counts(Recorded):
+    """How much there is; nodes, outcomes and labels count complete trees only."""
+
+    questions: int = 0
+    complete: int = 0
+    failed_branches: int = 0
+    nodes: dict[str, int]
+    """By role."""
+    statuses: dict[str, int]
+    """Nodes by the kind of their text."""
+    outcomes: dict[str, int]
+    """Leaves by what became of them."""
+    labels: dict[str, LabelCounts]
+    """By role."""
+
+
+class QuestionsUsed(Recorded):
+    """Which questions were asked."""
+
+    source: str
+    sha256: str
+    """Of the questions' values in order, complete or not."""
+
+
+class Code(Recorded):
+    """Which code made the version."""
+
+    version: str
+    commit: str | None = None
+    """Of the checkout it ran from; ends in `-dirty` where that was changed."""
+
+
+class Parent(Recorded):
+    """The version before this one."""
+
+    version: int
+    content_sha256: str
+
+
+class Failure(Recorded):
+    """A branch that could not be had; its question is not in the version."""
+
+    question_id: str
+    address: str
+    """The node whose children are missing; empty for the question itself."""
+    role: str
+    reason: str
+
+
+class Manifest(Recorded):
+    """The whole story of one version."""
+
+    format: Literal[1] = 1
+    """Of this file."""
+    name: str
+    version: int
+    created_at: datetime
+    content_sha256: str
+    """Over the rows of all files, not over anything measured or timed."""
+    parent: Parent | None
+    files: dict[str, FileEntry]
+    """By path below the version's folder."""
+    config: dict[str, Any]
+    """The whole spec."""
+    prompts: dict[str, str]
+    """SHA-256 of every prompt file."""
+    questions: QuestionsUsed
+    code: Code
+    counts: Counts
+    tokens: dict[str, Tokens]
+    """By role; the evaluator's where whoever published could tell."""
+    cost: dict[str, Cost]
+    """By role; the evaluator's where whoever published could tell."""
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def spec(self) -> RunSpec:
+        """The declaration this version came from."""
+        return RunSpec.model_validate(self.config)
+
+    @property
+    def total_cost_usd(self) -> float | None:
+        """What all completions in the version cost; None where one is unknown."""
+        if "llm" in self.spec.evaluator.kind and Role.EVALUATOR not in self.cost:
+            return None
+        known = [cost.cost_usd for cost in self.cost.values() if cost.cost_usd is not None]
+        return sum(known) if len(known) == len(self.cost) else None
+
+
+def content_digest(files: Mapping[str, FileEntry]) -> str:
+    """The digest of the rows of all files, from the files' own."""
+    return digest({path: entry.rows_sha256 for path, entry in files.items() if entry.rows_sha256})
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json`, sealed with a digest of itself."""
+    content = manifest.model_dump(mode="json")
+    sealed = {**content, SEAL: digest(content)}
+    text = json.dumps(sealed, indent=2, ensure_ascii=False)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a version's manifest. Raises `VersionError` where there is none, or none that this release can read."""
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise VersionError(f"{folder} is no dataset version: {path.name} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise VersionError(f"{path}: {place}: {first['msg']}; damaged, or written by a newer release") from error
+
+
+def seal_holds(folder: Path) -> bool:
+    """Whether a readable manifest still has the digest it was sealed with."""
+    content = json.loads((folder / MANIFEST_FILE).read_bytes())
+    return bool(content.pop(SEAL, None) == digest(content))

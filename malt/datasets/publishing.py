@@ -1,0 +1,182 @@
+"""Publishing: valued trees in, an immutable version out. Streams: memory does not grow with the number of trees."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from malt.datasets import examples
+from malt.datasets.card import render_card
+from malt.datasets.census import Census, UsageCount, code_version
+from malt.datasets.folders import claim, discard, open_staging, point_latest
+from malt.datasets.manifest import (
+    FileEntry,
+    Manifest,
+    Parent,
+    QuestionsUsed,
+    content_digest,
+    read_manifest,
+    write_manifest,
+)
+from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
+from malt.datasets.tables import (
+    KINDS,
+    QUESTION_COLUMNS,
+    QUESTIONS,
+    QUESTIONS_FILE,
+    SCHEMAS,
+    TRAJECTORIES_FILE,
+    role_file,
+    training_file,
+)
+from malt.datasets.version import DatasetVersion, newest_version
+from malt.errors import NothingToPublish
+from malt.spec import PLAYERS, Role, RunSpec
+from malt.trees.credit import ValuedTree
+
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a version's manifest tells of its making beside the spec."""
+
+    prompts: Mapping[str, str]
+    """SHA-256 of every prompt file, by its path below the set's folder."""
+    judge: UsageCount | None = None
+    """The judge's completions behind the grades, read after the last tree; None where that is not known."""
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def publish(trees: Iterable[ValuedTree], spec: RunSpec, provenance: Provenance, datasets_dir: Path) -> DatasetVersion:
+    """Write trees, in the order of their questions, as the next version; return the newest if it has this content.
+
+    Incomplete trees leave a line in `questions.parquet` and their failures in the manifest. Raises `NothingToPublish`
+    where no tree is complete. A crash at any moment leaves the newest version whole: the old one or the new one.
+    """
+    with VersionWriter(spec, provenance, datasets_dir) as writer:
+        for valued in trees:
+            writer.add(valued)
+        return writer.publish()
+
+
+class VersionWriter:
+    """Writes one version beside its place; `publish` puts it there, leaving without that discards it."""
+
+    def __init__(self, spec: RunSpec, provenance: Provenance, datasets_dir: Path) -> None:
+        self.spec = spec
+        self.provenance = provenance
+        self.folder = datasets_dir / spec.name
+        self.census = Census()
+        self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
+        self._staging = open_staging(self.folder)
+        self._files = self._open_files()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.discard()
+        discard(self._staging)
+
+    def add(self, valued: ValuedTree) -> None:
+        """Take one question's tree."""
+        self.census.add(valued)
+        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree)])
+        if valued.tree.complete:
+            self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
+            for role in PLAYERS:
+                self._add_role(valued, role)
+
+    def publish(self) -> DatasetVersion:
+        """Finish the files and make them the next version, unless the newest one has the same content."""
+        if not self.census.counts.complete:
+            raise NothingToPublish(
+                f"no version of {self.spec.name!r} was made: none of {self.census.counts.questions} questions has a whole "
+                "tree; run again to ask for what is missing"
+            )
+        files = {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
+        while True:
+            newest = newest_version(self.folder)
+            manifest = self._manifest(files, newest)
+            if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
+                point_latest(self.folder)
+                return newest
+            path = self._place(manifest)
+            if path is not None:
+                point_latest(self.folder)
+                return DatasetVersion(path.resolve(), read_manifest(path), created=True)
+
+    def _open_files(self) -> dict[str, RowFile]:
+        for kind in KINDS:
+            (self._staging / kind).mkdir()
+        files: dict[str, RowFile] = {path: ParquetRows(self._staging / path, SCHEMAS[path]) for path in SCHEMAS}
+        files[QUESTIONS_FILE] = ParquetRows(self._staging / QUESTIONS_FILE, QUESTIONS, self._asked)
+        for role in PLAYERS:
+            files[training_file(role)] = JsonExamples(self._staging / training_file(role), self._metadata(role))
+        return files
+
+    def _metadata(self, role: Role) -> dict[str, str]:
+        return {
+            "timestamp": self.provenance.created_at.isoformat(),
+            "model": self.spec.roles[role].model,
+            "role": role.value,
+            "dataset": self.spec.name,
+        }
+
+    def _add_role(self, valued: ValuedTree, role: Role) -> None:
+        self._files[role_file("sft", role)].add(examples.sft_rows(valued, role))
+        self._files[role_file("kto", role)].add(examples.kto_rows(valued, role))
+        self._files[training_file(role)].add(examples.scored_examples(valued, role))
+        if role in paired_roles(self.spec):
+            self._files[role_file("dpo", role)].add(examples.dpo_rows(valued, role))
+
+    def _manifest(self, files: dict[str, FileEntry], newest: DatasetVersion | None) -> Manifest:
+        usage = dict(self.census.usage)
+        if self.provenance.judge is not None:
+            usage[Role.EVALUATOR] = self.provenance.judge
+        return Manifest(
+            name=self.spec.name,
+            version=newest.number + 1 if newest else 1,
+            created_at=self.provenance.created_at,
+            content_sha256=content_digest(files),
+            parent=Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None,
+            files=files,
+            config=self.spec.as_config(),
+            prompts=dict(self.provenance.prompts),
+            questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
+            code=code_version(),
+            counts=self.census.counts,
+            tokens={role: count.tokens for role, count in usage.items()},
+            cost={role: count.cost for role, count in usage.items()},
+            failures=tuple(self.census.failures),
+        )
+
+    def _place(self, manifest: Manifest) -> Path | None:
+        """Write what names the version's number, and move the folder there; None where that number was just taken."""
+        card = self._staging / CARD_FILE
+        card.write_text(render_card(manifest), encoding="utf-8", errors="replace")
+        files = {**manifest.files, CARD_FILE: described(card, None)}
+        write_manifest(manifest.model_copy(update={"files": files}), self._staging)
+        return claim(self._staging, self.folder, manifest.version)
+
+
+def paired_roles(spec: RunSpec) -> tuple[Role, ...]:
+    """The roles that get preference pairs; the generator's file has no rows unless it is switched on."""
+    return PLAYERS if spec.dataset.generator_dpo else (Role.VERIFIER, Role.REFINER)
+
+
+def described(path: Path, rows: RowsWritten | None) -> FileEntry:
+    """Describe a finished file."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    if rows is None:
+        return FileEntry(bytes=size, sha256=sha256)
+    return FileEntry(bytes=size, sha256=sha256, rows=rows.rows, rows_sha256=rows.sha256)

@@ -1,0 +1,79 @@
+"""Back from rows to trees: what a version's trajectories say, as the types that they came from."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
+from malt.llm.completion import Completion, Message
+from malt.questions import Question
+from malt.spec import PLAYERS, EvaluatorSpec, RunSpec
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.grading import Evaluation, Grade, Outcome
+from malt.trees.tree import Address, Node, Tree
+
+Prompts = Mapping[str, list[MessageRow]]
+"""What each node's role saw, by node id."""
+
+
+def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: Prompts, spec: RunSpec) -> ValuedTree:
+    """Rebuild one complete tree; values and labels are worked out again from the leaves' rewards, not read."""
+    nodes, grades = {}, {}
+    for row in rows:
+        address = as_address(row["node_id"])
+        nodes[address] = restore_node(address, row, prompts.get(row["node_id"], []))
+        if row["outcome"] is not None or address.is_leaf:
+            grades[address] = restore_grade(row, spec.evaluator)
+    return value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
+
+
+def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
+    """Rebuild one node."""
+    completion = Completion(
+        key=row["request_key"],
+        text=row["text"],
+        reasoning=row["reasoning"],
+        finish_reason=row["finish_reason"],
+        model=row["model"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        cost_usd=row["cost_usd"],
+        latency_s=row["latency_s"],
+    )
+    return Node(address, tuple(Message(turn["role"], turn["content"]) for turn in prompt), completion)
+
+
+def restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
+    """Rebuild a judged node's grade; its score is the reward, or without one the weighted mean of the two scores."""
+    correctness, reasoning = row["correctness_score"], row["reasoning_score"]
+    evaluation = None
+    if correctness is not None and reasoning is not None:
+        weights = evaluator.correctness_weight, evaluator.reasoning_weight
+        weighted = (correctness * weights[0] + reasoning * weights[1]) / sum(weights)
+        evaluation = Evaluation(
+            correctness_score=correctness,
+            reasoning_score=reasoning,
+            explanation=tuple(row["explanation"] or ()),
+            key_matches=tuple(row["key_matches"] or ()),
+            score=weighted if row["reward"] is None else row["reward"],
+        )
+    outcome = Outcome(row["outcome"] or Outcome.UNKNOWN)
+    return Grade(outcome, row["answer"], row["grader"] or "", evaluation, row["error"])
+
+
+def restore_question(row: QuestionRow) -> Question:
+    """Rebuild a question."""
+    return Question(
+        question_id=row["question_id"],
+        question=row["question"],
+        ground_truth=row["ground_truth"],
+        choices=tuple(row["choices"]),
+        metadata=json.loads(row["metadata"]),
+    )
+
+
+def as_address(node_id: str) -> Address:
+    """Read a node's id; raises `ValueError` where it is none."""
+    address = Address(int(sample) for sample in node_id.split("."))
+    if len(address) > len(PLAYERS):
+        raise ValueError(f"{node_id!r} is deeper than a refinement")
+    return address

@@ -1,0 +1,110 @@
+"""The files of a version and their schemas, declared once: writing, reading and the card go by these."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from malt.spec import PLAYERS, Role
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+SFT = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("row_id", pa.string()),
+        ("question_id", pa.string()),
+        ("node_id", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+DPO = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("row_id", pa.string()),
+        ("question_id", pa.string()),
+        ("chosen_node_id", pa.string()),
+        ("rejected_node_id", pa.string()),
+        ("chosen_value", pa.float64()),
+        ("rejected_value", pa.float64()),
+        ("margin", pa.float64()),
+    ]
+)
+KTO = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("label", pa.bool_()),
+        ("row_id", pa.string()),
+        ("question_id", pa.string()),
+        ("node_id", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+TRAJECTORIES = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("node_id", pa.string()),
+        ("role", pa.string()),
+        ("model", pa.string()),
+        ("text", pa.string()),
+        ("reasoning", pa.string()),
+        ("answer", pa.string()),
+        ("finish_reason", pa.string()),
+        ("status", pa.string()),
+        ("reward", pa.float64()),
+        ("value", pa.float64()),
+        ("label", pa.bool_()),
+        ("known_leaves", pa.int64()),
+        ("outcome", pa.string()),
+        ("grader", pa.string()),
+        ("correctness_score", pa.float64()),
+        ("reasoning_score", pa.float64()),
+        ("explanation", pa.list_(pa.string())),
+        ("key_matches", pa.list_(pa.string())),
+        ("error", pa.string()),
+        ("request_key", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+        ("latency_s", pa.float64()),
+    ]
+)
+QUESTIONS = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("ground_truth", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("complete", pa.bool_()),
+        ("metadata", pa.string()),
+    ]
+)
+TRAJECTORIES_FILE, QUESTIONS_FILE = "trajectories.parquet", "questions.parquet"
+KINDS: Mapping[str, pa.Schema] = {"sft": SFT, "dpo": DPO, "kto": KTO}
+
+
+def role_file(kind: str, role: Role) -> str:
+    """Name of a role's file of one kind: `sft`, `dpo` or `kto`."""
+    return f"{kind}/{role}.parquet"
+
+
+def training_file(role: Role) -> str:
+    """Name of the file with all of a role's scored examples."""
+    return f"{role}_training.json"
+
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    **{role_file(kind, role): schema for kind, schema in KINDS.items() for role in PLAYERS},
+    TRAJECTORIES_FILE: TRAJECTORIES,
+    QUESTIONS_FILE: QUESTIONS,
+}
+"""Every parquet file of a version, by its path below the version's folder."""
+
+MEASURED = frozenset({"prompt_tokens", "completion_tokens", "cost_usd", "latency_s"})
+"""Columns that tell of the run, not of the content: the same completions had again differ here. In no row digest."""
+
+QUESTION_COLUMNS = frozenset({"question_id", "question", "ground_truth", "choices", "metadata"})
+"""What was asked, whatever became of it: the columns of the questions' own digest."""

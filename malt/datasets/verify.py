@@ -1,0 +1,280 @@
+"""Verifying a version: every digest, and every row worked out again from the leaves' grades.
+
+Streams, as publishing does: one question's rows in memory at a time.
+"""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from malt.datasets import examples
+from malt.datasets.census import Census
+from malt.datasets.examples import KtoRow, MessageRow, QuestionRow, TrajectoryRow
+from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.publishing import paired_roles
+from malt.datasets.restore import restore_tree
+from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
+from malt.datasets.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
+from malt.datasets.version import DatasetVersion
+from malt.spec import PLAYERS, Role, RunSpec
+from malt.trees.credit import ValuedTree
+
+Row = Mapping[str, object]
+
+READ_ROWS = 1_000
+SHOWN = 5
+"""Problems told of each file; the rest are counted."""
+
+
+class Problems:
+    """What does not hold, in words, by file."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, file: str, problem: str) -> None:
+        """Note one problem of a file."""
+        self._counts[file] += 1
+        if self._counts[file] <= SHOWN:
+            self._told.setdefault(file, []).append(f"{file}: {problem}")
+
+    def has(self, file: str) -> bool:
+        """Whether a file has one."""
+        return file in self._told
+
+    @property
+    def lines(self) -> list[str]:
+        """All of them, a line each."""
+        more = {file: count - SHOWN for file, count in self._counts.items() if count > SHOWN}
+        return [
+            line
+            for file, told in self._told.items()
+            for line in [*told, *([f"{file}: … and {more[file]} more"] if file in more else [])]
+        ]
+
+
+def verify(version: DatasetVersion) -> list[str]:
+    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
+    problems = Problems()
+    check_manifest(version, problems)
+    readable = check_files(version, problems)
+    try:
+        spec = version.manifest.spec
+    except ValidationError as error:
+        problems.add(MANIFEST_FILE, f"its config is no longer a valid one ({error.errors()[0]['msg']})")
+        return problems.lines
+    if readable:
+        RowCheck(version, spec, problems).run()
+    return problems.lines
+
+
+def check_manifest(version: DatasetVersion, problems: Problems) -> None:
+    """Check what the manifest says of itself and of the files it names."""
+    manifest = version.manifest
+    if not seal_holds(version.path):
+        problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
+    if content_digest(manifest.files) != manifest.content_sha256:
+        problems.add(MANIFEST_FILE, "content_sha256 is not the digest of the files' rows")
+    if version.path.name != f"v{manifest.version}":
+        problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {version.path.name}")
+
+
+def check_files(version: DatasetVersion, problems: Problems) -> bool:
+    """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
+    known = version.manifest.files
+    present = {path.relative_to(version.path).as_posix() for path in version.path.rglob("*") if path.is_file()}
+    for file in sorted(present - known.keys() - {MANIFEST_FILE}):
+        problems.add(file, "is not in the manifest")
+    missing = sorted((known.keys() | SCHEMAS.keys() | {training_file(role) for role in PLAYERS}) - present)
+    for file in missing:
+        problems.add(file, "is missing")
+    whole = [check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
+    return not missing and all(whole)
+
+
+def check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
+    """Check one file; return whether its rows can be read."""
+    with (folder / file).open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != entry.sha256:
+            problems.add(file, "its bytes changed since it was published")
+    if entry.rows_sha256 is None:
+        return True
+    try:
+        rows, sha256 = rows_of(folder, file)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problems.add(file, f"cannot be read ({error})")
+        return False
+    if (rows, sha256) != (entry.rows, entry.rows_sha256):
+        problems.add(file, f"its rows changed since it was published ({entry.rows} then, {rows} now)")
+    return True
+
+
+def rows_of(folder: Path, file: str) -> tuple[int, str]:
+    """Count a file's rows and take their digest again."""
+    if file not in SCHEMAS:
+        return lines_of(folder / file)
+    with pq.ParquetFile(folder / file) as parquet:
+        if not parquet.schema_arrow.equals(SCHEMAS[file]):
+            raise ValueError("its columns are not those of a published file")
+        digest = RowsDigest(SCHEMAS[file], digested_columns(SCHEMAS[file]))
+        for batch in parquet.iter_batches():
+            digest.update(batch)
+    return digest.rows, digest.hexdigest()
+
+
+def lines_of(path: Path) -> tuple[int, str]:
+    """Count the examples of a `*_training.json` and take their digest again."""
+    sha256, rows = hashlib.sha256(), 0
+    for line in example_lines(path):
+        sha256.update(line + b"\n")
+        rows += 1
+    return rows, sha256.hexdigest()
+
+
+class RowCheck:
+    """Works out every row of a version again from its trajectories, question by question."""
+
+    def __init__(self, version: DatasetVersion, spec: RunSpec, problems: Problems) -> None:
+        self.version = version
+        self.spec = spec
+        self.problems = problems
+        self.census = Census()
+        self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
+        self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
+
+    def run(self) -> None:
+        """Check all rows."""
+        questions: Counter[bool] = Counter()
+        for row in parquet_rows(self.version.path / QUESTIONS_FILE):
+            question = cast(QuestionRow, row)
+            questions[question["complete"]] += 1
+            if question["complete"]:
+                self._check_question(question)
+        for file, cursor in self._stored.items():
+            for question_id in cursor.left:
+                self.problems.add(file, f"holds rows of question {question_id!r}, out of order or without a tree")
+        for role, lines in self._lines.items():
+            if next(lines, None) is not None:
+                self.problems.add(training_file(role), "holds more examples than there are valued nodes")
+        self._check_counts(questions)
+
+    def _check_question(self, question: QuestionRow) -> None:
+        question_id = question["question_id"]
+        stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
+        try:
+            valued = self._restore(question, stored)
+        except (ValueError, KeyError) as error:
+            self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
+            return
+        self.census.add(valued)
+        self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
+        for role in PLAYERS:
+            self._check_role(valued, role, stored)
+
+    def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
+        """Rebuild a tree. What a node's role saw is in the unpaired rows, which hold every labelled text."""
+        unpaired = [cast(KtoRow, row) for role in PLAYERS for row in stored[role_file("kto", role)]]
+        prompts: dict[str, list[MessageRow]] = {row["node_id"]: row["prompt"] for row in unpaired}
+        seen: dict[str, list[MessageRow]] = {}
+        for row in unpaired:
+            parent = row["node_id"].rpartition(".")[0]
+            if seen.setdefault(parent, row["prompt"]) != row["prompt"]:
+                config = examples.parse_row_id(row["row_id"]).config
+                self.problems.add(
+                    f"{config.replace('-', '/')}.parquet", f"{row['row_id']}: its siblings saw another prompt"
+                )
+        rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
+        return restore_tree(question, rows, prompts, self.spec)
+
+    def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
+        pairs = examples.dpo_rows(valued, role) if role in paired_roles(self.spec) else iter(())
+        derived: list[tuple[str, Iterator[Row]]] = [
+            (role_file("sft", role), examples.sft_rows(valued, role)),
+            (role_file("kto", role), examples.kto_rows(valued, role)),
+            (role_file("dpo", role), pairs),
+        ]
+        for file, rows in derived:
+            self._compare(file, "row_id", rows, stored[file])
+        for example in examples.scored_examples(valued, role):
+            if next(self._lines[role], None) != json_line(example):
+                question_id = valued.tree.question.question_id
+                self.problems.add(
+                    training_file(role), f"an example of question {question_id!r} is not what its node says"
+                )
+
+    def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
+        left = {row[key]: row for row in stored}
+        if len(left) < len(stored):
+            self.problems.add(file, f"holds a row of question {stored[0]['question_id']!r} twice")
+        for row in expected:
+            found = left.pop(row[key], None)
+            if found is None:
+                self.problems.add(file, f"{name_of(row, key)} is missing")
+            elif found != row:
+                self.problems.add(file, f"{name_of(row, key)}: {difference(row, found)}")
+        for row in left.values():
+            self.problems.add(file, f"{name_of(row, key)} should not be there by its nodes' labels")
+
+    def _check_counts(self, questions: Counter[bool]) -> None:
+        manifest = self.version.manifest
+        update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
+        if manifest.counts != self.census.counts.model_copy(update=update):
+            self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
+        for role, usage in self.census.usage.items():
+            if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
+                self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
+
+
+class Cursor:
+    """Walks through rows that lie in the order of their questions."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._groups = itertools.groupby(rows, key=lambda row: row["question_id"])
+        self._next = next(self._groups, None)
+
+    def take(self, question_id: str) -> list[Row]:
+        """One question's rows, if they come next."""
+        if self._next is None or self._next[0] != question_id:
+            return []
+        rows = list(self._next[1])
+        self._next = next(self._groups, None)
+        return rows
+
+    @property
+    def left(self) -> Iterator[object]:
+        """The questions of all rows that nobody took."""
+        while self._next is not None:
+            yield self._next[0]
+            self._next = next(self._groups, None)
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Read a parquet file row by row."""
+    with pq.ParquetFile(path) as parquet:
+        for batch in parquet.iter_batches(batch_size=READ_ROWS):
+            yield from batch.to_pylist()
+
+
+def name_of(row: Row, key: str) -> str:
+    """Name a row: by its id, or by question and node."""
+    return str(row[key]) if key == "row_id" else f"node {row[key]} of question {row['question_id']!r}"
+
+
+def difference(expected: Row, stored: Row) -> str:
+    """Say where two rows first differ."""
+    column = next(name for name, value in expected.items() if stored[name] != value)
+    return f"{column} is {brief(stored[column])}, but worked out again {brief(expected[column])}"
+
+
+def brief(value: object) -> str:
+    """Show a value in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,140 @@
+"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from malt.datasets.folders import version_numbers
+from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
+from malt.errors import VersionError
+from malt.settings import Settings
+from malt.spec import Role
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REFERENCE = re.compile(r"(?P<name>[a-z0-9-]+)(@(v?(?P<number>[1-9]\d*)|latest))?")
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One immutable version on disk."""
+
+    path: Path
+    manifest: Manifest
+    created: bool = False
+    """Whether the call that returned this made it; equal content makes no new version."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.manifest.name
+
+    @property
+    def number(self) -> int:
+        """The version's number among those of its dataset."""
+        return self.manifest.version
+
+    @property
+    def reference(self) -> str:
+        """How commands name it: `NAME@v3`."""
+        return f"{self.name}@v{self.number}"
+
+    @property
+    def trajectories(self) -> "pd.DataFrame":
+        """One row a node."""
+        return self._frame("trajectories.parquet")
+
+    @property
+    def questions(self) -> "pd.DataFrame":
+        """One row a question, incomplete ones too."""
+        return self._frame("questions.parquet")
+
+    def sft(self, role: Role | str) -> "pd.DataFrame":
+        """The role's supervised examples."""
+        return self._frame(f"sft/{Role(role)}.parquet")
+
+    def dpo(self, role: Role | str) -> "pd.DataFrame":
+        """The role's preference pairs."""
+        return self._frame(f"dpo/{Role(role)}.parquet")
+
+    def kto(self, role: Role | str) -> "pd.DataFrame":
+        """The role's labelled texts, unpaired."""
+        return self._frame(f"kto/{Role(role)}.parquet")
+
+    def tree_rows(self, question_id: str) -> "pd.DataFrame":
+        """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
+        rows = self._frame("trajectories.parquet", question_id)
+        if rows.empty:
+            raise VersionError(
+                f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "
+                f"and {MANIFEST_FILE} the branches that failed"
+            )
+        return rows
+
+    def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
+        import pandas as pd
+
+        filters = None if question_id is None else [("question_id", "==", question_id)]
+        try:
+            return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
+        except (OSError, ValueError) as error:
+            raise VersionError(f"{self.path / file} cannot be read ({error}); try: malt verify {self.path}") from error
+
+
+def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
+    """Open `NAME` (its newest version), `NAME@v3`, or the path of a version's folder.
+
+    `datasets_dir` is by default the one of the settings. Raises `VersionError`, which says what versions there are.
+    """
+    path = Path(reference).expanduser()
+    if (path / MANIFEST_FILE).is_file():
+        return open_folder(path)
+    named = REFERENCE.fullmatch(str(reference))
+    if named is None:
+        raise VersionError(f"{reference} is neither NAME, NAME@v3, nor a folder with a {MANIFEST_FILE}")
+    folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
+    return open_folder(folder / f"v{choose(folder, named['number'])}")
+
+
+def choose(folder: Path, wanted: str | None) -> int:
+    """Return the wanted number, or the newest one."""
+    numbers = version_numbers(folder)
+    if not numbers:
+        others = ", ".join(dataset_names(folder.parent)) or "none yet"
+        raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
+    if wanted is None:
+        return numbers[-1]
+    if int(wanted) not in numbers:
+        there = ", ".join(f"v{number}" for number in numbers)
+        raise VersionError(f"dataset {folder.name!r} has no version v{wanted}; there are: {there}")
+    return int(wanted)
+
+
+def open_folder(path: Path) -> DatasetVersion:
+    """Open the version in a folder; a link is followed, so that the path stays this version's."""
+    folder = path.resolve()
+    return DatasetVersion(folder, read_manifest(folder))
+
+
+def newest_version(folder: Path) -> DatasetVersion | None:
+    """The newest version in a dataset's folder, or None."""
+    numbers = version_numbers(folder)
+    return open_folder(folder / f"v{numbers[-1]}") if numbers else None
+
+
+def list_versions(datasets_dir: Path, name: str | None = None) -> list[DatasetVersion]:
+    """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
+    names = dataset_names(datasets_dir) if name is None else [name]
+    if name is not None:
+        choose(datasets_dir / name, None)
+    folders = [datasets_dir / each for each in names]
+    return [open_folder(folder / f"v{number}") for folder in folders for number in version_numbers(folder)]
+
+
+def dataset_names(datasets_dir: Path) -> list[str]:
+    """The datasets that have a version."""
+    if not datasets_dir.is_dir():
+        return []
+    return sorted(entry.name for entry in datasets_dir.iterdir() if version_numbers(entry))

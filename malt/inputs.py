@@ -1,0 +1,50 @@
+"""Inputs: what a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from malt.prompts import PromptSet, load_prompts
+from malt.questions import Question, read_questions
+from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.trees.grading import check_references
+
+WINDOW = 200
+"""Questions whose trees are held in memory at once."""
+
+
+class Inputs(NamedTuple):
+    """The questions and the prompts of a run."""
+
+    questions: list[Question]
+    prompts: PromptSet
+
+
+def read_inputs(spec: RunSpec) -> Inputs:
+    """Read questions and prompts, and check that every reference answer can be graded against.
+
+    Raises `QuestionError`, `PromptError` or `GradingError`.
+    """
+    prompts = load_prompts(spec.prompts)
+    questions = read_questions(spec.questions)
+    check_references(questions, spec.evaluator)
+    return Inputs(questions, prompts)
+
+
+def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
+    """Return the roles that a run asks: the judge only where a grader needs one."""
+    judge = {Role.EVALUATOR: spec.evaluator} if "llm" in spec.evaluator.kind else {}
+    return {**{role: spec.roles[role] for role in PLAYERS}, **judge}
+
+
+def check_models(spec: RunSpec) -> None:
+    """Check every model's name, key and weights without asking it. Raises `ConfigError`."""
+    from malt.llm import provider
+
+    for model in models_asked(spec).values():
+        provider.check(model, capped=spec.limits.max_cost_usd is not None)
+
+
+def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+    """Cut the questions into what is held in memory at once."""
+    for start in range(0, len(questions), WINDOW):
+        yield questions[start : start + WINDOW]

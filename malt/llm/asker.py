@@ -1,0 +1,134 @@
+"""Recall and Asker: the two ways to complete a request, from the store alone or with the endpoint behind it."""
+
+import asyncio
+from collections.abc import Collection, Iterable, Sequence
+
+from malt.concurrency import all_of
+from malt.errors import RequestFailed
+from malt.llm.completion import Completion, CompletionRequest, read_response
+from malt.llm.session import Session, default_session
+from malt.llm.store import Store, StoredSample
+from malt.llm.tally import Tally, Usage
+from malt.spec import Role
+
+
+class Recall:
+    """What the store holds, as a `Complete`: a question's trees can be grown again without asking anybody."""
+
+    def __init__(self, known: dict[str, StoredSample]) -> None:
+        self.known = known
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Return the stored samples; raises `RequestFailed` with those there are where one is missing."""
+        return self.read(request, fresh=frozenset())
+
+    def missing(self, request: CompletionRequest) -> list[int]:
+        """The numbers of the samples that are not stored."""
+        return [sample for sample, key in enumerate(request.keys) if not self.has(key)]
+
+    def has(self, key: str) -> bool:
+        """Whether a key has an answer."""
+        return key in self.known and self.known[key].response is not None
+
+    def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
+        """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
+        completed = {
+            sample: completion(self.known[key], cached=sample not in fresh)
+            for sample, key in enumerate(request.keys)
+            if self.has(key)
+        }
+        if len(completed) < request.count:
+            raise RequestFailed(self._reason(request), completed)
+        return [completed[sample] for sample in range(request.count)]
+
+    def _reason(self, request: CompletionRequest) -> str:
+        rows = (self.known.get(key) for key in request.keys)
+        return next((row.error for row in rows if row and row.error), "not in the store")
+
+
+def recall(store: Store, question_ids: Iterable[str]) -> Recall:
+    """Return what the store holds of some questions."""
+    return Recall(store.rows(question_ids))
+
+
+EVERY_ROLE = frozenset(Role)
+
+
+def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE) -> "Asker":
+    """Return what some questions ask with: it knows their stored samples, and counts what they use."""
+    return Asker(session, session.store.rows(question_ids), asks)
+
+
+async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
+    """Complete a request with the session of a program that has no config; a `Complete`."""
+    return await asker(default_session(), [request.question_id])(request)
+
+
+class Asker(Recall):
+    """A `Complete` that asks for what is not stored, where the role is one that may be asked.
+
+    Made for a set of questions, whose rows it keeps at hand.
+    """
+
+    def __init__(self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE) -> None:
+        super().__init__(known)
+        self.asks = asks
+        self.tally = Tally(above=session.tally)
+        self._session = session
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Return the samples, asking for the missing ones; callable from any loop."""
+        return await self._session.call(self._complete(request))
+
+    async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
+        async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
+            missing = self.missing(request)
+            self.tally.add(request.role, Usage(cached_completions=request.count - len(missing)))
+            if request.role in self.asks:
+                await all_of(self._buy(request, first, count) for first, count in runs_of(missing))
+        return self.read(request, fresh=missing)
+
+    async def _buy(self, request: CompletionRequest, first: int, count: int) -> None:
+        """Ask for a run of siblings at once, and singly for those that the provider left out."""
+        had = await self._had(request, first, count)
+        left = range(first + had, first + count) if had else range(0)
+        await all_of(self._single(request, sample) for sample in left)
+
+    async def _single(self, request: CompletionRequest, sample: int) -> None:
+        await self._had(request, sample, 1)
+
+    async def _had(self, request: CompletionRequest, first: int, count: int) -> int:
+        """Ask, remember what came or why nothing did, and return how many samples came."""
+        rows = await self._session.ask(request, first, count, self.tally)
+        self.known.update((row.key, row) for row in rows)
+        bought = [completion(row, cached=False) for row in rows if row.response is not None]
+        for one in bought:
+            self.tally.add(request.role, usage_of(one))
+        return len(bought)
+
+
+def completion(row: StoredSample, *, cached: bool) -> Completion:
+    """Read a row that has an answer."""
+    return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
+
+
+def usage_of(completion: Completion) -> Usage:
+    """Return what one new completion adds to the tally."""
+    return Usage(
+        completions=1,
+        prompt_tokens=completion.prompt_tokens or 0,
+        completion_tokens=completion.completion_tokens or 0,
+        cost_usd=completion.cost_usd,
+    )
+
+
+def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Group ascending numbers into runs without a gap, each as (first, how many)."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and sum(runs[-1]) == number:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return runs

@@ -1,0 +1,188 @@
+"""Session: the one place where a process asks models. Store first, then the endpoint; every answer stored at once.
+
+HTTP clients belong to an event loop, and Prefect gives tasks loops of their own, so each process has one background
+loop that owns the connections, the limits and the store's writer. Anything may hand it a coroutine, from any thread.
+"""
+
+import asyncio
+import atexit
+import concurrent.futures
+import threading
+import time
+from collections.abc import Coroutine
+from functools import cache
+from typing import Any, TypeVar
+
+from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
+from malt.llm import provider
+from malt.llm.completion import CompletionRequest, split_response
+from malt.llm.limits import Budget, Endpoint, NoSiblings, worst_cost_usd
+from malt.llm.provider import Reply
+from malt.llm.store import BatchedWriter, Store, StoredSample
+from malt.llm.tally import Tally, Usage
+from malt.settings import Settings
+from malt.spec import Limits, ModelSpec
+
+T = TypeVar("T")
+
+STOP_SECONDS = 8.0
+"""How long a stopping session waits for answers that are already paid for."""
+
+
+class Session:
+    """A process's store, endpoints and budget, on a loop of their own."""
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self.store = Store(settings.store)
+        self.tally = Tally()
+        self.stopped: MaltError | None = None
+        self._limits = limits
+        self._budget = Budget(limits.max_cost_usd)
+        self._endpoints: dict[tuple[str, str | None, str | None], Endpoint] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="malt-session", daemon=True)
+        self._thread.start()
+        self._writer = BatchedWriter(self.store)
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        atexit.register(self.close)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop and wait for it; never call it from that loop."""
+        return self._submit(work).result()
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop, from any loop."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self) -> None:
+        """Stop asking, give answers under way a few seconds to arrive, and write them."""
+        if self._loop.is_closed():
+            return
+        atexit.unregister(self.close)
+        self.stopped = self.stopped or RunStopped("the session was closed")
+        self.run(self._drain())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.store.close()
+
+    async def _drain(self) -> None:
+        if self._in_flight:
+            _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._writer.drain()
+        await provider.close()
+
+    def endpoint(self, model: ModelSpec) -> Endpoint:
+        """Return the limiter that all requests to one model at one address share."""
+        where = (model.model, model.api_base, model.api_key_env)
+        if where not in self._endpoints:
+            self._endpoints[where] = Endpoint(self._limits)
+        return self._endpoints[where]
+
+    async def ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
+        """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked."""
+        task = asyncio.create_task(self._ask(request, first, count, tally))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+        return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
+
+    async def _ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
+        endpoint = self.endpoint(request.model)
+        asked = count if endpoint.siblings else 1
+        started = time.perf_counter()
+        try:
+            reply = await self._send(endpoint, request, first, asked, tally)
+        except NoSiblings:
+            endpoint.siblings = False
+            return await self._ask(request, first, 1, tally)
+        except RequestFailed as failure:
+            rows = failed_rows(request, first, count, str(failure), time.perf_counter() - started)
+        except MaltError as error:
+            self.stopped = self.stopped or error
+            raise
+        else:
+            rows = answered_rows(request, first, asked, reply)
+        await self._writer.put(rows)
+        return rows
+
+    async def _send(
+        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
+    ) -> Reply:
+        async def send() -> Reply:
+            tally.add(request.role, Usage(requests=1))
+            return await provider.send(request, first, count)
+
+        async def attempt() -> Reply:
+            if self.stopped is not None:
+                raise self.stopped
+            return await self._budget.pay(self._worst_cost_usd(request, count), send)
+
+        return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
+
+    def _worst_cost_usd(self, request: CompletionRequest, count: int) -> float:
+        if self._limits.max_cost_usd is None:
+            return 0.0
+        prices = provider.price(request.model)
+        if prices is None:
+            raise ConfigError(
+                f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
+            )
+        return worst_cost_usd(request, count, prices)
+
+
+def answered_rows(request: CompletionRequest, first: int, count: int, reply: Reply) -> list[StoredSample]:
+    """Return the rows of one response, one a choice, raw."""
+    responses = split_response(reply.response, count)
+    cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+    return [
+        row_for(request, first + position, reply.latency_s, response=response, cost_usd=cost)
+        for position, response in enumerate(responses)
+    ]
+
+
+def failed_rows(request: CompletionRequest, first: int, count: int, reason: str, waited_s: float) -> list[StoredSample]:
+    """Return the rows that say why these samples could not be had."""
+    return [row_for(request, sample, waited_s, error=reason) for sample in range(first, first + count)]
+
+
+def row_for(
+    request: CompletionRequest,
+    sample: int,
+    latency_s: float,
+    *,
+    response: str | None = None,
+    error: str | None = None,
+    cost_usd: float | None = None,
+) -> StoredSample:
+    """Return one sample's row."""
+    return StoredSample(
+        key=request.keys[sample],
+        question_id=request.question_id,
+        role=request.role.value,
+        model=request.model.model,
+        address=request.address,
+        sample=sample,
+        response=response,
+        error=error,
+        cost_usd=cost_usd,
+        latency_s=latency_s,
+    )
+
+
+@cache
+def session_for(settings: Settings, limits: Limits) -> Session:
+    """Return the process's session for these settings and limits; made at first use, closed at exit."""
+    return Session(settings, limits)
+
+
+def default_session() -> Session:
+    """Return the session of a program that uses the library without a config."""
+    return session_for(Settings(), Limits())

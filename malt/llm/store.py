@@ -1,0 +1,233 @@
+"""The store: every sample ever paid for, by key, in one SQL table. The only truth about model output.
+
+A row holds the provider's raw answer, written before anything parses it; what it means is read from it each time.
+An answer is never overwritten. A request that could not be had leaves a row with its reason, which a later answer
+replaces. SQLite in WAL mode by default; PostgreSQL when several machines write.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from malt.errors import StoreError
+
+FORMAT = 1
+"""Version of the tables below; a store with a higher one was written by a newer program."""
+
+metadata = sa.MetaData()
+
+samples_table = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("question_id", sa.Text, nullable=False, index=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("sample", sa.Integer, nullable=False),
+    sa.Column("response", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("latency_s", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """One row: what was asked, by whom, and what came of it. Exactly one of `response` and `error` is set."""
+
+    key: str
+    question_id: str
+    role: str
+    model: str
+    """The model that was asked, as the config names it."""
+    address: str
+    """Address of the parent node in the question's tree; empty for the root and for the evaluator."""
+    sample: int
+    response: str | None
+    """The provider's answer as JSON, with this sample's choice alone."""
+    error: str | None
+    """Why there is no answer."""
+    cost_usd: float | None
+    """This sample's share of what its request cost; None where that is unknown."""
+    latency_s: float
+    created_at: float = field(default_factory=time.time)
+
+
+COLUMNS = tuple(column.name for column in fields(StoredSample))
+QUESTIONS_PER_QUERY = 500
+"""Well under SQLite's limit on bound variables."""
+
+
+class Store:
+    """The table behind a SQLAlchemy URL. Safe to use from several threads and processes at once."""
+
+    def __init__(self, url: str) -> None:
+        """Open the store, creating it where there is none.
+
+        Raises `StoreError` where it cannot be opened, is not a store, or is newer than this program.
+        """
+        self.url = url
+        self._engine = open_engine(url)
+        self._insert = self._upsert()
+
+    def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
+        """Return all rows of these questions by key."""
+        ids = list(dict.fromkeys(question_ids))
+        found: dict[str, StoredSample] = {}
+        with database_errors(self.url), self._engine.connect() as connection:
+            for start in range(0, len(ids), QUESTIONS_PER_QUERY):
+                chunk = ids[start : start + QUESTIONS_PER_QUERY]
+                query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
+                    samples_table.c.question_id.in_(chunk)
+                )
+                for row in connection.execute(query):
+                    found[row[0]] = StoredSample(*row)
+        return found
+
+    def write(self, rows: Sequence[StoredSample]) -> None:
+        """Write rows in one transaction: all or none. A key that has an answer keeps it."""
+        values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
+        with database_errors(self.url), self._engine.begin() as connection:
+            connection.execute(self._insert, values)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _upsert(self) -> sa.Insert:
+        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert: Any = dialect.insert(samples_table)
+        statement: sa.Insert = insert.on_conflict_do_update(
+            index_elements=["key"],
+            set_={name: insert.excluded[name] for name in COLUMNS if name != "key"},
+            where=samples_table.c.response.is_(None),
+        )
+        return statement
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Connect, check the format and create missing tables. Raises `StoreError`."""
+    try:
+        parsed = parse_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise StoreError(f"MALT_STORE_URL {hidden(url)!r} is not a usable database URL: {error}") from error
+    except ModuleNotFoundError as error:
+        needed = f"the store {hidden(url)} needs the package {error.name!r}"
+        raise StoreError(f"{needed}: install malt-trees[postgres]") from error
+    except OSError as error:
+        raise StoreError(f"the folder of the store {hidden(url)} cannot be made: {error}") from error
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _tune_sqlite)
+    with database_errors(url):
+        _create_or_check(engine, url)
+    return engine
+
+
+def _create_or_check(engine: sa.Engine, url: str) -> None:
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+        if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
+            connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
+            return
+        present = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
+    if max(versions) > FORMAT:
+        raise StoreError(
+            f"the store {hidden(url)} has format {max(versions)}, written by a newer malt; this one reads {FORMAT}: "
+            "upgrade malt"
+        )
+    if missing := [name for name in COLUMNS if name not in present]:
+        raise StoreError(
+            f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
+            "move it away or set MALT_STORE_URL"
+        )
+
+
+def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    """WAL lets readers and one writer work at once; with it, NORMAL loses nothing when a process is killed."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 60000")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.close()
+
+
+def parse_url(url: str) -> URL:
+    """Read a database URL; plain `postgresql://` means the psycopg driver, the one that is installed with malt."""
+    parsed = make_url(url)
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in ("postgresql", "postgres") else parsed
+
+
+def hidden(url: str) -> str:
+    """Return a database URL with its password hidden."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn what the database raises into a `StoreError` that names the store."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StoreError(f"the store {hidden(url)} cannot be used: {error.orig}") from error
+
+
+class BatchedWriter:
+    """Groups what arrives while a commit is under way into the next one. Belongs to one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[None]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    async def put(self, rows: Sequence[StoredSample]) -> None:
+        """Return once the rows are committed; raises `StoreError` where they could not be."""
+        committed = asyncio.get_running_loop().create_future()
+        self._pending.append((rows, committed))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        await asyncio.shield(committed)
+
+    async def drain(self) -> None:
+        """Wait until nothing is left to write."""
+        if self._flushing is not None:
+            await self._flushing
+
+    async def _flush(self) -> None:
+        while self._pending:
+            batch, self._pending = self._pending, []
+            rows = [row for group, _ in batch for row in group]
+            try:
+                await asyncio.to_thread(self._store.write, rows)
+            except Exception as error:
+                for _, committed in batch:
+                    committed.set_exception(error)
+            else:
+                for _, committed in batch:
+                    committed.set_result(None)

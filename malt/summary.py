@@ -1,0 +1,116 @@
+"""RunSummary: what a run did, in the words of `malt run --json`."""
+
+from pydantic import BaseModel, ConfigDict
+
+from malt.datasets.version import DatasetVersion
+from malt.llm.tally import Tally
+from malt.trees.assessment import Shortfall
+from malt.trees.tree import FailedBranch
+
+
+class RunSummary(BaseModel):
+    """What came of a run, and what it used. Requests and tokens count this run alone."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dataset: str
+    version: int | None
+    """Number of the version this run ended with; None where nothing was published."""
+    created: bool
+    """Whether that version is new; equal content makes none."""
+    path: str | None
+    content_sha256: str | None
+    questions: int
+    complete: int
+    """Questions whose tree is whole."""
+    failed_branches: int
+    requests: int
+    """Sent to endpoints by this run, retries included."""
+    completions: int
+    cached_completions: int
+    """Taken from the store."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run spent; None where a completion's cost is unknown."""
+    wall_s: float
+    stopped: str | None
+    """Why the run stopped early."""
+    failures: tuple[FailedBranch, ...]
+    rows: dict[str, int]
+    """Rows of each file of the version."""
+    outcomes: dict[str, int]
+    """Leaves of the version by what became of them."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed branches, 3 stopped at a limit."""
+        if self.stopped is not None:
+            return 3
+        return 1 if self.failed_branches else 0
+
+    @property
+    def reference(self) -> str:
+        """The version's name, or that there is none."""
+        return "no version" if self.version is None else f"{self.dataset}@v{self.version}"
+
+    @property
+    def sentence(self) -> str:
+        """How the run ended, in one line."""
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}; {self.complete} of {self.questions} questions complete"
+        if self.failed_branches:
+            return (
+                f"{self.failed_branches} failed branches, {self.complete} of {self.questions} questions complete; "
+                "run again to ask for just what is missing"
+            )
+        return f"{self.reference}: {self.complete} questions complete"
+
+    @property
+    def markdown(self) -> str:
+        """The run's figures as a page."""
+        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        files = "\n".join(f"| `{file}` | {rows} |" for file, rows in self.rows.items())
+        leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        return (
+            f"# {self.reference}\n\n{self.sentence}\n\n"
+            f"- leaves: {leaves or 'none'}\n"
+            f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
+            f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
+            f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
+            f"| file | rows |\n|---|---:|\n{files}\n"
+        )
+
+
+def summarise(
+    dataset: str, questions: int, tally: Tally, shortfall: Shortfall, version: DatasetVersion | None, wall_s: float
+) -> RunSummary:
+    """Put a run's figures together."""
+    used = tally.total
+    counts = None if version is None else version.manifest.counts
+    return RunSummary(
+        dataset=dataset,
+        version=None if version is None else version.number,
+        created=version is not None and version.created,
+        path=None if version is None else str(version.path),
+        content_sha256=None if version is None else version.manifest.content_sha256,
+        questions=questions,
+        complete=0 if counts is None else counts.complete,
+        failed_branches=len(shortfall.failures),
+        requests=used.requests,
+        completions=used.completions,
+        cached_completions=used.cached_completions,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cost_usd=used.cost_usd,
+        wall_s=round(wall_s, 2),
+        stopped=shortfall.stopped,
+        failures=shortfall.failures,
+        rows={} if version is None else rows_by_file(version),
+        outcomes={} if counts is None else dict(counts.outcomes),
+    )
+
+
+def rows_by_file(version: DatasetVersion) -> dict[str, int]:
+    """Rows of each of a version's files that has rows."""
+    return {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None}

@@ -1,0 +1,87 @@
+"""Assessment: a question's whole way. Grow its tree, grade every leaf, pass the credit up."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from malt.concurrency import all_of
+from malt.errors import RequestFailed, RunStopped
+from malt.llm.completion import Complete
+from malt.prompts import PromptSet
+from malt.questions import Question
+from malt.spec import Role, RunSpec
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.evaluator import LLMEvaluator
+from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, truncated_grade
+from malt.trees.growth import grow
+from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
+
+
+async def assess(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete) -> ValuedTree:
+    """Grow, grade and value one question's tree; the judge, where there is one, is asked like any other role."""
+    return await value(await grow(question, spec, prompts, complete), spec, prompts, complete)
+
+
+class Shortfall(NamedTuple):
+    """What could not be had of some questions, and why the run had to stop, if it had to."""
+
+    failures: tuple[FailedBranch, ...]
+    stopped: str | None
+
+
+NOTHING_MISSING = Shortfall((), None)
+
+
+async def ask_all(questions: Iterable[Question], spec: RunSpec, prompts: PromptSet, complete: Complete) -> Shortfall:
+    """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
+
+    async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
+        tree = await grow(question, spec, prompts, complete)
+        return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
+
+    return await shortfall_of(missing_of(question) for question in questions)
+
+
+async def shortfall_of(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) -> Shortfall:
+    """Wait for every question's missing branches. A stop of the run is noted; any other error is raised at the end."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    stops = [str(result) for result in results if isinstance(result, RunStopped)]
+    failures = [branch for result in results if isinstance(result, tuple) for branch in result]
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, RunStopped):
+            raise result
+    return Shortfall(tuple(failures), stops[0] if stops else None)
+
+
+def asks_judge(spec: RunSpec) -> bool:
+    """Whether grading may ask a model."""
+    return "llm" in spec.evaluator.kind
+
+
+async def value(tree: Tree, spec: RunSpec, prompts: PromptSet, complete: Complete) -> ValuedTree:
+    """Grade a grown tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
+    judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    grades: dict[Address, Grade] = {}
+    failures: list[FailedBranch] = []
+
+    async def grade_node(node: Node, graders: Sequence[Grader]) -> None:
+        try:
+            grades[node.address] = await grade_text(tree.question, node, graders)
+        except RequestFailed as failure:
+            address = str(node.address)
+            failures.append(FailedBranch(tree.question.question_id, address, Role.EVALUATOR, str(failure)))
+            grades[node.address] = Grade(Outcome.UNKNOWN, None, judge.kind, None, str(failure))
+
+    cascade = graders_for(spec.evaluator, judge)
+    inner = [node for node in tree.nodes.values() if not node.address.is_leaf] if spec.evaluator.scope == "all" else []
+    await all_of([grade_node(node, cascade) for node in tree.leaves] + [grade_node(node, [judge]) for node in inner])
+    graded = {address: grades[address] for address in tree.nodes if address in grades}
+    return value_tree(replace(tree, failures=(*tree.failures, *sorted(failures))), graded, spec.credit)
+
+
+async def grade_text(question: Question, node: Node, graders: Sequence[Grader]) -> Grade:
+    """Grade one text; one that was cut off is not graded, since nobody can know what it would have said."""
+    if node.status is NodeStatus.TRUNCATED:
+        return truncated_grade()
+    return await grade(question, node.text, graders)

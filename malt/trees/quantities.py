@@ -1,0 +1,348 @@
+"""Quantity: a number as people and models write one, and when two of them are equal.
+
+Read are thousands separators (comma, space), decimals, signs, fractions, mixed numbers, scientific notation, currency,
+percent, units, LaTeX, small number words, and measures in two units. Not a number: a range (3-5), a ratio or time
+(10:30), a list (3, 4), an unfinished calculation (9 * 2), a symbolic value (2π). Time is linear in the text.
+"""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+LONGEST = 10_000
+"""Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
+MOST_DIGITS = 300
+"""Digits and powers of ten past which a number is not read: exact arithmetic on it could take the grader's time."""
+
+
+class Quantity(NamedTuple):
+    """A number, how it was written, and the factor to its other reading: `50%` is 50 and 0.5, `2 million` 2 and 2000000.
+
+    Benchmarks leave the unit out of the reference (`50`, and the question asks for percent), so either reading counts.
+    """
+
+    text: str
+    value: Fraction
+    scale: Fraction = Fraction(1)
+
+
+def equal(left: Quantity, right: Quantity) -> bool:
+    """Whether two quantities are the same number in one of their readings; in the same unit only as written."""
+    if left.scale == right.scale:
+        return near(left.value, right.value)
+    return any(near(a, b) for a in (left.value, left.value * left.scale) for b in (right.value, right.value * right.scale))
+
+
+def near(left: Fraction, right: Fraction) -> bool:
+    """Whether two numbers are equal, or differ in the seventh figure where one is not whole: 0.333333 is 1/3."""
+    if left == right or (left.denominator == 1 and right.denominator == 1):
+        return left == right
+    return abs(left - right) <= min(1, abs(left), abs(right)) * Fraction(2, 1_000_000)
+
+
+# How a text is made plain: ASCII signs, no markup, `√` for whatever is symbolic.
+
+PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("−‐‑‒–﹣－", "-"),
+        **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000—―", " "),
+        **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff`", ""),
+        **dict(zip("０１２３４５６７８９．，％＄／：＝", "0123456789.,%$/:=", strict=True)),
+        **{"⁄": "/", "∕": "/", "∗": "*", "⋅": "×", "·": "×", "π": "√", "∛": "√", "∞": "√", "≃": "≈", "≅": "≈", "∼": "~"},
+        **{"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅕": " 1/5", "⅖": " 2/5", "⅗": " 3/5"},
+        **{"⅘": " 4/5", "⅙": " 1/6", "⅚": " 5/6", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8"},
+    }
+)
+SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+
+Replacement = str | Callable[[re.Match[str]], str]
+
+LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\{,\}", ","),
+        (r"\\!", ""),
+        (r"\\[$%#&]", lambda match: match[0][1]),
+        (r"\\(?:[,;: ()\[\]]|left(?![a-z])|right(?![a-z])|displaystyle|q?quad|boxed|fbox)", " "),
+        (r"\\[dtc]?frac\s*\{([^{}\\]*+)\}\s*\{([^{}\\]*+)\}", lambda match: f" {match[1]}/{match[2]}"),
+        (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"),
+        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boldsymbol)\s*\{([^{}]*+)\}", r" \1"),
+        (r"\\(?:times|cdot)(?![a-zA-Z])", "×"),
+        (r"\\div(?![a-zA-Z])", "÷"),
+        (r"\\(?:approx|simeq|sim|thickapprox)(?![a-zA-Z])", "≈"),
+        (r"\^\s*\{([^{}]*+)\}", r"^\1"),
+        (r"\^?\\(?:circ|degree)(?![a-zA-Z])", "°"),
+        (r"\\(?:sqrt|pi|theta|alpha|beta|infty|log|ln|sin|cos|tan|pm|mp|sum|int|binom|d?tbinom)(?![a-zA-Z])", "√"),
+        (r"\\[a-zA-Z]+", " "),
+        (r"[{}\\]", " "),
+    )
+)
+SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])", re.IGNORECASE)
+SIGNED_FRACTION = re.compile(r"([-+]) (?=[0-9]+/[0-9])")
+
+
+def plain(text: str) -> str:
+    """Return the text without typography, Markdown emphasis and LaTeX."""
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: "^" + match[0].translate(SUPERSCRIPT), text.translate(PLAIN))
+    if "\\" in text or "{" in text:
+        for pattern, replacement in LATEX:
+            text = pattern.sub(replacement, text)
+    text = text.replace("**", "").replace("__", "").replace("`", "")
+    return SIGNED_FRACTION.sub(r"\1", SYMBOLS.sub("√", text))
+
+
+# How one number is read.
+
+DIGITS = r"(?:[0-9]{1,3}(?:\ [0-9]{3})++(?![0-9]) | [0-9]++(?:,[0-9]++)*+)(?:\.[0-9]++)? | \.[0-9]++"
+NUMBER = re.compile(
+    rf"""
+    (?<![\w.^√]) (?<![0-9][:/,]) (?<![^\W\d_]-)
+    (?P<sign>[-+](?=\s?[$€£¥₹]?[0-9.]))?
+    [$€£¥₹]? \s? (?P<sign_after>-)?
+    (?:
+      (?P<whole>[0-9]++) (?:\s+(?:and\s+)?) (?P<part>[0-9]++)\s?/\s?(?P<parts>[0-9]++)
+    | (?P<half>[0-9]++)\s+and\s+a\s+half\b
+    | 10\s?\^\s?\(?(?P<power>[-+]?[0-9]{{1,4}})\)?
+    | (?P<digits>{DIGITS})
+      (?: \s?/\s?(?P<denominator>{DIGITS})
+      | [eE](?P<exponent>[-+]?[0-9]{{1,4}})(?![\w.])
+      | \s?[×*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
+      )?
+    )
+    (?![0-9]) (?!\s?[√^]) (?!\s?/\s?[0-9(]) (?!:[0-9]|\s:\s[0-9]) (?!\.[0-9])
+    (?: \s?(?P<percent>%|percent(?![a-z]))
+    | (?P<letter>[kKMB])(?![\w])
+    | \s(?P<magnitude>hundred|thousand|million|billion|trillion|dozen|cents?)(?![a-z])
+    | (?P<cent>¢)
+    )?
+    """,
+    re.VERBOSE,
+)
+SCALES = {
+    **{"k": 1000, "K": 1000, "M": 10**6, "B": 10**9, "dozen": 12},
+    **{"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+}
+
+
+def quantity(match: re.Match[str]) -> Quantity | None:
+    """Return the number that was matched, or None where its digits make none (a list, a zero denominator)."""
+    value = unsigned(match)
+    if value is None:
+        return None
+    negative = "-" in (match["sign"] or "") + (match["sign_after"] or "")
+    if match["percent"] or match["cent"] or (match["magnitude"] or "").startswith("cent"):
+        scale = Fraction(1, 100)
+    else:
+        scale = Fraction(SCALES.get(match["letter"] or match["magnitude"] or "", 1))
+    return Quantity(match[0].strip(), -value if negative else value, scale)
+
+
+def unsigned(match: re.Match[str]) -> Fraction | None:
+    """Return the value without its sign."""
+    if len(match[0]) > MOST_DIGITS:
+        return None
+    if match["whole"]:
+        part = over(Fraction(match["part"]), Fraction(match["parts"]))
+        return None if part is None else int(match["whole"]) + part
+    if match["half"]:
+        return int(match["half"]) + Fraction(1, 2)
+    if match["power"]:
+        return times_ten_to(Fraction(1), match["power"])
+    value = decimal(match["digits"])
+    if value is not None and match["denominator"]:
+        return over(value, decimal(match["denominator"]))
+    return value if value is None else times_ten_to(value, match["exponent"] or match["power_of_ten"] or "0")
+
+
+def over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
+    """Divide, if that can be."""
+    return numerator / denominator if denominator else None
+
+
+def times_ten_to(value: Fraction, power: str) -> Fraction | None:
+    """Scale by a power of ten that is not absurd."""
+    return value * Fraction(10) ** int(power) if abs(int(power)) <= MOST_DIGITS else None
+
+
+def decimal(digits: str) -> Fraction | None:
+    """Read digits with separators: `1,250.5`, `1,00,000`, `1 000`; `12,50` has a decimal comma; `3,4,5` is a list."""
+    groups = digits.replace(" ", "").split(",")
+    if len(groups) == 1:
+        return Fraction(groups[0])
+    last = groups[-1].partition(".")[0]
+    if len(last) == 3 and len(groups[0]) <= 3 and all(2 <= len(group) <= 3 for group in groups[1:-1]):
+        return Fraction("".join(groups))
+    return Fraction(".".join(groups)) if len(groups) == 2 and last == groups[1] else None
+
+
+# Measures in two units, and numbers in words.
+
+MEASURES = {
+    ("dollar", "cent"): 100,
+    ("euro", "cent"): 100,
+    ("hour", "minute"): 60,
+    ("minute", "second"): 60,
+    ("foot", "inch"): 12,
+    ("year", "month"): 12,
+    ("week", "day"): 7,
+    ("day", "hour"): 24,
+    ("pound", "ounce"): 16,
+}
+UNITS = {
+    **{"dollars": "dollar", "euros": "euro", "cents": "cent", "feet": "foot", "ft": "foot", "inches": "inch"},
+    **{"hours": "hour", "hrs": "hour", "hr": "hour", "h": "hour", "minutes": "minute", "mins": "minute", "min": "minute"},
+    **{"seconds": "second", "secs": "second", "sec": "second", "years": "year", "months": "month", "weeks": "week"},
+    **{"days": "day", "pounds": "pound", "lbs": "pound", "lb": "pound", "ounces": "ounce", "oz": "ounce"},
+}
+MEASURE = re.compile(
+    r"(?<![\w.,/^-])([0-9]++(?:,[0-9]{3})*+)\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{3,7}+)(?!\w)"
+)
+
+
+def measure(text: str) -> Quantity | None:
+    """Return the first measure in two units of a plain text, in the smaller unit: `1 hour 20 minutes` is 80."""
+    for match in MEASURE.finditer(text):
+        large, small = UNITS.get(match[2], match[2]), UNITS.get(match[4], match[4])
+        ratio = MEASURES.get((large, small))
+        first = decimal(match[1])
+        if ratio and first is not None and len(match[0]) <= MOST_DIGITS:
+            return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
+    return None
+
+
+SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+WORD_VALUES = {
+    **{word: value for value, word in enumerate([*SMALL.split(), "eighteen", "nineteen"])},
+    **{
+        word: 10 * tens
+        for tens, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+    },
+}
+WORD_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
+
+
+def in_words(text: str) -> Quantity | None:
+    """Return the number that a plain text without digits begins with, as in `Twenty-five dollars`."""
+    total = current = 0
+    read: list[str] = []
+    for word in re.findall(r"[a-z]+", text[:200].lower()):
+        if word in WORD_VALUES:
+            current += WORD_VALUES[word]
+        elif word in WORD_SCALES and read:
+            current *= WORD_SCALES[word]
+            if word != "hundred":
+                total, current = total + current, 0
+        elif word != "and" or not read:
+            break
+        read.append(word)
+    return Quantity(" ".join(read).removesuffix(" and"), Fraction(total + current)) if read else None
+
+
+# Which number of a text is the answer.
+
+
+class Found(NamedTuple):
+    """One number of a text and where it stands; no quantity where it is part of a calculation, a range or a ratio."""
+
+    start: int
+    end: int
+    quantity: Quantity | None
+
+
+TANGLED_BEFORE = re.compile(r"(?:[0-9)%]\s?[-+*×÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through)|√)\s?[$€£¥₹(]*$")
+TANGLED_AFTER = re.compile(r"\)?\s?(?:[-+*×÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through)\s(?=[$€£¥₹]?[0-9]))")
+LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
+QUALIFIER_BEFORE = re.compile(
+    r"(?<![a-z])(?:in|after|for|by|at|the|of|from|to|with|within|over|every|each|per|than|these|those|both|all|next|first"
+    r"|last|another|when|if|between|on|day|week|step|year|level|number|because|since|as)\s[$€£¥₹]?$",
+    re.IGNORECASE,
+)
+CONCLUSION = re.compile(r"(?<![a-z])(?:so|therefore|thus|hence|which means)(?![a-z])", re.IGNORECASE)
+EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
+LEAD_IN = re.compile(r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s)?", re.I)
+UNITS_AFTER = re.compile(
+    r"(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8}+[\s.!*_$)\]\"']*+"
+)
+ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
+
+
+@lru_cache(maxsize=8192)
+def parse_quantity(text: str) -> Quantity | None:
+    """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
+    line = plain(text[:LONGEST]).strip()
+    line = line[line.rfind("=") + 1 :]
+    if measured := measure(line):
+        return measured
+    start = lead_in(line)
+    match = NUMBER.match(line, start)
+    if match is None:
+        return in_words(line[start:])
+    alone = UNITS_AFTER.fullmatch(line, match.end()) and not ENUMERATION.match(line, match.end())
+    return standing(match) if alone else None
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """Return the number that a statement of an answer gives, or None where it gives none, or several.
+
+    In order: what follows the last `so`; what follows the last `=`; the number it begins with; the first number that
+    qualifies nothing, as `3` does in `after 3 days`.
+    """
+    line = plain(text[:LONGEST])
+    found = numbers(line)
+    if not found:
+        return in_words(line[lead_in(line) :])
+    if len(found) == 1:
+        return found[0].quantity
+    return measure(line) or stated(line, found)
+
+
+def last_quantity(text: str) -> Quantity | None:
+    """Return the last number of a text that stands for itself."""
+    for written in reversed(text[-LONGEST:].splitlines()):
+        line = plain(written)
+        known = [number for number in numbers(line) if number.quantity is not None]
+        if known:
+            measured = measure(line[known[-2].start :]) if len(known) > 1 else None
+            return measured or known[-1].quantity
+    return None
+
+
+def stated(line: str, found: list[Found]) -> Quantity | None:
+    """Choose among several numbers."""
+    for border in (CONCLUSION, EQUALS):
+        found = after_last(border, line, found)
+    first = found[0]
+    if LIST_AFTER.match(line, first.end):
+        return None
+    if first.start <= lead_in(line):
+        return first.quantity
+    known = [number for number in found if number.quantity is not None]
+    free = [number for number in known if not QUALIFIER_BEFORE.search(line[max(0, number.start - 12) : number.start])]
+    return free[0].quantity if free else known[-1].quantity if known else None
+
+
+def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
+    """Return the numbers after the last border that has any, else all of them."""
+    ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
+    return [number for number in found if number.start >= ends[-1]] if ends else found
+
+
+def numbers(line: str) -> list[Found]:
+    """Return the numbers of a plain text."""
+    return [Found(match.start(), match.end(), standing(match)) for match in NUMBER.finditer(line)]
+
+
+def standing(match: re.Match[str]) -> Quantity | None:
+    """Return a number that stands for itself."""
+    line, start = match.string, match.start() + len(match["sign"] or "")
+    tangled = TANGLED_BEFORE.search(line[max(0, start - 12) : start]) or TANGLED_AFTER.match(line, match.end())
+    return None if tangled else quantity(match)
+
+
+def lead_in(line: str) -> int:
+    """Return where a plain text begins, after signs and words such as `about`."""
+    match = LEAD_IN.match(line)
+    return match.end() if match else 0

@@ -1,0 +1,238 @@
+"""JudgeReply, what a judge is asked to reply with, and reading what it did reply."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
+from pydantic.config import JsonDict
+
+SCORE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)|(?:/|out of)\s*(?P<whole>\d+(?:\.\d+)?))?\s*", re.I)
+
+
+def as_score(value: object) -> object:
+    """Read `"0.9"`, `"9/10"`, `"0.9 out of 1"`, `"90%"` and true or false as numbers; the range is checked after."""
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        return value
+    match = SCORE.fullmatch(value)
+    whole = 0.0 if match is None else 100.0 if match["percent"] else float(match["whole"] or 1)
+    if match is None or whole == 0:
+        raise ValueError(f"{value[:40]!r} is not a score")
+    return float(match[1]) / whole
+
+
+def as_lines(value: object) -> object:
+    """Read a single text, or nothing, as a list of texts; whatever else a judge lists is kept as JSON."""
+    if value is None or value == "":
+        return ()
+    items = value if isinstance(value, list | tuple) else [value]
+    texts = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in items]
+    return tuple(text.encode("utf-8", "replace").decode() for text in texts)
+
+
+Score = Annotated[
+    float,
+    BeforeValidator(as_score),
+    Field(ge=0, le=1, allow_inf_nan=False),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+]
+"""A number from 0 to 1. Further scores of a schema subclass are declared with it."""
+
+Lines = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_lines),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "maxLength": 160}, "maxItems": 3}),
+]
+"""A few short texts. The bounds are for servers that hold a model to the schema, so that a small one comes to an end;
+a reply that has more is read as it is."""
+
+
+def closed(schema: JsonDict) -> None:
+    """Make a JSON schema one that structured output takes: all keys required, no others, no prose of the code's."""
+    properties = schema["properties"]
+    if isinstance(properties, dict):
+        schema["required"] = list(properties)
+        for declared in properties.values():
+            if isinstance(declared, dict):
+                declared.pop("default", None)
+    schema["additionalProperties"] = False
+    schema.pop("description", None)
+
+
+class JudgeReply(BaseModel):
+    """What the judge replies, in this order: a model that has stated its grounds scores better.
+
+    A subclass adds scores, declared as `Score`; any other field it adds needs a default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra=closed)
+
+    explanation: Lines = ()
+    key_matches: Lines = ()
+    correctness_score: Score
+    reasoning_score: Score
+
+    @classmethod
+    def score_names(cls) -> list[str]:
+        """Return the names of all scores, those of a subclass too."""
+        return [name for name, field in cls.model_fields.items() if field.annotation is float]
+
+
+Reply = TypeVar("Reply", bound=JudgeReply)
+
+
+def read_reply(text: str, schema: type[Reply]) -> Reply | str:
+    """Return what the judge replied, or why that cannot be read. Never raises; time is linear in the text.
+
+    The object may stand in prose, a code fence or a wrapping object, and be written loosely (single quotes, trailing
+    commas, bare keys, stray quotes and backslashes). A broken object makes the reply unreadable, and so do two
+    verdicts that differ: either may be a quotation from the answer.
+    """
+    try:
+        replies = [reply for value in objects_in(text, schema) for reply in verdicts_in(value, schema)]
+    except ValidationError as error:
+        return problem(error)
+    except (ValueError, RecursionError) as error:
+        return f"its JSON is broken ({str(error)[:120]})"
+    if len({scores(reply) for reply in replies}) > 1:
+        return "it gives several verdicts that differ"
+    return replies[0] if replies else "it holds no JSON object with the scores"
+
+
+def nothing(schema: type[Reply]) -> Reply:
+    """Return the reply to an empty answer: zero for everything."""
+    zeros = dict.fromkeys(schema.score_names(), 0.0)
+    return schema.model_validate({"explanation": "there is no answer to judge", **zeros})
+
+
+def scores(reply: JudgeReply) -> tuple[float, ...]:
+    """Return the scores of a reply, in the order of the schema."""
+    return tuple(getattr(reply, name) for name in reply.score_names())
+
+
+def problem(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a reply."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return (
+        f"{where}: {first['msg']}"
+        if first["type"] == "missing"
+        else f"{where}: {first['msg']}, got {first['input']!r:.60}"
+    )
+
+
+def verdicts_in(value: JsonValue, schema: type[Reply]) -> Iterator[Reply]:
+    """Yield the outermost objects that have one of the scores; raises where one of them does not fit the schema."""
+    named = {bare(name): name for name in schema.model_fields}
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(reversed(value))
+        elif isinstance(value, dict):
+            fields = unique((named.get(bare(key), key), item) for key, item in value.items())
+            if any(name in fields for name in schema.score_names()):
+                yield schema.model_validate(fields)
+            else:
+                waiting.extend(reversed(value.values()))
+
+
+def bare(name: str) -> str:
+    """Reduce a key to its letters, so that `Correctness Score` and `correctnessScore` name the same."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def unique(pairs: Iterator[tuple[str, JsonValue]] | list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Return the pairs as a dict; raises where one key has two values."""
+    found: dict[str, JsonValue] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"{key[:40]} is given twice")
+        found[key] = value
+    return found
+
+
+BEGIN = re.compile(r"""\{\s*(?:(?P<quote>["'])[^"'{}]{0,60}(?P=quote)|(?P<bare>[A-Za-z][\w -]{0,60}))\s{0,20}:""")
+DECODER = json.JSONDecoder(strict=False, object_pairs_hook=unique)
+
+
+def objects_in(text: str, schema: type[JudgeReply]) -> Iterator[JsonValue]:
+    """Yield the JSON objects that stand in a text, in order; raises `ValueError` at one that cannot be read.
+
+    A brace begins an object when a quoted key follows it, or a bare one of the schema: mathematics has braces too.
+    """
+    names = {bare(name) for name in schema.model_fields}
+    position = 0
+    while begin := BEGIN.search(text, position):
+        position = begin.end()
+        if begin["quote"] or bare(begin["bare"]) in names:
+            value, position = decode(text, begin.start())
+            yield value
+
+
+def decode(text: str, start: int) -> tuple[JsonValue, int]:
+    """Return the object that starts here and where it ends."""
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except ValueError:
+        strict, end = rewrite(text, start)
+        value = DECODER.decode(strict)
+    return value, end
+
+
+TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<mark>[{}\[\],:])
+    |"(?P<double>(?:[^"\\]|\\.|"(?!\s*[,:\]}]))*+)"
+    |'(?P<single>(?:[^'\\]|\\.|'(?!\s*[,:\]}]))*+)'
+    |(?P<word>[^\s{}\[\],:"']+)
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+"""One token of a loosely written object. A quotation mark ends a text only before a mark, so `"so "7" fits"` is one."""
+
+WORDS = {"true": "true", "false": "false", "null": "null", "none": "null", "nan": "NaN"}
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+ESCAPE = re.compile(r"""(?P<kept>\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|(?P<apostrophe>\\')|[\\"]""")
+
+
+def rewrite(text: str, start: int) -> tuple[str, int]:
+    """Return the object that starts here as strict JSON, and where it ends; raises `ValueError` where it has no end."""
+    pieces: list[str] = []
+    depth = 0
+    for token in tokens(text, start):
+        piece = strict_token(token)
+        depth += (piece in "{[") - (piece in "}]")
+        if piece in "}]" and pieces[-1] == ",":
+            pieces.pop()
+        pieces.append(piece)
+        if depth == 0:
+            return "".join(pieces), token.end()
+    raise ValueError("the object has no end")
+
+
+def tokens(text: str, start: int) -> Iterator[re.Match[str]]:
+    """Yield tokens until one cannot be read."""
+    while token := TOKEN.match(text, start):
+        yield token
+        start = token.end()
+
+
+def strict_token(token: re.Match[str]) -> str:
+    """Return a loose token as JSON has it."""
+    if token["mark"]:
+        return token["mark"]
+    if word := token["word"]:
+        number = word if NUMBER.fullmatch(word) else None
+        return number or WORDS.get(word.lower()) or json.dumps(word)
+    return '"' + ESCAPE.sub(strict_escape, token["double"] or token["single"] or "") + '"'
+
+
+def strict_escape(escape: re.Match[str]) -> str:
+    """Keep what JSON escapes; a stray backslash or quotation mark stands for itself."""
+    if escape["kept"]:
+        return escape["kept"]
+    return "'" if escape["apostrophe"] else "\\" + escape[0]

@@ -1,0 +1,125 @@
+"""Growing under Prefect: a task run is a batch of questions, or one branch. What grows is the same."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.utilities.annotations import quote
+
+from malt.errors import MaltError
+from malt.llm.asker import Asker, asker
+from malt.llm.completion import Completion, CompletionRequest, FinishReason
+from malt.llm.session import session_for
+from malt.llm.tally import Tally
+from malt.prompts import PromptSet, load_prompts
+from malt.questions import Question
+from malt.settings import Settings
+from malt.spec import Role, RunSpec
+from malt.trees.assessment import Shortfall, ask_all, value
+from malt.trees.credit import ValuedTree
+from malt.trees.grading import Outcome
+from malt.trees.tree import Address, FailedBranch, Tree
+
+T = TypeVar("T")
+
+
+def whole(value: T) -> T:
+    """Hand a value to a task as it is: Prefect otherwise walks through it, looking for other tasks' results."""
+    return cast("T", quote(value))
+
+
+prompts_of = lru_cache(load_prompts)
+"""A worker reads a prompt set once."""
+
+
+class Grown(NamedTuple):
+    """What became of some questions: what is missing, and what each role used."""
+
+    shortfall: Shortfall
+    tally: Tally
+
+
+@task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
+def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+    """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
+    session = session_for(settings, spec.limits)
+    ask = asker(session, [question.question_id for question in batch], asks)
+    shortfall = session.run(ask_all(batch, spec, prompts_of(spec.prompts), ask))
+    return Grown(shortfall, Tally(ask.tally.roles))
+
+
+@task(name="expand", task_run_name="{title}", cache_policy=NO_CACHE)
+async def expand(title: str, request: CompletionRequest, ask: Asker) -> State[Any]:  # noqa: ARG001 - names the task run
+    """Ask one role for all children of a node: `Cached` where the store had them, `Failed` where they cannot be had."""
+    try:
+        children = await ask(request)
+    except MaltError as error:
+        return Failed(message=str(error), data=error)
+    return Completed(name=expansion_state(children), data=children)
+
+
+def expansion_state(children: Sequence[Completion]) -> str | None:
+    """Name the state of an expansion after what a reader of the graph should notice."""
+    if any(child.finish_reason == FinishReason.LENGTH for child in children):
+        return "Truncated"
+    return "Cached" if all(child.cached for child in children) else None
+
+
+@task(name="grade", task_run_name="grade {question_id}", cache_policy=NO_CACHE)
+async def grade_tree(question_id: str, tree: Tree, spec: RunSpec, prompts: PromptSet, ask: Asker) -> State[Any]:  # noqa: ARG001
+    """Grade one tree's leaves; the state says how many are right."""
+    try:
+        valued = await value(tree, spec, prompts, ask)
+    except MaltError as error:
+        return Failed(message=str(error), data=error)
+    missing = valued.tree.failures[len(tree.failures) :]
+    if missing:
+        return Failed(message=missing[0].reason, data=valued)
+    return Completed(message=verdict(valued), data=valued)
+
+
+def verdict(valued: ValuedTree) -> str:
+    """Say in a few words how a tree came out."""
+    leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
+    right = sum(grade.outcome is Outcome.RIGHT for grade in leaves)
+    return f"{right} of {len(leaves)} leaves right"
+
+
+class BranchAsker:
+    """A `Complete` that makes every expansion a task run, joined in the graph to the one that made its parent."""
+
+    def __init__(self, ask: Asker) -> None:
+        self.ask = ask
+        self._states: dict[tuple[str, Address], State[Any]] = {}
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Ask within a task run; raises what the request raised."""
+        parent = Address.parse(request.address)
+        above = self._states.get((request.question_id, parent.parent)) if parent else None
+        title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
+        state: State[Any] = await expand(
+            title, whole(request), self.ask, return_state=True, wait_for=[above] if above else None
+        )
+        data = await state.aresult(raise_on_failure=False)
+        if isinstance(data, BaseException):
+            raise data
+        self._states[request.question_id, parent] = state
+        return cast("Sequence[Completion]", data)
+
+    async def grade(self, tree: Tree, spec: RunSpec, prompts: PromptSet) -> tuple[FailedBranch, ...]:
+        """Grade a grown tree within a task run, and return all that is missing of it."""
+        question_id = tree.question.question_id
+        leaves = [
+            state for (question, parent), state in self._states.items() if question == question_id and len(parent) == 2
+        ]
+        state: State[Any] = await grade_tree(
+            question_id, whole(tree), whole(spec), whole(prompts), self.ask, return_state=True, wait_for=leaves
+        )
+        valued = await state.aresult(raise_on_failure=False)
+        if isinstance(valued, BaseException):
+            raise valued
+        return cast("ValuedTree", valued).tree.failures

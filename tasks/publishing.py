@@ -1,0 +1,43 @@
+"""Publishing under Prefect: the dataset version, and the artifacts that tell about it."""
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from malt.datasets.assembly import Assembled, assemble_version
+from malt.datasets.version import DatasetVersion
+from malt.inputs import Inputs
+from malt.settings import Settings
+from malt.spec import RunSpec
+from malt.summary import RunSummary, summarise
+from tasks.growing import Grown
+
+FAILURES_SHOWN = 200
+"""Rows of the table of failed branches; the manifest has all of them."""
+
+
+@task(name="publish dataset", task_run_name="publish {name}", cache_policy=NO_CACHE)
+def publish_dataset(name: str, inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:  # noqa: ARG001 - names the task run
+    """Make a version of the trees that the store holds whole."""
+    return assemble_version(inputs, spec, settings)
+
+
+async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVersion | None, wall_s: float) -> State:
+    """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
+    summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
+    await announce(summary)
+    state = Failed if summary.exit_code else Completed
+    return state(message=summary.sentence, data=summary)
+
+
+async def announce(summary: RunSummary) -> None:
+    """Put the run's figures, and its failed branches, where Prefect shows them."""
+    await acreate_markdown_artifact(summary.markdown, key=f"{summary.dataset}-summary", description=summary.sentence)
+    if summary.failures:
+        await acreate_table_artifact(
+            [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
+            key=f"{summary.dataset}-failed-branches",
+            description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
+        )

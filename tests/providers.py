@@ -1,0 +1,405 @@
+"""A scripted provider: an OpenAI-compatible server on loopback, for every test that calls a model.
+
+    with ScriptedProvider() as provider:
+        spec = ModelSpec(model="openai/m", api_base=provider.url)
+
+What it answers is a script, `(Asked, sample) -> str`; the default is `answering({})`. What goes wrong is a function,
+`(Asked) -> Fault | None`, and may be set or cleared while the server runs: `provider.faults = None` heals it.
+
+Replies repeat: the same model, messages, seed and choice give the same text in any order. A request without a seed
+takes up where the last one with its model and messages ended, so a top-up gets new samples; concurrent requests for one
+prompt then share out the samples in the order in which they arrive.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from aiohttp import web
+
+Action = Literal["answer", "reset", "hang", "drip", "no_choices", "filtered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as it arrived."""
+
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+    number: int
+    """Counts every request the server got, from 0."""
+    attempt: int
+    """How often the same body had arrived before: 0 at first, 1 when it is asked again."""
+    at: float
+    """Monotonic seconds."""
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+    @property
+    def prompt(self) -> str:
+        """All messages' text, one after the other."""
+        return "\n".join(str(message["content"]) for message in self.body["messages"])
+
+    @property
+    def count(self) -> int:
+        """How many samples were asked for."""
+        return int(self.body.get("n") or 1)
+
+    @property
+    def seed(self) -> int | None:
+        return self.body.get("seed")
+
+    @property
+    def conversation(self) -> str:
+        """The model and messages, as one text: what decides the replies beside seed and sample."""
+        return json.dumps([self.model, self.body["messages"]], sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What the server does instead of answering. Make one with the functions below."""
+
+    action: Action = "answer"
+    status: int = 200
+    text: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Script = Callable[[Asked, int], str]
+Faults = Callable[[Asked], Fault | None]
+
+
+def draw(asked: Asked, sample: int, topic: str = "") -> float:
+    """Return a number in [0, 1) that depends on model, messages, seed, sample and topic alone."""
+    identity = json.dumps([asked.conversation, asked.seed, sample, topic])
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big") / 2**48
+
+
+def answering(truths: Mapping[str, str], right: float = 0.5) -> Script:
+    """Return a script that answers rightly with probability `right`, and ends with `Final Answer: …`.
+
+    `truths` maps a piece of a question's text to its answer; a prompt with none of them is answered with the first sum
+    in it (`2 + 3`), else with a digit. A request for JSON (an evaluator's) gets CONTRACT's four keys, scored by chance.
+    """
+
+    def script(asked: Asked, sample: int) -> str:
+        if "response_format" in asked.body:
+            return judgement(draw(asked, sample))
+        truth = next((answer for question, answer in truths.items() if question in asked.prompt), first_sum(asked))
+        is_right = draw(asked, sample) < right
+        answer = truth if is_right else f"{int(draw(asked, sample, 'wrong') * 9) + 1}00{len(truth)}"
+        return f"Let me think about it in way {int(draw(asked, sample, 'way') * 1e6)}.\n\nFinal Answer: {answer}"
+
+    return script
+
+
+def first_sum(asked: Asked) -> str:
+    """Return the value of the first `a + b` in the prompt, or one digit where there is none."""
+    found = re.search(r"(\d+)\s*\+\s*(\d+)", asked.prompt)
+    return str(int(found[1]) + int(found[2])) if found else str(len(asked.prompt) % 10)
+
+
+def judgement(score: float) -> str:
+    """Return an evaluator's reply as JSON."""
+    verdict = "right" if score > 0.5 else "wrong"
+    return json.dumps(
+        {
+            "correctness_score": round(score, 3),
+            "reasoning_score": round(score, 3),
+            "explanation": [f"The answer looks {verdict}."],
+            "key_matches": [],
+        }
+    )
+
+
+def refusal(status: int, message: str, code: str | None, kind: str = "invalid_request_error", **headers: str) -> Fault:
+    """Return an error in OpenAI's shape."""
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return Fault(status=status, text=json.dumps({"error": error}), headers=headers)
+
+
+def rate_limited(retry_after_s: float | None = None) -> Fault:
+    headers = {} if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"}
+    return refusal(429, "Rate limit reached for requests", "rate_limit_exceeded", "requests", **headers)
+
+
+def quota_spent() -> Fault:
+    """Out of money as OpenAI says it: with a 429."""
+    return refusal(429, "You exceeded your current quota", "insufficient_quota", "insufficient_quota")
+
+
+def payment_required() -> Fault:
+    """Out of money as OpenRouter says it."""
+    return refusal(402, "Insufficient credits. Add more.", None, "payment_required")
+
+
+def wrong_key(echo: str = "sk-wrong") -> Fault:
+    return refusal(401, f"Incorrect API key provided: {echo}.", "invalid_api_key")
+
+
+def forbidden() -> Fault:
+    return refusal(403, "Your account has no access to this model.", "permission_denied", "permission_error")
+
+
+def unknown_model() -> Fault:
+    return refusal(404, "The model does not exist.", "model_not_found")
+
+
+def bad_request(message: str = "messages: must alternate") -> Fault:
+    return refusal(400, message, None)
+
+
+def context_overflow() -> Fault:
+    message = "This model's maximum context length is 2048 tokens. However, your messages resulted in 9000 tokens."
+    return refusal(400, message, "context_length_exceeded")
+
+
+def prompt_filtered() -> Fault:
+    return refusal(400, "Your request was rejected by our safety system.", "content_policy_violation")
+
+
+def one_choice_only() -> Fault:
+    return refusal(400, "Only n = 1 is supported.", None)
+
+
+def server_error(status: int = 500) -> Fault:
+    return refusal(status, "The server is having a bad day.", None, "server_error")
+
+
+def not_json() -> Fault:
+    """Answer 200 with a proxy's HTML page."""
+    return Fault(text="<html><body>Gateway</body></html>")
+
+
+def no_choices() -> Fault:
+    return Fault("no_choices")
+
+
+def reply_filtered() -> Fault:
+    """Answer 200 with empty choices whose finish reason is `content_filter`."""
+    return Fault("filtered")
+
+
+def reset() -> Fault:
+    """Drop the connection before answering."""
+    return Fault("reset")
+
+
+def hang() -> Fault:
+    """Never answer."""
+    return Fault("hang")
+
+
+def drip() -> Fault:
+    """Answer one byte at a time, for ever."""
+    return Fault("drip")
+
+
+def when(applies: Callable[[Asked], bool], fault: Fault) -> Faults:
+    """Return faults for the requests that `applies` picks."""
+    return lambda asked: fault if applies(asked) else None
+
+
+def at_first(times: int, fault: Fault) -> Faults:
+    """Return faults that refuse every body's first `times` attempts."""
+    return when(lambda asked: asked.attempt < times, fault)
+
+
+def above_rate(per_second: float, fault: Fault, window_s: float = 1.0) -> Faults:
+    """Return faults that refuse what exceeds `per_second` in a sliding window; a refused request does not count."""
+    allowed: deque[float] = deque()
+
+    def decide(asked: Asked) -> Fault | None:
+        while allowed and allowed[0] <= asked.at - window_s:
+            allowed.popleft()
+        if len(allowed) >= per_second * window_s:
+            return fault
+        allowed.append(asked.at)
+        return None
+
+    return decide
+
+
+@dataclass
+class ScriptedProvider:
+    """The server; a context manager. Its fields may be changed while it runs."""
+
+    script: Script = field(default_factory=lambda: answering({}))
+    faults: Faults | None = None
+    siblings: Literal["honoured", "refused", "ignored"] = "honoured"
+    """What it does with `n` above 1: answer all, a 400, or one choice."""
+    reasoning: Callable[[Asked, int], str] | None = None
+    """Text to return apart from the content, as `reasoning_content`."""
+    truncated: Callable[[Asked], bool] = lambda _asked: False
+    """Requests whose replies stop half-way, with finish reason `length`."""
+    latency_s: float = 0.0
+    key: str | None = None
+    """The only key it accepts; any when empty."""
+    cost_usd: float | None = None
+    """Cost to report for each request, as OpenRouter does in `usage.cost`."""
+    requests: list[Asked] = field(default_factory=list, init=False)
+    """Every request, answered or refused, in order of arrival."""
+    completions: Counter[str] = field(default_factory=Counter, init=False)
+    """Choices sent, by model."""
+    max_in_flight: int = field(default=0, init=False)
+    """The most requests seen under way at once."""
+    url: str = field(default="", init=False)
+    """The API's base, ending in /v1."""
+
+    _in_flight: int = field(default=0, init=False)
+    _arrivals: Counter[str] = field(default_factory=Counter, init=False)
+    _given: Counter[str] = field(default_factory=Counter, init=False)
+
+    @property
+    def request_count(self) -> int:
+        return len(self.requests)
+
+    @property
+    def completions_sent(self) -> int:
+        return self.completions.total()
+
+    def requests_to(self, model: str) -> list[Asked]:
+        """Return what one model was asked: give each role a model of its own to count by role."""
+        return [asked for asked in self.requests if asked.model == model]
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="scripted-provider", daemon=True)
+        self._thread.start()
+        started.wait()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve(started))
+        self._loop.close()
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._stopped = asyncio.Event()
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        await web.SockSite(runner, listener).start()
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        started.set()
+        await self._stopped.wait()
+        await runner.cleanup()
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        asked = self._receive(await request.json(), dict(request.headers))
+        self._in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self._in_flight)
+        try:
+            if self.latency_s:
+                await asyncio.sleep(self.latency_s)
+            fault = self._refuse(asked)
+            return await self._misbehave(request, asked, fault) if fault else web.json_response(self._answer(asked))
+        finally:
+            self._in_flight -= 1
+
+    def _receive(self, body: dict[str, Any], headers: Mapping[str, str]) -> Asked:
+        identity = json.dumps(body, sort_keys=True)
+        asked = Asked(body, headers, len(self.requests), self._arrivals[identity], time.monotonic())
+        self._arrivals[identity] += 1
+        self.requests.append(asked)
+        return asked
+
+    def _refuse(self, asked: Asked) -> Fault | None:
+        if self.key is not None and asked.headers.get("Authorization") != f"Bearer {self.key}":
+            return wrong_key(asked.headers.get("Authorization", "").removeprefix("Bearer "))
+        if self.siblings == "refused" and asked.count > 1:
+            return one_choice_only()
+        return self.faults(asked) if self.faults else None
+
+    async def _misbehave(self, request: web.Request, asked: Asked, fault: Fault) -> web.StreamResponse:
+        match fault.action:
+            case "hang":
+                await self._stopped.wait()
+            case "drip":
+                await self._drip(request)
+            case "reset":
+                drop(request)
+            case "no_choices":
+                return web.json_response(self._answer(asked) | {"choices": []})
+            case "filtered":
+                return web.json_response(filtered(self._answer(asked)))
+        return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))
+
+    async def _drip(self, request: web.Request) -> None:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while not self._stopped.is_set():
+            await response.write(b" ")
+            await asyncio.sleep(0.02)
+
+    def _answer(self, asked: Asked) -> dict[str, Any]:
+        count = 1 if self.siblings == "ignored" else asked.count
+        first = 0
+        if asked.seed is None:
+            first = self._given[asked.conversation]
+            self._given[asked.conversation] += count
+        choices = [self._choice(asked, index, first + index) for index in range(count)]
+        self.completions[asked.model] += count
+        return {
+            "id": f"chatcmpl-{asked.number}",
+            "object": "chat.completion",
+            "created": 1_700_000_000,
+            "model": asked.model,
+            "choices": choices,
+            "usage": self._usage(asked, choices),
+        }
+
+    def _choice(self, asked: Asked, index: int, sample: int) -> dict[str, Any]:
+        text, is_cut = self.script(asked, sample), self.truncated(asked)
+        message = {"role": "assistant", "content": text[: len(text) // 2] if is_cut else text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning(asked, sample)
+        return {"index": index, "message": message, "finish_reason": "length" if is_cut else "stop"}
+
+    def _usage(self, asked: Asked, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        prompt = tokens_in(asked.prompt)
+        completion = sum(tokens_in("".join(map(str, choice["message"].values()))) for choice in choices)
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return usage if self.cost_usd is None else usage | {"cost": self.cost_usd}
+
+
+def tokens_in(text: str) -> int:
+    """Count tokens as this server bills them: four characters each, rounded up."""
+    return -(-len(text) // 4)
+
+
+def filtered(answer: dict[str, Any]) -> dict[str, Any]:
+    choices = [
+        choice | {"message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+        for choice in answer["choices"]
+    ]
+    return answer | {"choices": choices}
+
+
+def drop(request: web.Request) -> None:
+    """Reset the connection, as a crashed server does."""
+    assert request.transport is not None
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.abort()
