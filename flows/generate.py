@@ -75,7 +75,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     def map_batches() -> list[Grown]:
         with runner:
             futures = runner.map(
-                grow_batch,
+                grow_batch,  # type: ignore[arg-type]  # its type is that of async tasks alone
                 {
                     "batch": batches,
                     "spec": unmapped(whole(shared)),

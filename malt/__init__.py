@@ -1,0 +1,35 @@
+"""MALT: trees of three cooperating roles, and versioned training data from them (Motwani et al., arXiv 2412.01928).
+
+The data path is `Question -> Tree -> Grade -> value -> rows -> dataset version`:
+
+questions   reading question files                llm        asking models: the store, limits, providers
+prompts     the roles' prompt sets                trees      growth, grading, credit
+spec        what a dataset is, declared           datasets   rows, versions, checks
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from malt.datasets.version import DatasetVersion, open_version
+    from malt.generator import TrainingDataGenerator
+    from malt.spec import RunSpec
+    from malt.trees.evaluator import JudgeReply, LLMEvaluator
+
+_HOMES = {
+    "DatasetVersion": "malt.datasets.version",
+    "JudgeReply": "malt.trees.evaluator",
+    "LLMEvaluator": "malt.trees.evaluator",
+    "RunSpec": "malt.spec",
+    "TrainingDataGenerator": "malt.generator",
+    "open_version": "malt.datasets.version",
+}
+
+__all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "TrainingDataGenerator", "open_version"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `malt --help` needs none of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'malt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

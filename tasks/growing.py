@@ -32,6 +32,12 @@ def whole(value: T) -> T:
     return cast("T", quote(value))
 
 
+async def ended(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's types do not know that the call is awaitable
+    """Wait for an async task that was called with `return_state=True`."""
+    state: State[Any] = await task_run
+    return state
+
+
 prompts_of = lru_cache(load_prompts)
 """A worker reads a prompt set once."""
 
@@ -101,9 +107,8 @@ class BranchAsker:
         parent = Address.parse(request.address)
         above = self._states.get((request.question_id, parent.parent)) if parent else None
         title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
-        state: State[Any] = await expand(
-            title, whole(request), self.ask, return_state=True, wait_for=[above] if above else None
-        )
+        edge = [above] if above else None
+        state = await ended(expand(title, whole(request), self.ask, return_state=True, wait_for=edge))
         data = await state.aresult(raise_on_failure=False)
         if isinstance(data, BaseException):
             raise data
@@ -116,8 +121,10 @@ class BranchAsker:
         leaves = [
             state for (question, parent), state in self._states.items() if question == question_id and len(parent) == 2
         ]
-        state: State[Any] = await grade_tree(
-            question_id, whole(tree), whole(spec), whole(prompts), self.ask, return_state=True, wait_for=leaves
+        state = await ended(
+            grade_tree(
+                question_id, whole(tree), whole(spec), whole(prompts), self.ask, return_state=True, wait_for=leaves
+            )
         )
         valued = await state.aresult(raise_on_failure=False)
         if isinstance(valued, BaseException):

@@ -18,9 +18,10 @@ from malt.llm.completion import Completion, CompletionRequest, FinishReason, Mes
 from malt.prompts import PromptSet, known_sets, load_prompts
 from malt.questions import Question
 from malt.spec import EvaluatorSpec, Role
-from malt.trees.evaluator import LLMEvaluator, inert, tags_in
+from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score, inert, tags_in
 from malt.trees.grading import Outcome
-from malt.trees.replies import JudgeReply, Score, read_reply
+from malt.trees.replies import read_reply
+from tests.providers import ScriptedProvider
 
 CASES = Path(__file__).parent / "cases"
 QUESTION = Question(question_id="q1", question="What is 3 + 4?", ground_truth="7")
@@ -231,6 +232,13 @@ def test_a_text_without_brackets_is_shown_as_it_is(text: str) -> None:
     assert inert(text, frozenset({"answer"})) == text
 
 
+@pytest.mark.parametrize("piece", ["<", "< ", " ", "</answe", "<|", "[/INST", "<\u200b"])
+def test_an_answer_of_200_kilobytes_is_made_inert_within_a_second(piece: str) -> None:
+    started = perf_counter()
+    inert("<" + piece * (200_000 // len(piece)), frozenset({"question", "reference", "answer"}))
+    assert perf_counter() - started < 1
+
+
 def test_markup_that_is_not_the_prompts_is_shown_as_it_is() -> None:
     text = "for a<b and <div>x</div>, list[int], x <- 3, <answers>"
     assert inert(text, frozenset({"answer"})) == text
@@ -301,6 +309,14 @@ async def test_evaluate_answer_returns_the_scores_and_their_weighted_mean() -> N
     result = await judge.evaluate_answer("What is 3 + 4?", "7", "Final Answer: 7")
     assert (result.correctness_score, result.reasoning_score, result.score) == (1, 0.6, 0.8)
     assert (result.explanation, result.key_matches) == (("agrees",), ("7",))
+
+
+async def test_a_judge_on_its_own_asks_the_endpoint_once_and_the_store_from_then_on(provider: ScriptedProvider) -> None:
+    judge = LLMEvaluator("openai/judge", api_base=provider.url)
+    first, again = [await judge.evaluate_answer("What is 3 + 4?", "7", "It is 7.") for _ in range(2)]
+    assert first == again
+    (asked,) = provider.requests
+    assert asked.body["response_format"]["json_schema"]["schema"] == JudgeReply.model_json_schema()
 
 
 async def test_evaluate_answer_raises_where_the_judge_cannot_be_read() -> None:
@@ -386,7 +402,11 @@ def test_the_defaults_are_those_of_a_config() -> None:
         (lambda: LLMEvaluator(temperature=5), "LLMEvaluator: temperature: .* got 5"),
         (lambda: LLMEvaluator(correctness_weight=0, reasoning_weight=0), "LLMEvaluator: .*both 0"),
         (lambda: LLMEvaluator(weights={"style": 1}), "JudgeReply has no score 'style'; it has correctness_score, r"),
-        (lambda: LLMEvaluator(schema=StyledReply, weights={"brevity_score": -1}), "brevity_score is -1; it must be 0"),
+        (
+            lambda: LLMEvaluator(schema=StyledReply, weights={"brevity_score": -1}),
+            "brevity_score is -1; it must be a finite",
+        ),
+        (lambda: LLMEvaluator(reasoning_weight=float("inf")), "reasoning_score is inf; it must be a finite"),
     ],
 )
 def test_a_wrong_argument_is_named(build: Callable[[], LLMEvaluator], message: str) -> None:

@@ -97,9 +97,10 @@ class VersionWriter:
     def publish(self) -> DatasetVersion:
         """Finish the files and make them the next version, unless the newest one has the same content."""
         if not self.census.counts.complete:
+            asked = self.census.counts.questions
             raise NothingToPublish(
-                f"no version of {self.spec.name!r} was made: none of {self.census.counts.questions} questions has a whole "
-                "tree; run again to ask for what is missing"
+                f"no version of {self.spec.name!r} was made: none of {asked} questions has a whole tree; "
+                "run again to ask for what is missing"
             )
         files = {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
         while True:

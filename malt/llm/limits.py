@@ -81,7 +81,9 @@ class Policy:
     """Wait before the second try; doubles with each, less a random part of up to half."""
     backoff_max_s: float = 20.0
     first_in_flight: int = 16
-    """Requests under way at the start; doubles each round trip until the first 429, then grows by one."""
+    """Requests under way at the start; doubles each round trip until the first 429."""
+    increase: float = 4.0
+    """Requests under way added each round trip after it."""
     cut: float = 0.5
     """What a burst of 429s leaves of the requests under way."""
     pause_s: float = 1.0
@@ -106,7 +108,7 @@ class Policy:
 class Schedule:
     """Turns at an even rate. A turn missed by more than `slack_s` is lost, so that no burst makes up for a pause."""
 
-    slack_s = 0.05
+    slack_s = 0.02
 
     def __init__(self) -> None:
         self.ready_at = 0.0
@@ -143,9 +145,9 @@ class Pace:
         recent = [at for at in self._granted if at >= now - span]
         if not recent:
             return
-        self._peak = len(recent) / max(now - recent[0], span / 2)
+        self._peak = min(len(recent) / max(now - recent[0], span / 2), self.per_second(now))
         # the first estimate comes from a start that was too fast: look again soon
-        self._recovery_s = self._policy.rate_recovery_s / (8 if self._cut_at == 0 else 1)
+        self._recovery_s = self._policy.rate_recovery_s / (4 if self._cut_at == 0 else 1)
         self._cut_at = now
         self._granted.clear()
 
@@ -323,7 +325,7 @@ class Endpoint:
         self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
         self._pace.granted(now, self._latency_s)
         if self.in_flight >= self.window:
-            grown = self._window + (1 if self._slow_start else 1 / self._window)
+            grown = self._window + (1 if self._slow_start else self._policy.increase / self._window)
             self._window = min(float(self._limits.max_in_flight), grown)
 
     def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
@@ -388,8 +390,8 @@ class Budget:
         while self._spent + self._held + worst > self._cap:
             if self._spent + worst > self._cap or not self._held:
                 raise BudgetSpent(
-                    f"limits.max_cost_usd = {self._cap / PICO:g} is reached: {self.spent_usd:.4f} USD are spent, the next "
-                    f"request may cost {worst / PICO:.4f}; raise the cap and run again to go on"
+                    f"limits.max_cost_usd = {self._cap / PICO:g} is reached: {self.spent_usd:.4f} USD are spent, the "
+                    f"next request may cost {worst / PICO:.4f}; raise the cap and run again to go on"
                 )
             self._settled.clear()
             await self._settled.wait()

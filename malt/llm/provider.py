@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
@@ -27,6 +27,9 @@ from malt.fingerprint import digest
 from malt.llm.completion import CompletionRequest
 from malt.llm.limits import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
@@ -134,6 +137,8 @@ async def close() -> None:
     """Close LiteLLM's connections; those of the running loop, so call it there."""
     if _litellm.cache_info().currsize:
         await _litellm().close_litellm_async_clients()
+    if _client.cache_info().currsize:
+        await _client().close()
 
 
 @cache
@@ -149,6 +154,20 @@ def _litellm() -> ModuleType:
     gc.freeze()  # its 100,000s of objects live as long as the process; each full collection would walk them
     module: ModuleType = litellm
     return module
+
+
+@cache
+def _client() -> "AsyncHTTPHandler":
+    """Return LiteLLM's HTTP handler, except that it does not send a request again behind our back: it may be billed."""
+    _litellm()
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+
+    class SendsOnce(AsyncHTTPHandler):  # type: ignore[misc]  # LiteLLM is not typed
+        async def single_connection_post_request(self, **_: object) -> None:
+            """Called where a connection broke, to send again."""
+            raise  # the error of the connection, which the caller is handling
+
+    return SendsOnce()
 
 
 _ways: dict[tuple[str, str | None], Way] = {}
@@ -272,6 +291,8 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
         **_sampling(model),
         **model.extra,
     }
+    if way.name.startswith("hosted_vllm/"):
+        arguments["client"] = _client()
     if count > 1:
         if "n" not in way.supported:
             raise NoSiblings(f"{model.model} takes no `n`")
@@ -414,7 +435,7 @@ def _reason(error: Exception) -> str:
     text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error))
     with suppress(ValueError, KeyError, TypeError):
         text = str(json.loads(text)["error"]["message"])
-    text = re.sub(r" ssl:(<[^>]*>|\w+)", "", text)
+    text = re.sub(r" ssl:(<[^>]*>|\w+)", "", text.partition("Traceback (most recent")[0])
     return " ".join(text.split())[:300]
 
 

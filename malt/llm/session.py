@@ -10,7 +10,6 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Coroutine
-from functools import cache
 from typing import Any, TypeVar
 
 from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
@@ -73,12 +72,13 @@ class Session:
 
     async def _drain(self) -> None:
         if self._in_flight:
-            _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
         await self._writer.drain()
         await provider.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # LiteLLM leaves a task of its own on the loop
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def endpoint(self, model: ModelSpec) -> Endpoint:
         """Return the limiter that all requests to one model at one address share."""
@@ -177,10 +177,30 @@ def row_for(
     )
 
 
-@cache
+_sessions: dict[tuple[Settings, Limits], Session] = {}
+_opening = threading.Lock()
+
+
 def session_for(settings: Settings, limits: Limits) -> Session:
     """Return the process's session for these settings and limits; made at first use, closed at exit."""
-    return Session(settings, limits)
+    with _opening:
+        session = _sessions.get((settings, limits))
+        if session is None or session.stopped is not None:
+            session = _sessions[settings, limits] = Session(settings, limits)
+        return session
+
+
+def opened_session(settings: Settings, limits: Limits) -> Session | None:
+    """Return the session that `session_for` made, or None where it has not made one yet."""
+    return _sessions.get((settings, limits))
+
+
+def close_sessions() -> None:
+    """Close what `session_for` has made; the next call makes new ones."""
+    with _opening:
+        for session in _sessions.values():
+            session.close()
+        _sessions.clear()
 
 
 def default_session() -> Session:

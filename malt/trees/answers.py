@@ -1,19 +1,20 @@
 r"""Reading the final answer from a reply. What was read is stored beside the grade.
 
-A mark says where the answer is. Marks, strong ones first:
+A mark says where the answer is:
 
 1. `Final Answer: x`, on that line or under it as a heading, in Markdown or not;
 2. `\boxed{x}`;
-3. `#### x`, where x is the text's last line, or a number or letter with nothing else (headings look like it too);
+3. `#### x`, on the text's last line, or where x is one value and nothing else (headings look the same);
 4. `the answer is x`, `Answer: x`, `the final answer is x`.
 
-The last mark that stands before something readable wins, and whatever comes before it is ignored. A mark of the fourth
-sort is prose: where any words would do (all kinds but `number` and `choice`) it counts only if there is no other.
-Without a mark, `number` reads the last number of the text and `choice` the last letter, or the one choice that the text
-names; `contains` and `math` look at the whole text; for the other kinds the reply is unanswered.
+The last mark with something readable wins, and all before it is ignored. The fourth sort is prose: where any words
+would do for an answer (all kinds but `number` and `choice`) it counts only if none of the others is there. Without a
+mark, `number` reads the last number of the text and `choice` the last letter, or the one choice that the text names;
+`contains` and `math` look at the whole text; for the other kinds the reply is unanswered.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -22,15 +23,18 @@ from malt.trees.quantities import LONGEST, Quantity, last_quantity, parse_quanti
 
 MOST_MARKS = 50
 """Marks looked at, from the end: no real reply has more, and a hostile one shall not cost more."""
+MOST_LINES = 5
+"""Lines under a heading in which its answer may begin."""
 
 
 class Mark(NamedTuple):
-    """What stands at one mark, cleaned, and how far it can be trusted to be an answer."""
+    """What stands at one mark, cleaned."""
 
     text: str
-    strong: bool = True
+    prose: bool = False
+    """It is of the fourth sort."""
     whole: bool = False
-    """It counts only if all of it is one value."""
+    """It may be a heading: it counts only if it is one value and nothing else."""
 
 
 class NumberRead(NamedTuple):
@@ -51,9 +55,10 @@ def final_answer(text: str) -> str | None:
     """Return the last marked answer of a reply without its markup, or None where nothing is marked."""
     prose: str | None = None
     for mark in marks(text):
-        if mark.strong and not mark.whole:
+        if mark.prose:
+            prose = prose or mark.text
+        elif not mark.whole:
             return mark.text
-        prose = prose or (None if mark.strong else mark.text)
     return prose
 
 
@@ -73,30 +78,29 @@ def read_number(text: str) -> NumberRead | None:
 def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
     """Return the choice that a reply gives as its answer, or None where it names none."""
     for mark in marks(text):
-        letter = parse_choice(mark.text, choices) or (None if mark.whole else named_choice(mark.text, choices))
+        letter = parse_choice(mark.text, choices) or (None if mark.whole else stated_choice(mark.text, choices))
         if letter:
             return ChoiceRead(mark.text, letter)
     marked = final_answer(text)
     if marked is not None:
         return ChoiceRead(marked, None)
-    last = last_letter(text, choices) or parse_choice(clean(text), choices) or named_choice(text, choices)
+    last = parse_choice(clean(text), choices) or stated_choice(text[-LONGEST:], choices)
     return None if last is None else ChoiceRead(last, last)
 
 
-# Marks.
+# Where the marks are.
 
-FINAL_BEFORE = re.compile(r"final[\s*_]+$", re.IGNORECASE)
-SEPARATOR = re.compile(r"[\s*_]*(?:\([^()\n]{0,60}\))?[\s*_]{0,4}[:：=][\s*_]*|[*_#:： \t]*(?:\n\s*|$)")
+FINAL_BEFORE = re.compile(r"final[\s*_]{1,4}$")
+OTHERS_BEFORE = re.compile(
+    r"(?:initial|proposed|previous|original|given|provided|first|wrong|incorrect|student's|earlier|old|no)[\s*_]{1,4}$"
+)
+LINE_BEFORE = re.compile(r"(?:^|\n)[\s*_#>\d.)-]*(?:(?:my|the)\s)?(?:final[\s*_]*)?$")
+COLON = re.compile(r"[\s*_]{0,4}(?:\([^()\n]{0,60}\))?[\s*_]{0,4}[:\uff1a=]")
+LINE_END = re.compile(r"[*_#: \t]*(?:\n|$)")
 PROSE = re.compile(
-    r"[*_]*\s+(?:to\s[^.:\n]{0,80}?\s)?(?:is|are|was|would be|should be|must be|will be|equals)(?![\w])\s*[:=]?\s*|[*_ ]*[:：=][\s*_]*",
-    re.IGNORECASE,
+    r"[*_]*\s(?:to\s[^.:\n]{0,80}?\s)?(?:is|are|was|would be|should be|must be|will be|equals)(?!\w)", re.IGNORECASE
 )
-OTHERS = re.compile(
-    r"(?:initial|proposed|previous|original|given|provided|first|wrong|incorrect|student's|earlier|old|no)[\s*_]+$",
-    re.IGNORECASE,
-)
-LINE_BEFORE = re.compile(r"(?:^|\n)[\s*_#>\d.)-]*$")
-SECTION = re.compile(r"\s*(?:(?:\$\$|\\\[|```\w*)\s*\n\s*)?([^\n]+)")
+LINES = re.compile(r"[^\n]+")
 
 
 def marks(text: str) -> Iterator[Mark]:
@@ -105,15 +109,178 @@ def marks(text: str) -> Iterator[Mark]:
 
 
 def every_mark(text: str) -> Iterator[Mark]:
-    """Yield marks from the end to the beginning; what a strong one holds ends where the next begins."""
+    """Yield marks from the end to the beginning; what one holds ends where the next one that is no prose begins."""
     low = lowered(text)
-    positions = {word: low.rfind(word) for word in ("answer", "\\boxed", "####")}
+    positions = {word: low.rfind(word) for word in FINDERS}
     end = len(text)
     while (position := max(positions.values())) >= 0:
         word = next(word for word, found in positions.items() if found == position)
-        mark = mark_at(word, text, position, end)
-        if mark is not None and mark.text:
-            yield mark
-        if mark is not None and mark.strong:
-            end = position
+        mark = FINDERS[word](text, low, position, end)
         positions[word] = low.rfind(word, 0, position)
+        if mark is not None:
+            end = end if mark.prose else position
+            yield mark
+
+
+def answer_mark(text: str, low: str, position: int, end: int) -> Mark | None:
+    """Read a mark made with the word `answer`."""
+    after = position + len("answer")
+    before = low[max(0, position - 40) : position]
+    final = FINAL_BEFORE.search(before) is not None
+    if OTHERS_BEFORE.search(before):
+        return None
+    if colon := COLON.match(text, after):
+        return held(text, colon.end(), end, prose=not final)
+    if prose := PROSE.match(text, after):
+        return held(text, prose.end(), end, prose=True)
+    if LINE_END.match(text, after) and LINE_BEFORE.search(before):
+        return held(text, after, end, prose=not final)
+    return None
+
+
+def box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001 - all finders are called alike
+    r"""Read a `\boxed{…}`, whose braces may nest."""
+    start = position + len(r"\boxed")
+    while start < end and text[start] == " ":
+        start += 1
+    close = closing_brace(text, start, end)
+    content = clean(text[start + 1 : close]) if close else ""
+    return Mark(content) if content else None
+
+
+def hash_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001
+    """Read a `#### …`."""
+    line = LINES.match(text, position + 4, end)
+    content = clean(line[0]) if line else ""
+    if not line or not content:
+        return None
+    last = not text[line.end() :].strip()
+    return Mark(content, whole=not last)
+
+
+FINDERS = {"answer": answer_mark, r"\boxed": box_mark, "####": hash_mark}
+
+
+def held(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
+    """Return what stands on this line, or else on the next that says anything."""
+    for line in islice(LINES.finditer(text, start, end), MOST_LINES):
+        content = clean(line[0])
+        if content:
+            return Mark(content, prose)
+    return None
+
+
+def lowered(text: str) -> str:
+    """Lower the text's case without moving any position; a few letters grow when they are lowered."""
+    low = text.lower()
+    return low if len(low) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
+
+
+BRACES = re.compile(r"\\[{}\\]|[{}]")
+
+
+def closing_brace(text: str, opening: int, end: int) -> int | None:
+    """Return where the brace that opens at `opening` closes."""
+    if not text.startswith("{", opening):
+        return None
+    depth = 0
+    for match in BRACES.finditer(text, opening, end):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if depth == 0:
+            return match.start()
+    return None
+
+
+# Markup around an answer.
+
+PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("<answer>", "</answer>"))
+COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*(?=\{)")
+LEAD_IN = re.compile(
+    r"(?:(?:so|therefore|thus|hence),?\s+)?(?:(?:the|my)\s+)?(?:final|correct)?\s*answer(?:\s+is(?!\w)\s*:?|\s*[:=])\s*",
+    re.IGNORECASE,
+)
+CLOSING = re.compile(r"[.\s]*\bI hope (?:it|this) is correct\b.*", re.IGNORECASE | re.DOTALL)
+
+
+def clean(text: str) -> str:
+    """Strip Markdown, quotation marks, LaTeX delimiters and phrases such as `the answer is` around an answer."""
+    for _ in range(5):
+        inner = unwrapped(text.strip(" \t\r\n*_`\"'\u201c\u201d\u2018\u2019#").rstrip(".,;: ").lstrip(": "))
+        if inner == text:
+            break
+        text = inner
+    return text
+
+
+def unwrapped(text: str) -> str:
+    """Take off one layer."""
+    for opening, closing in PAIRS:
+        inner = text.removeprefix(opening).removesuffix(closing)
+        if len(text) - len(inner) == len(opening) + len(closing) and opening not in inner:
+            return inner
+    command = COMMAND.match(text)
+    if command and closing_brace(text, command.end(), len(text)) == len(text) - 1:
+        return text[command.end() + 1 : -1]
+    if "nswer" in text[:60]:
+        text = text[leading.end() :] if (leading := LEAD_IN.match(text)) else text
+    return CLOSING.sub("", text) if "I hope" in text else text
+
+
+# Choices.
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTER_FIRST = re.compile(
+    r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?(?P<open>[(\[{*]*)(?P<letter>[A-Z])(?P<close>[)\]}*]*)(?![\w'\u2019])",
+    re.IGNORECASE,
+)
+LETTER = re.compile(
+    r"(?<![\w'\u2019\\])(?P<open>[(\[*]*)(?P<letter>[A-Z])(?P<close>[)\]*.:]*)(?![\w'\u2019])(?P<word> [a-z])?"
+)
+ARTICLE = re.compile(r"(?:the|an?)\s+")
+
+
+def parse_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the letter that a text begins with, or whose choice's own words it is; else None."""
+    words = ARTICLE.sub("", normalised(text), count=1) if len(text) < LONGEST else ""
+    for letter, choice in zip(LETTERS, choices, strict=False):
+        if words and words == ARTICLE.sub("", normalised(choice), count=1):
+            return letter
+    match = LETTER_FIRST.match(text)
+    if match is None or match["letter"].upper() not in letters(choices):
+        return None
+    rest = text[match.end() :]
+    bracketed = match["close"] or match["open"]
+    if rest == "" or bracketed or rest[0] in ".):,;-\u2013\u2014":
+        return match["letter"].upper()
+    return match["letter"] if match["letter"].isupper() and match["letter"] not in "AI" else None
+
+
+def stated_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the last letter that stands alone in a text, else the letter of the one choice that it names."""
+    for match in reversed(list(LETTER.finditer(text))):
+        article = match["letter"] in "AI" and match["word"] and not (match["open"] or match["close"])
+        if match["letter"] in letters(choices) and not article:
+            return match["letter"]
+    said = f" {NOT_WORDS.sub(' ', normalised(text))} "
+    named = [(letter, choice) for letter, choice in zip(LETTERS, map(spaced, choices), strict=False) if choice in said]
+    longest = [letter for letter, choice in named if not any(choice != other and choice in other for _, other in named)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def letters(choices: Sequence[str]) -> str:
+    """Return the letters of the choices; A to J where the question has none of its own."""
+    return LETTERS[: len(choices) or 10]
+
+
+NOT_WORDS = re.compile(r"[^\w]+")
+
+
+def spaced(choice: str) -> str:
+    """Return a choice's words with a space on either side, so that it can be found as whole words."""
+    return f" {NOT_WORDS.sub(' ', normalised(choice)).strip()} "
+
+
+def normalised(text: str) -> str:
+    """Reduce a text to what must be equal for an exact match: no case, markup, surrounding punctuation, extra space."""
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(clean(text).casefold().split()).strip(".,;:!?\"'`*_ ")

@@ -18,9 +18,14 @@ from malt.trees.growth import grow
 from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 
 
-async def assess(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete) -> ValuedTree:
-    """Grow, grade and value one question's tree; the judge, where there is one, is asked like any other role."""
-    return await value(await grow(question, spec, prompts, complete), spec, prompts, complete)
+async def assess(
+    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+) -> ValuedTree:
+    """Grow, grade and value one question's tree; the judge, where there is one, is asked like any other role.
+
+    `judge` stands in for the one that the spec declares.
+    """
+    return await value(await grow(question, spec, prompts, complete), spec, prompts, complete, judge)
 
 
 class Shortfall(NamedTuple):
@@ -59,9 +64,11 @@ def asks_judge(spec: RunSpec) -> bool:
     return "llm" in spec.evaluator.kind
 
 
-async def value(tree: Tree, spec: RunSpec, prompts: PromptSet, complete: Complete) -> ValuedTree:
+async def value(
+    tree: Tree, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+) -> ValuedTree:
     """Grade a grown tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
-    judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    judge = judge or LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
     grades: dict[Address, Grade] = {}
     failures: list[FailedBranch] = []
 

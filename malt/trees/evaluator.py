@@ -6,6 +6,7 @@ How a reply is read is in `replies.py`. The criteria are text: `prompts/<set>/ev
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,7 +19,9 @@ from malt.questions import Question, content_id
 from malt.spec import EvaluatorSpec, GraderKind, Role
 from malt.trees.answers import final_answer
 from malt.trees.grading import Evaluation, Grade, Outcome, Verdict
-from malt.trees.replies import JudgeReply, nothing, read_reply
+from malt.trees.replies import JudgeReply, Score, nothing, read_reply
+
+__all__ = ["JudgeReply", "Judgement", "LLMEvaluator", "Score"]
 
 REPAIR = (
     "That reply cannot be read: {reason}. Judge the same answer again, and reply with one JSON object and nothing "
@@ -227,8 +230,8 @@ def all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type
         if name not in schema.score_names():
             known = ", ".join(schema.score_names())
             raise ConfigError(f"LLMEvaluator: weights: {schema.__name__} has no score {name!r}; it has {known}")
-        if not weight >= 0:
-            raise ConfigError(f"LLMEvaluator: weights: {name} is {weight}; it must be 0 or more")
+        if not 0 <= weight < inf:
+            raise ConfigError(f"LLMEvaluator: weights: {name} is {weight}; it must be a finite number, 0 or more")
     return weights
 
 
@@ -244,7 +247,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= KEPT_CHARACTERS else text[:KEPT_CHARACTERS] + " […]"
 
 
-INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
+INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
 """What may stand between the characters of a tag and still look like one to a model."""
 
 TURN_MARKS = re.compile(
@@ -266,5 +269,8 @@ def inert(text: str, tags: frozenset[str]) -> str:
         return text
     names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
     return re.sub(
-        rf"[<\uff1c\ufe64](?={INVISIBLE}[/\uff0f]?{INVISIBLE}(?:{names})(?![\w-]))", "&lt;", text, flags=re.IGNORECASE
+        rf"[<\uff1c\ufe64](?={INVISIBLE}(?:[/\uff0f]{INVISIBLE})?(?:{names})(?![\w-]))",
+        "&lt;",
+        text,
+        flags=re.IGNORECASE,
     )

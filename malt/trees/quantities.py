@@ -6,10 +6,11 @@ percent, units, LaTeX, small number words, and measures in two units. Not a numb
 """
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
+
+from malt.trees.notation import plain
 
 LONGEST = 10_000
 """Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
@@ -18,7 +19,7 @@ MOST_DIGITS = 300
 
 
 class Quantity(NamedTuple):
-    """A number, how it was written, and the factor to its other reading: `50%` is 50 and 0.5, `2 million` 2 and 2000000.
+    """A number, how it was written, and the factor to its other reading: `50%` is 50 and 0.5, `2 dozen` 2 and 24.
 
     Benchmarks leave the unit out of the reference (`50`, and the question asks for percent), so either reading counts.
     """
@@ -32,66 +33,19 @@ def equal(left: Quantity, right: Quantity) -> bool:
     """Whether two quantities are the same number in one of their readings; in the same unit only as written."""
     if left.scale == right.scale:
         return near(left.value, right.value)
-    return any(near(a, b) for a in (left.value, left.value * left.scale) for b in (right.value, right.value * right.scale))
+    return any(near(one, other) for one in readings(left) for other in readings(right))
+
+
+def readings(number: Quantity) -> tuple[Fraction, Fraction]:
+    """Return the number as written, and in the unit that its percent sign or magnitude stands for."""
+    return number.value, number.value * number.scale
 
 
 def near(left: Fraction, right: Fraction) -> bool:
     """Whether two numbers are equal, or differ in the seventh figure where one is not whole: 0.333333 is 1/3."""
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right
-    return abs(left - right) <= min(1, abs(left), abs(right)) * Fraction(2, 1_000_000)
-
-
-# How a text is made plain: ASCII signs, no markup, `√` for whatever is symbolic.
-
-PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("−‐‑‒–﹣－", "-"),
-        **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000—―", " "),
-        **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff`", ""),
-        **dict(zip("０１２３４５６７８９．，％＄／：＝", "0123456789.,%$/:=", strict=True)),
-        **{"⁄": "/", "∕": "/", "∗": "*", "⋅": "×", "·": "×", "π": "√", "∛": "√", "∞": "√", "≃": "≈", "≅": "≈", "∼": "~"},
-        **{"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅕": " 1/5", "⅖": " 2/5", "⅗": " 3/5"},
-        **{"⅘": " 4/5", "⅙": " 1/6", "⅚": " 5/6", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8"},
-    }
-)
-SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-
-Replacement = str | Callable[[re.Match[str]], str]
-
-LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\{,\}", ","),
-        (r"\\!", ""),
-        (r"\\[$%#&]", lambda match: match[0][1]),
-        (r"\\(?:[,;: ()\[\]]|left(?![a-z])|right(?![a-z])|displaystyle|q?quad|boxed|fbox)", " "),
-        (r"\\[dtc]?frac\s*\{([^{}\\]*+)\}\s*\{([^{}\\]*+)\}", lambda match: f" {match[1]}/{match[2]}"),
-        (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"),
-        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|boldsymbol)\s*\{([^{}]*+)\}", r" \1"),
-        (r"\\(?:times|cdot)(?![a-zA-Z])", "×"),
-        (r"\\div(?![a-zA-Z])", "÷"),
-        (r"\\(?:approx|simeq|sim|thickapprox)(?![a-zA-Z])", "≈"),
-        (r"\^\s*\{([^{}]*+)\}", r"^\1"),
-        (r"\^?\\(?:circ|degree)(?![a-zA-Z])", "°"),
-        (r"\\(?:sqrt|pi|theta|alpha|beta|infty|log|ln|sin|cos|tan|pm|mp|sum|int|binom|d?tbinom)(?![a-zA-Z])", "√"),
-        (r"\\[a-zA-Z]+", " "),
-        (r"[{}\\]", " "),
-    )
-)
-SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])", re.IGNORECASE)
-SIGNED_FRACTION = re.compile(r"([-+]) (?=[0-9]+/[0-9])")
-
-
-def plain(text: str) -> str:
-    """Return the text without typography, Markdown emphasis and LaTeX."""
-    if not text.isascii():
-        text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: "^" + match[0].translate(SUPERSCRIPT), text.translate(PLAIN))
-    if "\\" in text or "{" in text:
-        for pattern, replacement in LATEX:
-            text = pattern.sub(replacement, text)
-    text = text.replace("**", "").replace("__", "").replace("`", "")
-    return SIGNED_FRACTION.sub(r"\1", SYMBOLS.sub("√", text))
+    return abs(left - right) <= min(Fraction(1), abs(left), abs(right)) * Fraction(2, 1_000_000)
 
 
 # How one number is read.
@@ -109,7 +63,7 @@ NUMBER = re.compile(
     | (?P<digits>{DIGITS})
       (?: \s?/\s?(?P<denominator>{DIGITS})
       | [eE](?P<exponent>[-+]?[0-9]{{1,4}})(?![\w.])
-      | \s?[×*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
+      | \s?[*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
       )?
     )
     (?![0-9]) (?!\s?[√^]) (?!\s?/\s?[0-9(]) (?!:[0-9]|\s:\s[0-9]) (?!\.[0-9])
@@ -122,8 +76,16 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 SCALES = {
-    **{"k": 1000, "K": 1000, "M": 10**6, "B": 10**9, "dozen": 12},
-    **{"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+    "k": 1000,
+    "K": 1000,
+    "M": 10**6,
+    "B": 10**9,
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
 }
 
 
@@ -191,21 +153,32 @@ MEASURES = {
     ("day", "hour"): 24,
     ("pound", "ounce"): 16,
 }
-UNITS = {
-    **{"dollars": "dollar", "euros": "euro", "cents": "cent", "feet": "foot", "ft": "foot", "inches": "inch"},
-    **{"hours": "hour", "hrs": "hour", "hr": "hour", "h": "hour", "minutes": "minute", "mins": "minute", "min": "minute"},
-    **{"seconds": "second", "secs": "second", "sec": "second", "years": "year", "months": "month", "weeks": "week"},
-    **{"days": "day", "pounds": "pound", "lbs": "pound", "lb": "pound", "ounces": "ounce", "oz": "ounce"},
+SPELLINGS = {
+    "dollar": "dollars",
+    "euro": "euros",
+    "cent": "cents",
+    "foot": "feet ft",
+    "inch": "inches",
+    "hour": "hours hrs hr h",
+    "minute": "minutes mins min",
+    "second": "seconds secs sec",
+    "year": "years",
+    "month": "months",
+    "week": "weeks",
+    "day": "days",
+    "pound": "pounds lbs lb",
+    "ounce": "ounces oz",
 }
+UNITS = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling in (unit, *spellings.split())}
 MEASURE = re.compile(
-    r"(?<![\w.,/^-])([0-9]++(?:,[0-9]{3})*+)\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{3,7}+)(?!\w)"
+    r"(?<![\w.,/^-])([0-9]++(?:,[0-9]{3})*+)\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
 )
 
 
 def measure(text: str) -> Quantity | None:
     """Return the first measure in two units of a plain text, in the smaller unit: `1 hour 20 minutes` is 80."""
     for match in MEASURE.finditer(text):
-        large, small = UNITS.get(match[2], match[2]), UNITS.get(match[4], match[4])
+        large, small = UNITS.get(match[2], ""), UNITS.get(match[4], "")
         ratio = MEASURES.get((large, small))
         first = decimal(match[1])
         if ratio and first is not None and len(match[0]) <= MOST_DIGITS:
@@ -213,13 +186,14 @@ def measure(text: str) -> Quantity | None:
     return None
 
 
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve "
+    "thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 WORD_VALUES = {
-    **{word: value for value, word in enumerate([*SMALL.split(), "eighteen", "nineteen"])},
-    **{
-        word: 10 * tens
-        for tens, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-    },
+    **{word: value for value, word in enumerate(SMALL.split())},
+    **{word: 10 * tens for tens, word in enumerate(TENS.split(), start=2)},
 }
 WORD_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
 
@@ -252,8 +226,8 @@ class Found(NamedTuple):
     quantity: Quantity | None
 
 
-TANGLED_BEFORE = re.compile(r"(?:[0-9)%]\s?[-+*×÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through)|√)\s?[$€£¥₹(]*$")
-TANGLED_AFTER = re.compile(r"\)?\s?(?:[-+*×÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through)\s(?=[$€£¥₹]?[0-9]))")
+TANGLED_BEFORE = re.compile(r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through)|√)\s?[$€£¥₹(]*$")
+TANGLED_AFTER = re.compile(r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through)\s(?=[$€£¥₹]?[0-9]))")
 LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
 QUALIFIER_BEFORE = re.compile(
     r"(?<![a-z])(?:in|after|for|by|at|the|of|from|to|with|within|over|every|each|per|than|these|those|both|all|next|first"
@@ -262,10 +236,13 @@ QUALIFIER_BEFORE = re.compile(
 )
 CONCLUSION = re.compile(r"(?<![a-z])(?:so|therefore|thus|hence|which means)(?![a-z])", re.IGNORECASE)
 EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
-LEAD_IN = re.compile(r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s)?", re.I)
+LEAD_IN = re.compile(
+    r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s)?", re.IGNORECASE
+)
 UNITS_AFTER = re.compile(
     r"(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8}+[\s.!*_$)\]\"']*+"
 )
+SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
 ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 
 
@@ -288,7 +265,7 @@ def read_quantity(text: str) -> Quantity | None:
     """Return the number that a statement of an answer gives, or None where it gives none, or several.
 
     In order: what follows the last `so`; what follows the last `=`; the number it begins with; the first number that
-    qualifies nothing, as `3` does in `after 3 days`.
+    qualifies nothing, as `3` does in `after 3 days`. Of several sentences the first with a number is taken.
     """
     line = plain(text[:LONGEST])
     found = numbers(line)
@@ -312,8 +289,8 @@ def last_quantity(text: str) -> Quantity | None:
 
 def stated(line: str, found: list[Found]) -> Quantity | None:
     """Choose among several numbers."""
-    for border in (CONCLUSION, EQUALS):
-        found = after_last(border, line, found)
+    found = in_one_sentence(line, after_last(CONCLUSION, line, found))
+    found = after_last(EQUALS, line, found)
     first = found[0]
     if LIST_AFTER.match(line, first.end):
         return None
@@ -328,6 +305,12 @@ def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[F
     """Return the numbers after the last border that has any, else all of them."""
     ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
+
+
+def in_one_sentence(line: str, found: list[Found]) -> list[Found]:
+    """Return the numbers up to the end of the sentence in which the first stands."""
+    end = SENTENCE_END.search(line, found[0].end)
+    return [number for number in found if number.start < end.start()] if end else found
 
 
 def numbers(line: str) -> list[Found]:

@@ -15,70 +15,75 @@ if TYPE_CHECKING:
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
-WORDS = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|lim|max|min|mod)\b)[A-Za-z]{3,}")
+TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|begin|end)\s*\{[^{}]*+\}")
+WORD = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|lim|max|min|mod)(?![A-Za-z]))[A-Za-z]{3,}"
+)
 LATEX_PLACE = re.compile(r"\$|\\\(|\\\[|\\boxed")
+JOINED = re.compile(r",?\s(?:and|or)\s")
 
-MathResult = Literal["equal", "different", "unread"]
+MathResult = Literal["equal", "different", "unread", "no reference"]
 
 
 class MathVerdict(NamedTuple):
-    """How an answer compares to a reference, and what was read of it; both are mathematics, not words, if `symbolic`."""
+    """How an answer compares to a reference, and what was read of it; `symbolic`: there are no words on either side."""
 
     result: MathResult
-    read: str | None
-    symbolic: bool
+    read: str | None = None
+    symbolic: bool = False
 
 
 def compare_math(expected: str, answer: str) -> MathVerdict:
-    """Compare an answer to a reference as mathematics; the first of their readings that agree decides.
-
-    `unread`: no mathematics was found in the answer. Raises `ValueError` where there is none in the reference.
-    """
+    """Compare an answer to a reference as mathematics, with math-verify: order matters, the reference sets the form."""
     from math_verify import verify
 
-    limit_memory()
-    targets = [target for place in places(expected) if (target := read_math(place))]
-    if not targets:
-        raise ValueError(f"reference {expected[:80]!r} is not mathematics")
-    found = [given for place in places(answer) if (given := read_math(place))]
-    symbolic = not (WORDS.search(expected) or WORDS.search(answer))
-    for given in found:
-        if any(verify(target, given, timeout_seconds=None) for target in targets):
-            return MathVerdict("equal", str(given[-1]), symbolic)
-    return MathVerdict("different" if found else "unread", str(found[0][-1]) if found else None, symbolic)
+    prepare()
+    target = read_math(expected)
+    if not is_symbolic(target):
+        return MathVerdict("no reference")
+    given = read_math(answer)
+    if not given:
+        return MathVerdict("unread")
+    equal = verify(target, given, timeout_seconds=None)
+    symbolic = is_symbolic(given) and not (WORD.search(expected) or WORD.search(answer))
+    return MathVerdict("equal" if equal else "different", str(given[-1]), symbolic)
 
 
 def is_mathematics(reference: str) -> bool:
-    """Say whether math-verify reads anything in a reference."""
-    limit_memory()
-    return any(read_math(place) for place in places(reference))
-
-
-def places(text: str) -> list[str]:
-    """Return the text as math-verify should see it: it reads LaTeX only between delimiters, words only outside them."""
-    if LATEX_PLACE.search(text):
-        return [text]
-    return [text, f"${text}$"] if WORDS.search(text) else [f"${text}$"]
+    """Say whether math-verify finds mathematics in a reference; words outside LaTeX are none."""
+    prepare()
+    return is_symbolic(read_math(reference))
 
 
 def read_math(text: str) -> "list[Basic | str]":
-    """Return math-verify's reading, empty where there is none."""
+    """Return what math-verify reads: expressions, then the text they were read from; empty where it finds nothing."""
     from math_verify import parse
 
-    quiet()
-    found: list[Basic | str] = parse(text, parsing_timeout=None)
+    found: list[Basic | str] = parse(placed(text), parsing_timeout=None)
     return found
 
 
+def placed(text: str) -> str:
+    """Set mathematics that stands bare between delimiters: LaTeX is read only there, words only outside."""
+    if LATEX_PLACE.search(text) or WORD.search(JOINED.sub(", ", TEXT_COMMAND.sub("", text))):
+        return text
+    return f"${JOINED.sub(', ', text)}$"
+
+
+def is_symbolic(found: "Sequence[Basic | str]") -> bool:
+    """Whether anything was understood, rather than only found."""
+    return any(not isinstance(each, str) for each in found)
+
+
 @cache
-def quiet() -> None:
-    """Keep math-verify from warning that its own time limit is off: the pool has one that holds."""
+def prepare() -> None:
+    """Bound what this process may take, and keep math-verify from warning that its own time limit is off."""
     import logging
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    limit_memory()
 
 
-@cache
 def limit_memory() -> None:
     """Bound this process's address space from now on; a larger demand raises MemoryError."""
     if sys.platform == "linux":
@@ -104,8 +109,3 @@ def call_function(name: str, question: str, ground_truth: str, answer: str) -> f
 def check_function(name: str) -> None:
     """Import a user's grader; raises what its import raises."""
     resolve(name)
-
-
-def parse_all(references: Sequence[str]) -> list[str]:
-    """Return those references that are not mathematics."""
-    return [reference for reference in references if not is_mathematics(reference)]

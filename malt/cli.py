@@ -1,0 +1,201 @@
+"""The `malt` command: reads what the user typed, calls the library or a flow, and says what came of it.
+
+How things look is in console.py. Exit codes: 0 done, 1 failed branches or a check that did not hold, 2 the command or
+the config is wrong, 3 stopped at a limit, 130 interrupted.
+"""
+
+import asyncio
+import json
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from malt.errors import ConfigError, MaltError
+
+if TYPE_CHECKING:
+    from malt.inputs import Inputs
+    from malt.spec import RunSpec
+    from malt.summary import RunSummary
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Grow MALT trees with any model in any role, and write versioned training datasets.",
+    epilog="--debug, anywhere, shows the traceback of an error.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A dataset's TOML file, such as configs/quickstart.toml.")
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a config key by dotted path; repeatable."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Take the first N questions.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="NAME (its newest version), NAME@v3, or a folder.")]
+
+
+def main() -> None:
+    """Run the command line, and end the process with its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(exit_code(arguments, debug=len(arguments) < len(sys.argv) - 1))
+
+
+def exit_code(arguments: list[str], *, debug: bool = False) -> int:
+    """Run one command and return its exit code; an error is one or two lines on stderr."""
+    try:
+        result = app(arguments, prog_name="malt", standalone_mode=False)
+    except MaltError as error:
+        return failed(str(error), error.exit_code, debug=debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return failed(f"{error.format_message()} (see: malt --help)", 2, debug=debug)
+    except (KeyboardInterrupt, click.Abort):
+        return failed("interrupted; what was paid for is in the store, run again to go on", INTERRUPTED, debug=debug)
+    return result if isinstance(result, int) else 0
+
+
+def failed(message: str, code: int, *, debug: bool) -> int:
+    """Say what went wrong."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+@app.command()
+def plan(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Quote a run without a model call: requests, completions, tokens, cost, and what the store already holds."""
+    from malt import console
+    from malt.llm.store import Store
+    from malt.plan import plan as quote
+    from malt.settings import Settings
+
+    spec, inputs = declared(config, override, limit)
+    with Store(Settings().store) as store:
+        quoted = quote(inputs, spec, store)
+    console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
+
+
+@app.command()
+def run(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> int:
+    """Grow, grade and publish; asks only for what the store does not hold."""
+    from malt import console
+
+    spec, inputs = declared(config, override, limit)
+    with console.progress(spec, len(inputs.questions)):
+        summary = flow_summary("generate", spec)
+    return finish(summary, as_json=as_json)
+
+
+@app.command()
+def assemble(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> int:
+    """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
+    spec, _ = declared(config, override, limit)
+    return finish(flow_summary("assemble", spec), as_json=as_json)
+
+
+@app.command()
+def datasets(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, as_json: Json = False) -> None:
+    """List versions: number, rows per file, content digest, date."""
+    from malt import console
+    from malt.datasets.version import list_versions
+    from malt.settings import Settings
+
+    versions = list_versions(Settings().datasets_dir, name)
+    console.emit(console.listing(versions)) if as_json else console.show_versions(versions)
+
+
+@app.command()
+def show(
+    version: Version,
+    question_id: Annotated[str | None, typer.Argument(metavar="[QUESTION_ID]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a version, or one question's tree with grades and values."""
+    from malt import console
+    from malt.datasets.version import open_version
+
+    opened = open_version(version)
+    if question_id is None:
+        console.emit(opened.manifest.model_dump(mode="json")) if as_json else console.show_version(opened)
+    elif as_json:
+        console.emit(
+            {"question_id": question_id, "nodes": json.loads(opened.tree_rows(question_id).to_json(orient="records"))}
+        )
+    else:
+        console.show_tree(opened, question_id)
+
+
+@app.command()
+def verify(version: Version, as_json: Json = False) -> int:
+    """Recompute every digest and invariant of a version; names what does not hold."""
+    from malt import console
+    from malt.datasets.verify import verify as problems_of
+    from malt.datasets.version import open_version
+
+    opened = open_version(version)
+    problems = problems_of(opened)
+    if as_json:
+        console.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+    else:
+        console.show_verdict(opened, problems)
+    return 1 if problems else 0
+
+
+def declared(config: Path, override: list[str] | None, limit: int | None) -> "tuple[RunSpec, Inputs]":
+    """Read a config and all that it names, so that what is wrong with it is said at once."""
+    from malt.config import load_spec
+    from malt.inputs import read_inputs
+
+    spec = load_spec(config, override or (), limit)
+    return spec, read_inputs(spec)
+
+
+def flow_summary(name: str, spec: "RunSpec") -> "RunSummary":
+    """Run one of the flows here, with the server at `PREFECT_API_URL` or a private one.
+
+    Raises the flow's own error where it did not come to a summary.
+    """
+    from malt.private_prefect import prepare_prefect
+    from malt.settings import Settings
+
+    prepare_prefect(Settings().data_dir)
+    try:
+        flow = getattr(import_module(f"flows.{name}"), name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("flows", "tasks"):
+            raise
+        raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
+    result = asyncio.run(ended(flow, spec))
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+    """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
+    state = await flow(spec, return_state=True)
+    result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+    return result
+
+
+def finish(summary: "RunSummary", *, as_json: bool) -> int:
+    """Print a run's summary, its failures on stderr, and return the exit code."""
+    from malt import console
+
+    console.emit(summary.model_dump(mode="json")) if as_json else console.show_summary(summary)
+    console.show_failures(summary)
+    return summary.exit_code

@@ -1,0 +1,265 @@
+"""What the commands print: tables and trees for people, one JSON object for programs, progress on stderr."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree as RichTree
+
+from malt.spec import PLAYERS, Role, RunSpec
+
+if TYPE_CHECKING:
+    from malt.datasets.version import DatasetVersion
+    from malt.llm.tally import Tally
+    from malt.plan import Plan
+    from malt.summary import RunSummary
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FAILURES_SHOWN = 10
+TEXT_SHOWN = 160
+"""Characters of a node's text in a tree."""
+REFRESH_S = 0.5
+PLAIN_EVERY_S = 10.0
+"""How often a line is printed where there is no terminal."""
+
+
+def emit(value: JsonValue) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def dollars(cost: float | None) -> str:
+    """Write a cost; one that is not known is not zero."""
+    return "unknown" if cost is None else f"${cost:.4f}"
+
+
+def table_of(*columns: str) -> Table:
+    """Return a plain table whose columns after the first are numbers, unless they end in a dot."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(columns):
+        table.add_column(name.rstrip("."), justify="left" if place == 0 or name.endswith(".") else "right")
+    return table
+
+
+def show_plan(plan: "Plan") -> None:
+    """Print a quote."""
+    table = table_of("role", "model.", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
+    for role, quoted in plan.roles.items():
+        figures = (
+            quoted.requests,
+            quoted.completions,
+            quoted.stored_completions,
+            quoted.prompt_tokens,
+            quoted.completion_tokens,
+        )
+        table.add_row(role.value, escape(quoted.model), *map("{:,}".format, figures), dollars(quoted.cost_usd))
+    total = (plan.requests, plan.completions, plan.stored_completions, plan.prompt_tokens, plan.completion_tokens)
+    table.add_row("total", "", *map("{:,}".format, total), dollars(plan.cost_usd), style="bold")
+    out.print(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
+    out.print(table)
+    for role, quoted in plan.roles.items():
+        out.print(f"{role.value} tokens: {quoted.basis}", style="dim")
+
+
+def show_summary(summary: "RunSummary") -> None:
+    """Print what a run came to."""
+    if summary.path is None:
+        out.print(f"{summary.dataset}: nothing published")
+    else:
+        out.print(f"{summary.reference} ({'new' if summary.created else 'unchanged'}): {escape(summary.path)}")
+    leaves = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items() if count)
+    out.print(f"  questions  {summary.complete} of {summary.questions} complete")
+    out.print(f"  leaves     {leaves or 'none'}")
+    out.print(
+        f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
+        f"{summary.cached_completions:,} from the store"
+    )
+    out.print(
+        f"  used       {summary.prompt_tokens:,} prompt and {summary.completion_tokens:,} completion tokens, "
+        f"cost {dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
+    )
+    show_rows(summary.rows)
+
+
+def show_rows(rows: dict[str, int]) -> None:
+    """Print the rows of a version's files, a file a line."""
+    for file, count in rows.items():
+        out.print(f"  {file:<28} {count:>8,} rows")
+
+
+def show_failures(summary: "RunSummary") -> None:
+    """Print what is missing, and why, on stderr."""
+    if summary.exit_code:
+        err.print(f"error: {escape(summary.sentence)}")
+    for failure in summary.failures[:FAILURES_SHOWN]:
+        where = failure.question_id + (f"/{failure.address}" if failure.address else "")
+        err.print(f"  {failure.role} {escape(where)}: {escape(failure.reason)}")
+    if len(summary.failures) > FAILURES_SHOWN:
+        err.print(f"  … and {len(summary.failures) - FAILURES_SHOWN} more")
+
+
+def listing(versions: "Sequence[DatasetVersion]") -> JsonValue:
+    """Return versions as JSON."""
+    return {
+        "versions": [
+            {
+                "name": version.name,
+                "version": version.number,
+                "path": str(version.path),
+                "created_at": version.manifest.created_at.isoformat(),
+                "content_sha256": version.manifest.content_sha256,
+                "rows": {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None},
+            }
+            for version in versions
+        ]
+    }
+
+
+def show_versions(versions: "Sequence[DatasetVersion]") -> None:
+    """Print one line a version."""
+    if not versions:
+        out.print("no datasets yet; make one with: malt run configs/quickstart.toml")
+        return
+    table = table_of("version", "questions", "sft", "dpo", "kto", "content.", "made.")
+    for version in versions:
+        manifest = version.manifest
+        rows = {file: entry.rows or 0 for file, entry in manifest.files.items()}
+        kinds = [
+            sum(count for file, count in rows.items() if file.startswith(f"{kind}/")) for kind in ("sft", "dpo", "kto")
+        ]
+        made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
+        figures = map("{:,}".format, (manifest.counts.complete, *kinds))
+        table.add_row(version.reference, *figures, manifest.content_sha256[:12], made)
+    out.print(table)
+
+
+def show_version(version: "DatasetVersion") -> None:
+    """Print what is in a version."""
+    manifest = version.manifest
+    counts, spec = manifest.counts, manifest.spec
+    out.print(f"[bold]{version.reference}[/bold]  {escape(str(version.path))}")
+    out.print(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    out.print(f"{counts.complete} of {counts.questions} questions complete, {counts.failed_branches} failed branches")
+    table = table_of("role", "model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
+    for role in PLAYERS:
+        labels, declared = counts.labels[role], spec.roles[role]
+        tokens, cost = manifest.tokens[role].completion_tokens, manifest.cost[role].cost_usd
+        figures = (declared.samples, counts.nodes[role], labels.right, labels.wrong, labels.none)
+        table.add_row(
+            role.value,
+            escape(declared.model),
+            *map(str, figures),
+            "unknown" if tokens is None else f"{tokens:,}",
+            dollars(cost),
+        )
+    out.print(table)
+    leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
+    out.print(f"leaves: {leaves}; graded by {', '.join(spec.evaluator.kind)}")
+    show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def show_tree(version: "DatasetVersion", question_id: str) -> None:
+    """Print one question's tree: every node's value, label and text, every leaf's grade."""
+    rows = version.tree_rows(question_id)
+    asked = version.questions.query("question_id == @question_id").to_dict("records")[0]
+    root = RichTree(f"[bold]{escape(one_line(asked['question']))}[/bold]\nreference: {escape(asked['ground_truth'])}")
+    branches = {"": root}
+    for row in rows.to_dict("records"):
+        parent = branches[row["node_id"].rpartition(".")[0]]
+        branches[row["node_id"]] = parent.add(node_line(row))
+    out.print(root)
+
+
+def node_line(row: Mapping[Hashable, Any]) -> str:
+    """Write one node in two lines."""
+    worth = "no value" if row["label"] is None else f"{row['value']:.2f}"
+    colour = {True: "green", False: "red"}.get(row["label"], "yellow")
+    grade = f" {row['outcome']}" if row["outcome"] else ""
+    read = f", read {escape(repr(row['answer']))}" if row["answer"] else ""
+    head = f"[{colour}]{row['role']} {row['node_id']}  {worth}{grade}[/{colour}]{read}"
+    return f"{head}\n[dim]{escape(one_line(row['text']))}[/dim]"
+
+
+def one_line(text: str) -> str:
+    """Fold a text to the start of one line."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= TEXT_SHOWN else folded[: TEXT_SHOWN - 1] + "…"
+
+
+def show_verdict(version: "DatasetVersion", problems: Sequence[str]) -> None:
+    """Print what a check of a version found."""
+    if not problems:
+        files = len(version.manifest.files)
+        out.print(f"{version.reference} holds: {files} files, every digest, value, label and row checked")
+    for problem in problems:
+        err.print(f"{version.reference}: {escape(problem)}")
+
+
+@contextmanager
+def progress(spec: RunSpec, questions: int) -> Iterator[None]:
+    """Show on stderr how far a run is, by role: a bar on a terminal, a line now and then elsewhere."""
+    from malt.trees.growth import nodes_per_question
+
+    expected = {role: questions * nodes for role, nodes in nodes_per_question(spec).items()}
+    done = threading.Event()
+    shown = show_bars if err.is_terminal else print_lines
+    thread = threading.Thread(target=shown, args=(expected, lambda: tally_of(spec), done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def tally_of(spec: RunSpec) -> "Tally | None":
+    """Return what this process's session has counted, once there is one."""
+    from malt.llm.session import opened_session
+    from malt.settings import Settings
+
+    session = opened_session(Settings(), spec.limits)
+    return None if session is None else session.tally
+
+
+def had(tally: "Tally | None", role: Role) -> int:
+    """Completions one role has given, bought or stored."""
+    return 0 if tally is None else tally.roles[role].completions + tally.roles[role].cached_completions
+
+
+def show_bars(expected: dict[Role, int], tally: "Callable[[], Tally | None]", done: threading.Event) -> None:
+    """Keep a bar a role, with the rate of new completions and the time that is left."""
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks = {role: bars.add_task(role.value, total=total, rate="") for role, total in expected.items()}
+        started = time.monotonic()
+        while not done.wait(REFRESH_S):
+            counted = tally()
+            for role, task in tasks.items():
+                new = 0 if counted is None else counted.roles[role].completions
+                bars.update(task, completed=had(counted, role), rate=f"{new / (time.monotonic() - started):.1f}/s")
+
+
+def print_lines(expected: dict[Role, int], tally: "Callable[[], Tally | None]", done: threading.Event) -> None:
+    """Print a line every few seconds."""
+    while not done.wait(PLAIN_EVERY_S):
+        counted = tally()
+        if counted is not None:
+            figures = ", ".join(f"{role.value} {had(counted, role):,}/{total:,}" for role, total in expected.items())
+            err.print(f"{figures}; {counted.total.requests:,} requests")

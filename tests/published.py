@@ -1,0 +1,31 @@
+"""Small published versions to test with."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from malt.datasets.publishing import Provenance, publish
+from malt.datasets.version import DatasetVersion
+from malt.spec import RunSpec
+from malt.trees.credit import ValuedTree
+from tests.strategies import tree_of, valued
+
+PROVENANCE = Provenance({"verifier/user.md": "0" * 64}, created_at=datetime(2026, 1, 2, tzinfo=UTC))
+
+MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1] + [0, 1, 1, 1, 0, 1, 0, 1, 1] + [0, 0, 0, 0, 1, 0, None, 1, 0]
+"""Rewards that make right and wrong nodes at every level, and one leaf unknown."""
+
+
+def spec_of(name: str = "arith", **dataset: bool) -> RunSpec:
+    """A spec with nothing but defaults."""
+    return RunSpec.model_validate({"name": name, "questions": {"source": "questions.jsonl"}, "dataset": dataset})
+
+
+def mixed_tree(question_id: str) -> ValuedTree:
+    """A tree that gives rows of every kind."""
+    return valued(tree_of(question_id), MIXED)
+
+
+def publish_questions(question_ids: Iterable[str], datasets_dir: Path, name: str = "arith") -> DatasetVersion:
+    """Publish a mixed tree for each question."""
+    return publish((mixed_tree(each) for each in question_ids), spec_of(name), PROVENANCE, datasets_dir)

@@ -1,0 +1,119 @@
+"""Trees, grades and rewards to test with: built plainly, or drawn by hypothesis."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from hypothesis import strategies as st
+
+from malt.llm.completion import Completion, FinishReason, Message
+from malt.questions import Question
+from malt.spec import PLAYERS, CreditSpec, Role
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.grading import Evaluation, Grade, Outcome
+from malt.trees.tree import Address, FailedBranch, Node, Tree
+
+Branching = tuple[int, int, int]
+Rewards = Mapping[Address, float | None]
+
+PAPER: Branching = (3, 3, 3)
+
+
+def addresses(branching: Branching = PAPER) -> list[Address]:
+    """Every address of a tree, depth first."""
+    levels = [product(*map(range, branching[:depth])) for depth in range(1, len(branching) + 1)]
+    return sorted(Address(path) for level in levels for path in level)
+
+
+def leaf_addresses(branching: Branching = PAPER) -> list[Address]:
+    """Every leaf's address, in order."""
+    return [address for address in addresses(branching) if address.is_leaf]
+
+
+def question_of(question_id: str) -> Question:
+    """A question with a column of its own."""
+    return Question(
+        question_id=question_id, question=f"What is {question_id}?", ground_truth="4", metadata={"level": 1}
+    )
+
+
+def node_of(
+    question_id: str, address: Address, finish_reason: str = FinishReason.STOP, text: str | None = None
+) -> Node:
+    """A node whose text, key and measurements follow from where it stands."""
+    wrote = f"{address.role} {address} on {question_id}" if text is None else text
+    completion = Completion(
+        key=f"{question_id}/{address}",
+        text=wrote,
+        reasoning=None,
+        finish_reason=finish_reason,
+        model="served-model",
+        prompt_tokens=10 * len(address),
+        completion_tokens=len(wrote),
+        cost_usd=0.001,
+        latency_s=0.5,
+    )
+    asked = Message("user", f"{question_id} below {address.parent}")
+    return Node(address, (Message("system", f"You are the {address.role}."), asked), completion)
+
+
+def tree_of(
+    question_id: str, branching: Branching = PAPER, finish_reasons: Mapping[Address, str] | None = None
+) -> Tree:
+    """A whole tree; `finish_reasons` says which texts were cut off or refused."""
+    reasons = finish_reasons or {}
+    nodes = {
+        address: node_of(question_id, address, reasons.get(address, FinishReason.STOP))
+        for address in addresses(branching)
+    }
+    return Tree(question_of(question_id), nodes)
+
+
+def incomplete_tree_of(question_id: str) -> Tree:
+    """A tree whose generations could not be had."""
+    failure = FailedBranch(question_id, "", Role.GENERATOR, "HTTP 500 from the provider, 5 attempts")
+    return Tree(question_of(question_id), {}, (failure,))
+
+
+def grade_of(reward: float | None) -> Grade:
+    """A leaf's grade with this reward; None is an unknown outcome."""
+    if reward is None:
+        return Grade(Outcome.UNKNOWN, None, "llm", None, "the judge's reply could not be read")
+    outcome = Outcome.RIGHT if reward > 0.5 else Outcome.WRONG
+    evaluation = Evaluation(reward, reward, (f"worth {reward:g}",), ("4",) if reward > 0.5 else (), reward)
+    return Grade(outcome, "4" if reward > 0.5 else "5", "llm", evaluation)
+
+
+def valued(tree: Tree, rewards: Rewards | Sequence[float | None], credit: CreditSpec | None = None) -> ValuedTree:
+    """Value a tree by its leaves' rewards, given by address or in order."""
+    leaves = sorted(leaf.address for leaf in tree.leaves)
+    by_leaf = rewards if isinstance(rewards, Mapping) else dict(zip(leaves, rewards, strict=True))
+    return value_tree(tree, {leaf: grade_of(by_leaf[leaf]) for leaf in leaves}, credit or CreditSpec())
+
+
+def branchings(most: int = 3) -> st.SearchStrategy[Branching]:
+    """Children per node, level by level."""
+    return st.tuples(*[st.integers(1, most)] * len(PLAYERS))
+
+
+def rewards_of(branching: Branching, known: bool = False) -> st.SearchStrategy[dict[Address, float | None]]:
+    """A reward for every leaf: a verdict or a score, and unknown now and then unless all are `known`."""
+    scores = st.sampled_from([0.0, 1.0]) | st.integers(0, 100).map(lambda hundredth: hundredth / 100)
+    reward = scores if known else scores | st.none()
+    return st.fixed_dictionaries(dict.fromkeys(leaf_addresses(branching), reward))
+
+
+@st.composite
+def leaf_rewards(draw: st.DrawFn, known: bool = False) -> dict[Address, float | None]:
+    """The rewards of a tree of any shape."""
+    return draw(rewards_of(draw(branchings()), known))
+
+
+@st.composite
+def valued_trees(draw: st.DrawFn, question_id: str = "q1") -> ValuedTree:
+    """A whole tree of any shape, some texts cut off or refused, with rewards and a threshold."""
+    branching = draw(branchings())
+    reasons = st.sampled_from([FinishReason.LENGTH, FinishReason.CONTENT_FILTER])
+    cut = draw(st.dictionaries(st.sampled_from(addresses(branching)), reasons, max_size=4))
+    threshold = draw(st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9]))
+    tree = tree_of(question_id, branching, cut)
+    return valued(tree, draw(rewards_of(branching)), CreditSpec(threshold=threshold))

@@ -1,0 +1,128 @@
+"""The store keeps every answer, once, and says clearly when it cannot."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from malt.errors import StoreError
+from malt.llm.store import FORMAT, BatchedWriter, Store, StoredSample, hidden
+
+
+def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
+    return StoredSample(key, question_id, "generator", "m", "", 0, response, error, None, 0.5)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+def test_what_is_written_is_read_back_by_question(url: str) -> None:
+    with Store(url) as store:
+        rows = [answered("a"), answered("b", "q2"), answered("c", "q3")]
+        store.write(rows)
+        assert store.rows(["q1", "q2"]) == {"a": rows[0], "b": rows[1]}
+
+
+def test_many_questions_are_read_at_once(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered(f"k{i}", f"q{i}") for i in range(1200)])
+        assert len(store.rows(f"q{i}" for i in range(1200))) == 1200
+
+
+def test_an_answer_is_never_overwritten(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response='"first"')])
+        store.write([answered("a", response='"second"')])
+        store.write([answered("a", response=None, error="down")])
+        assert store.rows(["q1"])["a"].response == '"first"'
+
+
+def test_a_failure_is_replaced_by_a_later_answer(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response=None, error="down")])
+        assert store.rows(["q1"])["a"].error == "down"
+        store.write([answered("a")])
+        assert store.rows(["q1"])["a"].error is None
+
+
+def test_a_store_by_a_newer_program_is_refused_with_what_to_do(url: str, tmp_path: Path) -> None:
+    Store(url).close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE store_format SET version = ?", [FORMAT + 1])
+    with pytest.raises(StoreError, match=rf"format {FORMAT + 1}.*newer malt.*upgrade"):
+        Store(url)
+
+
+def test_a_file_that_is_no_database_is_refused(url: str, tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"these are not the rows you are looking for" * 100)
+    with pytest.raises(StoreError, match=r"store\.db.*not a database"):
+        Store(url)
+
+
+def test_another_programs_table_is_refused(url: str, tmp_path: Path) -> None:
+    Store(url).close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("ALTER TABLE samples RENAME COLUMN response TO reply")
+    with pytest.raises(StoreError, match=r"without response.*not written by malt"):
+        Store(url)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle9i://x/y"])
+def test_an_unusable_url_is_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="not a usable database URL"):
+        Store(url)
+
+
+def test_a_password_is_never_shown() -> None:
+    assert "s3cret" not in hidden("postgresql://me:s3cret@127.0.0.1/malt")
+
+
+async def test_writers_on_one_loop_share_commits_and_lose_nothing(url: str) -> None:
+    with Store(url) as store:
+        writer = BatchedWriter(store)
+        await asyncio.gather(*(writer.put([answered(f"k{i}")]) for i in range(200)))
+        assert len(store.rows(["q1"])) == 200
+
+
+async def test_a_row_is_committed_when_put_returns(url: str) -> None:
+    with Store(url) as store, Store(url) as other:
+        await BatchedWriter(store).put([answered("a")])
+        assert "a" in other.rows(["q1"])
+
+
+async def test_a_failed_write_is_told_to_all_who_wait(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            connection.execute("DROP TABLE samples")
+        writer = BatchedWriter(store)
+        results = await asyncio.gather(writer.put([answered("a")]), writer.put([answered("b")]), return_exceptions=True)
+        assert all(isinstance(result, StoreError) for result in results)
+
+
+WRITE_MANY = """
+import sys
+from malt.llm.store import Store, StoredSample
+with Store(sys.argv[1]) as store:
+    for i in range(100):
+        store.write([StoredSample(f"{sys.argv[2]}-{i}", "q1", "generator", "m", "", 0, "{}", None, None, 0.5)])
+"""
+
+
+def test_two_processes_write_one_store_at_once(url: str) -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, url, name]) for name in ("left", "right")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    with Store(url) as store:
+        assert len(store.rows(["q1"])) == 200
+
+
+def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:
+    odd = replace(answered("a"), response='"\\u0000 \\ud800 \u2028 😀"', error=None)
+    with Store(url) as store:
+        store.write([odd])
+        assert store.rows(["q1"])["a"] == odd

@@ -1,0 +1,92 @@
+"""Opening, listing and reading dataset versions."""
+
+from pathlib import Path
+
+import pytest
+
+from malt.datasets.publishing import publish
+from malt.datasets.version import DatasetVersion, list_versions, open_version
+from malt.errors import VersionError
+from malt.spec import PLAYERS, Role
+from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+
+
+@pytest.fixture(scope="module")
+def datasets_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`arith` in two versions, `logic` in one."""
+    folder = tmp_path_factory.mktemp("datasets")
+    publish_questions(["q1"], folder, "arith")
+    publish_questions(["q1", "q2"], folder, "arith")
+    publish_questions(["q1"], folder, "logic")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("reference", "number"),
+    [("arith", 2), ("arith@latest", 2), ("arith@v1", 1), ("arith@2", 2), ("logic", 1)],
+)
+def test_a_version_is_named_by_dataset_and_number(datasets_dir: Path, reference: str, number: int) -> None:
+    version = open_version(reference, datasets_dir)
+    assert (version.reference, version.created) == (f"{version.name}@v{number}", False)
+
+
+def test_a_version_is_opened_by_its_path_and_through_latest(datasets_dir: Path) -> None:
+    by_path = open_version(datasets_dir / "arith" / "v2", datasets_dir)
+    assert open_version(str(datasets_dir / "arith" / "latest"), datasets_dir) == by_path
+    assert by_path.path.name == "v2"
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("arith@v9", "dataset 'arith' has no version v9; there are: v1, v2"),
+        ("spelling", "no dataset 'spelling' in .*; there are: arith, logic"),
+        ("no/such/folder", "neither NAME, NAME@v3, nor a folder with a manifest.json"),
+    ],
+)
+def test_what_is_not_there_says_what_is(datasets_dir: Path, reference: str, said: str) -> None:
+    with pytest.raises(VersionError, match=said):
+        open_version(reference, datasets_dir)
+
+
+def test_versions_are_listed_by_name_and_number(datasets_dir: Path) -> None:
+    assert [each.reference for each in list_versions(datasets_dir)] == ["arith@v1", "arith@v2", "logic@v1"]
+    assert [each.reference for each in list_versions(datasets_dir, "arith")] == ["arith@v1", "arith@v2"]
+
+
+def test_listing_before_the_first_version_lists_none(tmp_path: Path) -> None:
+    assert list_versions(tmp_path / "never") == []
+    with pytest.raises(VersionError, match="there are: none yet"):
+        list_versions(tmp_path / "never", "arith")
+
+
+def test_a_damaged_manifest_names_the_file_and_the_field(tmp_path: Path) -> None:
+    version = publish_questions(["q1"], tmp_path)
+    manifest = version.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(VersionError, match=r"manifest.json: format: .*newer release"):
+        open_version(version.path)
+
+
+def test_rows_come_as_data_frames(tmp_path: Path) -> None:
+    version = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), PROVENANCE, tmp_path)
+    assert len(version.trajectories) == 78
+    assert list(version.questions["question_id"]) == ["q1", "q2"]
+    for role in PLAYERS:
+        assert version.sft(role).columns[:2].tolist() == ["prompt", "completion"]
+        assert version.kto(role)["label"].sum() == len(version.sft(role)) > 0
+    assert (version.dpo("verifier")["margin"] > 0).all()
+    assert version.sft(Role.VERIFIER)["prompt"][0][0] == {"role": "system", "content": "You are the verifier."}
+
+
+def test_one_question_s_nodes_come_depth_first(tmp_path: Path) -> None:
+    version = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), PROVENANCE, tmp_path)
+    rows = version.tree_rows("q2")
+    assert rows["node_id"].head(6).tolist() == ["0", "0.0", "0.0.0", "0.0.1", "0.0.2", "0.1"]
+    assert set(rows["question_id"]) == {"q2"}
+
+
+def test_a_question_without_a_tree_is_an_error_that_says_where_to_look(tmp_path: Path) -> None:
+    version: DatasetVersion = publish_questions(["q1"], tmp_path)
+    with pytest.raises(VersionError, match="has no tree for question 'q9'; questions.parquet lists the questions"):
+        version.tree_rows("q9")
