@@ -12,8 +12,8 @@ from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
-from tasks.growing import Grown, whole
-from tasks.publishing import ended, publish_dataset
+from tasks.growing import Grown
+from tasks.publishing import ended, publish
 
 
 @flow(name="assemble", flow_run_name="{spec.name}")
@@ -24,6 +24,6 @@ async def assemble(spec: RunSpec) -> State[RunSummary]:
     grown = Grown(NOTHING_MISSING, Tally())
     if asks_judge(spec):
         grown = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
-    assembled = publish_dataset(spec.name, whole(inputs), whole(spec), settings)
+    assembled = await publish(inputs, spec, settings)
     found = Grown(Shortfall(assembled.failures, grown.shortfall.stopped), grown.tally)
     return await ended(spec, inputs, found, assembled.version, time.monotonic() - started)

@@ -23,7 +23,7 @@ from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
 from malt.trees.growth import grow, requests_per_question
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, grow_batch, whole
-from tasks.publishing import ended, publish_dataset
+from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
 """Up to this many task runs, `tracking = "auto"` shows every branch."""
@@ -43,7 +43,7 @@ async def generate(spec: RunSpec) -> State[RunSummary]:
     grown = await grow_all(inputs, spec, settings)
     version = None
     if spec.run.on_incomplete == "publish" or grown.shortfall == NOTHING_MISSING:
-        version = publish_dataset(spec.name, whole(inputs), whole(spec), settings).version
+        version = (await publish(inputs, spec, settings)).version
     return await ended(spec, inputs, grown, version, time.monotonic() - started)
 
 

@@ -8,12 +8,12 @@ import asyncio
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import typer
 
 from malt.errors import ConfigError, MaltError
 
@@ -22,27 +22,10 @@ if TYPE_CHECKING:
     from malt.spec import RunSpec
     from malt.summary import RunSummary
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+UNEXPECTED = 1
 INTERRUPTED = 130
-
-app = typer.Typer(
-    help="Grow MALT trees with any model in any role, and write versioned training datasets.",
-    epilog="--debug, anywhere, shows the traceback of an error.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A dataset's TOML file, such as configs/quickstart.toml.")
-]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a config key by dotted path; repeatable."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Take the first N questions.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="NAME (its newest version), NAME@v3, or a folder.")]
 
 
 def main() -> None:
@@ -54,16 +37,18 @@ def main() -> None:
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command and return its exit code; an error is one or two lines on stderr."""
     try:
-        result = app(arguments, prog_name="malt", standalone_mode=False)
+        result = malt.main(arguments, prog_name="malt", standalone_mode=False)
     except MaltError as error:
         return failed(str(error), error.exit_code, debug=debug)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
     except click.ClickException as error:
-        return failed(f"{error.format_message()} (see: malt --help)", 2, debug=debug)
-    except (KeyboardInterrupt, click.Abort):
+        return failed(f"{error.format_message()} See: malt --help", 2, debug=debug)
+    except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         return failed("interrupted; what was paid for is in the store, run again to go on", INTERRUPTED, debug=debug)
+    except Exception as error:
+        return failed(f"{type(error).__name__}: {error} (not expected; --debug shows where)", UNEXPECTED, debug=debug)
     return result if isinstance(result, int) else 0
 
 
@@ -75,8 +60,33 @@ def failed(message: str, code: int, *, debug: bool) -> int:
     return code
 
 
-@app.command()
-def plan(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> None:
+def takes_config(command: F) -> F:
+    """Give a command its CONFIG argument, and the options that change it."""
+    for add in (
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N questions."),
+        click.option(
+            "-s", "--set", "override", multiple=True, metavar="KEY=VALUE", help="Override a key by dotted path."
+        ),
+        click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG"),
+    ):
+        command = add(command)
+    return command
+
+
+takes_version = click.argument("version", metavar="VERSION")
+takes_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+
+
+@click.group(epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3 or a folder. --debug shows tracebacks.")
+@click.version_option(package_name="malt-trees")
+def malt() -> None:
+    """Grow MALT trees with any model in any role, and write versioned training datasets."""
+
+
+@malt.command()
+@takes_config
+@takes_json
+def plan(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """Quote a run without a model call: requests, completions, tokens, cost, and what the store already holds."""
     from malt import console
     from malt.llm.store import Store
@@ -89,8 +99,10 @@ def plan(config: Config, override: Override = None, limit: Limit = None, as_json
     console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
 
 
-@app.command()
-def run(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> int:
+@malt.command()
+@takes_config
+@takes_json
+def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Grow, grade and publish; asks only for what the store does not hold."""
     from malt import console
 
@@ -100,15 +112,19 @@ def run(config: Config, override: Override = None, limit: Limit = None, as_json:
     return finish(summary, as_json=as_json)
 
 
-@app.command()
-def assemble(config: Config, override: Override = None, limit: Limit = None, as_json: Json = False) -> int:
+@malt.command()
+@takes_config
+@takes_json
+def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
     spec, _ = declared(config, override, limit)
     return finish(flow_summary("assemble", spec), as_json=as_json)
 
 
-@app.command()
-def datasets(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, as_json: Json = False) -> None:
+@malt.command()
+@click.argument("name", required=False)
+@takes_json
+def datasets(name: str | None, as_json: bool) -> None:
     """List versions: number, rows per file, content digest, date."""
     from malt import console
     from malt.datasets.version import list_versions
@@ -118,12 +134,11 @@ def datasets(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = Non
     console.emit(console.listing(versions)) if as_json else console.show_versions(versions)
 
 
-@app.command()
-def show(
-    version: Version,
-    question_id: Annotated[str | None, typer.Argument(metavar="[QUESTION_ID]")] = None,
-    as_json: Json = False,
-) -> None:
+@malt.command()
+@takes_version
+@click.argument("question_id", required=False)
+@takes_json
+def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's tree with grades and values."""
     from malt import console
     from malt.datasets.version import open_version
@@ -132,15 +147,16 @@ def show(
     if question_id is None:
         console.emit(opened.manifest.model_dump(mode="json")) if as_json else console.show_version(opened)
     elif as_json:
-        console.emit(
-            {"question_id": question_id, "nodes": json.loads(opened.tree_rows(question_id).to_json(orient="records"))}
-        )
+        nodes = json.loads(opened.tree_rows(question_id).to_json(orient="records"))
+        console.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
     else:
         console.show_tree(opened, question_id)
 
 
-@app.command()
-def verify(version: Version, as_json: Json = False) -> int:
+@malt.command()
+@takes_version
+@takes_json
+def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version; names what does not hold."""
     from malt import console
     from malt.datasets.verify import verify as problems_of
@@ -155,12 +171,12 @@ def verify(version: Version, as_json: Json = False) -> int:
     return 1 if problems else 0
 
 
-def declared(config: Path, override: list[str] | None, limit: int | None) -> "tuple[RunSpec, Inputs]":
+def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
     """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config import load_spec
     from malt.inputs import read_inputs
 
-    spec = load_spec(config, override or (), limit)
+    spec = load_spec(config, override, limit)
     return spec, read_inputs(spec)
 
 

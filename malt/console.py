@@ -1,6 +1,7 @@
 """What the commands print: tables and trees for people, one JSON object for programs, progress on stderr."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from malt.plan import Plan
     from malt.summary import RunSummary
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 FAILURES_SHOWN = 10

@@ -1,5 +1,7 @@
 """Publishing under Prefect: the dataset version, and the artifacts that tell about it."""
 
+import asyncio
+
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +14,7 @@ from malt.inputs import Inputs
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.summary import RunSummary, summarise
-from tasks.growing import Grown
+from tasks.growing import Grown, whole
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
@@ -22,6 +24,11 @@ FAILURES_SHOWN = 200
 def publish_dataset(name: str, inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:  # noqa: ARG001 - names the task run
     """Make a version of the trees that the store holds whole."""
     return assemble_version(inputs, spec, settings)
+
+
+async def publish(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:
+    """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
+    return await asyncio.to_thread(publish_dataset, spec.name, whole(inputs), whole(spec), settings)
 
 
 async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVersion | None, wall_s: float) -> State:

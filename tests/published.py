@@ -12,7 +12,7 @@ from tests.strategies import tree_of, valued
 
 PROVENANCE = Provenance({"verifier/user.md": "0" * 64}, created_at=datetime(2026, 1, 2, tzinfo=UTC))
 
-MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1] + [0, 1, 1, 1, 0, 1, 0, 1, 1] + [0, 0, 0, 0, 1, 0, None, 1, 0]
+MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0, None, 1, 0]
 """Rewards that make right and wrong nodes at every level, and one leaf unknown."""
 
 

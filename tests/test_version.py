@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from malt.datasets.publishing import publish
-from malt.datasets.version import DatasetVersion, list_versions, open_version
+from malt.datasets.version import list_versions, open_version
 from malt.errors import VersionError
 from malt.spec import PLAYERS, Role
 from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
@@ -87,6 +87,6 @@ def test_one_question_s_nodes_come_depth_first(tmp_path: Path) -> None:
 
 
 def test_a_question_without_a_tree_is_an_error_that_says_where_to_look(tmp_path: Path) -> None:
-    version: DatasetVersion = publish_questions(["q1"], tmp_path)
-    with pytest.raises(VersionError, match="has no tree for question 'q9'; questions.parquet lists the questions"):
+    version = publish_questions(["q1"], tmp_path)
+    with pytest.raises(VersionError, match=r"has no tree for question 'q9'; questions.parquet lists the questions"):
         version.tree_rows("q9")

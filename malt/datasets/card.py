@@ -48,6 +48,9 @@ load_dataset("path/to/this/folder", "sft-generator", split="train")  # as it is 
 load_dataset("path/to/this/folder", "dpo-refiner", split="train")  # as it is for TRL's DPOTrainer
 ```
 
+A config without rows has the same columns, and loads with `streaming=True`; without that, `datasets` (as of 5.2)
+refuses to load a split that is empty.
+
 ## Citation
 
 ```bibtex
@@ -66,12 +69,23 @@ def leaves_sentence(manifest: Manifest) -> str:
 
 def front_matter(manifest: Manifest) -> str:
     """Write the YAML block that names every config."""
-    configs = [
-        f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {path}"
-        for config, path in config_names().items()
-    ]
     title = json.dumps(f"{manifest.name} v{manifest.version}")
+    configs = [config_entry(manifest, config) for config in config_names()]
     return "\n".join(["---", f"pretty_name: {title}", "tags:", "- malt", "configs:", *configs, "---"])
+
+
+def config_entry(manifest: Manifest, config: str) -> str:
+    """Write one config. Its description holds the rows' digest because `datasets` keys its cache by this block alone.
+
+    Without it, two folders both called `v1` would load each other's rows from the cache.
+    """
+    path = config_names()[config]
+    entry = manifest.files[path]
+    return f"""- config_name: {config}
+  description: {entry.rows} rows, sha256 {entry.rows_sha256}
+  data_files:
+  - split: train
+    path: {path}"""
 
 
 def roles_table(manifest: Manifest) -> str:

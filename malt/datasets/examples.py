@@ -301,8 +301,8 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
                 solution=node.text,
                 score=value.mean,
                 evaluation=EvaluationRow(
-                    correctness_score=evaluation.correctness_score,
-                    reasoning_score=evaluation.reasoning_score,
+                    correctness_score=float(evaluation.correctness_score),
+                    reasoning_score=float(evaluation.reasoning_score),
                     explanation=list(evaluation.explanation),
                     key_matches=list(evaluation.key_matches),
                 ),

@@ -92,9 +92,9 @@ class Policy:
     rate_window_s: float = 2.0
     """Over how long the rate that an endpoint grants is measured."""
     rate_recovery_s: float = 20.0
-    """How long after a 429 the rate stays below what was granted before; then it grows, faster and faster."""
-    rate_dip: float = 0.05
-    """How far below it starts."""
+    """Half the time after a 429 until the rate is what was granted before; then it grows, faster and faster."""
+    rate_margin: float = 0.03
+    """How far below that it stays meanwhile."""
     down_questions: int = 5
     """So many different questions that fail, with no answer between, are an outage and not the prompts' fault."""
     down_after_s: float = 120.0
@@ -145,9 +145,10 @@ class Pace:
         recent = [at for at in self._granted if at >= now - span]
         if not recent:
             return
+        before = self._peak
         self._peak = min(len(recent) / max(now - recent[0], span / 2), self.per_second(now))
-        # the first estimate comes from a start that was too fast: look again soon
-        self._recovery_s = self._policy.rate_recovery_s / (4 if self._cut_at == 0 else 1)
+        is_confirmed = abs(self._peak / before - 1) < 0.1  # else it came from a burst: look again soon
+        self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 4)
         self._cut_at = now
         self._granted.clear()
 
@@ -159,7 +160,7 @@ class Pace:
         if self._peak == math.inf:
             return math.inf
         progress = (now - self._cut_at) / self._recovery_s - 1
-        return self._peak * (1 + self._policy.rate_dip * progress**3)
+        return self._peak * (1 + self._policy.rate_margin * (progress**3 - 1))
 
 
 class Health:

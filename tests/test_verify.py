@@ -1,0 +1,193 @@
+"""Verifying finds what was done to a version, and names it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+
+from malt.datasets.manifest import Manifest, content_digest, write_manifest
+from malt.datasets.publishing import described, publish
+from malt.datasets.rowfiles import RowsWritten
+from malt.datasets.tables import SCHEMAS
+from malt.datasets.verify import rows_of, verify
+from malt.datasets.version import DatasetVersion, open_version
+from malt.spec import CreditSpec
+from malt.trees.credit import ValuedTree
+from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.strategies import incomplete_tree_of, valued, valued_trees
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> DatasetVersion:
+    return publish_questions(["q1", "q2", "q3"], tmp_path)
+
+
+def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]) -> None:
+    """Change a parquet file's rows as its columns allow."""
+    rows = pq.read_table(version.path / file).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[file]), version.path / file)
+
+
+def forge_manifest(version: DatasetVersion) -> DatasetVersion:
+    """Make the manifest match the files again, seal and all."""
+    files = {
+        file: described(version.path / file, RowsWritten(*rows_of(version.path, file)) if entry.rows_sha256 else None)
+        for file, entry in version.manifest.files.items()
+    }
+    content = {"files": files, "content_sha256": content_digest(files)}
+    write_manifest(version.manifest.model_copy(update=content), version.path)
+    return open_version(version.path)
+
+
+def set_value(rows: Rows) -> None:
+    rows[0]["value"] = 0.875
+
+
+def swap_pair(rows: Rows) -> None:
+    rows[0]["chosen"], rows[0]["rejected"] = rows[0]["rejected"], rows[0]["chosen"]
+
+
+def test_a_version_as_published_holds(version: DatasetVersion) -> None:
+    assert verify(version) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(valued_trees())
+def test_whatever_was_published_holds(tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree) -> None:
+    spec = spec_of().model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
+    assert verify(publish([tree], spec, PROVENANCE, tmp_path_factory.mktemp("datasets"))) == []
+
+
+def test_a_version_with_incomplete_trees_holds(tmp_path: Path) -> None:
+    trees = [valued(incomplete_tree_of("q0"), {}), mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})]
+    assert verify(publish(trees, spec_of(), PROVENANCE, tmp_path)) == []
+
+
+def test_a_changed_byte_is_found(version: DatasetVersion) -> None:
+    path = version.path / "sft" / "verifier.parquet"
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    assert "sft/verifier.parquet: its bytes changed since it was published" in verify(version)
+
+
+def test_a_file_that_is_no_longer_readable_is_named(version: DatasetVersion) -> None:
+    (version.path / "trajectories.parquet").write_bytes(b"nothing of the kind")
+    problems = verify(version)
+    assert any(line.startswith("trajectories.parquet: cannot be read (") for line in problems)
+
+
+def test_a_missing_file_is_found(version: DatasetVersion) -> None:
+    (version.path / "dpo" / "refiner.parquet").unlink()
+    assert verify(version) == ["dpo/refiner.parquet: is missing"]
+
+
+def test_a_missing_file_is_found_even_when_the_manifest_forgot_it(version: DatasetVersion) -> None:
+    (version.path / "dpo" / "refiner.parquet").unlink()
+    files = {file: entry for file, entry in version.manifest.files.items() if file != "dpo/refiner.parquet"}
+    content = {"files": files, "content_sha256": content_digest(files)}
+    write_manifest(version.manifest.model_copy(update=content), version.path)
+    assert verify(open_version(version.path)) == ["dpo/refiner.parquet: is missing"]
+
+
+def test_a_file_that_does_not_belong_is_found(version: DatasetVersion) -> None:
+    (version.path / "sft" / "notes.txt").write_text("mine")
+    assert verify(version) == ["sft/notes.txt: is not in the manifest"]
+
+
+def test_an_edited_manifest_is_found(version: DatasetVersion) -> None:
+    path = version.path / "manifest.json"
+    path.write_text(path.read_text().replace('"cost_usd": 0.009', '"cost_usd": 0.001'))
+    assert verify(open_version(version.path)) == [
+        "manifest.json: was edited; it no longer has the digest it was sealed with",
+        "manifest.json: the generator's tokens or cost are not the sums of the rows",
+    ]
+
+
+def test_a_renumbered_folder_is_found(version: DatasetVersion) -> None:
+    moved = version.path.rename(version.path.with_name("v7"))
+    assert verify(open_version(moved)) == ["manifest.json: says version 1, but stands in v7"]
+
+
+FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
+    ("trajectories.parquet", set_value, "node 0 of question 'q1': value is 0.875, but worked out again 0.55"),
+    ("trajectories.parquet", lambda rows: rows[0].update(label=False), "node 0 of question 'q1': label is False"),
+    ("trajectories.parquet", lambda rows: rows[2].update(reward=0.0), "node 0 of question 'q1': value is 0.55"),
+    ("trajectories.parquet", lambda rows: rows.pop(2), "node 0 of question 'q1': value is 0.55"),
+    ("trajectories.parquet", lambda rows: rows.append(rows[0]), "holds rows of question 'q1', out of order"),
+    ("trajectories.parquet", lambda rows: rows[0].update(outcome="good"), "question 'q1' cannot be read"),
+    ("trajectories.parquet", lambda rows: rows[0].update(node_id="a.b"), "question 'q1' cannot be read"),
+    ("sft/verifier.parquet", set_value, "sft-verifier/q1/0.0: value is 0.875, but worked out again 0.66"),
+    ("sft/verifier.parquet", lambda rows: rows.pop(0), "sft-verifier/q1/0.0 is missing"),
+    ("sft/verifier.parquet", lambda rows: rows.insert(0, rows[0]), "holds a row of question 'q1' twice"),
+    ("sft/refiner.parquet", lambda rows: rows[0]["completion"][0].update(content="4"), "completion is"),
+    ("sft/refiner.parquet", lambda rows: rows[0]["prompt"][1].update(content="4"), "sft-refiner/q1/0.0.0: prompt is"),
+    ("kto/refiner.parquet", lambda rows: rows[1].update(label=True), "kto-refiner/q1/0.0.1: label is True"),
+    ("kto/refiner.parquet", lambda rows: rows[1]["prompt"][1].update(content="4"), "its siblings saw another prompt"),
+    ("dpo/verifier.parquet", swap_pair, "chosen is"),
+    ("dpo/verifier.parquet", lambda rows: rows[0].update(row_id="dpo-verifier/q1/0.1-0.0"), "should not be there"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "told"), FORGERIES)
+def test_rows_that_do_not_follow_from_the_leaves_are_found_though_every_digest_matches(
+    version: DatasetVersion, file: str, change: Callable[[Rows], object], told: str
+) -> None:
+    rewrite(version, file, change)
+    problems = verify(forge_manifest(version))
+    assert any(line.startswith(f"{file}: ") and told in line for line in problems), problems
+
+
+def test_rows_changed_without_the_manifest_are_found_by_their_digest(version: DatasetVersion) -> None:
+    rewrite(version, "kto/refiner.parquet", lambda rows: rows[1].update(label=True))
+    assert "kto/refiner.parquet: its rows changed since it was published (78 then, 78 now)" in verify(version)
+
+
+def test_an_edited_training_file_is_found_though_every_digest_matches(version: DatasetVersion) -> None:
+    path = version.path / "verifier_training.json"
+    path.write_text(path.read_text().replace("verifier 0.1 on q2", "verifier 9.9 on q2", 1))
+    problems = verify(forge_manifest(version))
+    assert problems == ["verifier_training.json: an example of question 'q2' is not what its node says"]
+
+
+def test_counts_that_are_not_those_of_the_rows_are_found(version: DatasetVersion) -> None:
+    counts = version.manifest.counts.model_copy(update={"complete": 2})
+    write_manifest(version.manifest.model_copy(update={"counts": counts}), version.path)
+    assert verify(open_version(version.path)) == ["manifest.json: its counts are not those of the rows"]
+
+
+def test_a_config_that_is_none_is_found(version: DatasetVersion) -> None:
+    write_manifest(version.manifest.model_copy(update={"config": {"name": "arith"}}), version.path)
+    (problem,) = verify(open_version(version.path))
+    assert problem.startswith("manifest.json: its config is no longer a valid one")
+
+
+def test_many_problems_of_one_file_are_counted_not_listed(version: DatasetVersion) -> None:
+    rewrite(version, "kto/refiner.parquet", lambda rows: [row.update(value=2.0) for row in rows])
+    told = [line for line in verify(forge_manifest(version)) if line.startswith("kto/refiner.parquet: ")]
+    assert len(told) == 6
+    assert told[-1] == "kto/refiner.parquet: … and 73 more"
+
+
+def test_a_manifest_survives_being_written_and_read(version: DatasetVersion) -> None:
+    raw = json.loads((version.path / "manifest.json").read_bytes())
+    assert Manifest.model_validate(raw) == version.manifest
+    assert {
+        "name",
+        "version",
+        "created_at",
+        "content_sha256",
+        "files",
+        "config",
+        "counts",
+        "tokens",
+        "cost",
+    } <= raw.keys()
