@@ -58,7 +58,6 @@ class CompletionRequest:
         )
         return [f"{prompt}.{sample}" for sample in range(self.count)]
 
-
     def most_tokens(self, count: int) -> int:
         """Estimate from above what `count` samples take: the prompt at 3 characters a token, completions in full."""
         prompt = sum(len(message.content) for message in self.messages) // 3 + 16 * len(self.messages)
