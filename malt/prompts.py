@@ -84,11 +84,16 @@ def load_prompts(name_or_folder: str) -> PromptSet:
 
 
 def find_set(name_or_folder: str) -> Path:
-    """Return the folder of a set: an existing folder, then a packaged set, then one of the project's."""
-    folders = [Path(name_or_folder), PACKAGED_SETS / name_or_folder, PROJECT_SETS / name_or_folder]
-    for folder in folders:
-        if folder.is_dir():
-            return folder.resolve()
+    """Return the folder of a set: an existing folder, then a packaged set, then one of the project's.
+
+    A bare name is a folder only where a role's prompts are in it: a folder that happens to be called `math` is none.
+    """
+    own = Path(name_or_folder).expanduser()
+    if own.is_dir() and (len(own.parts) > 1 or any((own / role).is_dir() for role in Role)):
+        return own.resolve()
+    for sets in (PACKAGED_SETS, PROJECT_SETS):
+        if (sets / name_or_folder).is_dir():
+            return (sets / name_or_folder).resolve()
     known = ", ".join(known_sets()) or "none"
     raise PromptError(f"no prompt set or folder {name_or_folder!r}; sets: {known}; or give a folder of your own")
 
@@ -131,7 +136,7 @@ def read_template(path: Path, role: Role, folder: Path) -> str:
 
 
 def refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
-    """Raise for slots that a template must not name; the reference answer in a trained role's prompt would be a leak."""
+    """Raise for slots that a template must not name; above all, no trained role may be shown the reference answer."""
     if "ground_truth" in unknown and role in PLAYERS:
         raise PromptError(f"{path}: names the reference answer {{{{ground_truth}}}}, which no {role.value} may see")
     if unknown:
@@ -184,8 +189,8 @@ def compiled(text: str) -> Template:
 
 @lru_cache(maxsize=1)
 def environment() -> SandboxedEnvironment:
-    """Return the one Jinja2 environment: sandboxed, strict, and without Jinja's global functions, so all names are slots."""
-    env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - prompts are not HTML
+    """Return the one Jinja2 environment: sandboxed, strict, and without its own functions, so each name is a slot."""
+    env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     env.globals.clear()
     return env
 

@@ -58,7 +58,7 @@ def _read_distinct(source: QuestionSource) -> list[Question]:
     questions: list[Question] = []
     places: dict[str, str] = {}
     for row in read_rows(source.source):
-        question = _read_row(row, source)
+        question = read_question(row, source)
         first = places.setdefault(question.question_id, row.place)
         if first is not row.place:
             raise QuestionError(_duplicate(question, row.place, first))
@@ -86,7 +86,8 @@ _REFERENCE_COLUMNS = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def _read_row(row: Row, source: QuestionSource) -> Question:
+def read_question(row: Row, source: QuestionSource) -> Question:
+    """Read one row as `source` says. Raises `QuestionError` naming the row's place."""
     try:
         return _question(row.values, source)
     except QuestionError as error:
@@ -146,7 +147,7 @@ def _is_filled(value: JsonValue) -> bool:
 
 
 def _filled(values: Mapping[str, JsonValue], column: str, what: str) -> str:
-    text = _as_text(values[column], column)
+    text = cell_text(values[column], column)
     if not text:
         raise QuestionError(f"empty {what} in column {column!r}; fill it or remove the row")
     return text
@@ -159,7 +160,7 @@ def _given_id(values: Mapping[str, JsonValue], column: str) -> str:
     return given
 
 
-def _as_text(value: JsonValue, column: str) -> str:
+def cell_text(value: JsonValue, column: str) -> str:
     """Read a cell as text. Whole floats lose their `.0`: a column of whole numbers with a gap is stored as floats."""
     if value is None:
         return ""
@@ -260,7 +261,7 @@ def _part(item: object, name: str) -> JsonValue:
 
 
 def _labels(items: Sequence[JsonValue]) -> tuple[str, ...]:
-    return tuple(_as_text(item, "choices") for item in items)
+    return tuple(cell_text(item, "choices") for item in items)
 
 
 def _parsed(value: JsonValue) -> object:
@@ -290,7 +291,7 @@ def _letter(reference: JsonValue, labels: Sequence[str] | None, texts: Sequence[
     With labels of their own the label decides, then the text. A bare list is answered by letter, by text, or by
     position counted from 0 as MMLU does; a number that is no text is a position and nothing else.
     """
-    key = _as_text(reference, "ground_truth")
+    key = cell_text(reference, "ground_truth")
     by_text = _matches(key, texts)
     if labels is not None:
         found = _matches(key.casefold(), [label.casefold() for label in labels]) or by_text

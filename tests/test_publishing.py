@@ -219,6 +219,13 @@ def test_half_characters_in_a_model_s_text_are_replaced_not_fatal(tmp_path: Path
     assert first["solution"] == "so \N{REPLACEMENT CHARACTER} 4"
 
 
+def test_half_characters_in_a_provider_s_words_are_replaced_not_fatal(tmp_path: Path) -> None:
+    tree = incomplete_tree_of("q2")
+    broken = replace(tree, failures=(tree.failures[0]._replace(reason="HTTP 500: \ud83d"),))
+    version = publish([mixed_tree("q1"), valued(broken, {})], spec_of(), PROVENANCE, tmp_path)
+    assert version.manifest.failures[0].reason == "HTTP 500: ?"
+
+
 def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_path: Path) -> None:
     """All are at the point of publishing before the first one does."""
     together = threading.Barrier(6)

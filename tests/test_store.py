@@ -4,8 +4,10 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -119,6 +121,18 @@ def test_two_processes_write_one_store_at_once(url: str) -> None:
     assert [writer.wait(60) for writer in writers] == [0, 0]
     with Store(url) as store:
         assert len(store.rows(["q1"])) == 200
+
+
+def test_a_new_store_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    def open_one(_: int, url: str) -> None:
+        together.wait()
+        Store(url).close()
+
+    for attempt in range(5):
+        together = Barrier(6)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(open_one, range(6), [f"sqlite:///{tmp_path / f'{attempt}.db'}"] * 6))
+    assert len(list(tmp_path.glob("*.db"))) == 5
 
 
 def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from malt.datasets.rowfiles import RowsWritten
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
+from malt.llm.completion import FinishReason
 from malt.spec import CreditSpec
-from malt.trees.credit import ValuedTree
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.grading import Evaluation, Grade, Outcome
 from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
-from tests.strategies import incomplete_tree_of, valued, valued_trees
+from tests.strategies import grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued, valued_trees
 
 Rows = list[dict[str, Any]]
 
@@ -59,7 +62,7 @@ def test_a_version_as_published_holds(version: DatasetVersion) -> None:
     assert verify(version) == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(valued_trees())
 def test_whatever_was_published_holds(tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree) -> None:
     spec = spec_of().model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
@@ -69,6 +72,26 @@ def test_whatever_was_published_holds(tmp_path_factory: pytest.TempPathFactory, 
 def test_a_version_with_incomplete_trees_holds(tmp_path: Path) -> None:
     trees = [valued(incomplete_tree_of("q0"), {}), mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})]
     assert verify(publish(trees, spec_of(), PROVENANCE, tmp_path)) == []
+
+
+def test_a_version_whose_inner_nodes_were_judged_too_holds(tmp_path: Path) -> None:
+    tree = mixed_tree("q1")
+    inner = {address: grade_of(0.25) for address in tree.tree.nodes if not address.is_leaf}
+    judged = replace(tree, grades={**inner, **tree.grades})
+    version = publish([judged], spec_of(), PROVENANCE, tmp_path)
+    assert verify(version) == []
+    assert set(version.trajectories.query("role == 'verifier'")["correctness_score"]) == {0.25}
+
+
+def test_a_version_with_truncated_leaves_left_out_holds(tmp_path: Path) -> None:
+    first, *others = leaf_addresses()
+    cut = Grade(Outcome.TRUNCATED, None, "llm", Evaluation(0.0, 0.0))
+    credit = CreditSpec(truncated="unknown")
+    grades = {first: cut, **{leaf: grade_of(1) for leaf in others}}
+    tree = value_tree(tree_of("q1", finish_reasons={first: FinishReason.LENGTH}), grades, credit)
+    version = publish([tree], spec_of().model_copy(update={"credit": credit}), PROVENANCE, tmp_path)
+    assert verify(version) == []
+    assert version.trajectories["reward"].isna().sum() == 13
 
 
 def test_a_changed_byte_is_found(version: DatasetVersion) -> None:
@@ -124,6 +147,7 @@ FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
     ("trajectories.parquet", lambda rows: rows.pop(2), "node 0 of question 'q1': value is 0.55"),
     ("trajectories.parquet", lambda rows: rows.append(rows[0]), "holds rows of question 'q1', out of order"),
     ("trajectories.parquet", lambda rows: rows[0].update(outcome="good"), "question 'q1' cannot be read"),
+    ("trajectories.parquet", lambda rows: rows[0].update(text=None), "question 'q1' cannot be read"),
     ("trajectories.parquet", lambda rows: rows[0].update(node_id="a.b"), "question 'q1' cannot be read"),
     ("sft/verifier.parquet", set_value, "sft-verifier/q1/0.0: value is 0.875, but worked out again 0.66"),
     ("sft/verifier.parquet", lambda rows: rows.pop(0), "sft-verifier/q1/0.0 is missing"),

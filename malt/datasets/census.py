@@ -11,7 +11,7 @@ from malt.datasets.manifest import Code, Cost, Counts, Failure, LabelCounts, Tok
 from malt.llm.completion import Completion
 from malt.spec import PLAYERS, Role
 from malt.trees.credit import ValuedTree
-from malt.trees.tree import Address
+from malt.trees.tree import Address, FailedBranch
 
 DISTRIBUTION = "malt-trees"
 
@@ -63,7 +63,7 @@ class Census:
     def add(self, valued: ValuedTree) -> None:
         """Count one tree; of an incomplete one, only its failures."""
         self._questions += 1
-        self.failures += [Failure(**branch._asdict()) for branch in valued.tree.failures]
+        self.failures += [as_failure(branch) for branch in valued.tree.failures]
         if valued.tree.complete:
             self._complete += 1
             for address in valued.tree.nodes:
@@ -94,6 +94,12 @@ class Census:
     def _labels_of(self, role: Role) -> LabelCounts:
         labels = self._labels
         return LabelCounts(right=labels[role, True], wrong=labels[role, False], none=labels[role, None])
+
+
+def as_failure(branch: FailedBranch) -> Failure:
+    """Write a failed branch as the manifest has it; a provider's words may hold half characters."""
+    reason = branch.reason.encode(errors="replace").decode()
+    return Failure(question_id=branch.question_id, address=branch.address, role=branch.role, reason=reason)
 
 
 def code_version() -> Code:

@@ -162,7 +162,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     content = manifest.model_dump(mode="json")
     sealed = {**content, SEAL: digest(content)}
     text = json.dumps(sealed, indent=2, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="replace")
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -162,7 +162,7 @@ class VersionWriter:
     def _place(self, manifest: Manifest) -> Path | None:
         """Write what names the version's number, and move the folder there; None where that number was just taken."""
         card = self._staging / CARD_FILE
-        card.write_text(render_card(manifest), encoding="utf-8", errors="replace")
+        card.write_text(render_card(manifest), encoding="utf-8")
         files = {**manifest.files, CARD_FILE: described(card, None)}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
         return claim(self._staging, self.folder, manifest.version)

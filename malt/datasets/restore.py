@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
 from malt.llm.completion import Completion, Message
@@ -13,6 +14,14 @@ from malt.trees.tree import Address, Node, Tree
 
 Prompts = Mapping[str, list[MessageRow]]
 """What each node's role saw, by node id."""
+
+ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s"], ...] = (
+    "text",
+    "model",
+    "finish_reason",
+    "request_key",
+    "latency_s",
+)
 
 
 def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: Prompts, spec: RunSpec) -> ValuedTree:
@@ -27,7 +36,10 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
 
 
 def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
-    """Rebuild one node."""
+    """Rebuild one node; raises `ValueError` where something is empty that every node has."""
+    empty = [name for name in ALWAYS_THERE if row[name] is None]
+    if empty:
+        raise ValueError(f"node {address} has no {', '.join(empty)}")
     completion = Completion(
         key=row["request_key"],
         text=row["text"],

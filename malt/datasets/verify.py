@@ -46,10 +46,6 @@ class Problems:
         if self._counts[file] <= SHOWN:
             self._told.setdefault(file, []).append(f"{file}: {problem}")
 
-    def has(self, file: str) -> bool:
-        """Whether a file has one."""
-        return file in self._told
-
     @property
     def lines(self) -> list[str]:
         """All of them, a line each."""
@@ -171,7 +167,7 @@ class RowCheck:
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
         try:
             valued = self._restore(question, stored)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
         self.census.add(valued)
@@ -181,18 +177,19 @@ class RowCheck:
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What a node's role saw is in the unpaired rows, which hold every labelled text."""
-        unpaired = [cast(KtoRow, row) for role in PLAYERS for row in stored[role_file("kto", role)]]
-        prompts: dict[str, list[MessageRow]] = {row["node_id"]: row["prompt"] for row in unpaired}
-        seen: dict[str, list[MessageRow]] = {}
-        for row in unpaired:
-            parent = row["node_id"].rpartition(".")[0]
-            if seen.setdefault(parent, row["prompt"]) != row["prompt"]:
-                config = examples.parse_row_id(row["row_id"]).config
-                self.problems.add(
-                    f"{config.replace('-', '/')}.parquet", f"{row['row_id']}: its siblings saw another prompt"
-                )
+        prompts: dict[str, list[MessageRow]] = {}
+        for role in PLAYERS:
+            unpaired = [cast(KtoRow, row) for row in stored[role_file("kto", role)]]
+            prompts |= {row["node_id"]: row["prompt"] for row in unpaired}
+            self._check_prompts(role_file("kto", role), unpaired)
         rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
         return restore_tree(question, rows, prompts, self.spec)
+
+    def _check_prompts(self, file: str, rows: Iterable[KtoRow]) -> None:
+        seen: dict[str, list[MessageRow]] = {}
+        for row in rows:
+            if seen.setdefault(row["node_id"].rpartition(".")[0], row["prompt"]) != row["prompt"]:
+                self.problems.add(file, f"{row['row_id']}: its siblings saw another prompt")
 
     def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
         pairs = examples.dpo_rows(valued, role) if role in paired_roles(self.spec) else iter(())
@@ -205,10 +202,8 @@ class RowCheck:
             self._compare(file, "row_id", rows, stored[file])
         for example in examples.scored_examples(valued, role):
             if next(self._lines[role], None) != json_line(example):
-                question_id = valued.tree.question.question_id
-                self.problems.add(
-                    training_file(role), f"an example of question {question_id!r} is not what its node says"
-                )
+                asked = valued.tree.question.question_id
+                self.problems.add(training_file(role), f"an example of question {asked!r} is not what its node says")
 
     def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
         left = {row[key]: row for row in stored}

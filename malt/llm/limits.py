@@ -139,16 +139,19 @@ class Pace:
         while self._granted[0] < now - span:
             self._granted.popleft()
 
-    def cut(self, now: float, latency_s: float) -> None:
+    def cut(self, now: float, latency_s: float, resumed: float) -> None:
         """Take what was granted lately for the limit. A 429 when nothing was granted says nothing about the rate."""
         span = max(self._policy.rate_window_s, 2 * latency_s)
-        recent = [at for at in self._granted if at >= now - span]
+        recent = [at for at in self._granted if at >= max(now - span, resumed)]
         if not recent:
             return
-        before = self._peak
-        self._peak = min(len(recent) / max(now - recent[0], span / 2), self.per_second(now))
+        before, kept, measured_s = self._peak, self.per_second(now), now - recent[0]
+        measured = len(recent) / max(measured_s, span / 2)
+        # what was kept is nearer than a measurement that is short, or behind a rising rate
+        is_kept_nearer = kept < math.inf and (measured_s < span / 2 or measured > 0.75 * kept)
+        self._peak = kept if is_kept_nearer else measured
         is_confirmed = abs(self._peak / before - 1) < 0.1  # else it came from a burst: look again soon
-        self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 4)
+        self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 8)
         self._cut_at = now
         self._granted.clear()
 
@@ -227,7 +230,7 @@ class Endpoint:
         self._limits = limits
         self._policy = policy
         self._window = float(min(policy.first_in_flight, limits.max_in_flight))
-        self._slow_start = True
+        self._slow_start, self._is_full = True, False
         self._latency_s = 0.0
         self._paused_until = 0.0
         self._cut_at = 0.0
@@ -308,7 +311,8 @@ class Endpoint:
                 "What was paid for is stored: run again when the endpoint is up"
             )
         until_down = self._health.down_at - now
-        if self.in_flight >= self.window:
+        self._is_full = self.in_flight >= self.window
+        if self._is_full:
             return until_down
         turns = (self._learned.ready_at, self._requests.ready_at, self._tokens.ready_at)
         return min(until_down, max(self._paused_until, self._health.probe_at, *turns) - now)
@@ -325,12 +329,12 @@ class Endpoint:
         self._strikes = 0
         self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
         self._pace.granted(now, self._latency_s)
-        if self.in_flight >= self.window:
+        if self._is_full:
             grown = self._window + (1 if self._slow_start else self._policy.increase / self._window)
             self._window = min(float(self._limits.max_in_flight), grown)
 
     def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
-        now = time.monotonic()
+        now, resumed = time.monotonic(), self._paused_until
         is_same_burst = sent <= self._cut_at
         if retry_after_s or not is_same_burst:
             own = min(self._policy.pause_max_s, self._policy.pause_s * 2 ** min(self._strikes, 30))
@@ -339,7 +343,7 @@ class Endpoint:
             return
         self._cut_at, self._slow_start = now, False
         self._strikes += 1
-        self._pace.cut(now, self._latency_s)
+        self._pace.cut(now, self._latency_s, resumed)
         rate = self._pace.per_second(now)
         needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer could not keep the rate that is granted
         self._window = max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))

@@ -18,11 +18,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError
 
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
+
+STORE_LOCK = 0x6D616C74
+"""Number of the lock under which tables are created in PostgreSQL."""
 
 metadata = sa.MetaData()
 
@@ -148,7 +152,7 @@ def open_engine(url: str) -> sa.Engine:
 
 def _create_or_check(engine: sa.Engine, url: str) -> None:
     with engine.begin() as connection:
-        metadata.create_all(connection)
+        create_tables(connection)
         dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
         if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
             connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
@@ -164,6 +168,16 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
             f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
             "move it away or set MALT_STORE_URL"
         )
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create what is missing; several processes may do so at once."""
+    if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(STORE_LOCK)))
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table, if_not_exists=True))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -7,22 +7,25 @@ A mark says where the answer is:
 3. `#### x`, on the text's last line, or where x is one value and nothing else (headings look the same);
 4. `the answer is x`, `Answer: x`, `the final answer is x`.
 
-The last mark with something readable wins, and all before it is ignored. The fourth sort is prose: where any words
-would do for an answer (all kinds but `number` and `choice`) it counts only if none of the others is there. Without a
-mark, `number` reads the last number of the text and `choice` the last letter, or the one choice that the text names;
-`contains` and `math` look at the whole text; for the other kinds the reply is unanswered.
+The last mark with something readable wins, and all before it is ignored. The fourth sort is prose: for `number` and
+`choice` it counts among the others if the value follows at once (`the answer is 18 dollars`), else, and for all other
+kinds, only if none of the others is there. Without a mark, `number` reads the last number of the text and `choice` the
+last letter, or the one choice that the text names; `contains` and `math` look at the whole text; for the other kinds
+the reply is unanswered.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
-from malt.trees.quantities import LONGEST, Quantity, last_quantity, parse_quantity, read_quantity
+from malt.trees.quantities import LONGEST, Quantity, last_quantity, leading_quantity, parse_quantity, read_quantity
 
 MOST_MARKS = 50
-"""Marks looked at, from the end: no real reply has more, and a hostile one shall not cost more."""
+"""Places looked at for a mark, from the end: no real reply needs more, and a hostile one shall not cost more."""
 MOST_LINES = 5
 """Lines under a heading in which its answer may begin."""
 
@@ -34,7 +37,9 @@ class Mark(NamedTuple):
     prose: bool = False
     """It is of the fourth sort."""
     whole: bool = False
-    """It may be a heading: it counts only if it is one value and nothing else."""
+    """It may head a solution: it counts only if it is one value and nothing else."""
+    closing: bool = True
+    """It is one sentence, and nothing follows it."""
 
 
 class NumberRead(NamedTuple):
@@ -53,39 +58,55 @@ class ChoiceRead(NamedTuple):
 
 def final_answer(text: str) -> str | None:
     """Return the last marked answer of a reply without its markup, or None where nothing is marked."""
-    prose: str | None = None
-    for mark in marks(text):
-        if mark.prose:
-            prose = prose or mark.text
-        elif not mark.whole:
-            return mark.text
-    return prose
+    strong, loose = unread(list(marks(text)))
+    mark = strong or loose
+    return mark.text if mark else None
 
 
 def read_number(text: str) -> NumberRead | None:
     """Return the number that a reply gives as its answer, or None where it has none to give."""
-    for mark in marks(text):
-        quantity = parse_quantity(mark.text) if mark.whole else read_quantity(mark.text)
+    found = list(marks(text))
+    for mark in found:
+        quantity = marked_number(mark)
         if quantity is not None:
             return NumberRead(quantity.text, quantity)
-    marked = final_answer(text)
-    if marked is not None:
-        return NumberRead(marked, None)
-    quantity = last_quantity(text)
-    return None if quantity is None else NumberRead(quantity.text, quantity)
+    strong, loose = unread(found)
+    if strong is not None:
+        return NumberRead(strong.text, None)
+    quantity = (read_quantity(loose.text) if loose and loose.closing else None) or last_quantity(text)
+    if quantity is not None:
+        return NumberRead(quantity.text, quantity)
+    return NumberRead(loose.text, None) if loose else None
+
+
+def marked_number(mark: Mark) -> Quantity | None:
+    """Return the number at a mark; prose must begin with it, for it may begin a whole solution as well."""
+    if mark.whole:
+        return parse_quantity(mark.text)
+    return leading_quantity(mark.text) if mark.prose else read_quantity(mark.text)
 
 
 def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
     """Return the choice that a reply gives as its answer, or None where it names none."""
-    for mark in marks(text):
-        letter = parse_choice(mark.text, choices) or (None if mark.whole else stated_choice(mark.text, choices))
-        if letter:
+    found = list(marks(text))
+    for mark in found:
+        letter = parse_choice(mark.text, choices)
+        if letter is None and not (mark.whole or mark.prose):
+            letter = stated_choice(mark.text, choices)
+        if letter is not None:
             return ChoiceRead(mark.text, letter)
-    marked = final_answer(text)
-    if marked is not None:
-        return ChoiceRead(marked, None)
-    last = parse_choice(clean(text), choices) or stated_choice(text[-LONGEST:], choices)
-    return None if last is None else ChoiceRead(last, last)
+    strong, loose = unread(found)
+    if strong is not None:
+        return ChoiceRead(strong.text, None)
+    letter = stated_choice(loose.text, choices) if loose else None
+    letter = letter or parse_choice(clean(text), choices) or stated_choice(text[-LONGEST:], choices)
+    return ChoiceRead(letter, letter) if letter else None
+
+
+def unread(found: Sequence[Mark]) -> tuple[Mark | None, Mark | None]:
+    """Return the last mark that is an answer whatever it says, and the last one that is prose."""
+    strong = next((mark for mark in found if not (mark.prose or mark.whole)), None)
+    return strong, next((mark for mark in found if mark.prose), None)
 
 
 # Where the marks are.
@@ -101,25 +122,24 @@ PROSE = re.compile(
     r"[*_]*\s(?:to\s[^.:\n]{0,80}?\s)?(?:is|are|was|would be|should be|must be|will be|equals)(?!\w)", re.IGNORECASE
 )
 LINES = re.compile(r"[^\n]+")
+SENTENCES = re.compile(r"[.!?]\s+[A-Z]")
 
 
 def marks(text: str) -> Iterator[Mark]:
-    """Yield what is marked as an answer, the last first."""
-    return islice(every_mark(text), MOST_MARKS)
-
-
-def every_mark(text: str) -> Iterator[Mark]:
-    """Yield marks from the end to the beginning; what one holds ends where the next one that is no prose begins."""
+    """Yield what is marked as an answer, the last first; what one holds ends where the next begins, prose apart."""
     low = lowered(text)
     positions = {word: low.rfind(word) for word in FINDERS}
     end = len(text)
-    while (position := max(positions.values())) >= 0:
-        word = next(word for word, found in positions.items() if found == position)
+    for _ in range(MOST_MARKS):
+        word, position = max(positions.items(), key=itemgetter(1))
+        if position < 0:
+            return
         mark = FINDERS[word](text, low, position, end)
         positions[word] = low.rfind(word, 0, position)
         if mark is not None:
-            end = end if mark.prose else position
             yield mark
+        if word != "answer" or (mark is not None and not mark.prose):
+            end = position
 
 
 def answer_mark(text: str, low: str, position: int, end: int) -> Mark | None:
@@ -166,7 +186,9 @@ def held(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
     for line in islice(LINES.finditer(text, start, end), MOST_LINES):
         content = clean(line[0])
         if content:
-            return Mark(content, prose)
+            under = "\n" in text[start : line.start()]
+            closing = not SENTENCES.search(content) and not text[line.end() :].strip()
+            return Mark(content, prose, whole=prose and under, closing=closing)
     return None
 
 
@@ -199,7 +221,8 @@ LEAD_IN = re.compile(
     r"(?:(?:so|therefore|thus|hence),?\s+)?(?:(?:the|my)\s+)?(?:final|correct)?\s*answer(?:\s+is(?!\w)\s*:?|\s*[:=])\s*",
     re.IGNORECASE,
 )
-CLOSING = re.compile(r"[.\s]*\bI hope (?:it|this) is correct\b.*", re.IGNORECASE | re.DOTALL)
+CLOSING = "I hope it is correct"
+"""How models close that were shown the usual examples for MATH."""
 
 
 def clean(text: str) -> str:
@@ -223,19 +246,18 @@ def unwrapped(text: str) -> str:
         return text[command.end() + 1 : -1]
     if "nswer" in text[:60]:
         text = text[leading.end() :] if (leading := LEAD_IN.match(text)) else text
-    return CLOSING.sub("", text) if "I hope" in text else text
+    return text.partition(CLOSING)[0]
 
 
 # Choices.
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_FIRST = re.compile(
-    r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?(?P<open>[(\[{*]*)(?P<letter>[A-Z])(?P<close>[)\]}*]*)(?![\w'\u2019])",
+    r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?(?P<open>[(\[{*]{0,4})(?P<letter>[A-Z])(?P<close>[)\]}*]{0,4})(?![\w'\u2019])",
     re.IGNORECASE,
 )
-LETTER = re.compile(
-    r"(?<![\w'\u2019\\])(?P<open>[(\[*]*)(?P<letter>[A-Z])(?P<close>[)\]*.:]*)(?![\w'\u2019])(?P<word> [a-z])?"
-)
+LETTER = re.compile(r"[A-Z](?<![\w'\u2019\\]\w)(?![\w'\u2019])")
+LIKE_A_WORD = re.compile(r"(?<![(\[*])[AI](?= [a-z])")
 ARTICLE = re.compile(r"(?:the|an?)\s+")
 
 
@@ -258,26 +280,24 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
 def stated_choice(text: str, choices: Sequence[str]) -> str | None:
     """Return the last letter that stands alone in a text, else the letter of the one choice that it names."""
     for match in reversed(list(LETTER.finditer(text))):
-        article = match["letter"] in "AI" and match["word"] and not (match["open"] or match["close"])
-        if match["letter"] in letters(choices) and not article:
-            return match["letter"]
-    said = f" {NOT_WORDS.sub(' ', normalised(text))} "
-    named = [(letter, choice) for letter, choice in zip(LETTERS, map(spaced, choices), strict=False) if choice in said]
-    longest = [letter for letter, choice in named if not any(choice != other and choice in other for _, other in named)]
+        if match[0] in letters(choices) and not LIKE_A_WORD.match(text, match.start()):
+            return match[0]
+    said = " ".join(text.casefold().split())
+    named = [(letter, words) for letter, words in zip(LETTERS, map(normalised, choices), strict=False) if words in said]
+    found = [(letter, words) for letter, words in named if words and whole_words(words).search(said)]
+    longest = [letter for letter, words in found if not any(words != other and words in other for _, other in found)]
     return longest[0] if len(longest) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def whole_words(words: str) -> re.Pattern[str]:
+    """Return the pattern of these words standing whole."""
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
 
 
 def letters(choices: Sequence[str]) -> str:
     """Return the letters of the choices; A to J where the question has none of its own."""
     return LETTERS[: len(choices) or 10]
-
-
-NOT_WORDS = re.compile(r"[^\w]+")
-
-
-def spaced(choice: str) -> str:
-    """Return a choice's words with a space on either side, so that it can be found as whole words."""
-    return f" {NOT_WORDS.sub(' ', normalised(choice)).strip()} "
 
 
 def normalised(text: str) -> str:

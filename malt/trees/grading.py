@@ -14,6 +14,7 @@ What is passed on to nobody is wrong (`unanswered` where nothing could be read),
 (time limit, crash, unreadable judge): then it is unknown. Unknown grades are not stored; a rerun grades them again.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -169,6 +170,8 @@ class ContainsGrader:
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Look through the marked answer, or through the whole reply where none is marked."""
         answer = final_answer(text)
+        if not text_reference(question.ground_truth):
+            return None
         scope = normalised(text if answer is None else answer).replace("**", "")
         if not scope:
             return unanswered(self.kind)
@@ -307,12 +310,24 @@ def unknown(kind: str, answer: str | None, why: str) -> Verdict:
 
 def plain_comparison(answer: str, reference: str) -> bool | None:
     """Return whether two texts plainly are the same mathematics or differ, None where that takes more than looking."""
-    if answer == clean(reference):
+    target_text = clean(reference)
+    if answer == target_text:
         return True
+    if brackets(answer) != brackets(target_text) and brackets(answer) and brackets(target_text):
+        return False
     given, target = number_reference(answer), number_reference(reference)
     if given is None or target is None or "=" in reference:
         return None
     return True if equal(given, target) else False if is_whole(given) and is_whole(target) else None
+
+
+PAIR = re.compile(r"(?:\\left)?([(\[])[^()\[\]]*,[^()\[\]]*?(?:\\right)?([)\]])")
+
+
+def brackets(text: str) -> tuple[str, ...]:
+    """Return the brackets of a single pair or interval: math-verify takes `[1,5]` for the point `(1,5)` as well."""
+    match = PAIR.fullmatch(text.strip("$ "))
+    return match.groups() if match else ()
 
 
 def compared_line(kind: str, answer: str | None, question: Question) -> str:

@@ -237,8 +237,10 @@ QUALIFIER_BEFORE = re.compile(
 CONCLUSION = re.compile(r"(?<![a-z])(?:so|therefore|thus|hence|which means)(?![a-z])", re.IGNORECASE)
 EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
 LEAD_IN = re.compile(
-    r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s)?", re.IGNORECASE
+    r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
+    re.IGNORECASE,
 )
+ASSIGNMENT = re.compile(r"^[^0-9=]{1,40}=")
 UNITS_AFTER = re.compile(
     r"(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8}+[\s.!*_$)\]\"']*+"
 )
@@ -250,7 +252,7 @@ ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 def parse_quantity(text: str) -> Quantity | None:
     """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
     line = plain(text[:LONGEST]).strip()
-    line = line[line.rfind("=") + 1 :]
+    line = ASSIGNMENT.sub("", line)
     if measured := measure(line):
         return measured
     start = lead_in(line)
@@ -274,6 +276,15 @@ def read_quantity(text: str) -> Quantity | None:
     if len(found) == 1:
         return found[0].quantity
     return measure(line) or stated(line, found)
+
+
+def leading_quantity(text: str) -> Quantity | None:
+    """Return the number that a text begins with, whatever follows it; None where it begins with none of its own."""
+    line = plain(text[:LONGEST])
+    found = numbers(line)
+    if not found or found[0].start > lead_in(line) or LIST_AFTER.match(line, found[0].end):
+        return None
+    return measure(line) or found[0].quantity
 
 
 def last_quantity(text: str) -> Quantity | None:

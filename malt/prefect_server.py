@@ -1,0 +1,59 @@
+"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`, started by private_prefect.py.
+
+It ends when its standard input does: the process that started it holds the other end, and loses it however it ends.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+STOP_LIMIT_S = 5.0
+"""Seconds it may take to write its records once its time is over."""
+
+
+def main() -> None:
+    """Serve Prefect's API on an open socket until standard input ends."""
+    listener, home = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        log_level="error",
+        lifespan="on",
+        timeout_graceful_shutdown=1,
+    )
+    OneAtATime(config, home / "starting.lock").run(sockets=[listener])
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, then end this process: cleanly if it can be done in time."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_LIMIT_S)
+    os._exit(1)
+
+
+class OneAtATime(uvicorn.Server):
+    """A server whose database is made or upgraded while no other does the same to it."""
+
+    def __init__(self, config: uvicorn.Config, lock: Path) -> None:
+        super().__init__(config)
+        self._lock = lock
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start up alone."""
+        with self._lock.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            await super().startup(sockets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""How fast, how often and for how much: an endpoint's limiter and a run's budget, with waits of milliseconds."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malt.errors import BudgetSpent, ConfigError, EndpointDown, RequestFailed
+from malt.llm.completion import CompletionRequest, Message
+from malt.llm.limits import (
+    Budget,
+    Endpoint,
+    NoSiblings,
+    Policy,
+    RateLimited,
+    Rejected,
+    Unavailable,
+    Unreachable,
+    worst_cost_usd,
+)
+from malt.spec import Limits, ModelSpec, Role
+
+QUICK = Policy(
+    backoff_s=0.002,
+    backoff_max_s=0.01,
+    pause_s=0.01,
+    pause_max_s=0.05,
+    rate_window_s=0.1,
+    rate_recovery_s=0.4,
+    down_after_s=0.3,
+    never_up_after_s=0.15,
+    probe_max_s=0.02,
+)
+"""The production policy, some hundred times faster."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    total_tokens: int | None = 10
+    cost_usd: float | None = None
+
+
+@dataclass
+class Server:
+    """Answers after `latency_s`, or raises what `fault` says for this request."""
+
+    latency_s: float = 0.001
+    fault: Callable[[str], Exception | None] = lambda _question: None
+    sent: list[tuple[float, str]] = field(default_factory=list)
+    in_flight: int = 0
+    max_in_flight: int = 0
+
+    def ask(self, question: str = "q") -> Callable[[], Awaitable[Reply]]:
+        async def attempt() -> Reply:
+            self.sent.append((time.monotonic(), question))
+            self.in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.in_flight)
+            try:
+                fault = self.fault(question)
+                await asyncio.sleep(self.latency_s)
+            finally:
+                self.in_flight -= 1
+            if fault:
+                raise fault
+            return Reply()
+
+        return attempt
+
+    def sent_for(self, question: str) -> int:
+        return sum(asked == question for _, asked in self.sent)
+
+
+async def ask_all(endpoint: Endpoint, server: Server, questions: Sequence[str]) -> list[Reply | BaseException]:
+    calls = (endpoint.call(server.ask(question), 10, question) for question in questions)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def questions(count: int) -> list[str]:
+    return [f"q{number}" for number in range(count)]
+
+
+def failures(results: Sequence[Reply | BaseException]) -> list[BaseException]:
+    return [result for result in results if isinstance(result, BaseException)]
+
+
+def until(moment: float, fault: Exception) -> Callable[[str], Exception | None]:
+    return lambda _question: fault if time.monotonic() < moment else None
+
+
+# room
+
+
+async def test_no_more_requests_are_under_way_than_the_config_allows() -> None:
+    server = Server()
+    results = await ask_all(Endpoint(Limits(max_in_flight=5), QUICK), server, questions(60))
+    assert failures(results) == []
+    assert server.max_in_flight == 5
+
+
+async def test_requests_under_way_grow_from_a_modest_start_to_the_cap() -> None:
+    server, endpoint = Server(), Endpoint(Limits(max_in_flight=40), QUICK)
+    await ask_all(endpoint, server, questions(16))
+    assert server.max_in_flight == QUICK.first_in_flight
+    await ask_all(endpoint, server, questions(300))
+    assert server.max_in_flight == 40
+
+
+async def test_requests_per_minute_are_spread_evenly() -> None:
+    server = Server()
+    await ask_all(Endpoint(Limits(requests_per_minute=6000), QUICK), server, questions(31))
+    times = [at for at, _ in server.sent]
+    assert times[-1] - times[0] >= 30 / 100 - 0.03
+    assert max(sum(start <= at < start + 0.05 for at in times) for start in times) <= 8
+
+
+async def test_tokens_per_minute_count_what_was_used_and_not_what_was_reserved() -> None:
+    server, endpoint = Server(), Endpoint(Limits(tokens_per_minute=60_000), QUICK)
+    started = time.monotonic()
+    for _ in range(20):
+        await endpoint.call(server.ask(), tokens=100)  # ten are used: 10 ms each, not 100
+    assert 0.15 < time.monotonic() - started < 1.0
+
+
+async def test_waiting_for_room_uses_up_neither_attempts_nor_time_of_the_request() -> None:
+    server, endpoint = Server(latency_s=0.02), Endpoint(Limits(max_in_flight=1), QUICK)
+
+    async def impatient() -> Reply:
+        async with asyncio.timeout(0.5):
+            return await server.ask()()
+
+    results = await asyncio.gather(*(endpoint.call(impatient, 1) for _ in range(30)))
+    assert len(results) == len(server.sent) == 30
+
+
+# too fast
+
+
+async def test_a_storm_of_429s_fails_no_request_and_uses_up_no_attempt() -> None:
+    server = Server(fault=until(time.monotonic() + 0.3, RateLimited("slow down")))
+    results = await ask_all(Endpoint(Limits(), replace(QUICK, attempts=1)), server, questions(50))
+    assert failures(results) == []
+
+
+async def test_retry_after_stops_the_whole_endpoint() -> None:
+    server = Server(fault=lambda _: RateLimited("slow down", 0.2) if len(server.sent) == 1 else None)
+    endpoint = Endpoint(Limits(max_in_flight=1), QUICK)
+    await ask_all(endpoint, server, questions(5))
+    (first, _), (second, _), *_ = server.sent
+    assert second - first >= 0.2
+
+
+async def test_a_burst_of_429s_cuts_the_requests_under_way_once() -> None:
+    refused = iter([True] * 16)
+    server = Server(fault=lambda _: RateLimited("slow down") if next(refused, False) else None)
+    endpoint = Endpoint(Limits(), QUICK)
+    waiting = asyncio.ensure_future(ask_all(endpoint, server, questions(16)))
+    await asyncio.sleep(0.005)
+    assert endpoint.window == 8
+    assert failures(await waiting) == []
+
+
+async def test_errors_of_the_server_are_no_congestion() -> None:
+    server = Server(fault=lambda question: Unavailable("500") if server.sent_for(question) == 1 else None)
+    endpoint = Endpoint(Limits(), replace(QUICK, down_questions=100))
+    await ask_all(endpoint, server, questions(16))
+    assert endpoint.window >= 16
+
+
+async def test_the_rate_settles_just_below_what_an_endpoint_grants() -> None:
+    per_second, granted = 200, deque[float]()
+
+    def above_rate(_question: str) -> Exception | None:
+        now = time.monotonic()
+        while granted and granted[0] <= now - 0.1:
+            granted.popleft()
+        if len(granted) >= per_second * 0.1:
+            return RateLimited("slow down", 0.1)
+        granted.append(now)
+        return None
+
+    policy = replace(QUICK, pause_s=0.1, rate_window_s=0.2, rate_recovery_s=2)  # a tenth of production
+    server, endpoint = Server(latency_s=0.005, fault=above_rate), Endpoint(Limits(), policy)
+    waiting = [asyncio.create_task(endpoint.call(server.ask(), 1)) for _ in range(1000)]
+    await asyncio.sleep(2)
+    before = sum(task.done() for task in waiting)
+    await asyncio.sleep(1)
+    answered = sum(task.done() for task in waiting) - before
+    for task in waiting:
+        task.cancel()
+    assert failures([error for error in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(error, RequestFailed)]) == []
+    assert 0.75 * per_second < answered <= per_second * 1.01  # 0.9 and more on a machine that does nothing else
+
+
+# unavailable
+
+
+async def test_a_request_is_asked_again_with_growing_waits_and_then_fails_with_its_reason() -> None:
+    server = Server(fault=lambda _: Unavailable("m at http://x: the server is having a bad day"))
+    with pytest.raises(RequestFailed, match=r"bad day; gave up after 5 attempts"):
+        await Endpoint(Limits(), QUICK).call(server.ask(), 1)
+    times = [at for at, _ in server.sent]
+    assert len(times) == 5
+    assert times[4] - times[3] > times[1] - times[0]
+
+
+async def test_a_rejected_prompt_is_not_asked_again() -> None:
+    server = Server(fault=lambda _: Rejected("too long"))
+    with pytest.raises(RequestFailed, match="too long"):
+        await Endpoint(Limits(), QUICK).call(server.ask(), 1)
+    assert len(server.sent) == 1
+
+
+@pytest.mark.parametrize("error", [NoSiblings("n"), ConfigError("wrong key")])
+async def test_what_is_not_about_waiting_goes_through_at_once(error: Exception) -> None:
+    server, endpoint = Server(fault=lambda _: error), Endpoint(Limits(), QUICK)
+    with pytest.raises(type(error)):
+        await endpoint.call(server.ask(), 1)
+    assert len(server.sent) == 1
+    assert endpoint.in_flight == 0
+
+
+async def test_a_cancelled_request_gives_its_room_back() -> None:
+    server, endpoint = Server(latency_s=10), Endpoint(Limits(max_in_flight=1), QUICK)
+    stuck = asyncio.create_task(endpoint.call(server.ask(), 1))
+    queued = asyncio.create_task(endpoint.call(server.ask(), 1))
+    await asyncio.sleep(0.01)
+    queued.cancel()
+    stuck.cancel()
+    await asyncio.gather(stuck, queued, return_exceptions=True)
+    server.latency_s = 0
+    assert await endpoint.call(server.ask(), 1)
+
+
+# outages
+
+
+@pytest.mark.parametrize("outage", [Unavailable("503"), Unreachable("connection refused")])
+async def test_an_outage_in_the_middle_costs_time_and_nothing_else(outage: Exception) -> None:
+    server, endpoint = Server(), Endpoint(Limits(max_in_flight=8), QUICK)
+    assert failures(await ask_all(endpoint, server, questions(8))) == []
+    server.fault = until(time.monotonic() + 0.2, outage)
+    assert failures(await ask_all(endpoint, server, questions(50))) == []
+    assert len(server.sent) < 8 + 50 + 40  # single probes, not fifty requests at a time
+
+
+@pytest.mark.parametrize("outage", [Unavailable("503"), Unreachable("connection refused")])
+async def test_an_endpoint_that_stays_down_ends_the_run_after_the_documented_time(outage: Exception) -> None:
+    server, endpoint = Server(), Endpoint(Limits(), QUICK)
+    await ask_all(endpoint, server, questions(3))
+    server.fault = lambda _: outage
+    started = time.monotonic()
+    results = await ask_all(endpoint, server, questions(50))
+    assert {type(result) for result in results} == {EndpointDown}
+    assert QUICK.down_after_s <= time.monotonic() - started < QUICK.down_after_s + 0.2
+    assert str(outage) in str(results[0])
+
+
+async def test_a_wrong_address_ends_the_run_sooner() -> None:
+    server, endpoint = Server(fault=lambda _: Unreachable("connection refused")), Endpoint(Limits(), QUICK)
+    started = time.monotonic()
+    with pytest.raises(EndpointDown):
+        await endpoint.call(server.ask(), 1)
+    assert time.monotonic() - started < QUICK.down_after_s
+
+
+async def test_questions_that_always_fail_are_no_outage() -> None:
+    bad = {"q3", "q11"}
+    server = Server(fault=lambda question: Unavailable("500") if question in bad else None)
+    endpoint = Endpoint(Limits(), QUICK)
+    results = await ask_all(endpoint, server, [name for name in questions(20) for _ in range(9)])
+    assert {type(error) for error in failures(results)} == {RequestFailed}
+    assert len(failures(results)) == 2 * 9
+
+
+async def test_more_bad_questions_than_make_an_outage_are_none_while_others_are_answered() -> None:
+    server = Server(fault=lambda question: Unavailable("500") if int(question[1:]) % 2 else None)
+    results = await ask_all(Endpoint(Limits(), QUICK), server, questions(40))
+    assert [type(result) for result in results] == [Reply, RequestFailed] * 20
+
+
+# money
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_spending_never_passes_the_cap(data: st.DataObject) -> None:
+    cap = data.draw(st.floats(0, 10), label="cap")
+    worst = data.draw(st.floats(0.001, 3), label="worst")
+    share = st.one_of(st.floats(0, 1), st.sampled_from(["timeout", "500", "rate", "unknown price"]))
+    outcomes = data.draw(st.lists(st.tuples(share, st.integers(0, 3)), max_size=40), label="outcomes")
+    budget, billed = Budget(cap), []
+
+    def attempt(outcome: float | str, turns: int) -> Callable[[], Awaitable[Reply]]:
+        async def run() -> Reply:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if outcome == "500":
+                raise Unavailable("500")
+            if outcome == "rate":
+                raise RateLimited("429")
+            billed.append(worst * outcome if isinstance(outcome, float) else worst)
+            if outcome == "timeout":
+                raise Unavailable("timeout", perhaps_billed=True)
+            return Reply(cost_usd=billed[-1] if isinstance(outcome, float) else None)
+
+        return run
+
+    async def spend() -> list[Reply | BaseException]:
+        calls = (budget.pay(worst, attempt(*outcome)) for outcome in outcomes)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = asyncio.run(spend())
+    assert sum(billed) <= cap * (1 + 1e-9)
+    assert budget.spent_usd == pytest.approx(sum(billed), abs=1e-9)
+    if not any(isinstance(result, BudgetSpent) for result in results):
+        assert len(results) == len(outcomes)
+    else:
+        assert budget.spent_usd + worst > cap * (1 - 1e-9)
+
+
+async def test_a_request_waits_while_those_under_way_may_turn_out_cheaper() -> None:
+    budget = Budget(1.0)
+
+    async def cheap() -> Reply:
+        await asyncio.sleep(0.001)
+        return Reply(cost_usd=0.1)
+
+    replies = await asyncio.gather(*(budget.pay(0.6, cheap) for _ in range(5)))
+    assert len(replies) == 5
+    assert budget.spent_usd == pytest.approx(0.5)
+    with pytest.raises(BudgetSpent, match=r"limits.max_cost_usd = 1 is reached: 0.5000 USD"):
+        await budget.pay(0.6, cheap)
+
+
+async def test_without_a_cap_everything_is_allowed_and_counted() -> None:
+    budget = Budget(None)
+
+    async def dear() -> Reply:
+        return Reply(cost_usd=1000)
+
+    await budget.pay(1.0, dear)
+    assert budget.spent_usd == 1000
+
+
+@given(text=st.text(max_size=200), samples=st.integers(1, 9))
+def test_the_worst_case_is_a_token_a_byte_and_every_completion_at_full_length(text: str, samples: int) -> None:
+    model = ModelSpec(model="openai/m", max_tokens=100)
+    request = CompletionRequest(Role.VERIFIER, model, (Message("user", text),), "q", "", samples)
+    assert worst_cost_usd(request, samples, (0, 1)) == samples * 100
+    assert worst_cost_usd(request, samples, (1, 0)) >= len(text.encode())
