@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from malt.datasets.version import DatasetVersion, open_version
     from malt.generator import TrainingDataGenerator
     from malt.spec import RunSpec
-    from malt.trees.evaluator import JudgeReply, LLMEvaluator
+    from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version",
     "JudgeReply": "malt.trees.evaluator",
     "LLMEvaluator": "malt.trees.evaluator",
     "RunSpec": "malt.spec",
+    "Score": "malt.trees.evaluator",
     "TrainingDataGenerator": "malt.generator",
     "open_version": "malt.datasets.version",
 }
 
-__all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "TrainingDataGenerator", "open_version"]
+__all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "Score", "TrainingDataGenerator", "open_version"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,6 +4,7 @@ No role is asked anything: the texts are in the version. A judge among the grade
 Streams: some questions' trees in memory at a time.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ class AuditReport(BaseModel):
     wall_s: float
 
 
-async def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]) -> AuditReport:
+def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]) -> AuditReport:
     """Grade a version's leaves again with each of the kinds by itself.
 
     Raises `VersionError` where the version cannot be read, `InputError` for graders that cannot be used, and
@@ -130,11 +131,17 @@ async def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[Grade
     started, spec = time.perf_counter(), spec_of(version)
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
     count = AuditCount(spec, kinds)
-    trees = stored_trees(version, spec)
-    while window := list(islice(trees, TREES_AT_ONCE)):
-        for valued, regraded in zip(window, await regrade(window, graders, grading.limits), strict=True):
-            count.add(valued, regraded)
+    asyncio.run(count_trees(stored_trees(version, spec), graders, grading.limits, count))
     return count.report(version, list(graders.values()), time.perf_counter() - started)
+
+
+async def count_trees(
+    trees: Iterator[ValuedTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "AuditCount"
+) -> None:
+    """Regrade and count all trees."""
+    while window := list(islice(trees, TREES_AT_ONCE)):
+        for valued, regraded in zip(window, await regrade(window, graders, limits), strict=True):
+            count.add(valued, regraded)
 
 
 def spec_of(version: DatasetVersion) -> RunSpec:

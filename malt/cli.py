@@ -198,7 +198,7 @@ def grade(
 
     if out is not None:
         check_output(out)
-    rows, report = asyncio.run(grade_file(file, chosen_grading(kinds, config, override)))
+    rows, report = grade_file(file, chosen_grading(kinds, config, override))
     if out is not None:
         write_rows((row.as_columns() for row in rows), out)
     console.emit(report.model_dump(mode="json")) if as_json else console_grading.show_grades(report)
@@ -218,7 +218,7 @@ def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: t
 
     opened = open_version(version)
     grading = declared_grading(config, override, otherwise=grading_of(auditing.spec_of(opened)))
-    report = asyncio.run(auditing.audit(opened, grading, read_kinds(kinds, "--with")))
+    report = auditing.audit(opened, grading, read_kinds(kinds, "--with"))
     console.emit(report.model_dump(mode="json")) if as_json else console_grading.show_audit(report)
 
 

@@ -1,5 +1,6 @@
 """Grading a file of answers: rows of question, reference and answer, perhaps with labels to compare the grades to."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,7 +175,7 @@ class GradedFile(NamedTuple):
     report: GradeReport
 
 
-async def grade_file(source: str, grading: Grading) -> GradedFile:
+def grade_file(source: str, grading: Grading) -> GradedFile:
     """Grade a file's answers; a judge is asked through the store.
 
     Raises `InputError` for what is wrong with file or graders, before any model call, and `RunStopped` at a limit.
@@ -182,9 +183,17 @@ async def grade_file(source: str, grading: Grading) -> GradedFile:
     started = time.perf_counter()
     answers, graders = read_answers(source), OpenedGraders(grading)
     rows: list[GradedRow] = []
+    asyncio.run(grade_into(rows, answers, graders))
+    return GradedFile(rows, report_on(source, rows, graders, time.perf_counter() - started))
+
+
+async def grade_into(rows: list[GradedRow], answers: Sequence[AnswerRow], graders: OpenedGraders) -> None:
+    """Append every answer with its grade.
+
+    Returns nothing, because `asyncio.run` formats what its task returns: of many rows that takes longer than grading.
+    """
     for start in range(0, len(answers), ROWS_AT_ONCE):
         rows += await grade_rows(answers[start : start + ROWS_AT_ONCE], graders)
-    return GradedFile(rows, report_on(source, rows, graders, time.perf_counter() - started))
 
 
 async def grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[GradedRow]:

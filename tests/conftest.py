@@ -4,11 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from malt.llm.session import close_sessions
 from malt.settings import Settings
 from tests.providers import ScriptedProvider
+
+hypothesis.settings.register_profile("malt", deadline=None, derandomize=True)  # the same cases on every machine
+hypothesis.settings.load_profile("malt")
 
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import example, given
@@ -126,9 +126,9 @@ def test_a_reply_written_as_python_has_the_same_scores(reply: JudgeReply) -> Non
 @pytest.mark.parametrize("opening", ["", '{"a": ', '{"correctness_score": ', "{'a': '"])
 def test_a_reply_of_200_kilobytes_is_read_within_a_second(piece: str, opening: str) -> None:
     text = opening + piece * (200_000 // len(piece))
-    started = perf_counter()
+    started = process_time()
     assert isinstance(read_reply(text, JudgeReply), str)
-    assert perf_counter() - started < 1
+    assert process_time() - started < 1
 
 
 # The schema that is sent
@@ -234,9 +234,9 @@ def test_a_text_without_brackets_is_shown_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["<", "< ", " ", "</answe", "<|", "[/INST", "<\u200b"])
 def test_an_answer_of_200_kilobytes_is_made_inert_within_a_second(piece: str) -> None:
-    started = perf_counter()
+    started = process_time()
     inert("<" + piece * (200_000 // len(piece)), frozenset({"question", "reference", "answer"}))
-    assert perf_counter() - started < 1
+    assert process_time() - started < 1
 
 
 def test_markup_that_is_not_the_prompts_is_shown_as_it_is() -> None:

@@ -46,7 +46,9 @@ async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10
     return await grade(question(ground_truth), text, graders_for(spec(*kind, timeout_s=timeout_s), None))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['kind']}: {case['ground_truth']} | {case['text'][:40]}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['kind']}: {case['ground_truth']} | {case['text'][:40]}"
+)
 async def test_a_case_of_the_tables_is_graded_as_it_says(case: dict[str, Any]) -> None:
     asked = question(case["ground_truth"], tuple(case.get("choices", ())))
     result = await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
@@ -207,9 +209,9 @@ def test_a_reference_that_one_of_the_kinds_can_use_is_fine(ground_truth: str, ki
     check_references([question(ground_truth, ("doctor", "bookstore"))], spec(*kinds))
 
 
-def test_a_reference_that_hangs_is_not_usable() -> None:
+def test_a_reference_that_takes_too_long_to_parse_is_not_usable() -> None:
     with pytest.raises(GradingError, match="is not mathematics"):
-        check_references([question("9^{9^{9^{9}}}")], spec("math", timeout_s=1))
+        check_references([question("(" * 50_000)], spec("math", timeout_s=0.5))
 
 
 @pytest.mark.parametrize("function", ["no_such_module_here:grade", "json:no_such_function", "json:__doc__"])
@@ -270,7 +272,9 @@ async def test_a_power_tower_and_a_huge_answer_are_unknown_while_a_thousand_othe
     started = time.perf_counter()
     tower = asyncio.create_task(graded("9", "Final Answer: 9^{9^{9^{9}}}", "math", timeout_s=20))
     huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=20)
-    others = await asyncio.gather(*[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)])
+    others = await asyncio.gather(
+        *[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)]
+    )
     assert {other.outcome for other in others} == {Outcome.RIGHT}
     assert not tower.done()
     assert huge.outcome is Outcome.UNKNOWN

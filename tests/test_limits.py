@@ -192,7 +192,8 @@ async def test_the_rate_settles_just_below_what_an_endpoint_grants() -> None:
     answered = sum(task.done() for task in waiting) - before
     for task in waiting:
         task.cancel()
-    assert failures([error for error in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(error, RequestFailed)]) == []
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(end) for end in ends} <= {Reply, asyncio.CancelledError}
     assert 0.75 * per_second < answered <= per_second * 1.01  # 0.9 and more on a machine that does nothing else
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, JsonValue
 
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.fingerprint import digest
+from malt.llm import embedded
 from malt.llm.completion import CompletionRequest
 from malt.llm.limits import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import ModelSpec
@@ -77,7 +78,7 @@ class Way:
 
 
 async def send(request: CompletionRequest, first: int, count: int) -> Reply:
-    """Ask for samples first … first+count-1 in one HTTP request, without retries.
+    """Ask for samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
 
     Raises `RateLimited`, `Unavailable`, `Rejected` or `NoSiblings` for limits.py and its callers to act on;
     `ConfigError` for a wrong key, model or parameter and `RunStopped` for an empty account: those end the run.
@@ -96,6 +97,8 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):
         raise Unavailable(f"{_place(model)} answered without choices", perhaps_billed=True)
+    if embedded.is_embedded(model.model) and way.api_base:
+        await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
     return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None)))
 
@@ -110,7 +113,8 @@ def check(model: ModelSpec, *, capped: bool = False) -> None:
             f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
         )
     _key(model)
-    if _is_embedded(model):
+    if embedded.is_embedded(model.model):
+        embedded.check(model.model)
         return
     provider = _provider(model)
     _check_key(model, provider)
@@ -125,12 +129,12 @@ def check(model: ModelSpec, *, capped: bool = False) -> None:
 
 def takes_siblings(model: ModelSpec) -> bool:
     """Whether several samples can be asked for in one request (`n`)."""
-    return _is_embedded(model) or "n" in _supported(model, _provider(model))
+    return embedded.is_embedded(model.model) or "n" in _supported(model, _provider(model))
 
 
 def price(model: ModelSpec) -> Prices | None:
     """Return what LiteLLM's list says a token costs; None where it does not know the model."""
-    return Prices(0.0, 0.0) if _is_embedded(model) else _listed_price(model.model)
+    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else _listed_price(model.model)
 
 
 async def close() -> None:
@@ -187,12 +191,10 @@ def _way(model: ModelSpec) -> Way:
 
 
 def _find_way(model: ModelSpec) -> Way:
-    provider = "hosted_vllm" if _is_embedded(model) else _provider(model)
+    provider = "hosted_vllm" if embedded.is_embedded(model.model) else _provider(model)
     supported = _supported(model, provider)
     name, api_base = model.model, model.api_base
-    if _is_embedded(model):
-        from malt.llm import embedded
-
+    if embedded.is_embedded(model.model):
         name, api_base = f"hosted_vllm/{model.model}", embedded.endpoint(model.model)
     elif provider == "openai" and api_base and not _litellm().supports_reasoning(model.model):
         # the same protocol through LiteLLM's own HTTP handler: half the CPU of the OpenAI SDK, and no slower above
@@ -220,10 +222,6 @@ def _silence_price_search(name: str) -> None:
     if _listed_price(name) is None:
         free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "chat"}
         _litellm().register_model({name: {**free, "litellm_provider": name.partition("/")[0]}})
-
-
-def _is_embedded(model: ModelSpec) -> bool:
-    return model.model == "embedded" or model.model.startswith("embedded/")
 
 
 def _provider(model: ModelSpec) -> str:
@@ -296,7 +294,7 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
     if count > 1:
         if "n" not in way.supported:
             raise NoSiblings(f"{model.model} takes no `n`")
-        arguments["n"] = count
+        arguments["n"] = min(count, embedded.SLOTS) if embedded.is_embedded(model.model) else count
     if model.seed is not None and "seed" in way.supported:
         arguments["seed"] = _seed(request, first)
     if request.schema is not None and way.takes_schema:
@@ -306,7 +304,7 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
 
 def _usual_key(model: ModelSpec, way: Way) -> str | None:
     """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
-    if _is_embedded(model):
+    if embedded.is_embedded(model.model):
         return "none"
     is_openai = (
         way.api_base and not model.model.startswith("hosted_vllm/") and way.name.startswith(("hosted_", "openai/"))
@@ -330,8 +328,15 @@ def _response_format(schema: type[BaseModel]) -> object:
     return _litellm().utils.type_to_response_format_param(schema)
 
 
+def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
+    """Note each choice's `completion_tokens` in it: the embedded server's usage covers the first choice alone."""
+    choices = [choice for choice in embedded.as_list(response.get("choices")) if isinstance(choice, dict)]
+    for choice, tokens in zip(choices, embedded.count_choices(api_base, response), strict=True):
+        choice["completion_tokens"] = tokens
+
+
 def _cost(model: ModelSpec, usage: object) -> float | None:
-    if _is_embedded(model):
+    if embedded.is_embedded(model.model):
         return 0.0
     reported = getattr(usage, "cost", None)
     if isinstance(reported, int | float):

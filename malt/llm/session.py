@@ -10,7 +10,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm import provider
@@ -24,8 +24,10 @@ from malt.spec import Limits, ModelSpec
 
 T = TypeVar("T")
 
-STOP_SECONDS = 8.0
+STOP_SECONDS = 6.0
 """How long a stopping session waits for answers that are already paid for."""
+
+CLOSED = RunStopped("the session was closed")
 
 
 class Session:
@@ -43,6 +45,7 @@ class Session:
         self._thread.start()
         self._writer = BatchedWriter(self.store)
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._closing = threading.Lock()
         atexit.register(self.close)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -56,29 +59,31 @@ class Session:
         return await asyncio.wrap_future(self._submit(work))
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._loop.is_closed():
+            work.close()
+            raise self.stopped or CLOSED
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         """Stop asking, give answers under way a few seconds to arrive, and write them."""
-        if self._loop.is_closed():
-            return
-        atexit.unregister(self.close)
-        self.stopped = self.stopped or RunStopped("the session was closed")
-        self.run(self._drain())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self.store.close()
+        with self._closing:
+            if self._loop.is_closed():
+                return
+            atexit.unregister(self.close)
+            self.stopped = self.stopped or CLOSED
+            self.run(self._drain())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(cancel_others())  # what was handed over meanwhile
+            self._loop.close()
+            self.store.close()
 
     async def _drain(self) -> None:
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
         await self._writer.drain()
         await provider.close()
-        left = asyncio.all_tasks() - {asyncio.current_task()}  # LiteLLM leaves a task of its own on the loop
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await cancel_others()  # LiteLLM leaves a task of its own on the loop
 
     def endpoint(self, model: ModelSpec) -> Endpoint:
         """Return the limiter that all requests to one model at one address share."""
@@ -138,6 +143,14 @@ class Session:
         return worst_cost_usd(request, count, prices)
 
 
+async def cancel_others() -> None:
+    """Cancel all other tasks of this loop, and wait until they have ended."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 def answered_rows(request: CompletionRequest, first: int, count: int, reply: Reply) -> list[StoredSample]:
     """Return the rows of one response, one a choice, raw."""
     responses = split_response(reply.response, count)
@@ -177,29 +190,46 @@ def row_for(
     )
 
 
-_sessions: dict[tuple[Settings, Limits], Session] = {}
+class Opened(NamedTuple):
+    """A session, and the run that opened it."""
+
+    run: str
+    session: Session
+
+
+_sessions: dict[tuple[Settings, Limits], Opened] = {}
 _opening = threading.Lock()
 
 
-def session_for(settings: Settings, limits: Limits) -> Session:
-    """Return the process's session for these settings and limits; made at first use, closed at exit."""
+def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
+    """Return the process's session for these settings and limits; made at first use, closed at exit.
+
+    A session that has stopped stays so for the `run` it stopped in: no batch of it may spend on. Another run, or one
+    without a name, gets a new session.
+    """
     with _opening:
-        session = _sessions.get((settings, limits))
-        if session is None or session.stopped is not None:
-            session = _sessions[settings, limits] = Session(settings, limits)
-        return session
+        opened = _sessions.get((settings, limits))
+        if opened is None or (opened.session.stopped is not None and (not run or run != opened.run)):
+            opened = _sessions[settings, limits] = Opened(run, Session(settings, limits))
+        return opened.session
 
 
 def opened_session(settings: Settings, limits: Limits) -> Session | None:
     """Return the session that `session_for` made, or None where it has not made one yet."""
-    return _sessions.get((settings, limits))
+    opened = _sessions.get((settings, limits))
+    return None if opened is None else opened.session
+
+
+def stop_sessions() -> None:
+    """Close what `session_for` has made, for good: what the same run asks from now on raises `RunStopped`."""
+    for opened in list(_sessions.values()):
+        opened.session.close()
 
 
 def close_sessions() -> None:
     """Close what `session_for` has made; the next call makes new ones."""
     with _opening:
-        for session in _sessions.values():
-            session.close()
+        stop_sessions()
         _sessions.clear()
 
 
