@@ -19,6 +19,7 @@ from malt.errors import ConfigError, MaltError
 
 if TYPE_CHECKING:
     from malt.inputs import Inputs
+    from malt.private_prefect import PrivateServer
     from malt.spec import RunSpec
     from malt.summary import RunSummary
 
@@ -116,9 +117,9 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: boo
     """Grow, grade and publish; asks only for what the store does not hold."""
     from malt import console
 
-    spec, inputs = declared(config, override, limit)
+    spec, inputs, server = begun(config, override, limit)
     with console.progress(spec, len(inputs.questions)):
-        summary = flow_summary("generate", spec)
+        summary = flow_summary("generate", spec, server)
     return finish(summary, as_json=as_json)
 
 
@@ -127,8 +128,8 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: boo
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
-    spec, _ = declared(config, override, limit)
-    return finish(flow_summary("assemble", spec), as_json=as_json)
+    spec, _, server = begun(config, override, limit)
+    return finish(flow_summary("assemble", spec, server), as_json=as_json)
 
 
 @malt.command()
@@ -231,25 +232,42 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tup
     return spec, read_inputs(spec)
 
 
-def flow_summary(name: str, spec: "RunSpec") -> "RunSummary":
-    """Run one of the flows here, with the server at `PREFECT_API_URL` or a private one.
-
-    Raises the flow's own error where it did not come to a summary.
-    """
-    from malt.private_prefect import prepare_prefect
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, PrivateServer | None]":
+    """Read a config and all that it names while the private Prefect server starts, if the run needs one."""
+    from malt.config import load_spec
+    from malt.inputs import read_inputs
+    from malt.private_prefect import connect
     from malt.settings import Settings
 
-    prepare_prefect(Settings().data_dir)
+    spec = load_spec(config, override, limit)
+    server = connect(Settings().data_dir)
+    return spec, read_inputs(spec), server
+
+
+def flow_summary(name: str, spec: "RunSpec", server: "PrivateServer | None") -> "RunSummary":
+    """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
+    from malt import interruption
+    from malt.llm import provider
+
+    flow = flow_named(name)
+    if name == "generate":
+        provider.warm_up()
+    if server is not None:
+        server.wait_until_ready()
+    result = interruption.run(ended(flow, spec))
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
+    """Import a flow, which lies beside the library and not in it. Raises `ConfigError` where it does not."""
     try:
-        flow = getattr(import_module(f"flows.{name}"), name)
+        return getattr(import_module(f"flows.{name}"), name)
     except ModuleNotFoundError as missing:
         if missing.name not in ("flows", "tasks"):
             raise
         raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
-    result = asyncio.run(ended(flow, spec))
-    if isinstance(result, BaseException):
-        raise result
-    return result
 
 
 async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here

@@ -1,4 +1,4 @@
-"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`, started by private_prefect.py.
+"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`, as private_prefect.py starts it.
 
 It ends when its standard input does: the process that started it holds the other end, and loses it however it ends.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         lifespan="on",
         timeout_graceful_shutdown=1,
     )
-    OneAtATime(config, home / "starting.lock").run(sockets=[listener])
+    StartsAlone(config, home / "starting.lock").run(sockets=[listener])
 
 
 def end_with_parent() -> None:
@@ -41,16 +41,16 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-class OneAtATime(uvicorn.Server):
-    """A server whose database is made or upgraded while no other does the same to it."""
+class StartsAlone(uvicorn.Server):
+    """A server that makes or upgrades its database while no other does the same to it."""
 
     def __init__(self, config: uvicorn.Config, lock: Path) -> None:
         super().__init__(config)
         self._lock = lock
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start up alone."""
-        with self._lock.open("a") as lock:
+        """Wait for the lock, then start."""
+        with self._lock.open("a") as lock:  # noqa: ASYNC230 - nothing else runs yet
             fcntl.flock(lock, fcntl.LOCK_EX)
             await super().startup(sockets)
 

@@ -11,16 +11,13 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Protocol
 
 from malt.errors import ConfigError
 
 START_LIMIT_S = 120.0
-"""Seconds a private server may take to answer: 3 as a rule, more where it first makes its database."""
+"""Seconds a private server may take to answer: 3 as a rule, 6 where it first makes its database."""
 STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
-
-QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the command tells what happened
 
 TUNED = {
     # A task run costs the stock server 37.6 ms of CPU, with these 7.7.
@@ -37,31 +34,14 @@ TUNED = {
 }
 
 
-class Server(Protocol):
-    """A Prefect server that this process reports to."""
-
-    def wait_until_ready(self) -> None:
-        """Return once it can be asked. Raises `ConfigError` where that will not come."""
-
-
-def connect(data_dir: Path) -> Server:
-    """Set the environment that Prefect will read on import; starts a private server where none is named."""
-    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
-    if url := os.environ.get("PREFECT_API_URL"):
-        return NamedServer(url)
+def connect(data_dir: Path) -> "PrivateServer | None":
+    """Set the environment that Prefect reads on import; starts a private server where no other is named."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the command tells what happened
+    if os.environ.get("PREFECT_API_URL"):
+        return None
     server = PrivateServer((data_dir / "prefect").resolve())
-    os.environ |= server.environment
+    os.environ.update(server.environment)
     return server
-
-
-class NamedServer:
-    """The server at `PREFECT_API_URL`: its user's own affair, up or not."""
-
-    def __init__(self, api_url: str) -> None:
-        self.api_url = api_url
-
-    def wait_until_ready(self) -> None:
-        """Return at once; the first call to it will tell."""
 
 
 class PrivateServer:
@@ -72,14 +52,9 @@ class PrivateServer:
         self._log = home / "server.log"
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, self._log.open("ab") as log:
             self._log_start = log.tell()
-            api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-            self.environment = {
-                "PREFECT_API_URL": api_url,
-                "PREFECT_HOME": str(home),
-                "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),  # none: the user's own profile is for other servers
-                "PREFECT_LOGGING_TO_API_ENABLED": "false",  # one row a task run, for a server that ends with the run
-            }
-            self._process = subprocess.Popen(  # noqa: S603
+            self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            self.environment = environment(self.api_url, home)
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(home)],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
@@ -88,11 +63,10 @@ class PrivateServer:
                 env={**os.environ, **self.environment, **TUNED},
                 start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
             )
-        self.api_url = api_url
         atexit.register(self.stop)
 
     def wait_until_ready(self) -> None:
-        """Wait for the first answer; the socket is open already, so the question waits there."""
+        """Wait for the first answer: the socket is open already, so the question waits there. Raises `ConfigError`."""
         try:
             with urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S):  # noqa: S310
                 return
@@ -117,3 +91,15 @@ class PrivateServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def environment(api_url: str, home: Path) -> dict[str, str]:
+    """Return what makes Prefect use a private server, whatever its user has set up for others."""
+    return {
+        "PREFECT_API_URL": api_url,
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILE": "ephemeral",
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # a row a task run, and nobody there to read it
+    }

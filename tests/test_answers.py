@@ -52,7 +52,7 @@ NOTATIONS: tuple[Callable[[int], str], ...] = (
     lambda n: f"{n}e0",
     lambda n: f"{n * 10}e-1",
     lambda n: f"{n} \\times 10^{{0}}",
-    lambda n: f"0.{n:03d} × 10^{max(3, len(str(n)))}" if n >= 0 else str(n),
+    lambda n: f"0.{n:03d} \u00d7 10^{max(3, len(str(n)))}" if n >= 0 else str(n),
     lambda n: f"-{-n}" if n < 0 else f"+{n}",
     lambda n: f"−{-n}" if n < 0 else str(n),  # noqa: RUF001 - the typographic minus is the case
 )

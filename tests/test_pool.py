@@ -41,11 +41,11 @@ async def test_an_exception_fails_the_call_and_keeps_the_process() -> None:
 async def test_a_call_that_hangs_is_killed_at_its_limit_while_others_go_on() -> None:
     await asyncio.gather(*[run_in_pool(time.sleep, 0.05, timeout_s=10) for _ in range(20)])
     started = time.perf_counter()
-    hanging = submit(time.sleep, 60, timeout_s=1)
-    others = await asyncio.gather(*[run_in_pool(math.factorial, n, timeout_s=10) for n in range(1000)])
-    assert others == [math.factorial(n) for n in range(1000)]
+    hanging = submit(time.sleep, 60, timeout_s=2)
+    others = await asyncio.gather(*[run_in_pool(math.factorial, n, timeout_s=10) for n in range(300)])
+    assert others == [math.factorial(n) for n in range(300)]
     assert not hanging.done()
-    with pytest.raises(CallFailed, match="no result within 1 s"):
+    with pytest.raises(CallFailed, match="no result within 2 s"):
         await asyncio.wrap_future(hanging)
     assert time.perf_counter() - started < 10
 
@@ -81,7 +81,8 @@ async def test_calls_come_from_any_thread_and_loop() -> None:
     threads = [threading.Thread(target=in_a_loop_of_its_own) for _ in range(4)]
     for thread in threads:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
     assert results == [24] * 4
 
 

@@ -167,6 +167,16 @@ def test_the_embedded_model_costs_nothing() -> None:
     assert llm.price(ModelSpec(model="embedded")) == (0, 0)
 
 
+async def test_the_embedded_model_counts_each_samples_tokens_and_gives_at_most_its_slots() -> None:
+    reply = await llm.send(request(ModelSpec(model="embedded", max_tokens=4, seed=1)), 0, 10)
+    choices = reply.response["choices"]
+    assert isinstance(choices, list)
+    counts = [choice["completion_tokens"] for choice in choices if isinstance(choice, dict)]
+    assert len(counts) == 8
+    assert all(isinstance(count, int) and 1 <= count <= 5 for count in counts)
+    assert reply.cost_usd == 0
+
+
 # what errors mean
 
 

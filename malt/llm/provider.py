@@ -98,7 +98,8 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     if not response.get("choices"):
         raise Unavailable(f"{_place(model)} answered without choices", perhaps_billed=True)
     if embedded.is_embedded(model.model) and way.api_base:
-        await asyncio.to_thread(_count_choices, way.api_base, response)
+        with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
+            await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
     return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None)))
 
@@ -135,6 +136,11 @@ def takes_siblings(model: ModelSpec) -> bool:
 def price(model: ModelSpec) -> Prices | None:
     """Return what LiteLLM's list says a token costs; None where it does not know the model."""
     return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else _listed_price(model.model)
+
+
+def warm_up() -> None:
+    """Import LiteLLM now, while there is something else to wait for; the first request would take seconds longer."""
+    _litellm()
 
 
 async def close() -> None:

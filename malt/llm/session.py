@@ -27,8 +27,6 @@ T = TypeVar("T")
 STOP_SECONDS = 6.0
 """How long a stopping session waits for answers that are already paid for."""
 
-CLOSED = RunStopped("the session was closed")
-
 
 class Session:
     """A process's store, endpoints and budget, on a loop of their own."""
@@ -61,7 +59,7 @@ class Session:
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         if self._loop.is_closed():
             work.close()
-            raise self.stopped or CLOSED
+            raise self.stopped or closed()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
@@ -70,7 +68,7 @@ class Session:
             if self._loop.is_closed():
                 return
             atexit.unregister(self.close)
-            self.stopped = self.stopped or CLOSED
+            self.stopped = self.stopped or closed()
             self.run(self._drain())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -90,6 +88,7 @@ class Session:
         where = (model.model, model.api_base, model.api_key_env)
         if where not in self._endpoints:
             self._endpoints[where] = Endpoint(self._limits)
+            self._endpoints[where].siblings = provider.takes_siblings(model)
         return self._endpoints[where]
 
     async def ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
@@ -143,6 +142,11 @@ class Session:
         return worst_cost_usd(request, count, prices)
 
 
+def closed() -> RunStopped:
+    """Return what is raised to those who ask a session that was closed."""
+    return RunStopped("the session was closed")
+
+
 async def cancel_others() -> None:
     """Cancel all other tasks of this loop, and wait until they have ended."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -191,10 +195,10 @@ def row_for(
 
 
 class Opened(NamedTuple):
-    """A session, and the run that opened it."""
+    """A session, and the runs that use it."""
 
-    run: str
     session: Session
+    runs: set[str]
 
 
 _sessions: dict[tuple[Settings, Limits], Opened] = {}
@@ -204,13 +208,15 @@ _opening = threading.Lock()
 def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
     """Return the process's session for these settings and limits; made at first use, closed at exit.
 
-    A session that has stopped stays so for the `run` it stopped in: no batch of it may spend on. Another run, or one
+    A session that has stopped stays so for every `run` that used it: no later batch may spend on. Another run, or one
     without a name, gets a new session.
     """
     with _opening:
         opened = _sessions.get((settings, limits))
-        if opened is None or (opened.session.stopped is not None and (not run or run != opened.run)):
-            opened = _sessions[settings, limits] = Opened(run, Session(settings, limits))
+        if opened is None or (opened.session.stopped is not None and run not in opened.runs):
+            opened = _sessions[settings, limits] = Opened(Session(settings, limits), set())
+        if run:
+            opened.runs.add(run)
         return opened.session
 
 

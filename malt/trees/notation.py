@@ -64,7 +64,7 @@ LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"\\(?:[a-zA-Z]+|.)|[{}]", " "),
     )
 )
-SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])", re.IGNORECASE)
+SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])")
 POWER = re.compile(r"(?<=[0-9])\*\*(?=-?[0-9])")
 SPACED_SIGN = re.compile(r"(?<![0-9)%] )(?<![0-9)%])([-+]) (?=[0-9]+/[0-9])")
 
@@ -76,5 +76,8 @@ def plain(text: str) -> str:
     if "\\" in text or "{" in text:
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement, text)
-    text = POWER.sub("^", text).replace("**", "").replace("__", "").replace("`", "")
-    return SPACED_SIGN.sub(r"\1", SYMBOLS.sub(SYMBOL, text))
+    if "*" in text or "_" in text or "`" in text:
+        text = POWER.sub("^", text).replace("**", "").replace("__", "").replace("`", "")
+    if "/" in text:
+        text = SPACED_SIGN.sub(r"\1", text)
+    return SYMBOLS.sub(SYMBOL, text) if "pi" in text or "sqrt" in text else text

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 Result = TypeVar("Result")
@@ -181,7 +182,7 @@ class Worker:
         ours, theirs = Pipe()
         # Its own group: Ctrl-C is for the program, which ends its workers itself. Stdout stays clean for --json.
         self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our code
-            [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+            [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps([*sys.path, str(Path.cwd())])],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=2,

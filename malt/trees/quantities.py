@@ -175,15 +175,13 @@ MEASURE = re.compile(
 )
 
 
-def measure(text: str) -> Quantity | None:
-    """Return the first measure in two units of a plain text, in the smaller unit: `1 hour 20 minutes` is 80."""
-    for match in MEASURE.finditer(text):
-        large, small = UNITS.get(match[2], ""), UNITS.get(match[4], "")
-        ratio = MEASURES.get((large, small))
-        first = decimal(match[1])
-        if ratio and first is not None and len(match[0]) <= MOST_DIGITS:
-            return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
-    return None
+def measured(match: re.Match[str]) -> Quantity | None:
+    """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None where it is none."""
+    ratio = MEASURES.get((UNITS.get(match[2], ""), UNITS.get(match[4], "")))
+    first = decimal(match[1])
+    if ratio is None or first is None or len(match[0]) > MOST_DIGITS:
+        return None
+    return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
 
 
 SMALL = (
@@ -234,7 +232,9 @@ QUALIFIER_BEFORE = re.compile(
     r"|last|another|when|if|between|on|day|week|step|year|level|number|because|since|as)\s[$€£¥₹]?$",
     re.IGNORECASE,
 )
-CONCLUSION = re.compile(r"(?<![a-z])(?:so|therefore|thus|hence|which means)(?![a-z])", re.IGNORECASE)
+CONCLUSION = re.compile(
+    r"(?<![a-z])(?:so|therefore|thus|hence|which (?:means|is|equals|makes))(?![a-z])", re.IGNORECASE
+)
 EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
 LEAD_IN = re.compile(
     r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
@@ -251,11 +251,11 @@ ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 @lru_cache(maxsize=8192)
 def parse_quantity(text: str) -> Quantity | None:
     """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
-    line = plain(text[:LONGEST]).strip()
-    line = ASSIGNMENT.sub("", line)
-    if measured := measure(line):
-        return measured
+    line = ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
     start = lead_in(line)
+    measure = MEASURE.match(line, start)
+    if measure and (quantity := measured(measure)) and not numbers(line[measure.end() :]):
+        return quantity
     match = NUMBER.match(line, start)
     if match is None:
         return in_words(line[start:])
@@ -266,16 +266,14 @@ def parse_quantity(text: str) -> Quantity | None:
 def read_quantity(text: str) -> Quantity | None:
     """Return the number that a statement of an answer gives, or None where it gives none, or several.
 
-    In order: what follows the last `so`; what follows the last `=`; the number it begins with; the first number that
-    qualifies nothing, as `3` does in `after 3 days`. Of several sentences the first with a number is taken.
+    In order: what follows the last `so`; of several sentences the first with a number; what follows the last `=`; the
+    number it begins with; the first number that qualifies nothing, as `3` does in `after 3 days`.
     """
     line = plain(text[:LONGEST])
     found = numbers(line)
     if not found:
         return in_words(line[lead_in(line) :])
-    if len(found) == 1:
-        return found[0].quantity
-    return measure(line) or stated(line, found)
+    return found[0].quantity if len(found) == 1 else stated(line, found)
 
 
 def leading_quantity(text: str) -> Quantity | None:
@@ -284,17 +282,21 @@ def leading_quantity(text: str) -> Quantity | None:
     found = numbers(line)
     if not found or found[0].start > lead_in(line) or LIST_AFTER.match(line, found[0].end):
         return None
-    return measure(line) or found[0].quantity
+    return found[0].quantity
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """Return the last number of a text that stands for itself."""
+    """Return the last number of a text that stands for itself, or the first after the `=` of its sentence.
+
+    The result of `120 / 24 = 5 hours to read 120 pages` is 5.
+    """
     for written in reversed(text[-LONGEST:].splitlines()):
         line = plain(written)
         known = [number for number in numbers(line) if number.quantity is not None]
         if known:
-            measured = measure(line[known[-2].start :]) if len(known) > 1 else None
-            return measured or known[-1].quantity
+            concluded = after_last(CONCLUSION, line, after_last(SENTENCE_END, line, known))
+            results = after_last(EQUALS, line, concluded)
+            return (concluded[-1] if results is concluded else results[0]).quantity
     return None
 
 
@@ -313,8 +315,8 @@ def stated(line: str, found: list[Found]) -> Quantity | None:
 
 
 def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
-    """Return the numbers after the last border that has any, else all of them."""
-    ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
+    """Return the numbers after the last border that has any, or the very same where there is no such border."""
+    ends = [match.end() for match in border.finditer(line, found[0].start, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
 
 
@@ -325,8 +327,14 @@ def in_one_sentence(line: str, found: list[Found]) -> list[Found]:
 
 
 def numbers(line: str) -> list[Found]:
-    """Return the numbers of a plain text."""
-    return [Found(match.start(), match.end(), standing(match)) for match in NUMBER.finditer(line)]
+    """Return the numbers of a plain text; a measure in two units is one."""
+    found = [Found(match.start(), match.end(), standing(match)) for match in NUMBER.finditer(line)]
+    if len(found) < 2:
+        return found
+    measures = [Found(*match.span(), quantity) for match in MEASURE.finditer(line) if (quantity := measured(match))]
+    for measure in measures:
+        found = [number for number in found if number.end <= measure.start or number.start >= measure.end]
+    return sorted(found + measures) if measures else found
 
 
 def standing(match: re.Match[str]) -> Quantity | None:

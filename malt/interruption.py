@@ -1,0 +1,116 @@
+"""Running a flow so that Ctrl-C and SIGTERM end it cleanly: nothing more is asked, and what is under way may arrive.
+
+The flow runs in a thread: in the main one Prefect takes SIGTERM for itself, and raises it wherever the loop stands.
+"""
+
+import asyncio
+import contextvars
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from malt.llm.session import stop_sessions
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130
+MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
+STOP_LIMIT_S = 9.0
+"""Seconds after a signal until the process ends, whatever still holds it up."""
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end. A signal stops it, and raises `KeyboardInterrupt`; a second one ends the process."""
+    running = Running(work)
+    with on_signal(running.interrupt):
+        return running.result()
+
+
+class Running(Generic[T]):
+    """A coroutine under way on a loop and in a thread of its own."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._interrupted = False
+        self._started: Future[Callable[[], object]] = Future()
+        self._outcome: Future[T] = Future()
+        in_context = contextvars.copy_context().run
+        threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
+
+    def result(self) -> T:
+        """Wait for the end."""
+        try:
+            outcome = self._outcome.result()
+        except BaseException:
+            if not self._interrupted:
+                raise
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return outcome
+
+    def interrupt(self) -> None:
+        """Stop asking, and cancel the work; the process ends soon, whatever comes of that."""
+        if self._interrupted:
+            os._exit(INTERRUPTED)
+        self._interrupted = True
+        deadline = threading.Timer(STOP_LIMIT_S, give_up)
+        deadline.daemon = True
+        deadline.start()
+        threading.Thread(target=stop_sessions, daemon=True).start()
+        for child in multiprocessing.active_children():
+            child.terminate()
+        self._started.result()()
+
+    def _run(self) -> None:
+        try:
+            self._outcome.set_result(asyncio.run(self._cancellable()))
+        except BaseException as error:
+            self._outcome.set_exception(error)
+
+    async def _cancellable(self) -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._started.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await self._work
+
+
+@contextmanager
+def on_signal(act: Callable[[], None]) -> Iterator[None]:
+    """Act on SIGINT and SIGTERM; only the main thread may, elsewhere they stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, lambda *_: act()) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def give_up() -> None:
+    """End the process, whatever it waits for: all that came is committed, and the private server ends with it."""
+    print(f"error: {MESSAGE}", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
+
+
+def begin_worker() -> None:
+    """Make a worker process stop asking on a signal, so that its batch ends with what it has; it ends with its parent."""
+    for each in SIGNALS:
+        signal.signal(each, lambda *_: threading.Thread(target=stop_sessions, daemon=True).start())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, then end too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(INTERRUPTED)
