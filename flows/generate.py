@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 from prefect import flow, unmapped
@@ -12,8 +13,8 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from malt.errors import ConfigError
 from malt.inputs import Inputs, check_models, read_inputs
+from malt.interruption import begin_worker
 from malt.llm.asker import EVERY_ROLE, asker
-from malt.llm.session import session_for
 from malt.llm.tally import Tally
 from malt.questions import Question
 from malt.settings import Settings
@@ -22,13 +23,13 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
 from malt.trees.growth import grow, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, grow_batch, whole
+from tasks.growing import BranchAsker, Grown, grow_batch, session_of_run, whole
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
 """Up to this many task runs, `tracking = "auto"` shows every branch."""
 BATCH = 50
-"""Questions in one `grow_batch`."""
+"""Questions in one `grow_batch`, where there are enough for every worker."""
 THREADS = 4
 """Batches under way at once in one process; each holds many requests, so few are enough."""
 
@@ -56,7 +57,7 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
 
 async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
-    ask = asker(session_for(settings, spec.limits), [question.question_id for question in inputs.questions])
+    ask = asker(session_of_run(settings, spec.limits), [question.question_id for question in inputs.questions])
     branches = BranchAsker(ask)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
@@ -70,7 +71,8 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
     runner, workers = task_runner(spec.run.task_runner)
     shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
-    batches = [whole(inputs.questions[start : start + BATCH]) for start in range(0, len(inputs.questions), BATCH)]
+    size = min(BATCH, ceil(len(inputs.questions) / workers))
+    batches = [whole(inputs.questions[start : start + size]) for start in range(0, len(inputs.questions), size)]
 
     def map_batches() -> list[Grown]:
         with runner:
@@ -94,7 +96,7 @@ def task_runner(name: str) -> tuple[TaskRunner[Any], int]:
     if name == "threads":
         return ThreadPoolTaskRunner(max_workers=THREADS), 1
     if name == "processes":
-        return ProcessPoolTaskRunner(max_workers=cores), cores
+        return ProcessPoolTaskRunner(max_workers=cores, initializer=begin_worker), cores
     if name == "ray":
         raise ConfigError("run.task_runner = 'ray' is not there yet; use threads, processes, dask or tcp://…")
     return dask_runner(None if name == "dask" else name, cores)

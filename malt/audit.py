@@ -16,9 +16,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.agreement import Verdicts, agreement_of, verdict
-from malt.datasets.examples import QuestionRow, TrajectoryRow, dpo_rows, sft_rows
-from malt.datasets.publishing import paired_roles
+from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.restore import restore_tree
+from malt.datasets.selection import select
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
 from malt.datasets.verify import Cursor, parquet_rows
 from malt.datasets.version import DatasetVersion
@@ -185,10 +185,11 @@ async def regrade(
 
 
 class TrainingRows(NamedTuple):
-    """The ids of one role's rows."""
+    """One role's rows of one tree, by their nodes."""
 
-    sft: set[str]
-    dpo: set[str]
+    sft: set[Address]
+    dpo: set[tuple[Address, Address]]
+    """The chosen and the rejected one."""
 
 
 class AuditCount:
@@ -271,9 +272,12 @@ class AuditCount:
 
 
 def training_rows(valued: ValuedTree, role: Role, spec: RunSpec) -> TrainingRows:
-    """Return the ids of the rows that a tree gives a role."""
-    pairs = dpo_rows(valued, role) if role in paired_roles(spec) else ()
-    return TrainingRows({row["row_id"] for row in sft_rows(valued, role)}, {row["row_id"] for row in pairs})
+    """Return what a tree gives a role to train on."""
+    selected = select(valued, role, spec.dataset)
+    return TrainingRows(
+        sft={one.node.address for one in selected.sft.kept},
+        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected.dpo.kept},
+    )
 
 
 def difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> Difference:

@@ -47,7 +47,9 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
     except click.ClickException as error:
         return failed(f"{error.format_message()} See: malt --help", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
-        return failed("interrupted; what was paid for is in the store, run again to go on", INTERRUPTED, debug=debug)
+        from malt.interruption import MESSAGE
+
+        return failed(MESSAGE, INTERRUPTED, debug=debug)
     except Exception as error:
         return failed(f"{type(error).__name__}: {error} (not expected; --debug shows where)", UNEXPECTED, debug=debug)
     return result if isinstance(result, int) else 0

@@ -1,13 +1,16 @@
 """What `malt grade` and `malt audit` print for people."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from malt.audit import OWN, AuditReport, Difference, GraderPair
 from malt.console import dollars, one_line, out, table_of
 from malt.grade_file import GradeReport, LabelledReport, UnknownRow
-from malt.trees.grading import brief
+from malt.trees.grading import Outcome, brief
+
+if TYPE_CHECKING:
+    from malt.audit import AuditReport, Difference, GraderPair
 
 SHOWN = 10
 """Rows or leaves told of; the rest are counted."""
@@ -65,7 +68,7 @@ def show_labels(report: LabelledReport) -> None:
     show_more(len(report.disagreements))
 
 
-def show_audit(report: AuditReport) -> None:
+def show_audit(report: "AuditReport") -> None:
     """Print what other graders say of a version."""
     cut = f" ({report.truncated:,} cut off, seen by no grader)" if report.truncated else ""
     out.print(
@@ -80,15 +83,15 @@ def show_audit(report: AuditReport) -> None:
     show_differences(report.differences)
 
 
-def show_outcomes(report: AuditReport) -> None:
+def show_outcomes(report: "AuditReport") -> None:
     """Print the leaves by grader and outcome."""
-    table = table_of("grader", *report.outcomes[OWN])
+    table = table_of("grader", *Outcome)
     for name, counts in report.outcomes.items():
         table.add_row(name, *map("{:,}".format, counts.values()))
     out.print(table)
 
 
-def show_matrix(report: AuditReport) -> None:
+def show_matrix(report: "AuditReport") -> None:
     """Print how far each two graders agree."""
     pairs = {pair.graders: pair for pair in report.agreement}
     names = list(report.outcomes)
@@ -99,13 +102,13 @@ def show_matrix(report: AuditReport) -> None:
     out.print(table)
 
 
-def cell(pair: GraderPair) -> str:
+def cell(pair: "GraderPair") -> str:
     """Write how far two graders agree."""
     unknown = f" (+{pair.unknown:,} unknown)" if pair.unknown else ""
     return f"{percent(pair.agreement)}  {figure(pair.kappa)}  {pair.compared:,}{unknown}"
 
 
-def show_changes(report: AuditReport, kind: str) -> None:
+def show_changes(report: "AuditReport", kind: str) -> None:
     """Print what one grader's grades would make of the version."""
     out.print(f"with the grades of {kind}:")
     table = table_of("role", "nodes", "labels changed", "SFT rows", "added", "removed", "DPO pairs", "added", "removed")
@@ -114,7 +117,7 @@ def show_changes(report: AuditReport, kind: str) -> None:
     out.print(table)
 
 
-def show_differences(differences: Sequence[Difference]) -> None:
+def show_differences(differences: "Sequence[Difference]") -> None:
     """Print the leaves on which graders differ, and what each of them read."""
     out.print(f"{len(differences):,} leaves on which graders differ{':' if differences else ''}")
     for leaf in differences[:SHOWN]:

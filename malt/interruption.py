@@ -75,10 +75,9 @@ class Running(Generic[T]):
             self._outcome.set_exception(error)
 
     async def _cancellable(self) -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(self._work)
         self._started.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
-        return await self._work
+        return await task
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def give_up() -> None:
 
 
 def begin_worker() -> None:
-    """Make a worker process stop asking on a signal, so that its batch ends with what it has; it ends with its parent."""
+    """Make a worker process end with its parent, and on a signal stop asking: its batch then ends with what it has."""
     for each in SIGNALS:
         signal.signal(each, lambda *_: threading.Thread(target=stop_sessions, daemon=True).start())
     threading.Thread(target=end_with_parent, daemon=True).start()

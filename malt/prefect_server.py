@@ -1,4 +1,4 @@
-"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`, as private_prefect.py starts it.
+"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`; private_prefect.py starts it.
 
 It ends when its standard input does: the process that started it holds the other end, and loses it however it ends.
 """
@@ -50,7 +50,7 @@ class StartsAlone(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the lock, then start."""
-        with self._lock.open("a") as lock:  # noqa: ASYNC230 - nothing else runs yet
+        with self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             await super().startup(sockets)
 

@@ -163,6 +163,14 @@ class DatasetSpec(Declared):
 
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
+    min_margin: float = Field(0.0, ge=0, le=1)
+    """Leave out pairs whose values differ by less; the paper keeps every pair."""
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Leave out pairs whose order is right with less probability, given how few leaves their values come from."""
+    max_pairs_per_question: int | None = Field(None, ge=1)
+    """Pairs that one question gives each role at most: those of largest margin, then confidence. Empty: all."""
+    balance: Literal["none", "labels"] = "none"
+    """`labels`: cut each role's kto rows of a question to as many right as wrong; best right, worst wrong are kept."""
 
 
 class Limits(Declared):

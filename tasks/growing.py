@@ -7,18 +7,19 @@ from typing import Any, NamedTuple, TypeVar, cast
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
 from malt.errors import MaltError
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
-from malt.llm.session import session_for
+from malt.llm.session import Session, session_for
 from malt.llm.tally import Tally
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question
 from malt.settings import Settings
-from malt.spec import Role, RunSpec
+from malt.spec import Limits, Role, RunSpec
 from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome
@@ -32,7 +33,7 @@ def whole(value: T) -> T:
     return cast("T", quote(value))
 
 
-async def ended(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's types do not know that the call is awaitable
+async def final_state(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's types do not know that it is awaitable
     """Wait for an async task that was called with `return_state=True`."""
     state: State[Any] = await task_run
     return state
@@ -40,6 +41,11 @@ async def ended(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's types 
 
 prompts_of = lru_cache(load_prompts)
 """A worker reads a prompt set once."""
+
+
+def session_of_run(settings: Settings, limits: Limits) -> Session:
+    """Return this process's session for the flow run: once it has stopped, no later batch of the run asks on."""
+    return session_for(settings, limits, run=flow_run.id or "")
 
 
 class Grown(NamedTuple):
@@ -52,7 +58,7 @@ class Grown(NamedTuple):
 @task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
 def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
-    session = session_for(settings, spec.limits)
+    session = session_of_run(settings, spec.limits)
     ask = asker(session, [question.question_id for question in batch], asks)
     shortfall = session.run(ask_all(batch, spec, prompts_of(spec.prompts), ask))
     return Grown(shortfall, Tally(ask.tally.roles))
@@ -108,11 +114,11 @@ class BranchAsker:
         above = self._states.get((request.question_id, parent.parent)) if parent else None
         title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
         edge = [above] if above else None
-        state = await ended(expand(title, whole(request), self.ask, return_state=True, wait_for=edge))
+        state = await final_state(expand(title, whole(request), self.ask, return_state=True, wait_for=edge))
+        self._states[request.question_id, parent] = state
         data = await state.aresult(raise_on_failure=False)
         if isinstance(data, BaseException):
             raise data
-        self._states[request.question_id, parent] = state
         return cast("Sequence[Completion]", data)
 
     async def grade(self, tree: Tree, spec: RunSpec, prompts: PromptSet) -> tuple[FailedBranch, ...]:
@@ -121,7 +127,7 @@ class BranchAsker:
         leaves = [
             state for (question, parent), state in self._states.items() if question == question_id and len(parent) == 2
         ]
-        state = await ended(
+        state = await final_state(
             grade_tree(
                 question_id, whole(tree), whole(spec), whole(prompts), self.ask, return_state=True, wait_for=leaves
             )

@@ -1,8 +1,8 @@
-"""From a valued tree to rows: supervised examples, preference pairs and unpaired labels per role, and the tree itself.
+"""From a valued tree to candidates for training, and from those to rows: per role, and the tree itself.
 
-Pure functions; what the rows look like in a file is said in `tables`. The rules are MALT's (arXiv 2412.01928, section
-4.3 and algorithm 1): every node labelled right is a supervised example of its role, whatever its parent's label; every
-right sibling is preferred to every wrong one under the same parent.
+Pure functions; which candidates become rows is said in `selection`, what the rows look like in a file in `tables`. The
+rules are MALT's (arXiv 2412.01928, section 4.3 and algorithm 1): every node labelled right is a supervised example of
+its role, whatever its parent's label; every right sibling is preferred to every wrong one under the same parent.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,9 @@ from malt.fingerprint import canonical_json
 from malt.llm.completion import Message
 from malt.questions import Question
 from malt.spec import Role
-from malt.trees.credit import ValuedTree, role_nodes
+from malt.trees.credit import Value, ValuedTree, role_nodes
 from malt.trees.tree import Address, Node, NodeStatus, Tree
+from malt.trees.uncertainty import Interval, order_probability, wilson
 
 
 class MessageRow(TypedDict):
@@ -47,6 +48,7 @@ class DpoRow(TypedDict):
     chosen_value: float
     rejected_value: float
     margin: float
+    confidence: float
 
 
 class KtoRow(TypedDict):
@@ -62,7 +64,10 @@ class KtoRow(TypedDict):
 
 
 class TrajectoryRow(TypedDict):
-    """One node. The grade's columns are empty where the node itself was not judged."""
+    """One node. The grade's columns are empty where the node itself was not judged.
+
+    `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
+    """
 
     question_id: str
     node_id: str
@@ -75,8 +80,12 @@ class TrajectoryRow(TypedDict):
     status: str
     reward: float | None
     value: float | None
+    value_low: float | None
+    value_high: float | None
     label: bool | None
     known_leaves: int
+    own_outcome: str | None
+    own_answer: str | None
     outcome: str | None
     grader: str | None
     correctness_score: float | None
@@ -133,79 +142,102 @@ class RefinerExample(VerifierExample):
 
 
 class Labelled(NamedTuple):
-    """A whole text with its value and label: what rows are made from."""
+    """A node with its value and label."""
 
     node: Node
-    value: float
+    value: Value
     right: bool
+    whole: bool
+    """Whether its text is fit to train on: one that is cut off, empty or refused would teach just that."""
 
 
-def sft_rows(valued: ValuedTree, role: Role) -> Iterator[SftRow]:
-    """One row for each of the role's nodes labelled right."""
-    for node, value, right in labelled(valued, role_nodes(valued, role)):
-        if right:
-            yield SftRow(
-                prompt=turns(node.prompt),
-                completion=reply(node),
-                row_id=row_id(f"sft-{role}", valued, node),
-                question_id=valued.tree.question.question_id,
-                node_id=str(node.address),
-                value=value,
-            )
+class Pair(NamedTuple):
+    """Two siblings, the one labelled right before the one labelled wrong."""
+
+    chosen: Labelled
+    rejected: Labelled
+
+    @property
+    def margin(self) -> float:
+        """How far their values differ."""
+        return self.chosen.value.mean - self.rejected.value.mean
+
+    @property
+    def confidence(self) -> float:
+        """The probability that their order is right, to four digits. Of leaves it is 1: the grades are what is paired.
+
+        It is worked out to 1e-4, and more digits would depend on the machine.
+        """
+        if self.chosen.node.address.is_leaf:
+            return 1.0
+        better, worse = self.chosen.value, self.rejected.value
+        return round(order_probability(better.mean, better.known_leaves, worse.mean, worse.known_leaves), 4)
 
 
-def kto_rows(valued: ValuedTree, role: Role) -> Iterator[KtoRow]:
-    """One row for each of the role's labelled nodes."""
-    for node, value, right in labelled(valued, role_nodes(valued, role)):
-        yield KtoRow(
-            prompt=turns(node.prompt),
-            completion=reply(node),
-            label=right,
-            row_id=row_id(f"kto-{role}", valued, node),
-            question_id=valued.tree.question.question_id,
-            node_id=str(node.address),
-            value=value,
-        )
+def labelled(valued: ValuedTree, role: Role) -> list[Labelled]:
+    """The role's nodes that have a label, in order."""
+    return [
+        Labelled(node, value, value.label(valued.threshold), node.status is NodeStatus.OK)
+        for node in role_nodes(valued, role)
+        if (value := valued.values.get(node.address)) is not None
+    ]
 
 
-def dpo_rows(valued: ValuedTree, role: Role) -> Iterator[DpoRow]:
-    """One row for each right and wrong sibling, all combinations under each parent."""
-    for siblings in families(valued, role):
-        known = list(labelled(valued, siblings))
-        for chosen in (one for one in known if one.right):
-            yield from (preference(valued, role, chosen, rejected) for rejected in known if not rejected.right)
+def pairs(known: Iterable[Labelled]) -> list[Pair]:
+    """Every right and wrong sibling, all combinations under each parent, in order."""
+    families: dict[Address, list[Labelled]] = {}
+    for one in known:
+        families.setdefault(one.node.address.parent, []).append(one)
+    return [
+        Pair(chosen, rejected)
+        for family in families.values()
+        for chosen in family
+        for rejected in family
+        if chosen.right and not rejected.right
+    ]
 
 
-def preference(valued: ValuedTree, role: Role, chosen: Labelled, rejected: Labelled) -> DpoRow:
-    """Pair two siblings."""
-    return DpoRow(
-        prompt=turns(chosen.node.prompt),
-        chosen=reply(chosen.node),
-        rejected=reply(rejected.node),
-        row_id=row_id(f"dpo-{role}", valued, chosen.node, rejected.node),
+def sft_row(valued: ValuedTree, role: Role, one: Labelled) -> SftRow:
+    """Write a supervised example."""
+    return SftRow(
+        prompt=turns(one.node.prompt),
+        completion=reply(one.node),
+        row_id=row_id(f"sft-{role}", valued, one.node),
         question_id=valued.tree.question.question_id,
-        chosen_node_id=str(chosen.node.address),
-        rejected_node_id=str(rejected.node.address),
-        chosen_value=chosen.value,
-        rejected_value=rejected.value,
-        margin=chosen.value - rejected.value,
+        node_id=str(one.node.address),
+        value=one.value.mean,
     )
 
 
-def labelled(valued: ValuedTree, nodes: Iterable[Node]) -> Iterator[Labelled]:
-    """The nodes fit to train on: those with a label and a whole text. A cut or empty text would teach just that."""
-    for node in nodes:
-        value = valued.values.get(node.address)
-        if value is not None and node.status is NodeStatus.OK:
-            yield Labelled(node, value.mean, value.label(valued.threshold))
+def kto_row(valued: ValuedTree, role: Role, one: Labelled) -> KtoRow:
+    """Write an unpaired label."""
+    return KtoRow(
+        prompt=turns(one.node.prompt),
+        completion=reply(one.node),
+        label=one.right,
+        row_id=row_id(f"kto-{role}", valued, one.node),
+        question_id=valued.tree.question.question_id,
+        node_id=str(one.node.address),
+        value=one.value.mean,
+    )
 
 
-def families(valued: ValuedTree, role: Role) -> list[list[Node]]:
-    """One role's nodes, siblings together, in order."""
-    by_parent: dict[Address, list[Node]] = {}
-    for node in role_nodes(valued, role):
-        by_parent.setdefault(node.address.parent, []).append(node)
-    return list(by_parent.values())
+def dpo_row(valued: ValuedTree, role: Role, pair: Pair) -> DpoRow:
+    """Write a preference pair."""
+    chosen, rejected = pair.chosen.node, pair.rejected.node
+    return DpoRow(
+        prompt=turns(chosen.prompt),
+        chosen=reply(chosen),
+        rejected=reply(rejected),
+        row_id=row_id(f"dpo-{role}", valued, chosen, rejected),
+        question_id=valued.tree.question.question_id,
+        chosen_node_id=str(chosen.address),
+        rejected_node_id=str(rejected.address),
+        chosen_value=pair.chosen.value.mean,
+        rejected_value=pair.rejected.value.mean,
+        margin=pair.margin,
+        confidence=pair.confidence,
+    )
 
 
 def row_id(config: str, valued: ValuedTree, *nodes: Node) -> str:
@@ -248,7 +280,8 @@ def trajectory_rows(valued: ValuedTree) -> Iterator[TrajectoryRow]:
 def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
     """Write one node with its grade and its worth."""
     completion, grade, value = node.completion, valued.grades.get(node.address), valued.values.get(node.address)
-    evaluation = grade.evaluation if grade else None
+    evaluation, own = grade.evaluation if grade else None, valued.diagnosis.get(node.address)
+    interval = interval_of(node, value) if value else None
     return TrajectoryRow(
         question_id=valued.tree.question.question_id,
         node_id=str(node.address),
@@ -256,13 +289,17 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
         model=completion.model,
         text=completion.text,
         reasoning=completion.reasoning,
-        answer=grade.answer if grade else None,
+        answer=grade.answer if grade else own.answer if own else None,
         finish_reason=completion.finish_reason,
         status=node.status.value,
         reward=value.mean if value and node.address.is_leaf else None,
         value=value.mean if value else None,
+        value_low=interval.low if interval else None,
+        value_high=interval.high if interval else None,
         label=value.label(valued.threshold) if value else None,
         known_leaves=value.known_leaves if value else 0,
+        own_outcome=own.outcome.value if own else None,
+        own_answer=own.answer if own else None,
         outcome=grade.outcome.value if grade else None,
         grader=grade.grader if grade else None,
         correctness_score=evaluation.correctness_score if evaluation else None,
@@ -276,6 +313,13 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
         cost_usd=completion.cost_usd,
         latency_s=completion.latency_s,
     )
+
+
+def interval_of(node: Node, value: Value) -> Interval:
+    """The 95 % interval of a node's value, to twelve digits; a leaf's value is its grade, which is no estimate."""
+    if node.address.is_leaf:
+        return Interval(value.mean, value.mean)
+    return Interval(*(round(bound, 12) for bound in wilson(value.mean, value.known_leaves)))
 
 
 def question_row(tree: Tree) -> QuestionRow:

@@ -79,6 +79,103 @@ class Counts(Recorded):
     """By role."""
 
 
+class RowCounts(Recorded):
+    """What became of one role's candidates for one kind of row: kept and dropped add up to all of them."""
+
+    candidates: int = 0
+    kept: int = 0
+    dropped: dict[str, int]
+    """By the gate that dropped them, in the order of the gates."""
+
+
+class Portion(Recorded):
+    """Part of a whole."""
+
+    count: int = 0
+    percent: float | None = None
+    """Of the whole, to two decimals; None where the whole is empty."""
+
+
+class Accuracy(Recorded):
+    """How many answers are right. Unanswered ones are wrong; cut off ones are what `[credit] truncated` says."""
+
+    right: int = 0
+    wrong: int = 0
+    unknown: int = 0
+    percent: float | None = None
+    """Right among right and wrong, to two decimals; None where there are none."""
+
+
+class Flips(Recorded):
+    """Leaves by what their generation's answer was and what theirs is, as in the paper's flip table.
+
+    Only those of which both are known, by the diagnosis.
+    """
+
+    wrong_to_right: Portion
+    right_to_right: Portion
+    wrong_to_wrong: Portion
+    right_to_wrong: Portion
+    lift_points: float | None
+    """Right refinements less right generations over these leaves, in percentage points: fixed less broken."""
+
+
+class Verdicts(Recorded):
+    """Critiques by the verdict in their last line that states one, against the truth of the answer they criticise."""
+
+    correct_on_right: int = 0
+    correct_on_wrong: int = 0
+    wrong_on_right: int = 0
+    wrong_on_wrong: int = 0
+    unstated: int = 0
+    """Critiques, of answers whose truth is known, that state no verdict."""
+    agree: Portion
+    """Verdicts that say what is true, of those stated."""
+
+
+class TextCounts(Recorded):
+    """What one model's texts in one role are like."""
+
+    nodes: int = 0
+    truncated: Portion
+    empty: Portion
+    refused: Portion
+    unanswered: Portion | None
+    """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
+
+
+class QuestionMix(Recorded):
+    """Questions by the labels of their known leaves. Only mixed ones can give pairs."""
+
+    all_right: Portion
+    all_wrong: Portion
+    mixed: Portion
+    unknown: Portion
+    """No leaf is known."""
+
+
+class Diagnostics(Recorded):
+    """What the trees say about the roles. None of it is part of the credit."""
+
+    graders: tuple[str, ...]
+    """The graders of the diagnosis, the same for generations and refinements: the config's without the judge."""
+    generator: Accuracy
+    """Of the generations, by the diagnosis."""
+    refiner: Accuracy
+    """Of the refinements, by the diagnosis."""
+    leaves: Accuracy
+    """Of the refinements, by the grades that count."""
+    flips: Flips
+    verdicts: Verdicts
+    unchanged: Portion
+    """Leaves that give their generation's answer again, of those where both give one."""
+    texts: dict[str, dict[str, TextCounts]]
+    """By role, then by the model that answered."""
+    graded_by: dict[str, int]
+    """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    questions: QuestionMix
+
+
 class QuestionsUsed(Recorded):
     """Which questions were asked."""
 
@@ -132,6 +229,9 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
+    selection: dict[str, dict[str, RowCounts]]
+    """What became of the candidates, by role, then by kind of row."""
+    diagnostics: Diagnostics
     tokens: dict[str, Tokens]
     """By role; the evaluator's where whoever published could tell."""
     cost: dict[str, Cost]

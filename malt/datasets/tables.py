@@ -30,6 +30,7 @@ DPO = pa.schema(
         ("chosen_value", pa.float64()),
         ("rejected_value", pa.float64()),
         ("margin", pa.float64()),
+        ("confidence", pa.float64()),
     ]
 )
 KTO = pa.schema(
@@ -56,8 +57,12 @@ TRAJECTORIES = pa.schema(
         ("status", pa.string()),
         ("reward", pa.float64()),
         ("value", pa.float64()),
+        ("value_low", pa.float64()),
+        ("value_high", pa.float64()),
         ("label", pa.bool_()),
         ("known_leaves", pa.int64()),
+        ("own_outcome", pa.string()),
+        ("own_answer", pa.string()),
         ("outcome", pa.string()),
         ("grader", pa.string()),
         ("correctness_score", pa.float64()),

@@ -9,9 +9,9 @@ A mark says where the answer is:
 
 The last mark with something readable wins, and all before it is ignored. The fourth sort is prose: for `number` and
 `choice` it counts among the others if the value follows at once (`the answer is 18 dollars`), else, and for all other
-kinds, only if none of the others is there. Without a mark, `number` reads the last number of the text and `choice` the
-last letter, or the one choice that the text names; `contains` and `math` look at the whole text; for the other kinds
-the reply is unanswered.
+kinds, only if none of the others is there. Without a mark, `number` reads the last number of the text (a result, where
+its last sentence calculates one) and `choice` the last letter, or the one choice that it names; `contains` and
+`math` look at the whole text; for the other kinds the reply is unanswered.
 """
 
 import re

@@ -10,10 +10,10 @@ from malt.errors import RequestFailed, RunStopped
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import Role, RunSpec
-from malt.trees.credit import ValuedTree, value_tree
+from malt.spec import EvaluatorSpec, GraderKind, Role, RunSpec
+from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.evaluator import LLMEvaluator
-from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, truncated_grade
+from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
 from malt.trees.growth import grow
 from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 
@@ -21,11 +21,12 @@ from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 async def assess(
     question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
 ) -> ValuedTree:
-    """Grow, grade and value one question's tree; the judge, where there is one, is asked like any other role.
+    """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role.
 
     `judge` stands in for the one that the spec declares.
     """
-    return await value(await grow(question, spec, prompts, complete), spec, prompts, complete, judge)
+    valued = await value(await grow(question, spec, prompts, complete), spec, prompts, complete, judge)
+    return replace(valued, diagnosis=await diagnose(valued, spec.evaluator))
 
 
 class Shortfall(NamedTuple):
@@ -85,6 +86,39 @@ async def value(
     await all_of([grade_node(node, cascade) for node in tree.leaves] + [grade_node(node, [judge]) for node in inner])
     graded = {address: grades[address] for address in tree.nodes if address in grades}
     return value_tree(replace(tree, failures=(*tree.failures, *sorted(failures))), graded, spec.credit)
+
+
+def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
+    """Return the graders of a diagnosis, which costs no request: all but the judge.
+
+    Where there is only the judge, it is the judge if it has judged everything anyway, else nobody: an answer graded by
+    one grader and its refinement by another would not compare.
+    """
+    objective = tuple(kind for kind in evaluator.kind if kind != "llm")
+    return objective or (evaluator.kind if evaluator.scope == "all" else ())
+
+
+async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec) -> dict[Address, OwnAnswer]:
+    """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
+    kinds = diagnosing(evaluator)
+    if not (kinds and valued.tree.complete):
+        return {}
+    graders = [objective_grader(kind, evaluator) for kind in kinds if kind != "llm"]
+
+    async def own_answer(node: Node) -> OwnAnswer:
+        known = valued.grades.get(node.address)
+        if known is None or not decided_by(kinds, known, evaluator):
+            known = await grade_text(valued.tree.question, node, graders)
+        return OwnAnswer(known.outcome, known.answer)
+
+    nodes = [node for node in valued.tree.nodes.values() if node.role is not Role.VERIFIER]
+    answers = await all_of(own_answer(node) for node in nodes)
+    return {node.address: answer for node, answer in zip(nodes, answers, strict=True)}
+
+
+def decided_by(kinds: Sequence[GraderKind], known: Grade, evaluator: EvaluatorSpec) -> bool:
+    """Whether these graders alone would have given a grade that the whole cascade gave."""
+    return kinds == evaluator.kind or (known.grader in kinds and known.outcome is not Outcome.UNKNOWN)
 
 
 async def grade_text(question: Question, node: Node, graders: Sequence[Grader]) -> Grade:

@@ -5,8 +5,9 @@ grade is unknown is left out; a node without a known leaf has no value and no la
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum
+from typing import NamedTuple
 
 from malt.spec import CreditSpec, Role
 from malt.trees.grading import Evaluation, Grade, Outcome
@@ -51,6 +52,13 @@ def leaf_reward(grade: Grade, credit: CreditSpec) -> float | None:
     return grade.reward
 
 
+class OwnAnswer(NamedTuple):
+    """The final answer that a text itself gives, and what it is worth: for diagnosis, never for credit."""
+
+    outcome: Outcome
+    answer: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class ValuedTree:
     """A tree with its leaves' grades, every node's value, and what the threshold makes of it.
@@ -62,6 +70,8 @@ class ValuedTree:
     grades: Mapping[Address, Grade]
     values: Mapping[Address, Value]
     threshold: float
+    diagnosis: Mapping[Address, OwnAnswer] = field(default_factory=dict)
+    """Every generation and refinement by the same graders, so that the two compare; empty where it was not made."""
 
     def label(self, address: Address) -> bool | None:
         """Right, wrong, or None where no leaf below is known."""

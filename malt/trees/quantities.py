@@ -245,6 +245,7 @@ UNITS_AFTER = re.compile(
     r"(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8}+[\s.!*_$)\]\"']*+"
 )
 SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
+DIGITS_AHEAD = re.compile(r".*(?=[0-9])", re.DOTALL)
 ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 
 
@@ -292,12 +293,20 @@ def last_quantity(text: str) -> Quantity | None:
     """
     for written in reversed(text[-LONGEST:].splitlines()):
         line = plain(written)
-        known = [number for number in numbers(line) if number.quantity is not None]
+        known = [number.quantity for number in numbers(line) if number.quantity is not None]
         if known:
-            concluded = after_last(CONCLUSION, line, after_last(SENTENCE_END, line, known))
-            results = after_last(EQUALS, line, concluded)
-            return (concluded[-1] if results is concluded else results[0]).quantity
+            conclusion = tail(CONCLUSION, tail(SENTENCE_END, line))
+            result = tail(EQUALS, conclusion)
+            after = [number.quantity for number in numbers(result) if number.quantity is not None]
+            return after[0] if after and result != conclusion else known[-1]
     return None
+
+
+def tail(border: re.Pattern[str], line: str) -> str:
+    """Return what follows the last border with a digit after it, or the whole line."""
+    digits = DIGITS_AHEAD.match(line)
+    ends = [match.end() for match in border.finditer(line, 0, digits.end() if digits else 0)]
+    return line[ends[-1] :] if ends else line
 
 
 def stated(line: str, found: list[Found]) -> Quantity | None:
@@ -315,8 +324,8 @@ def stated(line: str, found: list[Found]) -> Quantity | None:
 
 
 def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
-    """Return the numbers after the last border that has any, or the very same where there is no such border."""
-    ends = [match.end() for match in border.finditer(line, found[0].start, found[-1].start)]
+    """Return the numbers after the last border that has any, or all of them."""
+    ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
 
 
