@@ -175,7 +175,7 @@ def show_tree(version: "DatasetVersion", question_id: str) -> None:
     asked = version.questions.query("question_id == @question_id").to_dict("records")[0]
     root = RichTree(f"[bold]{escape(one_line(asked['question']))}[/bold]\nreference: {escape(asked['ground_truth'])}")
     branches = {"": root}
-    for row in rows.to_dict("records"):
+    for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
         parent = branches[row["node_id"].rpartition(".")[0]]
         branches[row["node_id"]] = parent.add(node_line(row))
     out.print(root)

@@ -158,7 +158,10 @@ class Diagnostics(Recorded):
     """What the trees say about the roles. None of it is part of the credit."""
 
     graders: tuple[str, ...]
-    """The graders of the diagnosis, the same for generations and refinements: the config's without the judge."""
+    """The graders of the diagnosis, the same for generations and refinements: the config's without the judge.
+
+    Only the judge where there is no other and its scope is all; where there is no other and it is not, nobody.
+    """
     generator: Accuracy
     """Of the generations, by the diagnosis."""
     refiner: Accuracy

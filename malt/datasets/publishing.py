@@ -11,6 +11,7 @@ from typing import Self
 from malt.datasets import examples
 from malt.datasets.card import render_card
 from malt.datasets.census import Census, UsageCount, code_version
+from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, open_staging, point_latest
 from malt.datasets.manifest import (
     FileEntry,
@@ -22,6 +23,7 @@ from malt.datasets.manifest import (
     write_manifest,
 )
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
+from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
     KINDS,
     QUESTION_COLUMNS,
@@ -71,6 +73,8 @@ class VersionWriter:
         self.provenance = provenance
         self.folder = datasets_dir / spec.name
         self.census = Census()
+        self.diagnostics = DiagnosticsCount(spec)
+        self.selection = SelectionCount()
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
         self._files = self._open_files()
@@ -90,6 +94,7 @@ class VersionWriter:
         self.census.add(valued)
         self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree)])
         if valued.tree.complete:
+            self.diagnostics.add(valued)
             self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
             for role in PLAYERS:
                 self._add_role(valued, role)
@@ -132,11 +137,11 @@ class VersionWriter:
         }
 
     def _add_role(self, valued: ValuedTree, role: Role) -> None:
-        self._files[role_file("sft", role)].add(examples.sft_rows(valued, role))
-        self._files[role_file("kto", role)].add(examples.kto_rows(valued, role))
+        selected = select(valued, role, self.spec.dataset)
+        self.selection.add(role, selected)
+        for kind, rows in rows_by_kind(valued, role, selected).items():
+            self._files[role_file(kind, role)].add(rows)
         self._files[training_file(role)].add(examples.scored_examples(valued, role))
-        if role in paired_roles(self.spec):
-            self._files[role_file("dpo", role)].add(examples.dpo_rows(valued, role))
 
     def _manifest(self, files: dict[str, FileEntry], newest: DatasetVersion | None) -> Manifest:
         usage = dict(self.census.usage)
@@ -154,6 +159,8 @@ class VersionWriter:
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
             counts=self.census.counts,
+            selection=self.selection.counts,
+            diagnostics=self.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},
             failures=tuple(self.census.failures),
@@ -166,11 +173,6 @@ class VersionWriter:
         files = {**manifest.files, CARD_FILE: described(card, None)}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
         return claim(self._staging, self.folder, manifest.version)
-
-
-def paired_roles(spec: RunSpec) -> tuple[Role, ...]:
-    """The roles that get preference pairs; the generator's file has no rows unless it is switched on."""
-    return PLAYERS if spec.dataset.generator_dpo else (Role.VERIFIER, Role.REFINER)
 
 
 def described(path: Path, rows: RowsWritten | None) -> FileEntry:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
 from malt.llm.completion import Completion, Message
 from malt.questions import Question
 from malt.spec import PLAYERS, EvaluatorSpec, RunSpec
-from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
@@ -26,13 +27,16 @@ ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "la
 
 def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: Prompts, spec: RunSpec) -> ValuedTree:
     """Rebuild one complete tree; values and labels are worked out again from the leaves' rewards, not read."""
-    nodes, grades = {}, {}
+    nodes, grades, diagnosis = {}, {}, {}
     for row in rows:
         address = as_address(row["node_id"])
         nodes[address] = restore_node(address, row, prompts.get(row["node_id"], []))
         if row["outcome"] is not None or address.is_leaf:
             grades[address] = restore_grade(row, spec.evaluator)
-    return value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
+        if row["own_outcome"] is not None:
+            diagnosis[address] = OwnAnswer(Outcome(row["own_outcome"]), row["own_answer"])
+    valued = value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
+    return replace(valued, diagnosis=diagnosis)
 
 
 def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:

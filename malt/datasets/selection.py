@@ -4,11 +4,11 @@ A candidate that one gate drops is not seen by the next, so the numbers add up: 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from malt.datasets.examples import Labelled, Pair, labelled, pairs
+from malt.datasets.examples import Labelled, Pair, dpo_row, kto_row, labelled, pairs, sft_row
 from malt.datasets.manifest import RowCounts
 from malt.spec import PLAYERS, DatasetSpec, Role
 from malt.trees.credit import ROUNDING, ValuedTree
@@ -50,6 +50,15 @@ def select(valued: ValuedTree, role: Role, spec: DatasetSpec) -> Selected:
         dpo=sift(pairs(known), dpo_gates(role, spec)),
         kto=sift(known, kto_gates(spec)),
     )
+
+
+def rows_by_kind(valued: ValuedTree, role: Role, selected: Selected) -> dict[str, Iterator[Mapping[str, object]]]:
+    """Write what was kept as rows, by kind."""
+    return {
+        "sft": (sft_row(valued, role, one) for one in selected.sft.kept),
+        "dpo": (dpo_row(valued, role, pair) for pair in selected.dpo.kept),
+        "kto": (kto_row(valued, role, one) for one in selected.kto.kept),
+    }
 
 
 def sift(candidates: Candidates[C], gates: Sequence[Gate[C]]) -> Sifted[C]:

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from malt.datasets import examples
 from malt.datasets.census import Census
-from malt.datasets.examples import KtoRow, MessageRow, QuestionRow, TrajectoryRow
+from malt.datasets.diagnostics import DiagnosticsCount
+from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
-from malt.datasets.publishing import paired_roles
 from malt.datasets.restore import restore_tree
 from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
-from malt.datasets.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
+from malt.datasets.selection import SelectionCount, rows_by_kind, select
+from malt.datasets.tables import KINDS, QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
 from malt.datasets.version import DatasetVersion
 from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
@@ -143,6 +144,8 @@ class RowCheck:
         self.spec = spec
         self.problems = problems
         self.census = Census()
+        self.diagnostics = DiagnosticsCount(spec)
+        self.selection = SelectionCount()
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
@@ -171,35 +174,33 @@ class RowCheck:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
         self.census.add(valued)
+        self.diagnostics.add(valued)
         self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
         for role in PLAYERS:
             self._check_role(valued, role, stored)
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
-        """Rebuild a tree. What a node's role saw is in the unpaired rows, which hold every labelled text."""
+        """Rebuild a tree. What a node's role saw is in its training rows; a node without any needs none."""
         prompts: dict[str, list[MessageRow]] = {}
-        for role in PLAYERS:
-            unpaired = [cast(KtoRow, row) for row in stored[role_file("kto", role)]]
-            prompts |= {row["node_id"]: row["prompt"] for row in unpaired}
-            self._check_prompts(role_file("kto", role), unpaired)
+        for kind, role in itertools.product(KINDS, PLAYERS):
+            file = role_file(kind, role)
+            self._read_prompts(file, stored[file], prompts)
         rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
         return restore_tree(question, rows, prompts, self.spec)
 
-    def _check_prompts(self, file: str, rows: Iterable[KtoRow]) -> None:
-        seen: dict[str, list[MessageRow]] = {}
-        for row in rows:
-            if seen.setdefault(row["node_id"].rpartition(".")[0], row["prompt"]) != row["prompt"]:
-                self.problems.add(file, f"{row['row_id']}: its siblings saw another prompt")
+    def _read_prompts(self, file: str, rows: Iterable[Row], prompts: dict[str, list[MessageRow]]) -> None:
+        """Note what the nodes of some rows saw: what the first row with a node says, which siblings must share."""
+        for row in cast("Iterable[TrainingRow]", rows):
+            for node_id in node_ids(row):
+                if node_id not in prompts:
+                    prompts[node_id] = row["prompt"]
+                    siblings = 
 
     def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
-        pairs = examples.dpo_rows(valued, role) if role in paired_roles(self.spec) else iter(())
-        derived: list[tuple[str, Iterator[Row]]] = [
-            (role_file("sft", role), examples.sft_rows(valued, role)),
-            (role_file("kto", role), examples.kto_rows(valued, role)),
-            (role_file("dpo", role), pairs),
-        ]
-        for file, rows in derived:
-            self._compare(file, "row_id", rows, stored[file])
+        selected = select(valued, role, self.spec.dataset)
+        self.selection.add(role, selected)
+        for kind, rows in rows_by_kind(valued, role, selected).items():
+            self._compare(role_file(kind, role), "row_id", rows, stored[role_file(kind, role)])
         for example in examples.scored_examples(valued, role):
             if next(self._lines[role], None) != json_line(example):
                 asked = valued.tree.question.question_id

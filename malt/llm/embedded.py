@@ -35,6 +35,9 @@ NAME = "embedded"
 SLOTS = 8
 """Samples the server works on at once; the most that one request may ask for (`n`)."""
 
+REQUESTS = 4
+"""Requests worth having under way at once: with two or three samples in each, no slot is idle."""
+
 CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
 With eight slots the small model takes 0.9 GiB of memory."""

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
-from malt.llm import provider
+from malt.llm import embedded, provider
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.limits import Budget, Endpoint, NoSiblings, worst_cost_usd
 from malt.llm.provider import Reply
@@ -67,7 +67,6 @@ class Session:
         with self._closing:
             if self._loop.is_closed():
                 return
-            atexit.unregister(self.close)
             self.stopped = self.stopped or closed()
             self.run(self._drain())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -75,6 +74,7 @@ class Session:
             self._loop.run_until_complete(cancel_others())  # what was handed over meanwhile
             self._loop.close()
             self.store.close()
+            atexit.unregister(self.close)  # not before: the process waits for it
 
     async def _drain(self) -> None:
         if self._in_flight:
@@ -87,7 +87,7 @@ class Session:
         """Return the limiter that all requests to one model at one address share."""
         where = (model.model, model.api_base, model.api_key_env)
         if where not in self._endpoints:
-            self._endpoints[where] = Endpoint(self._limits)
+            self._endpoints[where] = Endpoint(limits_of(model, self._limits))
             self._endpoints[where].siblings = provider.takes_siblings(model)
         return self._endpoints[where]
 
@@ -153,6 +153,13 @@ async def cancel_others() -> None:
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
+
+
+def limits_of(model: ModelSpec, limits: Limits) -> Limits:
+    """Return an endpoint's limits; more requests than the embedded model can work on would only time out waiting."""
+    if not embedded.is_embedded(model.model):
+        return limits
+    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
 
 
 def answered_rows(request: CompletionRequest, first: int, count: int, reply: Reply) -> list[StoredSample]:
