@@ -39,6 +39,7 @@ class Running(Generic[T]):
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
         self._interrupted = False
+        self._stopping = threading.Thread(target=stop_sessions, daemon=True)
         self._started: Future[Callable[[], object]] = Future()
         self._outcome: Future[T] = Future()
         in_context = contextvars.copy_context().run
@@ -52,6 +53,7 @@ class Running(Generic[T]):
             if not self._interrupted:
                 raise
         if self._interrupted:
+            self._stopping.join()
             raise KeyboardInterrupt
         return outcome
 
@@ -63,7 +65,7 @@ class Running(Generic[T]):
         deadline = threading.Timer(STOP_LIMIT_S, give_up)
         deadline.daemon = True
         deadline.start()
-        threading.Thread(target=stop_sessions, daemon=True).start()
+        self._stopping.start()
         for child in multiprocessing.active_children():
             child.terminate()
         self._started.result()()

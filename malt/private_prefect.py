@@ -7,15 +7,22 @@ of its own while the caller imports what else it needs; its records stay in `<da
 import atexit
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
 
 from malt.errors import ConfigError
 
+ANSWER_LIMIT_S = 10.0
+"""Seconds a server that is up may take to answer."""
 START_LIMIT_S = 120.0
-"""Seconds a private server may take to answer: 3 as a rule, 6 where it first makes its database."""
+"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes its database."""
 STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 
@@ -28,20 +35,39 @@ TUNED = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
     "DO_NOT_TRACK": "1",
     "PREFECT__SERVER_EPHEMERAL": "1",  # no UI, and only the services that a run needs
     "PREFECT__SERVER_FINAL": "1",
 }
 
 
-def connect(data_dir: Path) -> "PrivateServer | None":
-    """Set the environment that Prefect reads on import; starts a private server where no other is named."""
+def connect(data_dir: Path) -> Callable[[], None]:
+    """Set the environment that Prefect reads on import, and start a private server where no other is named.
+
+    Returns what waits until the server can be asked; it raises `ConfigError` where that will not come.
+    """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the command tells what happened
-    if os.environ.get("PREFECT_API_URL"):
-        return None
+    if url := os.environ.get("PREFECT_API_URL"):
+        return partial(check_answers, url)
     server = PrivateServer((data_dir / "prefect").resolve())
     os.environ.update(server.environment)
-    return server
+    return server.wait_until_ready
+
+
+def check_answers(api_url: str) -> None:
+    """Check that somebody answers at `PREFECT_API_URL`; what is said there is for Prefect to judge."""
+    try:
+        urllib.request.urlopen(f"{api_url}/health", timeout=ANSWER_LIMIT_S).close()  # noqa: S310
+    except HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return  # Prefect has settings of its own for certificates
+        raise ConfigError(
+            f"PREFECT_API_URL = {api_url}: no server answers there ({error}); start it with `prefect server start`, or "
+            "unset the variable for a private one"
+        ) from error
 
 
 class PrivateServer:
@@ -71,6 +97,8 @@ class PrivateServer:
             with urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S):  # noqa: S310
                 return
         except OSError as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # its last words come as it ends
             raise ConfigError(
                 f"the private Prefect server did not start: {self._last_words() or error} (see {self._log}); "
                 "mend that, or set PREFECT_API_URL to a server of your own"

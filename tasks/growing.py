@@ -39,8 +39,10 @@ async def final_state(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's 
     return state
 
 
-prompts_of = lru_cache(load_prompts)
-"""A worker reads a prompt set once."""
+@lru_cache
+def prompts_of(name_or_folder: str) -> PromptSet:
+    """Read a prompt set, once in each worker."""
+    return load_prompts(name_or_folder)
 
 
 def session_of_run(settings: Settings, limits: Limits) -> Session:

@@ -6,9 +6,10 @@
 | `embedded/<path.gguf>` | a file, as seen from the current directory |
 | `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
 
-What repeats: an equal seed gives equal text only where the server computes the prompt in equal pieces. A prefix that is
-already cached, or other requests in flight, change the last bits of the logits, and with them a sampled text now and
-then; so does another processor. It is the store that makes a run repeat.
+What repeats: the same requests in the same order, one at a time, with the same seeds, give the same texts on the same
+kind of processor. Other requests in flight, or another prefix in the cache, change the last bits of the logits and so a
+sampled text now and then: a run that goes on after an interruption need not get the texts it would have got in one go.
+What is in the store stays as it is.
 """
 
 import atexit
@@ -35,8 +36,10 @@ NAME = "embedded"
 SLOTS = 8
 """Samples the server works on at once; the most that one request may ask for (`n`)."""
 
-REQUESTS = 4
-"""Requests worth having under way at once: with two or three samples in each, no slot is idle."""
+REQUESTS = 1
+"""Requests worth having under way at once. On two cores one request of two samples is as fast as eight slots full of
+them; alone, it finds its role's prompt still cached (a third of the prompt tokens to compute), and equal runs give
+equal texts."""
 
 CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.

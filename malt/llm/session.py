@@ -77,6 +77,7 @@ class Session:
             atexit.unregister(self.close)  # not before: the process waits for it
 
     async def _drain(self) -> None:
+        self._writer.close()
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
         await self._writer.drain()

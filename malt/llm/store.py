@@ -219,6 +219,7 @@ class BatchedWriter:
         self._store = store
         self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[None]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def put(self, rows: Sequence[StoredSample]) -> None:
         """Return once the rows are committed; raises `StoreError` where they could not be."""
@@ -227,6 +228,10 @@ class BatchedWriter:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
         await asyncio.shield(committed)
+
+    def close(self) -> None:
+        """Write without a thread from now on: a process that ends can start none."""
+        self._closing = True
 
     async def drain(self) -> None:
         """Wait until nothing is left to write."""
@@ -238,7 +243,10 @@ class BatchedWriter:
             batch, self._pending = self._pending, []
             rows = [row for group, _ in batch for row in group]
             try:
-                await asyncio.to_thread(self._store.write, rows)
+                if self._closing:
+                    self._store.write(rows)
+                else:
+                    await asyncio.to_thread(self._store.write, rows)
             except Exception as error:
                 for _, committed in batch:
                     committed.set_exception(error)

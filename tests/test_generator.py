@@ -1,0 +1,106 @@
+"""The library's front door, without Prefect."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
+from malt.errors import ConfigError, NothingToPublish
+from malt.llm.completion import Message
+from malt.spec import Role
+from tests import providers
+from tests.providers import ScriptedProvider
+
+DATA = [{"question": f"What is {i} + 10?", "ground_truth": f"{i + 10}"} for i in range(3)]
+
+
+@pytest.fixture
+def generator(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> TrainingDataGenerator:
+    monkeypatch.setenv("TEST_KEY", "k")
+    return TrainingDataGenerator(
+        "openai/m", branching_factor=2, use_llm_eval=False, api_base=provider.url, api_key_env="TEST_KEY", seed=1
+    )
+
+
+async def test_one_tree_is_grown_graded_and_valued(
+    generator: TrainingDataGenerator, provider: ScriptedProvider
+) -> None:
+    valued = await generator.generate_trajectories(**DATA[0])
+    assert len(valued.tree.nodes) == 2 + 4 + 8
+    assert set(valued.values) == set(valued.tree.nodes)
+    assert provider.request_count == 1 + 2 + 4
+
+
+async def test_a_dataset_is_made_in_the_folder_that_is_named(generator: TrainingDataGenerator, tmp_path: Path) -> None:
+    version = await generator.generate_and_evaluate(DATA, output_dir=tmp_path / "out")
+    for role in ("generator", "verifier", "refiner"):
+        written = json.loads((tmp_path / "out" / f"{role}_training.json").read_text())
+        assert written["metadata"]["total_examples"] == len(written["examples"])
+    assert version.path == tmp_path / "out"
+    assert version.sft(Role.REFINER).value.tolist() == [1.0] * len(version.sft(Role.REFINER))
+
+
+async def test_a_second_call_asks_nothing_and_makes_no_new_version(
+    generator: TrainingDataGenerator, provider: ScriptedProvider
+) -> None:
+    first = await generator.generate_and_evaluate(DATA)
+    asked = provider.request_count
+    again = await generator.generate_and_evaluate(DATA)
+    assert (again.number, again.created) == (first.number, False)
+    assert provider.request_count == asked
+
+
+async def test_a_judge_gives_every_leaf_its_score(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    generator = TrainingDataGenerator("openai/m", 0.5, 2, api_base=provider.url, api_key_env="TEST_KEY")
+    valued = await generator.generate_trajectories(**DATA[0])
+    leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
+    assert {grade.grader for grade in leaves} == {"llm"}
+    assert len({grade.reward for grade in leaves}) > 2
+
+
+async def test_criteria_change_by_a_subclass_and_by_more_scores(
+    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = lambda _asked, _sample: json.dumps(
+        {"explanation": [], "key_matches": [], "correctness_score": 1, "reasoning_score": 1, "brevity_score": 0}
+    )
+
+    class BriefReply(JudgeReply):
+        brevity_score: Score
+
+    class StrictEvaluator(LLMEvaluator):
+        def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
+            system, *turns = super().build_messages(question, ground_truth, answer)
+            return (Message(system.role, f"{system.content}\nBe strict."), *turns)
+
+    judge = StrictEvaluator(
+        "openai/m", api_base=provider.url, api_key_env="TEST_KEY", schema=BriefReply, weights={"brevity_score": 1.0}
+    )
+    said = await judge.evaluate_answer("What is 2 + 2?", "4", "Final Answer: 4")
+    assert said.score == pytest.approx(0.5)
+    assert "Be strict." in provider.requests[0].prompt
+
+
+async def test_nothing_complete_is_an_error_that_says_so(
+    generator: TrainingDataGenerator, provider: ScriptedProvider
+) -> None:
+    provider.faults = lambda _asked: providers.context_overflow()
+    with pytest.raises(NothingToPublish, match="none of 3 questions"):
+        await generator.generate_and_evaluate(DATA)
+
+
+def test_a_missing_key_is_found_at_once(provider: ScriptedProvider) -> None:
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        TrainingDataGenerator("openai/m", api_base=provider.url, api_key_env="NO_SUCH_KEY")
+
+
+def test_prefect_is_not_imported() -> None:
+    program = (
+        "import sys, malt.generator, malt.trees.evaluator; sys.exit(any(m.startswith('prefect') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
