@@ -23,7 +23,7 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
 from malt.trees.growth import grow, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, grow_batch, session_of_run, whole
+from tasks.growing import BranchAsker, Grown, grow_batch, session_of_run
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
@@ -72,7 +72,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     runner, workers = task_runner(spec.run.task_runner)
     shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
     size = min(BATCH, ceil(len(inputs.questions) / workers))
-    batches = [whole(inputs.questions[start : start + size]) for start in range(0, len(inputs.questions), size)]
+    batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
 
     def map_batches() -> list[Grown]:
         with runner:
@@ -80,7 +80,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
                 grow_batch,  # type: ignore[arg-type]  # its type is that of async tasks alone
                 {
                     "batch": batches,
-                    "spec": unmapped(whole(shared)),
+                    "spec": unmapped(shared),
                     "settings": unmapped(settings),
                     "asks": unmapped(asks),
                 },

@@ -19,7 +19,6 @@ from malt.errors import ConfigError, MaltError
 
 if TYPE_CHECKING:
     from malt.inputs import Inputs
-    from malt.private_prefect import PrivateServer
     from malt.spec import RunSpec
     from malt.summary import RunSummary
 
@@ -118,10 +117,12 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, as_json: bo
 def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Grow, grade and publish; asks only for what the store does not hold."""
     from malt import console
+    from malt.inputs import check_models
 
-    spec, inputs, server = begun(config, override, limit)
+    spec, inputs, wait_for_prefect = begun(config, override, limit)
+    check_models(spec)
     with console.progress(spec, len(inputs.questions)):
-        summary = flow_summary("generate", spec, server)
+        summary = flow_summary("generate", spec, wait_for_prefect)
     return finish(summary, as_json=as_json)
 
 
@@ -130,8 +131,8 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: boo
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
-    spec, _, server = begun(config, override, limit)
-    return finish(flow_summary("assemble", spec, server), as_json=as_json)
+    spec, _, wait_for_prefect = begun(config, override, limit)
+    return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)
 
 
 @malt.command()
@@ -234,19 +235,19 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tup
     return spec, read_inputs(spec)
 
 
-def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, PrivateServer | None]":
-    """Read a config and all that it names while the private Prefect server starts, if the run needs one."""
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Callable[[], None]]":
+    """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
     from malt.config import load_spec
     from malt.inputs import read_inputs
     from malt.private_prefect import connect
     from malt.settings import Settings
 
     spec = load_spec(config, override, limit)
-    server = connect(Settings().data_dir)
-    return spec, read_inputs(spec), server
+    wait_for_prefect = connect(Settings().data_dir)
+    return spec, read_inputs(spec), wait_for_prefect
 
 
-def flow_summary(name: str, spec: "RunSpec", server: "PrivateServer | None") -> "RunSummary":
+def flow_summary(name: str, spec: "RunSpec", wait_for_prefect: Callable[[], None]) -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
     from malt import interruption
     from malt.llm import provider
@@ -254,8 +255,7 @@ def flow_summary(name: str, spec: "RunSpec", server: "PrivateServer | None") -> 
     flow = flow_named(name)
     if name == "generate":
         provider.warm_up()
-    if server is not None:
-        server.wait_until_ready()
+    wait_for_prefect()
     result = interruption.run(ended(flow, spec))
     if isinstance(result, BaseException):
         raise result

@@ -79,8 +79,10 @@ def show_summary(summary: "RunSummary") -> None:
     else:
         out.print(f"{summary.reference} ({'new' if summary.created else 'unchanged'}): {escape(summary.path)}")
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items() if count)
+    graded_by = ", ".join(f"{count} {kind}" for kind, count in summary.graded_by.items())
     out.print(f"  questions  {summary.complete} of {summary.questions} complete")
     out.print(f"  leaves     {leaves or 'none'}")
+    out.print(f"  graded by  {graded_by or 'nobody'}")
     out.print(
         f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
         f"{summary.cached_completions:,} from the store"
@@ -166,7 +168,19 @@ def show_version(version: "DatasetVersion") -> None:
     out.print(table)
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
     out.print(f"leaves: {leaves}; graded by {', '.join(spec.evaluator.kind)}")
+    show_findings(version)
     show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def show_findings(version: "DatasetVersion") -> None:
+    """Print a version's diagnostics, and what its gates left out."""
+    from malt.datasets.findings import findings, losses
+
+    for subject, told in findings(version.manifest.diagnostics):
+        out.print(f"  {subject:<12} {escape(told)}")
+    for file, candidates, kept, dropped in losses(version.manifest):
+        if dropped:
+            out.print(f"  {file:<15} {kept:,} of {candidates:,} candidates kept; left out: {dropped}")
 
 
 def show_tree(version: "DatasetVersion", question_id: str) -> None:

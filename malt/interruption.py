@@ -114,4 +114,5 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        stop_sessions()
         os._exit(INTERRUPTED)

@@ -5,7 +5,6 @@ It ends when its standard input does: the process that started it holds the othe
 
 import fcntl
 import os
-import signal
 import socket
 import sys
 import threading
@@ -21,7 +20,6 @@ STOP_LIMIT_S = 5.0
 def main() -> None:
     """Serve Prefect's API on an open socket until standard input ends."""
     listener, home = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
-    threading.Thread(target=end_with_parent, daemon=True).start()
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -29,15 +27,18 @@ def main() -> None:
         lifespan="on",
         timeout_graceful_shutdown=1,
     )
-    StartsAlone(config, home / "starting.lock").run(sockets=[listener])
+    server = StartsAlone(config, home / "starting.lock")
+    threading.Thread(target=end_with_parent, args=(server,), daemon=True).start()
+    server.run(sockets=[listener])
 
 
-def end_with_parent() -> None:
-    """Wait for the parent's end, then end this process: cleanly if it can be done in time."""
+def end_with_parent(server: uvicorn.Server) -> None:
+    """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(STOP_LIMIT_S)
+    if server.started:
+        server.should_exit = True
+        time.sleep(STOP_LIMIT_S)
     os._exit(1)
 
 

@@ -89,13 +89,14 @@ class PrivateServer:
                 env={**os.environ, **self.environment, **TUNED},
                 start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
             )
+        self._is_up = False
         atexit.register(self.stop)
 
     def wait_until_ready(self) -> None:
         """Wait for the first answer: the socket is open already, so the question waits there. Raises `ConfigError`."""
         try:
-            with urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S):  # noqa: S310
-                return
+            urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S).close()  # noqa: S310
+            self._is_up = True
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)  # its last words come as it ends
@@ -107,15 +108,16 @@ class PrivateServer:
     def _last_words(self) -> str:
         with self._log.open(errors="replace") as log:
             log.seek(self._log_start)
-            return next((line.strip()[:300] for line in reversed(log.readlines()) if line.strip()), "")
+            lines = [line.strip()[:300] for line in log if line.strip()]
+        return next((line for line in reversed(lines) if "Error: " in line), lines[-1] if lines else "")
 
     def stop(self) -> None:
-        """End the server, once it has written its records."""
+        """End the server, once it has written its records; one that is not up yet has none."""
         atexit.unregister(self.stop)
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(STOP_LIMIT_S)
+            self._process.wait(STOP_LIMIT_S if self._is_up else 0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

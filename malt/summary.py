@@ -41,6 +41,8 @@ class RunSummary(BaseModel):
     """Rows of each file of the version."""
     outcomes: dict[str, int]
     """Leaves of the version by what became of them."""
+    graded_by: dict[str, int]
+    """Leaves of the version by the kind of grader that decided."""
 
     @property
     def exit_code(self) -> int:
@@ -72,9 +74,10 @@ class RunSummary(BaseModel):
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         files = "\n".join(f"| `{file}` | {rows} |" for file, rows in self.rows.items())
         leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
             f"# {self.reference}\n\n{self.sentence}\n\n"
-            f"- leaves: {leaves or 'none'}\n"
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
             f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
@@ -108,6 +111,7 @@ def summarise(
         failures=shortfall.failures,
         rows={} if version is None else rows_by_file(version),
         outcomes={} if counts is None else dict(counts.outcomes),
+        graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
     )
 
 

@@ -16,8 +16,8 @@ MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0,
 """Rewards that make right and wrong nodes at every level, and one leaf unknown."""
 
 
-def spec_of(name: str = "arith", **dataset: bool) -> RunSpec:
-    """A spec with nothing but defaults."""
+def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
+    """A spec with nothing but defaults, `[dataset]` apart."""
     return RunSpec.model_validate({"name": name, "questions": {"source": "questions.jsonl"}, "dataset": dataset})
 
 

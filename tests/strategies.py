@@ -1,6 +1,7 @@
 """Trees, grades and rewards to test with: built plainly, or drawn by hypothesis."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from malt.llm.completion import Completion, FinishReason, Message
 from malt.questions import Question
 from malt.spec import PLAYERS, CreditSpec, Role
-from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
@@ -117,3 +118,12 @@ def valued_trees(draw: st.DrawFn, question_id: str = "q1") -> ValuedTree:
     threshold = draw(st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9]))
     tree = tree_of(question_id, branching, cut)
     return valued(tree, draw(rewards_of(branching)), CreditSpec(threshold=threshold))
+
+
+@st.composite
+def diagnosed_trees(draw: st.DrawFn) -> ValuedTree:
+    """A tree of any shape whose generations and refinements were diagnosed."""
+    tree = draw(valued_trees())
+    answers = st.builds(OwnAnswer, st.sampled_from(Outcome), st.sampled_from(["4", "**4**", "5", None]))
+    answering = [address for address in tree.tree.nodes if address.role is not Role.VERIFIER]
+    return replace(tree, diagnosis=draw(st.fixed_dictionaries(dict.fromkeys(answering, answers))))

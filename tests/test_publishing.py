@@ -45,7 +45,7 @@ def shuffled(tree: ValuedTree, random: Random) -> ValuedTree:
     return replace(tree, tree=replace(tree.tree, nodes=dict(nodes)), grades=dict(grades))
 
 
-RECORDED = "44f61c40bb41698b9755ee44f217f2bc093b73921e8760235d2edd4d90d4ec82"
+RECORDED = "c74ee5844fd2a56b1472867cee85323c0164aecbed98d9673d98f2d52e9de849"
 
 
 TRAINING_FILES: list[tuple[str, int, set[str]]] = [
@@ -194,6 +194,23 @@ def test_the_digest_of_the_questions_does_not_depend_on_what_became_of_them(tmp_
     short = publish([mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})], spec_of(), PROVENANCE, tmp_path).manifest
     assert whole.questions.sha256 == short.questions.sha256
     assert whole.content_sha256 != short.content_sha256
+
+
+def test_the_manifest_says_what_became_of_every_candidate(tmp_path: Path) -> None:
+    manifest = publish_questions(["q1", "q2"], tmp_path).manifest
+    for role in PLAYERS:
+        for kind, counts in manifest.selection[role].items():
+            assert counts.candidates == counts.kept + sum(counts.dropped.values())
+            assert counts.kept == manifest.files[f"{kind}/{role}.parquet"].rows
+    assert manifest.selection["generator"]["dpo"].dropped["generator_dpo"] == 4
+
+
+def test_the_manifest_has_the_diagnostics(tmp_path: Path) -> None:
+    diagnostics = publish_questions(["q1", "q2"], tmp_path).manifest.diagnostics
+    assert diagnostics.graders == ()
+    assert diagnostics.leaves.model_dump() == {"right": 26, "wrong": 26, "unknown": 2, "percent": 50.0}
+    assert diagnostics.graded_by == {"llm": 52}
+    assert diagnostics.questions.mixed.model_dump() == {"count": 2, "percent": 100.0}
 
 
 def test_an_unknown_cost_is_never_zero(tmp_path: Path) -> None:

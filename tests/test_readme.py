@@ -35,18 +35,27 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**kept, **data, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
 
 
-def test_every_command_in_the_readme_runs(environment: dict[str, str]) -> None:
-    run = [command for command in commands if command not in ELSEWHERE]
-    assert len(run) > 5
-    for command in run:
-        done = subprocess.run(command, shell=True, cwd=PROJECT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        assert done.stdout.strip(), command
+@pytest.fixture(scope="module")
+def runs(environment: dict[str, str]) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What came of every command, run one after the other."""
+    return {
+        command: subprocess.run(command, shell=True, cwd=PROJECT, env=environment, capture_output=True, text=True)
+        for command in commands
+        if command not in ELSEWHERE
+    }
 
 
+@pytest.mark.parametrize("command", [command for command in commands if command not in ELSEWHERE])
+def test_every_command_in_the_readme_runs(command: str, runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    assert runs[command].returncode == 0, runs[command].stderr
+    assert runs[command].stdout.strip()
+
+
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("program", programs, ids=[f"program {i}" for i in range(len(programs))])
 def test_every_program_in_the_readme_runs(program: str, environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(environment["MALT_DATA_DIR"])
     (tmp_path / "prompts").symlink_to(PROJECT / "prompts")
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    python = [sys.executable, "-c", program]
+    done = subprocess.run(python, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,21 @@ def test_defaults_are_the_papers_three_samples_a_level_and_a_judge_of_the_leaves
     assert not spec.dataset.generator_dpo
 
 
+def test_defaults_keep_every_pair_and_label_as_the_paper_does() -> None:
+    dataset = RunSpec.model_validate(SMALLEST).dataset
+    assert (dataset.min_margin, dataset.min_confidence, dataset.max_pairs_per_question) == (0, 0, None)
+    assert dataset.balance == "none"
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [{"min_margin": 1.1}, {"min_margin": -0.1}, {"min_confidence": 2}, {"max_pairs_per_question": 0}, {"balance": "x"}],
+)
+def test_a_gate_that_cannot_be_is_refused(dataset: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        RunSpec.model_validate(SMALLEST | {"dataset": dataset})
+
+
 def test_a_spec_survives_json() -> None:
     spec = RunSpec.model_validate(SMALLEST | {"evaluator": {"kind": ["exact", "llm"]}})
     assert RunSpec.model_validate(json.loads(json.dumps(spec.as_config()))) == spec

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
 from malt.datasets.publishing import described, publish
@@ -22,9 +23,15 @@ from malt.spec import CreditSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
-from tests.strategies import grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued, valued_trees
+from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued
 
 Rows = list[dict[str, Any]]
+
+SWITCHES: list[dict[str, bool | float | str]] = [
+    {},
+    {"generator_dpo": True, "min_margin": 0.4, "balance": "labels"},
+    {"min_confidence": 0.8, "max_pairs_per_question": 1},
+]
 
 
 @pytest.fixture
@@ -63,9 +70,11 @@ def test_a_version_as_published_holds(version: DatasetVersion) -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(valued_trees())
-def test_whatever_was_published_holds(tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree) -> None:
-    spec = spec_of().model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
+@given(diagnosed_trees(), st.sampled_from(SWITCHES))
+def test_whatever_was_published_holds(
+    tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree, switched: dict[str, bool | float | str]
+) -> None:
+    spec = spec_of(**switched).model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
     assert verify(publish([tree], spec, PROVENANCE, tmp_path_factory.mktemp("datasets"))) == []
 
 
@@ -144,6 +153,7 @@ FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
     ("trajectories.parquet", set_value, "node 0 of question 'q1': value is 0.875, but worked out again 0.55"),
     ("trajectories.parquet", lambda rows: rows[0].update(label=False), "node 0 of question 'q1': label is False"),
     ("trajectories.parquet", lambda rows: rows[2].update(reward=0.0), "node 0 of question 'q1': value is 0.55"),
+    ("trajectories.parquet", lambda rows: rows[0].update(value_low=0.5), "node 0 of question 'q1': value_low is 0.5"),
     ("trajectories.parquet", lambda rows: rows.pop(2), "node 0 of question 'q1': value is 0.55"),
     ("trajectories.parquet", lambda rows: rows.append(rows[0]), "holds rows of question 'q1', out of order"),
     ("trajectories.parquet", lambda rows: rows[0].update(outcome="good"), "question 'q1' cannot be read"),
@@ -155,8 +165,13 @@ FORGERIES: list[tuple[str, Callable[[Rows], object], str]] = [
     ("sft/refiner.parquet", lambda rows: rows[0]["completion"][0].update(content="4"), "completion is"),
     ("sft/refiner.parquet", lambda rows: rows[0]["prompt"][1].update(content="4"), "sft-refiner/q1/0.0.0: prompt is"),
     ("kto/refiner.parquet", lambda rows: rows[1].update(label=True), "kto-refiner/q1/0.0.1: label is True"),
-    ("kto/refiner.parquet", lambda rows: rows[1]["prompt"][1].update(content="4"), "its siblings saw another prompt"),
+    ("kto/refiner.parquet", lambda rows: rows[1]["prompt"][1].update(content="4"), "kto-refiner/q1/0.0.1: prompt is"),
     ("dpo/verifier.parquet", swap_pair, "chosen is"),
+    (
+        "dpo/verifier.parquet",
+        lambda rows: rows[0].update(confidence=0.5),
+        "confidence is 0.5, but worked out again 0.9",
+    ),
     ("dpo/verifier.parquet", lambda rows: rows[0].update(row_id="dpo-verifier/q1/0.1-0.0"), "should not be there"),
 ]
 
@@ -186,6 +201,18 @@ def test_counts_that_are_not_those_of_the_rows_are_found(version: DatasetVersion
     counts = version.manifest.counts.model_copy(update={"complete": 2})
     write_manifest(version.manifest.model_copy(update={"counts": counts}), version.path)
     assert verify(open_version(version.path)) == ["manifest.json: its counts are not those of the rows"]
+
+
+def test_diagnostics_that_are_not_those_of_the_rows_are_found(version: DatasetVersion) -> None:
+    diagnostics = version.manifest.diagnostics.model_copy(update={"graded_by": {"exact": 78}})
+    write_manifest(version.manifest.model_copy(update={"diagnostics": diagnostics}), version.path)
+    assert verify(open_version(version.path)) == ["manifest.json: its diagnostics are not those of the rows"]
+
+
+def test_losses_that_did_not_happen_are_found(version: DatasetVersion) -> None:
+    write_manifest(version.manifest.model_copy(update={"selection": {}}), version.path)
+    told = "manifest.json: its counts of what was left out are not those of the rows"
+    assert verify(open_version(version.path)) == [told]
 
 
 def test_a_config_that_is_none_is_found(version: DatasetVersion) -> None:

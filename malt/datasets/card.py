@@ -2,6 +2,7 @@
 
 import json
 
+from malt.datasets.findings import findings, losses
 from malt.datasets.manifest import Cost, Manifest
 from malt.datasets.tables import SCHEMAS
 from malt.spec import PLAYERS, Role
@@ -34,6 +35,20 @@ is labelled right when that is above {manifest.spec.credit.threshold:g}.
 {leaves_sentence(manifest)}
 
 {roles_table(manifest)}
+
+## What was left out
+
+Every text labelled right is a candidate for `sft`, every labelled one for `kto`, every right and wrong sibling for
+`dpo`. Candidates = kept + left out.
+
+{losses_table(manifest)}
+
+## Diagnostics
+
+{findings_table(manifest)}
+
+Generations and refinements are graded alike here, without the judge where there are other graders. That is for
+diagnosis: the credit comes from the leaves' grades alone.
 
 ## Files
 
@@ -108,6 +123,19 @@ def role_row(manifest: Manifest, role: Role) -> tuple[object, ...]:
 def price(cost: Cost) -> str:
     """Write a cost; one that is unknown is never zero."""
     return "unknown" if cost.cost_usd is None else f"${cost.cost_usd:.4f}"
+
+
+def losses_table(manifest: Manifest) -> str:
+    """Write what the gates left out."""
+    rows: list[tuple[object, ...]] = [
+        (f"`{file}`", candidates, kept, dropped or "none") for file, candidates, kept, dropped in losses(manifest)
+    ]
+    return table(("rows", "candidates", "kept", "left out"), rows)
+
+
+def findings_table(manifest: Manifest) -> str:
+    """Write the diagnostics."""
+    return table(("of", "found"), [tuple(found) for found in findings(manifest.diagnostics)])
 
 
 def files_table(manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import lru_cache
 
 from malt.datasets.manifest import Accuracy, Diagnostics, Flips, Portion, QuestionMix, TextCounts, Verdicts
 from malt.spec import PLAYERS, Role, RunSpec
@@ -17,6 +18,9 @@ VERDICT = re.compile(
 """A critique's own verdict, on a line of its own, in Markdown or not."""
 
 KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+
+plain = lru_cache(maxsize=4096)(normalised)
+"""The answers to one question are few."""
 
 Truth = bool | None
 """Whether an answer is right; None where nobody knows."""
@@ -115,7 +119,7 @@ def outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
 
 def is_same(first: OwnAnswer, last: OwnAnswer) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first.answer == last.answer or normalised(first.answer or "") == normalised(last.answer or "")
+    return first.answer == last.answer or plain(first.answer or "") == plain(last.answer or "")
 
 
 def portion(count: int, whole: int) -> Portion:

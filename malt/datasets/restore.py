@@ -14,7 +14,7 @@ from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
 Prompts = Mapping[str, list[MessageRow]]
-"""What each node's role saw, by node id."""
+"""What siblings saw, by the id of their parent."""
 
 ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s"], ...] = (
     "text",
@@ -30,7 +30,7 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
     nodes, grades, diagnosis = {}, {}, {}
     for row in rows:
         address = as_address(row["node_id"])
-        nodes[address] = restore_node(address, row, prompts.get(row["node_id"], []))
+        nodes[address] = restore_node(address, row, prompts.get(row["node_id"].rpartition(".")[0], []))
         if row["outcome"] is not None or address.is_leaf:
             grades[address] = restore_grade(row, spec.evaluator)
         if row["own_outcome"] is not None:

@@ -134,7 +134,7 @@ def strongest(candidates: Candidates[Pair], most: int | None) -> Candidates[Pair
 
 
 def balanced(candidates: Candidates[Labelled]) -> list[Labelled]:
-    """Keep as many right as wrong: the right ones of highest value and the wrong ones of lowest, among equals the first.
+    """Keep as many right as wrong: the right ones of highest value, the wrong ones of lowest, the first among equals.
 
     A question whose texts all have one label keeps none.
     """

@@ -180,21 +180,14 @@ class RowCheck:
             self._check_role(valued, role, stored)
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
-        """Rebuild a tree. What a node's role saw is in its training rows; a node without any needs none."""
-        prompts: dict[str, list[MessageRow]] = {}
+        """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
+        seen: dict[str, list[list[MessageRow]]] = {}
         for kind, role in itertools.product(KINDS, PLAYERS):
-            file = role_file(kind, role)
-            self._read_prompts(file, stored[file], prompts)
+            for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[role_file(kind, role)]):
+                seen.setdefault(parent_of(row), []).append(row["prompt"])
+        prompts = {parent: most_common(family) for parent, family in seen.items()}
         rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
         return restore_tree(question, rows, prompts, self.spec)
-
-    def _read_prompts(self, file: str, rows: Iterable[Row], prompts: dict[str, list[MessageRow]]) -> None:
-        """Note what the nodes of some rows saw: what the first row with a node says, which siblings must share."""
-        for row in cast("Iterable[TrainingRow]", rows):
-            for node_id in node_ids(row):
-                if node_id not in prompts:
-                    prompts[node_id] = row["prompt"]
-                    siblings = 
 
     def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
         selected = select(valued, role, self.spec.dataset)
@@ -224,6 +217,10 @@ class RowCheck:
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
         if manifest.counts != self.census.counts.model_copy(update=update):
             self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
+        if manifest.selection != self.selection.counts:
+            self.problems.add(MANIFEST_FILE, "its counts of what was left out are not those of the rows")
+        if manifest.diagnostics != self.diagnostics.result:
+            self.problems.add(MANIFEST_FILE, "its diagnostics are not those of the rows")
         for role, usage in self.census.usage.items():
             if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
                 self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
@@ -257,6 +254,18 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     with pq.ParquetFile(path) as parquet:
         for batch in parquet.iter_batches(batch_size=READ_ROWS):
             yield from batch.to_pylist()
+
+
+def parent_of(row: SftRow | DpoRow | KtoRow) -> str:
+    """Return the id of the node that a training row's texts answer to."""
+    node_id = row.get("node_id") or row.get("chosen_node_id")
+    return str(node_id).rpartition(".")[0]
+
+
+def most_common(prompts: Sequence[list[MessageRow]]) -> list[MessageRow]:
+    """Return what most rows say: one that was changed shall not be believed before the others."""
+    first = prompts[0]
+    return first if all(prompt == first for prompt in prompts) else max(prompts, key=prompts.count)
 
 
 def name_of(row: Row, key: str) -> str:

@@ -1,0 +1,26 @@
+"""Config files to test the command with: 20 sums in GSM8K's format, every role a model of its own on a provider."""
+
+from pathlib import Path
+
+from tests.providers import ScriptedProvider
+from tests.specs import write_questions
+
+QUESTIONS = 20
+REQUESTS = {"generator": 1, "verifier": 3, "refiner": 9}
+"""What one question takes at three samples a node."""
+
+
+def write_config(folder: Path, provider: ScriptedProvider, questions: int = QUESTIONS, judge: bool = False) -> Path:
+    """Write a config and its questions; leaves are graded as numbers, or by a judge."""
+    write_questions(folder, questions)
+    path = folder / "sums.toml"
+    roles = "\n".join(f"[roles.{role}]\n{model(role, provider)}samples = 3\n" for role in REQUESTS)
+    evaluator = f'kind = "llm"\n{model("evaluator", provider)}' if judge else 'kind = "number"\n'
+    questions_table = '[questions]\nsource = "questions.jsonl"\n'
+    path.write_text(f'name = "sums"\n\n{questions_table}\n{roles}\n[evaluator]\n{evaluator}')
+    return path
+
+
+def model(role: str, provider: ScriptedProvider) -> str:
+    """A model that is called like its role."""
+    return f'model = "openai/{role}"\napi_base = "{provider.url}"\napi_key_env = "TEST_KEY"\nseed = 7\n'

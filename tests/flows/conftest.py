@@ -1,0 +1,60 @@
+"""Prefect's own server, started once, for the tests that run flows; and the `malt` command run against it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from malt.cli import exit_code
+from malt.private_prefect import TUNED
+from malt.summary import RunSummary
+
+# Prefect reads these when it is imported, which happens when the tests are collected.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+
+
+class Ran(NamedTuple):
+    """What a `malt run --json` came to."""
+
+    code: int
+    summary: RunSummary
+    stderr: str
+
+
+Malt = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def api_url() -> Iterator[str]:
+    """The API of a server that lasts as long as the tests."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in TUNED.items():
+            environment.setenv(name, value)
+        with prefect_test_harness(server_startup_timeout=120):
+            yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(autouse=True)
+def reports_to_prefect(api_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", api_url)
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+
+
+@pytest.fixture
+def malt(capsys: pytest.CaptureFixture[str]) -> Malt:
+    """Run a command with `--json` in this process."""
+
+    def run(*arguments: object) -> Ran:
+        code = exit_code([*map(str, arguments), "--json"])
+        printed = capsys.readouterr()
+        return Ran(code, RunSummary.model_validate(json.loads(printed.out)), printed.err)
+
+    return run

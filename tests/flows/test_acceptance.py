@@ -1,0 +1,173 @@
+"""What a run sends and costs, by the provider's own count: first, again, changed, failing and healed."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from malt.datasets.version import open_version
+from malt.llm.store import Store
+from malt.settings import Settings
+from tests import providers
+from tests.configs import QUESTIONS, REQUESTS, write_config
+from tests.flows.conftest import Malt
+from tests.providers import Asked, ScriptedProvider
+
+NODES = {"generator": 3, "verifier": 9, "refiner": 27}
+"""Completions of one question at three samples a node."""
+FAILING = ("What is 4 + 10?", "What is 11 + 10?")
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
+    return write_config(tmp_path, provider)
+
+
+def requests(provider: ScriptedProvider, since: int = 0) -> Counter[str]:
+    """Count what the provider was sent, by role."""
+    return Counter(asked.model for asked in provider.requests[since:])
+
+
+def times(count: int, figures: dict[str, int]) -> Counter[str]:
+    return Counter({role: count * figure for role, figure in figures.items()})
+
+
+def is_failing(asked: Asked) -> bool:
+    return any(question in asked.prompt for question in FAILING)
+
+
+def test_a_question_takes_13_requests_and_the_summary_says_so(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    ran = malt("run", config)
+    assert ran.code == 0
+    assert requests(provider) == times(QUESTIONS, REQUESTS)
+    assert provider.completions == times(QUESTIONS, NODES)
+    assert (ran.summary.requests, ran.summary.completions) == (13 * QUESTIONS, 39 * QUESTIONS)
+    assert (ran.summary.version, ran.summary.complete, ran.summary.failed_branches) == (1, QUESTIONS, 0)
+    assert ran.summary.prompt_tokens > 0
+    assert ran.stderr == ""
+
+
+def test_a_judge_is_asked_once_for_every_answer_that_differs(
+    malt: Malt, tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    ran = malt("run", write_config(tmp_path, provider, questions=2, judge=True))
+    judged = requests(provider).pop("evaluator")
+    assert ran.summary.requests == 13 * 2 + judged
+    assert 2 <= judged <= 27 * 2
+    assert sum(ran.summary.outcomes.values()) == 27 * 2
+
+
+def test_a_second_run_asks_nothing_and_makes_no_version(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    first, asked = malt("run", config).summary, provider.request_count
+    again = malt("run", config)
+    assert provider.request_count == asked
+    assert (again.code, again.summary.requests, again.summary.cached_completions) == (0, 0, 39 * QUESTIONS)
+    assert (again.summary.content_sha256, again.summary.version) == (first.content_sha256, 1)
+    assert not again.summary.created
+
+
+def test_a_fourth_sample_buys_45_completions_a_question(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    malt("run", config)
+    before = provider.completions.copy()
+    four = [f"roles.{role}.samples=4" for role in REQUESTS]
+    grown = malt("run", config, "-s", four[0], "-s", four[1], "-s", four[2])
+    bought = provider.completions - before
+    assert bought == times(QUESTIONS, {"generator": 1, "verifier": 16 - 9, "refiner": 64 - 27})
+    assert grown.summary.completions == 45 * QUESTIONS
+    assert grown.summary.cached_completions == 39 * QUESTIONS
+    assert (grown.code, grown.summary.version) == (0, 2)
+
+
+def test_another_refiner_is_all_that_is_asked(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    malt("run", config)
+    asked = provider.request_count
+    swapped = malt("run", config, "-s", "roles.refiner.model=openai/other")
+    assert requests(provider, since=asked) == {"other": 9 * QUESTIONS}
+    assert (swapped.code, swapped.summary.version) == (0, 2)
+
+
+def test_another_threshold_asks_nothing_and_makes_a_version(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    first, asked = malt("run", config).summary, provider.request_count
+    stricter = malt("run", config, "-s", "credit.threshold=0.8")
+    assert provider.request_count == asked
+    assert (stricter.code, stricter.summary.version, stricter.summary.created) == (0, 2, True)
+    assert stricter.summary.content_sha256 != first.content_sha256
+
+
+def test_two_questions_that_fail_for_good_are_left_out_and_said(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    provider.faults = providers.when(is_failing, providers.context_overflow())
+    ran = malt("run", config)
+    assert ran.code == 1
+    assert (ran.summary.failed_branches, ran.summary.complete, ran.summary.version) == (2, QUESTIONS - 2, 1)
+    assert ran.stderr.count("maximum context length") == 2
+    assert {failure.question_id for failure in ran.summary.failures} == incomplete(ran.summary.path)
+    assert len(reasons_in_store(ran.summary.path)) == 2
+
+
+def incomplete(version: str | None) -> set[str]:
+    """The questions of a version whose trees are not in it."""
+    opened = open_version(str(version))
+    grown = set(opened.trajectories["question_id"])
+    listed = opened.questions
+    assert set(listed[listed["complete"]]["question_id"]) == grown
+    return set(listed[~listed["complete"]]["question_id"])
+
+
+def reasons_in_store(version: str | None) -> set[str]:
+    """The requests' reasons that the store keeps, by question."""
+    with Store(Settings().store) as store:
+        rows = store.rows(open_version(str(version)).questions["question_id"])
+    failed = {row.question_id for row in rows.values() if row.error and row.response is None}
+    assert all("maximum context length" in (row.error or "") for row in rows.values() if row.question_id in failed)
+    return failed
+
+
+def test_healed_a_run_sends_only_what_is_missing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    provider.faults = providers.when(is_failing, providers.context_overflow())
+    malt("run", config)
+    provider.faults, asked = None, provider.request_count
+    healed = malt("run", config)
+    assert requests(provider, since=asked) == times(2, REQUESTS)
+    assert (healed.code, healed.summary.complete, healed.summary.version) == (0, QUESTIONS, 2)
+
+
+def test_a_healed_run_has_the_digest_of_one_that_never_failed(
+    malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.faults = providers.when(lambda asked: is_failing(asked) and asked.model == "refiner", providers.reset())
+    assert malt("run", config, "-s", "roles.refiner.timeout_s=5").summary.failed_branches == 18
+    provider.faults = None
+    healed = malt("run", config).summary
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert malt("run", config).summary.content_sha256 == healed.content_sha256
+
+
+def test_an_incomplete_run_may_publish_nothing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    provider.faults = providers.when(is_failing, providers.context_overflow())
+    ran = malt("run", config, "-s", "run.on_incomplete=fail")
+    assert (ran.code, ran.summary.version, ran.summary.failed_branches) == (1, None, 2)
+    assert not Settings().datasets_dir.exists()
+
+
+def test_assemble_publishes_what_is_stored_and_asks_nobody(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    grown, asked = malt("run", config, "-s", "run.on_incomplete=fail").summary, provider.request_count
+    assembled = malt("assemble", config)
+    assert provider.request_count == asked
+    assert (assembled.code, assembled.summary.content_sha256) == (0, grown.content_sha256)
+    assert assembled.summary.cached_completions == 39 * QUESTIONS
+
+
+def test_assemble_leaves_out_what_is_not_stored(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    malt("run", config, "--limit", 5)
+    assembled = malt("assemble", config)
+    assert (assembled.code, assembled.summary.complete) == (1, 5)
+    assert assembled.summary.failed_branches == QUESTIONS - 5
+    assert "not in the store" in assembled.stderr
