@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import allow_failure, quote
 
 from malt.errors import MaltError
 from malt.llm.asker import Asker, asker
@@ -115,7 +115,7 @@ class BranchAsker:
         parent = Address.parse(request.address)
         above = self._states.get((request.question_id, parent.parent)) if parent else None
         title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
-        edge = [above] if above else None
+        edge = [allow_failure(above)] if above else None
         state = await final_state(expand(title, whole(request), self.ask, return_state=True, wait_for=edge))
         self._states[request.question_id, parent] = state
         data = await state.aresult(raise_on_failure=False)
@@ -127,7 +127,9 @@ class BranchAsker:
         """Grade a grown tree within a task run, and return all that is missing of it."""
         question_id = tree.question.question_id
         leaves = [
-            state for (question, parent), state in self._states.items() if question == question_id and len(parent) == 2
+            allow_failure(state)
+            for (question, parent), state in self._states.items()
+            if question == question_id and len(parent) == 2
         ]
         state = await final_state(
             grade_tree(

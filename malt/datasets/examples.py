@@ -67,8 +67,8 @@ class TrajectoryRow(TypedDict):
     """One node. The grade's columns are empty where the node itself was not judged.
 
     `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
-    `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value is
-    its grade and no estimate, so there all three are one.
+    `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value
+    is its grade and no estimate, so there all three are one.
     """
 
     question_id: str
