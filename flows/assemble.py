@@ -6,8 +6,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.generate import grow_by_shard
+from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
-from malt.llm.tally import Tally
+from malt.llm.tally import Tally, Usage
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
@@ -21,9 +22,16 @@ async def assemble(spec: RunSpec) -> State[RunSummary]:
     """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
     started = time.monotonic()
     inputs, settings = read_inputs(spec), Settings()
-    grown = Grown(NOTHING_MISSING, Tally())
+    judged = Grown(NOTHING_MISSING, Tally())
     if asks_judge(spec):
-        grown = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
+        judged = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
     assembled = await publish(inputs, spec, settings)
-    found = Grown(Shortfall(assembled.failures, grown.shortfall.stopped), grown.tally)
+    tally = judged.tally if asks_judge(spec) else tally_of(assembled.version)
+    found = Grown(Shortfall(assembled.failures, judged.shortfall.stopped), tally)
     return await ended(spec, inputs, found, assembled.version, time.monotonic() - started)
+
+
+def tally_of(version: DatasetVersion | None) -> Tally:
+    """Count what a version took from the store."""
+    nodes = {} if version is None else version.manifest.counts.nodes
+    return Tally({role: Usage(cached_completions=nodes.get(role, 0)) for role in Role})

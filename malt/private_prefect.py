@@ -26,6 +26,9 @@ START_LIMIT_S = 120.0
 STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 
+CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+"""How grave a log line must be to be printed."""
+
 TUNED = {
     # A task run costs the stock server 37.6 ms of CPU, with these 7.7.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "300",
@@ -35,7 +38,6 @@ TUNED = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
     "DO_NOT_TRACK": "1",
     "PREFECT__SERVER_EPHEMERAL": "1",  # no UI, and only the services that a run needs
     "PREFECT__SERVER_FINAL": "1",
@@ -47,7 +49,7 @@ def connect(data_dir: Path) -> Callable[[], None]:
 
     Returns what waits until the server can be asked; it raises `ConfigError` where that will not come.
     """
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the command tells what happened
+    os.environ.setdefault(CONSOLE, "CRITICAL")  # the command tells what happened
     if url := os.environ.get("PREFECT_API_URL"):
         return partial(check_answers, url)
     server = PrivateServer((data_dir / "prefect").resolve())
@@ -86,7 +88,7 @@ class PrivateServer:
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                env={**os.environ, **self.environment, **TUNED},
+                env={**os.environ, **self.environment, **TUNED, CONSOLE: "ERROR"},
                 start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
             )
         self._is_up = False

@@ -16,8 +16,9 @@ def write_config(folder: Path, provider: ScriptedProvider, questions: int = QUES
     path = folder / "sums.toml"
     roles = "\n".join(f"[roles.{role}]\n{model(role, provider)}samples = 3\n" for role in REQUESTS)
     evaluator = f'kind = "llm"\n{model("evaluator", provider)}' if judge else 'kind = "number"\n'
+    run = '[run]\ntracking = "shard"\n'  # quicker; what branches add is tested apart
     questions_table = '[questions]\nsource = "questions.jsonl"\n'
-    path.write_text(f'name = "sums"\n\n{questions_table}\n{roles}\n[evaluator]\n{evaluator}')
+    path.write_text(f'name = "sums"\n\n{questions_table}\n{roles}\n[evaluator]\n{evaluator}\n{run}')
     return path
 
 

@@ -56,12 +56,12 @@ def reports_to_prefect(api_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def malt(capsys: pytest.CaptureFixture[str]) -> Malt:
+def malt(capfd: pytest.CaptureFixture[str]) -> Malt:
     """Run a command with `--json` in this process."""
 
     def run(*arguments: object) -> Ran:
         code = exit_code([*map(str, arguments), "--json"])
-        printed = capsys.readouterr()
+        printed = capfd.readouterr()
         return Ran(code, RunSummary.model_validate(json.loads(printed.out)), printed.err)
 
     return run
