@@ -6,6 +6,7 @@ the config is wrong, 3 stopped at a limit, 130 interrupted.
 
 import asyncio
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from malt.errors import ConfigError, MaltError
+from malt.visible import visible
 
 if TYPE_CHECKING:
     from malt.inputs import Inputs
@@ -26,12 +28,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 UNEXPECTED = 1
 INTERRUPTED = 130
+MOST_CHARACTERS = 400
+"""Of what an error that nobody foresaw says."""
+PIPE_CLOSED = 141
+"""What a shell reports of a command that wrote to nobody."""
 
 
 def main() -> None:
     """Run the command line, and end the process with its exit code."""
+    open_outputs()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    sys.exit(exit_code(arguments, debug=len(arguments) < len(sys.argv) - 1))
+    try:
+        code = exit_code(arguments, debug=len(arguments) < len(sys.argv) - 1)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read along, like `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
+    sys.exit(code)
+
+
+def open_outputs() -> None:
+    """Make stdout and stderr take anything: in any encoding, and where they were closed from the start."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:
@@ -49,8 +70,11 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         from malt.interruption import MESSAGE
 
         return failed(MESSAGE, INTERRUPTED, debug=debug)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        return failed(f"{type(error).__name__}: {error} (not expected; --debug shows where)", UNEXPECTED, debug=debug)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"
+        return failed(f"{what} (not expected; --debug shows where)", UNEXPECTED, debug=debug)
     return result if isinstance(result, int) else 0
 
 
@@ -58,7 +82,7 @@ def failed(message: str, code: int, *, debug: bool) -> int:
     """Say what went wrong."""
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     return code
 
 
@@ -165,6 +189,34 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
         console.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
     else:
         console.show_tree(opened, question_id)
+
+
+@malt.command()
+@takes_version
+@click.argument("row_id", metavar="ROW_ID")
+@takes_json
+def explain(version: str, row_id: str, as_json: bool) -> None:
+    """Explain a training row, kept or left out, or a node (QUESTION_ID/2.0.1): texts, grades, arithmetic, gates."""
+    from malt import console, console_versions
+    from malt.datasets.explain import explain as explained
+    from malt.datasets.version import open_version
+
+    told = explained(open_version(version), row_id)
+    console.emit(told.model_dump(mode="json")) if as_json else console_versions.show_explanation(told)
+
+
+@malt.command()
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@takes_json
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Say what changed from version A to version B: inputs, and rows added, removed, relabelled, by question."""
+    from malt import console, console_versions
+    from malt.datasets.compare import compare
+    from malt.datasets.version import open_version
+
+    found = compare(open_version(old), open_version(new), None if as_json else console_versions.QUESTIONS_SHOWN)
+    console.emit(found.model_dump(mode="json")) if as_json else console_versions.show_diff(found)
 
 
 @malt.command()

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree as RichTree
 
 from malt.spec import PLAYERS, Role, RunSpec
+from malt.visible import visible
 
 if TYPE_CHECKING:
     from malt.datasets.version import DatasetVersion
@@ -23,8 +25,17 @@ if TYPE_CHECKING:
     from malt.plan import Plan
     from malt.summary import RunSummary
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class SafeConsole(Console):
+    """A console that no model's or provider's text can steer."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, passed on
+        """Turn what is printed into rich's text; all strings come by here, in tables and trees too."""
+        return super().render_str(visible(text), **options)
+
+
+out = SafeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 FAILURES_SHOWN = 10
 TEXT_SHOWN = 160
@@ -35,8 +46,8 @@ PLAIN_EVERY_S = 10.0
 
 
 def emit(value: JsonValue) -> None:
-    """Print one JSON object."""
-    print(json.dumps(value, ensure_ascii=False))
+    """Print one JSON object, in any encoding."""
+    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
 
 
 def dollars(cost: float | None) -> str:

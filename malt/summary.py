@@ -46,10 +46,10 @@ class RunSummary(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 with failed branches, 3 stopped at a limit."""
+        """0 done, 1 with failed branches or without a version, 3 stopped at a limit."""
         if self.stopped is not None:
             return 3
-        return 1 if self.failed_branches else 0
+        return 1 if self.failed_branches or self.version is None else 0
 
     @property
     def reference(self) -> str:

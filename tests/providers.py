@@ -246,6 +246,8 @@ class ScriptedProvider:
     latency_s: float = 0.0
     key: str | None = None
     """The only key it accepts; any when empty."""
+    counts_tokens: bool = True
+    """Whether it sends `usage`."""
     cost_usd: float | None = None
     """Cost to report for each request, as OpenRouter does in `usage.cost`."""
     requests: list[Asked] = field(default_factory=list, init=False)
@@ -368,7 +370,7 @@ class ScriptedProvider:
             "created": 1_700_000_000,
             "model": asked.model,
             "choices": choices,
-            "usage": self._usage(asked, choices),
+            **({"usage": self._usage(asked, choices)} if self.counts_tokens else {}),
         }
 
     def _choice(self, asked: Asked, index: int, sample: int) -> dict[str, Any]:

@@ -96,6 +96,21 @@ def test_a_response_is_cut_into_one_raw_text_a_choice() -> None:
     assert [read(one)[0] for one in cut] == ["text 0", "text 1", "text 2"]
 
 
+@pytest.mark.parametrize(
+    ("indexes", "expected"),
+    [
+        ([1, 0], ["text 0", "text 1"]),
+        ([3, 0, 2, 1], ["text 0", "text 1"]),
+        ([0, 0], ["text 0", "text 0"]),
+        ([None, None], ["text None", "text None"]),
+        (["1", 0], ["text 1", "text 0"]),
+    ],
+)
+def test_choices_go_by_their_index_where_each_has_its_own(indexes: list[JsonValue], expected: list[str]) -> None:
+    choices: list[JsonValue] = [{"index": index, "message": {"content": f"text {index}"}} for index in indexes]
+    assert [read(one)[0] for one in split_response(body(*choices), 2)] == expected
+
+
 def test_choices_beyond_those_asked_for_are_left_out() -> None:
     assert len(split_response(body({}, {}, {}), 2)) == 2
 
@@ -118,3 +133,27 @@ def test_reasoning_is_kept_apart_from_the_text(message: JsonValue, expected: tup
 def test_a_finish_reason_is_kept_as_the_provider_says_it() -> None:
     cut = split_response(body({"message": {"content": "half"}, "finish_reason": "length"}), 1)
     assert read(cut[0])[2] == FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 0}, (10, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (None, None)),
+        ({"prompt_tokens": -10, "completion_tokens": -7}, (None, None)),
+        ({"prompt_tokens": 10, "completion_tokens": 10**30}, (10, None)),
+        ({"prompt_tokens": "10"}, (None, None)),
+        (None, (None, None)),
+        ([1], (None, None)),
+    ],
+)
+def test_tokens_that_nobody_counted_are_unknown(usage: JsonValue, expected: tuple[int | None, int | None]) -> None:
+    [cut] = split_response({**body({}), "usage": usage}, 1)
+    completion = read_response(cut, "key", cost_usd=None, latency_s=0.1, cached=False)
+    assert (completion.prompt_tokens, completion.completion_tokens) == expected
+
+
+def test_names_that_are_no_text_are_read_as_missing() -> None:
+    [cut] = split_response({"model": 5, "choices": [{"finish_reason": {"a": 1}}]}, 1)
+    completion = read_response(cut, "key", cost_usd=None, latency_s=0.1, cached=False)
+    assert (completion.model, completion.finish_reason) == ("", "stop")

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel, JsonValue
@@ -154,6 +155,27 @@ async def test_cost_is_reckoned_from_the_price_list_where_none_is_reported(provi
     assert isinstance(prompt, int)
     assert isinstance(completion, int)
     assert reply.cost_usd == pytest.approx(prompt * prices.prompt + completion * prices.completion)
+
+
+@pytest.mark.parametrize("reported", [-0.25, float("inf")])
+async def test_a_cost_that_cannot_be_is_not_taken_over(provider: ScriptedProvider, reported: float) -> None:
+    provider.cost_usd = reported
+    reply = await llm.send(request(spec(provider, "openai/gpt-4o-mini")), 0, 1)
+    assert reply.cost_usd is not None
+    assert 0 < reply.cost_usd < 1
+
+
+async def test_usage_that_is_missing_makes_the_cost_unknown(provider: ScriptedProvider) -> None:
+    provider.counts_tokens = False
+    reply = await llm.send(request(spec(provider, "openai/gpt-4o-mini")), 0, 1)
+    assert (reply.cost_usd, reply.total_tokens) == (None, None)
+
+
+async def test_what_litellm_writes_into_extra_changes_no_key(provider: ScriptedProvider) -> None:
+    asked = request(spec(provider, extra={"metadata": {"team": "a"}}))
+    before = replace(asked).keys
+    await llm.send(asked, 0, 1)
+    assert replace(asked).keys == before
 
 
 async def test_an_unknown_cost_is_unknown_and_never_nothing(provider: ScriptedProvider) -> None:

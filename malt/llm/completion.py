@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, JsonValue
 
@@ -16,6 +16,9 @@ from malt.spec import ModelSpec, Role
 
 DEFAULT_MAX_TOKENS = 4096
 """What is reserved for a completion whose length the config leaves to the provider."""
+
+MOST_TOKENS = 2**31
+"""A count from here on is a provider's mistake."""
 
 
 class Message(NamedTuple):
@@ -105,15 +108,25 @@ class Complete(Protocol):
 def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
     """Cut one raw chat-completion response into one JSON text a choice, at most `count` of them.
 
-    Each keeps all of the body around its choice, and notes how many siblings share the usage. Nothing is interpreted.
+    They go by their index, since servers may send them as they finish. Each keeps all of the body around its choice,
+    and notes how many siblings share the usage.
     """
     choices = body.get("choices")
-    taken = choices[:count] if isinstance(choices, list) else []
+    taken = by_index(choices)[:count] if isinstance(choices, list) else []
     around = {name: value for name, value in body.items() if name != "choices"}
     return [
         json.dumps({**around, "choices": [choice], "siblings": len(taken), "position": position})
         for position, choice in enumerate(taken)
     ]
+
+
+def by_index(choices: list[JsonValue]) -> list[JsonValue]:
+    """Order choices by their index; where one has none, or one that is taken, they stay as they came."""
+    indexes = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
+    numbers = [index for index in indexes if isinstance(index, int)]
+    if len(set(numbers)) < len(choices):
+        return choices
+    return [choices[place] for place in sorted(range(len(choices)), key=numbers.__getitem__)]
 
 
 def read_response(response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool) -> Completion:
@@ -122,14 +135,14 @@ def read_response(response: str, key: str, *, cost_usd: float | None, latency_s:
     choice = body["choices"][0] or {}
     message = choice.get("message") or {}
     text, reasoning = split_reasoning(text_of(message.get("content")), text_of(message.get("reasoning_content")))
-    usage = body.get("usage") or {}
+    usage = body["usage"] if is_counted(body.get("usage")) else {}
     share = (body["position"], body["siblings"])
     return Completion(
         key=key,
         text=text,
         reasoning=reasoning or None,
-        finish_reason=choice.get("finish_reason") or FinishReason.STOP,
-        model=body.get("model") or "",
+        finish_reason=text_of(choice.get("finish_reason")) or FinishReason.STOP,
+        model=text_of(body.get("model")),
         prompt_tokens=shared(usage.get("prompt_tokens"), *share),
         completion_tokens=choice.get("completion_tokens", shared(usage.get("completion_tokens"), *share)),
         cost_usd=cost_usd,
@@ -155,6 +168,15 @@ def split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
 
 def shared(total: object, position: int, siblings: int) -> int | None:
     """Divide a request's token count among its siblings; the shares add up to the whole."""
-    if not isinstance(total, int):
-        return None
-    return total // siblings + (position < total % siblings)
+    counted = token_count(total)
+    return None if counted is None else counted // siblings + (position < counted % siblings)
+
+
+def is_counted(usage: object) -> TypeGuard[dict[str, JsonValue]]:
+    """Whether a usage says anything: LiteLLM fills a missing one with zeros, and no prompt has none."""
+    return isinstance(usage, dict) and bool(token_count(usage.get("prompt_tokens")))
+
+
+def token_count(value: object) -> int | None:
+    """Return a provider's count, or None where it cannot be one."""
+    return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else None

@@ -4,9 +4,11 @@ When to ask, how often and how fast is limits.py's; reading what came back is co
 """
 
 import asyncio
+import copy
 import gc
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -25,7 +27,7 @@ from pydantic import BaseModel, JsonValue
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.fingerprint import digest
 from malt.llm import embedded
-from malt.llm.completion import CompletionRequest
+from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.limits import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import ModelSpec
 
@@ -52,10 +54,9 @@ class Reply:
 
     @property
     def total_tokens(self) -> int | None:
-        """What the provider counted, prompt and completions together."""
+        """What the provider counted, prompt and completions together; None where it did not."""
         usage = self.response.get("usage")
-        total = usage.get("total_tokens") if isinstance(usage, dict) else None
-        return total if isinstance(total, int) else None
+        return token_count(usage.get("total_tokens")) if is_counted(usage) else None
 
 
 class Prices(NamedTuple):
@@ -101,7 +102,7 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
-    return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None)))
+    return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None), response.get("usage")))
 
 
 def check(model: ModelSpec, *, capped: bool = False) -> None:
@@ -293,7 +294,7 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
         "num_retries": 0,
         "no-log": True,
         **_sampling(model),
-        **model.extra,
+        **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
     }
     if way.name.startswith("hosted_vllm/"):
         arguments["client"] = _client()
@@ -341,13 +342,14 @@ def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
         choice["completion_tokens"] = tokens
 
 
-def _cost(model: ModelSpec, usage: object) -> float | None:
+def _cost(model: ModelSpec, usage: object, counted: object) -> float | None:
+    """Return the cost of a request; `counted` is its usage as plain values."""
     if embedded.is_embedded(model.model):
         return 0.0
     reported = getattr(usage, "cost", None)
-    if isinstance(reported, int | float):
+    if isinstance(reported, int | float) and math.isfinite(reported) and reported >= 0:
         return float(reported)
-    if usage is None or price(model) is None:
+    if not is_counted(counted) or price(model) is None:
         return None
     return float(sum(_litellm().cost_per_token(model=model.model, usage_object=usage)))
 

@@ -1,0 +1,118 @@
+"""Looking up a row or a node by its id. An id that nothing has is an error that names near ones."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from malt.datasets.examples import QuestionRow, RowSource, parse_row_id
+from malt.datasets.tables import KINDS, QUESTIONS_FILE
+from malt.datasets.verify import Row
+from malt.datasets.version import DatasetVersion
+from malt.errors import VersionError
+from malt.spec import PLAYERS, Role
+from malt.trees.credit import ValuedTree
+from malt.trees.tree import Address
+
+CONFIGS: Mapping[str, tuple[str, Role]] = {f"{kind}-{role}": (kind, role) for kind in KINDS for role in PLAYERS}
+"""Kind and role of rows, by the first part of their ids."""
+NEAR = 3
+"""Ids that an error suggests."""
+
+
+class Asked(NamedTuple):
+    """What an id names: one node, or two for a pair, and the kind of row; no kind for a node."""
+
+    kind: str | None
+    addresses: tuple[Address, ...]
+
+
+def find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
+    """Read an id, and find its question's row."""
+    for source in readings(row_id):
+        for row in read_rows(version, QUESTIONS_FILE, source.question_id):
+            return source, cast("QuestionRow", row)
+    if read_rows(version, QUESTIONS_FILE, row_id):
+        raise VersionError(
+            f"{row_id!r} is a question of {version.reference}; its tree: malt show {version.reference} {row_id}; "
+            f"one of its nodes: {row_id}/0.0.0"
+        )
+    raise unknown_id(version, row_id, near_questions(version, row_id))
+
+
+def readings(row_id: str) -> Iterator[RowSource]:
+    """Yield what an id may mean. A question's id may hold slashes, so a row's id can also read as that of a node."""
+    config, _, rest = row_id.partition("/")
+    if config in CONFIGS and all(rest.rpartition("/")):
+        yield parse_row_id(row_id)
+    question_id, _, node_id = row_id.rpartition("/")
+    if question_id:
+        yield RowSource("", question_id, (node_id,))
+
+
+def near_questions(version: DatasetVersion, row_id: str) -> list[str]:
+    """Return ids like an unknown one that are of this version's questions."""
+    known = read_rows(version, QUESTIONS_FILE, columns=["question_id"])
+    question_ids = [str(row["question_id"]) for row in known]
+    config, _, rest = row_id.partition("/")
+    if row_id.endswith("/"):
+        return []
+    near_configs = [""] if config in question_ids else close(config, list(CONFIGS), cutoff=0.6)
+    for kind in near_configs or [""]:
+        question_id, _, nodes = (rest if kind else row_id).rpartition("/")
+        found = close(question_id, question_ids, cutoff=0.6)
+        if found:
+            return [f"{kind}/{each}/{nodes}" if kind else f"{each}/{nodes}" for each in found]
+    return []
+
+
+def close(text: str, others: Sequence[str], cutoff: float = 0.0) -> list[str]:
+    """Return the texts most like one, best first."""
+    return difflib.get_close_matches(text, others, n=NEAR, cutoff=cutoff)
+
+
+def unknown_id(version: DatasetVersion, row_id: str, near: Sequence[str]) -> VersionError:
+    """Return the error for an id that nothing in the version has."""
+    forms = "an id reads like sft-verifier/QUESTION_ID/2.0, dpo-refiner/QUESTION_ID/2.0.1-2.0.2 or QUESTION_ID/2.0.1"
+    return VersionError(f"{version.reference} has no {row_id!r}; " + (f"near: {', '.join(near)}" if near else forms))
+
+
+def find_nodes(version: DatasetVersion, source: RowSource, valued: ValuedTree) -> Asked:
+    """Find the nodes that an id names; a pair's must be siblings."""
+    kind, role = CONFIGS.get(source.config, (None, None))
+    nodes = {str(address): address for address in valued.tree.nodes if role in (None, address.role)}
+    addresses = tuple(nodes[node_id] for node_id in source.node_ids if node_id in nodes)
+    wanted = 2 if kind == "dpo" else 1
+    families = {address.parent for address in addresses}
+    if len(set(addresses)) == len(source.node_ids) == wanted and len(families) == 1:
+        return Asked(kind, addresses)
+    row_id = "/".join([*filter(None, [source.config]), source.question_id, "-".join(source.node_ids)])
+    raise unknown_id(version, row_id, list(near_nodes(source, list(nodes), wanted)))
+
+
+def near_nodes(source: RowSource, node_ids: Sequence[str], wanted: int) -> Iterator[str]:
+    """Yield ids like one whose question is known and whose nodes are not."""
+    start = f"{source.config}/{source.question_id}" if source.config else source.question_id
+    first, *_ = nearest = close(source.node_ids[0], node_ids)
+    if wanted == 1:
+        yield from (f"{start}/{node_id}" for node_id in nearest)
+        return
+    family = [each for each in node_ids if each.rpartition(".")[0] == first.rpartition(".")[0] and each != first]
+    yield from (f"{start}/{first}-{other}" for other in close(source.node_ids[-1], family))
+
+
+def read_rows(
+    version: DatasetVersion, file: str, question_id: str | None = None, columns: list[str] | None = None
+) -> list[Row]:
+    """Read rows of a file. Raises `VersionError` where that cannot be done."""
+    filters = None if question_id is None else [("question_id", "==", question_id)]
+    try:
+        table = pq.read_table(version.path / file, columns=columns, filters=filters, partitioning=None)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise VersionError(
+            f"{version.path / file} cannot be read ({error}); try: malt verify {version.path}"
+        ) from error
+    rows: list[Row] = table.to_pylist()
+    return rows

@@ -1,0 +1,99 @@
+"""`malt run` as a process: what it prints, which server it uses, and how it ends when it is told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from malt.summary import RunSummary
+from tests.configs import write_config
+from tests.flows.conftest import Malt
+from tests.providers import ScriptedProvider
+
+MALT = str(Path(sys.executable).parent / "malt")
+PROJECT = Path(__file__).parents[2]
+QUESTIONS = 8
+BRANCH = ("-s", "run.tracking=branch")
+SHARD = ("-s", "run.tracking=shard")
+PROCESSES = ("-s", "run.task_runner=processes")
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
+    return write_config(tmp_path, provider, QUESTIONS)
+
+
+def start(config: Path, *options: str) -> "subprocess.Popen[str]":
+    """Start a run in a process group of its own, as a terminal would."""
+    command = [MALT, "run", str(config), *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, start_new_session=True)
+
+
+def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
+    config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL")
+    with start(config, "--json") as process:
+        out, err = process.communicate(timeout=120)
+    summary = RunSummary.model_validate(json.loads(out))
+    assert (process.returncode, err) == (0, "")
+    assert summary.requests == provider.request_count == 13 * QUESTIONS
+    assert (tmp_path / "data" / "prefect" / "prefect.db").exists()
+
+
+def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp_path: Path) -> None:
+    with start(config, "--limit", "2") as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert out.splitlines()[0].startswith("sums@v1 (new): ")
+    assert "2 of 2 complete" in out
+    assert not (tmp_path / "data" / "prefect").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [(signal.SIGINT, BRANCH), (signal.SIGTERM, SHARD), (signal.SIGINT, (*SHARD, *PROCESSES))],
+    ids=["interrupted", "terminated", "interrupted with workers"],
+)
+def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
+    malt: Malt, config: Path, provider: ScriptedProvider, how: signal.Signals, options: tuple[str, ...]
+) -> None:
+    provider.latency_s = 0.4
+    with start(config, *options) as process:
+        wait_for_requests(provider, 25, process)
+        stopped_at = time.monotonic()
+        os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
+        out, err = process.communicate(timeout=60)
+        took_s = time.monotonic() - stopped_at
+    assert process.returncode == 130
+    assert took_s < 10
+    assert (out, err.strip()) == ("", "error: interrupted; what was paid for is in the store, run again to go on")
+    provider.latency_s, sent = 0.0, provider.request_count
+    rest = malt("run", config).summary
+    assert rest.requests == provider.request_count - sent == 13 * QUESTIONS - sent
+    assert all(asked.attempt == 0 for asked in provider.requests)
+
+
+def wait_for_requests(provider: ScriptedProvider, count: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while provider.request_count < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def test_a_run_that_waits_for_a_slow_model_still_ends_soon(config: Path, provider: ScriptedProvider) -> None:
+    provider.latency_s = 60.0
+    with start(config) as process:
+        wait_for_requests(provider, 1, process)
+        stopped_at = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - stopped_at < 10
+    assert "Traceback" not in err

@@ -1,0 +1,129 @@
+"""The quote of a run: counted against the store, asking nobody; a cost that is not known is never zero."""
+
+from pathlib import Path
+
+import pytest
+
+from malt.config import load_spec
+from malt.inputs import read_inputs
+from malt.llm.asker import asker
+from malt.llm.session import session_for
+from malt.llm.store import Store
+from malt.plan import Plan, plan
+from malt.settings import Settings
+from malt.spec import PLAYERS, Limits, Role, RunSpec
+from malt.trees.assessment import NOTHING_MISSING, ask_all
+from tests import providers
+from tests.configs import write_config
+from tests.providers import ScriptedProvider
+
+QUESTIONS = 4
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+    return write_config(tmp_path, provider, QUESTIONS)
+
+
+def quote(spec: RunSpec) -> Plan:
+    with Store(Settings().store) as store:
+        return plan(read_inputs(spec), spec, store)
+
+
+def grow(spec: RunSpec) -> bool:
+    """Ask for all that a spec needs; return whether all of it came."""
+    inputs, session = read_inputs(spec), session_for(Settings(), Limits())
+    ask = asker(session, [question.question_id for question in inputs.questions])
+    missing = session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    return missing == NOTHING_MISSING
+
+
+def figures(quoted: Plan) -> dict[str, tuple[int, int, int]]:
+    """Requests, completions to buy and completions stored, by role."""
+    return {
+        role.value: (each.requests, each.completions, each.stored_completions) for role, each in quoted.roles.items()
+    }
+
+
+def test_before_a_run_everything_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
+    quoted = quote(load_spec(config))
+    assert figures(quoted) == {"generator": (4, 12, 0), "verifier": (12, 36, 0), "refiner": (36, 108, 0)}
+    assert (quoted.requests, quoted.completions, quoted.stored_completions) == (52, 156, 0)
+    assert provider.request_count == 0
+
+
+def test_the_quote_is_what_the_run_then_sends(config: Path, provider: ScriptedProvider) -> None:
+    quoted = quote(load_spec(config))
+    assert grow(load_spec(config))
+    assert provider.request_count == quoted.requests
+    assert provider.completions_sent == quoted.completions
+
+
+def test_after_a_run_nothing_is(config: Path) -> None:
+    assert grow(load_spec(config))
+    quoted = quote(load_spec(config))
+    assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (0, 0, 108)}
+    assert (quoted.prompt_tokens, quoted.completion_tokens, quoted.cost_usd) == (0, 0, 0.0)
+
+
+def test_a_fourth_sample_is_quoted_as_45_completions_a_question(config: Path, provider: ScriptedProvider) -> None:
+    assert grow(load_spec(config))
+    four = load_spec(config, [f"roles.{role}.samples=4" for role in PLAYERS])
+    quoted, sent = quote(four), provider.request_count
+    assert quoted.completions == 45 * QUESTIONS
+    assert grow(four)
+    assert provider.request_count - sent == quoted.requests
+
+
+def test_another_refiner_leaves_the_others_covered(config: Path) -> None:
+    assert grow(load_spec(config))
+    quoted = quote(load_spec(config, ["roles.refiner.model=openai/other"]))
+    assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (36, 108, 0)}
+
+
+def test_what_a_failed_branch_left_out_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
+    provider.faults = providers.when(lambda asked: asked.model == "refiner", providers.context_overflow())
+    assert not grow(load_spec(config))
+    assert figures(quote(load_spec(config)))["refiner"] == (36, 108, 0)
+
+
+def test_a_judge_is_quoted_where_a_grader_may_need_one(
+    tmp_path: Path, config: Path, provider: ScriptedProvider
+) -> None:
+    judged = write_config(tmp_path, provider, QUESTIONS, judge=True)
+    assert figures(quote(load_spec(judged)))["evaluator"] == (108, 108, 0)
+    everything = load_spec(judged, ["evaluator.scope=all"])
+    assert figures(quote(everything))["evaluator"] == (156, 156, 0)
+
+
+def test_tokens_come_from_what_the_store_has_seen(config: Path) -> None:
+    before = quote(load_spec(config)).roles[Role.REFINER]
+    assert "assumed" in before.basis
+    assert before.completion_tokens == 108 * 1024
+    assert grow(load_spec(config, limit=2))
+    after = quote(load_spec(config)).roles[Role.REFINER]
+    assert "store" in after.basis
+    assert after.completion_tokens < 54 * 100
+
+
+@pytest.mark.parametrize(
+    ("model", "is_known"), [("openai/gpt-4o-mini", True), ("openai/never-heard-of", False), ("embedded", True)]
+)
+def test_a_cost_that_is_not_known_is_null_and_never_zero(config: Path, model: str, is_known: bool) -> None:
+    spec = load_spec(config, [f"roles.refiner.model={model}"])
+    cost = quote(spec).roles[Role.REFINER].cost_usd
+    assert (cost is not None) == is_known
+    assert (cost == 0) == (model == "embedded")
+
+
+def test_one_unknown_cost_makes_the_total_unknown(config: Path) -> None:
+    known = load_spec(config, [f"roles.{role}.model=openai/gpt-4o-mini" for role in PLAYERS])
+    assert (quote(known).cost_usd or 0) > 0
+    assert quote(load_spec(config, ["roles.refiner.model=openai/gpt-4o-mini"])).cost_usd is None
+
+
+def test_the_embedded_model_costs_nothing(config: Path) -> None:
+    quoted = quote(load_spec(config, [f"roles.{role}.model=embedded" for role in PLAYERS]))
+    assert quoted.cost_usd == 0.0
+    assert quoted.completions == 156

@@ -1,0 +1,96 @@
+"""A run's own Prefect server: it comes up, says why it does not, and never outlives the process that started it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from malt.errors import ConfigError
+from malt.private_prefect import PrivateServer, connect
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from malt.private_prefect import PrivateServer
+server = PrivateServer(Path(sys.argv[1]))
+server.wait_until_ready()
+print(server.api_url, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """What a test changes in the environment of this process is put back."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def is_listening(api_url: str) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", urlsplit(api_url).port or 0)) == 0
+
+
+def ends_within(seconds: float, api_url: str) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_listening(api_url):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_two_that_start_at_once_on_new_records_both_come_up_and_end(tmp_path: Path) -> None:
+    servers = [PrivateServer(tmp_path / "prefect") for _ in range(2)]
+    for server in servers:
+        server.wait_until_ready()
+        assert is_listening(server.api_url)
+    for server in servers:
+        server.stop()
+        assert not is_listening(server.api_url)
+
+
+def test_one_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "prefect")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        api_url = holder.stdout.readline().strip()
+        assert is_listening(api_url)
+        holder.send_signal(signal.SIGKILL)
+    assert ends_within(10, api_url)
+
+
+def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
+    server = PrivateServer(tmp_path / "prefect")
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < 2
+    assert not is_listening(server.api_url)
+
+
+def test_one_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("no database at all" * 100)
+    server = PrivateServer(tmp_path)
+    with pytest.raises(ConfigError, match=r"file is not a database.*server\.log.*PREFECT_API_URL") as failed:
+        server.wait_until_ready()
+    assert len(str(failed.value).splitlines()) == 1
+    server.stop()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
+    with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
+        connect(tmp_path)()
+    assert not (tmp_path / "prefect").exists()
