@@ -30,8 +30,6 @@ UNEXPECTED = 1
 INTERRUPTED = 130
 MOST_CHARACTERS = 400
 """Of what an error that nobody foresaw says."""
-PIPE_CLOSED = 141
-"""What a shell reports of a command that wrote to nobody."""
 
 
 def main() -> None:
@@ -43,7 +41,7 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read along, like `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = PIPE_CLOSED
+        code = UNEXPECTED
     sys.exit(code)
 
 
@@ -70,8 +68,6 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         from malt.interruption import MESSAGE
 
         return failed(MESSAGE, INTERRUPTED, debug=debug)
-    except BrokenPipeError:
-        raise
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"
         return failed(f"{what} (not expected; --debug shows where)", UNEXPECTED, debug=debug)

@@ -196,6 +196,18 @@ def test_a_closed_session_asks_nothing_more(
     assert provider.request_count == 0
 
 
+def test_sessions_share_their_connections_and_close_in_any_order(
+    session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, settings: Settings
+) -> None:
+    other = session_for(settings, Limits(max_in_flight=2))
+    ask(session, request_for_three)
+    ask(other, replace(request_for_three, question_id="q2"))
+    session.close()
+    assert len(ask(other, replace(request_for_three, question_id="q3"))) == 3
+    other.close()
+    assert provider.request_count == 3
+
+
 @pytest.mark.parametrize(
     ("numbers", "runs"), [([], []), ([0, 1, 2], [(0, 3)]), ([3], [(3, 1)]), ([0, 2, 3, 7], [(0, 1), (2, 2), (7, 1)])]
 )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
 from malt.concurrency import all_of
-from malt.errors import RequestFailed
+from malt.errors import RequestFailed, StoreError
 from malt.llm.completion import Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
 from malt.llm.store import Store, StoredSample
@@ -109,8 +109,13 @@ class Asker(Recall):
 
 
 def completion(row: StoredSample, *, cached: bool) -> Completion:
-    """Read a row that has an answer."""
-    return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
+    """Read a row that has an answer. Raises `StoreError` where it is not what a session wrote."""
+    try:
+        return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreError(
+            f"the store's answer {row.key} to question {row.question_id!r} is damaged ({error}); delete that row to ask again"
+        ) from error
 
 
 def usage_of(completion: Completion) -> Usage:

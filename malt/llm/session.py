@@ -1,7 +1,7 @@
 """Session: the one place where a process asks models. Store first, then the endpoint; every answer stored at once.
 
-HTTP clients belong to an event loop, and Prefect gives tasks loops of their own, so each process has one background
-loop that owns the connections, the limits and the store's writer. Anything may hand it a coroutine, from any thread.
+Prefect gives tasks loops of their own, so a session lives on the process's background loop, with its connections,
+limits and the store's writer. Anything may hand it a coroutine, from any thread.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
+from malt.llm.background import background
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.limits import Budget, Endpoint, NoSiblings, worst_cost_usd
 from malt.llm.provider import Reply
@@ -29,7 +30,7 @@ STOP_SECONDS = 6.0
 
 
 class Session:
-    """A process's store, endpoints and budget, on a loop of their own."""
+    """A run's store, endpoints and budget."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self.store = Store(settings.store)
@@ -38,9 +39,8 @@ class Session:
         self._limits = limits
         self._budget = Budget(limits.max_cost_usd)
         self._endpoints: dict[tuple[str, str | None, str | None], Endpoint] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="malt-session", daemon=True)
-        self._thread.start()
+        self._loop = background.enter()
+        self._left = False
         self._writer = BatchedWriter(self.store)
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing = threading.Lock()
@@ -57,7 +57,7 @@ class Session:
         return await asyncio.wrap_future(self._submit(work))
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._loop.is_closed():
+        if self._left:
             work.close()
             raise self.stopped or closed()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -65,24 +65,23 @@ class Session:
     def close(self) -> None:
         """Stop asking, give answers under way a few seconds to arrive, and write them."""
         with self._closing:
-            if self._loop.is_closed():
+            if self._left:
                 return
             self.stopped = self.stopped or closed()
             self.run(self._drain())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.run_until_complete(cancel_others())  # what was handed over meanwhile
-            self._loop.close()
+            self._left = True
+            background.leave(provider.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
 
     async def _drain(self) -> None:
         self._writer.close()
         if self._in_flight:
-            await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
+            _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self._writer.drain()
-        await provider.close()
-        await cancel_others()  # LiteLLM leaves a task of its own on the loop
 
     def endpoint(self, model: ModelSpec) -> Endpoint:
         """Return the limiter that all requests to one model at one address share."""
@@ -146,14 +145,6 @@ class Session:
 def closed() -> RunStopped:
     """Return what is raised to those who ask a session that was closed."""
     return RunStopped("the session was closed")
-
-
-async def cancel_others() -> None:
-    """Cancel all other tasks of this loop, and wait until they have ended."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 def limits_of(model: ModelSpec, limits: Limits) -> Limits:

@@ -6,6 +6,7 @@ replaces. SQLite in WAL mode by default; PostgreSQL when several machines write.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from malt.errors import StoreError
 
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
+
+DRIVERS = ("sqlite", "postgresql+psycopg")
 
 STORE_LOCK = 0x6D616C74
 """Number of the lock under which tables are created in PostgreSQL."""
@@ -133,10 +136,10 @@ def open_engine(url: str) -> sa.Engine:
     """Connect, check the format and create missing tables. Raises `StoreError`."""
     try:
         parsed = parse_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
+        if parsed.drivername == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(parsed)
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StoreError(f"MALT_STORE_URL {hidden(url)!r} is not a usable database URL: {error}") from error
     except ModuleNotFoundError as error:
         needed = f"the store {hidden(url)} needs the package {error.name!r}"
@@ -190,17 +193,26 @@ def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 
 def parse_url(url: str) -> URL:
-    """Read a database URL; plain `postgresql://` means the psycopg driver, the one that is installed with malt."""
+    """Read a database URL; plain `postgresql://` means the psycopg driver, the one that is installed with malt.
+
+    Raises `ArgumentError` for a database that cannot be a store.
+    """
     parsed = make_url(url)
-    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in ("postgresql", "postgres") else parsed
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in DRIVERS:
+        raise ArgumentError(f"a store is {' or '.join(DRIVERS)}, not {parsed.drivername}")
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ArgumentError("a store in memory would lose what was paid for; name a file, sqlite:///store.db")
+    return parsed
 
 
 def hidden(url: str) -> str:
     """Return a database URL with its password hidden."""
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+    except (ArgumentError, ValueError):
+        return re.sub(r":[^:/@]*@", ":***@", url)
 
 
 @contextmanager
