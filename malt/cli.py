@@ -49,7 +49,7 @@ def open_outputs() -> None:
     """Make stdout and stderr take anything: in any encoding, and where they were closed from the start."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 

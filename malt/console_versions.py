@@ -172,8 +172,8 @@ def differences(row: "RowChange") -> str:
 def old_and_new(change: "Change") -> str:
     """Write two values, of long ones the part where they part."""
     old, new = plain(change.old), plain(change.new)
-    parted = next((place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), 0)
-    start = max(0, parted - LEAD_IN)
+    differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+    start = max(0, next(differ, min(len(old), len(new))) - LEAD_IN)
     return f"{part(old, start)} -> {part(new, start)}"
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from malt.agreement import Agreement, Verdicts, agreement_of, verdict
 from malt.errors import QuestionError
-from malt.question_rows import Row, excerpt, read_rows, without_secrets
+from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
 from malt.questions import Question, cell_text, read_question
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.spec import QuestionSource
@@ -143,7 +143,7 @@ def read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
     """Read one row."""
     for column in COLUMNS:
         if column not in row.values:
-            has = ", ".join(row.values) or "none"
+            has = listed(row.values) or "none"
             raise QuestionError(f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(COLUMNS)}")
     return AnswerRow(row, read_question(row, declared), answer_text(row), read_label(row))
 

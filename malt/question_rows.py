@@ -9,9 +9,11 @@ import io
 import json
 import math
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -129,12 +131,13 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
 
 
 def _csv_rows(text: str, name: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # Python's own, 131,072 characters, is less than a long text
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     place = f"{name}:1"
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise QuestionError(f"{place}: two columns have the same name: {', '.join(header)}; rename one")
+            raise QuestionError(f"{place}: two columns have the same name: {listed(header)}; rename one")
         place = f"{name}:{reader.line_num + 1}"
         for cells in reader:
             if cells:
@@ -149,7 +152,7 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
 def _csv_row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
     if len(cells) != len(header):
         raise QuestionError(
-            f"{place}: {len(cells)} fields under {len(header)} columns ({', '.join(header)}); quote fields with commas"
+            f"{place}: {len(cells)} fields under {len(header)} columns ({listed(header)}); quote fields with commas"
         )
     return _row(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 
@@ -159,10 +162,10 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
-    for number, values in enumerate(table.to_pylist(), 1):
+    for number, values in enumerate(rows, 1):
         yield _row(f"{name}, row {number}", values)
 
 
@@ -170,18 +173,22 @@ def _row(place: str, value: object) -> Row:
     if not isinstance(value, dict):
         raise QuestionError(f'{place}: {excerpt(value)} is not an object with columns; write {{"question": …}}')
     try:
-        return Row(place, {name: _json_value(cell) for name, cell in value.items()})
+        return Row(place, {_storable(name): _json_value(cell) for name, cell in value.items()})
     except ValueError as error:
-        raise QuestionError(
-            f"{place}: text holds {error}, which no UTF-8 file or database takes; mend the row"
-        ) from error
+        raise QuestionError(f"{place}: {error}; mend the row") from error
 
 
-def _json_value(value: object) -> JsonValue:
+MOST_NESTED = 100
+"""Levels of lists and objects in a cell; what checks and writes them goes one call deeper for each."""
+
+
+def _json_value(value: object, depth: int = 0) -> JsonValue:
     """Return a cell as JSON: NaN, infinity and binary become null, dates ISO text, other types their text.
 
-    Raises `ValueError` for text that cannot be stored.
+    Raises `ValueError` for what cannot be stored.
     """
+    if depth > MOST_NESTED:
+        raise ValueError(f"a column holds lists or objects more than {MOST_NESTED} levels deep")
     match value:
         case str():
             return _storable(value)
@@ -190,9 +197,9 @@ def _json_value(value: object) -> JsonValue:
         case float():
             return value if math.isfinite(value) else None
         case list() | tuple():
-            return [_json_value(item) for item in value]
+            return [_json_value(item, depth + 1) for item in value]
         case dict():
-            return {str(name): _json_value(item) for name, item in value.items()}
+            return {_storable(str(name)): _json_value(item, depth + 1) for name, item in value.items()}
         case datetime() | date() | time():
             return value.isoformat()
         case bytes():
@@ -202,11 +209,12 @@ def _json_value(value: object) -> JsonValue:
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a NUL character")
+        raise ValueError("text holds a NUL character, which no UTF-8 file or database takes")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"half a character (\\u{ord(text[error.start]):x})") from error
+        half = f"\\u{ord(text[error.start]):x}"
+        raise ValueError(f"text holds half a character ({half}), which no UTF-8 file or database takes") from error
     return text
 
 
@@ -216,6 +224,14 @@ def excerpt(value: object, longest: int = 80) -> str:
     short = text if len(text) <= longest else f"{text[:longest]}…"
     return repr(short) if isinstance(value, str) else short
 
+
+def listed(columns: Collection[str]) -> str:
+    """Name columns in an error message; of very many the first."""
+    first = [excerpt(name)[1:-1] for name in islice(columns, COLUMNS_SHOWN)]
+    return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")
+
+
+COLUMNS_SHOWN = 20
 
 _TEXT_READERS: Mapping[str, Callable[[str, str], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from malt.errors import QuestionError
 from malt.fingerprint import digest
-from malt.question_rows import Row, excerpt, read_rows, without_secrets
+from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
 from malt.spec import QuestionSource
 
 
@@ -122,7 +122,7 @@ def _column(values: Mapping[str, JsonValue], key: str, declared: str | None, def
     candidates = [name for name in ([declared] if declared else defaults) if name in values]
     if not candidates:
         wanted = " or ".join(repr(name) for name in ([declared] if declared else defaults))
-        raise QuestionError(f"no column {wanted}; it has: {', '.join(values)}. Name the right one in questions.{key}")
+        raise QuestionError(f"no column {wanted}; it has: {listed(values)}. Name the right one in questions.{key}")
     return next((name for name in candidates if _is_filled(values[name])), candidates[0])
 
 

@@ -66,6 +66,10 @@ class RunSummary(BaseModel):
                 f"{self.failed_branches} failed branches, {self.complete} of {self.questions} questions complete; "
                 "run again to ask for just what is missing"
             )
+        if self.version is None:
+            return (
+                f"no version: the store has no whole tree of {self.questions} questions; was it moved during the run?"
+            )
         return f"{self.reference}: {self.complete} questions complete"
 
     @property

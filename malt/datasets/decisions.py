@@ -141,8 +141,8 @@ def text_grounds(gate: str, one: Labelled) -> str:
         case "not_whole":
             return f"the text is {one.node.status}"
         case "balance":
-            most, extreme = ("right", "higher") if one.right else ("wrong", "lower")
-            return f"most of this question's texts are {most}, and others of them have {extreme} values or come first"
+            most, which = ("right", "best") if one.right else ("wrong", "worst")
+            return f"this question has more texts that are {most}, and only the {which} are kept"
     return "its rule is in [dataset] of the config"
 
 

@@ -123,7 +123,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     spec = spec_of(version)
     source, question = find_question(version, row_id)
     valued = tree_of(version, question, spec)
-    asked = find_nodes(version, source, valued)
+    asked = find_nodes(version, row_id, source, valued)
     nodes = [valued.tree.nodes[address] for address in asked.addresses]
     role = nodes[0].role
     rows = training_rows(version, role, question["question_id"])

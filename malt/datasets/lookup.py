@@ -62,7 +62,7 @@ def near_questions(version: DatasetVersion, row_id: str) -> list[str]:
     near_configs = [""] if config in question_ids else close(config, list(CONFIGS), cutoff=0.6)
     for kind in near_configs or [""]:
         question_id, _, nodes = (rest if kind else row_id).rpartition("/")
-        found = close(question_id, question_ids, cutoff=0.6)
+        found = close(question_id, question_ids, cutoff=0.5)
         if found:
             return [f"{kind}/{each}/{nodes}" if kind else f"{each}/{nodes}" for each in found]
     return []
@@ -79,28 +79,29 @@ def unknown_id(version: DatasetVersion, row_id: str, near: Sequence[str]) -> Ver
     return VersionError(f"{version.reference} has no {row_id!r}; " + (f"near: {', '.join(near)}" if near else forms))
 
 
-def find_nodes(version: DatasetVersion, source: RowSource, valued: ValuedTree) -> Asked:
+def find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued: ValuedTree) -> Asked:
     """Find the nodes that an id names; a pair's must be siblings."""
     kind, role = CONFIGS.get(source.config, (None, None))
-    nodes = {str(address): address for address in valued.tree.nodes if role in (None, address.role)}
+    nodes = {str(address): address for address in valued.tree.nodes}
     addresses = tuple(nodes[node_id] for node_id in source.node_ids if node_id in nodes)
     wanted = 2 if kind == "dpo" else 1
-    families = {address.parent for address in addresses}
-    if len(set(addresses)) == len(source.node_ids) == wanted and len(families) == 1:
+    if len(set(addresses)) != wanted or len(source.node_ids) != wanted or len({each.parent for each in addresses}) > 1:
+        played = [node_id for node_id, address in nodes.items() if role in (None, address.role)]
+        near = near_pairs(source, played) if wanted == 2 else close(source.node_ids[0], played)
+    elif role in (None, addresses[0].role):
         return Asked(kind, addresses)
-    row_id = "/".join([*filter(None, [source.config]), source.question_id, "-".join(source.node_ids)])
-    raise unknown_id(version, row_id, list(near_nodes(source, list(nodes), wanted)))
+    else:
+        source = source._replace(config=f"{kind}-{addresses[0].role}")
+        near = ["-".join(source.node_ids)]
+    start = "/".join([*filter(None, [source.config]), source.question_id])
+    raise unknown_id(version, row_id, [f"{start}/{each}" for each in near])
 
 
-def near_nodes(source: RowSource, node_ids: Sequence[str], wanted: int) -> Iterator[str]:
-    """Yield ids like one whose question is known and whose nodes are not."""
-    start = f"{source.config}/{source.question_id}" if source.config else source.question_id
-    first, *_ = nearest = close(source.node_ids[0], node_ids)
-    if wanted == 1:
-        yield from (f"{start}/{node_id}" for node_id in nearest)
-        return
+def near_pairs(source: RowSource, node_ids: Sequence[str]) -> list[str]:
+    """Return siblings like the two nodes that an id names."""
+    first = close(source.node_ids[0], node_ids)[0]
     family = [each for each in node_ids if each.rpartition(".")[0] == first.rpartition(".")[0] and each != first]
-    yield from (f"{start}/{first}-{other}" for other in close(source.node_ids[-1], family))
+    return [f"{first}-{other}" for other in close(source.node_ids[-1], family)]
 
 
 def read_rows(

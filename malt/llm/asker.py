@@ -114,7 +114,8 @@ def completion(row: StoredSample, *, cached: bool) -> Completion:
         return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise StoreError(
-            f"the store's answer {row.key} to question {row.question_id!r} is damaged ({error}); delete that row to ask again"
+            f"the store's answer {row.key} to question {row.question_id!r} is damaged ({error}); "
+            "delete that row, and run again"
         ) from error
 
 

@@ -173,3 +173,21 @@ def test_assemble_leaves_out_what_is_not_stored(malt: Malt, config: Path, provid
     assert (assembled.code, assembled.summary.complete) == (1, 5)
     assert assembled.summary.failed_branches == QUESTIONS - 5
     assert "not in the store" in assembled.stderr
+
+
+def test_a_run_that_reaches_its_cap_stops_with_exit_3_and_goes_on_when_it_is_raised(
+    malt: Malt, tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    """Batches that have not begun when the cap is reached must not begin to spend."""
+    provider.cost_usd = 0.001
+    priced = [f"--set=roles.{role}.model=openai/gpt-4o-mini" for role in REQUESTS]
+    config = write_config(tmp_path, provider, questions=300)
+    stopped = malt("run", config, *priced, "-s", "limits.max_cost_usd=0.05")
+    assert stopped.code == 3
+    assert 0 < (stopped.summary.cost_usd or 0) <= 0.05
+    assert provider.request_count == stopped.summary.requests <= 50
+    assert "limits.max_cost_usd = 0.05 is reached" in stopped.stderr
+    sent = provider.request_count
+    resumed = malt("run", config, *priced, "-s", "limits.max_cost_usd=1", "--limit", 5)
+    assert (resumed.code, resumed.summary.complete) == (0, 5)
+    assert provider.request_count - sent < 5 * 13

@@ -1,0 +1,95 @@
+"""One session for a process's settings and limits: shared, closed at the end, and stopped for good where it stopped."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from malt.errors import RunStopped
+from malt.llm.asker import asker
+from malt.llm.completion import Completion, CompletionRequest, Message
+from malt.llm.session import Session, opened_session, session_for, stop_sessions
+from malt.settings import Settings
+from malt.spec import Limits, ModelSpec, Role
+from tests.providers import ScriptedProvider
+
+LIMITS = Limits()
+
+
+@pytest.fixture
+def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
+    return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
+
+
+def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
+    return session.run(asker(session, [request.question_id])(request))
+
+
+def test_equal_settings_and_limits_share_a_session(settings: Settings) -> None:
+    assert opened_session(settings, LIMITS) is None
+    session = session_for(settings, LIMITS)
+    assert session_for(Settings(), Limits()) is session
+    assert opened_session(settings, LIMITS) is session
+    assert session_for(settings, Limits(max_in_flight=2)) is not session
+
+
+def test_a_session_stays_stopped_for_the_run_it_stopped_in(settings: Settings) -> None:
+    stopped = session_for(settings, LIMITS, run="one")
+    assert session_for(settings, LIMITS, run="two") is stopped
+    stopped.stopped = RunStopped("the budget is spent")
+    assert session_for(settings, LIMITS, run="one") is stopped
+    assert session_for(settings, LIMITS, run="two") is stopped
+
+
+def test_another_run_starts_afresh_after_a_stop(settings: Settings) -> None:
+    stopped = session_for(settings, LIMITS, run="one")
+    stopped.stopped = RunStopped("the budget is spent")
+    assert session_for(settings, LIMITS, run="two") is not stopped
+    stopped.close()
+
+
+def test_a_program_without_runs_starts_afresh_after_a_stop(settings: Settings) -> None:
+    stopped = session_for(settings, LIMITS)
+    stopped.stopped = RunStopped("the budget is spent")
+    assert session_for(settings, LIMITS) is not stopped
+    stopped.close()
+
+
+def test_sessions_that_were_stopped_refuse_what_comes_later(
+    settings: Settings, request_for_three: CompletionRequest, provider: ScriptedProvider
+) -> None:
+    session = session_for(settings, LIMITS, run="one")
+    ask(session, request_for_three)
+    stop_sessions()
+    assert session_for(settings, LIMITS, run="one") is session
+    with pytest.raises(RunStopped, match="closed"):
+        session.run(asyncio.sleep(0))
+    assert provider.request_count == 1
+
+
+def test_stopping_waits_for_what_is_under_way_and_stores_it(
+    settings: Settings, request_for_three: CompletionRequest, provider: ScriptedProvider
+) -> None:
+    provider.latency_s = 0.5
+    session = session_for(settings, LIMITS, run="one")
+    asking = threading.Thread(target=ask, args=(session, request_for_three))
+    asking.start()
+    while provider.request_count == 0:
+        asking.join(0.01)
+    stop_sessions()
+    asking.join()
+    assert len(ask(session_for(settings, LIMITS, run="two"), request_for_three)) == 3
+    assert provider.request_count == 1
+
+
+def test_closing_twice_and_from_two_threads_is_closing_once(settings: Settings) -> None:
+    session = session_for(settings, LIMITS)
+    closers = [threading.Thread(target=session.close) for _ in range(2)]
+    for closer in closers:
+        closer.start()
+    for closer in closers:
+        closer.join()
+    session.close()
