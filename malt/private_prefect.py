@@ -52,7 +52,11 @@ def connect(data_dir: Path) -> Callable[[], None]:
     os.environ.setdefault(CONSOLE, "CRITICAL")  # the command tells what happened
     if url := os.environ.get("PREFECT_API_URL"):
         return partial(check_answers, url)
-    server = PrivateServer((data_dir / "prefect").resolve())
+    os.environ.update(direct_to_loopback())
+    try:
+        server = PrivateServer((data_dir / "prefect").resolve())
+    except OSError as error:
+        raise ConfigError(f"MALT_DATA_DIR = {data_dir}: {error}; choose a folder that can be written") from error
     os.environ.update(server.environment)
     return server.wait_until_ready
 
@@ -123,6 +127,13 @@ class PrivateServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def direct_to_loopback() -> dict[str, str]:
+    """Return what keeps calls to this machine out of a proxy that is meant for the others."""
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = listed if listed == "*" else ",".join(filter(None, (listed, "127.0.0.1")))
+    return {"no_proxy": direct, "NO_PROXY": direct}
 
 
 def environment(api_url: str, home: Path) -> dict[str, str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from malt.datasets.publishing import Provenance, publish
 from malt.datasets.version import DatasetVersion
-from malt.spec import RunSpec
+from malt.spec import PLAYERS, Roles, RunSpec
 from malt.trees.credit import ValuedTree
+from malt.trees.tree import Tree
 from tests.strategies import tree_of, valued
 
 PROVENANCE = Provenance({"verifier/user.md": "0" * 64}, created_at=datetime(2026, 1, 2, tzinfo=UTC))
@@ -19,6 +20,13 @@ MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0,
 def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
     """A spec with nothing but defaults, `[dataset]` apart."""
     return RunSpec.model_validate({"name": name, "questions": {"source": "questions.jsonl"}, "dataset": dataset})
+
+
+def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:
+    """A spec whose roles branch as this tree does."""
+    samples = (step + 1 for step in max(tree.nodes))
+    roles = {role: spec.roles[role].model_copy(update={"samples": count}) for role, count in zip(PLAYERS, samples)}
+    return spec.model_copy(update={"roles": Roles(**roles)})
 
 
 def mixed_tree(question_id: str) -> ValuedTree:

@@ -1,6 +1,7 @@
 """Verifying finds what was done to a version, and names it."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from malt.llm.completion import FinishReason
 from malt.spec import CreditSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
-from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, asking_for, mixed_tree, publish_questions, spec_of
 from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued
 
 Rows = list[dict[str, Any]]
@@ -75,7 +76,8 @@ def test_whatever_was_published_holds(
     tmp_path_factory: pytest.TempPathFactory, tree: ValuedTree, switched: dict[str, bool | float | str]
 ) -> None:
     spec = spec_of(**switched).model_copy(update={"credit": CreditSpec(threshold=tree.threshold)})
-    assert verify(publish([tree], spec, PROVENANCE, tmp_path_factory.mktemp("datasets"))) == []
+    folder = tmp_path_factory.mktemp("datasets")
+    assert verify(publish([tree], asking_for(spec, tree.tree), PROVENANCE, folder)) == []
 
 
 def test_a_version_with_incomplete_trees_holds(tmp_path: Path) -> None:
@@ -133,6 +135,52 @@ def test_a_missing_file_is_found_even_when_the_manifest_forgot_it(version: Datas
 def test_a_file_that_does_not_belong_is_found(version: DatasetVersion) -> None:
     (version.path / "sft" / "notes.txt").write_text("mine")
     assert verify(version) == ["sft/notes.txt: is not in the manifest"]
+
+
+@pytest.mark.parametrize(
+    "place", [lambda path: path.symlink_to("/etc"), lambda path: path.symlink_to("nowhere"), os.mkfifo]
+)
+def test_what_is_no_plain_file_is_found(version: DatasetVersion, place: Callable[[Path], None]) -> None:
+    place(version.path / "more")
+    assert verify(version) == ["more: is no plain file; a version holds nothing else"]
+
+
+def test_a_file_that_became_a_link_is_found(version: DatasetVersion, tmp_path: Path) -> None:
+    (version.path / "README.md").rename(tmp_path / "moved.md")
+    (version.path / "README.md").symlink_to(tmp_path / "moved.md")
+    assert "README.md: is no plain file; a version holds nothing else" in verify(version)
+
+
+def test_questions_that_were_not_asked_are_found_though_every_digest_matches(version: DatasetVersion) -> None:
+    rewrite(version, "questions.parquet", lambda rows: rows[0].update(ground_truth="5"))
+    told = verify(forge_manifest(version))
+    assert told == ["questions.parquet: its questions are not those that the manifest says were asked"]
+
+
+def test_rows_out_of_order_are_found_though_every_digest_matches(version: DatasetVersion) -> None:
+    rewrite(version, "kto/refiner.parquet", lambda rows: rows.insert(0, rows.pop(1)))
+    assert verify(forge_manifest(version)) == ["kto/refiner.parquet: the rows of question 'q1' are out of order"]
+
+
+def test_a_tree_of_another_shape_than_declared_is_found(version: DatasetVersion) -> None:
+    config = {**version.manifest.config, "roles": {"verifier": {"samples": 2}}}
+    write_manifest(version.manifest.model_copy(update={"config": config}), version.path)
+    assert "trajectories.parquet: question 'q1' has not the nodes that its config asks for" in verify(
+        open_version(version.path)
+    )
+
+
+def test_a_manifest_under_another_name_than_its_configs_is_found(version: DatasetVersion) -> None:
+    write_manifest(version.manifest.model_copy(update={"name": "other"}), version.path)
+    assert verify(open_version(version.path)) == [
+        "manifest.json: says dataset 'other', but its config is another's",
+    ]
+
+
+def test_a_number_that_json_does_not_have_is_found_in_a_manifest(version: DatasetVersion) -> None:
+    path = version.path / "manifest.json"
+    path.write_text(path.read_text().replace('"threshold": 0.5', '"threshold": NaN'))
+    assert any("was edited" in line for line in verify(version))
 
 
 def test_an_edited_manifest_is_found(version: DatasetVersion) -> None:

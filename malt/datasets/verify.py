@@ -22,10 +22,20 @@ from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, sea
 from malt.datasets.restore import restore_tree
 from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
-from malt.datasets.tables import KINDS, QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
+from malt.datasets.tables import (
+    KINDS,
+    QUESTION_COLUMNS,
+    QUESTIONS,
+    QUESTIONS_FILE,
+    SCHEMAS,
+    TRAJECTORIES_FILE,
+    role_file,
+    training_file,
+)
 from malt.datasets.version import DatasetVersion
 from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
+from malt.trees.tree import Address
 
 Row = Mapping[str, object]
 
@@ -82,19 +92,29 @@ def check_manifest(version: DatasetVersion, problems: Problems) -> None:
         problems.add(MANIFEST_FILE, "content_sha256 is not the digest of the files' rows")
     if version.path.name != f"v{manifest.version}":
         problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {version.path.name}")
+    if manifest.name != manifest.config.get("name"):
+        problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
 def check_files(version: DatasetVersion, problems: Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
-    present = {path.relative_to(version.path).as_posix() for path in version.path.rglob("*") if path.is_file()}
+    entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
+    present = {file for file, path in entries.items() if path.is_file() and not path.is_symlink()}
     for file in sorted(present - known.keys() - {MANIFEST_FILE}):
         problems.add(file, "is not in the manifest")
+    for file in sorted(file for file in entries.keys() - present if not is_folder(entries[file])):
+        problems.add(file, "is no plain file; a version holds nothing else")
     missing = sorted((known.keys() | SCHEMAS.keys() | {training_file(role) for role in PLAYERS}) - present)
     for file in missing:
         problems.add(file, "is missing")
     whole = [check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
     return not missing and all(whole)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
@@ -146,12 +166,14 @@ class RowCheck:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
+        self._whole = whole_tree(spec)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
         """Check all rows."""
         questions: Counter[bool] = Counter()
+        self._check_asked()
         for row in parquet_rows(self.version.path / QUESTIONS_FILE):
             question = cast(QuestionRow, row)
             questions[question["complete"]] += 1
@@ -165,6 +187,14 @@ class RowCheck:
                 self.problems.add(training_file(role), "holds more examples than there are valued nodes")
         self._check_counts(questions)
 
+    def _check_asked(self) -> None:
+        asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
+        with pq.ParquetFile(self.version.path / QUESTIONS_FILE) as parquet:
+            for batch in parquet.iter_batches():
+                asked.update(batch)
+        if asked.hexdigest() != self.version.manifest.questions.sha256:
+            self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
+
     def _check_question(self, question: QuestionRow) -> None:
         question_id = question["question_id"]
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
@@ -173,6 +203,8 @@ class RowCheck:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
+        if valued.tree.nodes.keys() != self._whole:
+            self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
         self.census.add(valued)
         self.diagnostics.add(valued)
         self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
@@ -201,9 +233,12 @@ class RowCheck:
 
     def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
         left = {row[key]: row for row in stored}
+        rows = list(expected)
         if len(left) < len(stored):
             self.problems.add(file, f"holds a row of question {stored[0]['question_id']!r} twice")
-        for row in expected:
+        elif left.keys() == {row[key] for row in rows} and list(left) != [row[key] for row in rows]:
+            self.problems.add(file, f"the rows of question {stored[0]['question_id']!r} are out of order")
+        for row in rows:
             found = left.pop(row[key], None)
             if found is None:
                 self.problems.add(file, f"{name_of(row, key)} is missing")
@@ -224,6 +259,12 @@ class RowCheck:
         for role, usage in self.census.usage.items():
             if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
                 self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
+
+
+def whole_tree(spec: RunSpec) -> set[Address]:
+    """Return the addresses of all nodes of a complete tree."""
+    levels = [range(samples) for samples in spec.roles.branching]
+    return {Address(path) for depth in range(1, len(levels) + 1) for path in itertools.product(*levels[:depth])}
 
 
 class Cursor:

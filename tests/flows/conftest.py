@@ -29,6 +29,11 @@ class Ran(NamedTuple):
 Malt = Callable[..., Ran]
 
 
+def beside_progress(stderr: str) -> str:
+    """What was said on stderr; a run that takes long says every few seconds how far it is."""
+    return "\n".join(line for line in stderr.strip().splitlines() if not line.endswith(" requests"))
+
+
 @pytest.fixture(scope="session")
 def api_url() -> Iterator[str]:
     """The API of a server that lasts as long as the tests."""
@@ -62,6 +67,6 @@ def malt(capfd: pytest.CaptureFixture[str]) -> Malt:
     def run(*arguments: object) -> Ran:
         code = exit_code([*map(str, arguments), "--json"])
         printed = capfd.readouterr()
-        return Ran(code, RunSummary.model_validate(json.loads(printed.out)), printed.err)
+        return Ran(code, RunSummary.model_validate(json.loads(printed.out)), beside_progress(printed.err))
 
     return run
