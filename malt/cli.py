@@ -68,6 +68,8 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         from malt.interruption import MESSAGE
 
         return failed(MESSAGE, INTERRUPTED, debug=debug)
+    except OSError as error:
+        return failed(f"the operating system refused: {error}; --debug shows where", 2, debug=debug)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"
         return failed(f"{what} (not expected; --debug shows where)", UNEXPECTED, debug=debug)

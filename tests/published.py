@@ -25,7 +25,10 @@ def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
 def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:
     """A spec whose roles branch as this tree does."""
     samples = (step + 1 for step in max(tree.nodes))
-    roles = {role: spec.roles[role].model_copy(update={"samples": count}) for role, count in zip(PLAYERS, samples)}
+    roles = {
+        role: spec.roles[role].model_copy(update={"samples": count})
+        for role, count in zip(PLAYERS, samples, strict=True)
+    }
     return spec.model_copy(update={"roles": Roles(**roles)})
 
 

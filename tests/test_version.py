@@ -90,3 +90,38 @@ def test_a_question_without_a_tree_is_an_error_that_says_where_to_look(tmp_path:
     version = publish_questions(["q1"], tmp_path)
     with pytest.raises(VersionError, match=r"has no tree for question 'q9'; questions.parquet lists the questions"):
         version.tree_rows("q9")
+
+
+@pytest.mark.parametrize("place", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_folder_is_no_version_and_its_number_is_left_out(
+    tmp_path: Path, place: Callable[[Path], object]
+) -> None:
+    publish_questions(["q1"], tmp_path)
+    place(tmp_path / "arith" / "v2")
+    assert [version.number for version in list_versions(tmp_path)] == [1]
+    assert publish_questions(["q2"], tmp_path).reference == "arith@v3"
+
+
+def test_a_folder_where_latest_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "arith" / "latest").mkdir(parents=True)
+    with pytest.raises(VersionError, match="latest is a folder, and should be a link to v1; move it away"):
+        publish_questions(["q1"], tmp_path)
+    assert {entry.name for entry in (tmp_path / "arith").iterdir()} == {"latest", "v1"}
+
+
+def test_a_file_where_the_dataset_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "arith").write_text("x")
+    with pytest.raises(VersionError, match="arith: a folder for versions cannot be made there"):
+        publish_questions(["q1"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "..", "/etc", "a" * 5000])
+def test_what_cannot_be_a_name_is_no_dataset(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VersionError, match="names no dataset"):
+        list_versions(tmp_path, name)
+
+
+@pytest.mark.parametrize("reference", ["a" * 5000, "~nobody-of-this-name/v1"])
+def test_a_path_that_cannot_be_is_refused(reference: str) -> None:
+    with pytest.raises(VersionError, match="cannot be opened"):
+        open_version(reference)

@@ -8,8 +8,11 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
+
+from malt.errors import VersionError
 
 LATEST = "latest"
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
@@ -19,14 +22,27 @@ STAGING_SECONDS = 86_400
 
 def version_numbers(folder: Path) -> list[int]:
     """The numbers of a dataset's versions, in order; none where the folder is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name[1:]) for entry in folder.iterdir() if re.fullmatch(r"v[1-9]\d*", entry.name))
+    return sorted(number for number, entry in numbered(folder) if entry.is_dir())
+
+
+def next_number(folder: Path) -> int:
+    """The number of the next version: above all that are taken, by a version or by whatever else lies there."""
+    return max((number for number, _ in numbered(folder)), default=0) + 1
+
+
+def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield what is called `v1`, `v2`, … in a folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"v[1-9][0-9]*", entry.name):
+            yield int(entry.name[1:]), entry
 
 
 def open_staging(folder: Path) -> Path:
     """Make a folder to write a version in, next to where it will stand; clear away those that dead writers left."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VersionError(f"{folder}: a folder for versions cannot be made there: {error.strerror}") from error
     for entry in folder.iterdir():
         if is_abandoned(entry):
             discard(entry)
@@ -96,7 +112,13 @@ def point_latest(folder: Path) -> None:
         newest = max(version_numbers(folder))
         link = unfinished(folder)
         link.symlink_to(f"v{newest}")
-        link.replace(folder / LATEST)
+        try:
+            link.replace(folder / LATEST)
+        except IsADirectoryError as error:
+            link.unlink()
+            raise VersionError(
+                f"{folder / LATEST} is a folder, and should be a link to v{newest}; move it away"
+            ) from error
         sync(folder)
         if max(version_numbers(folder)) == newest:
             return

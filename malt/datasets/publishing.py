@@ -12,7 +12,7 @@ from malt.datasets import examples
 from malt.datasets.card import render_card
 from malt.datasets.census import Census, UsageCount, code_version
 from malt.datasets.diagnostics import DiagnosticsCount
-from malt.datasets.folders import claim, discard, open_staging, point_latest
+from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
 from malt.datasets.manifest import (
     FileEntry,
     Manifest,
@@ -149,7 +149,7 @@ class VersionWriter:
             usage[Role.EVALUATOR] = self.provenance.judge
         return Manifest(
             name=self.spec.name,
-            version=newest.number + 1 if newest else 1,
+            version=next_number(self.folder),
             created_at=self.provenance.created_at,
             content_sha256=content_digest(files),
             parent=Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None,

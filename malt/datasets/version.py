@@ -14,7 +14,8 @@ from malt.spec import Role
 if TYPE_CHECKING:
     import pandas as pd
 
-REFERENCE = re.compile(r"(?P<name>[a-z0-9-]+)(@(v?(?P<number>[1-9]\d*)|latest))?")
+NAME = "[a-z0-9-]{1,100}"
+REFERENCE = re.compile(rf"(?P<name>{NAME})(@(v?(?P<number>[1-9]\d*)|latest))?")
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,12 @@ def open_version(reference: str | Path, datasets_dir: Path | None = None) -> Dat
 
     `datasets_dir` is by default the one of the settings. Raises `VersionError`, which says what versions there are.
     """
-    path = Path(reference).expanduser()
-    if (path / MANIFEST_FILE).is_file():
+    try:
+        path = Path(reference).expanduser()
+        is_folder = (path / MANIFEST_FILE).is_file()
+    except (OSError, RuntimeError) as error:
+        raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
+    if is_folder:
         return open_folder(path)
     named = REFERENCE.fullmatch(str(reference))
     if named is None:
@@ -128,6 +133,8 @@ def list_versions(datasets_dir: Path, name: str | None = None) -> list[DatasetVe
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
     names = dataset_names(datasets_dir) if name is None else [name]
     if name is not None:
+        if not re.fullmatch(NAME, name):
+            raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
         choose(datasets_dir / name, None)
     folders = [datasets_dir / each for each in names]
     return [open_folder(folder / f"v{number}") for folder in folders for number in version_numbers(folder)]

@@ -39,7 +39,7 @@ def tracked(expected: int) -> tuple[FlowRun, dict[str, TaskRun]]:
         while True:
             filtered = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
             task_runs = client.read_task_runs(flow_run_filter=filtered, limit=200)
-            done = [task_run for task_run in task_runs if state_of(task_run).is_final()]
+            done = [task_run for task_run in task_runs if task_run.state and task_run.state.is_final()]
             if len(done) >= expected or time.monotonic() > deadline:
                 return flow_run, {task_run.name: task_run for task_run in task_runs}
             time.sleep(0.2)
