@@ -44,7 +44,9 @@ async def generate(spec: RunSpec) -> State[RunSummary]:
     grown = await grow_all(inputs, spec, settings)
     version = None
     if spec.run.on_incomplete == "publish" or grown.shortfall == NOTHING_MISSING:
-        version = (await publish(inputs, spec, settings)).version
+        version, failures = await publish(inputs, spec, settings)
+        if grown.shortfall.stopped is None:  # else nearly all is missing, and the reason is known
+            grown = grown._replace(shortfall=Shortfall(failures, None))
     return await ended(spec, inputs, grown, version, time.monotonic() - started)
 
 

@@ -3,20 +3,25 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from malt.concurrency import all_of
+from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
+from malt.errors import ConfigError, QuestionError
 from malt.inputs import check_models, windows
 from malt.llm.asker import asker
 from malt.llm.session import session_for
 from malt.prompts import load_prompts
-from malt.questions import Question, content_id
+from malt.question_rows import Row
+from malt.questions import Question, read_question
 from malt.settings import Settings
-from malt.spec import EvaluatorSpec, Limits, QuestionSource, Roles, RoleSpec, RunSpec
+from malt.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.evaluator import LLMEvaluator
+from malt.trees.references import check_references
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""
@@ -50,6 +55,8 @@ class TrainingDataGenerator:
         limits: Limits | None = None,
         spec: RunSpec | None = None,
     ) -> None:
+        if evaluator is not None and not (use_llm_eval or spec):
+            raise ConfigError("an evaluator is given, but use_llm_eval = False grades without one; leave out either")
         role = RoleSpec(
             model=model_name, temperature=temperature, samples=branching_factor, max_tokens=max_tokens, seed=seed,
             api_base=api_base, api_key_env=api_key_env,
@@ -57,6 +64,8 @@ class TrainingDataGenerator:
         judge = EvaluatorSpec(
             kind=("llm",) if use_llm_eval else OBJECTIVE, model=model_name, api_base=api_base, api_key_env=api_key_env
         )
+        if evaluator is not None:
+            judge = judge.model_copy(update=evaluator.model.model_dump(include=set(ModelSpec.model_fields)))
         self.spec = spec or RunSpec(
             name=name,
             questions=QuestionSource(source="python"),
@@ -67,24 +76,28 @@ class TrainingDataGenerator:
         )
         self.prompts = load_prompts(self.spec.prompts)
         self.judge = evaluator
+        self._run = uuid4().hex
         check_models(self.spec)
 
     async def generate_trajectories(self, question: str, ground_truth: str) -> ValuedTree:
         """Grow, grade and value one question's tree.
 
-        A branch that could not be had is in `tree.failures`. Raises `RunStopped` at a limit, and `ConfigError` for a
-        wrong key or model.
+        A branch that could not be had is in `tree.failures`. Raises `RunStopped` at a limit, `ConfigError` for a wrong
+        key or model, and `QuestionError` or `GradingError` for a text or a reference that cannot be used.
         """
-        return await self._tree(as_question(question, ground_truth))
+        [asked] = read_rows([{"question": question, "ground_truth": ground_truth}], self.spec)
+        return await self._tree(asked)
 
     async def generate_and_evaluate(
         self, training_data: Sequence[Mapping[str, str]], output_dir: str | Path | None = None
     ) -> DatasetVersion:
         """Make a dataset version from rows of `question` and `ground_truth`; with `output_dir` its files lie there too.
 
-        Raises `NothingToPublish` where no tree is complete.
+        An earlier version in `output_dir` is replaced. Raises `ConfigError` where that folder holds something else,
+        `QuestionError` for rows that cannot be used, and `NothingToPublish` where no tree is complete.
         """
-        questions = [as_question(row["question"], row["ground_truth"]) for row in training_data]
+        check_replaceable(output_dir)
+        questions = read_rows(training_data, self.spec)
         provenance = Provenance(self.prompts.digests)
         with VersionWriter(self.spec, provenance, Settings().datasets_dir) as writer:
             for window in windows(questions):
@@ -93,13 +106,32 @@ class TrainingDataGenerator:
             version = writer.publish()
         if output_dir is None:
             return version
-        return open_version(shutil.copytree(version.path, output_dir, dirs_exist_ok=True))
+        shutil.rmtree(output_dir, ignore_errors=True)
+        return open_version(shutil.copytree(version.path, output_dir))
 
     async def _tree(self, question: Question) -> ValuedTree:
-        ask = asker(session_for(Settings(), self.spec.limits), [question.question_id])
+        ask = asker(session_for(Settings(), self.spec.limits, run=self._run), [question.question_id])
         return await assess(question, self.spec, self.prompts, ask, self.judge)
 
 
-def as_question(question: str, ground_truth: str) -> Question:
-    """Make a question of two texts; its id comes from them."""
-    return Question(question_id=content_id(question, ground_truth), question=question, ground_truth=ground_truth)
+def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:
+    """Read and check rows as those of a file are; their ids come from their content."""
+    questions: dict[str, Question] = {}
+    for number, values in enumerate(rows):
+        place = f"training_data[{number}]"
+        try:
+            question = read_question(Row(place, dict(values)), spec.questions)
+        except TypeError as error:
+            raise QuestionError(f"{place} is no row with columns: {error}") from error
+        if question.question_id in questions:
+            raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
+        questions[question.question_id] = question
+    check_references(questions.values(), spec.evaluator)
+    return list(questions.values())
+
+
+def check_replaceable(output_dir: str | Path | None) -> None:
+    """Raise where a folder holds something that is no version: it would be lost."""
+    folder = Path(output_dir or "")
+    if output_dir and folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise ConfigError(f"output_dir {folder} holds other files; name a new folder, or one with an earlier version")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from malt.concurrency import all_of
 from malt.errors import RequestFailed
 from malt.inputs import Inputs, models_asked, windows
+from malt.llm import provider
 from malt.llm.asker import Recall
 from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store import Store, StoredSample
@@ -67,6 +68,8 @@ class Count:
     completions: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    missing: int = 0
+    """Samples that were asked for on the way and are not stored."""
 
 
 class Census(Recall):
@@ -85,6 +88,7 @@ class Census(Recall):
             completions = await super().__call__(request)
         except RequestFailed as failure:
             self._add(count, failure.completed.values())
+            count.missing += request.count - len(failure.completed)
             raise
         count.whole_requests += 1
         self._add(count, completions)
@@ -131,8 +135,9 @@ def take_census(inputs: Inputs, spec: RunSpec, store: Store) -> dict[Role, Count
 def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, counts: Mapping[Role, Count]) -> RolePlan:
     """Quote one role."""
     count, questions = counts[role], len(inputs.questions)
-    requests = questions * per_question(requests_per_question(spec), role, spec) - count.whole_requests
-    completions = questions * per_question(nodes_per_question(spec), role, spec) - count.completions
+    requests, completions = still_to_ask(role, questions, spec, counts)
+    if completions and not provider.takes_siblings(model):
+        requests = completions
     per_completion, basis = completion_tokens(model, count)
     completion_total = completions * per_completion
     prompt_total = requests * prompt_tokens(role, spec, counts)
@@ -148,12 +153,19 @@ def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, count
     )
 
 
-def per_question(figures: Mapping[Role, int], role: Role, spec: RunSpec) -> int:
-    """Look a role's figure up; the judge takes one request, and gives one completion, for every node it grades."""
+def still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
+    """Return the requests and completions that are left for a role.
+
+    The judge takes one of each for a node: for those there are, where the graders before it left it one; for those
+    that are still to grow, at most.
+    """
+    count, nodes = counts[role], nodes_per_question(spec)
     if role is not Role.EVALUATOR:
-        return figures[role]
-    nodes = nodes_per_question(spec)
-    return sum(nodes.values()) if spec.evaluator.scope == "all" else nodes[Role.REFINER]
+        requests = questions * requests_per_question(spec)[role] - count.whole_requests
+        return requests, questions * nodes[role] - count.completions
+    judged = PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
+    to_grow = sum(questions * nodes[player] - counts[player].completions for player in judged)
+    return to_grow + count.missing, to_grow + count.missing
 
 
 def completion_tokens(model: ModelSpec, count: Count) -> tuple[int, str]:
@@ -179,7 +191,5 @@ def prompt_tokens(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> in
 
 def cost(model: ModelSpec, prompt: int, completion: int) -> float | None:
     """Price some tokens in dollars; None where no price is known."""
-    from malt.llm import provider
-
     price = provider.price(model)
     return None if price is None else prompt * price[0] + completion * price[1]

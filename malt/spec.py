@@ -232,10 +232,6 @@ class RunSpec(Declared):
     run: RunOptions = Field(default_factory=RunOptions, json_schema_extra={"position": 8})
     """How the run is carried out."""
 
-    def model_for(self, role: Role) -> ModelSpec:
-        """Return the declaration of a trained role or of the evaluator."""
-        return self.evaluator if role is Role.EVALUATOR else self.roles[role]
-
     def as_config(self) -> dict[str, Any]:
         """Return the whole spec as plain JSON values, as the manifest keeps it."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -102,7 +102,7 @@ def summarise(
         path=None if version is None else str(version.path),
         content_sha256=None if version is None else version.manifest.content_sha256,
         questions=questions,
-        complete=0 if counts is None else counts.complete,
+        complete=complete_questions(questions, shortfall) if counts is None else counts.complete,
         failed_branches=len(shortfall.failures),
         requests=used.requests,
         completions=used.completions,
@@ -117,6 +117,11 @@ def summarise(
         outcomes={} if counts is None else dict(counts.outcomes),
         graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
     )
+
+
+def complete_questions(questions: int, shortfall: Shortfall) -> int:
+    """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
+    return 0 if shortfall.stopped else questions - len({failure.question_id for failure in shortfall.failures})
 
 
 def rows_by_file(version: DatasetVersion) -> dict[str, int]:

@@ -1,13 +1,15 @@
 """Store first, then the endpoint; siblings in one request; nothing is asked twice."""
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Literal
 
 import pytest
 
-from malt.errors import ConfigError, RequestFailed, RunStopped
+from malt.errors import ConfigError, RequestFailed, RunStopped, StoreError
 from malt.llm.asker import asker, recall, runs_of
 from malt.llm.completion import Completion, CompletionRequest, Message
 from malt.llm.session import Session, session_for
@@ -150,6 +152,27 @@ def test_a_role_that_may_not_be_asked_is_only_recalled(
     with pytest.raises(RequestFailed, match="not in the store"):
         session.run(complete(request_for_three))
     assert provider.request_count == 0
+
+
+def test_what_another_run_stored_meanwhile_is_what_this_one_goes_on_with(
+    session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
+) -> None:
+    early = asker(session, ["q1"])
+    first = ask(session, request_for_three)
+    provider.script = lambda _asked, sample: f"another text {sample}"
+    assert texts(session.run(early(request_for_three))) == texts(first)
+
+
+def test_a_store_that_cannot_be_written_stops_all_asking(
+    session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, settings: Settings
+) -> None:
+    with closing(sqlite3.connect(settings.data_dir / "store.db")) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON samples BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+    with pytest.raises(StoreError, match="disk full"):
+        ask(session, request_for_three)
+    with pytest.raises(StoreError, match="disk full"):
+        ask(session, replace(request_for_three, question_id="q2"))
+    assert provider.request_count == 1
 
 
 def test_what_was_used_is_counted_once(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
-from malt.errors import ConfigError, NothingToPublish
+from malt.datasets.verify import verify
+from malt.errors import ConfigError, NothingToPublish, QuestionError
 from malt.llm.completion import Message
 from malt.spec import Role
 from tests import providers
@@ -92,6 +93,53 @@ async def test_nothing_complete_is_an_error_that_says_so(
     provider.faults = lambda _asked: providers.context_overflow()
     with pytest.raises(NothingToPublish, match="none of 3 questions"):
         await generator.generate_and_evaluate(DATA)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([DATA[0], DATA[0]], r"training_data\[1\].*twice"),
+        ([{"question": "", "ground_truth": "1"}], r"training_data\[0\]"),
+        ([{"question": "What?", "ground_truth": ""}], r"training_data\[0\]"),
+        ([{"question": "What?"}], r"training_data\[0\].*ground_truth"),
+    ],
+)
+async def test_rows_that_cannot_be_used_are_found_before_anybody_is_asked(
+    generator: TrainingDataGenerator, provider: ScriptedProvider, rows: list[dict[str, str]], problem: str
+) -> None:
+    with pytest.raises(QuestionError, match=problem):
+        await generator.generate_and_evaluate(rows)
+    assert provider.request_count == 0
+
+
+async def test_a_folder_with_other_files_is_left_alone(generator: TrainingDataGenerator, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years")
+    with pytest.raises(ConfigError, match="holds other files"):
+        await generator.generate_and_evaluate(DATA, output_dir=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+async def test_a_version_in_a_named_folder_verifies_and_is_replaced_by_the_next(
+    generator: TrainingDataGenerator, tmp_path: Path
+) -> None:
+    await generator.generate_and_evaluate(DATA[:2], output_dir=tmp_path / "out")
+    version = await generator.generate_and_evaluate(DATA, output_dir=tmp_path / "out")
+    assert len(version.questions) == 3
+    assert verify(version) == []
+
+
+def test_an_evaluator_that_would_not_be_asked_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="use_llm_eval"):
+        TrainingDataGenerator("embedded", use_llm_eval=False, evaluator=LLMEvaluator("embedded"))
+
+
+def test_the_evaluator_that_is_given_is_the_one_declared(
+    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    judge = LLMEvaluator("openai/judge", api_base=provider.url, api_key_env="TEST_KEY")
+    generator = TrainingDataGenerator("openai/m", evaluator=judge, api_base=provider.url, api_key_env="TEST_KEY")
+    assert generator.spec.evaluator.model == "openai/judge"
 
 
 def test_a_missing_key_is_found_at_once(provider: ScriptedProvider) -> None:

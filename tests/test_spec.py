@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from malt.spec import EvaluatorSpec, ModelSpec, Role, RoleSpec, RunSpec
+from malt.spec import PLAYERS, EvaluatorSpec, ModelSpec, RoleSpec, RunSpec
 
 SMALLEST = {"name": "sums", "questions": {"source": "sums.jsonl"}}
 
@@ -78,7 +78,8 @@ def test_every_role_has_its_own_model() -> None:
             "evaluator": {"model": "d"},
         }
     )
-    assert [spec.model_for(role).model for role in Role] == ["a", "b", "c", "d"]
+    assert [spec.roles[role].model for role in PLAYERS] == ["a", "b", "c"]
+    assert spec.evaluator.model == "d"
 
 
 def test_sampling_holds_what_shapes_the_text_and_nothing_else() -> None:

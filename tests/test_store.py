@@ -45,6 +45,14 @@ def test_an_answer_is_never_overwritten(url: str) -> None:
         assert store.rows(["q1"])["a"].response == '"first"'
 
 
+def test_a_writer_that_comes_second_is_told_what_the_store_holds(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response='"first"')])
+        held = store.write([answered("a", response='"second"'), answered("b")])
+        assert held["a"].response == '"first"'
+        assert held == store.rows(["q1"])
+
+
 def test_a_failure_is_replaced_by_a_later_answer(url: str) -> None:
     with Store(url) as store:
         store.write([answered("a", response=None, error="down")])

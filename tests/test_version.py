@@ -1,5 +1,6 @@
 """Opening, listing and reading dataset versions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest

@@ -5,6 +5,7 @@ Streams, as publishing does: one question's rows in memory at a time.
 
 import hashlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ Row = Mapping[str, object]
 READ_ROWS = 1_000
 SHOWN = 5
 """Problems told of each file; the rest are counted."""
+
+VERSION_FOLDER = re.compile(r"v[1-9]\d*")
+"""How a version's folder is called in its dataset's; a copy elsewhere may have any other name."""
 
 
 class Problems:
@@ -90,7 +94,7 @@ def check_manifest(version: DatasetVersion, problems: Problems) -> None:
         problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
     if content_digest(manifest.files) != manifest.content_sha256:
         problems.add(MANIFEST_FILE, "content_sha256 is not the digest of the files' rows")
-    if version.path.name != f"v{manifest.version}":
+    if VERSION_FOLDER.fullmatch(version.path.name) and version.path.name != f"v{manifest.version}":
         problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {version.path.name}")
     if manifest.name != manifest.config.get("name"):
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")

@@ -101,6 +101,8 @@ class Policy:
     """An outage this long ends the run. Until then single requests probe, and none uses up its attempts."""
     never_up_after_s: float = 20.0
     """The same for an endpoint that has not answered once, as with a wrong address."""
+    limited_after_s: float = 900.0
+    """So long without anything but 429s, longer than any provider's window of a minute, ends the run."""
     probe_max_s: float = 5.0
     """Longest wait between two probes."""
 
@@ -235,6 +237,7 @@ class Endpoint:
         self._paused_until = 0.0
         self._cut_at = 0.0
         self._strikes = 0
+        self._limited_since = math.inf
         self._pace, self._health = Pace(policy), Health(policy)
         self._learned, self._requests, self._tokens = Schedule(), Schedule(), Schedule()
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
@@ -311,6 +314,11 @@ class Endpoint:
                 "What was paid for is stored: run again when the endpoint is up"
             )
         until_down = self._health.down_at - now
+        if now >= self._limited_since + self._policy.limited_after_s:
+            raise EndpointDown(
+                f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. "
+                "What was paid for is stored: run again when the limit has passed"
+            )
         self._is_full = self.in_flight >= self.window
         if self._is_full:
             return until_down
@@ -327,6 +335,7 @@ class Endpoint:
     def _speed_up(self, sent: float) -> None:
         now = time.monotonic()
         self._strikes = 0
+        self._limited_since = math.inf
         self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
         self._pace.granted(now, self._latency_s)
         if self._is_full:
@@ -335,6 +344,7 @@ class Endpoint:
 
     def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
         now, resumed = time.monotonic(), self._paused_until
+        self._limited_since = min(self._limited_since, now)
         is_same_burst = sent <= self._cut_at
         if retry_after_s or not is_same_burst:
             own = min(self._policy.pause_max_s, self._policy.pause_s * 2 ** min(self._strikes, 30))

@@ -108,14 +108,19 @@ class Session:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally)
         except RequestFailed as failure:
-            rows = failed_rows(request, first, count, str(failure), time.perf_counter() - started)
+            return await self._put(failed_rows(request, first, count, str(failure), time.perf_counter() - started))
         except MaltError as error:
             self.stopped = self.stopped or error
             raise
-        else:
-            rows = answered_rows(request, first, asked, reply)
-        await self._writer.put(rows)
-        return rows
+        return await self._put(answered_rows(request, first, asked, reply))
+
+    async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
+        """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
+        try:
+            return await self._writer.put(rows)
+        except MaltError as error:
+            self.stopped = self.stopped or error
+            raise
 
     async def _send(
         self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally

@@ -75,8 +75,12 @@ class StoredSample:
 
 
 COLUMNS = tuple(column.name for column in fields(StoredSample))
-QUESTIONS_PER_QUERY = 500
-"""Well under SQLite's limit on bound variables."""
+PER_QUERY = 500
+"""Values bound in one query; well under SQLite's limit."""
+WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
+    samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
+)
+BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
 
 class Store:
@@ -96,8 +100,7 @@ class Store:
         ids = list(dict.fromkeys(question_ids))
         found: dict[str, StoredSample] = {}
         with database_errors(self.url), self._engine.connect() as connection:
-            for start in range(0, len(ids), QUESTIONS_PER_QUERY):
-                chunk = ids[start : start + QUESTIONS_PER_QUERY]
+            for chunk in chunks(ids):
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
@@ -105,11 +108,21 @@ class Store:
                     found[row[0]] = StoredSample(*row)
         return found
 
-    def write(self, rows: Sequence[StoredSample]) -> None:
-        """Write rows in one transaction: all or none. A key that has an answer keeps it."""
+    def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
+        """Write rows in one transaction, all or none, and return what the store then holds for their keys.
+
+        A key that has an answer keeps it: that is another run's, and what all runs go on with.
+        """
         values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
+        held = {row.key: row for row in rows}
+        written = {row.key: row.created_at for row in rows}
         with database_errors(self.url), self._engine.begin() as connection:
             connection.execute(self._insert, values)
+            for keys in chunks(list(held)):
+                for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
+                    if created_at != written[key]:
+                        held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
+        return held
 
     def close(self) -> None:
         """Give the connections back."""
@@ -130,6 +143,12 @@ class Store:
             where=samples_table.c.response.is_(None),
         )
         return statement
+
+
+def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut values into what one query takes."""
+    for start in range(0, len(values), PER_QUERY):
+        yield values[start : start + PER_QUERY]
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -229,17 +248,17 @@ class BatchedWriter:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[None]]] = []
+        self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]] = []
         self._flushing: asyncio.Task[None] | None = None
         self._closing = False
 
-    async def put(self, rows: Sequence[StoredSample]) -> None:
-        """Return once the rows are committed; raises `StoreError` where they could not be."""
-        committed = asyncio.get_running_loop().create_future()
+    async def put(self, rows: Sequence[StoredSample]) -> list[StoredSample]:
+        """Return what the store holds for these rows' keys, once they are committed; raises `StoreError` if not."""
+        committed: asyncio.Future[list[StoredSample]] = asyncio.get_running_loop().create_future()
         self._pending.append((rows, committed))
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
-        await asyncio.shield(committed)
+        return await asyncio.shield(committed)
 
     def close(self) -> None:
         """Write without a thread from now on: a process that ends can start none."""
@@ -255,13 +274,10 @@ class BatchedWriter:
             batch, self._pending = self._pending, []
             rows = [row for group, _ in batch for row in group]
             try:
-                if self._closing:
-                    self._store.write(rows)
-                else:
-                    await asyncio.to_thread(self._store.write, rows)
+                held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
             except Exception as error:
                 for _, committed in batch:
                     committed.set_exception(error)
             else:
-                for _, committed in batch:
-                    committed.set_result(None)
+                for group, committed in batch:
+                    committed.set_result([held[row.key] for row in group])

@@ -90,6 +90,8 @@ def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
     """Return the choice that a reply gives as its answer, or None where it names none."""
     found = list(marks(text))
     for mark in found:
+        if is_hedged(mark.text, choices):
+            return ChoiceRead(mark.text, None)
         letter = parse_choice(mark.text, choices)
         if letter is None and not (mark.whole or mark.prose):
             letter = stated_choice(mark.text, choices)
@@ -293,6 +295,17 @@ def stated_choice(text: str, choices: Sequence[str]) -> str | None:
 def whole_words(words: str) -> re.Pattern[str]:
     """Return the pattern of these words standing whole."""
     return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
+
+
+HEDGED = re.compile(
+    r"[(\[*]*(?P<one>[A-Z])[)\]*.]*\s*(?:,|/|&|\bor\b|\band\b)\s*(?:or\s+|and\s+)?[(\[*]*(?P<other>[A-Z])(?![\w'\u2019])"
+)
+
+
+def is_hedged(text: str, choices: Sequence[str]) -> bool:
+    """Whether an answer begins with two letters, such as `A or B`: it chooses neither."""
+    hedged = HEDGED.match(text)
+    return hedged is not None and hedged["one"] != hedged["other"] and {*hedged.groups()} <= {*letters(choices)}
 
 
 def letters(choices: Sequence[str]) -> str:

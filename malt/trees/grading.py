@@ -11,7 +11,8 @@
 | `llm` | the judge's reply can be read | |
 
 What is passed on to nobody is wrong (`unanswered` where nothing could be read), unless a grader of the cascade failed
-(time limit, crash, unreadable judge): then it is unknown. Unknown grades are not stored; a rerun grades them again.
+(time limit, crash, unreadable judge): then it is unknown. Grades are not stored, only the judge's replies are: a rerun
+grades all answers again.
 """
 
 import re
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from malt.errors import GradingError
+from malt.errors import GradingError, RequestFailed
 from malt.questions import Question
 from malt.spec import EvaluatorSpec, GraderKind
 from malt.trees.answers import clean, final_answer, normalised, read_choice, read_number
@@ -103,7 +104,12 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
     """Grade a reply with the first of the graders that can decide; see the module for what holds if none can."""
     passed: list[Grade] = []
     for grader in graders:
-        verdict = await grader(question, text)
+        try:
+            verdict = await grader(question, text)
+        except RequestFailed:
+            if any(each.outcome is Outcome.UNKNOWN for each in passed):
+                break  # the judge was not wanted before, and is not to be had: the failure before it stands
+            raise
         if verdict is not None and verdict.decisive:
             return verdict.grade
         if verdict is not None:
