@@ -38,11 +38,15 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
         origins["questions", "limit"] = "--limit"
     places = Places(path, origins)
     _refuse([f"{places.of(key)}: {problem}" for key, problem in _forbidden(values)])
-    _resolve_paths(values, places)
+    try:
+        _resolve_paths(values, places)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path}: a path in it, or in -s, cannot be used: {_shown(str(error))}") from error
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
-        unknown_first = sorted(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+        told = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
+        unknown_first = sorted(told, key=lambda details: details["type"] != "extra_forbidden")
         _refuse([_problem(details, places) for details in unknown_first])
         raise
 
@@ -76,6 +80,8 @@ def _read_toml(path: Path) -> Table:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: not UTF-8; save it as UTF-8") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep to be read") from error
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"\(at line (\d+)", str(error))
         raise ConfigError(f"{path}{f':{at[1]}' if at else ''}: not valid TOML: {error}") from error
@@ -97,7 +103,7 @@ def _override(values: Table, override: str) -> Key:
 def _parse_value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
@@ -121,6 +127,13 @@ _SECRET_KEY = re.compile(
 )
 _ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PASSWORD_IN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(
+    r"\b(sk|gsk|xai|hf|r8)[-_](?=(?:[\w-]*?[0-9]){3})[\w-]{20,}|\b(hf_|AIza|AKIA)\w{16,}|\bBearer\s+\S{8,}"
+    r"|[?&](api[-_]?key|key|token|access[-_]token)=",
+    re.IGNORECASE,
+)
+_MAY_LOOK_LIKE_A_KEY = ("source", "prompts")
+"""Paths and addresses that the user chose, some of them signed."""
 _NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
 
 
@@ -134,12 +147,16 @@ def _forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[
             for item in value:
                 yield from _forbidden({name: item}, above)
         elif name == "api_key_env":
-            if isinstance(value, str) and not _ENVIRONMENT_VARIABLE.fullmatch(value):
+            if isinstance(value, str) and (
+                not _ENVIRONMENT_VARIABLE.fullmatch(value) or _LOOKS_LIKE_A_KEY.search(value)
+            ):
                 yield key, f"{'.'.join(key)}: not the name of an environment variable; {_NO_KEYS}"
         elif _SECRET_KEY.search(name.lower().replace("-", "_")):
             yield key, f"{'.'.join(key)}: {_NO_KEYS}"
         elif isinstance(value, str) and _PASSWORD_IN_URL.match(value):
             yield key, f"{'.'.join(key)}: holds a password, and configs are published; {_NO_KEYS}"
+        elif isinstance(value, str) and name not in _MAY_LOOK_LIKE_A_KEY and _LOOKS_LIKE_A_KEY.search(value):
+            yield key, f"{'.'.join(key)}: holds what looks like a key; {_NO_KEYS}"
         elif isinstance(value, float) and not math.isfinite(value):
             yield key, f"{'.'.join(key)} = {value}: must be a finite number; leave the key out for its default"
 

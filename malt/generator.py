@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,6 +26,10 @@ from malt.trees.references import check_references
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""
+
+
+FROM_PYTHON = QuestionSource(source="python", format="plain")
+"""How rows of a program are read: the reference answer is the text that is given."""
 
 
 class TrainingDataGenerator:
@@ -68,7 +73,7 @@ class TrainingDataGenerator:
             judge = judge.model_copy(update=evaluator.model.model_dump(include=set(ModelSpec.model_fields)))
         self.spec = spec or RunSpec(
             name=name,
-            questions=QuestionSource(source="python"),
+            questions=FROM_PYTHON,
             prompts=prompts,
             roles=Roles(generator=role, verifier=role, refiner=role),
             evaluator=judge,
@@ -107,7 +112,8 @@ class TrainingDataGenerator:
         if output_dir is None:
             return version
         shutil.rmtree(output_dir, ignore_errors=True)
-        return open_version(shutil.copytree(version.path, output_dir))
+        copied = open_version(shutil.copytree(version.path, output_dir))
+        return replace(copied, created=version.created)
 
     async def _tree(self, question: Question) -> ValuedTree:
         ask = asker(session_for(Settings(), self.spec.limits, run=self._run), [question.question_id])
@@ -120,7 +126,7 @@ def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question
     for number, values in enumerate(rows):
         place = f"training_data[{number}]"
         try:
-            question = read_question(Row(place, dict(values)), spec.questions)
+            question = read_question(Row(place, dict(values)), FROM_PYTHON)
         except TypeError as error:
             raise QuestionError(f"{place} is no row with columns: {error}") from error
         if question.question_id in questions:

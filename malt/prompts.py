@@ -88,7 +88,7 @@ def find_set(name_or_folder: str) -> Path:
 
     A bare name is a folder only where a role's prompts are in it: a folder that happens to be called `math` is none.
     """
-    own = Path(name_or_folder).expanduser()
+    own = home_filled(name_or_folder)
     if own.is_dir() and (len(own.parts) > 1 or any((own / role).is_dir() for role in Role)):
         return own.resolve()
     for sets in (PACKAGED_SETS, PROJECT_SETS):
@@ -96,6 +96,14 @@ def find_set(name_or_folder: str) -> Path:
             return (sets / name_or_folder).resolve()
     known = ", ".join(known_sets()) or "none"
     raise PromptError(f"no prompt set or folder {name_or_folder!r}; sets: {known}; or give a folder of your own")
+
+
+def home_filled(folder: str) -> Path:
+    """Return a path with `~` filled in. Raises `PromptError` where there is no such home."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise PromptError(f"prompts = {folder!r}: {error}") from error
 
 
 def known_sets() -> list[str]:
@@ -111,6 +119,8 @@ def load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
         files[path] = read_template(path, role, folder)
     if not files[user].strip():
         raise PromptError(f"{user}: the user template is empty; it must show the role its question")
+    if not any(slots_named(files[path]) for path in (system, user)):
+        raise PromptError(f"{user}: names none of {listed(SLOTS[role])}, so every {role.value} would see the same text")
     if examples.exists():
         files[examples] = read_text(examples)
     return RolePrompt(
@@ -127,12 +137,19 @@ def read_template(path: Path, role: Role, folder: Path) -> str:
         raise PromptError(f"prompt set '{folder.name}' has no {missing} (looked in {folder}); every role needs it")
     text = read_text(path)
     try:
-        named = meta.find_undeclared_variables(environment().parse(text))
+        named = slots_named(text)
     except TemplateSyntaxError as error:
         raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
+    except RecursionError as error:
+        raise PromptError(f"{path}: template nested too deep to be read") from error
     refuse_slots(named - SLOTS[role], role, path)
     fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
     return text
+
+
+def slots_named(text: str) -> set[str]:
+    """Return what a template wants filled. Raises `TemplateSyntaxError`."""
+    return meta.find_undeclared_variables(environment().parse(text))
 
 
 def refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
@@ -177,7 +194,7 @@ def fill(text: str, slots: Mapping[str, str], where: str) -> str:
     """Render a template. Slot values are never read as templates."""
     try:
         return compiled(text).render(slots)
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise PromptError(f"{where}: template cannot be filled: {error}") from error
 
 
@@ -192,6 +209,7 @@ def environment() -> SandboxedEnvironment:
     """Return the one Jinja2 environment: sandboxed, strict, and without its own functions, so each name is a slot."""
     env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     env.globals.clear()
+    del env.filters["random"]  # a prompt that differs each time it is filled is never found in the store again
     return env
 
 

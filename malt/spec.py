@@ -3,7 +3,16 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Role(StrEnum):
@@ -30,6 +39,14 @@ class Declared(BaseModel):
     """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_alone_are_true_or_false(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false elsewhere: pydantic would read them as the numbers 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, and takes neither true nor false")
+        return value
 
 
 class QuestionSource(Declared):

@@ -236,3 +236,14 @@ def test_sessions_share_their_connections_and_close_in_any_order(
 )
 def test_missing_samples_are_grouped_into_runs(numbers: list[int], runs: list[tuple[int, int]]) -> None:
     assert runs_of(numbers) == runs
+
+
+def test_an_answer_that_was_damaged_in_the_store_is_named(
+    session: Session, request_for_three: CompletionRequest
+) -> None:
+    ask(session, request_for_three)
+    with closing(sqlite3.connect(str(session.store.url).removeprefix("sqlite:///"))) as connection:
+        connection.execute("UPDATE samples SET response = '{' WHERE sample = 1")
+        connection.commit()
+    with pytest.raises(StoreError, match=rf"answer {request_for_three.keys[1]} to question 'q1' is damaged.*delete"):
+        ask(session, request_for_three)

@@ -1,6 +1,7 @@
 """The `malt` command: what it prints, where, and with which exit code. Runs of a flow are tested in flows/."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,3 +204,35 @@ def test_a_version_that_was_changed_does_not(malt: Malt, version: DatasetVersion
     assert "README.md" in said.err
     assert said.out == ""
     assert malt("verify", "arith", "--json").json["holds"] is False
+
+
+@pytest.mark.parametrize("reference", ["\x1b[2Jx", "\u202ex"])
+def test_an_error_does_not_steer_the_terminal(malt: Malt, reference: str) -> None:
+    said = malt("show", reference)
+    assert is_error(said)
+    assert reference[0] not in said.err
+
+
+COMMAND = f"{shlex.quote(sys.executable)} -c 'from malt.cli import main; main()'"
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=PROJECT, check=False)
+
+
+@pytest.mark.parametrize("arguments", ["datasets", "datasets --json", "--help"])
+def test_nobody_need_read_to_the_end(version: DatasetVersion, arguments: str) -> None:
+    assert shell(f"{COMMAND} {arguments} | head -0").stderr == ""
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), (">&- 2>&-", 0), ("<&-", 0)])
+def test_a_command_runs_without_anywhere_to_write(version: DatasetVersion, closed: str, code: int) -> None:
+    done = shell(f"{COMMAND} verify arith {closed}")
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_json_is_json_in_every_encoding(settings: Settings) -> None:
+    publish_questions(["Zoë 😀"], settings.datasets_dir)
+    done = shell(f"PYTHONIOENCODING=ascii {COMMAND} show arith 'Zoë 😀' --json")
+    assert json.loads(done.stdout)["question_id"] == "Zoë 😀"
+    assert "Zo" in shell(f"PYTHONIOENCODING=ascii {COMMAND} show arith 'Zoë 😀'").stdout

@@ -96,21 +96,6 @@ def test_a_response_is_cut_into_one_raw_text_a_choice() -> None:
     assert [read(one)[0] for one in cut] == ["text 0", "text 1", "text 2"]
 
 
-@pytest.mark.parametrize(
-    ("indexes", "expected"),
-    [
-        ([1, 0], ["text 0", "text 1"]),
-        ([3, 0, 2, 1], ["text 0", "text 1"]),
-        ([0, 0], ["text 0", "text 0"]),
-        ([None, None], ["text None", "text None"]),
-        (["1", 0], ["text 1", "text 0"]),
-    ],
-)
-def test_choices_go_by_their_index_where_each_has_its_own(indexes: list[JsonValue], expected: list[str]) -> None:
-    choices: list[JsonValue] = [{"index": index, "message": {"content": f"text {index}"}} for index in indexes]
-    assert [read(one)[0] for one in split_response(body(*choices), 2)] == expected
-
-
 def test_choices_beyond_those_asked_for_are_left_out() -> None:
     assert len(split_response(body({}, {}, {}), 2)) == 2
 

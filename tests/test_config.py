@@ -228,6 +228,10 @@ def test_all_errors_are_listed_up_to_five_and_unknown_keys_first(folder: Path) -
         ('[roles.generator.extra.extra_headers]\nAuthorization = "hush-hush"\n', "extra_headers.Authorization"),
         ('[roles.generator]\nextra = {tools = [{auth-token = "hush-hush"}]}\n', "extra.tools.auth-token"),
         ('[roles.generator]\napi_key_env = "hush-hush"\n', "roles.generator.api_key_env"),
+        ('[roles.generator]\napi_key_env = "gsk_hushhush0123456789abcdef"\n', "roles.generator.api_key_env"),
+        ('[roles.generator]\napi_base = "http://h/v1?api_key=hush-hush"\n', "roles.generator.api_base"),
+        ('[roles.generator]\nextra = {user = "sk-proj-hush-hush-0123456789"}\n', "roles.generator.extra.user"),
+        ('[roles.generator]\nextra = {headers = {X-A = "Bearer hush-hush"}}\n', "roles.generator.extra.headers.X-A"),
         ('[roles.generator]\napi_base = "http://me:hush-hush@host/v1"\n', "roles.generator.api_base"),
         ('OPENAI_API_KEY = "hush-hush"\n', "questions.OPENAI_API_KEY"),
     ],
@@ -249,3 +253,23 @@ def test_names_that_only_sound_secret_are_allowed_among_free_parameters(folder: 
     extra = {"max_tokens_to_sample": 3, "prompt_cache_key": "k", "stop_token": "x"}
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in extra.items())
     assert load(SMALLEST + "[roles.generator.extra]\n" + text).roles.generator.extra == extra
+
+
+@pytest.mark.parametrize(
+    "value", ["prompts=~nobody-of-this-name", f"prompts={'a' * 5000}", f"questions.source={'a' * 5000}"]
+)
+def test_a_path_that_cannot_be_is_refused(folder: Path, value: str) -> None:
+    assert "a path in it, or in -s, cannot be used" in refusal(SMALLEST, [value])
+
+
+def test_a_file_nested_too_deep_is_refused(folder: Path) -> None:
+    assert "nested too deep to be read" in refusal("a = " + "[" * 100_000)
+
+
+@pytest.mark.parametrize("key", ["roles.generator.temperature", "roles.generator.samples", "questions.limit"])
+def test_true_is_no_number(folder: Path, key: str) -> None:
+    assert f"-s: {key}: is true, and takes neither true nor false" in refusal(SMALLEST, [f"{key}=true"])
+
+
+def test_a_kind_of_grader_that_there_is_not_is_one_error(folder: Path) -> None:
+    assert refusal(SMALLEST, ["evaluator.kind=nubmer"]).count("\n") == 0

@@ -230,6 +230,7 @@ def most(question, ground_truth, answer): return 0.75
 def unsure(question, ground_truth, answer): return None
 def broken(question, ground_truth, answer): raise KeyError(answer)
 def absurd(question, ground_truth, answer): return 7
+def numpys(question, ground_truth, answer): return __import__("numpy").bool_(True)
 def asleep(question, ground_truth, answer): time.sleep(60)
 """
 
@@ -239,6 +240,7 @@ def asleep(question, ground_truth, answer): time.sleep(60)
     [
         ("fair", Outcome.RIGHT, 1.0, ""),
         ("half", Outcome.WRONG, 0.5, ""),
+        ("numpys", Outcome.RIGHT, 1.0, ""),
         ("most", Outcome.RIGHT, 0.75, ""),
         ("unsure", Outcome.UNKNOWN, None, "returned None"),
         ("broken", Outcome.UNKNOWN, None, "KeyError"),

@@ -243,3 +243,31 @@ def test_no_example_gives_away_a_question_of_the_quickstart(name: str) -> None:
     shown = "\n".join(turn.content for role in Role for turn in prompts.messages(role, **slots_of(role)))
     assert len(questions) >= 8
     assert not [question for question in questions if question in shown]
+
+
+def test_a_role_that_would_always_see_the_same_text_is_refused(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path / "mine", generator__user_md="Answer the question."))
+    assert "names none of question, so every generator would see the same text" in said
+
+
+def test_a_prompt_cannot_differ_each_time_it_is_filled(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path / "mine", generator__user_md="{{ [1, 2]|random }} {{question}}"))
+    assert "No filter named 'random'" in said
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{question}}", "cannot be filled"),
+        ("{{" + "(" * 5000 + "question" + ")" * 5000 + "}}", "nested too deep"),
+        ("{{ question.__class__ }}", "unsafe"),
+        ("{% include '/etc/passwd' %}{{question}}", "no loader"),
+    ],
+)
+def test_a_template_that_would_do_harm_is_refused(tmp_path: Path, template: str, said: str) -> None:
+    assert said in refusal(written(tmp_path / "mine", generator__user_md=template))
+
+
+def test_a_home_that_is_not_there_is_said() -> None:
+    with pytest.raises(PromptError, match="prompts = '~nobody-of-this-name'"):
+        load_prompts("~nobody-of-this-name")

@@ -131,6 +131,13 @@ def test_rows_of_json_and_parquet_are_counted_from_one(tmp_path: Path) -> None:
         assert [row.place for row in rows_of(path)] == [f"{path}, row 1", f"{path}, row 2"]
 
 
+def foreign_parquet(**columns: pyarrow.Array) -> bytes:
+    """Return a file of one row, written by others."""
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.table({"question": ["1 + 1?"], "answer": ["2"], **columns}), sink)
+    return sink.getvalue()
+
+
 GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
 
 
@@ -169,6 +176,24 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
         ("q.jsonl.gz", gzip.compress(GOOD.encode())[:-9], "q.jsonl.gz: not a whole gzip file"),
         ("q.parquet", b"plain", "q.parquet: not a Parquet file that can be read"),
         ("q.parquet", b"", "q.parquet: not a Parquet file that can be read"),
+        (
+            "q.parquet",
+            foreign_parquet(day=pyarrow.array([2**62], pyarrow.timestamp("us"))),
+            "q.parquet: not a Parquet file that can be read",
+        ),
+        (
+            "q.parquet",
+            foreign_parquet(day=pyarrow.array([1], pyarrow.timestamp("us", "No/Where"))),
+            "q.parquet: not a Parquet file",
+        ),
+        ("q.jsonl", GOOD + '{"x\\ud83d": 1}\n', "q.jsonl:2: text holds half a character (\\ud83d)"),
+        ("q.jsonl", GOOD + '{"x": {"a\\u0000": 1}}\n', "q.jsonl:2: text holds a NUL character"),
+        ("q.jsonl", '{"x": ' + "[" * 300 + "]" * 300 + "}", "q.jsonl:1: a column holds lists or objects more than 100"),
+        (
+            "q.csv",
+            ",".join(f"c{number}" for number in range(100_000)) + "\n" + "1," * 99_999 + "1\n",
+            "c19, … and 99,980 more. Name the right one in questions.question",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -265,3 +290,9 @@ def test_an_unknown_kind_of_address_is_refused() -> None:
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(QuestionError, match=r"a package is missing: .*dropboxdrivefs"):
         read_questions(QuestionSource(source="dropbox://folder/q.jsonl"))
+
+
+def test_a_csv_field_may_be_as_long_as_a_text_is(tmp_path: Path) -> None:
+    long = "x" * 1_000_000
+    path = written(tmp_path / "q.csv", f"question,answer\n{long},1\n")
+    assert [row.values["question"] for row in rows_of(path)] == [long]

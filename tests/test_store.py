@@ -148,3 +148,19 @@ def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:
     with Store(url) as store:
         store.write([odd])
         assert store.rows(["q1"])["a"] == odd
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "a store in memory would lose what was paid for"),
+        ("sqlite:///:memory:", "a store in memory would lose what was paid for"),
+        ("mysql://me:s3cret@h/db", "a store is sqlite or postgresql"),
+        ("sqlite+aiosqlite:///x.db", "a store is sqlite or postgresql"),
+        ("postgresql://me:s3cret@[::1", "not a usable database URL"),
+    ],
+)
+def test_a_database_that_cannot_be_a_store_is_refused_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said) as caught:
+        Store(url)
+    assert "s3cret" not in str(caught.value)

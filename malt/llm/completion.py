@@ -108,25 +108,15 @@ class Complete(Protocol):
 def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
     """Cut one raw chat-completion response into one JSON text a choice, at most `count` of them.
 
-    They go by their index, since servers may send them as they finish. Each keeps all of the body around its choice,
-    and notes how many siblings share the usage.
+    Each keeps all of the body around its choice, and notes how many siblings share the usage. Nothing is interpreted.
     """
     choices = body.get("choices")
-    taken = by_index(choices)[:count] if isinstance(choices, list) else []
+    taken = choices[:count] if isinstance(choices, list) else []
     around = {name: value for name, value in body.items() if name != "choices"}
     return [
         json.dumps({**around, "choices": [choice], "siblings": len(taken), "position": position})
         for position, choice in enumerate(taken)
     ]
-
-
-def by_index(choices: list[JsonValue]) -> list[JsonValue]:
-    """Order choices by their index; where one has none, or one that is taken, they stay as they came."""
-    indexes = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
-    numbers = [index for index in indexes if isinstance(index, int)]
-    if len(set(numbers)) < len(choices):
-        return choices
-    return [choices[place] for place in sorted(range(len(choices)), key=numbers.__getitem__)]
 
 
 def read_response(response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool) -> Completion:

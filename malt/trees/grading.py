@@ -123,7 +123,7 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
 
 def truncated_grade() -> Grade:
     """Return the grade of a reply that was cut off at max_tokens: no grader sees it."""
-    why = "cut off at max_tokens before it gave an answer"
+    why = "cut off at max_tokens: not a finished answer"
     return Grade(Outcome.TRUNCATED, None, "none", Evaluation(0.0, 0.0, (why,)))
 
 

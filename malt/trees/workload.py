@@ -101,6 +101,8 @@ def call_function(name: str, question: str, ground_truth: str, answer: str) -> f
     result = resolve(name)(question, ground_truth, answer)
     if result is None:
         return None
+    if hasattr(result, "item"):  # numpy's booleans are no bool, torch's numbers no float
+        result = result.item()
     if isinstance(result, bool | int | float) and 0 <= result <= 1 and not math.isnan(result):
         return float(result)
     raise ValueError(f"{name} returned {str(result)[:80]!r}; it must return True, False, a number from 0 to 1, or None")
