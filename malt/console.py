@@ -38,6 +38,7 @@ out = SafeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 FAILURES_SHOWN = 10
+QUESTIONS_SHOWN = 10
 TEXT_SHOWN = 160
 """Characters of a node's text in a tree."""
 REFRESH_S = 0.5
@@ -180,7 +181,19 @@ def show_version(version: "DatasetVersion") -> None:
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
     out.print(f"leaves: {leaves}; graded by {', '.join(spec.evaluator.kind)}")
     show_findings(version)
+    show_questions(version)
     show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def show_questions(version: "DatasetVersion") -> None:
+    """Print the first questions with their ids, and how many of each one's leaves are right."""
+    leaves = version.trajectories.query("role == 'refiner'")
+    right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
+    for question_id, row in right.head(QUESTIONS_SHOWN).iterrows():
+        asked = version.questions.query("question_id == @question_id").question.iloc[0]
+        out.print(f"  {escape(str(question_id))}  {row['sum']} of {row['size']} right  {escape(one_line(asked))}")
+    if len(right) > QUESTIONS_SHOWN:
+        out.print(f"  … and {len(right) - QUESTIONS_SHOWN} more questions in questions.parquet")
 
 
 def show_findings(version: "DatasetVersion") -> None:
