@@ -115,8 +115,13 @@ def dask_runner(address: str | None, cores: int) -> tuple[TaskRunner[Any], int]:
         ) from missing
     if address is None:
         return DaskTaskRunner(cluster_kwargs={"n_workers": cores, "threads_per_worker": THREADS}), cores
-    with Client(address) as client:
-        workers = len(client.scheduler_info()["workers"])
+    try:
+        with Client(address) as client:
+            workers = len(client.scheduler_info()["workers"])
+    except OSError as error:
+        raise ConfigError(
+            f"run.task_runner = {address!r}: no Dask scheduler answers there; start it, or mend it"
+        ) from error
     return DaskTaskRunner(address=address), max(1, workers)
 
 

@@ -13,7 +13,7 @@ from itertools import combinations, islice
 from typing import NamedTuple, cast
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from malt.agreement import Verdicts, agreement_of, verdict
 from malt.datasets.examples import QuestionRow, TrajectoryRow
@@ -128,7 +128,7 @@ def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]
     Raises `VersionError` where the version cannot be read, `InputError` for graders that cannot be used, and
     `RunStopped` at a limit.
     """
-    started, spec = time.perf_counter(), spec_of(version)
+    started, spec = time.perf_counter(), version.spec
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
     count = AuditCount(spec, kinds)
     asyncio.run(count_trees(stored_trees(version, spec), graders, grading.limits, count))
@@ -142,15 +142,6 @@ async def count_trees(
     while window := list(islice(trees, TREES_AT_ONCE)):
         for valued, regraded in zip(window, await regrade(window, graders, limits), strict=True):
             count.add(valued, regraded)
-
-
-def spec_of(version: DatasetVersion) -> RunSpec:
-    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
-    try:
-        return version.manifest.spec
-    except ValidationError as error:
-        first = error.errors()[0]["msg"]
-        raise VersionError(f"{version.reference}: its config is no longer a valid one ({first})") from error
 
 
 def stored_trees(version: DatasetVersion, spec: RunSpec) -> Iterator[ValuedTree]:

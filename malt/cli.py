@@ -271,7 +271,7 @@ def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: t
     from malt.regrading import declared_grading, grading_of, read_kinds
 
     opened = open_version(version)
-    grading = declared_grading(config, override, otherwise=grading_of(auditing.spec_of(opened)))
+    grading = declared_grading(config, override, otherwise=grading_of(opened.spec))
     report = auditing.audit(opened, grading, read_kinds(kinds, "--with"))
     console.emit(report.model_dump(mode="json")) if as_json else console_grading.show_audit(report)
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
@@ -89,7 +90,9 @@ def show_summary(summary: "RunSummary") -> None:
     if summary.path is None:
         out.print(f"{summary.dataset}: nothing published")
     else:
-        out.print(f"{summary.reference} ({'new' if summary.created else 'unchanged'}): {escape(summary.path)}")
+        out.print(
+            f"{summary.reference} ({'new' if summary.created else 'unchanged'}): {escape(from_here(summary.path))}"
+        )
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items() if count)
     graded_by = ", ".join(f"{count} {kind}" for kind, count in summary.graded_by.items())
     out.print(f"  questions  {summary.complete} of {summary.questions} complete")
@@ -104,6 +107,12 @@ def show_summary(summary: "RunSummary") -> None:
         f"cost {dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
     show_rows(summary.rows)
+
+
+def from_here(path: str) -> str:
+    """Write a path as seen from the current folder, where it lies below it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def show_rows(rows: dict[str, int]) -> None:

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from pydantic import ValidationError
-
 from malt.datasets.decisions import Decision, Decisions
 from malt.datasets.examples import (
     DpoRow,
@@ -120,7 +118,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
 
     Raises `VersionError` for an id that cannot be of this version, and names near ones.
     """
-    spec = spec_of(version)
+    spec = version.spec
     source, question = find_question(version, row_id)
     valued = tree_of(version, question, spec)
     asked = find_nodes(version, row_id, source, valued)
@@ -164,15 +162,6 @@ def related(asked: Asked, decisions: Decisions) -> Iterator[Decision]:
         yield from decisions.of_all(asked.addresses[0])
     else:
         yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in ("sft", "kto"))
-
-
-def spec_of(version: DatasetVersion) -> RunSpec:
-    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
-    try:
-        return version.manifest.spec
-    except ValidationError as error:
-        first = error.errors()[0]["msg"]
-        raise VersionError(f"{version.reference}: its config is no longer a valid one ({first})") from error
 
 
 def tree_of(version: DatasetVersion, question: QuestionRow, spec: RunSpec) -> ValuedTree:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from malt.datasets.folders import version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.errors import VersionError
 from malt.settings import Settings
-from malt.spec import Role
+from malt.spec import Role, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +43,15 @@ class DatasetVersion:
     def reference(self) -> str:
         """How commands name it: `NAME@v3`."""
         return f"{self.name}@v{self.number}"
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it was declared with. Raises `VersionError` where this release cannot read it."""
+        try:
+            return self.manifest.spec
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise VersionError(f"{self.reference}: its config is no longer a valid one ({first})") from error
 
     @property
     def trajectories(self) -> "pd.DataFrame":

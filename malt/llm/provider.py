@@ -42,6 +42,10 @@ OWN_KEYS = frozenset(
 """What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
 
 
+SHORTEST_KEY = 6
+"""Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One response, raw: it is stored before anything reads it."""
@@ -455,6 +459,7 @@ def _reason(error: Exception) -> str:
 def _scrubbed(text: str, model: ModelSpec) -> str:
     """Take keys out of a provider's message; some quote them."""
     for name, value in os.environ.items():
-        if value and (name == model.api_key_env or name.endswith("_API_KEY")):
+        is_key = name == model.api_key_env or name.endswith("_API_KEY")
+        if is_key and len(value) >= SHORTEST_KEY:
             text = text.replace(value, "[key]")
     return re.sub(r"\b(sk|gsk|xai|key)[-_][\w-]{8,}", "[key]", text)
