@@ -8,7 +8,7 @@ replaces. SQLite in WAL mode by default; PostgreSQL when several machines write.
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError
@@ -28,6 +28,8 @@ FORMAT = 1
 
 DRIVERS = ("sqlite", "postgresql+psycopg")
 
+OPEN_ATTEMPTS = 25
+"""Tries to open a store that others are just making: six seconds in all."""
 STORE_LOCK = 0x6D616C74
 """Number of the lock under which tables are created in PostgreSQL."""
 
@@ -168,8 +170,21 @@ def open_engine(url: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tune_sqlite)
     with database_errors(url):
-        _create_or_check(engine, url)
+        _when_free(lambda: _create_or_check(engine, url))
     return engine
+
+
+def _when_free(open_store: Callable[[], None]) -> None:
+    """Try again while others make the same store: SQLite does not wait for its turn to switch to WAL."""
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            open_store()
+        except OperationalError as error:
+            if "locked" not in str(error.orig) or attempt == OPEN_ATTEMPTS - 1:
+                raise
+            time.sleep(0.02 * (attempt + 1))
+        else:
+            return
 
 
 def _create_or_check(engine: sa.Engine, url: str) -> None:
