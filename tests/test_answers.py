@@ -112,18 +112,19 @@ def test_what_comes_before_the_last_marked_letter_is_ignored(
 
 @given(st.text(alphabet=st.sampled_from("Final Answer:\\boxed{}#$ 0123456789.,/-+*^%()[]=\nAB")))
 def test_no_text_made_of_marks_and_numbers_raises(text: str) -> None:
-    read_number(text)
-    read_choice(text, CHOICES)
-    final_answer(text)
+    number, choice, answer = read_number(text), read_choice(text, CHOICES), final_answer(text)
+    assert number is None or number.answer
+    assert choice is None or choice.letter is None or choice.letter in "ABCDE"
+    assert answer != ""
     parse_quantity(text)
 
 
 @given(st.text())
 def test_no_text_raises(text: str) -> None:
-    read_number(text)
-    read_choice(text, CHOICES)
-    read_choice(text, ())
-    normalised(text)
+    number, choice = read_number(text), read_choice(text, ())
+    assert number is None or number.answer
+    assert choice is None or choice.letter is None or choice.letter in "ABCDEFGHIJ"
+    assert normalised(text) == normalised(text).strip()
 
 
 HOSTILE = {

@@ -319,8 +319,9 @@ async def test_no_error_and_no_log_line_holds_the_key(
 
 
 def test_a_sound_declaration_passes(provider: ScriptedProvider) -> None:
-    llm.check(spec(provider))
-    llm.check(spec(provider, "hosted_vllm/m", seed=3, top_p=0.5))
+    for sound in (spec(provider), spec(provider, "hosted_vllm/m", seed=3, top_p=0.5)):
+        llm.check(sound)
+        assert llm.takes_siblings(sound)
 
 
 @pytest.mark.parametrize(

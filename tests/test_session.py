@@ -93,3 +93,4 @@ def test_closing_twice_and_from_two_threads_is_closing_once(settings: Settings) 
     for closer in closers:
         closer.join()
     session.close()
+    assert isinstance(session.stopped, RunStopped)
