@@ -80,7 +80,7 @@ def test_only_the_command_line_names_a_flow() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and within(module, "malt") and "import_module(f'flows." in ast.unparse(node)
     }
-    assert naming == {"malt.cli"}
+    assert naming == {"malt.commands.runs"}
 
 
 def test_only_the_provider_imports_litellm() -> None:

@@ -1,0 +1,118 @@
+"""Commands that grow and assemble: `plan`, `run`, `assemble`."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from malt.commands.options import takes_config, takes_json
+from malt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from malt.inputs import Inputs
+    from malt.spec import RunSpec
+    from malt.summary import RunSummary
+
+
+@click.command()
+@takes_config
+@takes_json
+def plan(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """Quote a run without a model call: requests, completions, tokens, cost, and what the store already holds."""
+    from malt import console
+    from malt.llm.store import Store
+    from malt.plan import plan as quote
+    from malt.settings import Settings
+
+    spec, inputs = declared(config, override, limit)
+    with Store(Settings().store) as store:
+        quoted = quote(inputs, spec, store)
+    console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
+
+
+@click.command()
+@takes_config
+@takes_json
+def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+    """Grow, grade and publish; asks only for what the store does not hold."""
+    from malt import console
+    from malt.inputs import check_models
+
+    spec, inputs, wait_for_prefect = begun(config, override, limit)
+    check_models(spec)
+    with console.progress(spec, len(inputs.questions)):
+        summary = flow_summary("generate", spec, wait_for_prefect)
+    return finish(summary, as_json=as_json)
+
+
+@click.command()
+@takes_config
+@takes_json
+def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+    """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
+    spec, _, wait_for_prefect = begun(config, override, limit)
+    return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)
+
+
+def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
+    """Read a config and all that it names, so that what is wrong with it is said at once."""
+    from malt.config import load_spec
+    from malt.inputs import read_inputs
+
+    spec = load_spec(config, override, limit)
+    return spec, read_inputs(spec)
+
+
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Callable[[], None]]":
+    """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
+    from malt.config import load_spec
+    from malt.inputs import read_inputs
+    from malt.private_prefect import connect
+    from malt.settings import Settings
+
+    spec = load_spec(config, override, limit)
+    wait_for_prefect = connect(Settings().data_dir)
+    return spec, read_inputs(spec), wait_for_prefect
+
+
+def flow_summary(name: str, spec: "RunSpec", wait_for_prefect: Callable[[], None]) -> "RunSummary":
+    """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
+    from malt import interruption
+    from malt.llm import provider
+
+    flow = flow_named(name)
+    if name == "generate":
+        provider.warm_up()
+    wait_for_prefect()
+    result = interruption.run(ended(flow, spec))
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
+    """Import a flow, which lies beside the library and not in it. Raises `ConfigError` where it does not."""
+    try:
+        return getattr(import_module(f"flows.{name}"), name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("flows", "tasks"):
+            raise
+        raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
+
+
+async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+    """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
+    state = await flow(spec, return_state=True)
+    result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+    return result
+
+
+def finish(summary: "RunSummary", *, as_json: bool) -> int:
+    """Print a run's summary, its failures on stderr, and return the exit code."""
+    from malt import console
+
+    console.emit(summary.model_dump(mode="json")) if as_json else console.show_summary(summary)
+    console.show_failures(summary)
+    return summary.exit_code

@@ -1,0 +1,85 @@
+"""Commands that look at versions: `datasets`, `show`, `explain`, `diff`, `verify`."""
+
+import json
+
+import click
+
+from malt.commands.options import takes_json, takes_version
+
+
+@click.command()
+@click.argument("name", required=False)
+@takes_json
+def datasets(name: str | None, as_json: bool) -> None:
+    """List versions: number, rows per file, content digest, date."""
+    from malt import console
+    from malt.datasets.version import list_versions
+    from malt.settings import Settings
+
+    versions = list_versions(Settings().datasets_dir, name)
+    console.emit(console.listing(versions)) if as_json else console.show_versions(versions)
+
+
+@click.command()
+@takes_version
+@click.argument("question_id", required=False)
+@takes_json
+def show(version: str, question_id: str | None, as_json: bool) -> None:
+    """Show what is in a version, or one question's tree with grades and values."""
+    from malt import console
+    from malt.datasets.version import open_version
+
+    opened = open_version(version)
+    if question_id is None:
+        console.emit(opened.manifest.model_dump(mode="json")) if as_json else console.show_version(opened)
+    elif as_json:
+        nodes = json.loads(opened.tree_rows(question_id).to_json(orient="records"))
+        console.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
+    else:
+        console.show_tree(opened, question_id)
+
+
+@click.command()
+@takes_version
+@click.argument("row_id", metavar="ROW_ID")
+@takes_json
+def explain(version: str, row_id: str, as_json: bool) -> None:
+    """Explain a training row, kept or left out, or a node (QUESTION_ID/2.0.1): texts, grades, arithmetic, gates."""
+    from malt import console, console_versions
+    from malt.datasets.explain import explain as explained
+    from malt.datasets.version import open_version
+
+    told = explained(open_version(version), row_id)
+    console.emit(told.model_dump(mode="json")) if as_json else console_versions.show_explanation(told)
+
+
+@click.command()
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@takes_json
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Say what changed from version A to version B: inputs, and rows added, removed, relabelled, by question."""
+    from malt import console, console_versions
+    from malt.datasets.compare import compare
+    from malt.datasets.version import open_version
+
+    found = compare(open_version(old), open_version(new), None if as_json else console_versions.QUESTIONS_SHOWN)
+    console.emit(found.model_dump(mode="json")) if as_json else console_versions.show_diff(found)
+
+
+@click.command()
+@takes_version
+@takes_json
+def verify(version: str, as_json: bool) -> int:
+    """Recompute every digest and invariant of a version; names what does not hold."""
+    from malt import console
+    from malt.datasets.verify import verify as problems_of
+    from malt.datasets.version import open_version
+
+    opened = open_version(version)
+    problems = problems_of(opened)
+    if as_json:
+        console.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+    else:
+        console.show_verdict(opened, problems)
+    return 1 if problems else 0
