@@ -23,7 +23,7 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
 from malt.trees.growth import grow, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, grow_batch, session_of_run
+from tasks.growing import BranchAsker, Grown, grow_batch, keyed, session_of_run
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
@@ -61,6 +61,7 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> G
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     ask = asker(session_of_run(settings, spec.limits), [question.question_id for question in inputs.questions])
     branches = BranchAsker(ask)
+    spec = await keyed(spec)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
         tree = await grow(question, spec, inputs.prompts, branches)

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 import os
 import re
 import tomllib
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from malt.errors import ConfigError
+from malt.secrecy import forbidden
 from malt.spec import Role, RunSpec
 
 Table = dict[str, Any]
@@ -37,7 +37,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
     places = Places(path, origins)
-    _refuse([f"{places.of(key)}: {problem}" for key, problem in _forbidden(values)])
+    _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
     try:
         _resolve_paths(values, places)
     except (OSError, RuntimeError, ValueError) as error:
@@ -120,45 +120,6 @@ def _table(values: Table, key: Key, place: str) -> Table:
             raise ConfigError(f"{place}: {'.'.join(key)}: {'.'.join(key[:depth])} is {_shown(inner)}, not a table")
         values = inner
     return values
-
-
-_SECRET_KEY = re.compile(
-    r"api_?key|secret|password|passwd|credential|^authorization$|^((access|auth|bearer|hf|api|id)_?)?token$"
-)
-_ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PASSWORD_IN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
-_LOOKS_LIKE_A_KEY = re.compile(
-    r"\b(sk|gsk|xai|hf|r8)[-_](?=(?:[\w-]*?[0-9]){3})[\w-]{20,}|\b(hf_|AIza|AKIA)\w{16,}|\bBearer\s+\S{8,}"
-    r"|[?&](api[-_]?key|key|token|access[-_]token)=",
-    re.IGNORECASE,
-)
-_MAY_LOOK_LIKE_A_KEY = ("source", "prompts")
-"""Paths and addresses that the user chose, some of them signed."""
-_NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
-
-
-def _forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
-    """Find secrets, at any depth and without showing them, and numbers that JSON cannot hold."""
-    for name, value in values.items():
-        key = (*above, name)
-        if isinstance(value, dict):
-            yield from _forbidden(value, key)
-        elif isinstance(value, list):
-            for item in value:
-                yield from _forbidden({name: item}, above)
-        elif name == "api_key_env":
-            if isinstance(value, str) and (
-                not _ENVIRONMENT_VARIABLE.fullmatch(value) or _LOOKS_LIKE_A_KEY.search(value)
-            ):
-                yield key, f"{'.'.join(key)}: not the name of an environment variable; {_NO_KEYS}"
-        elif _SECRET_KEY.search(name.lower().replace("-", "_")):
-            yield key, f"{'.'.join(key)}: {_NO_KEYS}"
-        elif isinstance(value, str) and _PASSWORD_IN_URL.match(value):
-            yield key, f"{'.'.join(key)}: holds a password, and configs are published; {_NO_KEYS}"
-        elif isinstance(value, str) and name not in _MAY_LOOK_LIKE_A_KEY and _LOOKS_LIKE_A_KEY.search(value):
-            yield key, f"{'.'.join(key)}: holds what looks like a key; {_NO_KEYS}"
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield key, f"{'.'.join(key)} = {value}: must be a finite number; leave the key out for its default"
 
 
 def _resolve_paths(values: Table, places: Places) -> None:

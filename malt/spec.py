@@ -1,18 +1,25 @@
 """RunSpec: what a dataset is, declared. The TOML file, the Prefect form and the manifest are this one model."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, ignoring_case, names_alone, schema_without_keys
 
 
 class Role(StrEnum):
@@ -35,10 +42,30 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return a field's schema without the choice of null, where a field left empty is null anyway."""
+    if field.get("default", ...) is not None:
+        return field
+    (kind,) = (kind for kind in field["anyOf"] if kind != {"type": "null"})
+    return {**kind, **{name: value for name, value in field.items() if name not in ("anyOf", "default")}}
+
+
 class Declared(BaseModel):
     """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    first: ClassVar[tuple[str, ...]] = ()
+    """Fields that a form shows before the others, which follow as they are declared."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields as Prefect's form shows them best."""
+        schema = handler(core)
+        fields = handler.resolve_ref_schema(schema)["properties"]
+        for position, name in enumerate(dict.fromkeys((*cls.first, *cls.model_fields))):
+            fields[name] = {**without_null(fields[name]), "title": name, "position": position}
+        return schema
 
     @field_validator("*", mode="before")
     @classmethod
@@ -52,7 +79,7 @@ class Declared(BaseModel):
 class QuestionSource(Declared):
     """Where the questions come from and how to read them."""
 
-    source: str = Field(min_length=1, json_schema_extra={"position": 0})
+    source: str = Field(min_length=1)
     """File with one question a row: .jsonl .json .csv .parquet; a path, URL, s3:// or hf://datasets/… address."""
     format: Literal["auto", "gsm8k", "math", "csqa", "plain"] = "auto"
     """How the reference answer is written in its column."""
@@ -73,11 +100,13 @@ class QuestionSource(Declared):
 class ModelSpec(Declared):
     """A model, where it is served, and how it samples."""
 
-    model: str = Field("embedded", min_length=1, json_schema_extra={"position": 0})
+    first: ClassVar[tuple[str, ...]] = ("model", "temperature", "max_tokens")
+
+    model: str = Field("embedded", min_length=1)
     """`embedded`, or any LiteLLM name: openai/…, anthropic/…, groq/…, ollama_chat/…, hosted_vllm/…"""
-    temperature: float | None = Field(0.3, ge=0, le=2, json_schema_extra={"position": 2})
+    temperature: float | None = Field(0.3, ge=0, le=2)
     """Sampling temperature; empty: the provider's default."""
-    max_tokens: int | None = Field(1024, ge=1, json_schema_extra={"position": 3})
+    max_tokens: int | None = Field(1024, ge=1)
     """Longest completion in tokens; one that reaches it is truncated."""
     top_p: float | None = Field(None, gt=0, le=1)
     """Nucleus sampling; empty: the provider's default."""
@@ -85,12 +114,20 @@ class ModelSpec(Declared):
     """Base seed; every request derives its own from it. Empty: none is sent."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
-    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = {}
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = None
+    api_base: str | None = Field(None, json_schema_extra={"not": {"pattern": ignoring_case(PASSWORD_IN_URL)}})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
-    api_key_env: str | None = None
+    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
     """Name of the environment variable that holds the key; never the key."""
+    api_key_block: str | None = Field(None, json_schema_extra=names_alone(BLOCK))
+    """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
+
+    @model_validator(mode="after")
+    def _key_is_in_one_place(self) -> Self:
+        if self.api_key_env and self.api_key_block:
+            raise ValueError("api_key_env and api_key_block both say where the key is; set one of them")
+        return self
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
@@ -105,21 +142,26 @@ class ModelSpec(Declared):
         return {name: value for name, value in values.items() if value is not None}
 
 
+M = TypeVar("M", bound=ModelSpec)
+
+
 class RoleSpec(ModelSpec):
     """One trained role."""
 
-    samples: int = Field(3, ge=1, le=64, json_schema_extra={"position": 1})
+    first: ClassVar[tuple[str, ...]] = ("model", "samples", "temperature", "max_tokens")
+
+    samples: int = Field(3, ge=1, le=64)
     """Branching: how many times this role answers each of its parents."""
 
 
 class Roles(Declared):
     """Who plays the three trained roles."""
 
-    generator: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 0})
+    generator: RoleSpec = Field(default_factory=RoleSpec)
     """Answers the question."""
-    verifier: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 1})
+    verifier: RoleSpec = Field(default_factory=RoleSpec)
     """Criticises an answer."""
-    refiner: RoleSpec = Field(default_factory=RoleSpec, json_schema_extra={"position": 2})
+    refiner: RoleSpec = Field(default_factory=RoleSpec)
     """Answers again, given an answer and a critique."""
 
     def __getitem__(self, role: Role) -> RoleSpec:
@@ -136,11 +178,11 @@ class Roles(Declared):
 class EvaluatorSpec(ModelSpec):
     """How the leaves are graded."""
 
-    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list)] = Field(
-        ("llm",), min_length=1, json_schema_extra={"position": 1}
-    )
+    first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
+
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list)] = Field(("llm",), min_length=1)
     """Graders in order; the first that can decide does."""
-    temperature: float | None = Field(0.1, ge=0, le=2, json_schema_extra={"position": 2})
+    temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
     scope: Literal["leaves", "all"] = "leaves"
     """What is judged: `all` adds the generator's and verifier's texts, for their own evaluation columns."""
@@ -230,24 +272,48 @@ class RunOptions(Declared):
 class RunSpec(Declared):
     """One dataset, declared. Two equal specs name the same dataset."""
 
-    name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=100, json_schema_extra={"position": 0})
+    name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=100)
     """Name of the dataset: lower-case letters, digits and hyphens."""
-    questions: QuestionSource = Field(json_schema_extra={"position": 1})
+    questions: QuestionSource
     """Where the questions come from and how to read them."""
-    prompts: str = Field("general", min_length=1, json_schema_extra={"position": 2})
+    prompts: str = Field("general", min_length=1)
     """A prompt set under prompts/ (general, math, choice), or a folder of your own."""
-    roles: Roles = Field(default_factory=Roles, json_schema_extra={"position": 3})
+    roles: Roles = Field(default_factory=Roles)
     """Who plays the three trained roles."""
-    evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec, json_schema_extra={"position": 4})
+    evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     """How the leaves are graded."""
-    credit: CreditSpec = Field(default_factory=CreditSpec, json_schema_extra={"position": 5})
+    credit: CreditSpec = Field(default_factory=CreditSpec)
     """How leaf grades become labels."""
-    dataset: DatasetSpec = Field(default_factory=DatasetSpec, json_schema_extra={"position": 6})
+    dataset: DatasetSpec = Field(default_factory=DatasetSpec)
     """Which rows are written."""
-    limits: Limits = Field(default_factory=Limits, json_schema_extra={"position": 7})
+    limits: Limits = Field(default_factory=Limits)
     """What the run may use."""
-    run: RunOptions = Field(default_factory=RunOptions, json_schema_extra={"position": 8})
+    run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, values: object) -> object:
+        if isinstance(values, Mapping) and (problems := [problem for _, problem in forbidden(values)]):
+            raise ValueError("; ".join(problems))
+        return values
+
+    @property
+    def key_blocks(self) -> set[str]:
+        """Names of the Prefect blocks that hold keys."""
+        declared = [self.evaluator, *(self.roles[role] for role in PLAYERS)]
+        return {model.api_key_block for model in declared if model.api_key_block}
+
+    def with_keys_from(self, variables: Mapping[str, str]) -> Self:
+        """Return the spec with each block replaced by the environment variable that has its key now."""
+
+        def keyed(model: M) -> M:
+            if model.api_key_block is None:
+                return model
+            return model.model_copy(update={"api_key_block": None, "api_key_env": variables[model.api_key_block]})
+
+        roles = Roles(**{role.value: keyed(self.roles[role]) for role in PLAYERS})
+        return self.model_copy(update={"roles": roles, "evaluator": keyed(self.evaluator)})
 
     def as_config(self) -> dict[str, Any]:
         """Return the whole spec as plain JSON values, as the manifest keeps it."""

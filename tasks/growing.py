@@ -1,17 +1,20 @@
 """Growing under Prefect: a task run is a batch of questions, or one branch. What grows is the same."""
 
+import asyncio
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 from prefect import task
+from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import allow_failure, quote
 
-from malt.errors import MaltError
+from malt.errors import ConfigError, MaltError
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.session import Session, session_for
@@ -50,6 +53,23 @@ def session_of_run(settings: Settings, limits: Limits) -> Session:
     return session_for(settings, limits, run=flow_run.id or "")
 
 
+async def keyed(spec: RunSpec) -> RunSpec:
+    """Read the keys that Prefect's blocks hold into this process's environment, where alone they are kept.
+
+    Raises `ConfigError` where the server has no such block.
+    """
+    variables = {block: f"MALT_KEY_{block.upper().replace('-', '_')}" for block in spec.key_blocks}
+    for block, variable in variables.items():
+        try:
+            secret = cast("Secret[str]", await Secret.aload(block))
+        except ValueError as missing:
+            raise ConfigError(
+                f"api_key_block = {block!r}: the Prefect server has no Secret block of that name; make one in its UI"
+            ) from missing
+        os.environ[variable] = secret.get()
+    return spec.with_keys_from(variables)
+
+
 class Grown(NamedTuple):
     """What became of some questions: what is missing, and what each role used."""
 
@@ -60,6 +80,7 @@ class Grown(NamedTuple):
 @task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
 def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
+    spec = asyncio.run(keyed(spec))
     session = session_of_run(settings, spec.limits)
     ask = asker(session, [question.question_id for question in batch], asks)
     shortfall = session.run(ask_all(batch, spec, prompts_of(spec.prompts), ask))

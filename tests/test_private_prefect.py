@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from malt.errors import ConfigError
-from malt.private_prefect import PrivateServer, connect
+from malt.private_prefect import PrefectServer, connect
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from malt.private_prefect import PrivateServer
-server = PrivateServer(Path(sys.argv[1]))
+from malt.private_prefect import PrefectServer
+server = PrefectServer(Path(sys.argv[1]))
 server.wait_until_ready()
 print(server.api_url, flush=True)
 time.sleep(600)
@@ -50,7 +50,7 @@ def ends_within(seconds: float, api_url: str) -> bool:
 
 def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(tmp_path: Path) -> None:
     """They share new records, and one of them belongs to a process that is killed."""
-    own = PrivateServer(tmp_path / "prefect")
+    own = PrefectServer(tmp_path / "prefect")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "prefect")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -65,7 +65,7 @@ def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(
 
 
 def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
-    server = PrivateServer(tmp_path / "prefect")
+    server = PrefectServer(tmp_path / "prefect")
     started = time.monotonic()
     server.stop()
     assert time.monotonic() - started < 2
@@ -74,7 +74,7 @@ def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) ->
 
 def test_one_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("no database at all" * 100)
-    server = PrivateServer(tmp_path)
+    server = PrefectServer(tmp_path)
     with pytest.raises(ConfigError, match=r"file is not a database.*server\.log.*PREFECT_API_URL") as failed:
         server.wait_until_ready()
     assert len(str(failed.value).splitlines()) == 1

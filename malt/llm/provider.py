@@ -262,7 +262,7 @@ def _key(model: ModelSpec) -> str | None:
 
 def _check_key(model: ModelSpec, provider: str) -> None:
     """Complain of a missing key. Credentials that are not keys (AWS profiles, say) are left to the provider."""
-    if model.api_key_env or (provider == "openai" and model.api_base):
+    if model.api_key_env or model.api_key_block or (provider == "openai" and model.api_base):
         return
     missing = _litellm().validate_environment(model.model)["missing_keys"]
     if missing and all(name.endswith("API_KEY") for name in missing):
@@ -315,6 +315,8 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
 
 def _usual_key(model: ModelSpec, way: Way) -> str | None:
     """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
+    if model.api_key_block:
+        raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
         return "none"
     is_openai = (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from malt.cli import exit_code
-from malt.private_prefect import TUNED
+from malt.private_prefect import PRIVATE
 from malt.summary import RunSummary
 
 # Prefect reads these when it is imported, which happens when the tests are collected.
@@ -41,7 +41,7 @@ def api_url() -> Iterator[str]:
     from prefect.testing.utilities import prefect_test_harness
 
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in TUNED.items():
+        for name, value in PRIVATE.items():
             environment.setenv(name, value)
         with prefect_test_harness(server_startup_timeout=120):
             yield PREFECT_API_URL.value()

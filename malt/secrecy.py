@@ -1,0 +1,82 @@
+"""What a config may not hold: it is published with the dataset, and Prefect keeps it where everybody reads it."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Key = tuple[str, ...]
+
+NAME_OF_A_KEY = re.compile(
+    r"api[-_]?key|secret|password|passwd|credential|^authorization$|^((access|auth|bearer|hf|api|id)[-_]?)?token$",
+    re.IGNORECASE,
+)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Name of an environment variable."""
+BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+"""Name of a Prefect block."""
+PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
+LOOKS_LIKE_A_KEY = re.compile(
+    r"\b(sk|gsk|xai|hf|r8)[-_](?=(?:[\w-]*?[0-9]){3})[\w-]{20,}|\b(hf_|AIza|AKIA)\w{16,}|\bBearer\s+\S{8,}"
+    r"|[?&](api[-_]?key|key|token|access[-_]token)=",
+    re.IGNORECASE,
+)
+NAMES = {
+    "api_key_env": (VARIABLE, "the name of an environment variable"),
+    "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
+}
+"""Keys that name where a key is."""
+MAY_LOOK_LIKE_A_KEY = ("source", "prompts")
+"""Paths and addresses that the user chose, some of them signed."""
+NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
+
+
+def forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Find secrets, at any depth and without showing them, and numbers that JSON cannot hold."""
+    for name, value in values.items():
+        key = (*above, name)
+        if isinstance(value, dict):
+            yield from forbidden(value, key)
+        elif isinstance(value, list):
+            for item in value:
+                yield from forbidden({name: item}, above)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield key, f"{'.'.join(key)} = {value}: must be a finite number; leave the key out for its default"
+        elif (problem := secret_in(name, value)) is not None:
+            yield key, f"{'.'.join(key)}: {problem}{NO_KEYS}"
+
+
+def secret_in(name: str, value: object) -> str | None:
+    """Say why one value may not be written under this name, or None."""
+    if name in NAMES:
+        pattern, wanted = NAMES[name]
+        is_name = not isinstance(value, str) or (pattern.fullmatch(value) and not LOOKS_LIKE_A_KEY.search(value))
+        return None if is_name else f"not {wanted}; "
+    if NAME_OF_A_KEY.search(name):
+        return ""
+    if isinstance(value, str) and PASSWORD_IN_URL.match(value):
+        return "holds a password, and configs are published; "
+    if isinstance(value, str) and name not in MAY_LOOK_LIKE_A_KEY and LOOKS_LIKE_A_KEY.search(value):
+        return "holds what looks like a key; "
+    return None
+
+
+def schema_without_keys(depth: int = 2) -> dict[str, Any]:
+    """Return the JSON schema of a value without secrets, so many levels deep: a server refuses others unrecorded."""
+    deeper = {} if depth == 0 else schema_without_keys(depth - 1)
+    return {
+        "not": {"type": "string", "pattern": ignoring_case(LOOKS_LIKE_A_KEY)},
+        "propertyNames": {"not": {"pattern": ignoring_case(NAME_OF_A_KEY)}},
+        "additionalProperties": deeper,
+        "items": deeper,
+    }
+
+
+def names_alone(pattern: re.Pattern[str]) -> dict[str, Any]:
+    """Return the JSON schema of a name that is no key itself."""
+    return {"pattern": f"^{pattern.pattern}$", "not": {"pattern": ignoring_case(LOOKS_LIKE_A_KEY)}}
+
+
+def ignoring_case(pattern: re.Pattern[str]) -> str:
+    """Return a pattern's text with its flag in it, as a JSON schema takes it."""
+    return f"(?i){pattern.pattern}"
