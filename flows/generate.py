@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-from prefect import flow, unmapped
+from prefect import flow, get_run_logger, unmapped
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -21,9 +21,10 @@ from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
-from malt.trees.growth import grow, requests_per_question
+from malt.trees.growth import grow, nodes_per_question, requests_per_question
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, grow_batch, keyed, session_of_run
+from tasks.progress import progress
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
@@ -37,17 +38,30 @@ THREADS = 4
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    started = time.monotonic()
-    inputs, settings = read_inputs(spec), Settings()
-    check_models(spec)
-    grow_all = grow_by_branch if tracks_branches(spec, len(inputs.questions)) else grow_by_shard
-    grown = await grow_all(inputs, spec, settings)
+    inputs = read_inputs(spec)
+    return await grow_and_publish(inputs, spec, inputs.questions)
+
+
+async def grow_and_publish(
+    inputs: Inputs, spec: RunSpec, questions: list[Question], asks: frozenset[Role] = EVERY_ROLE
+) -> State[RunSummary]:
+    """Ask for what the trees of these questions lack, then publish what the store holds of all."""
+    started, settings = time.monotonic(), Settings()
+    check_models(await keyed(spec))
+    grow_all = grow_by_branch if tracks_branches(spec, len(questions)) else grow_by_shard
+    get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
+    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks)
     version = None
     if spec.run.on_incomplete == "publish" or grown.shortfall == NOTHING_MISSING:
         version, failures = await publish(inputs, spec, settings)
         if grown.shortfall.stopped is None:  # else nearly all is missing, and the reason is known
             grown = grown._replace(shortfall=Shortfall(failures, None))
     return await ended(spec, inputs, grown, version, time.monotonic() - started)
+
+
+def told_of(grow_all: object) -> str:
+    """Say in a log line what a task run is."""
+    return "a task run a branch" if grow_all is grow_by_branch else f"in batches of up to {BATCH}"
 
 
 def tracks_branches(spec: RunSpec, questions: int) -> bool:
@@ -57,17 +71,19 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
     return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
 
 
-async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> Grown:
+async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
-    ask = asker(session_of_run(settings, spec.limits), [question.question_id for question in inputs.questions])
-    branches = BranchAsker(ask)
     spec = await keyed(spec)
+    question_ids = [question.question_id for question in inputs.questions]
+    ask = asker(session_of_run(settings, spec.limits), question_ids, asks)
+    branches = BranchAsker(ask)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
         tree = await grow(question, spec, inputs.prompts, branches)
         return await branches.grade(tree, spec, inputs.prompts)
 
-    return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
+    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: ask.tally.answers):
+        return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
 
 
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
@@ -76,6 +92,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
     size = min(BATCH, ceil(len(inputs.questions) / workers))
     batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
+    counted = Counted(session_of_run(settings, shared.limits).tally if spec.run.task_runner == "threads" else None)
 
     def map_batches() -> list[Grown]:
         with runner:
@@ -88,9 +105,33 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
                     "asks": unmapped(asks),
                 },
             )
-            return [future.result() for future in futures]
+            return [counted.add(future.result()) for future in futures]
 
-    return merged(await asyncio.to_thread(map_batches))
+    async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
+        return merged(await asyncio.to_thread(map_batches))
+
+
+class Counted:
+    """The answers of a run so far: as this process's session counts them, else batch by batch."""
+
+    def __init__(self, live: Tally | None) -> None:
+        self.live = live
+        self.before = live.answers if live else 0
+        self.ended = 0
+
+    def add(self, part: Grown) -> Grown:
+        """Count a batch that has ended, and return it."""
+        self.ended += part.tally.answers
+        return part
+
+    def answers(self) -> int:
+        """Return how many completions there are, new and stored."""
+        return self.live.answers - self.before if self.live else self.ended
+
+
+def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:
+    """Nodes of all trees, once they are whole."""
+    return len(questions) * sum(nodes_per_question(spec).values())
 
 
 def task_runner(name: str) -> tuple[TaskRunner[Any], int]:

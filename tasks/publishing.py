@@ -14,6 +14,7 @@ from malt.inputs import Inputs
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.summary import RunSummary, summarise
+from tasks.comparing import tell_changes
 from tasks.growing import Grown, whole
 
 FAILURES_SHOWN = 200
@@ -35,6 +36,8 @@ async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVer
     """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
     summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
     await announce(summary)
+    if version is not None and version.created:
+        await tell_changes(version)
     state = Failed if summary.exit_code else Completed
     return state(message=summary.sentence, data=summary)
 

@@ -101,6 +101,27 @@ class VersionDiff(Recorded):
     inputs: InputChanges
     files: dict[str, FileChange]
 
+    @property
+    def markdown(self) -> str:
+        """The counts of what changed, as a page."""
+        inputs = [
+            f"- {group} `{name}`: `{change.old}` → `{change.new}`"
+            for group, changes in self.inputs
+            for name, change in changes.items()
+        ]
+        files = [
+            f"| `{file}` | {change.rows[0]} | {change.rows[1]} | "
+            + " | ".join(str(getattr(change, name)) for name in COUNTED)
+            + f" | {change.questions_changed} |"
+            for file, change in self.files.items()
+            if not change.same
+        ]
+        heads = ("rows of", "old", "new", *COUNTED, "questions")
+        table = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1), *files]
+        return "\n".join(
+            [f"# {self.old.version} → {self.new.version}", "", *(inputs or ["No input differs."]), "", *table, ""]
+        )
+
 
 class Side(NamedTuple):
     """One version's copy of a file."""

@@ -1,13 +1,15 @@
 """Recall and Asker: the two ways to complete a request, from the store alone or with the endpoint behind it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from malt.concurrency import all_of
 from malt.errors import RequestFailed, StoreError
 from malt.llm.completion import Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
-from malt.llm.store import Store, StoredSample
+from malt.llm.store import ASIDE, Store, StoredSample
 from malt.llm.tally import Tally, Usage
 from malt.spec import Role
 
@@ -76,6 +78,7 @@ class Asker(Recall):
         self.tally = Tally(above=session.tally)
         self._session = session
         self._turns: dict[str, asyncio.Lock] = {}
+        self._draws = Counter(key.partition(ASIDE)[0] for key in known if ASIDE in key)
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the samples, asking for the missing ones; callable from any loop."""
@@ -100,7 +103,8 @@ class Asker(Recall):
 
     async def _had(self, request: CompletionRequest, first: int, count: int) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
-        rows = await self._session.ask(request, first, count, self.tally)
+        drawn = replace(request, draw=self._draws[request.keys[first]])
+        rows = await self._session.ask(drawn, first, count, self.tally)
         self.known.update((row.key, row) for row in rows)
         bought = [completion(row, cached=False) for row in rows if row.response is not None]
         for one in bought:

@@ -44,6 +44,8 @@ class CompletionRequest:
     count: int = 1
     schema: type[BaseModel] | None = None
     """Pydantic model of the wanted JSON reply, for providers that can hold to one."""
+    draw: int = 0
+    """How many answers to it were set aside: part of the seed, so that another one comes, and not of the key."""
 
     @cached_property
     def keys(self) -> list[str]:

@@ -326,12 +326,13 @@ def _usual_key(model: ModelSpec, way: Way) -> str | None:
 
 
 def _seed(request: CompletionRequest, first: int) -> int:
-    """Return 31 bits that depend on the base seed, the node and the first sample asked for."""
+    """Return 31 bits that depend on the base seed, the node, the first sample asked for and how often it was before."""
     identity: dict[str, JsonValue] = {
         "seed": request.model.seed,
         "question_id": request.question_id,
         "address": request.address,
         "first": first,
+        **({"draw": request.draw} if request.draw else {}),
     }
     return int(digest(identity)[:8], 16) & 0x7FFFFFFF
 

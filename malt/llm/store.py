@@ -2,7 +2,8 @@
 
 A row holds the provider's raw answer, written before anything parses it; what it means is read from it each time.
 An answer is never overwritten. A request that could not be had leaves a row with its reason, which a later answer
-replaces. SQLite in WAL mode by default; PostgreSQL when several machines write.
+replaces. An answer that is to be asked for again is set aside: it keeps its row, under a key that nothing asks for.
+SQLite in WAL mode by default; PostgreSQL when several machines write.
 """
 
 import asyncio
@@ -76,11 +77,19 @@ class StoredSample:
     created_at: float = field(default_factory=time.time)
 
 
+ASIDE = "~"
+"""Parts the key of an answer that was set aside from the time that it came."""
+
 COLUMNS = tuple(column.name for column in fields(StoredSample))
 PER_QUERY = 500
 """Values bound in one query; well under SQLite's limit."""
 WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
     samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
+)
+SET_ASIDE = (
+    sa.update(samples_table)
+    .where(samples_table.c.key == sa.bindparam("answered"), samples_table.c.response.is_not(None))
+    .values(key=sa.bindparam("aside"))
 )
 BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
@@ -125,6 +134,19 @@ class Store:
                     if created_at != written[key]:
                         held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
         return held
+
+    def set_aside(self, keys: Iterable[str], before: float) -> int:
+        """Let what came for these keys before a time be asked for again, all or none; return how many answers that is.
+
+        Called again with the same time, it leaves alone what has come since.
+        """
+        moved = 0
+        with database_errors(self.url), self._engine.begin() as connection:
+            for chunk in chunks(list(keys)):
+                old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
+                names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
+                moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
+        return moved
 
     def close(self) -> None:
         """Give the connections back."""

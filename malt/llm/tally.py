@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from malt.spec import Role
+from malt.spec import PLAYERS, Role
 
 
 @dataclass
@@ -45,6 +45,11 @@ class Tally:
         """Count what another tally counted."""
         for role, usage in other.roles.items():
             self.add(role, usage)
+
+    @property
+    def answers(self) -> int:
+        """Completions of the trained roles, new and stored."""
+        return sum(self.roles[role].completions + self.roles[role].cached_completions for role in PLAYERS)
 
     @property
     def total(self) -> Usage:

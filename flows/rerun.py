@@ -1,0 +1,85 @@
+"""newest version -> the questions and roles that are named -> a new version. Asks for what is missing, or all anew."""
+
+import asyncio
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from pydantic import Field
+
+from flows.generate import grow_and_publish
+from malt.config import load_spec
+from malt.datasets.version import open_version
+from malt.errors import ConfigError, QuestionError
+from malt.inputs import read_inputs
+from malt.llm.asker import EVERY_ROLE
+from malt.questions import Question
+from malt.refresh import set_aside
+from malt.settings import Settings
+from malt.spec import Role, RunSpec
+from malt.summary import RunSummary
+
+Name = Annotated[str, Field(pattern="^[a-z0-9-]+$", description="Dataset to ask again for.")]
+Ids = Annotated[tuple[str, ...], Field(description="Ids of questions, as questions.parquet has them; empty: all.")]
+Roles = Annotated[tuple[Role, ...], Field(description="Roles to ask; empty: all.")]
+Refresh = Annotated[
+    bool,
+    Field(
+        description="Ask the named roles again even where the store has an answer, which is set aside; the roles after "
+        "them follow. Off: ask for what is missing."
+    ),
+]
+Config = Annotated[
+    str, Field(description="TOML file, as the worker sees it, that declares the dataset; empty: its newest version.")
+]
+
+
+@flow(name="rerun", flow_run_name="rerun {name}")
+async def rerun(
+    name: Name,
+    questions: Ids = (),
+    roles: Roles = (),
+    refresh: Refresh = False,
+    config: Config = "",
+) -> State[RunSummary]:
+    """Ask again for part of a dataset, and publish what comes of it."""
+    spec = declared(name, config)
+    inputs = read_inputs(spec)
+    chosen = choose(inputs.questions, questions)
+    if refresh:
+        count = await asyncio.to_thread(set_aside, chosen, inputs, spec, roles or EVERY_ROLE, asked_at(), Settings())
+        get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
+    asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
+    return await grow_and_publish(inputs, spec, chosen, asks)
+
+
+def declared(name: str, config: str) -> RunSpec:
+    """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
+    if not config:
+        return open_version(name, Settings().datasets_dir).spec
+    spec = load_spec(Path(config))
+    if spec.name != name:
+        raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")
+    return spec
+
+
+def choose(questions: list[Question], ids: Sequence[str]) -> list[Question]:
+    """Return the questions with these ids, in the order of the file. Raises `QuestionError` for ids that none has."""
+    known = [question.question_id for question in questions]
+    for unknown in (each for each in ids if each not in known):
+        close = difflib.get_close_matches(unknown, known, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise QuestionError(f"no question {unknown!r} in the dataset; {meant}questions.parquet lists them")
+    return [question for question in questions if question.question_id in ids] if ids else questions
+
+
+def asked_at() -> float:
+    """When this flow run was asked for: the same again when it is retried, in seconds since the epoch."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.created is None:
+        raise ConfigError("refresh needs a flow run that Prefect knows the beginning of")
+    return context.flow_run.created.timestamp()
