@@ -1,0 +1,180 @@
+"""`malt up` as its users meet it: a process, started once, and asked through Prefect's HTTP API as the UI does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from malt.datasets.version import DatasetVersion, list_versions
+from malt.spec import RunSpec
+from tests.providers import ScriptedProvider
+from tests.specs import spec_of, write_questions
+
+MALT = str(Path(sys.executable).parent / "malt")
+PROJECT = Path(__file__).parents[3]
+KEY = "test-key-4711"
+START_LIMIT_S = 90.0
+RUN_LIMIT_S = 180.0
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+Json = Any
+
+
+class Up(NamedTuple):
+    """A `malt up` that is ready."""
+
+    process: "subprocess.Popen[str]"
+    api_url: str
+    data_dir: Path
+
+    def stop(self) -> float:
+        """Press Ctrl-C, and return how many seconds the end took."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+        return time.monotonic() - started
+
+    def processes(self) -> list[int]:
+        """Every process that has this data folder in its environment, its own apart."""
+        mark = f"MALT_DATA_DIR={self.data_dir}\0".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in entry.read_bytes():
+                    found.append(int(entry.parent.name))
+            except OSError:
+                continue
+        return [pid for pid in found if pid != self.process.pid]
+
+
+def start(data_dir: Path, *options: str, **environment: str) -> Up:
+    """Start `malt up`, and wait until it says where."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    process = subprocess.Popen(
+        [MALT, "up", *options],
+        cwd=PROJECT,
+        env={**outside, "MALT_DATA_DIR": str(data_dir), "TEST_KEY": KEY, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("Prefect's UI: "), line + process.stdout.read()
+    return Up(process, f"{line.split()[-1]}/api", data_dir)
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    up = start(tmp_path_factory.mktemp("service"), "--port", free_port())
+    yield up
+    up.stop()
+    assert up.process.stdout is not None
+    up.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def api_url(service: Up) -> str:
+    """Stands in for the server that the other flow tests share."""
+    return service.api_url
+
+
+class Prefect:
+    """Prefect's HTTP API, as far as its UI asks it here."""
+
+    def __init__(self, service: Up) -> None:
+        self.service = service
+        self.http = httpx.Client(base_url=service.api_url, timeout=60)
+
+    def post(self, path: str, body: Json) -> httpx.Response:
+        """Ask again while the server says 503: its SQLite file was busy, and nothing was done."""
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while True:
+            answer = self.http.post(path, json=body)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.2)
+
+    def deployment(self, flow: str) -> Json:
+        return self.http.get(f"/deployments/name/{flow}/malt").raise_for_status().json()
+
+    def trigger(self, flow: str, **parameters: Json) -> httpx.Response:
+        """Submit a deployment's form."""
+        wanted = self.deployment(flow)["id"]
+        return self.post(f"/deployments/{wanted}/create_flow_run", {"parameters": parameters})
+
+    def run(self, flow: str, **parameters: Json) -> Json:
+        """Submit a deployment's form, and return the flow run once it has ended."""
+        return self.ended(self.trigger(flow, **parameters).raise_for_status().json()["id"])
+
+    def retry(self, flow_run_id: str) -> Json:
+        """Press Retry, and return the flow run once it has ended again."""
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+        self.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True}).raise_for_status()
+        return self.ended(flow_run_id)
+
+    def ended(self, flow_run_id: str) -> Json:
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while time.monotonic() < deadline:
+            flow_run = self.http.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()
+            if flow_run["state_type"] in ENDED:
+                return flow_run
+            time.sleep(0.3)
+        raise AssertionError((self.service.data_dir / "prefect" / "worker.log").read_text()[-3000:])
+
+    def artifacts(self, flow_run_id: str) -> dict[str, Json]:
+        """What a flow run left, the latest of each key."""
+        wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "CREATED_ASC", "limit": 200}
+        left = self.post("/artifacts/filter", wanted).raise_for_status().json()
+        return {artifact["key"]: artifact for artifact in left}
+
+    def task_runs(self, flow_run_id: str) -> list[Json]:
+        wanted = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "limit": 200}
+        found: list[Json] = self.post("/task_runs/filter", wanted).raise_for_status().json()
+        return found
+
+    def logs(self, flow_run_id: str) -> list[str]:
+        wanted = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
+        return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
+
+    def versions(self, name: str) -> list[DatasetVersion]:
+        return list_versions(self.service.data_dir / "datasets", name)
+
+    def newest(self, name: str) -> DatasetVersion:
+        return self.versions(name)[-1]
+
+
+@pytest.fixture
+def prefect(service: Up) -> Iterator[Prefect]:
+    client = Prefect(service)
+    yield client
+    client.http.close()
+
+
+def declared(name: str, folder: Path, provider: ScriptedProvider, questions: int, **changed: Json) -> RunSpec:
+    """A spec of sums under a seed of its own: the service's store is shared by all tests."""
+    spec = spec_of(provider, write_questions(folder, questions)).as_config()
+    for role in spec["roles"].values():
+        role["seed"] = int.from_bytes(name.encode()[:6])
+    return RunSpec.model_validate({**spec, "name": name, **changed})
+
+
+def in_form(spec: RunSpec) -> Json:
+    """A spec as the form sends it."""
+    return json.loads(spec.model_dump_json(exclude_none=True))

@@ -1,0 +1,129 @@
+"""The form of a deployment: what it offers, what it refuses, and that no key is ever written down."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from malt.config import load_spec
+from malt.spec import RunSpec
+from tests.flows.service.conftest import PROJECT, Json, Prefect, declared, in_form
+from tests.providers import ScriptedProvider
+
+SECRET = "sk-ant-0123456789abcdefghij"
+
+
+def fields(schema: Json, model: str) -> dict[str, Json]:
+    found: dict[str, Json] = schema["definitions"][model]["properties"]
+    return dict(sorted(found.items(), key=lambda field: int(field[1]["position"])))
+
+
+def test_the_form_has_groups_in_the_order_of_a_config_and_a_description_for_every_field(prefect: Prefect) -> None:
+    schema = prefect.deployment("generate")["parameter_openapi_schema"]
+    assert list(fields(schema, "RunSpec"))[:5] == ["name", "questions", "prompts", "roles", "evaluator"]
+    assert list(fields(schema, "RoleSpec"))[:4] == ["model", "samples", "temperature", "max_tokens"]
+    for model, group in schema["definitions"].items():
+        if model != "JsonValue":
+            assert group["description"]
+            for name, field in fields(schema, model).items():
+                assert field["title"] == name
+                assert "$ref" in field or field["description"]
+
+
+def test_choices_are_offered_as_such(prefect: Prefect) -> None:
+    schema = prefect.deployment("generate")["parameter_openapi_schema"]
+    assert fields(schema, "RunOptions")["tracking"]["enum"] == ["auto", "branch", "shard"]
+    assert "number" in fields(schema, "EvaluatorSpec")["kind"]["items"]["enum"]
+    rerun = prefect.deployment("rerun")["parameter_openapi_schema"]
+    assert rerun["definitions"]["Role"]["enum"] == ["generator", "verifier", "refiner", "evaluator"]
+    assert all(field["description"] for field in rerun["properties"].values())
+
+
+@pytest.mark.parametrize("flow", ["generate", "assemble"])
+def test_the_form_is_filled_with_the_quickstart(prefect: Prefect, flow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    offered = prefect.deployment(flow)["parameters"]["spec"]
+    assert RunSpec.model_validate(offered) == load_spec(Path("configs/quickstart.toml"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"questions": {}}, "source"),
+        ({"credit": {"threshold": 1.5}}, "credit.threshold"),
+        ({"run": {"tracking": "leaf"}}, "run.tracking"),
+        ({"roles": {"verifier": {"samples": "many"}}}, "roles.verifier.samples"),
+        ({"roles": {"refiner": {"temprature": 1}}}, "temprature"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name_before_a_run_begins(prefect: Prefect, changed: Json, said: str) -> None:
+    offered = prefect.deployment("generate")["parameters"]["spec"]
+    answer = prefect.trigger("generate", spec={**offered, **changed})
+    assert answer.status_code == 409
+    assert said in answer.text
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"extra": {"api_key": "hush"}},
+        {"extra": {"headers": {"Authorization": "hush"}}},
+        {"extra": {"user": SECRET}},
+        {"api_key_env": SECRET},
+        {"api_key_block": SECRET},
+        {"api_base": "https://me:hush@models.example/v1"},
+    ],
+)
+def test_a_key_in_the_form_is_refused_and_not_written_down(prefect: Prefect, held: Json) -> None:
+    offered = prefect.deployment("generate")["parameters"]["spec"]
+    answer = prefect.trigger("generate", spec={**offered, "roles": {"generator": held}})
+    assert answer.status_code == 409
+    assert not found_in_records(prefect, b"hush", SECRET.encode())
+
+
+def test_a_key_comes_from_a_block_and_is_nowhere_to_be_read(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    provider.key = SECRET
+    make_block(prefect, "vault-key", SECRET)
+    spec = in_form(declared("blocked", tmp_path, provider, 1))
+    for role in spec["roles"].values():
+        del role["api_key_env"]
+        role["api_key_block"] = "vault-key"
+    ended = prefect.run("generate", spec=spec)
+    assert ended["state"]["message"] == "blocked@v1: 1 questions complete"
+    assert not found_in_records(prefect, SECRET.encode())
+    assert SECRET not in (prefect.newest("blocked").path / "manifest.json").read_text()
+
+
+def test_a_block_that_is_not_there_is_said(prefect: Prefect, provider: ScriptedProvider, tmp_path: Path) -> None:
+    spec = in_form(declared("unblocked", tmp_path, provider, 1))
+    del spec["roles"]["generator"]["api_key_env"]
+    spec["roles"]["generator"]["api_key_block"] = "no-such-block"
+    ended = prefect.run("generate", spec=spec)
+    assert "no Secret block of that name" in ended["state"]["message"]
+    assert provider.request_count == 0
+
+
+def make_block(prefect: Prefect, name: str, value: str) -> None:
+    """Make a Secret block as the UI does."""
+    kind = prefect.http.get("/block_types/slug/secret").raise_for_status().json()["id"]
+    wanted = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+    schema = prefect.post("/block_schemas/filter", wanted).raise_for_status().json()[0]["id"]
+    body = {"name": name, "data": {"value": value}, "block_type_id": kind, "block_schema_id": schema}
+    prefect.post("/block_documents/", body).raise_for_status()
+
+
+def found_in_records(prefect: Prefect, *secrets: bytes) -> list[str]:
+    """The files below the data folder that hold a secret: databases, their journals, logs, datasets."""
+    files = [path for path in prefect.service.data_dir.rglob("*") if path.is_file() and "ui" not in path.parts]
+    return [str(path) for path in files if any(secret in path.read_bytes() for secret in secrets)]
+
+
+def test_what_the_form_sends_is_what_a_config_declares(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    spec = declared("formed", tmp_path, provider, 1)
+    prefect.run("generate", spec=in_form(spec))
+    assert prefect.newest("formed").spec == spec
+    assert json.loads((prefect.newest("formed").path / "manifest.json").read_text())["config"] == spec.as_config()
