@@ -178,6 +178,8 @@ class CreditSpec(Declared):
 class DatasetSpec(Declared):
     """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
 
+    license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$")
+    """Licence for the card, as the Hub writes it, such as cc-by-4.0: what questions and models' outputs allow."""
     validation: float = Field(0.0, ge=0, lt=1)
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
