@@ -14,8 +14,8 @@ from malt.questions import Question
 from malt.spec import DatasetSpec
 
 BAKERY = (
-    "Maria bakes 12 buns on each of 3 trays every morning, eats 4 of them on her way to the market and sells all of the "
-    "others to her neighbours. How many buns does she sell in a week of 7 days, if nobody steals any of them?"
+    "Maria bakes 12 buns on each of 3 trays every morning, eats 4 of them on her way to the market and sells all of "
+    "the others to her neighbours. How many buns does she sell in a week of 7 days, if nobody steals any of them?"
 )
 
 
@@ -47,6 +47,7 @@ def test_a_question_asked_again_gives_no_rows(again: str) -> None:
     "other",
     [
         pytest.param(BAKERY.replace("12", "15"), id="another number"),
+        pytest.param(f"{BAKERY} -1", id="another sign"),
         pytest.param("Maria bakes buns every morning. How many does she eat?", id="another question"),
     ],
 )
@@ -61,9 +62,8 @@ def test_of_many_that_ask_the_same_the_first_counts() -> None:
 
 
 def test_questions_of_one_template_are_all_asked() -> None:
-    assert (
-        screen(asked(*(f"What is {number} and {number + 1}?" for number in range(500))), DatasetSpec()).excluded == {}
-    )
+    texts = [f"What is {number} {sign} {number + 1}?" for number in range(100) for sign in "+-*/"]
+    assert screen(asked(*texts), DatasetSpec()).excluded == {}
 
 
 @pytest.mark.parametrize("column", ["question", "problem", "prompt", "text"])
@@ -109,9 +109,10 @@ def test_a_test_set_that_asks_nothing_is_an_error(tmp_path: Path) -> None:
         screen(asked(BAKERY), DatasetSpec(decontaminate=("nowhere.jsonl",)))
 
 
-@given(
-    st.lists(st.text("ab ", min_size=1, max_size=12), max_size=12), st.lists(st.text("ab ", max_size=12), max_size=6)
-)
+TEXTS = st.lists(st.text("ab ", max_size=12), max_size=12)
+
+
+@given(TEXTS, TEXTS)
 def test_questions_added_at_the_end_change_nothing_for_the_others(first: list[str], added: list[str]) -> None:
     spec = DatasetSpec(validation=0.5)
     few, more = screen(asked(*first), spec), screen(asked(*first, *added), spec)

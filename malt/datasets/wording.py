@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 WORD = re.compile(r"\w+")
-FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%×÷−√∫]")
+FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def figures(text: str) -> list[str]:
-    """The numbers and the signs of arithmetic in a text, in order: where these differ, two texts do not say the same."""
+    """The numbers and signs of arithmetic in a text, in order: where these differ, two texts do not say the same."""
     return FIGURE.findall(text)
 
 
