@@ -105,7 +105,7 @@ def test_a_test_set_that_asks_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(QuestionError, match=r"empty\.jsonl has no rows"):
         screen(asked(BAKERY), DatasetSpec(decontaminate=(str(tmp_path / "empty.jsonl"),)))
-    with pytest.raises(QuestionError, match="no such file"):
+    with pytest.raises(QuestionError, match=r"dataset.decontaminate = nowhere.jsonl: no such file"):
         screen(asked(BAKERY), DatasetSpec(decontaminate=("nowhere.jsonl",)))
 
 

@@ -138,7 +138,7 @@ class Overlaps:
 
 def texts_of(source: str) -> Iterator[tuple[str, str]]:
     """Yield place and text of every row of a test set."""
-    for row in read_rows(source):
+    for row in read_rows(source, "dataset.decontaminate"):
         column = next((name for name in TEXT_COLUMNS if row.values.get(name)), None)
         if column is None:
             raise QuestionError(
