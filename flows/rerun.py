@@ -23,30 +23,27 @@ from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
 
-Name = Annotated[str, Field(pattern="^[a-z0-9-]+$", description="Dataset to ask again for.")]
-Ids = Annotated[tuple[str, ...], Field(description="Ids of questions, as questions.parquet has them; empty: all.")]
-Roles = Annotated[tuple[Role, ...], Field(description="Roles to ask; empty: all.")]
-Refresh = Annotated[
-    bool,
-    Field(
-        description="Ask the named roles again even where the store has an answer, which is set aside; the roles after "
-        "them follow. Off: ask for what is missing."
-    ),
-]
-Config = Annotated[
-    str, Field(description="TOML file, as the worker sees it, that declares the dataset; empty: its newest version.")
-]
+Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 
 
 @flow(name="rerun", flow_run_name="rerun {name}")
 async def rerun(
     name: Name,
-    questions: Ids = (),
-    roles: Roles = (),
-    refresh: Refresh = False,
-    config: Config = "",
+    questions: tuple[str, ...] = (),
+    roles: tuple[Role, ...] = (),
+    refresh: bool = False,
+    config: str = "",
 ) -> State[RunSummary]:
-    """Ask again for part of a dataset, and publish what comes of it."""
+    """Ask again for part of a dataset, and publish what comes of it.
+
+    Args:
+        name: Dataset to ask again for.
+        questions: Ids of questions, as questions.parquet has them. Empty: all.
+        roles: Roles to ask. Empty: all.
+        refresh: Ask the named roles anew even where the store has an answer, which is set aside; the roles after them
+            follow. Off: ask for what is missing.
+        config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
+    """
     spec = declared(name, config)
     inputs = read_inputs(spec)
     chosen = choose(inputs.questions, questions)

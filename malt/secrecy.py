@@ -26,7 +26,7 @@ NAMES = {
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
 }
 """Keys that name where a key is."""
-MAY_LOOK_LIKE_A_KEY = ("source", "prompts")
+MAY_LOOK_LIKE_A_KEY = ("source", "prompts", "decontaminate")
 """Paths and addresses that the user chose, some of them signed."""
 NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
 

@@ -140,9 +140,9 @@ class Prefect:
 
     def artifacts(self, flow_run_id: str) -> dict[str, Json]:
         """What a flow run left, the latest of each key."""
-        wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "CREATED_ASC", "limit": 200}
+        wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "UPDATED_DESC", "limit": 200}
         left = self.post("/artifacts/filter", wanted).raise_for_status().json()
-        return {artifact["key"]: artifact for artifact in left}
+        return {artifact["key"]: artifact for artifact in reversed(left)}
 
     def task_runs(self, flow_run_id: str) -> list[Json]:
         wanted = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "limit": 200}
