@@ -1,6 +1,6 @@
 """What the server asks for by itself, by the triggers in prefect.yaml: to tell of failed runs, to mark dead ones."""
 
-from typing import Annotated, cast
+from typing import cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger
@@ -10,17 +10,18 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 from prefect.variables import Variable
-from pydantic import Field
 
 ALERTS = "malt_alerts"
 """Prefect variable that names the notification block to tell, as TYPE/NAME: `slack-webhook/team`."""
 
-Resource = Annotated[str, Field(description="The run, as events name it: prefect.flow-run.<id>.")]
-
 
 @flow(name="notify")
-async def notify(resource: Resource) -> None:
-    """Tell of a run that failed: in the log, and to the block that the variable `malt_alerts` names."""
+async def notify(resource: str) -> None:
+    """Tell of a run that failed: in the log, and to the block that the variable `malt_alerts` names.
+
+    Args:
+        resource: The run, as events name it: prefect.flow-run.ID.
+    """
     run = await flow_run(resource)
     state = run.state
     message = f"{run.name}: {state.name if state else 'unknown'}: {state.message if state else ''}"
@@ -31,8 +32,12 @@ async def notify(resource: Resource) -> None:
 
 
 @flow(name="mark-crashed")
-async def mark_crashed(resource: Resource) -> None:
-    """Mark a run as crashed whose heartbeat has stopped, so that it can be retried and its place is free."""
+async def mark_crashed(resource: str) -> None:
+    """Mark a run as crashed whose heartbeat has stopped, so that it can be retried and its place is free.
+
+    Args:
+        resource: The run, as events name it: prefect.flow-run.ID.
+    """
     run = await flow_run(resource)
     if run.state is None or not run.state.is_running():
         return

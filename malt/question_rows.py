@@ -13,14 +13,17 @@ import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
-from itertools import islice
+from glob import glob
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import JsonValue
 
 from malt.errors import QuestionError
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -34,10 +37,11 @@ class Row(NamedTuple):
 def read_rows(source: str, key: str = "") -> Iterator[Row]:
     """Read a .jsonl, .json, .csv (each also .gz) or .parquet file from a path or any address fsspec knows.
 
+    A folder, or a path or address with `*` in it, means all such files there, in the order of their names.
     Raises `QuestionError`. One that is about the whole file begins with `key`, where the file was named.
     """
     try:
-        return _rows(source)
+        return chain.from_iterable([_rows(file) for file in _files(source)])
     except _FileError as error:
         raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
 
@@ -46,11 +50,39 @@ class _FileError(QuestionError):
     """A file that cannot be had or has no known format."""
 
 
+def _files(source: str) -> list[str]:
+    """Return the files that a source means."""
+    if "://" in source:
+        return _matching(source) if "*" in source else [source]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = [str(each) for each in sorted(path.iterdir()) if _suffix(each.name) in {".parquet", *_TEXT_READERS}]
+    elif "*" in source:
+        found = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    else:
+        return [source]
+    if not found:
+        raise _FileError(f"{source}: no question file there (looked in {Path.cwd()}); they end in {_ENDINGS}")
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """Return the addresses that match one with `*`."""
+    found = _asked(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
+    if not found:
+        raise _FileError(f"{without_secrets(pattern)}: no file matches; check the address")
+    return found
+
+
+def _suffix(name: str) -> str:
+    """Return the ending that tells a file's format, without .gz."""
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+
+
 def _rows(source: str) -> Iterator[Row]:
     name = without_secrets(source)
-    path = PurePosixPath(urlsplit(source).path if source.startswith(("http://", "https://")) else source)
-    packed = path.suffix.lower() == ".gz"
-    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    path = urlsplit(source).path if source.startswith(("http://", "https://")) else source
+    packed, suffix = path.lower().endswith(".gz"), _suffix(path)
     if suffix == ".parquet" and not packed:
         return _parquet_rows(_read_bytes(source), name)
     if suffix not in _TEXT_READERS:
@@ -71,14 +103,18 @@ def _read_bytes(source: str) -> bytes:
 
 
 def _fetch(address: str) -> bytes:
-    """Download through fsspec; whatever the service's own library raises becomes ours here."""
+    data: bytes = _asked(address, lambda files, path: files.cat_file(path))
+    return data
+
+
+def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
+    """Ask a file system of fsspec's; whatever the service's own library raises becomes ours here."""
     import fsspec
 
     options = {"client_kwargs": {"trust_env": True}} if address.startswith(("http://", "https://")) else {}
     name = without_secrets(address)
     try:
-        files, path = fsspec.core.url_to_fs(address, **options)
-        data: bytes = files.cat_file(path)
+        return ask(*fsspec.core.url_to_fs(address, **options))
     except ImportError as error:
         raise _FileError(f"{name}: a package is missing: {error}") from error
     except FileNotFoundError as error:
@@ -86,7 +122,6 @@ def _fetch(address: str) -> bytes:
     except Exception as error:
         reason = without_secrets(f"{type(error).__name__}: {error}")
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
-    return data
 
 
 _SECRETS_IN_URL = re.compile(r"""(https?://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")

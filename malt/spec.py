@@ -80,7 +80,9 @@ class QuestionSource(Declared):
     """Where the questions come from and how to read them."""
 
     source: str = Field(min_length=1)
-    """File with one question a row: .jsonl .json .csv .parquet; a path, URL, s3:// or hf://datasets/… address."""
+    """File with one question a row: .jsonl .json .csv .parquet; a path, URL, s3:// or hf://datasets/… address.
+
+    A folder, or a path or address with `*` in it, means all such files there."""
     format: Literal["auto", "gsm8k", "math", "csqa", "plain"] = "auto"
     """How the reference answer is written in its column."""
     limit: int | None = Field(None, ge=1)

@@ -95,9 +95,27 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     assert f"q.jsonl: no such file (looked in {Path.cwd()})" in refusal(tmp_path / "q.jsonl")
 
 
-def test_a_folder_is_no_question_file(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").mkdir()
-    assert "q.jsonl: cannot be read: Is a directory" in refusal(tmp_path / "q.jsonl")
+def test_a_folder_means_the_question_files_in_it_by_name(tmp_path: Path) -> None:
+    written(tmp_path / "b.jsonl", '{"question": "2"}\n')
+    written(tmp_path / "a.csv", "question\n1\n")
+    written(tmp_path / "notes.md", "not a question file")
+    assert [row.values["question"] for row in rows_of(tmp_path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("as_address", [False, True])
+def test_a_star_means_all_files_that_match(tmp_path: Path, as_address: bool) -> None:
+    for name in ("day-2", "day-1", "other"):
+        written(tmp_path / f"{name}.jsonl", f'{{"question": "{name}"}}\n')
+    source = f"{'file://' if as_address else ''}{tmp_path}/day-*.jsonl"
+    assert [row.values["question"] for row in read_rows(source)] == ["day-1", "day-2"]
+
+
+def test_nothing_that_matches_is_refused(tmp_path: Path) -> None:
+    assert "no question file there" in refusal(tmp_path)
+    with pytest.raises(QuestionError, match="no question file there"):
+        read_rows(str(tmp_path / "*.jsonl"))
+    with pytest.raises(QuestionError, match="no file matches"):
+        read_rows(f"file://{tmp_path}/*.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from malt.datasets.folders import version_numbers
 from malt.datasets.version import DatasetVersion, list_versions
 from malt.spec import RunSpec
 from tests.providers import ScriptedProvider
@@ -39,7 +40,7 @@ class Up(NamedTuple):
         """Press Ctrl-C, and return how many seconds the end took."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
+        self.process.communicate(timeout=60)
         return time.monotonic() - started
 
     def processes(self) -> list[int]:
@@ -85,8 +86,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = start(tmp_path_factory.mktemp("service"), "--port", free_port())
     yield up
     up.stop()
-    assert up.process.stdout is not None
-    up.process.stdout.close()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +139,7 @@ class Prefect:
 
     def artifacts(self, flow_run_id: str) -> dict[str, Json]:
         """What a flow run left, the latest of each key."""
-        wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "UPDATED_DESC", "limit": 200}
+        wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "CREATED_DESC", "limit": 200}
         left = self.post("/artifacts/filter", wanted).raise_for_status().json()
         return {artifact["key"]: artifact for artifact in reversed(left)}
 
@@ -152,6 +151,19 @@ class Prefect:
     def logs(self, flow_run_id: str) -> list[str]:
         wanted = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
         return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
+
+    def flow_runs(self, flow: str, state: str) -> list[Json]:
+        """The runs of a deployment that are in a state, the latest first."""
+        wanted = {
+            "deployments": {"id": {"any_": [self.deployment(flow)["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": [state]}}},
+            "limit": 200,
+        }
+        found: list[Json] = self.post("/flow_runs/filter", wanted).raise_for_status().json()
+        return found
+
+    def numbers(self, name: str) -> list[int]:
+        return version_numbers(self.service.data_dir / "datasets" / name)
 
     def versions(self, name: str) -> list[DatasetVersion]:
         return list_versions(self.service.data_dir / "datasets", name)
@@ -167,9 +179,9 @@ def prefect(service: Up) -> Iterator[Prefect]:
     client.http.close()
 
 
-def declared(name: str, folder: Path, provider: ScriptedProvider, questions: int, **changed: Json) -> RunSpec:
+def declared(name: str, folder: Path, provider: ScriptedProvider, count: int, **changed: Json) -> RunSpec:
     """A spec of sums under a seed of its own: the service's store is shared by all tests."""
-    spec = spec_of(provider, write_questions(folder, questions)).as_config()
+    spec = spec_of(provider, write_questions(folder, count)).as_config()
     for role in spec["roles"].values():
         role["seed"] = int.from_bytes(name.encode()[:6])
     return RunSpec.model_validate({**spec, "name": name, **changed})

@@ -1,0 +1,96 @@
+"""A deployment on a schedule: new rows of a growing source are paid for once, and runs never overlap."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from malt.spec import RunSpec
+from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form
+from tests.providers import ScriptedProvider
+
+EVERY_S = 4
+"""Shorter than a run takes, so that runs have to wait for each other."""
+
+
+@pytest.fixture
+def every_few_seconds(prefect: Prefect) -> Iterator[Callable[[RunSpec], None]]:
+    """Put a spec on a schedule of the generate deployment, for as long as the test lasts."""
+    path = f"/deployments/{prefect.deployment('generate')['id']}/schedules"
+    made: list[str] = []
+
+    def schedule(spec: RunSpec) -> None:
+        body = [{"schedule": {"interval": EVERY_S}, "active": True, "parameters": {"spec": in_form(spec)}}]
+        made.extend(each["id"] for each in prefect.post(path, body).raise_for_status().json())
+
+    yield schedule
+    for each in made:
+        prefect.http.delete(f"{path}/{each}").raise_for_status()
+    for waiting in prefect.flow_runs("generate", "SCHEDULED"):
+        prefect.http.delete(f"/flow_runs/{waiting['id']}")
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RUN_LIMIT_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def add_question(source: Path, number: int) -> None:
+    with (source / f"day-{number}.jsonl").open("x") as file:
+        file.write(json.dumps({"question": f"What is {number} + 100?", "answer": f"#### {number + 100}"}) + "\n")
+
+
+def test_three_versions_of_a_growing_folder_and_no_request_twice(
+    prefect: Prefect,
+    provider: ScriptedProvider,
+    tmp_path: Path,
+    every_few_seconds: Callable[[RunSpec], None],
+) -> None:
+    source = tmp_path / "growing"
+    source.mkdir()
+    add_question(source, 1)
+    spec = declared("growing", tmp_path, provider, 1, questions={"source": str(source / "*.jsonl"), "format": "gsm8k"})
+    every_few_seconds(spec)
+    for version in (1, 2, 3):
+        wait_for(lambda version=version: len(prefect.numbers("growing")) == version)  # type: ignore[misc]
+        if version < 3:
+            add_question(source, version + 1)
+    ended = len(runs_of("growing", prefect))
+    wait_for(lambda: len(runs_of("growing", prefect)) >= ended + 2)
+
+    assert prefect.numbers("growing") == [1, 2, 3]
+    assert prefect.newest("growing").manifest.counts.complete == 3
+    assert provider.request_count == 3 * 13
+    assert all(asked.attempt == 0 for asked in provider.requests)
+    spans = sorted((when(run["start_time"]), when(run["end_time"])) for run in runs_of("growing", prefect))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def runs_of(dataset: str, prefect: Prefect) -> list[Json]:
+    """The runs of a dataset that have completed."""
+    done = prefect.flow_runs("generate", "COMPLETED")
+    return [run for run in done if run["parameters"]["spec"]["name"] == dataset]
+
+
+def when(moment: str) -> datetime:
+    return datetime.fromisoformat(moment)
+
+
+def test_the_nightly_schedule_is_there_and_off(prefect: Prefect) -> None:
+    schedules = prefect.deployment("generate")["schedules"]
+    assert [(each["slug"], each["schedule"]["cron"], each["active"]) for each in schedules] == [
+        ("nightly", "0 3 * * *", False)
+    ]
+
+
+@pytest.mark.parametrize("flow", ["generate", "rerun", "assemble"])
+def test_runs_of_a_deployment_wait_for_each_other(prefect: Prefect, flow: str) -> None:
+    deployed = prefect.deployment(flow)
+    assert deployed["global_concurrency_limit"]["limit"] == 1
+    assert deployed["concurrency_options"]["collision_strategy"] == "ENQUEUE"

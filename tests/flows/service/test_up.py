@@ -1,0 +1,68 @@
+"""`malt up`: what it starts, what it adopts, and that nothing of it is left."""
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+
+from tests.flows.service.conftest import Prefect, Up, declared, free_port, in_form, start
+from tests.providers import ScriptedProvider
+
+STOP_LIMIT_S = 10.0
+
+
+def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> None:
+    page = httpx.get(prefect.service.api_url.removesuffix("/api"), follow_redirects=True)
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    for flow in ("generate", "assemble", "rerun", "notify", "mark-crashed"):
+        assert prefect.deployment(flow)["work_pool_name"] == "malt"
+    workers = prefect.post("/work_pools/malt/workers/filter", {}).raise_for_status().json()
+    assert [worker["status"] for worker in workers] == ["ONLINE"]
+
+
+def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) -> None:
+    automations = prefect.post("/automations/filter", {}).raise_for_status().json()
+    assert {each["name"]: each["trigger"]["posture"] for each in automations} == {
+        "MALT: tell of a failed run": "Reactive",
+        "MALT: a silent run has crashed": "Proactive",
+    }
+
+
+def test_ctrl_c_ends_the_run_under_way_the_worker_and_the_server(tmp_path: Path, provider: ScriptedProvider) -> None:
+    provider.latency_s = 120.0
+    up = start(tmp_path / "data", "--port", free_port())
+    client = Prefect(up)
+    client.trigger("generate", spec=in_form(declared("stopped", tmp_path, provider, 1))).raise_for_status()
+    deadline = time.monotonic() + 60
+    while provider.request_count == 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    client.http.close()
+    assert provider.request_count == 1
+    assert len(up.processes()) >= 4  # server, worker and what ties it, the run
+    assert up.stop() < STOP_LIMIT_S
+    assert up.process.returncode == 0
+    assert up.processes() == []
+    with closing(sqlite3.connect(tmp_path / "data" / "prefect" / "prefect.db")) as records:
+        assert records.execute("select state_type from flow_run").fetchall() == [("CRASHED",)]
+
+
+def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: Path) -> None:
+    up = start(tmp_path / "data", PREFECT_API_URL=service.api_url)
+    assert up.api_url == service.api_url
+    assert up.stop() < STOP_LIMIT_S
+    assert up.processes() == []
+    assert httpx.get(f"{service.api_url}/health").json() is True
+
+
+def test_nothing_is_left_where_it_is_killed(service: Up, tmp_path: Path) -> None:
+    up = start(tmp_path / "data", PREFECT_API_URL=service.api_url)
+    assert up.processes()
+    up.process.kill()
+    up.process.communicate()
+    deadline = time.monotonic() + STOP_LIMIT_S
+    while up.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert up.processes() == []
