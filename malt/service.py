@@ -30,7 +30,7 @@ SHARED = {**TUNED, "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
 """What a server with a UI is set to."""
 WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 """How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
-SERVER_STOP_LIMIT_S = 2.5
+SERVER_STOP_LIMIT_S = 1.5
 LOOK_EVERY_S = 0.5
 
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-STOP_LIMIT_S = 6.5
+STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
 
 

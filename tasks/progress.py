@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
-EVERY_S = 3.0
+EVERY_S = 5.0
 """How often it moves; each time is one request to the server."""
 
 

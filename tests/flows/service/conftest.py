@@ -101,14 +101,17 @@ class Prefect:
         self.service = service
         self.http = httpx.Client(base_url=service.api_url, timeout=60)
 
-    def post(self, path: str, body: Json) -> httpx.Response:
+    def ask(self, method: str, path: str, body: Json = None) -> httpx.Response:
         """Ask again while the server says 503: its SQLite file was busy, and nothing was done."""
         deadline = time.monotonic() + RUN_LIMIT_S
         while True:
-            answer = self.http.post(path, json=body)
+            answer = self.http.request(method, path, json=body)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
                 return answer
             time.sleep(0.2)
+
+    def post(self, path: str, body: Json) -> httpx.Response:
+        return self.ask("POST", path, body)
 
     def deployment(self, flow: str) -> Json:
         return self.http.get(f"/deployments/name/{flow}/malt").raise_for_status().json()

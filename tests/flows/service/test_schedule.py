@@ -29,9 +29,9 @@ def every_few_seconds(prefect: Prefect) -> Iterator[Callable[[RunSpec], None]]:
 
     yield schedule
     for each in made:
-        prefect.http.delete(f"{path}/{each}").raise_for_status()
+        prefect.ask("DELETE", f"{path}/{each}").raise_for_status()
     for waiting in prefect.flow_runs("generate", "SCHEDULED"):
-        prefect.http.delete(f"/flow_runs/{waiting['id']}")
+        prefect.ask("DELETE", f"/flow_runs/{waiting['id']}")
 
 
 def wait_for(what: Callable[[], bool]) -> None:
@@ -61,7 +61,7 @@ def test_three_versions_of_a_growing_folder_and_no_request_twice(
         wait_for(lambda version=version: len(prefect.numbers("growing")) == version)  # type: ignore[misc]
         if version < 3:
             add_question(source, version + 1)
-    ended = len(runs_of("growing", prefect))
+    ended = len(runs_of("growing", prefect))  # one of those under way may have seen nothing new already
     wait_for(lambda: len(runs_of("growing", prefect)) >= ended + 2)
 
     assert prefect.numbers("growing") == [1, 2, 3]
@@ -84,8 +84,8 @@ def when(moment: str) -> datetime:
 
 def test_the_nightly_schedule_is_there_and_off(prefect: Prefect) -> None:
     schedules = prefect.deployment("generate")["schedules"]
-    assert [(each["slug"], each["schedule"]["cron"], each["active"]) for each in schedules] == [
-        ("nightly", "0 3 * * *", False)
+    assert [(each["schedule"]["cron"], each["active"]) for each in schedules if each["slug"] == "nightly"] == [
+        ("0 3 * * *", False)
     ]
 
 

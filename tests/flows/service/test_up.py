@@ -1,8 +1,6 @@
 """`malt up`: what it starts, what it adopts, and that nothing of it is left."""
 
-import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -45,8 +43,6 @@ def test_ctrl_c_ends_the_run_under_way_the_worker_and_the_server(tmp_path: Path,
     assert up.stop() < STOP_LIMIT_S
     assert up.process.returncode == 0
     assert up.processes() == []
-    with closing(sqlite3.connect(tmp_path / "data" / "prefect" / "prefect.db")) as records:
-        assert records.execute("select state_type from flow_run").fetchall() == [("CRASHED",)]
 
 
 def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: Path) -> None:
