@@ -22,7 +22,7 @@ COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
     *(grading.grade, grading.audit),
-    service.up,
+    *(service.up, service.doctor),
 ]
 MOST_CHARACTERS = 400
 """Of what an error that nobody foresaw says."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from malt.commands.options import takes_config, takes_json
 from malt.errors import ConfigError
 
 
@@ -18,6 +19,27 @@ def up(port: int) -> None:
     from malt.settings import Settings
 
     serve(project(), Settings().data_dir, port, click.echo)
+
+
+@click.command()
+@takes_config
+@takes_json
+def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+    """Try what a run needs, each endpoint by one cheap call: what works, what does not, what to do."""
+    from malt import console
+    from malt.config import load_spec
+    from malt.doctor import examine
+    from malt.settings import Settings
+
+    checks = []
+    for check in examine(load_spec(config, override, limit), Settings()):
+        checks.append(check)
+        if not as_json:
+            console.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
+    works = all(check.works for check in checks)
+    if as_json:
+        console.emit({"works": works, "checks": [check._asdict() for check in checks]})
+    return 0 if works else 1
 
 
 def project() -> Path:
