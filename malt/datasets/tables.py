@@ -91,9 +91,9 @@ TRAJECTORIES_FILE, QUESTIONS_FILE = "trajectories.parquet", "questions.parquet"
 KINDS: Mapping[str, pa.Schema] = {"sft": SFT, "dpo": DPO, "kto": KTO}
 
 
-def role_file(kind: str, role: Role) -> str:
-    """Name of a role's file of one kind: `sft`, `dpo` or `kto`."""
-    return f"{kind}/{role}.parquet"
+def role_file(kind: str, role: Role, split: str = "train") -> str:
+    """Name of a role's file of one kind, `sft`, `dpo` or `kto`, and one split, `train` or `validation`."""
+    return f"{kind}/{role}.parquet" if split == "train" else f"{kind}/{role}.{split}.parquet"
 
 
 def training_file(role: Role) -> str:

@@ -294,10 +294,10 @@ class Cursor:
             self._next = next(self._groups, None)
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Read a parquet file row by row."""
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Read a parquet file row by row; of each row all columns, or some."""
     with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches(batch_size=READ_ROWS):
+        for batch in parquet.iter_batches(batch_size=READ_ROWS, columns=columns and list(columns)):
             yield from batch.to_pylist()
 
 
