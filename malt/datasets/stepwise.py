@@ -1,4 +1,4 @@
-"""Trees as stepwise supervision: every path from a generation over a critique to a refinement is one row of three steps.
+"""Trees as stepwise supervision: each path from a generation to a refinement is a row of three steps.
 
 The rows are those of TRL's stepwise type (`prompt`, `completions`, `labels`) with each step's value beside its label.
 """

@@ -34,7 +34,8 @@ AXOLOTL_DATASET: Mapping[str, Sequence[str]] = {
 
 def readme(receipt: Receipt, use: str) -> str:
     """Write the README; its front matter makes `load_dataset(folder, config)` work."""
-    rows = [(f"`{file.config}`", file.split, f"`{file.path}`", f"{file.rows:,}") for file in receipt.files]
+    head = ("config", "split", "file", "rows")
+    rows = [row_of(file) for file in receipt.files]
     return f"""{front_matter(receipt)}
 # {receipt.dataset} v{receipt.version} as {receipt.format}
 
@@ -42,8 +43,13 @@ Exported from `{receipt.reference}`, whose rows have the digest `{receipt.conten
 
 {use}
 
-{table(("config", "split", "file", "rows"), rows)}
+{table(head, rows)}
 """
+
+
+def row_of(file: ExportedFile) -> tuple[object, ...]:
+    """Write a file's line of the table."""
+    return f"`{file.config}`", file.split, f"`{file.path}`", f"{file.rows:,}"
 
 
 def front_matter(receipt: Receipt) -> str:
