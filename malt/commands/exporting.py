@@ -8,6 +8,7 @@ import click
 from malt.commands.options import takes_json, takes_version
 
 if TYPE_CHECKING:
+    from malt.datasets.tables import Split
     from malt.spec import Role
 
 
@@ -36,7 +37,7 @@ def export(
     directory: Path,
     roles: tuple[str, ...],
     kinds: tuple[str, ...],
-    split: str | None,
+    split: "Split | None",
     as_json: bool,
 ) -> None:
     """Write a version's rows in another trainer's format to DIR: a new or empty folder, or an earlier export."""

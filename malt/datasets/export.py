@@ -11,13 +11,11 @@ from malt.datasets.folders import discard, open_staging, sync, sync_tree, unfini
 from malt.datasets.formats import FORMATS, STEPWISE, Format, Part, source_file
 from malt.datasets.publishing import CARD_FILE
 from malt.datasets.receipt import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
-from malt.datasets.tables import KINDS
+from malt.datasets.tables import KINDS, SPLITS, Split
 from malt.datasets.tool_files import README_FILE, readme
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport
 from malt.spec import PLAYERS, Role
-
-SPLITS = ("train", "validation")
 
 
 class Choice(NamedTuple):
@@ -25,7 +23,7 @@ class Choice(NamedTuple):
 
     roles: Collection[Role] = ()
     kinds: Collection[str] = ()
-    splits: Collection[str] = ()
+    splits: Collection[Split] = ()
 
 
 class Exported(NamedTuple):
@@ -53,7 +51,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: Choice | N
     target = place_for(directory, version)
     with staged(target) as staging:
         files = [write_part(version, form, part, staging) for part in parts]
-        receipt = receipt_of(version, to, form, files)
+        receipt = receipt_of(version, to, files)
         warnings = [
             warning for file in receipt.files for warning in form.warnings(file, (staging / file.path).stat().st_size)
         ]
@@ -118,19 +116,19 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def write_part(version: DatasetVersion, form: Format, part: Part, staging: Path) -> ExportedFile:
-    """Write one file; one without rows stays only where it can be loaded."""
+    """Write one file; one without rows does not stay."""
     name = "".join([part.role or part.kind, "" if part.split == "train" else f".{part.split}", form.suffix])
     path = f"{part.kind}/{name}" if len(form.writers) > 1 else name
     (staging / path).parent.mkdir(exist_ok=True)
     written = form.writers[part.kind](version, part, staging / path)
-    if not written.rows and not form.keeps_empty:
+    if not written.rows:
         (staging / path).unlink()
     return ExportedFile(path=path, **part._asdict(), rows=written.rows, left_out=dict(written.left_out))
 
 
-def receipt_of(version: DatasetVersion, to: str, form: Format, files: Sequence[ExportedFile]) -> Receipt:
+def receipt_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> Receipt:
     """Say what was written. Raises `NothingToExport` where that is nothing."""
-    there = [file for file in files if file.rows or form.keeps_empty]
+    there = [file for file in files if file.rows]
     if not there:
         asked = ", ".join(file.path for file in files) or "that split"
         left_out = version.path / CARD_FILE
@@ -141,7 +139,7 @@ def receipt_of(version: DatasetVersion, to: str, form: Format, files: Sequence[E
         version=version.number,
         content_sha256=version.manifest.content_sha256,
         files=tuple(there),
-        empty=tuple(file for file in files if file not in there),
+        empty=tuple(file for file in files if not file.rows),
     )
 
 

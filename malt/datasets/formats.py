@@ -17,7 +17,7 @@ from malt.datasets.receipt import ExportedFile, Receipt
 from malt.datasets.records import Record
 from malt.datasets.rowfiles import json_line
 from malt.datasets.stepwise import COLUMNS, StepwiseRow, stepwise_rows
-from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.verify import Cursor, parquet_rows
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     kind: str
     role: Role | None
     """None where a row holds all roles."""
-    split: str
+    split: Split
 
 
 class Written(NamedTuple):
@@ -63,8 +63,6 @@ class Format:
     beside: Callable[[Receipt], Mapping[str, str]] = lambda _: {}
     """The tool's own settings, by file name."""
     suffix: str = ".jsonl"
-    keeps_empty: bool = False
-    """Whether a file without rows can be loaded: a Parquet file has columns, an empty JSONL file has nothing."""
     warnings: Callable[[ExportedFile, int], list[str]] = lambda _file, _size: []
     """What the tool will not like about a file of so many bytes."""
 
@@ -93,14 +91,14 @@ def stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
     return Written(write_lines(stepwise(version, part.split, left_out), path), left_out)
 
 
-def stepwise(version: DatasetVersion, split: str, left_out: Counter[str]) -> Iterator[StepwiseRow]:
+def stepwise(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
     """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
     with readable(version.path / TRAJECTORIES_FILE):
         nodes = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE, COLUMNS))
         for row in parquet_rows(version.path / QUESTIONS_FILE):
             question = cast(QuestionRow, row)
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
-            if row.get("split", "train") == split:
+            if question["split"] == split:
                 found = stepwise_rows(question, tree)
                 left_out.update(found.left_out)
                 yield from found.rows
@@ -152,11 +150,9 @@ FORMATS: Mapping[str, Format] = {
     "trl": Format(
         about="TRL: the Parquet files as they are (sft, dpo, kto)",
         use="""`trl sft --dataset_name . --dataset_config CONFIG --model_name_or_path MODEL` trains on an `sft` config
-of the table; `trl dpo` and `trl kto` on theirs. In Python: `load_dataset(".", "CONFIG", split="train")`. A file with no
-rows has its columns all the same.""",
+of the table; `trl dpo` and `trl kto` on theirs. In Python: `load_dataset(".", "CONFIG", split="train")`.""",
         writers={"sft": copied, "dpo": copied, "kto": copied},
         suffix=".parquet",
-        keeps_empty=True,
     ),
     "openai-sft": Format(
         about="OpenAI fine-tuning, supervised; also Together, Fireworks and others",

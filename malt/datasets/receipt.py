@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from malt.datasets.tables import Split
 from malt.errors import InputError
 from malt.spec import Role
 
@@ -21,7 +22,7 @@ class ExportedFile(BaseModel):
     kind: str
     role: Role | None
     """None where a row holds all roles."""
-    split: str
+    split: Split
     rows: int
     left_out: dict[str, int] = {}
     """What the version holds and the format does not take, by why."""
@@ -43,7 +44,7 @@ class Receipt(BaseModel):
     content_sha256: str
     files: tuple[ExportedFile, ...]
     empty: tuple[ExportedFile, ...]
-    """Files that would have no row, which are not there."""
+    """Files that would have no row, which are not there: no tool loads one."""
     sha256: dict[str, str] = {}
     """Of every file of the folder, by its path; this one apart."""
 

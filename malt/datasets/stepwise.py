@@ -38,11 +38,11 @@ def stepwise_rows(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> Path
     """Write a tree's paths in its order, those whose three nodes are whole texts with a label."""
     rows, left_out = [], Counter[str]()
     for path in paths(nodes):
-        fault = question.get("excluded") or fault_of(path)
+        fault = question["excluded"] or fault_of(path)
         if fault is None:
             rows.append(stepwise_row(question, path))
         else:
-            left_out[str(fault)] += 1
+            left_out[fault] += 1
     return Paths(rows, left_out)
 
 
