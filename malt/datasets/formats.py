@@ -79,7 +79,7 @@ def lines(record: Callable[[Any], Record]) -> Writer:
 def copied(version: DatasetVersion, part: Part, path: Path) -> Written:
     """Write a role's file as it is."""
     source = version.path / source_file(part)
-    with readable(source):
+    with readable(source, version):
         rows = pq.read_metadata(source).num_rows
     shutil.copyfile(source, path)
     return Written(rows)
@@ -93,21 +93,27 @@ def stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
 
 def stepwise(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
     """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
-    with readable(version.path / TRAJECTORIES_FILE):
-        nodes = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE, COLUMNS))
-        for row in parquet_rows(version.path / QUESTIONS_FILE):
+    questions, trajectories = version.path / QUESTIONS_FILE, version.path / TRAJECTORIES_FILE
+    with readable(questions, version):
+        if all(row["split"] != split for row in parquet_rows(questions, ["split"])):
+            return
+    with readable(trajectories, version):
+        nodes = Cursor(parquet_rows(trajectories, COLUMNS))
+        for row in parquet_rows(questions):
             question = cast(QuestionRow, row)
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
             if question["split"] == split:
                 found = stepwise_rows(question, tree)
                 left_out.update(found.left_out)
                 yield from found.rows
+        if any(nodes.left):
+            raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 
 
 def role_rows(version: DatasetVersion, part: Part) -> Iterator[Mapping[str, object]]:
     """Yield the rows of one of a version's files."""
     path = version.path / source_file(part)
-    with readable(path):
+    with readable(path, version):
         yield from parquet_rows(path)
 
 
@@ -119,12 +125,12 @@ def source_file(part: Part) -> str:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Path, version: DatasetVersion) -> Iterator[None]:
     """Turn what goes wrong in reading a version's file into `VersionError`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise VersionError(f"{path} cannot be read ({error}); try: malt verify {path.parents[1]}") from error
+        raise VersionError(f"{path} cannot be read ({error}); try: malt verify {version.path}") from error
 
 
 def write_lines(rows: Iterable[Record], path: Path) -> int:
