@@ -91,13 +91,13 @@ def place_for(directory: Path, version: DatasetVersion) -> Path:
     """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
     try:
         target = directory.expanduser().resolve()
+        if Path.cwd().is_relative_to(target):
+            raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")
+        if target.is_relative_to(version.path):
+            raise InputError(f"{directory} is in the version's own folder, which never changes; name another")
+        refuse_foreign(target)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{str(directory)[:60]} cannot be a folder: {error}") from error
-    if Path.cwd().is_relative_to(target):
-        raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")
-    if target.is_relative_to(version.path):
-        raise InputError(f"{directory} is in the version's own folder, which never changes; name another")
-    refuse_foreign(target)
+        raise InputError(f"{str(directory)[:60]} cannot be a folder: {str(error)[:60]}") from error
     return target
 
 
