@@ -215,6 +215,7 @@ def show_export_warnings(exported: "Exported") -> None:
     """Print on stderr what the tool will not like, and which files are not there for want of rows."""
     for warning in exported.warnings:
         err.print(f"warning: {warning}")
-    empty = [file.path for file in exported.receipt.empty if file.split == "train"]
+    splits = {"train", *(file.split for file in exported.receipt.files)}
+    empty = [file.path for file in exported.receipt.empty if file.split in splits]
     if empty:
         err.print(f"warning: not written, as they would have no rows: {', '.join(empty)}")

@@ -317,6 +317,7 @@ def test_the_same_export_again_leaves_the_files_as_they_are(version: DatasetVers
 def test_an_earlier_export_gives_way(version: DatasetVersion, few: DatasetVersion, tmp_path: Path) -> None:
     export(version, "axolotl", tmp_path / "out")
     export(few, "llamafactory", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["kto"]
     assert sorted(contents(tmp_path / "out")) == sorted(
         ["README.md", "dataset_info.json", "export.json", *(f"kto/{role}.jsonl" for role in PLAYERS)]
     )

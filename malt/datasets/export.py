@@ -51,6 +51,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: Choice | N
     target = place_for(directory, version)
     with staged(target) as staging:
         files = [write_part(version, form, part, staging) for part in parts]
+        remove_empty_folders(staging)
         receipt = receipt_of(version, to, files)
         warnings = [
             warning for file in receipt.files for warning in form.warnings(file, (staging / file.path).stat().st_size)
@@ -80,11 +81,16 @@ def parts_of(version: DatasetVersion, to: str, form: Format, wanted: Choice) -> 
         Part(kind, role, split)
         for kind in form.writers
         if kind in (wanted.kinds or form.writers)
-        for role in ([role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None])
+        for role in roles_of(kind, wanted)
         for split in SPLITS
         if split in (wanted.splits or SPLITS)
     ]
     return [part for part in parts if part.role is None or source_file(part) in version.manifest.files]
+
+
+def roles_of(kind: str, wanted: Choice) -> Sequence[Role | None]:
+    """Return whose rows of a kind are wanted, in the order of the roles; None where a row holds all of them."""
+    return [role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None]
 
 
 def place_for(directory: Path, version: DatasetVersion) -> Path:
@@ -126,6 +132,12 @@ def write_part(version: DatasetVersion, form: Format, part: Part, staging: Path)
     return ExportedFile(path=path, **part._asdict(), rows=written.rows, left_out=dict(written.left_out))
 
 
+def remove_empty_folders(staging: Path) -> None:
+    """Remove the folders of kinds that have no rows."""
+    for folder in [path for path in staging.iterdir() if path.is_dir() and not any(path.iterdir())]:
+        folder.rmdir()
+
+
 def receipt_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> Receipt:
     """Say what was written. Raises `NothingToExport` where that is nothing."""
     there = [file for file in files if file.rows]
@@ -146,8 +158,8 @@ def receipt_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) 
 def move(staging: Path, target: Path) -> None:
     """Put a finished folder in its place; an earlier export gives way, and the same one stays.
 
-    Between the two renames that this takes, a crash leaves no folder. Raises `InputError` where somebody else wrote
-    there meanwhile.
+    Between the two renames that this takes, a crash leaves no folder; the version still has all of it. Raises
+    `InputError` where somebody else wrote there meanwhile.
     """
     sync_tree(staging)
     refuse_foreign(target)
