@@ -19,9 +19,9 @@ from malt.cli import exit_code
 from malt.datasets.export import Choice, export
 from malt.datasets.formats import FORMATS
 from malt.datasets.publishing import publish
+from malt.datasets.reading import parquet_rows
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import ROLE_FILES
-from malt.datasets.verify import parquet_rows
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport, VersionError
 from malt.llm.completion import Message

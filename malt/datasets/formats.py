@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from malt.datasets import records, tool_files
 from malt.datasets.examples import QuestionRow, TrajectoryRow
+from malt.datasets.reading import Cursor, parquet_rows
 from malt.datasets.receipt import ExportedFile, Receipt
 from malt.datasets.records import Record
 from malt.datasets.rowfiles import json_line
 from malt.datasets.stepwise import COLUMNS, StepwiseRow, stepwise_rows
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
-from malt.datasets.verify import Cursor, parquet_rows
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.spec import Role
