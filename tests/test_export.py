@@ -61,10 +61,10 @@ def shown_an_example(question_id: str, number: int) -> ValuedTree:
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
     """Six questions, some in validation, one that gives no rows; pairs for every role."""
-    screening = Screening(validation=0.4, excluded={"q5": Exclusion("duplicate_question", "q1")})
+    screening = Screening(excluded={"q5": Exclusion("duplicate_questions", "q1")})
     trees = [shown_an_example(f"q{number}", number) for number in range(6)]
     made_by = replace(PROVENANCE, screening=screening)
-    return publish(trees, spec_of(generator_dpo=True), made_by, tmp_path_factory.mktemp("datasets"))
+    return publish(trees, spec_of(generator_dpo=True, validation=0.4), made_by, tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_stepwise_rows_are_one_file_a_split_and_say_what_was_left_out(version: D
     files = export(version, "prm", tmp_path / "out").receipt.files
     assert [file.path for file in files] == ["prm.jsonl", "prm.validation.jsonl"]
     assert sum(file.rows for file in files) + sum(sum(file.left_out.values()) for file in files) == 6 * 27
-    assert sum(file.left_out.get("duplicate_question", 0) for file in files) == 27
+    assert sum(file.left_out.get("duplicate_questions", 0) for file in files) == 27
     validation = set(version.questions.query("split == 'validation'")["question_id"]) - {"q5"}
     assert {line["question_id"] for line in lines_of(tmp_path / "out" / "prm.validation.jsonl")} == validation
 
@@ -191,7 +191,7 @@ def test_the_command_prints_a_file_a_line(version: DatasetVersion, tmp_path: Pat
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("arith@v1 as prm: ")
     assert "prm.validation.jsonl" in said.out
-    assert "27 duplicate_question" in said.out
+    assert "27 duplicate_questions" in said.out
 
 
 def test_roles_kinds_and_splits_can_be_chosen(version: DatasetVersion, tmp_path: Path, malt_export: Export) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 
 from malt.datasets.examples import question_row, trajectory_rows
-from malt.datasets.screening import Exclusion, Screening
+from malt.datasets.screening import Exclusion
 from malt.datasets.stepwise import Paths, stepwise_rows
 from malt.llm.completion import FinishReason
 from malt.trees.credit import ValuedTree
@@ -12,8 +12,8 @@ from tests.published import MIXED, mixed_tree
 from tests.strategies import tree_of, valued, valued_trees
 
 
-def paths_of(tree: ValuedTree, screening: Screening | None = None) -> Paths:
-    return stepwise_rows(question_row(tree.tree, screening or Screening()), trajectory_rows(tree))
+def paths_of(tree: ValuedTree, excluded: Exclusion | None = None) -> Paths:
+    return stepwise_rows(question_row(tree.tree, "train", excluded), trajectory_rows(tree))
 
 
 def test_a_path_is_a_generation_a_critique_and_a_refinement_with_labels_and_values() -> None:
@@ -43,12 +43,12 @@ def test_a_text_that_is_cut_off_takes_all_paths_through_it_along() -> None:
 
 
 def test_a_question_that_gives_no_training_rows_gives_no_paths() -> None:
-    found = paths_of(mixed_tree("q1"), Screening(excluded={"q1": Exclusion("contaminated", "test.jsonl:3")}))
-    assert (found.rows, found.left_out) == ([], {"contaminated": 27})
+    found = paths_of(mixed_tree("q1"), Exclusion("decontaminate", "test.jsonl:3"))
+    assert (found.rows, found.left_out) == ([], {"decontaminate": 27})
 
 
 def test_a_question_without_a_tree_has_no_paths() -> None:
-    assert stepwise_rows(question_row(mixed_tree("q1").tree, Screening()), []) == ([], {})
+    assert stepwise_rows(question_row(mixed_tree("q1").tree, "train", None), []) == ([], {})
 
 
 @given(valued_trees())
