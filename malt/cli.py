@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import grading, runs, versions
+from malt.commands import grading, pushing, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -22,6 +22,7 @@ COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
     *(grading.grade, grading.audit),
+    pushing.push,
 ]
 MOST_CHARACTERS = 400
 """Of what an error that nobody foresaw says."""
