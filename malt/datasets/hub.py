@@ -75,7 +75,7 @@ class Repository:
     def api(self) -> "HfApi":
         """The Hub, asked as whoever the token belongs to."""
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not sys.stderr.isatty():
             disable_progress_bars()
