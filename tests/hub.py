@@ -5,7 +5,8 @@
 
 It keeps what it is sent: repositories with commits, branches and tags, small files under git's digest and large ones
 under their SHA-256. `.parquet` is large, everything else small. Paths in `damaged` are stored with a byte changed;
-`stall_at` lets one upload of a large file, counted from 1, hang for ever.
+`stall_at` lets one upload of a large file, counted from 1, hang for ever; `raced` lets another commit come in between
+once.
 """
 
 import asyncio
@@ -111,6 +112,7 @@ class Hub:
         self.damaged: set[str] = set()
         self.stall_at: int | None = None
         self.stalled = threading.Event()
+        self.raced = False
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._begun = 0
@@ -294,6 +296,9 @@ class Hub:
 
     async def _commit(self, request: web.Request) -> web.Response:
         repository, branch = self._written(request), request.match_info["revision"]
+        if self.raced:
+            self.raced = False
+            repository.commit(branch, repository.files(branch), "someone else's")
         header, *operations = [json.loads(line) for line in (await request.read()).splitlines()]
         if header["value"].get("parentCommit", repository.branches[branch]) != repository.branches[branch]:
             raise refusal(412, "A commit has happened since. Please refresh and try again.")

@@ -214,8 +214,7 @@ def git_sha1(file: PackedFile) -> str:
 
 @contextmanager
 def one_line(dest: str) -> Iterator[None]:
-    """Make what the Hub's library raises one of our errors."""
-    import httpx
+    """Make whatever the Hub's library raises one of our errors."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -223,16 +222,13 @@ def one_line(dest: str) -> Iterator[None]:
     except MaltError:
         raise
     except Exception as raised:
-        error = raised.__cause__ if isinstance(raised, RuntimeError) and raised.__cause__ else raised
-        match error:
-            case HfHubHTTPError():
-                raise PushError(f"{dest}: {refusal(error)}") from raised
-            case httpx.HTTPError() | OSError():
-                raise PushError(
-                    f"{dest}: the Hub cannot be reached ({type(error).__name__}: {folded(error)}); "
-                    "push again when it can: what has arrived is not sent again"
-                ) from raised
-        raise
+        error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # it wraps failed uploads
+        if isinstance(error, HfHubHTTPError):
+            raise PushError(f"{dest}: {refusal(error)}") from raised
+        raise PushError(
+            f"{dest}: the Hub cannot be used ({type(error).__name__}: {folded(error)}); "
+            "check network and HF_ENDPOINT, then push again: what has arrived is not sent again"
+        ) from raised
 
 
 def refusal(error: "HfHubHTTPError") -> str:
