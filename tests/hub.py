@@ -148,7 +148,7 @@ class Hub:
         self._loop.close()
 
     async def _serve(self, started: threading.Event) -> None:
-        app = web.Application(client_max_size=2**28, middlewares=[self._noted])
+        app = web.Application(client_max_size=2**40, middlewares=[self._noted])
         app.add_routes(self._routes())
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()

@@ -126,6 +126,14 @@ def test_what_an_unfinished_push_left_is_finished(version: DatasetVersion, tmp_p
     assert contents(there) == contents(version.path)
 
 
+def test_a_push_that_died_at_its_first_bytes_is_finished(version: DatasetVersion, tmp_path: Path) -> None:
+    there = tmp_path / "arith" / "v1"
+    there.mkdir(parents=True)
+    (there / PARTIAL_FILE).write_bytes((version.path / MANIFEST_FILE).read_bytes()[:20])
+    push(version, str(tmp_path))
+    assert contents(there) == contents(version.path)
+
+
 def test_the_mark_of_a_push_that_died_last_of_all_goes(version: DatasetVersion, tmp_path: Path) -> None:
     push(version, str(tmp_path))
     (tmp_path / "arith/v1" / PARTIAL_FILE).write_bytes((version.path / MANIFEST_FILE).read_bytes())

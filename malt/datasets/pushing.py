@@ -1,7 +1,8 @@
 """Pushing: a version goes where others read it, whole and once. Folders and all that fsspec knows; the Hub is `hub`.
 
-A version lands in `<destination>/<name>/v<N>/`, `manifest.json` last. Until then `manifest.json.partial` says whose
-unfinished files these are, so that a later push of the same version goes on with them, and one of another does not.
+A version lands in `<destination>/<name>/v<N>/`. Its manifest comes first, as `manifest.json.partial`: it says whose the
+unfinished files are, so that a later push of the same version goes on with them and one of another does not. Renamed to
+`manifest.json` it says, last of all, that the version is whole.
 """
 
 import hashlib
@@ -65,16 +66,21 @@ class Shelf:
         return cls(parcel, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
 
     def push(self) -> Pushed:
-        """Send what is missing, check it, and let `manifest.json` say last that all is there."""
+        """Send what is missing and check it; then let the manifest say that all is there."""
         held = self._sizes()
-        missing = [file for file in self.parcel.files if not self._holds(file, file.path, held)]
+        missing = [file for file in self.parcel.files if not self._holds(file, held)]
         self._refuse_another(missing, held)
-        if missing and not held.keys() & {MANIFEST_FILE, PARTIAL_FILE}:
-            self._claim()
+        is_whole = self.parcel.manifest not in missing
+        if not is_whole:
+            self._claim(held)
         for file in missing:
-            self._send(file)
-        if missing or PARTIAL_FILE in held:
-            self._release()
+            if file != self.parcel.manifest:
+                self._send(file, file.path)
+        if not is_whole:
+            self.files.mv(f"{self.root}/{PARTIAL_FILE}", f"{self.root}/{MANIFEST_FILE}")
+            self._check(self.parcel.manifest, MANIFEST_FILE)
+        elif PARTIAL_FILE in held:
+            self.files.rm_file(f"{self.root}/{PARTIAL_FILE}")
         return Pushed.of(self.parcel, self.dest, self.address, missing)
 
     def _sizes(self) -> dict[str, int]:
@@ -86,8 +92,8 @@ class Shelf:
             return {}
         return {path.removeprefix(self.root).lstrip("/"): info["size"] for path, info in found.items()}
 
-    def _holds(self, file: PackedFile, path: str, held: dict[str, int]) -> bool:
-        return held.get(path) == file.bytes and self._sha256(path) == file.sha256
+    def _holds(self, file: PackedFile, held: dict[str, int]) -> bool:
+        return held.get(file.path) == file.bytes and self._sha256(file.path) == file.sha256
 
     def _sha256(self, path: str) -> str:
         with self.files.open(f"{self.root}/{path}", "rb") as file:
@@ -95,37 +101,43 @@ class Shelf:
 
     def _refuse_another(self, missing: Sequence[PackedFile], held: dict[str, int]) -> None:
         """Only what an unfinished push of this version left may be written anew."""
-        is_ours = PARTIAL_FILE in held and self._holds(self.parcel.manifest, PARTIAL_FILE, held)
-        if PARTIAL_FILE in held and not is_ours:
+        others = [file.path for file in missing if file.path in held]
+        if PARTIAL_FILE in held and not self._has_claimed():
             raise PushError(
                 f"{self.address} holds an unfinished push of another {self.parcel.reference}; nothing was sent. "
                 "Let that one end, remove what it left, or push elsewhere"
             )
-        others = [file.path for file in missing if file.path in held]
-        if others and (MANIFEST_FILE in held or not is_ours):
+        if PARTIAL_FILE not in held and others:
             raise PushError(
                 f"{self.address} holds other content already ({listed(others)}); nothing was sent or overwritten. "
                 "Push elsewhere, or remove what is there first"
             )
 
-    def _claim(self) -> None:
+    def _has_claimed(self) -> bool:
+        """Whether the partial manifest is this version's. One that was cut off is anyone's: nothing came after it."""
+        claim: bytes = self.files.cat_file(f"{self.root}/{PARTIAL_FILE}")
+        return self.parcel.manifest.local.read_bytes().startswith(claim)
+
+    def _claim(self, held: dict[str, int]) -> None:
+        if held.get(PARTIAL_FILE) == self.parcel.manifest.bytes:
+            return
         try:
-            self.files.put_file(str(self.parcel.manifest.local), f"{self.root}/{PARTIAL_FILE}", mode="create")
+            self._send(self.parcel.manifest, PARTIAL_FILE, anew=PARTIAL_FILE in held)
         except FileExistsError as error:
             raise PushError(f"{self.address}: another push has just begun there; push again when it is done") from error
 
-    def _send(self, file: PackedFile) -> None:
-        self.files.put_file(str(file.local), f"{self.root}/{file.path}")
-        arrived = self._sha256(file.path)
+    def _send(self, file: PackedFile, path: str, *, anew: bool = True) -> None:
+        options = {} if anew else {"mode": "create"}
+        self.files.put_file(str(file.local), f"{self.root}/{path}", **options)
+        self._check(file, path)
+
+    def _check(self, file: PackedFile, path: str) -> None:
+        arrived = self._sha256(path)
         if arrived != file.sha256:
             raise PushDamaged(
-                f"{self.address}/{file.path} is not what was sent: read back, its SHA-256 is {arrived[:12]}…, "
+                f"{self.address}/{path} is not what was sent: read back, its SHA-256 is {arrived[:12]}…, "
                 f"not {file.sha256[:12]}…; push again to send it anew"
             )
-
-    def _release(self) -> None:
-        if self.files.exists(f"{self.root}/{PARTIAL_FILE}"):
-            self.files.rm_file(f"{self.root}/{PARTIAL_FILE}")
 
 
 @contextmanager
