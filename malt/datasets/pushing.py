@@ -6,7 +6,7 @@ unfinished files are, so that a later push of the same version goes on with them
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 PARTIAL_FILE = f"{MANIFEST_FILE}.partial"
+OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
+    "file": {"auto_mkdir": True},
+    "local": {"auto_mkdir": True},
+    "s3": {"max_concurrency": 3},  # parts of 50 MB in memory at once
+}
+"""What fsspec's file systems are opened with."""
 
 
 def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
@@ -58,9 +64,8 @@ class Shelf:
         """Find a version's place below a destination; nothing is made there yet."""
         from fsspec.core import url_to_fs
 
-        is_local = "://" not in dest or dest.startswith(("file://", "local://"))
-        options = {"auto_mkdir": True} if is_local else {}
-        files, base = url_to_fs(dest, skip_instance_cache=True, **options)
+        scheme = dest.partition("://")[0] if "://" in dest else "file"
+        files, base = url_to_fs(dest, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
         place = f"{parcel.name}/{parcel.tag}"
         shown = without_secrets(dest)
         return cls(parcel, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
