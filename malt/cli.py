@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import exporting, grading, runs, versions
+from malt.commands import exporting, grading, pushing, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -21,7 +21,7 @@ INTERRUPTED = 130
 COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
-    exporting.export,
+    *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),
 ]
 MOST_CHARACTERS = 400

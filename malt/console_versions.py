@@ -1,4 +1,4 @@
-"""What `malt explain`, `malt diff` and `malt export` print for people."""
+"""What `malt explain`, `malt diff`, `malt export` and `malt push` print for people."""
 
 import json
 import re
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from malt.datasets.decisions import Decision
     from malt.datasets.explain import Explanation, LeafTold, TextTold
     from malt.datasets.export import Exported
+    from malt.datasets.parcel import Pushed
 
 SHOWN = 10
 """Leaves or decisions told of; the rest are counted."""
@@ -34,6 +35,17 @@ SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 UNSAID = frozenset({"request_key", "reward", "value_low", "value_high"})
 """Columns that follow from others: in a row that changed they are not told of."""
 COLOURS = {True: "green", False: "red", None: "yellow"}
+
+
+def show_pushed(pushed: "Pushed") -> None:
+    """Print what a push came to."""
+    readers = {None: "", True: " (private)", False: " (public)"}[pushed.private]
+    if pushed.sent:
+        out.print(f"{pushed.version} is at {escape(pushed.url)}{readers}")
+        out.print(f"  sent      {pushed.sent} files, {pushed.bytes:,} bytes; {pushed.skipped} were there already")
+    else:
+        out.print(f"{pushed.version} was at {escape(pushed.url)}{readers} already; nothing was sent")
+    out.print(f"  verified  {pushed.verified} files by their digests there")
 
 
 def show_explanation(told: "Explanation") -> None:
