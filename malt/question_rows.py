@@ -124,11 +124,11 @@ def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
 
 
-_SECRETS_IN_URL = re.compile(r"""(https?://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
+_SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
 
 
 def without_secrets(text: str) -> str:
-    """Cut user, password and query out of the web addresses in a text: what an error shows may be logged."""
+    """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
     return _SECRETS_IN_URL.sub(r"\1\2", text)
 
 
