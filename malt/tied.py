@@ -21,14 +21,20 @@ STOP_LIMIT_S = 7.5
 def main() -> None:
     """Run a command until it ends, or until standard input does."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
-    threading.Thread(target=end_with_parent, args=(command,), daemon=True).start()
-    sys.exit(command.wait())
+    ending = threading.Event()
+    thread = threading.Thread(target=end_with_parent, args=(command, ending), daemon=True)
+    thread.start()
+    code = command.wait()
+    if ending.is_set():
+        thread.join()
+    sys.exit(code)
 
 
-def end_with_parent(command: "subprocess.Popen[bytes]") -> None:
+def end_with_parent(command: "subprocess.Popen[bytes]", ending: threading.Event) -> None:
     """Wait for the parent's end, then end the command and all below it: politely at first."""
     while os.read(0, 1024):
         pass
+    ending.set()
     family = [command.pid, *descendants(command.pid)]
     for pid in family:
         tell(pid, signal.SIGTERM)
@@ -37,7 +43,6 @@ def end_with_parent(command: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
     for pid in family:
         tell(pid, signal.SIGKILL)
-    os._exit(0)
 
 
 def descendants(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ from threading import Barrier
 import pytest
 
 from malt.errors import StoreError
-from malt.llm.store import FORMAT, BatchedWriter, Store, StoredSample, hidden
+from malt.llm.store import ASIDE, FORMAT, BatchedWriter, Store, StoredSample, hidden
 
 
 def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
@@ -59,6 +59,28 @@ def test_a_failure_is_replaced_by_a_later_answer(url: str) -> None:
         assert store.rows(["q1"])["a"].error == "down"
         store.write([answered("a")])
         assert store.rows(["q1"])["a"].error is None
+
+
+def test_an_answer_that_is_set_aside_is_kept_and_makes_room_for_another(url: str) -> None:
+    with Store(url) as store:
+        old = replace(answered("a", response='"first"'), created_at=100.0)
+        store.write([old, answered("b", response=None, error="down")])
+        assert store.set_aside(["a", "b", "never asked"], before=200.0) == 1
+        store.write([replace(answered("a", response='"second"'), created_at=300.0)])
+        rows = store.rows(["q1"])
+        assert rows["a"].response == '"second"'
+        assert rows[f"a{ASIDE}100.0"] == replace(old, key=f"a{ASIDE}100.0")
+        assert rows["b"].error == "down"
+
+
+def test_setting_aside_again_for_the_same_time_spares_what_came_since(url: str) -> None:
+    with Store(url) as store:
+        store.write([replace(answered("a"), created_at=100.0)])
+        assert store.set_aside(["a"], before=200.0) == 1
+        store.write([replace(answered("a"), created_at=300.0)])
+        assert store.set_aside(["a"], before=200.0) == 0
+        assert store.set_aside(["a"], before=400.0) == 1
+        assert len(store.rows(["q1"])) == 2
 
 
 def test_a_store_by_a_newer_program_is_refused_with_what_to_do(url: str, tmp_path: Path) -> None:

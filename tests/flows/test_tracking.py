@@ -211,7 +211,7 @@ def test_a_run_leaves_a_page_of_figures_and_a_table_of_failures(
     ran = malt("run", config, *SHARD)
     with get_client(sync_client=True) as client:
         left = artifacts(last_flow_run(client))
-    assert set(left) == {"sums-summary", "sums-failed-branches"}
+    assert set(left) == {"sums-progress", "sums-summary", "sums-failed-branches"}
     assert ran.summary.sentence in str(left["sums-summary"].data)
     assert str(ran.summary.content_sha256) in str(left["sums-summary"].data)
     assert question_of(ran) in str(left["sums-failed-branches"].data)
@@ -221,7 +221,25 @@ def test_a_run_leaves_a_page_of_figures_and_a_table_of_failures(
 def test_a_run_that_misses_nothing_leaves_no_table_of_failures(malt: Malt, config: Path) -> None:
     malt("run", config, *SHARD)
     with get_client(sync_client=True) as client:
-        assert set(artifacts(last_flow_run(client))) == {"sums-summary"}
+        assert set(artifacts(last_flow_run(client))) == {"sums-progress", "sums-summary"}
+
+
+@pytest.mark.parametrize("tracking", [BRANCH, SHARD], ids=["branch", "shard"])
+def test_progress_ends_at_what_was_had(malt: Malt, config: Path, tracking: tuple[str, ...]) -> None:
+    malt("run", config, *tracking)
+    with get_client(sync_client=True) as client:
+        progress = artifacts(last_flow_run(client))["sums-progress"]
+    assert (progress.data, progress.description) == (100.0, "78 of 78 completions")
+
+
+def test_a_version_that_changes_the_one_before_tells_what_changed(malt: Malt, config: Path) -> None:
+    malt("run", config, *SHARD)
+    malt("run", config, *SHARD, "-s", "credit.threshold=0.8")
+    with get_client(sync_client=True) as client:
+        changes = artifacts(last_flow_run(client))["sums-changes"]
+    assert changes.description == "sums@v1 -> sums@v2"
+    assert "- config `credit.threshold`: `0.5` → `0.8`" in str(changes.data)
+    assert "| `trajectories.parquet` | 78 | 78 | 0 | 0 |" in str(changes.data)
 
 
 def test_our_own_fault_fails_the_run_and_exits_2_in_one_line(

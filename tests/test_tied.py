@@ -1,0 +1,48 @@
+"""A tied command ends with the process that started it, and takes with it what it has started itself."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+CHILD = "import time; time.sleep(600)"
+STARTS_ANOTHER = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def tied(code: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "malt.tied", sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its_own() -> None:
+    with tied(STARTS_ANOTHER) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert is_running(child)
+        started = time.monotonic()
+        process.communicate()  # closes its standard input, as the end of this process would
+        assert time.monotonic() - started < 5
+    assert not is_running(child)
+
+
+def test_its_exit_code_is_the_commands() -> None:
+    with tied("raise SystemExit(3)") as process:
+        assert process.wait(30) == 3
