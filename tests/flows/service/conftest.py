@@ -83,7 +83,8 @@ def free_port() -> str:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = start(tmp_path_factory.mktemp("service"), "--port", free_port())
+    often = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}  # else a new schedule may wait for a minute
+    up = start(tmp_path_factory.mktemp("service"), "--port", free_port(), **often)
     yield up
     up.stop()
 

@@ -1,11 +1,13 @@
 """`malt up`: what it starts, what it adopts, and that nothing of it is left."""
 
+import os
+import subprocess
 import time
 from pathlib import Path
 
 import httpx
 
-from tests.flows.service.conftest import Prefect, Up, declared, free_port, in_form, start
+from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, declared, free_port, in_form, start
 from tests.providers import ScriptedProvider
 
 STOP_LIMIT_S = 10.0
@@ -51,6 +53,17 @@ def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: 
     assert up.stop() < STOP_LIMIT_S
     assert up.processes() == []
     assert httpx.get(f"{service.api_url}/health").json() is True
+
+
+def test_a_port_that_is_taken_is_said(service: Up, tmp_path: Path) -> None:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    port = service.api_url.split(":")[2].removesuffix("/api")
+    environment = {**outside, "MALT_DATA_DIR": str(tmp_path / "data")}
+    command = [MALT, "up", "--port", port]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"a server on port {port}" in done.stderr
+    assert "choose another with --port" in done.stderr
 
 
 def test_nothing_is_left_where_it_is_killed(service: Up, tmp_path: Path) -> None:
