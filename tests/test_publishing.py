@@ -56,7 +56,7 @@ TRAINING_FILES: list[tuple[str, int, set[str]]] = [
 
 
 def unfinished(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.name.startswith(".")]
+    return [entry for entry in folder.iterdir() if entry.name.startswith(".tmp-")]
 
 
 def test_a_version_has_every_file_and_no_other(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_equal_content_makes_no_new_version(tmp_path: Path) -> None:
     second = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), later, tmp_path)
     assert (first.created, second.created) == (True, False)
     assert second.path == first.path
-    assert sorted(entry.name for entry in (tmp_path / "arith").iterdir()) == ["latest", "v1"]
+    assert sorted(entry.name for entry in (tmp_path / "arith").glob("[!.]*")) == ["latest", "v1"]
 
 
 def test_another_threshold_makes_another_version_that_names_its_parent(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
     made: list[DatasetVersion] = []
 
     def run(question_id: str) -> None:
-        with VersionWriter(spec_of(), PROVENANCE, tmp_path) as writer:
+        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
             writer.add(mixed_tree(question_id))
             together.wait()
             made.append(writer.publish())
@@ -265,7 +265,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
 
 def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> None:
-    with VersionWriter(spec_of(), PROVENANCE, tmp_path) as slow:
+    with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
         slow.add(mixed_tree("q1"))
         fast = publish_questions(["q1"], tmp_path)
         assert slow.publish().path == fast.path
@@ -277,7 +277,7 @@ import os, signal, sys
 from pathlib import Path
 from malt.datasets.publishing import VersionWriter
 from tests.published import PROVENANCE, mixed_tree, spec_of
-with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1])) as writer:
+with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1]) / "arith") as writer:
     writer.add(mixed_tree("q2"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -297,7 +297,7 @@ def test_a_killed_publisher_leaves_the_old_version_and_the_next_one_clears_up(tm
 
 
 def test_a_living_publisher_s_folder_is_left_alone(tmp_path: Path) -> None:
-    with VersionWriter(spec_of(), PROVENANCE, tmp_path) as slow:
+    with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
         slow.add(mixed_tree("q1"))
         publish_questions(["q2"], tmp_path)
         assert slow.publish().number == 2
