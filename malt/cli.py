@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import grading, runs, versions
+from malt.commands import grading, lifecycle, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -21,6 +21,7 @@ INTERRUPTED = 130
 COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
+    *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(grading.grade, grading.audit),
 ]
 MOST_CHARACTERS = 400
@@ -81,7 +82,7 @@ def failed(message: str, code: int, *, debug: bool) -> int:
 
 @click.group(
     commands=COMMANDS,
-    epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3 or a folder. --debug shows tracebacks.",
+    epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3, NAME@TAG or a folder. --debug shows tracebacks.",
 )
 @click.version_option(package_name="malt-trees")
 def malt() -> None:

@@ -61,6 +61,13 @@ def number_named(link: Path) -> int | None:
     return int(target[1:]) if VERSION.fullmatch(target) else None
 
 
+def number_of(version: Path) -> int:
+    """The number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
+    if not VERSION.fullmatch(version.name):
+        raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
+    return int(version.name[1:])
+
+
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
     """Hold a dataset's lock, alone; a process that dies lets go of it."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.datasets.folders import LATEST, VERSION, changing, discard, point, retire, size_of, version_numbers
+from malt.datasets.folders import LATEST, changing, discard, number_of, point, retire, size_of, version_numbers
 from malt.datasets.tags import tags_of
 from malt.datasets.version import locate
 from malt.errors import VersionError
@@ -23,11 +23,9 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
     A crash leaves it whole, or gone but for a folder that the next publisher or `malt gc` clears away.
     """
     path = locate(reference, datasets_dir)
-    folder = path.parent
-    if not VERSION.fullmatch(path.name):
-        raise VersionError(f"{path} is a copy, and none of a dataset's versions; delete the folder itself")
+    folder, number = path.parent, number_of(path)
     with changing(folder):
-        refuse_needed(folder, int(path.name[1:]))
+        refuse_needed(folder, number)
         retired = retire(path)
     size = size_of(retired)
     discard(retired)
@@ -35,7 +33,7 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 
 def refuse_needed(folder: Path, number: int) -> None:
-    """Raise where a version is needed or not there; the newest always is needed, and its number so never given again."""
+    """Raise where a version is needed or not there. The newest always is needed: so no number is given twice."""
     numbers = version_numbers(folder)
     if number not in numbers:
         raise VersionError(f"{folder.name}@v{number} was just removed")
