@@ -13,14 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from malt.datasets import publishing
 from malt.datasets.folders import links, put, version_numbers
 from malt.datasets.removal import remove_version
 from malt.datasets.tags import set_tag
 from malt.datasets.verify import verify
-from malt.datasets.version import DatasetVersion, open_version
-from tests.published import PROVENANCE, asking_for, spec_of
-from tests.strategies import tree_of, valued
+from malt.datasets.version import open_version
 
 Work = Callable[..., object]
 
@@ -28,13 +25,7 @@ CHANGES = {"open", "os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir
 """Audit events of what changes a folder."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.crashing", "pandas"])
-
-
-def publish(datasets_dir: Path, question_id: str) -> DatasetVersion:
-    """Publish a tree of four nodes."""
-    tree = tree_of(question_id, (1, 1, 2))
-    return publishing.publish([valued(tree, [1, 0])], asking_for(spec_of(), tree), PROVENANCE, datasets_dir)
+PROCESSES.set_forkserver_preload(["tests.crashing", "tests.published", "pandas"])
 
 
 def remove(datasets_dir: Path, reference: str) -> None:

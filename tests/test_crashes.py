@@ -9,7 +9,8 @@ import pytest
 
 from malt.datasets.folders import links, version_numbers
 from malt.datasets.version import open_version
-from tests.crashing import check_whole, killed_after, killed_before, mend, move_tag, publish, remove
+from tests.crashing import check_whole, killed_after, killed_before, mend, move_tag, remove
+from tests.published import publish_small
 
 SEED = 4711
 MOMENTS = 50
@@ -21,7 +22,7 @@ LONGEST_S = 0.1
 def three(tmp_path: Path) -> Path:
     """A dataset in three versions, the first of them tagged."""
     for question_id in ("q1", "q2", "q3"):
-        publish(tmp_path, question_id)
+        publish_small(tmp_path, question_id)
     move_tag(tmp_path, "paper", 1)
     return tmp_path
 
@@ -31,9 +32,9 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def test_a_publisher_killed_before_any_change_leaves_the_old_version_or_the_new_one(tmp_path: Path) -> None:
-    publish(tmp_path, "old")
+    publish_small(tmp_path, "old")
     for change in count(1):
-        was_killed = killed_before(change, publish, tmp_path, "new")
+        was_killed = killed_before(change, publish_small, tmp_path, "new")
         found = check_whole(tmp_path, 1)
         assert found in ([1], [1, 2])
         assert links(tmp_path / "arith") in ({"latest": 1}, {"latest": found[-1]})
@@ -46,14 +47,14 @@ def test_a_publisher_killed_before_any_change_leaves_the_old_version_or_the_new_
 
 
 def test_publishers_killed_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    random, numbers = Random(SEED), [publish(tmp_path, "old").number]
+    random, numbers = Random(SEED), [publish_small(tmp_path, "old").number]
     for moment in range(MOMENTS):
-        killed_after(random.uniform(0, LONGEST_S), publish, tmp_path, f"q{moment}")
+        killed_after(random.uniform(0, LONGEST_S), publish_small, tmp_path, f"q{moment}")
         found = version_numbers(tmp_path / "arith")
         assert found in (numbers, [*numbers, numbers[-1] + 1])
         assert links(tmp_path / "arith")["latest"] in found
         numbers = found
-    newest = publish(tmp_path, "new").number
+    newest = publish_small(tmp_path, "new").number
     assert newest == numbers[-1] + 1
     assert links(tmp_path / "arith") == {"latest": newest}
     assert check_whole(tmp_path) == [*numbers, newest]
@@ -67,7 +68,7 @@ def test_a_removal_killed_before_any_change_leaves_the_version_whole_or_gone(thr
             break
     assert change > 1
     assert len(unfinished(three / "arith")) == 1
-    assert publish(three, "q4").number == 4
+    assert publish_small(three, "q4").number == 4
     assert unfinished(three / "arith") == []
     assert check_whole(three) == [1, 3, 4]
 
@@ -84,7 +85,7 @@ def test_a_tag_whose_move_is_killed_names_the_old_version_or_the_new_one(three: 
 
 
 def test_a_damaged_version_is_never_gone_while_it_is_mended(tmp_path: Path) -> None:
-    version = publish(tmp_path, "q1")
+    version = publish_small(tmp_path, "q1")
     whole = shutil.copytree(version.path, tmp_path / "whole")
     (version.path / "sft" / "verifier.parquet").unlink()
     (version.path / "stranger").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from malt.datasets.folders import changing, links, number_named, point, sync
 from malt.errors import VersionError
 
-TAG = re.compile(r"(?!v[0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
+TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
 """What can be a tag: nothing that reads like a number or like `latest`."""
 
 
@@ -29,7 +29,7 @@ def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int |
     with changing(folder):
         before = number_named(folder / tag)
         if not (folder / f"v{number}").is_dir():
-            raise VersionError(f"{folder.name}@v{number} was just removed; tag another version")
+            raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
         if before not in (None, number) and not move:
             raise VersionError(f"{folder.name}@{tag} names v{before}; to let it name v{number}, add --move")
         if before is None and (folder / tag).exists():
