@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import close_sessions, session_for
-from malt.llm.store import Store
+from malt.llm.store import ASIDE, Store
 from malt.prompts import find_set
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, RunSpec
@@ -183,6 +184,25 @@ def test_of_much_that_the_store_lacks_the_first_is_named_and_the_rest_counted(
     told = rebuild(version, Settings(), tmp_path / "again").differences
     assert len(told) == 6
     assert told[-1] == "store: … and lacks 3 more"
+
+
+def test_an_answer_that_was_set_aside_since_is_still_this_version_s(
+    version: DatasetVersion, provider: ScriptedProvider, spec: RunSpec, tmp_path: Path
+) -> None:
+    """As a rerun that asks again leaves the store: the old answer under a key of its own, a new one in its place."""
+    question_ids = [*version.questions["question_id"]]
+    with Store(Settings().store) as store:
+        row = next(row for row in store.rows(question_ids).values() if row.role == "refiner")
+        store.delete([row.key], FAR_FUTURE)
+        store.write([replace(row, key=f"{row.key}{ASIDE}{row.created_at!r}")])
+    provider.script = lambda asked, _: (
+        providers.judgement(0.9) if asked.model == "judge" else "Another way. Final Answer: about 11"
+    )
+    second = published(spec)
+    assert second.number == 2
+    for each in (version, second):
+        assert rebuild(each, Settings(), tmp_path / f"again{each.number}").differences == ()
+        assert written(tmp_path / f"again{each.number}") == written(each.path)
 
 
 def test_an_edited_manifest_is_told_by_what_it_would_give(version: DatasetVersion) -> None:

@@ -5,7 +5,6 @@ names: all that a judge said to a question of any version stays. Of what is not 
 is still wanted, so rows younger than a limit stay too. Streams; keeps 8 bytes for each node of all versions.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -22,7 +21,7 @@ from malt.datasets.folders import STAGING, discard, is_abandoned, links, size_of
 from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError
-from malt.llm.store import OldRow, Store
+from malt.llm.store import ASIDE, OldRow, Store
 from malt.settings import Settings
 from malt.spec import Role
 
@@ -90,16 +89,10 @@ def whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
 
 def checked(version: DatasetVersion) -> DatasetVersion:
     """Return a version whose trajectories are as published. Raises `VersionError` for any other."""
-    path, entry = version.path / TRAJECTORIES_FILE, version.manifest.files.get(TRAJECTORIES_FILE)
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        sha256 = ""
-    if entry is None or entry.sha256 != sha256:
+    if not version.is_whole(TRAJECTORIES_FILE):
         raise VersionError(
-            f"{path} is not as published, so what {version.reference} uses is not known; nothing was removed. "
-            f"First: malt rebuild {version.reference}, or malt rm {version.reference}"
+            f"{version.path / TRAJECTORIES_FILE} is not as published, so what that version uses is not known; nothing "
+            f"was removed. First: malt rebuild {version.reference}, or malt rm {version.reference}"
         )
     return version
 
@@ -131,7 +124,8 @@ class Used:
 
     def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
         """Return the rows that no version uses."""
-        by_key = contains(self._keys, digests(pa.array([row.key for row in rows], pa.string())))
+        keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
+        by_key = contains(self._keys, digests(pa.array(keys, pa.string())))
         by_question = contains(self._questions, digests(pa.array([row.question_id for row in rows], pa.string())))
         is_judge = np.array([row.role == Role.EVALUATOR for row in rows], bool)
         return [row for row, used in zip(rows, np.where(is_judge, by_question, by_key), strict=True) if not used]

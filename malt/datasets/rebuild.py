@@ -4,25 +4,26 @@ It takes the questions (the version's own, where they are whole), the prompt set
 complete tree. A question that was incomplete stays so, though the store may know more by now.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, cast
-
-import pyarrow as pa
 
 from malt.datasets.assembly import valued_trees
 from malt.datasets.census import UsageCount
 from malt.datasets.examples import QuestionRow, question_row
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publishing import Provenance, VersionWriter
-from malt.datasets.restore import restore_question
+from malt.datasets.restore import exclusion_of, restore_question
 from malt.datasets.rowfiles import RowsDigest, as_batch
+from malt.datasets.screening import CONTAMINATED, Screening, screen, screened
 from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import parquet_rows, verify
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import Inputs
-from malt.llm.store import Store
+from malt.llm.store import ASIDE, Store, StoredSample
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.settings import Settings
@@ -65,21 +66,40 @@ def rebuild(
     """
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise VersionError(f"{out} is there already; name a folder that is not")
-    prompts = prompts_again(version, sources or Sources())
-    questions = questions_again(version, sources or Sources())
-    changed = [*changed_prompts(version, prompts), *changed_questions(version, questions)]
+    inputs = inputs_again(version, sources or Sources())
+    changed = [*changed_prompts(version, inputs.prompts), *changed_questions(version, inputs)]
     if changed:
         return Rebuilt(version, differences=tuple(changed))
-    check_references(questions, version.spec.evaluator)
-    return build(version, Inputs(questions, prompts), settings, out)
+    check_references(inputs.questions, version.spec.evaluator)
+    return build(version, inputs, settings, out)
 
 
-def prompts_again(version: DatasetVersion, sources: Sources) -> PromptSet:
-    """Load the prompt set that the version's config names, or the one that is given instead."""
+def inputs_again(version: DatasetVersion, sources: Sources) -> Inputs:
+    """Read the inputs as they are now: the version's own questions, unless those are damaged or a file is given."""
+    spec = version.spec
     try:
-        return load_prompts(sources.prompts or version.spec.prompts)
+        prompts = load_prompts(sources.prompts or spec.prompts)
     except PromptError as error:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
+    if sources.questions is None and version.is_whole(QUESTIONS_FILE):
+        own, screening = own_questions(version)
+        return Inputs(own, prompts, screening)
+    declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
+    try:
+        questions = read_questions(declared)
+    except QuestionError as error:
+        damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
+        raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
+    return Inputs(questions, prompts, screen(questions, spec.dataset))
+
+
+def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
+    """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
+    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
+    questions = [restore_question(row) for row in rows]
+    excluded = {row["question_id"]: exclusion_of(row) for row in rows}
+    contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
+    return questions, screened(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
@@ -93,54 +113,55 @@ def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str
         )
 
 
-def questions_again(version: DatasetVersion, sources: Sources) -> list[Question]:
-    """Read the version's own questions, or the question file's where those are damaged or another file is given."""
-    own = None if sources.questions else own_questions(version)
-    if own is not None:
-        return own
-    declared = version.spec.questions
-    try:
-        return read_questions(declared.model_copy(update={"source": sources.questions or declared.source}))
-    except QuestionError as error:
-        raise QuestionError(
-            f"{version.reference} has no whole {QUESTIONS_FILE}, and {error}; --questions says where the file is now"
-        ) from error
-
-
-def own_questions(version: DatasetVersion) -> list[Question] | None:
-    """Read the questions that lie in the version; None where they are not those that were asked."""
-    try:
-        rows = parquet_rows(version.path / QUESTIONS_FILE)
-        questions = [restore_question(cast("QuestionRow", row)) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return None
-    return questions if digest_of(questions) == version.manifest.questions.sha256 else None
-
-
-def changed_questions(version: DatasetVersion, questions: Sequence[Question]) -> Iterator[str]:
-    """Say that the questions are not those of then, if they are not."""
+def changed_questions(version: DatasetVersion, inputs: Inputs) -> Iterator[str]:
+    """Say that the questions, or the test sets that they were compared with, are not those of then."""
     then = version.manifest
-    if digest_of(questions) != then.questions.sha256:
+    if digest_of(inputs.questions) != then.questions.sha256:
         yield (
             f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
-            f"{len(questions)} now, not all the same; give the file as it was with --questions"
+            f"{len(inputs.questions)} now, not all the same; give the file as it was with --questions"
         )
+    for test_set in inputs.screening.test_sets:
+        if test_set not in then.screening.test_sets:
+            yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
 
 
 def digest_of(questions: Sequence[Question]) -> str:
     """The digest of questions' values in order, as a manifest has it."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
-    asked.update(as_batch([question_row(Tree(question, {})) for question in questions], QUESTIONS))
+    rows = [question_row(Tree(question, {}), Screening()) for question in questions]
+    asked.update(as_batch([*rows], QUESTIONS))
     return asked.hexdigest()
+
+
+class StoreThen(Store):
+    """The store as it was at a time: what was set aside since counts there, and what came in its place does not."""
+
+    def __init__(self, url: str, moment: datetime) -> None:
+        super().__init__(url)
+        self.moment = moment.timestamp()
+
+    def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
+        """Return all rows of these questions by the keys that they had then."""
+        answers: dict[str, list[StoredSample]] = {}
+        for key, row in super().rows(question_ids).items():
+            answers.setdefault(key.partition(ASIDE)[0], []).append(row)
+        return {key: replace(self._held(rows), key=key) for key, rows in answers.items()}
+
+    def _held(self, rows: list[StoredSample]) -> StoredSample:
+        in_order = sorted(rows, key=lambda row: row.created_at)
+        return next((row for row in reversed(in_order) if row.created_at <= self.moment), in_order[0])
 
 
 def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
     """Write the version beside its place, and put it there if its content is what the manifest says."""
     then, spec, judge = version.manifest, version.spec, UsageCount()
     place = version.path if out is None else out.resolve()
-    provenance = Provenance(inputs.prompts.digests, judge if asks_judge(spec) else None, then.created_at)
+    provenance = Provenance(
+        inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None, then.created_at
+    )
     with VersionWriter(spec, provenance, place.parent) as writer:
-        with Store(settings.store) as store:
+        with StoreThen(settings.store, then.created_at) as store:
             missing = write_trees(writer, then, inputs, store, judge)
         now = writer.manifest(writer.finish(), then.version, then.parent)
         differences = told_missing(missing) or told_rows(version, now)

@@ -1,5 +1,6 @@
 """Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from malt.datasets.folders import LATEST, version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
+from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.tags import TAG, tags_of
 from malt.errors import VersionError
 from malt.settings import Settings
@@ -59,31 +61,39 @@ class DatasetVersion:
             first = error.errors()[0]["msg"]
             raise VersionError(f"{self.reference}: its config is no longer a valid one ({first})") from error
 
+    def is_whole(self, file: str) -> bool:
+        """Whether a file has the bytes that it was published with."""
+        entry, path = self.manifest.files.get(file), self.path / file
+        if entry is None or not path.is_file():
+            return False
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
+
     @property
     def trajectories(self) -> "pd.DataFrame":
         """One row a node."""
-        return self._frame("trajectories.parquet")
+        return self._frame(TRAJECTORIES_FILE)
 
     @property
     def questions(self) -> "pd.DataFrame":
         """One row a question, incomplete ones too."""
-        return self._frame("questions.parquet")
+        return self._frame(QUESTIONS_FILE)
 
-    def sft(self, role: Role | str) -> "pd.DataFrame":
+    def sft(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's supervised examples."""
-        return self._frame(f"sft/{Role(role)}.parquet")
+        return self._frame(role_file("sft", role, split))
 
-    def dpo(self, role: Role | str) -> "pd.DataFrame":
+    def dpo(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's preference pairs."""
-        return self._frame(f"dpo/{Role(role)}.parquet")
+        return self._frame(role_file("dpo", role, split))
 
-    def kto(self, role: Role | str) -> "pd.DataFrame":
+    def kto(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's labelled texts, unpaired."""
-        return self._frame(f"kto/{Role(role)}.parquet")
+        return self._frame(role_file("kto", role, split))
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
-        rows = self._frame("trajectories.parquet", question_id)
+        rows = self._frame(TRAJECTORIES_FILE, question_id)
         if rows.empty:
             raise VersionError(
                 f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "

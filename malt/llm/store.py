@@ -76,6 +76,10 @@ class StoredSample:
     created_at: float = field(default_factory=time.time)
 
 
+ASIDE = "~"
+"""Parts the key of an answer that was set aside from the time that it came."""
+
+
 class OldRow(NamedTuple):
     """What tells whether a row is still wanted, and the length of its text."""
 
