@@ -19,6 +19,7 @@ from malt.errors import ConfigError, VersionError
 from malt.llm.store import ASIDE, Store, StoredSample
 from malt.settings import Settings
 from malt.spec import Role
+from tests.postgres import postgres as postgres
 from tests.published import publish_questions
 from tests.strategies import addresses
 
@@ -153,6 +154,18 @@ def test_what_a_dead_writer_left_goes(store: Store, settings: Settings) -> None:
     assert left.is_dir()
     assert collect(settings, 30 * DAY, delete=True) == counted
     assert not left.exists()
+
+
+def test_a_postgresql_store_is_cleared_by_the_same_rules(settings: Settings, postgres: str) -> None:
+    shared = Settings(data_dir=settings.data_dir, store_url=postgres)
+    publish_questions(["q1"], settings.datasets_dir)
+    with Store(postgres) as store:
+        for question_id in ("q1", "q2"):
+            store.write(samples_of(question_id))
+        store.write([sample("young", "q2", created_at=time.time())])
+        assert collect(shared, 30 * DAY, delete=True, also_in=[settings.datasets_dir]).rows == 40
+        store.compact()
+        assert keys(store) == {"young", *(row.key for row in samples_of("q1"))}
 
 
 def test_without_versions_only_age_keeps_a_row(settings: Settings) -> None:
