@@ -115,12 +115,14 @@ class Used:
 
     def add(self, version: DatasetVersion) -> None:
         """Add what one version uses."""
-        keys, questions = [self._keys], [self._questions]
         with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
+            keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
             for batch in file.iter_batches(columns=["question_id", "request_key"]):
-                keys.append(digests(batch.column("request_key")))
-                questions.append(np.unique(digests(batch.column("question_id"))))
-        self._keys, self._questions = np.unique(np.concatenate(keys)), np.unique(np.concatenate(questions))
+                keys[filled : filled + len(batch)] = digests(batch.column("request_key"))
+                self._questions = np.union1d(self._questions, digests(batch.column("question_id")))
+                filled += len(batch)
+        keys.sort()
+        self._keys = np.union1d(self._keys, keys) if len(self._keys) else keys
 
     def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
         """Return the rows that no version uses."""

@@ -150,7 +150,7 @@ class Store:
                 columns.question_id.between(question_ids[0], after), columns.created_at < before
             )
             with database_errors(self.url), self._engine.connect() as connection:
-                rows = [OldRow(*row) for row in connection.execute(query)]
+                rows = [OldRow(*row) for row in connection.execute(query).all()]
             yield rows
 
     def _next_questions(self, after: str) -> Sequence[str]:
