@@ -272,6 +272,25 @@ def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> 
     assert [entry.name for entry in (tmp_path / "arith").glob("v*")] == ["v1"]
 
 
+def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) -> None:
+    together = threading.Barrier(6)
+    made: list[DatasetVersion] = []
+
+    def run() -> None:
+        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
+            writer.add(mixed_tree("q1"))
+            together.wait()
+            made.append(writer.publish())
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {version.path for version in made} == {tmp_path / "arith" / "v1"}
+    assert sorted(version.created for version in made) == [False] * 5 + [True]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
