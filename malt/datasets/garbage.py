@@ -101,9 +101,10 @@ def refuse_newcomers(places: Sequence[Path], known: Sequence[DatasetVersion]) ->
     """Raise where a version is being made, or was since these were looked at: it may use any row."""
     paths = {version.path for version in known}
     for folder in dataset_folders(places):
-        new = [number for number in version_numbers(folder) if (folder / f"v{number}").resolve() not in paths]
-        if new or any(STAGING.fullmatch(entry.name) and not is_abandoned(entry) for entry in folder.iterdir()):
-            raise VersionError(f"a version is being made in {folder}; run malt gc again when it is there")
+        versions = ((folder / f"v{number}").resolve() for number in version_numbers(folder))
+        unfinished = (entry for entry in folder.iterdir() if STAGING.fullmatch(entry.name) and not is_abandoned(entry))
+        for new in chain(unfinished, (path for path in versions if path not in paths)):
+            raise VersionError(f"{new} is a version that was just made, or is; run malt gc again when it is there")
 
 
 class Used:

@@ -15,11 +15,12 @@ from malt.datasets.census import UsageCount
 from malt.datasets.examples import QuestionRow, question_row
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.reading import parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question
 from malt.datasets.rowfiles import RowsDigest, as_batch
 from malt.datasets.screening import CONTAMINATED, Screening, screen, screened
 from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
-from malt.datasets.verify import parquet_rows, verify
+from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import Inputs
@@ -129,7 +130,7 @@ def changed_questions(version: DatasetVersion, inputs: Inputs) -> Iterator[str]:
 def digest_of(questions: Sequence[Question]) -> str:
     """The digest of questions' values in order, as a manifest has it."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
-    rows = [question_row(Tree(question, {}), Screening()) for question in questions]
+    rows = [question_row(Tree(question, {}), "train", None) for question in questions]
     asked.update(as_batch([*rows], QUESTIONS))
     return asked.hexdigest()
 
