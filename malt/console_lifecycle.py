@@ -56,7 +56,8 @@ def show_garbage(garbage: "Garbage", deleted: bool) -> None:
     out.print(f"{'removed' if deleted else 'of no use'}:")
     out.print(f"  {garbage.rows:,} rows of the store, {mib(garbage.row_bytes)}")
     out.print(f"  {garbage.folders:,} unfinished folders and links, {mib(garbage.folder_bytes)}")
-    out.print(f"what {garbage.versions:,} versions use stays" + ("" if deleted else "; to remove the rest: --delete"))
+    versions = f"{garbage.versions:,} version{'' if garbage.versions == 1 else 's'}"
+    out.print(f"what the {versions} there use stays" + ("" if deleted else "; to remove the rest: --delete"))
 
 
 def mib(size: int) -> str:
