@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import grading, lifecycle, runs, versions
+from malt.commands import exporting, grading, lifecycle, pushing, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -22,6 +22,7 @@ COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
+    *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),
 ]
 MOST_CHARACTERS = 400
