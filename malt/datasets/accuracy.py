@@ -72,7 +72,7 @@ class TruthCount:
 def majority(ballots: Sequence[Ballot]) -> Truth:
     """Whether the answer that most give is right; among equally many, the one given first.
 
-    Right answers are one answer, since all equal the reference; wrong ones are told apart by their words, and those that
+    Right answers are one answer: all equal the reference. Wrong ones are told apart by their words, and those that
     a judge found wrong without reading an answer are one. Where all abstain, nothing was answered, which is wrong.
     """
     votes = Counter(choice(ballot) for ballot in ballots if not ballot.abstains)

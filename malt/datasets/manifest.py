@@ -105,7 +105,7 @@ class Accuracy(Recorded):
     percent: float | None = None
     """Right among right and wrong, to two decimals; None where there are none."""
     low: float | None = None
-    """Lower end of the percentage's 95 % interval over questions: answers to one question count as alike as they are."""
+    """Lower end of its 95 % interval over questions: answers to one question count as no more alike than they are."""
     high: float | None = None
     """Upper end."""
 

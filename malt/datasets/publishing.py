@@ -10,7 +10,7 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, code_version
+from malt.datasets.census import Census, UsageCount, as_failure, code_version
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
 from malt.datasets.manifest import (
@@ -22,6 +22,8 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
+from malt.datasets.report.page import REPORT_FILE, render_report
+from malt.datasets.report.sample import TreeSample
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
@@ -75,6 +77,7 @@ class VersionWriter:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
+        self.trees = TreeSample()
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
         self._files = self._open_files()
@@ -92,10 +95,13 @@ class VersionWriter:
     def add(self, valued: ValuedTree) -> None:
         """Take one question's tree."""
         self.census.add(valued)
-        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree)])
+        question = examples.question_row(valued.tree)
+        nodes = list(examples.trajectory_rows(valued)) if valued.tree.complete else []
+        self._files[QUESTIONS_FILE].add([question])
+        self.trees.add(question, nodes, [as_failure(branch) for branch in valued.tree.failures])
         if valued.tree.complete:
             self.diagnostics.add(valued)
-            self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
+            self._files[TRAJECTORIES_FILE].add(nodes)
             for role in PLAYERS:
                 self._add_role(valued, role)
 
@@ -168,9 +174,10 @@ class VersionWriter:
 
     def _place(self, manifest: Manifest) -> Path | None:
         """Write what names the version's number, and move the folder there; None where that number was just taken."""
-        card = self._staging / CARD_FILE
-        card.write_text(render_card(manifest), encoding="utf-8")
-        files = {**manifest.files, CARD_FILE: described(card, None)}
+        pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, self.trees.chosen)}
+        for name, text in pages.items():
+            (self._staging / name).write_text(text, encoding="utf-8")
+        files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
         return claim(self._staging, self.folder, manifest.version)
 
