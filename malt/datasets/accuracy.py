@@ -21,8 +21,8 @@ class Ballot(NamedTuple):
 
     answer: str | None
     truth: Truth
-    abstains: bool = False
-    """Whether it gives no answer: none could be read, or it was cut off."""
+    cast: bool = True
+    """Whether it votes: not without an answer, nor where it was cut off."""
 
 
 class TruthCount:
@@ -75,11 +75,12 @@ def majority(ballots: Sequence[Ballot]) -> Truth:
     Right answers are one answer: all equal the reference. Wrong ones are told apart by their words, and those that
     a judge found wrong without reading an answer are one. Where all abstain, nothing was answered, which is wrong.
     """
-    votes = Counter(choice(ballot) for ballot in ballots if not ballot.abstains)
-    if not votes:
+    cast = [ballot for ballot in ballots if ballot.cast and (ballot.answer, ballot.truth) != (None, None)]
+    if not cast:
         return any_right(ballots)
+    votes = Counter(map(choice, cast))
     chosen = max(votes, key=votes.__getitem__)
-    return any_right([ballot for ballot in ballots if not ballot.abstains and choice(ballot) == chosen])
+    return any_right(ballot for ballot in cast if choice(ballot) == chosen)
 
 
 def choice(ballot: Ballot) -> tuple[bool, str]:

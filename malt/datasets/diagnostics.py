@@ -114,7 +114,7 @@ class DiagnosticsCount:
         self._any_leaf.add([any_right(leaves)])
 
     def _ballot(self, outcome: Outcome, answer: str | None) -> Ballot:
-        return Ballot(answer, self._truth(outcome), outcome in NO_ANSWER)
+        return Ballot(answer, self._truth(outcome), cast=outcome not in NO_ANSWER)
 
     def _values_of(self, role: Role) -> Values:
         counts = self._values

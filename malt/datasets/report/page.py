@@ -1,7 +1,7 @@
 """The report as a page: one HTML file that loads nothing and runs nothing but its own viewer, whatever models wrote.
 
-Figures are inline SVG drawn by the template, not by a plotting library: they follow the reader's width, theme and fonts,
-their numbers stay text, and all of them together weigh a few kilobytes.
+Figures are inline SVG drawn by the template, not by a plotting library: they follow the reader's width, theme and
+fonts, their numbers stay text, and all of them together weigh a few kilobytes.
 """
 
 import hashlib

@@ -116,19 +116,20 @@
   function gradeOf(node) {
     const read = (answer) => (answer ? `, read “${answer}”` : "");
     const why = node.why ?? [];
-    if (node.outcome === undefined) return node.own_outcome ? `own answer ${node.own_outcome}${read(node.own_answer)}` : "";
-    if (why[0]?.startsWith(`${node.grader}: `)) return `${node.outcome} by ${why.join("\n")}`;
+    const mean = node.depth < 2 && node.value !== undefined && `mean of ${node.leaves} ${node.leaves === 1 ? "leaf" : "leaves"}`;
+    const own = node.own_outcome && node.outcome === undefined && `own answer ${node.own_outcome}${read(node.own_answer)}`;
     const by = node.grader && node.grader !== "none" ? ` by ${node.grader}` : "";
-    return [`${node.outcome}${by}${read(node.answer)}`, ...why, node.error].filter(Boolean).join("\n");
+    const named = why[0]?.startsWith(`${node.grader}: `);
+    const grade = node.outcome && (named ? `${node.outcome} by ${why[0]}` : `${node.outcome}${by}${read(node.answer)}`);
+    return [mean, own, grade, ...(named ? why.slice(1) : why), node.error].filter(Boolean).join("\n");
   }
 
   function card(node) {
     const [label, glyph] = labelOf(node);
     const status = node.status === "ok" ? "" : ` · ${node.status}`;
-    const leaves = node.depth < 2 && node.value !== undefined ? ` of ${node.leaves} leaves` : "";
     const head = button({ "data-node": node.node, "aria-pressed": String(isOn(state.path, node.node)) }, () => choose(node.node, ".columns"),
       make("span", { class: "label", text: `${glyph} ${label}${status}` }),
-      make("span", { class: "worth", text: `${worthOf(node)}${leaves} · ${node.node}` }));
+      make("span", { class: "worth", text: `${worthOf(node)} · ${node.node}` }));
     const reasoning = node.reasoning && make("details", { class: "reasoning" },
       make("summary", { text: "hidden reasoning" }), make("div", { class: "text", text: node.reasoning, dir: "auto" }));
     const grade = gradeOf(node);
