@@ -21,6 +21,7 @@ from malt.datasets.report.figures import Flip, ValueBin, figures
 from malt.datasets.report.page import compact, render_report
 from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
+from malt.datasets.screening import Screening
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.spec import RunSpec
@@ -86,7 +87,7 @@ def sampled(trees: Iterator[ValuedTree]) -> TreeSample:
             Failure(question_id=f.question_id, address=f.address, role=f.role, reason=f.reason)
             for f in tree.tree.failures
         ]
-        sample.add(examples.question_row(tree.tree), rows, failures)
+        sample.add(examples.question_row(tree.tree, Screening()), rows, failures)
     return sample
 
 
@@ -100,8 +101,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 def test_every_figure_is_a_data_frame(mixed: DatasetVersion) -> None:
     frames = figures(mixed.manifest)
+    gates = sum(len(rows.dropped) for kinds in mixed.manifest.selection.values() for rows in kinds.values())
     assert {name: len(frame) for name, frame in frames.items()} == {
-        "asked": 3, "accuracy": 3, "flips": 0, "mix": 5, "yields": 9, "losses": 24, "values": 30, "used": 3,
+        "asked": 3, "accuracy": 3, "flips": 0, "mix": 5, "yields": 9, "losses": gates, "values": 30, "used": 3,
     }  # fmt: skip
     assert list(frames["flips"].columns) == ["before", "after", "leaves", "percent"]
 

@@ -98,7 +98,7 @@ class DiagnosticsCount:
             self._graded_by[grade.grader] += 1
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
-            self._same[is_same(first, last)] += 1
+            self._same[is_same(first.answer, last.answer)] += 1
 
     def _add_answers(self, valued: ValuedTree) -> None:
         """Count what one question's generations, refinements and leaves answer, singly and by vote."""
@@ -140,9 +140,9 @@ def outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     return None if own is None else own.outcome
 
 
-def is_same(first: OwnAnswer, last: OwnAnswer) -> bool:
+def is_same(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first.answer == last.answer or plain(first.answer or "") == plain(last.answer or "")
+    return first == last or plain(first) == plain(last)
 
 
 def bin_of(value: float) -> int:

@@ -31,7 +31,7 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
     flips = figures.flips(manifest)
     return (
         environment()
-        .get_template("page.html")
+        .get_template("page.html.jinja")
         .render(
             manifest=manifest,
             spec=manifest.spec,

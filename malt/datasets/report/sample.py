@@ -145,6 +145,8 @@ def told_question(
         "question": cut(question["question"], most),
         "truth": cut(question["ground_truth"], most),
         "choices": [cut(choice, most) for choice in question["choices"]],
+        "split": question["split"],
+        "excluded": question["excluded"],
         "hidden": len(nodes) - len(shown),
         "nodes": [told_node(row, most) for row in sorted(shown, key=lambda row: path_of(row["node_id"]))],
         "failures": [

@@ -96,7 +96,8 @@
       button({ text: "→", "aria-label": "Next question" }, () => move(1)));
     const choices = tree.choices.map((choice, place) => `${String.fromCharCode(65 + place)}. ${choice}`).join("   ");
     return make("dl", { class: "facts" }, fact("reference", tree.truth), choices && fact("choices", choices),
-      fact("id", tree.id), fact("leaves", tree.kind), moves);
+      fact("id", tree.id), fact("leaves", tree.kind), fact("split", tree.split),
+      tree.excluded && fact("gives no rows", tree.excluded), moves);
   }
 
   function branch(tree, node) {
