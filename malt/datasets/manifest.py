@@ -222,13 +222,13 @@ class Diagnostics(Recorded):
     """Of the refinements, by the diagnosis."""
     leaves: Accuracy
     """Of the refinements, by the grades that count."""
-    generations_vote: Accuracy = Accuracy()
+    generations_vote: Accuracy
     """Of questions: whether the answer that most generations give is right, by the diagnosis."""
-    leaves_vote: Accuracy = Accuracy()
+    leaves_vote: Accuracy
     """Of questions: whether the answer that most leaves give is right, by the grades that count."""
-    any_leaf: Accuracy = Accuracy()
+    any_leaf: Accuracy
     """Of questions: whether any leaf is right, by the grades that count."""
-    values: dict[str, Values] = {}
+    values: dict[str, Values]
     """By role."""
     flips: Flips
     verdicts: Verdicts
