@@ -2,11 +2,13 @@
 
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,8 @@ from malt.datasets.manifest import Failure, Manifest
 from malt.datasets.publishing import publish
 from malt.datasets.report.drawing import flip_picture, histogram
 from malt.datasets.report.figures import Flip, ValueBin, figures
-from malt.datasets.report.page import compact, render_report
+from malt.datasets.report.markdown import figures_markdown
+from malt.datasets.report.page import compact, render_picture, render_report
 from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
 from malt.datasets.screening import Screening
@@ -165,6 +168,24 @@ def test_a_histogram_s_highest_bar_leaves_room_for_its_number() -> None:
 @pytest.mark.parametrize(("number", "told"), [(999, "999"), (1000, "1 k"), (12_345, "12.3 k"), (999_999, "1 M")])
 def test_numbers_on_pictures_are_short(number: int, told: str) -> None:
     assert compact(number) == told
+
+
+def test_the_picture_is_an_image_that_stands_alone(mixed: DatasetVersion) -> None:
+    picture = ElementTree.fromstring(render_picture(mixed.manifest))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    said = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"How often the answers are right", "Majority of leaves", "generator"} <= set(said)
+
+
+def test_the_figures_in_markdown_are_the_picture_and_a_table_each(mixed: DatasetVersion) -> None:
+    told = figures_markdown(mixed.manifest)
+    image = re.match(r"!\[the figures\]\(data:image/svg\+xml;base64,(\S+)\)\n", told)
+    assert image is not None
+    assert b64decode(image[1]).decode() == render_picture(mixed.manifest)
+    assert "| Graded leaves | 50.0 % | 52 | " in told
+    assert "| mixed | ████████████████████ | 2 | 100.0 % |" in told
+    assert "| dpo/generator | ░░░░░░░░░░░░░░░░░░░░ | 0 | 4 | 4 generator_dpo |" in told
+    assert "| refiner | 54 | 1,620 | 1,026 | $0.0540 |" in told
 
 
 # The trees it shows.

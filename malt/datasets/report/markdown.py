@@ -1,39 +1,36 @@
-"""The figures of a report as Markdown tables, for where only Markdown is shown. Bars are characters."""
+"""The figures of a report as Markdown, for where only that is shown."""
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from base64 import b64encode
+from collections.abc import Iterable
 
 from malt.datasets.manifest import Manifest
 from malt.datasets.report import figures
-from malt.datasets.report.page import count, dollars, share
+from malt.datasets.report.page import count, dollars, render_picture, share
 from malt.visible import visible
 
 BAR = 20
 """Characters of a bar for the whole."""
-SPARKS = " ▁▂▃▄▅▆▇█"
 
 
 def figures_markdown(manifest: Manifest) -> str:
-    """Write the figures of the report, one table each."""
+    """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
     parts = {
         "How often the answers are right": accuracy_table(manifest),
         "What critique and refinement change": flips_table(manifest),
-        "What the texts are worth": values_table(manifest),
         "What became of the questions": mix_table(manifest),
         "What can be trained on": yields_table(manifest),
         "What it took": used_table(manifest),
     }
-    return "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items() if table)
+    picture = b64encode(render_picture(manifest).encode()).decode()
+    tables = (f"## {title}\n\n{table}" for title, table in parts.items() if table)
+    return "\n\n".join([f"![the figures](data:image/svg+xml;base64,{picture})", *tables])
 
 
 def accuracy_table(manifest: Manifest) -> str:
     """How often each role was right, and what a vote makes of it."""
     return table(
-        ("of", "", "right", "of", "95 % interval"),
-        [
-            (each.measure, bar(each.percent), share(each.percent), count(each.known), interval(each))
-            for each in figures.accuracy(manifest)
-        ],
+        ("of", "right", "of", "95 % interval"),
+        [(each.measure, share(each.percent), count(each.known), interval(each)) for each in figures.accuracy(manifest)],
     )
 
 
@@ -45,25 +42,9 @@ def interval(measure: figures.Measure) -> str:
 def flips_table(manifest: Manifest) -> str:
     """What became of answers; nothing where nobody diagnosed them."""
     rows = [
-        (f"{each.before} → {each.after}", bar(each.percent), count(each.leaves), share(each.percent))
-        for each in figures.flips(manifest)
+        (f"{each.before} → {each.after}", count(each.leaves), share(each.percent)) for each in figures.flips(manifest)
     ]
-    return table(("generation → refinement", "", "refinements", "share"), rows) if rows else ""
-
-
-def values_table(manifest: Manifest) -> str:
-    """How the values of each role's nodes are spread, ten columns from 0 to 1."""
-    roles = groupby(figures.values(manifest), key=lambda each: each.role)
-    return table(
-        ("role", "texts by value, 0 to 1"),
-        [(role, f"`{sparks([each.right + each.wrong for each in bins])}`") for role, bins in roles],
-    )
-
-
-def sparks(numbers: Sequence[int]) -> str:
-    """Draw a row of bars, the highest a whole character; what is not zero is seen."""
-    highest = max(numbers, default=0) or 1
-    return "".join(SPARKS[-(-number * (len(SPARKS) - 1) // highest)] for number in numbers)
+    return table(("generation → refinement", "refinements", "share"), rows) if rows else ""
 
 
 def mix_table(manifest: Manifest) -> str:

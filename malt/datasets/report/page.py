@@ -26,27 +26,21 @@ REPORT_FILE = "report.html"
 
 def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
     """Write the page, from what the manifest counts and the trees that a `TreeSample` chose."""
-    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "viewer.js"))
-    used, measures = figures.used(manifest), figures.accuracy(manifest)
-    flips = figures.flips(manifest)
+    style, script = read("marks.css") + read("page.css"), read("viewer.js")
+    measures, flips, mix = figures.accuracy(manifest), figures.flips(manifest), figures.mix(manifest)
     return (
         environment()
         .get_template("page.html.jinja")
         .render(
+            **drawn(manifest),
             manifest=manifest,
-            spec=manifest.spec,
             asked=figures.asked(manifest),
-            measures=measures,
-            named={measure.measure: measure for measure in measures},
+            named={each.measure: each for each in measures} | {each.kind: each for each in mix},
             flips=flips,
-            flip_picture=flip_picture(flips),
-            mix=figures.mix(manifest),
+            mix=mix,
             yields=figures.yields(manifest),
             losses=figures.losses(manifest),
-            values={
-                role: histogram(list(bins)) for role, bins in groupby(figures.values(manifest), lambda bin_: bin_.role)
-            },
-            used=used,
+            used=figures.used(manifest),
             shown=len(trees),
             style=Markup(style),  # noqa: S704 - ours
             script=Markup(script),  # noqa: S704 - ours
@@ -54,6 +48,28 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
             data=embedded(manifest, trees),
         )
     )
+
+
+def render_picture(manifest: Manifest) -> str:
+    """Draw accuracy, flips and values as one SVG that stands alone, on a ground of its own."""
+    style = Markup(read("marks.css"))  # noqa: S704 - ours
+    return environment().get_template("picture.svg.jinja").render(**drawn(manifest), style=style)
+
+
+def drawn(manifest: Manifest) -> dict[str, object]:
+    """What page and picture both show."""
+    values = groupby(figures.values(manifest), key=lambda each: each.role)
+    return {
+        "spec": manifest.spec,
+        "measures": figures.accuracy(manifest),
+        "flip_picture": flip_picture(figures.flips(manifest)),
+        "values": {role: histogram(list(bins)) for role, bins in values},
+    }
+
+
+def read(name: str) -> str:
+    """Read a part of the page."""
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def embedded(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
