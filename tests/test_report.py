@@ -19,7 +19,7 @@ from malt.datasets import examples
 from malt.datasets.manifest import Failure, Manifest
 from malt.datasets.publishing import publish
 from malt.datasets.report.drawing import flip_picture, histogram
-from malt.datasets.report.figures import Flip, ValueBin, figures
+from malt.datasets.report.figures import Flip, ValueBin
 from malt.datasets.report.markdown import figures_markdown
 from malt.datasets.report.page import compact, render_picture, render_report
 from malt.datasets.report.reread import redraw
@@ -103,7 +103,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 
 def test_every_figure_is_a_data_frame(mixed: DatasetVersion) -> None:
-    frames = figures(mixed.manifest)
+    frames = mixed.figures
     gates = sum(len(rows.dropped) for kinds in mixed.manifest.selection.values() for rows in kinds.values())
     assert {name: len(frame) for name, frame in frames.items()} == {
         "asked": 3, "accuracy": 3, "flips": 0, "mix": 5, "yields": 9, "losses": gates, "values": 30, "used": 3,
@@ -112,7 +112,7 @@ def test_every_figure_is_a_data_frame(mixed: DatasetVersion) -> None:
 
 
 def test_the_figures_of_a_version_by_hand(mixed: DatasetVersion) -> None:
-    frames = figures(mixed.manifest)
+    frames = mixed.figures
     accuracy = frames["accuracy"].set_index("measure")
     assert accuracy[["right", "known", "unknown"]].T.to_dict("list") == {
         "Graded leaves": [26, 52, 2],
@@ -130,7 +130,7 @@ def test_the_figures_of_a_version_by_hand(mixed: DatasetVersion) -> None:
 
 
 def test_the_losses_of_every_gate_add_up(mixed: DatasetVersion) -> None:
-    frames = figures(mixed.manifest)
+    frames = mixed.figures
     lost = frames["losses"].groupby(["role", "kind"]).lost.sum()
     yields = frames["yields"].set_index(["role", "kind"])
     assert (yields.candidates - yields.kept).sort_index().tolist() == lost.sort_index().tolist()

@@ -230,10 +230,11 @@ def test_all_text_is_readable_in_light_and_dark(page: Page, dark: bool) -> None:
     assert page.js(CONTRAST) == []
 
 
-def test_it_prints_without_its_controls(page: Page) -> None:
+def test_it_prints_without_its_controls_and_with_whole_texts(page: Page) -> None:
     page.call("Emulation.setEmulatedMedia", media="print")
-    assert page.js("getComputedStyle(document.querySelector('#viewer nav')).display") == "none"
-    assert page.js("document.querySelector('.card .text').scrollHeight > 0")
+    for control in ("#viewer nav", ".moves", ".keys"):
+        assert page.js(f"getComputedStyle(document.querySelector('{control}')).display") == "none"
+    assert page.js("getComputedStyle(document.querySelector('.card .text')).maxHeight") == "none"
     page.call("Emulation.setEmulatedMedia", media="")
 
 
