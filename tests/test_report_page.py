@@ -132,6 +132,14 @@ def test_the_list_is_walked_by_up_and_down_and_search_keeps_its_caret(page: Page
     assert question(page) == page.js("document.activeElement.querySelector('.asked').textContent") == "What is w&1?"
 
 
+def test_the_buttons_move_on_and_keep_the_focus(page: Page) -> None:
+    page.js("document.querySelector('[data-step=\"1\"]').focus()")
+    page.press("Enter")
+    page.press("Enter")
+    assert question(page) == "What is w&1?"
+    assert page.js("document.activeElement.dataset.step") == "1"
+
+
 def test_a_node_is_chosen_by_keyboard_and_its_children_follow(page: Page) -> None:
     page.js("document.querySelector('.map [data-node=\"2.1\"]').focus()")
     page.press("Enter")

@@ -44,8 +44,7 @@
   }
 
   function drawFilters() {
-    const counts = Map.groupBy ? Map.groupBy(data.trees, (tree) => tree.kind) : new Map();
-    const number = (kind) => counts.get(kind)?.length ?? data.trees.filter((tree) => tree.kind === kind).length;
+    const number = (kind) => data.trees.filter((tree) => tree.kind === kind).length;
     const chip = (kind, name, count) => button(
       { text: `${name} ${count}`, "aria-pressed": String(state.kind === kind), "data-kind": kind ?? "all" },
       () => { state.kind = kind; drawFilters(); drawList(); filters.querySelector("[aria-pressed=true]").focus(); },
@@ -90,10 +89,13 @@
     return make("div", {}, make("dt", { text: name }), make("dd", { text, dir: "auto" }));
   }
 
+  function mover(step, text, name) {
+    const press = () => { move(step); article.querySelector(`[data-step="${step}"]`).focus(); };
+    return button({ text, "aria-label": name, "data-step": step }, press);
+  }
+
   function facts(tree) {
-    const moves = make("div", { class: "moves" },
-      button({ text: "←", "aria-label": "Previous question" }, () => move(-1)),
-      button({ text: "→", "aria-label": "Next question" }, () => move(1)));
+    const moves = make("div", { class: "moves" }, mover(-1, "←", "Previous question"), mover(1, "→", "Next question"));
     const choices = tree.choices.map((choice, place) => `${String.fromCharCode(65 + place)}. ${choice}`).join("   ");
     return make("dl", { class: "facts" }, fact("reference", tree.truth), choices && fact("choices", choices),
       fact("id", tree.id), fact("leaves", tree.kind), fact("split", tree.split),
