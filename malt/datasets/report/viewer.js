@@ -97,9 +97,10 @@
   function facts(tree) {
     const moves = make("div", { class: "moves" }, mover(-1, "←", "Previous question"), mover(1, "→", "Next question"));
     const choices = tree.choices.map((choice, place) => `${String.fromCharCode(65 + place)}. ${choice}`).join("   ");
-    return make("dl", { class: "facts" }, fact("reference", tree.truth), choices && fact("choices", choices),
+    const told = make("dl", {}, fact("reference", tree.truth), choices && fact("choices", choices),
       fact("id", tree.id), fact("leaves", tree.kind), fact("split", tree.split),
-      tree.excluded && fact("gives no rows", tree.excluded), moves);
+      tree.excluded && fact("gives no rows", tree.excluded));
+    return make("div", { class: "facts" }, told, moves);
   }
 
   function branch(tree, node) {
