@@ -24,7 +24,6 @@ from malt.datasets.report.markdown import figures_markdown
 from malt.datasets.report.page import compact, render_picture, render_report
 from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
-from malt.datasets.screening import Screening
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.spec import RunSpec
@@ -90,7 +89,7 @@ def sampled(trees: Iterator[ValuedTree]) -> TreeSample:
             Failure(question_id=f.question_id, address=f.address, role=f.role, reason=f.reason)
             for f in tree.tree.failures
         ]
-        sample.add(examples.question_row(tree.tree, Screening()), rows, failures)
+        sample.add(examples.question_row(tree.tree, "train", None), rows, failures)
     return sample
 
 

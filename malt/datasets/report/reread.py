@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.manifest import Failure
+from malt.datasets.reading import Cursor, parquet_rows
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
-from malt.datasets.verify import Cursor, parquet_rows
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 
