@@ -20,7 +20,7 @@ UNEXPECTED = 1
 INTERRUPTED = 130
 COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
-    *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
+    *(versions.datasets, versions.show, versions.report, versions.explain, versions.diff, versions.verify),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),

@@ -10,7 +10,7 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, code_version
+from malt.datasets.census import Census, UsageCount, as_failure, code_version
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.lengths import measured, token_counter
@@ -24,6 +24,8 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
+from malt.datasets.report.page import REPORT_FILE, render_report
+from malt.datasets.report.sample import TreeSample
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
@@ -81,6 +83,7 @@ class VersionWriter:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
+        self.trees = TreeSample()
         self._count_tokens = token_counter(spec.dataset)
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
@@ -101,13 +104,17 @@ class VersionWriter:
         question_id, screening = valued.tree.question.question_id, self.provenance.screening
         split, excluded = screening.split_of(question_id, self.spec.dataset), screening.excluded.get(question_id)
         self.census.add(valued)
-        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree, split, excluded)])
+        question = examples.question_row(valued.tree, split, excluded)
+        nodes: list[examples.TrajectoryRow] = []
+        self._files[QUESTIONS_FILE].add([question])
         if valued.tree.complete:
             valued = measured(valued, self._count_tokens)
+            nodes = list(examples.trajectory_rows(valued))
             self.diagnostics.add(valued)
-            self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
+            self._files[TRAJECTORIES_FILE].add(nodes)
             for role in PLAYERS:
                 self._add_role(valued, role, split, excluded)
+        self.trees.add(question, nodes, [as_failure(branch) for branch in valued.tree.failures])
 
     def publish(self) -> DatasetVersion:
         """Finish the files and make them the next version, unless the newest one has the same content."""
@@ -187,10 +194,11 @@ class VersionWriter:
         )
 
     def name(self, manifest: Manifest) -> None:
-        """Write what tells of the version by its number: the card and the manifest."""
-        card = self._staging / CARD_FILE
-        card.write_text(render_card(manifest), encoding="utf-8")
-        files = {**manifest.files, CARD_FILE: described(card, None)}
+        """Write what tells of the version by its number: the card, the report and the manifest."""
+        pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, self.trees.chosen)}
+        for name, text in pages.items():
+            (self._staging / name).write_text(text, encoding="utf-8")
+        files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
 
     def put(self, place: Path) -> None:

@@ -94,6 +94,13 @@ class DatasetVersion:
         """The role's labelled texts, unpaired."""
         return self._frame(role_file("kto", role, split))
 
+    @property
+    def figures(self) -> "dict[str, pd.DataFrame]":
+        """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
+        from malt.datasets.report.figures import figures
+
+        return figures(self.manifest)
+
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
         rows = self._frame(TRAJECTORIES_FILE, question_id)
