@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from malt.concurrency import in_turn
 from malt.datasets.census import UsageCount
 from malt.datasets.publishing import Provenance, publish
 from malt.datasets.version import DatasetVersion
@@ -78,7 +79,7 @@ async def assess_window(window: Sequence[Question], inputs: Inputs, spec: RunSpe
 
     async def assessed(question: Question) -> Assessed:
         noting = JudgeNoted(recall)
-        valued = await assess(question, spec, inputs.prompts, noting)
+        valued = await assess(question, spec, inputs.prompts, noting, wait=in_turn)
         return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
 
     return await asyncio.gather(*(assessed(question) for question in window))
