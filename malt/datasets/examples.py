@@ -6,6 +6,7 @@ its role, whatever its parent's label; every right sibling is preferred to every
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
 from malt.fingerprint import canonical_json
@@ -264,8 +265,9 @@ def parse_row_id(text: str) -> RowSource:
     return RowSource(config, question_id, tuple(nodes.split("-")))
 
 
-def turns(prompt: Iterable[Message]) -> list[MessageRow]:
-    """Write messages as rows hold them."""
+@lru_cache(maxsize=64)
+def turns(prompt: tuple[Message, ...]) -> list[MessageRow]:
+    """Write messages as rows hold them: siblings' rows share one list, and nobody changes it."""
     return [MessageRow(role=message.role, content=message.content) for message in prompt]
 
 

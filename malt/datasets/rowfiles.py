@@ -24,6 +24,7 @@ ROW_GROUP_BYTES = 16 * 2**20
 
 MOST_DIGITS = 12
 """Room for the number of examples, which stands before them and is known after them."""
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
 """Half characters, which a model's JSON can hold and no file can."""
 
@@ -174,11 +175,11 @@ class JsonExamples:
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Take further examples; they are on disk once the file is closed."""
-        for row in rows:
-            line = json_line(row)
-            self._file.write(b",\n" + line if self._rows else b"\n" + line)
-            self._sha256.update(line + b"\n")
-            self._rows += 1
+        lines = [json_line(row) for row in rows]
+        if lines:
+            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(lines))
+            self._sha256.update(b"\n".join([*lines, b""]))
+            self._rows += len(lines)
 
     def close(self) -> RowsWritten:
         """Finish the file: close the list, and put the number of examples in front."""
@@ -208,7 +209,7 @@ def example_lines(path: Path) -> Iterator[bytes]:
 
 def json_line(row: Mapping[str, object]) -> bytes:
     """Write one object on one line, keys in their given order."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    text = JSON.encode(row)
     try:
         return text.encode()
     except UnicodeEncodeError:
