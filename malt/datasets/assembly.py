@@ -5,7 +5,9 @@ memory does not grow with their number.
 """
 
 import asyncio
+import gc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from malt.concurrency import in_turn
@@ -25,6 +27,10 @@ from malt.trees.credit import ValuedTree
 from malt.trees.tree import FailedBranch
 
 
+SELDOM = 1_000_000
+"""Objects made, less those let go, between two searches for cycles."""
+
+
 class Assembled(NamedTuple):
     """What the store amounts to: a version of the complete trees, None where there is none, and what is missing."""
 
@@ -42,7 +48,7 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
             failures.extend(valued.tree.failures)
             yield valued
 
-    with Store(settings.store) as store:
+    with Store(settings.store) as store, collecting_seldom():
         trees = noted(valued_trees(inputs, spec, store, judge))
         provenance = Provenance(inputs.prompts.digests, judge if asks_judge(spec) else None)
         try:
@@ -50,6 +56,17 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
         except NothingToPublish:
             version = None
     return Assembled(version, tuple(failures))
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
+    usual = gc.get_threshold()
+    gc.set_threshold(SELDOM, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def valued_trees(inputs: Inputs, spec: RunSpec, store: Store, judge: UsageCount) -> Iterator[ValuedTree]:

@@ -360,8 +360,7 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
 
 def with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
     """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    ancestors = [valued.tree.nodes[Address(node.address[:depth])].text for depth in range(1, len(node.address))]
-    match ancestors:
+    match [valued.tree.nodes[address].text for address in node.address.path[:-1]]:
         case [solution]:
             return VerifierExample(**scored, generated_solution=solution)
         case [solution, critique]:

@@ -219,9 +219,19 @@ def json_line(row: Mapping[str, object]) -> bytes:
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     """Turn rows into columns."""
     try:
-        return pa.RecordBatch.from_pylist(rows, schema=schema)
+        columns = [as_column([row[field.name] for row in rows], field.type) for field in schema]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
         return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
+
+
+def as_column(values: list[object], kind: pa.DataType) -> pa.Array:
+    """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
+    distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
+    if not 0 < len(distinct) <= len(values) // 2:
+        return pa.array(values, kind)
+    places = {identity: place for place, identity in enumerate(distinct)}
+    return pa.array(distinct.values(), kind, size=len(distinct)).take(pa.array([places[id(value)] for value in values]))
 
 
 def writable(value: object) -> object:

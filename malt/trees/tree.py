@@ -34,6 +34,11 @@ class Address(tuple[int, ...]):
         return Address(self[:-1])
 
     @property
+    def path(self) -> "tuple[Address, ...]":
+        """The addresses that lead here from the root, which is none of them; this one is the last."""
+        return lineage(self)
+
+    @property
     def role(self) -> Role:
         """Who speaks at this depth."""
         return PLAYERS[len(self) - 1]
@@ -52,6 +57,12 @@ class Address(tuple[int, ...]):
 def dotted(address: Address) -> str:
     """Write an address; all trees have the same few."""
     return ".".join(map(str, address))
+
+
+@lru_cache(maxsize=10_000)
+def lineage(address: Address) -> tuple[Address, ...]:
+    """List an address and those above it."""
+    return tuple(Address(address[:depth]) for depth in range(1, len(address) + 1))
 
 
 class NodeStatus(StrEnum):
