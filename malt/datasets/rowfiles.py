@@ -219,7 +219,8 @@ def json_line(row: Mapping[str, object]) -> bytes:
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     """Turn rows into columns."""
     try:
-        columns = [as_column([row[field.name] for row in rows], field.type) for field in schema]
+        kinds = zip(schema.names, schema.types, strict=True)
+        columns = [as_column([row.get(name) for row in rows], kind) for name, kind in kinds]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
         return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
