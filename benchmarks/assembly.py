@@ -49,7 +49,7 @@ LENGTHS = {Role.GENERATOR: 400, Role.VERIFIER: 200, Role.REFINER: 400}
 """Characters of a text, on average."""
 CUT_OFF = 0.02
 """Share of texts that reach max_tokens."""
-WORDS = "so she has 5 more than the 12 eggs that were left\n after we take 7 away = which is 15 * 4 of them then".split(" ")
+WORDS = ["she", "has", "more than", "12 eggs", "that were left\n", "after", "we take 7 away", "=", "15 * 4", "of them"]
 PROSE = " ".join(random.Random(0).choices(WORDS, k=500_000))
 
 BULK = """
@@ -112,7 +112,7 @@ class MadeUp:
 
 def response_body(choices: list[JsonValue]) -> dict[str, JsonValue]:
     """A response as LiteLLM passes on OpenAI's."""
-    tokens = {"accepted_prediction_tokens": 0, "audio_tokens": 0, "reasoning_tokens": 0, "rejected_prediction_tokens": 0}
+    details: dict[str, JsonValue] = {"accepted_prediction_tokens": 0, "audio_tokens": 0, "reasoning_tokens": 0}
     return {
         "id": "chatcmpl-CfVXmVQ9hBcT0bkYw9N2tqM1dWvYp",
         "created": 1_760_000_000,
@@ -124,7 +124,7 @@ def response_body(choices: list[JsonValue]) -> dict[str, JsonValue]:
             "completion_tokens": 120 * len(choices),
             "prompt_tokens": 250,
             "total_tokens": 250 + 120 * len(choices),
-            "completion_tokens_details": tokens,
+            "completion_tokens_details": details,
             "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 0},
         },
         "service_tier": "default",
@@ -210,7 +210,8 @@ def benchmark(folder: Path, counts: Sequence[int]) -> None:
         size = store.stat().st_size / 2**20
         print(f"store of {most:,} questions: {size:,.0f} MiB, written in {time.perf_counter() - started:.0f} s\n")
     print(f"processors: {os.cpu_count()}\n")
-    print("| questions | nodes | seconds | nodes/s | CPU s | peak MiB | version MiB |\n|---:|---:|---:|---:|---:|---:|---:|")
+    print("| questions | nodes | seconds | nodes/s | CPU s | peak MiB | version MiB |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
     for count, config in configs.items():
         nodes, seconds, cpu_s, peak, size = assemble(config)
         rate = f"{nodes:,} | {seconds:,.1f} | {nodes / seconds:,.0f} | {cpu_s:,.1f}"

@@ -112,9 +112,7 @@ def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
     return objective or (evaluator.kind if evaluator.scope == "all" else ())
 
 
-async def diagnose(
-    valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = all_of
-) -> dict[Address, OwnAnswer]:
+async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = all_of) -> dict[Address, OwnAnswer]:
     """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):

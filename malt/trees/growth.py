@@ -12,9 +12,7 @@ from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 
-async def grow(
-    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = all_of
-) -> Tree:
+async def grow(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = all_of) -> Tree:
     """Grow one question's tree: a node's children are asked for the moment it exists, siblings in one request.
 
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
