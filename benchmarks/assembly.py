@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import NamedTuple
 
 import psutil
@@ -58,7 +58,7 @@ PRAGMA synchronous = OFF;
 PRAGMA cache_size = -1000000;
 """
 """For a file that is made anew when its making was interrupted."""
-SAMPLING_S = 0.1
+SAMPLING_S = 0.5
 
 
 class Made(NamedTuple):
@@ -176,14 +176,16 @@ def assemble(config: Path) -> Made:
     environment = {**os.environ, "MALT_DATA_DIR": str(config.parent)}
     command = [sys.executable, "-c", "from malt.cli import main; main()", "assemble", "--json", str(config)]
     started, before = time.perf_counter(), os.times()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+    with TemporaryFile() as output, subprocess.Popen(command, env=environment, stdout=output) as process:
         peak_bytes = 0
         while process.poll() is None:
             peak_bytes = max(peak_bytes, resident_bytes(process.pid))
             time.sleep(SAMPLING_S)
-        assert process.stdout is not None
-        summary = json.load(process.stdout)
+        output.seek(0)
+        summary = json.load(output)
     seconds, after = time.perf_counter() - started, os.times()
+    if process.returncode:
+        raise SystemExit("some trees are not in the store: it was made by another benchmark; remove it")
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     sizes = [path.stat().st_size for path in Path(summary["path"]).rglob("*") if path.is_file()]
     return Made(summary["cached_completions"], seconds, cpu_s, peak_bytes, sum(sizes))
