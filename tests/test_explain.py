@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
+from malt.datasets.gates import Context
 from malt.datasets.publishing import Provenance, publish
+from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
@@ -30,6 +32,7 @@ SWITCHES = [
     DatasetSpec(),
     DatasetSpec(generator_dpo=True, min_margin=0.4, balance="labels"),
     DatasetSpec(min_confidence=0.8, max_pairs_per_question=1),
+    DatasetSpec(same_answer=(), repeats="drop", identical_pairs="keep", max_examples_per_question=1),
 ]
 
 
@@ -63,7 +66,7 @@ def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spe
     for role in PLAYERS:
         selected = select(tree, role, spec)
         stored = {str(row["row_id"]) for rows in rows_by_kind(tree, role, selected).values() for row in rows}
-        decisions = Decisions(tree, role, spec, stored)
+        decisions = Decisions(Context(tree, role, spec), stored)
         nodes = [address for address in tree.tree.nodes if address.role is role]
         found = [decisions.of_text(kind, address) for kind in ("sft", "kto") for address in nodes]
         found += [decisions.of_pair(*pair) for pair in pairs_of(tree, role)]
@@ -204,10 +207,25 @@ def test_a_gate_that_left_a_row_out_says_why(row_id: str, dataset: dict[str, Any
     assert f"left out by {decision.left_out_by}" in reason
 
 
+def test_a_question_that_was_screened_out_says_why() -> None:
+    screening = Screening(excluded={"q1": Exclusion("decontaminate", "test.jsonl:3")})
+    version = publish([mixed_tree("q1")], spec_of(), replace(PROVENANCE, screening=screening), Settings().datasets_dir)
+    reason = "left out by decontaminate: the question overlaps with test.jsonl:3, of the sets in decontaminate"
+    assert why(version, "sft-verifier/q1/0.0") == reason
+
+
+def test_a_row_of_the_validation_split_is_found_in_its_file() -> None:
+    version = published(mixed_tree("q1"), validation=0.99)
+    explained = told(version, "sft-verifier/q1/0.0")
+    assert explained.file == "sft/verifier.validation.parquet"
+    assert explained.decision is not None
+    assert explained.decision.kept
+
+
 def test_a_text_that_is_not_whole_says_what_it_is() -> None:
     version = published(valued(tree_of("q1", (1, 1, 2), {Address((0, 0, 0)): FinishReason.LENGTH}), [1, 0]))
-    assert why(version, "sft-refiner/q1/0.0.0") == "left out by not_whole: the text is truncated"
-    assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by not_whole: 0.0.0 is truncated"
+    assert why(version, "sft-refiner/q1/0.0.0") == "left out by flawed_texts: 0.0.0 is truncated"
+    assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by flawed_texts: 0.0.0 is truncated"
 
 
 def test_a_prompt_that_no_row_holds_comes_from_the_same_prompt_files() -> None:
@@ -277,7 +295,7 @@ def test_the_command_prints_the_whole_story(version: DatasetVersion, capsys: pyt
         "  0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: right; 95 % interval 0.21 to 0.94",
         "rejected: verifier 0.1 by served-model, ok",
         "margin 0.6667; the order is right with probability 0.9286",
-        "  kto-verifier/q1/0.1  kept (passed not_whole, balance)",
+        "  kto-verifier/q1/0.1  kept (past 7 gates)",
     ):
         assert f"{line}\n" in printed
 

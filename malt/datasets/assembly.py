@@ -37,7 +37,7 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
             failures.extend(valued.tree.failures)
             yield valued
 
-    provenance = Provenance(inputs.prompts.digests, judge if asks_judge(spec) else None)
+    provenance = Provenance(inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None)
     with collecting_seldom():
         try:
             version = publish(

@@ -12,20 +12,20 @@ from malt.datasets.examples import (
     DpoRow,
     KtoRow,
     MessageRow,
-    QuestionRow,
     SftRow,
-    TrajectoryRow,
     interval_of,
 )
-from malt.datasets.lookup import Asked, find_nodes, find_question, read_rows
+from malt.datasets.gates import Context
+from malt.datasets.lookup import Asked, find_nodes, find_question
 from malt.datasets.manifest import Recorded
-from malt.datasets.restore import restore_tree
-from malt.datasets.tables import KINDS, TRAJECTORIES_FILE, role_file
-from malt.datasets.verify import Row, parent_of
+from malt.datasets.reading import Row, read_rows, stored_tree
+from malt.datasets.restore import exclusion_of
+from malt.datasets.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
+from malt.datasets.verify import parent_of
 from malt.datasets.version import DatasetVersion
-from malt.errors import PromptError, VersionError
+from malt.errors import PromptError
 from malt.prompts import load_prompts
-from malt.spec import Role, RunSpec
+from malt.spec import Role
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Evaluation
 from malt.trees.growth import expansion
@@ -120,18 +120,19 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     """
     spec = version.spec
     source, question = find_question(version, row_id)
-    valued = tree_of(version, question, spec)
+    valued = stored_tree(version, question)
     asked = find_nodes(version, row_id, source, valued)
     nodes = [valued.tree.nodes[address] for address in asked.addresses]
     role = nodes[0].role
     rows = training_rows(version, role, question["question_id"])
-    decisions = Decisions(valued, role, spec.dataset, {str(row["row_id"]) for row in rows})
+    context = Context(valued, role, spec.dataset, exclusion_of(question))
+    decisions = Decisions(context, {str(row["row_id"]) for row in rows})
     pair = decisions.pair(*asked.addresses) if len(nodes) == 2 else None
     prompt, prompt_from = prompt_of(nodes[0], valued, rows, version)
     return Explanation(
         version=version.reference,
         row_id=row_id,
-        file=role_file(asked.kind, role) if asked.kind else TRAJECTORIES_FILE,
+        file=role_file(asked.kind, role, question["split"]) if asked.kind else TRAJECTORIES_FILE,
         question_id=question["question_id"],
         question=question["question"],
         ground_truth=question["ground_truth"],
@@ -162,22 +163,6 @@ def related(asked: Asked, decisions: Decisions) -> Iterator[Decision]:
         yield from decisions.of_all(asked.addresses[0])
     else:
         yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in ("sft", "kto"))
-
-
-def tree_of(version: DatasetVersion, question: QuestionRow, spec: RunSpec) -> ValuedTree:
-    """Rebuild a question's tree; what the roles saw is left out."""
-    question_id = question["question_id"]
-    if not question["complete"]:
-        failed = [branch for branch in version.manifest.failures if branch.question_id == question_id]
-        reasons = "; ".join(f"{branch.role} below {branch.address or 'the root'}: {branch.reason}" for branch in failed)
-        raise VersionError(f"question {question_id!r} has no tree in {version.reference}: {reasons or 'it failed'}")
-    rows = [cast("TrajectoryRow", row) for row in read_rows(version, TRAJECTORIES_FILE, question_id)]
-    try:
-        return restore_tree(question, rows, {}, spec)
-    except (ValueError, KeyError, TypeError) as error:
-        raise VersionError(
-            f"question {question_id!r} of {version.reference} cannot be read ({error}); try: malt verify {version.path}"
-        ) from error
 
 
 def prompt_of(
@@ -280,4 +265,5 @@ def number(mean: float, threshold: float, is_right: bool) -> str:
 
 def training_rows(version: DatasetVersion, role: Role, question_id: str) -> list[Row]:
     """Read what one question gave one role to train on."""
-    return [row for kind in KINDS for row in read_rows(version, role_file(kind, role), question_id)]
+    files = [path for path, file in ROLE_FILES.items() if file.role is role]
+    return [row for path in files for row in read_rows(version, path, question_id)]
