@@ -49,7 +49,10 @@ LENGTHS = {Role.GENERATOR: 400, Role.VERIFIER: 200, Role.REFINER: 400}
 """Characters of a text, on average."""
 CUT_OFF = 0.02
 """Share of texts that reach max_tokens."""
-WORDS = ["she", "has", "more than", "12 eggs", "that were left\n", "after", "we take 7 away", "=", "15 * 4", "of them"]
+WORDS = [
+    *("so", "she", "has", "5", "more", "than", "the", "12", "eggs", "that", "were", "left\n", "after"),
+    *("we", "take", "7", "away", "=", "which", "is", "15", "*", "4", "of", "them", "then"),
+]
 PROSE = " ".join(random.Random(0).choices(WORDS, k=500_000))
 
 BULK = """
