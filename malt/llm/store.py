@@ -119,8 +119,7 @@ class Store:
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
-                for row in connection.execute(query):
-                    found[row[0]] = StoredSample(*row)
+                found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
         return found
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
