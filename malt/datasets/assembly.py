@@ -4,7 +4,7 @@ Trees are grown again by the growth that asked for them, over what the store rec
 does not grow with their number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from malt.datasets.census import UsageCount
@@ -12,6 +12,7 @@ from malt.datasets.publishing import Provenance, publish
 from malt.datasets.version import DatasetVersion
 from malt.errors import NothingToPublish
 from malt.inputs import Inputs, windows
+from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.trees.assessment import asks_judge
@@ -40,20 +41,19 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
     provenance = Provenance(inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None)
     with collecting_seldom():
         try:
-            version = publish(
-                noted(valued_trees(inputs, spec, settings.store, judge)), spec, provenance, settings.datasets_dir
-            )
+            trees = noted(valued_trees(inputs.questions, Source(spec, inputs.prompts, settings.store), judge))
+            version = publish(trees, spec, provenance, settings.datasets_dir)
         except NothingToPublish:
             version = None
     return Assembled(version, tuple(failures))
 
 
-def valued_trees(inputs: Inputs, spec: RunSpec, store_url: str, judge: UsageCount) -> Iterator[ValuedTree]:
-    """Yield every question's tree in the order of the question file.
+def valued_trees(questions: Sequence[Question], source: Source, judge: UsageCount) -> Iterator[ValuedTree]:
+    """Yield every question's tree, in their order.
 
     What the judge's completions behind complete trees took is added to `judge`.
     """
-    for valued, judged in assess_windows(list(windows(inputs.questions)), Source(spec, inputs.prompts, store_url)):
+    for valued, judged in assess_windows(list(windows(questions)), source):
         if valued.tree.complete:
             for completion in judged:
                 judge.add(completion)

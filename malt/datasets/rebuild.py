@@ -4,9 +4,7 @@ It takes the questions (the version's own, where they are whole), the prompt set
 complete tree. A question that was incomplete stays so, though the store may know more by now.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -24,7 +22,6 @@ from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import Inputs
-from malt.llm.store import ASIDE, Store, StoredSample
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.settings import Settings
@@ -32,6 +29,7 @@ from malt.spec import Role
 from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import check_references
+from malt.trees.stored import Source
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -135,25 +133,6 @@ def digest_of(questions: Sequence[Question]) -> str:
     return asked.hexdigest()
 
 
-class StoreThen(Store):
-    """The store as it was at a time: what was set aside since counts there, and what came in its place does not."""
-
-    def __init__(self, url: str, moment: datetime) -> None:
-        super().__init__(url)
-        self.moment = moment.timestamp()
-
-    def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by the keys that they had then."""
-        answers: dict[str, list[StoredSample]] = {}
-        for key, row in super().rows(question_ids).items():
-            answers.setdefault(key.partition(ASIDE)[0], []).append(row)
-        return {key: replace(self._held(rows), key=key) for key, rows in answers.items()}
-
-    def _held(self, rows: list[StoredSample]) -> StoredSample:
-        in_order = sorted(rows, key=lambda row: row.created_at)
-        return next((row for row in reversed(in_order) if row.created_at <= self.moment), in_order[0])
-
-
 def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
     """Write the version beside its place, and put it there if its content is what the manifest says."""
     then, spec, judge = version.manifest, version.spec, UsageCount()
@@ -162,8 +141,8 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
         inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None, then.created_at
     )
     with VersionWriter(spec, provenance, place.parent) as writer:
-        with StoreThen(settings.store, then.created_at) as store:
-            missing = write_trees(writer, then, inputs, store, judge)
+        source = Source(spec, inputs.prompts, settings.store, then.created_at)
+        missing = write_trees(writer, then, inputs, source, judge)
         now = writer.manifest(writer.finish(), then.version, then.parent)
         differences = told_missing(missing) or told_rows(version, now)
         if differences:
@@ -176,7 +155,7 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
 
 
 def write_trees(
-    writer: VersionWriter, then: Manifest, inputs: Inputs, store: Store, judge: UsageCount
+    writer: VersionWriter, then: Manifest, inputs: Inputs, source: Source, judge: UsageCount
 ) -> list[FailedBranch]:
     """Write every question's tree, one that was incomplete then by its failures; return what the store lacks now."""
     failed: dict[str, list[FailedBranch]] = {}
@@ -184,7 +163,7 @@ def write_trees(
         branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
         failed.setdefault(failure.question_id, []).append(branch)
     whole = [question for question in inputs.questions if question.question_id not in failed]
-    grown = valued_trees(inputs._replace(questions=whole), writer.spec, store, judge)
+    grown = valued_trees(whole, source, judge)
     missing: list[FailedBranch] = []
     for question in inputs.questions:
         failures = failed.get(question.question_id)

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import chain
 from typing import NamedTuple
 
 from malt.concurrency import in_turn
 from malt.llm.asker import recall
 from malt.llm.completion import Complete, Completion, CompletionRequest
+from malt.llm.history import StoreThen
 from malt.llm.store import Store
 from malt.prompts import PromptSet
 from malt.questions import Question
@@ -41,11 +43,17 @@ class Source(NamedTuple):
     spec: RunSpec
     prompts: PromptSet
     store_url: str
+    moment: datetime | None = None
+    """As of which the store is read; None: as it is now."""
 
     @property
     def takes_processes(self) -> bool:
         """Whether graders use the pool's processes themselves."""
         return not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
+
+    def open_store(self) -> Store:
+        """Open the store. Raises `StoreError`."""
+        return Store(self.store_url) if self.moment is None else StoreThen(self.store_url, self.moment)
 
 
 class Assessed(NamedTuple):
@@ -83,7 +91,7 @@ def taken(window: Window, future: Future[list[Assessed]], source: Source) -> lis
 
 def assess_window(window: Window, source: Source) -> list[Assessed]:
     """Assess some questions."""
-    with Store(source.store_url) as store:
+    with source.open_store() as store:
         stored = recall(store, [question.question_id for question in window])
 
     async def assessed(question: Question) -> Assessed:
