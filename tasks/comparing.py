@@ -12,7 +12,7 @@ from malt.datasets.version import DatasetVersion, open_folder
 async def tell_changes(version: DatasetVersion) -> None:
     """Leave an artifact of what a new version changed, where the one before it is still there."""
     parent, folder = version.manifest.parent, version.path.parent
-    if parent is None or parent.version not in version_numbers(folder):
+    if not version.created or parent is None or parent.version not in version_numbers(folder):
         return
     before = open_folder(folder / f"v{parent.version}")
     diff = await asyncio.to_thread(compare, before, version, 0)
