@@ -65,7 +65,7 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
     """Return the JSON schema of a value without secrets, so many levels deep: a server refuses others unrecorded."""
     deeper = {} if depth == 0 else schema_without_keys(depth - 1)
     return {
-        "not": {"type": "string", "pattern": ignoring_case(LOOKS_LIKE_A_KEY)},
+        "not": text_like(LOOKS_LIKE_A_KEY),
         "propertyNames": {"not": {"pattern": ignoring_case(NAME_OF_A_KEY)}},
         "additionalProperties": deeper,
         "items": deeper,
@@ -74,7 +74,12 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
 
 def names_alone(pattern: re.Pattern[str]) -> dict[str, Any]:
     """Return the JSON schema of a name that is no key itself."""
-    return {"pattern": f"^{pattern.pattern}$", "not": {"pattern": ignoring_case(LOOKS_LIKE_A_KEY)}}
+    return {"pattern": f"^{pattern.pattern}$", "not": text_like(LOOKS_LIKE_A_KEY)}
+
+
+def text_like(pattern: re.Pattern[str]) -> dict[str, Any]:
+    """Return the JSON schema of a text, and nothing but a text, that a pattern finds something in."""
+    return {"type": "string", "pattern": ignoring_case(pattern)}
 
 
 def ignoring_case(pattern: re.Pattern[str]) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, ignoring_case, names_alone, schema_without_keys
+from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, names_alone, schema_without_keys, text_like
 
 
 class Role(StrEnum):
@@ -118,7 +118,7 @@ class ModelSpec(Declared):
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = {}
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = Field(None, json_schema_extra={"not": {"pattern": ignoring_case(PASSWORD_IN_URL)}})
+    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
     """Name of the environment variable that holds the key; never the key."""
