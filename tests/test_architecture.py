@@ -83,9 +83,9 @@ def test_only_the_command_line_names_a_flow() -> None:
     assert naming == {"malt.commands.runs"}
 
 
-def test_only_the_provider_imports_litellm() -> None:
+def test_only_the_gateway_imports_litellm() -> None:
     importing = {module for module, tree in sources().items() for name in imported(tree) if within(name, "litellm")}
-    assert importing == {"malt.llm.provider"}
+    assert importing == {"malt.llm.gateway"}
 
 
 def test_an_import_inside_a_function_counts() -> None:

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 
 from malt.errors import BudgetSpent, ConfigError, EndpointDown, RequestFailed
 from malt.llm.completion import CompletionRequest, Message
-from malt.llm.limits import (
-    Budget,
-    Endpoint,
-    NoSiblings,
-    Policy,
-    RateLimited,
-    Rejected,
-    Unavailable,
-    Unreachable,
-    worst_cost_usd,
-)
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.limits import Budget, Endpoint, Policy, worst_cost_usd
 from malt.spec import Limits, ModelSpec, Role
 
 QUICK = Policy(

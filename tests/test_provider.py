@@ -11,7 +11,7 @@ from pydantic import BaseModel, JsonValue
 from malt.errors import ConfigError, RunStopped
 from malt.llm import provider as llm
 from malt.llm.completion import CompletionRequest, Message
-from malt.llm.limits import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import ModelSpec, Role
 from tests import providers
 from tests.providers import Fault, ScriptedProvider

@@ -1,13 +1,4 @@
-"""How fast, how often and for how much: one `Endpoint` for all requests to a model, one `Budget` for a run.
-
-What a failed request means is said by the class that provider.py raises:
-
-Unavailable      an answer may come later: asked again, with longer and longer waits; then the branch fails
-└ Unreachable    nobody answered at all: the endpoint is down, whatever the prompt was
-RateLimited      too fast: the endpoint waits and slows down; no attempt is used up
-NoSiblings       several samples in one request are refused: ask for them singly
-Rejected         this prompt will never be answered: the branch fails at once
-"""
+"""How fast, how often and for how much: one `Endpoint` for all requests to a model, one `Budget` for a run."""
 
 import asyncio
 import math
@@ -22,38 +13,11 @@ from typing import Protocol, TypeVar
 
 from malt.errors import BudgetSpent, EndpointDown, MaltError, RequestFailed
 from malt.llm.completion import CompletionRequest
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import Limits
 
 PICO = 10**12
 """Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
-
-
-class RateLimited(MaltError):  # noqa: N818 - named for what happened, as all of these
-    """The endpoint says: too many requests or tokens."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Unavailable(MaltError):  # noqa: N818
-    """No usable answer: a dropped connection, a timeout, a 5xx, a body that cannot be read."""
-
-    def __init__(self, message: str, *, perhaps_billed: bool = False) -> None:
-        super().__init__(message)
-        self.perhaps_billed = perhaps_billed
-
-
-class Unreachable(Unavailable):
-    """No connection could be made."""
-
-
-class NoSiblings(MaltError):  # noqa: N818
-    """The provider refuses `n` above 1."""
-
-
-class Rejected(RequestFailed):
-    """The provider refuses this prompt, and always will: its length, its content, its form."""
 
 
 class Answer(Protocol):

@@ -16,7 +16,8 @@ from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
 from malt.llm.completion import CompletionRequest, split_response
-from malt.llm.limits import Budget, Endpoint, NoSiblings, worst_cost_usd
+from malt.llm.faults import NoSiblings
+from malt.llm.limits import Budget, Endpoint, worst_cost_usd
 from malt.llm.provider import Reply
 from malt.llm.store import BatchedWriter, Store, StoredSample
 from malt.llm.tally import Tally, Usage
