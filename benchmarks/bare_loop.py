@@ -57,13 +57,17 @@ class Bare:
         await asyncio.gather(*(verify(solution) for solution in await self.ask(generator, question=question)))
 
 
-async def main(url: str, questions: Path, in_flight: int, file: Path) -> None:
+async def grow(bare: Bare, questions: list[str]) -> None:
     """Grow all trees at once."""
-    asked = [json.loads(line)["question"] for line in questions.read_text().splitlines()]
-    with file.open("w") as out:
-        bare = Bare(url, in_flight, out)
-        await asyncio.gather(*(bare.tree(question) for question in asked))
+    await asyncio.gather(*(bare.tree(question) for question in questions))
+
+
+def main(url: str, questions: str, in_flight: str, file: str) -> None:
+    """Read the questions and write the file."""
+    asked = [json.loads(line)["question"] for line in Path(questions).read_text().splitlines()]
+    with Path(file).open("w") as out:
+        asyncio.run(grow(Bare(url, int(in_flight), out), asked))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))
+    main(*sys.argv[1:])
