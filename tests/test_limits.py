@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from malt.errors import BudgetSpent, ConfigError, EndpointDown, RequestFailed
 from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.limits import Budget, Endpoint, Policy, worst_cost_usd
+from malt.llm.headers import NOTHING_TOLD, Granted
+from malt.llm.limits import Budget, Endpoint, worst_cost_usd
+from malt.llm.pace import Policy
 from malt.spec import Limits, ModelSpec, Role
 
 QUICK = Policy(
@@ -34,6 +36,7 @@ QUICK = Policy(
 class Reply:
     total_tokens: int | None = 10
     cost_usd: float | None = None
+    granted: Granted = NOTHING_TOLD
 
 
 @dataclass

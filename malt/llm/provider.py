@@ -22,6 +22,7 @@ from malt.llm import compatible, embedded
 from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
+from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.meaning import meaning_of, place_of, reason_of
 from malt.spec import ModelSpec
 
@@ -42,6 +43,7 @@ class Reply:
     latency_s: float
     cost_usd: float | None
     """Of the whole request: as the provider reported, else by LiteLLM's prices, else None; 0 for the embedded model."""
+    granted: Granted = NOTHING_TOLD
 
     @property
     def total_tokens(self) -> int | None:
@@ -74,7 +76,8 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
-    return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None), response.get("usage")))
+    cost_usd = _cost(model, getattr(answer, "usage", None), response.get("usage"))
+    return Reply(response, latency_s, cost_usd, granted(_headers(answer)))
 
 
 async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
@@ -82,6 +85,12 @@ async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object])
     if way.is_compatible and not model.extra:
         return await compatible.complete(way, arguments)
     return await library().acompletion(**arguments)
+
+
+def _headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return a response's headers; LiteLLM keeps them beside the body, the provider's own with a prefix."""
+    kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
+    return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
 
 
 def check(model: ModelSpec, *, capped: bool = False) -> None:
