@@ -39,7 +39,8 @@ async def complete(way: Way, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN4
             client=http_client(),
         )
     except Exception as error:
-        raise library().exception_type(model, error, COMPATIBLE) from error
+        known = library().exception_type(model, error, COMPATIBLE)
+        raise known from (None if known is error else error)
 
 
 ABOUT_SENDING = frozenset(
