@@ -30,25 +30,29 @@ async def ask_many(session: Session, request: CompletionRequest, prefix: str) ->
     return await asyncio.gather(*(complete(each) for each in requests))
 
 
-async def test_two_sessions_together_stay_inside_the_lower_of_their_limits(
+def test_two_sessions_together_stay_inside_the_lower_of_their_limits(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.latency_s = 0.01
     wide, narrow = session_for(settings, Limits()), session_for(settings, Limits(max_in_flight=2))
     assert wide.endpoint(request_for_one.model) is narrow.endpoint(request_for_one.model)
-    await asyncio.gather(ask_many(wide, request_for_one, "a"), ask_many(narrow, request_for_one, "b"))
+
+    async def both() -> None:
+        await asyncio.gather(ask_many(wide, request_for_one, "a"), ask_many(narrow, request_for_one, "b"))
+
+    wide.run(both())
     assert provider.max_in_flight == 2
 
 
-async def test_a_session_that_is_closed_limits_no_other(
+def test_a_session_that_is_closed_limits_no_other(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.latency_s = 0.05
     wide, narrow = session_for(settings, Limits()), session_for(settings, Limits(max_in_flight=1))
-    await ask_many(narrow, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "a")
+    narrow.run(ask_many(narrow, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "a"))
     wide.endpoint(request_for_one.model)
     narrow.close()
-    await ask_many(wide, request_for_one, "b")
+    wide.run(ask_many(wide, request_for_one, "b"))
     assert provider.max_in_flight > 1
 
 
@@ -65,7 +69,7 @@ def test_another_key_or_address_is_another_endpoint(monkeypatch: pytest.MonkeyPa
     assert len({id(enter()), id(enter(api_key_env="KEY_B")), id(enter(api_base="http://b/v1"))}) == 3
 
 
-async def test_an_endpoint_that_was_given_up_starts_afresh_for_the_next_session(
+def test_an_endpoint_that_was_given_up_starts_afresh_for_the_next_session(
     settings: Settings, request_for_one: CompletionRequest
 ) -> None:
     shared = Endpoints(Policy(never_up_after_s=0.05, probe_max_s=0.01, backoff_s=0.01))
@@ -73,19 +77,19 @@ async def test_an_endpoint_that_was_given_up_starts_afresh_for_the_next_session(
     sessions = [Session(settings, Limits(), shared) for _ in range(2)]
     for session in sessions:
         with pytest.raises(EndpointDown):
-            await ask_many(session, replace(request_for_one, model=model), "q")
+            session.run(ask_many(session, replace(request_for_one, model=model), "q"))
     assert sessions[0].endpoint(model) is not sessions[1].endpoint(model)
     for session in sessions:
         session.close()
 
 
-async def test_requests_a_minute_are_learned_from_response_headers(
+def test_requests_a_minute_are_learned_from_response_headers(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.headers = {"x-ratelimit-limit-requests": "3000", "x-ratelimit-limit-tokens": "1000000"}
     session = session_for(settings, Limits())
-    await ask_many(session, request_for_one, "a")
+    session.run(ask_many(session, request_for_one, "a"))
     learned = provider.request_count
-    await ask_many(session, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "b")
+    session.run(ask_many(session, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "b"))
     times = [asked.at for asked in provider.requests[learned:]]
     assert times[-1] - times[0] >= (len(times) - 1) / (3000 / 60) - 0.05
