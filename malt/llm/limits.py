@@ -57,8 +57,7 @@ class Endpoint:
         self.siblings = True
         """Whether several samples may be asked for in one request; callers note here what they learn."""
         self.in_flight = 0
-        self.held_by = ""
-        """What the next request waits for now, in the words of the progress line; empty while none waits."""
+        self._waits_for = ""
         self._users = [limits]
         self._limits = limits
         self._told = NOTHING_TOLD
@@ -102,6 +101,12 @@ class Endpoint:
     def window(self) -> int:
         """How many requests may be under way now."""
         return 1 if self._health.is_out else int(self._window)
+
+    @property
+    def held_by(self) -> str:
+        """What holds the rate back now, in the words of the progress line; empty where nothing is under way."""
+        under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
+        return self._waits_for or under_way
 
     async def call(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str = "") -> AnswerT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
@@ -183,9 +188,9 @@ class Endpoint:
         until_down = self._health.down_at - now
         self._is_full = self.in_flight >= self.window
         if self._is_full:
-            self.held_by = OUTAGE if self._health.is_out else f"latency, {self.in_flight} in flight"
+            self._waits_for = OUTAGE if self._health.is_out else ""
             return until_down
-        ready_at, self.held_by = max(
+        ready_at, self._waits_for = max(
             (now, ""),
             (self._health.probe_at, OUTAGE),
             (max(self._paused_until, self._learned.ready_at), "limit, learned from 429s"),

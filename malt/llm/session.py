@@ -101,8 +101,8 @@ class Session:
 
     @property
     def held_by(self) -> list[str]:
-        """What requests wait for now, an endpoint each; in the words of the progress line."""
-        return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.in_flight]
+        """What holds each endpoint's rate back now, in the words of the progress line."""
+        return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.held_by]
 
     async def ask(
         self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
