@@ -20,7 +20,7 @@ class Policy:
     """Requests under way added each round trip after it."""
     cut: float = 0.5
     """What a burst of 429s leaves of the requests under way."""
-    pause_s: float = 1.0
+    pause_s: float = 0.25
     """Pause after a burst of 429s that does not say how long; doubles while nothing else comes."""
     pause_max_s: float = 60.0
     rate_window_s: float = 2.0
