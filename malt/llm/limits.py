@@ -7,7 +7,6 @@ its 429s have taught (pace.py). Waiting uses up no attempt and no time-out.
 import asyncio
 import math
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -131,13 +130,13 @@ class Endpoint:
             except Unavailable as error:
                 self._last_failure = str(error)
                 unreachable = isinstance(error, Unreachable)
-                failures += self._health.failed(question, time.monotonic(), unreachable=unreachable)
+                failures += self._health.failed(question, now_s(), unreachable=unreachable)
                 if failures == self._policy.attempts:
                     raise RequestFailed(f"{error}; gave up after {failures} attempts") from error
             await asyncio.sleep(self._backoff_s(failures))
 
     async def _make(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str) -> AnswerT:
-        sent, used = time.monotonic(), 0
+        sent, used = now_s(), 0
         try:
             answer = await attempt()
         except RateLimited as error:
@@ -174,13 +173,13 @@ class Endpoint:
 
     async def _wait_for_room(self, tokens: int) -> None:
         async with self._turn:
-            while (wait_s := self._wait_s(time.monotonic())) > 0:
+            while (wait_s := self._wait_s(now_s())) > 0:
                 self._changed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if wait_s == math.inf else wait_s):
                         await self._changed.wait()
             self.in_flight += 1
-            self._take_turn(tokens, time.monotonic())
+            self._take_turn(tokens, now_s())
 
     def _wait_s(self, now: float) -> float:
         """Return how long the next request must wait at least; more when something changes. Raises `RunStopped`."""
@@ -221,7 +220,7 @@ class Endpoint:
             self._tokens.take(tokens, per_minute / 60, now)
 
     def _speed_up(self, sent: float) -> None:
-        now = time.monotonic()
+        now = now_s()
         self._strikes = 0
         self._limited_since = math.inf
         self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
@@ -231,7 +230,7 @@ class Endpoint:
             self._window = min(float(self._limits.max_in_flight), grown)
 
     def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
-        now, resumed = time.monotonic(), self._paused_until
+        now, resumed = now_s(), self._paused_until
         self._limited_since = min(self._limited_since, now)
         is_same_burst = sent <= self._cut_at
         if retry_after_s or not is_same_burst:
@@ -249,6 +248,11 @@ class Endpoint:
     def _backoff_s(self, failures: int) -> float:
         longest = min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** max(0, failures - 1))
         return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+
+
+def now_s() -> float:
+    """Return the running loop's time in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def lowest(users: Sequence[Limits]) -> Limits:

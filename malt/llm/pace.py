@@ -25,9 +25,9 @@ class Policy:
     pause_max_s: float = 60.0
     rate_window_s: float = 2.0
     """Over how long the rate that an endpoint grants is measured."""
-    rate_recovery_s: float = 20.0
+    rate_recovery_s: float = 30.0
     """Half the time after a 429 until the rate is what was granted before; then it grows, faster and faster."""
-    rate_margin: float = 0.03
+    rate_margin: float = 0.04
     """How far below that it stays meanwhile."""
     down_questions: int = 5
     """So many different questions that fail, with no answer between, are an outage and not the prompts' fault."""
@@ -45,16 +45,21 @@ PATIENT = Policy()
 
 
 class Schedule:
-    """Turns at an even rate. A turn missed by more than `slack_s` is lost, so that no burst makes up for a pause."""
+    """Turns at an even rate. What is missed for longer than a moment is lost: no burst makes up for a pause.
 
-    slack_s = 0.02
+    A moment is one turn and a half, within bounds: on a busy machine single turns are missed all the time.
+    """
+
+    moment_s = (0.02, 0.1)
 
     def __init__(self) -> None:
         self.ready_at = 0.0
 
     def take(self, amount: float, per_second: float, now: float) -> None:
         """Move the next turn back by what was just taken."""
-        self.ready_at = max(self.ready_at, now - self.slack_s) + amount / per_second
+        shortest, longest = self.moment_s
+        missed_s = min(longest, max(shortest, 1.5 / per_second))
+        self.ready_at = max(self.ready_at, now - missed_s) + amount / per_second
 
     def give_back(self, amount: float, per_second: float) -> None:
         """Return what was taken in advance and not used."""
