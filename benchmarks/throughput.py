@@ -95,7 +95,11 @@ def measure(contestant: str, questions: int, url: str, in_flight: int) -> Figure
         config = write_config(folder, url, questions, in_flight)
         stats(url)
         watched = watch(command_of(contestant, folder, url, config, in_flight), folder)
-    served = stats(url)
+    return figures_of(watched, stats(url))
+
+
+def figures_of(watched: Watched, served: dict[str, float]) -> Figures:
+    """Put together what was seen of a process and what the provider saw."""
     before = max((used for at, used in watched.cpu if at <= served["first_at"]), default=0.0)
     completions = int(served["completions"])
     return Figures(
