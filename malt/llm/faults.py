@@ -9,6 +9,10 @@
 | `Rejected` | context overflow, content filter, any other 4xx | the branch fails at once |
 | `AccountEmpty` | 402, `insufficient_quota` | the run stops: exit 3 |
 | `ConfigError` | 401, 403, 404: key, model or address | the run stops: exit 2 |
+
+An endpoint that stops answering ends the run after two minutes, one that never answered after 20 seconds, one that says
+nothing but 429 after 15 minutes (`EndpointDown`, exit 3; pace.py has the figures). Where a role has fallbacks, what
+would fail the branch, `EndpointDown` and `AccountEmpty` make the next model be asked instead.
 """
 
 from malt.errors import MaltError, RequestFailed
