@@ -16,7 +16,8 @@ MaltError
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
-    └── EndpointDown     an endpoint stays unavailable
+    ├── EndpointDown     an endpoint stays unavailable
+    └── AccountEmpty     a provider wants money before it goes on
 """
 
 from collections.abc import Mapping
@@ -114,3 +115,7 @@ class BudgetSpent(RunStopped):
 
 class EndpointDown(RunStopped):
     """An endpoint failed so long that asking on makes no sense."""
+
+
+class AccountEmpty(RunStopped):
+    """A provider refuses to go on before it is paid: out of credit, or past a quota."""

@@ -99,6 +99,22 @@ class QuestionSource(Declared):
     """Column of the choices; empty: `choices` where there is one."""
 
 
+class Fallback(Declared):
+    """Another model, and where it is served; it samples as the role does whose fallback it is."""
+
+    model: str = Field(min_length=1)
+    """A LiteLLM name, or `embedded`."""
+    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    """Empty: where the role's own model is served, if both names begin with the same provider."""
+    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    """Empty: the role's own, where that is the role's own address too."""
+
+
+def as_fallbacks(value: object) -> object:
+    """Let a fallback be written as a name alone."""
+    return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+
+
 class ModelSpec(Declared):
     """A model, where it is served, and how it samples."""
 
@@ -124,12 +140,29 @@ class ModelSpec(Declared):
     """Name of the environment variable that holds the key; never the key."""
     api_key_block: str | None = Field(None, json_schema_extra=names_alone(BLOCK))
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks)] = ()
+    """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
         if self.api_key_env and self.api_key_block:
             raise ValueError("api_key_env and api_key_block both say where the key is; set one of them")
         return self
+
+    @property
+    def backups(self) -> "tuple[ModelSpec, ...]":
+        """The fallbacks as models of their own."""
+        return tuple(self._backup(fallback) for fallback in self.fallbacks)
+
+    def _backup(self, fallback: Fallback) -> "ModelSpec":
+        """Declare a fallback; a key goes to no address but its own."""
+        is_near = fallback.api_base is None and provider_in(fallback.model) == provider_in(self.model)
+        place = {
+            "api_base": self.api_base if is_near else fallback.api_base,
+            "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
+            "api_key_block": self.api_key_block if is_near and fallback.api_key_env is None else None,
+        }
+        return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
@@ -145,6 +178,11 @@ class ModelSpec(Declared):
 
 
 M = TypeVar("M", bound=ModelSpec)
+
+
+def provider_in(model: str) -> str:
+    """Return the provider's part of a model's name."""
+    return model.partition("/")[0]
 
 
 class RoleSpec(ModelSpec):

@@ -1,0 +1,43 @@
+"""Prints what a run takes as it grows, and what repeating it takes: `python -m benchmarks.scale 1000 10000`.
+
+Each size is run against the loopback provider in an empty folder, then once more: the second run may ask for nothing.
+Memory is the most that all of the run's processes held at once; CPU is divided by the completions, start-up apart.
+"""
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.throughput import command_of, figures_of, provider, stats, watch, write_config
+
+LATENCY_S = 0.05
+IN_FLIGHT = 128
+
+
+def measure(questions: int, url: str) -> str:
+    """Run one size twice, and return a row of the table."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        command = command_of("shard", folder, url, write_config(folder, url, questions, IN_FLIGHT), IN_FLIGHT)
+        stats(url)
+        figures = figures_of(watch(command, folder), stats(url))
+        again = watch(command, folder)
+        asked = int(stats(url)["requests"])
+    rerun = f"{again.ended - again.started:.1f} | {asked}"
+    return (
+        f"| {questions:,} | {figures.per_second:,.0f} | {figures.cpu_ms:.2f} | {figures.peak_mb:,.0f} | "
+        f"{figures.first_request_s:.1f} | {figures.wall_s:.0f} | {rerun} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    print("| questions | completions/s | CPU ms a completion | peak MB | first request s | whole s | again s | asked |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    with provider(LATENCY_S) as url:
+        for questions in map(int, sys.argv[1:]):
+            print(measure(questions, url), flush=True)
+
+
+if __name__ == "__main__":
+    main()
