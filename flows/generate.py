@@ -16,6 +16,7 @@ from malt.inputs import Inputs, check_models, read_inputs
 from malt.interruption import begin_worker
 from malt.llm.asker import EVERY_ROLE, asker
 from malt.llm.tally import Tally
+from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
@@ -60,11 +61,12 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
 async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     ask = asker(session_of_run(settings, spec.limits), [question.question_id for question in inputs.questions])
-    branches = BranchAsker(ask)
+    branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        tree = await grow(question, spec, inputs.prompts, branches)
-        return await branches.grade(tree, spec, inputs.prompts)
+        async with begin(question):
+            tree = await grow(question, spec, inputs.prompts, branches)
+            return await branches.grade(tree, spec, inputs.prompts)
 
     return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
 

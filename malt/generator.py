@@ -14,6 +14,7 @@ from malt.errors import ConfigError, QuestionError
 from malt.inputs import check_models, windows
 from malt.llm.asker import asker
 from malt.llm.session import session_for
+from malt.outlay import beginning
 from malt.prompts import load_prompts
 from malt.question_rows import Row
 from malt.questions import Question, read_question
@@ -117,7 +118,8 @@ class TrainingDataGenerator:
 
     async def _tree(self, question: Question) -> ValuedTree:
         ask = asker(session_for(Settings(), self.spec.limits, run=self._run), [question.question_id])
-        return await assess(question, self.spec, self.prompts, ask, self.judge)
+        async with beginning(ask, self.spec, self.prompts)(question):
+            return await assess(question, self.spec, self.prompts, ask, self.judge)
 
 
 def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:

@@ -41,7 +41,7 @@ def check_models(spec: RunSpec) -> None:
     from malt.llm import provider
 
     for model in models_asked(spec).values():
-        provider.check(model, capped=spec.limits.max_cost_usd is not None)
+        provider.check(model, spec.limits)
 
 
 def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:

@@ -13,6 +13,7 @@ from malt.llm import provider
 from malt.llm.asker import Recall
 from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store import Store, StoredSample
+from malt.outlay import SHOWN
 from malt.questions import Question
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.assessment import assess
@@ -183,10 +184,7 @@ def prompt_tokens(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> in
         return round(count.prompt_characters / count.prompts / CHARACTERS_PER_TOKEN)
     generator = counts[Role.GENERATOR]
     asked = round(generator.prompt_characters / max(generator.prompts, 1) / CHARACTERS_PER_TOKEN)
-    shown = {Role.GENERATOR: (), Role.VERIFIER: PLAYERS[:1], Role.REFINER: PLAYERS[:2], Role.EVALUATOR: PLAYERS[2:]}[
-        role
-    ]
-    return asked + sum(completion_tokens(spec.roles[above], counts[above])[0] for above in shown)
+    return asked + sum(completion_tokens(spec.roles[above], counts[above])[0] for above in SHOWN[role])
 
 
 def cost(model: ModelSpec, prompt: int, completion: int) -> float | None:

@@ -195,12 +195,19 @@ class Limits(Declared):
 
     max_cost_usd: float | None = Field(None, ge=0)
     """Hard cap on this run's spending; requests in flight are reserved at their worst case."""
+    max_tokens_total: int | None = Field(None, ge=0)
+    """Hard cap on this run's tokens, prompt and completion together; reserved in the same way."""
     max_in_flight: int = Field(64, ge=1)
     """Requests under way at once, per endpoint."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Per endpoint."""
     tokens_per_minute: float | None = Field(None, gt=0)
     """Per endpoint, prompt and completion together."""
+
+    @property
+    def capped(self) -> bool:
+        """Whether the run may spend only so much."""
+        return self.max_cost_usd is not None or self.max_tokens_total is not None
 
     def share(self, workers: int) -> "Limits":
         """Return what each of several processes may use, so that together they stay inside."""
@@ -210,6 +217,7 @@ class Limits(Declared):
 
         return Limits(
             max_cost_usd=part(self.max_cost_usd),
+            max_tokens_total=None if self.max_tokens_total is None else self.max_tokens_total // workers,
             max_in_flight=max(1, self.max_in_flight // workers),
             requests_per_minute=part(self.requests_per_minute),
             tokens_per_minute=part(self.tokens_per_minute),

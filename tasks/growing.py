@@ -16,6 +16,7 @@ from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.session import Session, session_for
 from malt.llm.tally import Tally
+from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question
 from malt.settings import Settings
@@ -62,7 +63,8 @@ def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, ask
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     session = session_of_run(settings, spec.limits)
     ask = asker(session, [question.question_id for question in batch], asks)
-    shortfall = session.run(ask_all(batch, spec, prompts_of(spec.prompts), ask))
+    prompts = prompts_of(spec.prompts)
+    shortfall = session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
     return Grown(shortfall, Tally(ask.tally.roles))
 
 

@@ -74,12 +74,12 @@ class Asker(Recall):
         super().__init__(known)
         self.asks = asks
         self.tally = Tally(above=session.tally)
-        self._session = session
+        self.session = session
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the samples, asking for the missing ones; callable from any loop."""
-        return await self._session.call(self._complete(request))
+        return await self.session.call(self._complete(request))
 
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
         async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
@@ -100,7 +100,7 @@ class Asker(Recall):
 
     async def _had(self, request: CompletionRequest, first: int, count: int) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
-        rows = await self._session.ask(request, first, count, self.tally)
+        rows = await self.session.ask(request, first, count, self.tally)
         self.known.update((row.key, row) for row in rows)
         bought = [completion(row, cached=False) for row in rows if row.response is not None]
         for one in bought:

@@ -9,15 +9,17 @@ import atexit
 import concurrent.futures
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
+from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.faults import NoSiblings
-from malt.llm.limits import Budget, Endpoint, worst_cost_usd
+from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
 from malt.llm.store import BatchedWriter, Store, StoredSample
 from malt.llm.tally import Tally, Usage
@@ -38,7 +40,7 @@ class Session:
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self._limits = limits
-        self._budget = Budget(limits.max_cost_usd)
+        self._budget = Budget(limits)
         self._endpoints: dict[tuple[str, str | None, str | None], Endpoint] = {}
         self._loop = background.enter()
         self._left = False
@@ -92,6 +94,16 @@ class Session:
             self._endpoints[where].siblings = provider.takes_siblings(model)
         return self._endpoints[where]
 
+    @asynccontextmanager
+    async def tree(self, worst: Amount) -> AsyncIterator[None]:
+        """Grow a tree in here, from any loop: it begins once the budget has room for it (see `Budget.tree`)."""
+        growing = self._budget.tree(worst)
+        await self.call(growing.__aenter__())
+        try:
+            yield
+        finally:
+            await self.call(growing.__aexit__(None, None, None))
+
     async def ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
         """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked."""
         task = asyncio.create_task(self._ask(request, first, count, tally))
@@ -133,19 +145,17 @@ class Session:
         async def attempt() -> Reply:
             if self.stopped is not None:
                 raise self.stopped
-            return await self._budget.pay(self._worst_cost_usd(request, count), send)
+            return await self._budget.pay(self._worst_case(request, count), send)
 
         return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
 
-    def _worst_cost_usd(self, request: CompletionRequest, count: int) -> float:
-        if self._limits.max_cost_usd is None:
-            return 0.0
+    def _worst_case(self, request: CompletionRequest, count: int) -> Amount:
         prices = provider.price(request.model)
-        if prices is None:
+        if prices is None and self._limits.max_cost_usd is not None:
             raise ConfigError(
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
             )
-        return worst_cost_usd(request, count, prices)
+        return worst_case(request, count, prices or (0.0, 0.0))
 
 
 def closed() -> RunStopped:

@@ -1,7 +1,8 @@
 """Assessment: a question's whole way. Grow its tree, grade every leaf, pass the credit up."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -39,12 +40,23 @@ class Shortfall(NamedTuple):
 NOTHING_MISSING = Shortfall((), None)
 
 
-async def ask_all(questions: Iterable[Question], spec: RunSpec, prompts: PromptSet, complete: Complete) -> Shortfall:
+Begin = Callable[[Question], AbstractAsyncContextManager[None]]
+"""Waits until a question's tree may be begun; left when all of it was asked for."""
+
+
+async def ask_all(
+    questions: Iterable[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    begin: Begin = lambda _question: nullcontext(),
+) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        tree = await grow(question, spec, prompts, complete)
-        return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
+        async with begin(question):
+            tree = await grow(question, spec, prompts, complete)
+            return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
 
     return await shortfall_of(missing_of(question) for question in questions)
 
