@@ -100,7 +100,7 @@ def show_related(decisions: "Sequence[Decision]") -> None:
 
 def fate(decision: "Decision") -> str:
     """Write what became of a candidate."""
-    passed = f" (passed {', '.join(decision.passed)})" if decision.passed else ""
+    passed = f" (past {len(decision.passed)} gates)" if decision.passed else ""
     return f"[{COLOURS[decision.kept]}]{escape(decision.why)}[/{COLOURS[decision.kept]}]{passed}"
 
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 from malt.concurrency import all_of
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.screening import screen
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError
 from malt.inputs import check_models, windows
@@ -104,7 +105,7 @@ class TrainingDataGenerator:
         """
         check_replaceable(output_dir)
         questions = read_rows(training_data, self.spec)
-        provenance = Provenance(self.prompts.digests)
+        provenance = Provenance(self.prompts.digests, screen(questions, self.spec.dataset))
         with VersionWriter(self.spec, provenance, Settings().datasets_dir) as writer:
             for window in windows(questions):
                 for valued in await all_of(self._tree(question) for question in window):

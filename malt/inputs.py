@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from malt.datasets.lengths import token_counter
+from malt.datasets.screening import Screening, screen
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
@@ -13,21 +15,23 @@ WINDOW = 200
 
 
 class Inputs(NamedTuple):
-    """The questions and the prompts of a run."""
+    """The questions and the prompts of a run, and what is known of the questions before they are asked."""
 
     questions: list[Question]
     prompts: PromptSet
+    screening: Screening
 
 
 def read_inputs(spec: RunSpec) -> Inputs:
-    """Read questions and prompts, and check that every reference answer can be graded against.
+    """Read questions and prompts, check that every reference answer can be graded against, and screen the questions.
 
-    Raises `QuestionError`, `PromptError` or `GradingError`.
+    Raises `QuestionError`, `PromptError`, `GradingError`, or `ConfigError` for a tokenizer that cannot be had.
     """
     prompts = load_prompts(spec.prompts)
     questions = read_questions(spec.questions)
     check_references(questions, spec.evaluator)
-    return Inputs(questions, prompts)
+    token_counter(spec.dataset)
+    return Inputs(questions, prompts, screen(questions, spec.dataset))
 
 
 def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:

@@ -26,6 +26,8 @@ class Question(BaseModel):
     question: str
     """The full text asked, with its lettered choices where there are any."""
     ground_truth: str
+    reference: str = ""
+    """The whole field that `ground_truth` was read from, such as a worked solution; empty where that says no more."""
     choices: tuple[str, ...] = ()
     """Texts of the choices, in the order of their letters A, B, C, …"""
     metadata: dict[str, JsonValue] = {}
@@ -105,13 +107,15 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
         labels, choices = read_choices(values[choices_column])
         question = _lettered(question, choices)
         reference = _letter(values[answered], labels, choices)
+        whole = ""
     else:
-        reference = read_reference(reference, source.format)
+        whole, reference = reference, read_reference(reference, source.format)
     named = _id_column(values, source)
     return Question(
         question_id=_given_id(values, named) if named else content_id(question, reference),
         question=question,
         ground_truth=reference,
+        reference="" if whole == reference else whole,
         choices=choices,
         metadata=_others(values, {asked, answered, choices_column, named}),
     )

@@ -176,18 +176,53 @@ class CreditSpec(Declared):
 
 
 class DatasetSpec(Declared):
-    """Which rows are written."""
+    """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
 
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
+    decontaminate: tuple[str, ...] = ()
+    """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
+    decontaminate_words: int = Field(13, ge=5)
+    """How many words in a row are an overlap with a test set."""
+    duplicate_questions: Literal["drop", "keep"] = "drop"
+    """Questions that ask nearly word for word, with the same numbers, what an earlier one asks."""
+    flawed_texts: Literal["drop", "keep"] = "drop"
+    """Texts that are truncated, empty or refused: they would teach just that."""
+    leaks: Literal["drop", "keep"] = "drop"
+    """Critiques and refinements that quote the reference answer at length, though nothing they saw holds it."""
+    identical_pairs: Literal["drop", "keep"] = "drop"
+    """Pairs of texts that are the same but for case and space."""
+    max_similarity: float = Field(0.98, ge=0, le=1)
+    """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
+    same_answer: tuple[Role, ...] = (Role.REFINER,)
+    """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
     min_margin: float = Field(0.0, ge=0, le=1)
     """Leave out pairs whose values differ by less; the paper keeps every pair."""
     min_confidence: float = Field(0.0, ge=0, le=1)
     """Leave out pairs whose order is right with less probability, given how few leaves their values come from."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a model on the Hub, to count tokens with; empty: a token is taken as four characters."""
+    max_length: int | None = Field(None, ge=1)
+    """Leave out rows longer than the trainer's `max_length`: tokens of the prompt and the longest text. Empty: none."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Leave out pairs of which one text has more than this many times the characters of the other. Empty: none."""
     max_pairs_per_question: int | None = Field(None, ge=1)
     """Pairs that one question gives each role at most: those of largest margin, then confidence. Empty: all."""
+    max_examples_per_question: int | None = Field(None, ge=1)
+    """Supervised examples that one question gives each role at most: those of highest value. Empty: all."""
     balance: Literal["none", "labels"] = "none"
     """`labels`: cut each role's kto rows of a question to as many right as wrong; best right, worst wrong are kept."""
+
+    @field_validator("same_answer")
+    @classmethod
+    def _roles_that_answer(cls, roles: tuple[Role, ...]) -> tuple[Role, ...]:
+        if set(roles) - {Role.GENERATOR, Role.REFINER}:
+            raise ValueError("only the generator and the refiner give final answers")
+        return roles
 
 
 class Limits(Declared):

@@ -118,7 +118,8 @@ def test_a_prompt_that_changed_rewrites_its_rows(version: DatasetVersion) -> Non
         "verifier/user.md": ("0" * 64, "1" * 64),
         "verifier/system.md": (None, "2" * 64),
     }
-    assert set(changed_files(diff)) == {f"{kind}/verifier.parquet" for kind in ("sft", "dpo", "kto")}
+    rows = {f"{kind}/verifier.parquet" for kind in ("sft", "dpo", "kto")}
+    assert set(changed_files(diff)) == {*rows, "trajectories.parquet"}  # which say how long the prompts are
     assert diff.files["sft/verifier.parquet"].rewritten == diff.files["sft/verifier.parquet"].changed == 15
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
+from malt.datasets.gates import Context
 from malt.datasets.publishing import Provenance, publish
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
@@ -63,7 +64,7 @@ def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spe
     for role in PLAYERS:
         selected = select(tree, role, spec)
         stored = {str(row["row_id"]) for rows in rows_by_kind(tree, role, selected).values() for row in rows}
-        decisions = Decisions(tree, role, spec, stored)
+        decisions = Decisions(Context(tree, role, spec), stored)
         nodes = [address for address in tree.tree.nodes if address.role is role]
         found = [decisions.of_text(kind, address) for kind in ("sft", "kto") for address in nodes]
         found += [decisions.of_pair(*pair) for pair in pairs_of(tree, role)]
@@ -206,7 +207,7 @@ def test_a_gate_that_left_a_row_out_says_why(row_id: str, dataset: dict[str, Any
 
 def test_a_text_that_is_not_whole_says_what_it_is() -> None:
     version = published(valued(tree_of("q1", (1, 1, 2), {Address((0, 0, 0)): FinishReason.LENGTH}), [1, 0]))
-    assert why(version, "sft-refiner/q1/0.0.0") == "left out by not_whole: the text is truncated"
+    assert why(version, "sft-refiner/q1/0.0.0") == "left out by not_whole: 0.0.0 is truncated"
     assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by not_whole: 0.0.0 is truncated"
 
 
@@ -277,7 +278,7 @@ def test_the_command_prints_the_whole_story(version: DatasetVersion, capsys: pyt
         "  0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: right; 95 % interval 0.21 to 0.94",
         "rejected: verifier 0.1 by served-model, ok",
         "margin 0.6667; the order is right with probability 0.9286",
-        "  kto-verifier/q1/0.1  kept (passed not_whole, balance)",
+        "  kto-verifier/q1/0.1  kept (past 7 gates)",
     ):
         assert f"{line}\n" in printed
 

@@ -43,7 +43,7 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
 
     with Store(settings.store) as store:
         trees = noted(valued_trees(inputs, spec, store, judge))
-        provenance = Provenance(inputs.prompts.digests, judge if asks_judge(spec) else None)
+        provenance = Provenance(inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None)
         try:
             version = publish(trees, spec, provenance, settings.datasets_dir)
         except NothingToPublish:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from malt.datasets.examples import Labelled, Pair, labelled, pairs, row_id
+from malt.datasets.examples import Labelled, Pair, labelled, pairs, row_id, texts_of
+from malt.datasets.gates import Context, Gate, dpo_gates, kto_gates, sft_gates
 from malt.datasets.manifest import Recorded
-from malt.datasets.selection import Gate, dpo_gates, kto_gates, sft_gates
-from malt.spec import DatasetSpec, Role
-from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
 C = TypeVar("C", Labelled, Pair)
@@ -31,22 +29,22 @@ class Fate(NamedTuple):
 
     passed: tuple[str, ...]
     dropped_by: str | None
+    grounds: str = ""
 
 
 class Decisions:
     """What became of one role's candidates in one tree. `stored` are the ids of the rows that the files hold."""
 
-    def __init__(self, valued: ValuedTree, role: Role, spec: DatasetSpec, stored: Collection[str]) -> None:
-        self.valued = valued
-        self.role = role
-        self.spec = spec
+    def __init__(self, context: Context, stored: Collection[str]) -> None:
+        self.valued = context.valued
+        self.role = context.role
         self.stored = stored
-        known = labelled(valued, role)
+        known = labelled(context.valued, context.role)
         self._known = {one.node.address: one for one in known}
         self._fates = {
-            **fates([one for one in known if one.right], sft_gates(), lambda one: self._id("sft", address_of(one))),
-            **fates(known, kto_gates(spec), lambda one: self._id("kto", address_of(one))),
-            **fates(pairs(known), dpo_gates(role, spec), lambda pair: self._id("dpo", *addresses_of(pair))),
+            **self._fates_of("sft", [one for one in known if one.right], sft_gates(context)),
+            **self._fates_of("kto", known, kto_gates(context)),
+            **self._fates_of("dpo", pairs(known), dpo_gates(context)),
         }
 
     def of_text(self, kind: str, address: Address) -> Decision:
@@ -56,7 +54,7 @@ class Decisions:
             return self._no_candidate(name, unlabelled(address))
         if kind == "sft" and not one.right:
             return self._no_candidate(name, "labelled wrong, and sft takes only what is labelled right")
-        return self._decided(name, lambda gate: text_grounds(gate, one))
+        return self._decided(name)
 
     def pair(self, first: Address, second: Address) -> Pair | None:
         """Return two siblings as a candidate; None where they are none in this order."""
@@ -68,7 +66,7 @@ class Decisions:
         pair, name = self.pair(first, second), self._id("dpo", first, second)
         if pair is None:
             return self._no_candidate(name, self._why_no_pair(first, second))
-        return self._decided(name, lambda gate: pair_grounds(gate, pair, self.spec))
+        return self._decided(name)
 
     def of_all(self, address: Address) -> Iterator[Decision]:
         """Say what became of a text: by itself, and paired with each of its siblings."""
@@ -77,6 +75,9 @@ class Decisions:
             if node.address != address:
                 is_chosen = self.pair(node.address, address) is None
                 yield self.of_pair(address, node.address) if is_chosen else self.of_pair(node.address, address)
+
+    def _fates_of(self, kind: str, candidates: Sequence[C], gates: Sequence[Gate[C]]) -> dict[str, Fate]:
+        return fates(candidates, gates, lambda one: self._id(kind, *(text.node.address for text in texts_of(one))))
 
     def _why_no_pair(self, first: Address, second: Address) -> str:
         for address in (first, second):
@@ -91,13 +92,13 @@ class Decisions:
             return Decision(row_id=name, kept=True, why=f"the file holds it, though {why}; see: malt verify")
         return Decision(row_id=name, kept=False, why=f"no candidate: {why}")
 
-    def _decided(self, name: str, grounds: Callable[[str], str]) -> Decision:
-        passed, gate = self._fates[name]
+    def _decided(self, name: str) -> Decision:
+        passed, gate, grounds = self._fates[name]
         kept = name in self.stored
         if gate is None:
             why = "kept" if kept else "no gate leaves it out, yet the file does not hold it; see: malt verify"
         else:
-            why = f"left out by {gate}: {grounds(gate)}"
+            why = f"left out by {gate}: {grounds}"
             why = f"the file holds it, though it should be {why}; see: malt verify" if kept else why
         return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
 
@@ -112,20 +113,10 @@ def fates(candidates: Sequence[C], gates: Sequence[Gate[C]], name: Callable[[C],
     for gate in gates:
         kept = gate.keep(candidates)
         names = {name(each) for each in kept}
-        dropped = [name(each) for each in candidates if name(each) not in names]
-        found.update((each, Fate(passed, gate.name)) for each in dropped)
+        dropped = [each for each in candidates if name(each) not in names]
+        found.update((name(each), Fate(passed, gate.name, gate.why(each))) for each in dropped)
         candidates, passed = kept, (*passed, gate.name)
     return found | {name(each): Fate(passed, None) for each in candidates}
-
-
-def address_of(one: Labelled) -> Address:
-    """Where a text stands."""
-    return one.node.address
-
-
-def addresses_of(pair: Pair) -> tuple[Address, Address]:
-    """Where the two texts of a pair stand."""
-    return address_of(pair.chosen), address_of(pair.rejected)
 
 
 def unlabelled(address: Address) -> str:
@@ -133,31 +124,3 @@ def unlabelled(address: Address) -> str:
     return (
         f"{address} has no label, as {'its grade' if address.is_leaf else 'the grade of every leaf below'} is unknown"
     )
-
-
-def text_grounds(gate: str, one: Labelled) -> str:
-    """Say why a gate dropped a text."""
-    match gate:
-        case "not_whole":
-            return f"the text is {one.node.status}"
-        case "balance":
-            most, which = ("right", "best") if one.right else ("wrong", "worst")
-            return f"this question has more texts that are {most}, and only the {which} are kept"
-    return "its rule is in [dataset] of the config"
-
-
-def pair_grounds(gate: str, pair: Pair, spec: DatasetSpec) -> str:
-    """Say why a gate dropped a pair."""
-    match gate:
-        case "generator_dpo":
-            return "[dataset] generator_dpo is false"
-        case "not_whole":
-            flawed = [one.node for one in pair if not one.whole]
-            return " and ".join(f"{node.address} is {node.status}" for node in flawed)
-        case "min_margin":
-            return f"a margin of {pair.margin:.6g}, and min_margin = {spec.min_margin:g}"
-        case "min_confidence":
-            return f"a confidence of {pair.confidence:.4f}, and min_confidence = {spec.min_confidence:g}"
-        case "max_pairs_per_question":
-            return f"{spec.max_pairs_per_question} of this question's pairs come before it, by margin, then confidence"
-    return "its rule is in [dataset] of the config"

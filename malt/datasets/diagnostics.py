@@ -8,7 +8,7 @@ from malt.datasets.manifest import Accuracy, Diagnostics, Flips, Portion, Questi
 from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.answers import normalised
 from malt.trees.assessment import diagnosing
-from malt.trees.credit import OwnAnswer, ValuedTree
+from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address, Node, NodeStatus
 
@@ -96,7 +96,7 @@ class DiagnosticsCount:
             self._graded_by[grade.grader] += 1
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
-            self._same[is_same(first, last)] += 1
+            self._same[is_same(first.answer, last.answer)] += 1
 
     def _add_text(self, node: Node, outcome: Outcome | None) -> None:
         counts = self._texts.setdefault((node.role, node.completion.model), Counter())
@@ -117,9 +117,9 @@ def outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     return None if own is None else own.outcome
 
 
-def is_same(first: OwnAnswer, last: OwnAnswer) -> bool:
+def is_same(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first.answer == last.answer or plain(first.answer or "") == plain(last.answer or "")
+    return first == last or plain(first) == plain(last)
 
 
 def portion(count: int, whole: int) -> Portion:

@@ -8,13 +8,17 @@ its role, whatever its parent's label; every right sibling is preferred to every
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypedDict
 
+from malt.datasets.screening import Screening
+from malt.datasets.tables import Split
 from malt.fingerprint import canonical_json
 from malt.llm.completion import Message
 from malt.questions import Question
 from malt.spec import Role
-from malt.trees.credit import Value, ValuedTree, role_nodes
+from malt.trees.credit import Length, Value, ValuedTree, role_nodes
 from malt.trees.tree import Address, Node, NodeStatus, Tree
 from malt.trees.uncertainty import Interval, order_probability, wilson
+
+UNMEASURED = Length(0, 0)
 
 
 class MessageRow(TypedDict):
@@ -68,7 +72,7 @@ class TrajectoryRow(TypedDict):
 
     `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
     `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value
-    is its grade and no estimate, so there all three are one.
+    is its grade and no estimate, so there all three are one. Lengths are in tokens, as `[dataset] tokenizer` counts.
     """
 
     question_id: str
@@ -76,6 +80,8 @@ class TrajectoryRow(TypedDict):
     role: str
     model: str
     text: str
+    prompt_length: int
+    text_length: int
     reasoning: str | None
     answer: str | None
     finish_reason: str
@@ -103,13 +109,17 @@ class TrajectoryRow(TypedDict):
 
 
 class QuestionRow(TypedDict):
-    """One question, also where its tree is incomplete."""
+    """One question, also where its tree is incomplete. `excluded` is the gate that keeps all of its rows out."""
 
     question_id: str
     question: str
     ground_truth: str
+    reference: str
     choices: list[str]
     complete: bool
+    split: Split
+    excluded: str | None
+    excluded_by: str | None
     metadata: str
 
 
@@ -151,6 +161,7 @@ class Labelled(NamedTuple):
     right: bool
     whole: bool
     """Whether its text is fit to train on: one that is cut off, empty or refused would teach just that."""
+    length: Length
 
 
 class Pair(NamedTuple):
@@ -176,10 +187,21 @@ class Pair(NamedTuple):
         return round(order_probability(better.mean, better.known_leaves, worse.mean, worse.known_leaves), 4)
 
 
+def texts_of(one: Labelled | Pair) -> tuple[Labelled, ...]:
+    """The texts of a candidate: one, or the chosen and the rejected one."""
+    return tuple(one) if isinstance(one, Pair) else (one,)
+
+
 def labelled(valued: ValuedTree, role: Role) -> list[Labelled]:
     """The role's nodes that have a label, in order."""
     return [
-        Labelled(node, value, value.label(valued.threshold), node.status is NodeStatus.OK)
+        Labelled(
+            node=node,
+            value=value,
+            right=value.label(valued.threshold),
+            whole=node.status is NodeStatus.OK,
+            length=valued.lengths.get(node.address, UNMEASURED),
+        )
         for node in role_nodes(valued, role)
         if (value := valued.values.get(node.address)) is not None
     ]
@@ -283,13 +305,15 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
     """Write one node with its grade and its worth."""
     completion, grade, value = node.completion, valued.grades.get(node.address), valued.values.get(node.address)
     evaluation, own = grade.evaluation if grade else None, valued.diagnosis.get(node.address)
-    interval = interval_of(node, value) if value else None
+    interval, length = interval_of(node, value) if value else None, valued.lengths.get(node.address, UNMEASURED)
     return TrajectoryRow(
         question_id=valued.tree.question.question_id,
         node_id=str(node.address),
         role=node.role.value,
         model=completion.model,
         text=completion.text,
+        prompt_length=length.prompt,
+        text_length=length.text,
         reasoning=completion.reasoning,
         answer=grade.answer if grade else own.answer if own else None,
         finish_reason=completion.finish_reason,
@@ -324,15 +348,20 @@ def interval_of(node: Node, value: Value) -> Interval:
     return Interval(*(round(bound, 12) for bound in wilson(value.mean, value.known_leaves)))
 
 
-def question_row(tree: Tree) -> QuestionRow:
-    """Write a tree's question, and whether the tree is complete."""
+def question_row(tree: Tree, screening: Screening) -> QuestionRow:
+    """Write a tree's question, whether the tree is complete, and what was known of it before it was asked."""
     question: Question = tree.question
+    excluded = screening.excluded.get(question.question_id)
     return QuestionRow(
         question_id=question.question_id,
         question=question.question,
         ground_truth=question.ground_truth,
+        reference=question.reference,
         choices=list(question.choices),
         complete=tree.complete,
+        split=screening.split_of(question.question_id),
+        excluded=excluded.reason if excluded else None,
+        excluded_by=excluded.by if excluded else None,
         metadata=canonical_json(question.metadata).decode("utf-8", "surrogatepass"),
     )
 

@@ -17,10 +17,11 @@ from malt.datasets.examples import (
     TrajectoryRow,
     interval_of,
 )
+from malt.datasets.gates import Context
 from malt.datasets.lookup import Asked, find_nodes, find_question, read_rows
 from malt.datasets.manifest import Recorded
-from malt.datasets.restore import restore_tree
-from malt.datasets.tables import KINDS, TRAJECTORIES_FILE, role_file
+from malt.datasets.restore import exclusion_of, restore_tree
+from malt.datasets.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.verify import Row, parent_of
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, VersionError
@@ -125,13 +126,14 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     nodes = [valued.tree.nodes[address] for address in asked.addresses]
     role = nodes[0].role
     rows = training_rows(version, role, question["question_id"])
-    decisions = Decisions(valued, role, spec.dataset, {str(row["row_id"]) for row in rows})
+    context = Context(valued, role, spec.dataset, exclusion_of(question))
+    decisions = Decisions(context, {str(row["row_id"]) for row in rows})
     pair = decisions.pair(*asked.addresses) if len(nodes) == 2 else None
     prompt, prompt_from = prompt_of(nodes[0], valued, rows, version)
     return Explanation(
         version=version.reference,
         row_id=row_id,
-        file=role_file(asked.kind, role) if asked.kind else TRAJECTORIES_FILE,
+        file=role_file(asked.kind, role, question["split"]) if asked.kind else TRAJECTORIES_FILE,
         question_id=question["question_id"],
         question=question["question"],
         ground_truth=question["ground_truth"],
@@ -280,4 +282,5 @@ def number(mean: float, threshold: float, is_right: bool) -> str:
 
 def training_rows(version: DatasetVersion, role: Role, question_id: str) -> list[Row]:
     """Read what one question gave one role to train on."""
-    return [row for kind in KINDS for row in read_rows(version, role_file(kind, role), question_id)]
+    files = [path for path, file in ROLE_FILES.items() if file.role is role]
+    return [row for path in files for row in read_rows(version, path, question_id)]

@@ -88,6 +88,47 @@ class RowCounts(Recorded):
     """By the gate that dropped them, in the order of the gates."""
 
 
+class LengthCounts(Recorded):
+    """How long the rows of one kind are, in tokens of the prompt and of the longest completion."""
+
+    rows: int = 0
+    mean: float = 0.0
+    median: int = 0
+    p95: int = 0
+    longest: int = 0
+
+
+class LengthBias(Recorded):
+    """How much longer the chosen texts of one role's pairs are than the rejected ones."""
+
+    pairs: int = 0
+    chosen_characters: float = 0.0
+    """Mean of the chosen texts."""
+    rejected_characters: float = 0.0
+    """Mean of the rejected texts."""
+    chosen_longer: int = 0
+    """Pairs whose chosen text is the longer one."""
+    chosen_shorter: int = 0
+
+
+class HeldOutSet(Recorded):
+    """A test set that the questions were compared with."""
+
+    source: str
+    rows: int
+    sha256: str
+    """Of what its rows ask."""
+
+
+class ScreeningCounts(Recorded):
+    """Questions that give no training rows."""
+
+    excluded: dict[str, int]
+    """By reason."""
+    test_sets: tuple[HeldOutSet, ...]
+    """What `decontaminate` named."""
+
+
 class Portion(Recorded):
     """Part of a whole."""
 
@@ -232,8 +273,14 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
+    screening: ScreeningCounts
+    """Which questions give no rows."""
     selection: dict[str, dict[str, RowCounts]]
     """What became of the candidates, by role, then by kind of row."""
+    lengths: dict[str, dict[str, LengthCounts]]
+    """Of the rows that were kept, by role, then by kind of row; counted as `dataset.tokenizer` says."""
+    length_bias: dict[str, LengthBias]
+    """Of the pairs that were kept, by role."""
     diagnostics: Diagnostics
     tokens: dict[str, Tokens]
     """By role; the evaluator's where whoever published could tell."""

@@ -13,6 +13,7 @@ from malt.datasets.card import render_card
 from malt.datasets.census import Census, UsageCount, code_version
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
+from malt.datasets.lengths import measured, token_counter
 from malt.datasets.manifest import (
     FileEntry,
     Manifest,
@@ -23,6 +24,7 @@ from malt.datasets.manifest import (
     write_manifest,
 )
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
+from malt.datasets.screening import Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
     KINDS,
@@ -48,6 +50,8 @@ class Provenance:
 
     prompts: Mapping[str, str]
     """SHA-256 of every prompt file, by its path below the set's folder."""
+    screening: Screening = field(default_factory=Screening)
+    """What was known of the questions before they were asked."""
     judge: UsageCount | None = None
     """The judge's completions behind the grades, read after the last tree; None where that is not known."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -75,6 +79,7 @@ class VersionWriter:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
+        self._count_tokens = token_counter(spec.dataset)
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
         self._files = self._open_files()
@@ -92,8 +97,9 @@ class VersionWriter:
     def add(self, valued: ValuedTree) -> None:
         """Take one question's tree."""
         self.census.add(valued)
-        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree)])
+        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree, self.provenance.screening)])
         if valued.tree.complete:
+            valued = measured(valued, self._count_tokens)
             self.diagnostics.add(valued)
             self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
             for role in PLAYERS:
@@ -109,8 +115,9 @@ class VersionWriter:
             )
         files = {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
         while True:
+            number = next_number(self.folder)  # before its parent is read: one that came between takes the number
             newest = newest_version(self.folder)
-            manifest = self._manifest(files, newest)
+            manifest = self._manifest(files, number, newest)
             if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
                 point_latest(self.folder)
                 return newest
@@ -137,19 +144,20 @@ class VersionWriter:
         }
 
     def _add_role(self, valued: ValuedTree, role: Role) -> None:
-        selected = select(valued, role, self.spec.dataset)
+        question_id, screening = valued.tree.question.question_id, self.provenance.screening
+        selected = select(valued, role, self.spec.dataset, screening.excluded.get(question_id))
         self.selection.add(role, selected)
         for kind, rows in rows_by_kind(valued, role, selected).items():
-            self._files[role_file(kind, role)].add(rows)
+            self._files[role_file(kind, role, screening.split_of(question_id))].add(rows)
         self._files[training_file(role)].add(examples.scored_examples(valued, role))
 
-    def _manifest(self, files: dict[str, FileEntry], newest: DatasetVersion | None) -> Manifest:
+    def _manifest(self, files: dict[str, FileEntry], number: int, newest: DatasetVersion | None) -> Manifest:
         usage = dict(self.census.usage)
         if self.provenance.judge is not None:
             usage[Role.EVALUATOR] = self.provenance.judge
         return Manifest(
             name=self.spec.name,
-            version=next_number(self.folder),
+            version=number,
             created_at=self.provenance.created_at,
             content_sha256=content_digest(files),
             parent=Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None,
@@ -159,7 +167,10 @@ class VersionWriter:
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
             counts=self.census.counts,
+            screening=self.provenance.screening.counts,
             selection=self.selection.counts,
+            lengths=self.selection.lengths,
+            length_bias=self.selection.length_bias,
             diagnostics=self.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Literal
 
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
+from malt.datasets.screening import Exclusion
 from malt.llm.completion import Completion, Message
 from malt.questions import Question
 from malt.spec import PLAYERS, EvaluatorSpec, RunSpec
-from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
+from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
@@ -27,16 +28,17 @@ ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "la
 
 def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: Prompts, spec: RunSpec) -> ValuedTree:
     """Rebuild one complete tree; values and labels are worked out again from the leaves' rewards, not read."""
-    nodes, grades, diagnosis = {}, {}, {}
+    nodes, grades, diagnosis, lengths = {}, {}, {}, {}
     for row in rows:
         address = as_address(row["node_id"])
         nodes[address] = restore_node(address, row, prompts.get(row["node_id"].rpartition(".")[0], []))
+        lengths[address] = Length(row["prompt_length"], row["text_length"])
         if row["outcome"] is not None or address.is_leaf:
             grades[address] = restore_grade(row, spec.evaluator)
         if row["own_outcome"] is not None:
             diagnosis[address] = OwnAnswer(Outcome(row["own_outcome"]), row["own_answer"])
     valued = value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
-    return replace(valued, diagnosis=diagnosis)
+    return replace(valued, diagnosis=diagnosis, lengths=lengths)
 
 
 def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
@@ -82,9 +84,15 @@ def restore_question(row: QuestionRow) -> Question:
         question_id=row["question_id"],
         question=row["question"],
         ground_truth=row["ground_truth"],
+        reference=row["reference"],
         choices=tuple(row["choices"]),
         metadata=json.loads(row["metadata"]),
     )
+
+
+def exclusion_of(row: QuestionRow) -> Exclusion | None:
+    """Read why a question gives no rows."""
+    return None if row["excluded"] is None else Exclusion(row["excluded"], row["excluded_by"] or "")
 
 
 def as_address(node_id: str) -> Address:

@@ -1,10 +1,14 @@
 """The files of a version and their schemas, declared once: writing, reading and the card go by these."""
 
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 from malt.spec import PLAYERS, Role
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -51,6 +55,8 @@ TRAJECTORIES = pa.schema(
         ("role", pa.string()),
         ("model", pa.string()),
         ("text", pa.string()),
+        ("prompt_length", pa.int64()),
+        ("text_length", pa.int64()),
         ("reasoning", pa.string()),
         ("answer", pa.string()),
         ("finish_reason", pa.string()),
@@ -82,8 +88,12 @@ QUESTIONS = pa.schema(
         ("question_id", pa.string()),
         ("question", pa.string()),
         ("ground_truth", pa.string()),
+        ("reference", pa.string()),
         ("choices", pa.list_(pa.string())),
         ("complete", pa.bool_()),
+        ("split", pa.string()),
+        ("excluded", pa.string()),
+        ("excluded_by", pa.string()),
         ("metadata", pa.string()),
     ]
 )
@@ -91,9 +101,9 @@ TRAJECTORIES_FILE, QUESTIONS_FILE = "trajectories.parquet", "questions.parquet"
 KINDS: Mapping[str, pa.Schema] = {"sft": SFT, "dpo": DPO, "kto": KTO}
 
 
-def role_file(kind: str, role: Role) -> str:
-    """Name of a role's file of one kind: `sft`, `dpo` or `kto`."""
-    return f"{kind}/{role}.parquet"
+def role_file(kind: str, role: Role | str, split: Split = "train") -> str:
+    """Name of a role's file of one kind, `sft`, `dpo` or `kto`, with the rows of one split."""
+    return f"{kind}/{Role(role)}{'' if split == 'train' else f'.{split}'}.parquet"
 
 
 def training_file(role: Role) -> str:
@@ -101,8 +111,26 @@ def training_file(role: Role) -> str:
     return f"{role}_training.json"
 
 
+class RoleFile(NamedTuple):
+    """What is in a file of training rows."""
+
+    kind: str
+    role: Role
+    split: Split
+
+    @property
+    def config(self) -> str:
+        """The name under which `load_dataset` finds it, all splits together, and with which its rows' ids begin."""
+        return f"{self.kind}-{self.role}"
+
+
+ROLE_FILES: Mapping[str, RoleFile] = {
+    role_file(kind, role, split): RoleFile(kind, role, split) for kind in KINDS for role in PLAYERS for split in SPLITS
+}
+"""Every file of training rows, by its path below the version's folder."""
+
 SCHEMAS: Mapping[str, pa.Schema] = {
-    **{role_file(kind, role): schema for kind, schema in KINDS.items() for role in PLAYERS},
+    **{path: KINDS[file.kind] for path, file in ROLE_FILES.items()},
     TRAJECTORIES_FILE: TRAJECTORIES,
     QUESTIONS_FILE: QUESTIONS,
 }
@@ -111,5 +139,5 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 MEASURED = frozenset({"prompt_tokens", "completion_tokens", "cost_usd", "latency_s"})
 """Columns that tell of the run, not of the content: the same completions had again differ here. In no row digest."""
 
-QUESTION_COLUMNS = frozenset({"question_id", "question", "ground_truth", "choices", "metadata"})
+QUESTION_COLUMNS = frozenset({"question_id", "question", "ground_truth", "reference", "choices", "metadata"})
 """What was asked, whatever became of it: the columns of the questions' own digest."""

@@ -19,16 +19,20 @@ from malt.datasets import examples
 from malt.datasets.census import Census
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
+from malt.datasets.lengths import estimated, measured
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
-from malt.datasets.restore import restore_tree
+from malt.datasets.restore import exclusion_of, restore_question, restore_tree
 from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
+from malt.datasets.screening import CONTAMINATED, Screening, screened
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
     KINDS,
     QUESTION_COLUMNS,
     QUESTIONS,
     QUESTIONS_FILE,
+    ROLE_FILES,
     SCHEMAS,
+    SPLITS,
     TRAJECTORIES_FILE,
     role_file,
     training_file,
@@ -171,6 +175,7 @@ class RowCheck:
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
         self._whole = whole_tree(spec)
+        self._screening = Screening()
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
@@ -178,8 +183,8 @@ class RowCheck:
         """Check all rows."""
         questions: Counter[bool] = Counter()
         self._check_asked()
-        for row in parquet_rows(self.version.path / QUESTIONS_FILE):
-            question = cast(QuestionRow, row)
+        self._check_screening()
+        for question in self._questions():
             questions[question["complete"]] += 1
             if question["complete"]:
                 self._check_question(question)
@@ -199,6 +204,23 @@ class RowCheck:
         if asked.hexdigest() != self.version.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
+    def _questions(self) -> Iterator[QuestionRow]:
+        return (cast(QuestionRow, row) for row in parquet_rows(self.version.path / QUESTIONS_FILE))
+
+    def _check_screening(self) -> None:
+        """Screen the questions again. How they overlap with test sets is not worked out again: those lie elsewhere."""
+        excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
+        contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
+        questions = [restore_question(row) for row in self._questions()]
+        test_sets = self.version.manifest.screening.test_sets
+        self._screening = screened(questions, self.spec.dataset, contaminated, test_sets)
+        for row in self._questions():
+            question_id = row["question_id"]
+            if row["split"] != self._screening.split_of(question_id):
+                self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
+            if exclusion_of(row) != self._screening.excluded.get(question_id):
+                self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
+
     def _check_question(self, question: QuestionRow) -> None:
         question_id = question["question_id"]
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
@@ -211,29 +233,43 @@ class RowCheck:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
         self.census.add(valued)
         self.diagnostics.add(valued)
+        if self.spec.dataset.tokenizer is None:
+            self._check_lengths(valued)
         self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
         for role in PLAYERS:
             self._check_role(valued, role, stored)
 
+    def _check_lengths(self, valued: ValuedTree) -> None:
+        """Count again what needs no tokenizer; the prompts are known where one of their rows was kept."""
+        for address, again in measured(valued, estimated).lengths.items():
+            stored, known = valued.lengths[address], valued.tree.nodes[address].prompt
+            if stored.text != again.text or (known and stored.prompt != again.prompt):
+                question_id = valued.tree.question.question_id
+                self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
+
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
         seen: dict[str, list[list[MessageRow]]] = {}
-        for kind, role in itertools.product(KINDS, PLAYERS):
-            for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[role_file(kind, role)]):
+        for path in ROLE_FILES:
+            for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[path]):
                 seen.setdefault(parent_of(row), []).append(row["prompt"])
         prompts = {parent: most_common(family) for parent, family in seen.items()}
         rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
         return restore_tree(question, rows, prompts, self.spec)
 
     def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
-        selected = select(valued, role, self.spec.dataset)
+        question_id = valued.tree.question.question_id
+        selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        for kind, rows in rows_by_kind(valued, role, selected).items():
-            self._compare(role_file(kind, role), "row_id", rows, stored[role_file(kind, role)])
+        rows, own = rows_by_kind(valued, role, selected), self._screening.split_of(question_id)
+        for kind, split in itertools.product(KINDS, SPLITS):
+            file = role_file(kind, role, split)
+            self._compare(file, "row_id", rows[kind] if split == own else (), stored[file])
         for example in examples.scored_examples(valued, role):
             if next(self._lines[role], None) != json_line(example):
-                asked = valued.tree.question.question_id
-                self.problems.add(training_file(role), f"an example of question {asked!r} is not what its node says")
+                self.problems.add(
+                    training_file(role), f"an example of question {question_id!r} is not what its node says"
+                )
 
     def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
         left = {row[key]: row for row in stored}
@@ -258,6 +294,10 @@ class RowCheck:
             self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
         if manifest.selection != self.selection.counts:
             self.problems.add(MANIFEST_FILE, "its counts of what was left out are not those of the rows")
+        if (manifest.lengths, manifest.length_bias) != (self.selection.lengths, self.selection.length_bias):
+            self.problems.add(MANIFEST_FILE, "its lengths are not those of the rows")
+        if manifest.screening != self._screening.counts:
+            self.problems.add(MANIFEST_FILE, "its counts of questions that give no rows are not those of the rows")
         if manifest.diagnostics != self.diagnostics.result:
             self.problems.add(MANIFEST_FILE, "its diagnostics are not those of the rows")
         for role, usage in self.census.usage.items():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from malt.datasets.folders import version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
+from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.errors import VersionError
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
@@ -56,28 +57,28 @@ class DatasetVersion:
     @property
     def trajectories(self) -> "pd.DataFrame":
         """One row a node."""
-        return self._frame("trajectories.parquet")
+        return self._frame(TRAJECTORIES_FILE)
 
     @property
     def questions(self) -> "pd.DataFrame":
         """One row a question, incomplete ones too."""
-        return self._frame("questions.parquet")
+        return self._frame(QUESTIONS_FILE)
 
-    def sft(self, role: Role | str) -> "pd.DataFrame":
+    def sft(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's supervised examples."""
-        return self._frame(f"sft/{Role(role)}.parquet")
+        return self._frame(role_file("sft", role, split))
 
-    def dpo(self, role: Role | str) -> "pd.DataFrame":
+    def dpo(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's preference pairs."""
-        return self._frame(f"dpo/{Role(role)}.parquet")
+        return self._frame(role_file("dpo", role, split))
 
-    def kto(self, role: Role | str) -> "pd.DataFrame":
+    def kto(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's labelled texts, unpaired."""
-        return self._frame(f"kto/{Role(role)}.parquet")
+        return self._frame(role_file("kto", role, split))
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
-        rows = self._frame("trajectories.parquet", question_id)
+        rows = self._frame(TRAJECTORIES_FILE, question_id)
         if rows.empty:
             raise VersionError(
                 f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "

@@ -59,6 +59,13 @@ class OwnAnswer(NamedTuple):
     answer: str | None
 
 
+class Length(NamedTuple):
+    """How long a node's prompt and text are, in tokens."""
+
+    prompt: int
+    text: int
+
+
 @dataclass(frozen=True, slots=True)
 class ValuedTree:
     """A tree with its leaves' grades, every node's value, and what the threshold makes of it.
@@ -72,6 +79,8 @@ class ValuedTree:
     threshold: float
     diagnosis: Mapping[Address, OwnAnswer] = field(default_factory=dict)
     """Every generation and refinement by the same graders, so that the two compare; empty where it was not made."""
+    lengths: Mapping[Address, Length] = field(default_factory=dict)
+    """Of every node; empty until they were measured."""
 
     def label(self, address: Address) -> bool | None:
         """Right, wrong, or None where no leaf below is known."""
