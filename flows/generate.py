@@ -14,7 +14,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from malt.errors import ConfigError
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.interruption import begin_worker
-from malt.llm.asker import EVERY_ROLE, asker
+from malt.llm.asker import EVERY_ROLE
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.questions import Question
@@ -24,7 +24,7 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
 from malt.trees.growth import grow, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, grow_batch, session_of_run
+from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, name_of_run
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
@@ -60,7 +60,7 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
 
 async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
-    ask = asker(session_of_run(settings, spec.limits), [question.question_id for question in inputs.questions])
+    ask = asker_of_run(name_of_run(), inputs.questions, spec, settings, EVERY_ROLE)
     branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
@@ -75,6 +75,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
     runner, workers = task_runner(spec.run.task_runner)
     shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
+    run = name_of_run()
     size = min(BATCH, ceil(len(inputs.questions) / workers))
     batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
 
@@ -87,6 +88,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
                     "spec": unmapped(shared),
                     "settings": unmapped(settings),
                     "asks": unmapped(asks),
+                    "run": unmapped(run),
                 },
             )
             return [future.result() for future in futures]

@@ -189,9 +189,26 @@ def show_version(version: "DatasetVersion") -> None:
     out.print(table)
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
     out.print(f"leaves: {leaves}; graded by {', '.join(spec.evaluator.kind)}")
+    show_ledger(version)
     show_findings(version)
     show_questions(version)
     show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def show_ledger(version: "DatasetVersion") -> None:
+    """Print what each run gave to a version, and what that cost."""
+    table = table_of("run", "role.", "model.", "completions", "tokens in", "tokens out", "cost")
+    for entry in version.manifest.ledger:
+        tokens = entry.tokens.prompt_tokens, entry.tokens.completion_tokens
+        table.add_row(
+            entry.run or "unknown",
+            entry.role.value,
+            escape(entry.model),
+            f"{entry.tokens.completions:,}",
+            *("unknown" if count is None else f"{count:,}" for count in tokens),
+            dollars(entry.cost.cost_usd),
+        )
+    out.print(table)
 
 
 def show_questions(version: "DatasetVersion") -> None:

@@ -54,6 +54,18 @@ class Cost(Recorded):
     """What those cost."""
 
 
+class LedgerEntry(Recorded):
+    """What one model in one role gave a version in one run."""
+
+    run: str
+    """When the run began, and part of its id; empty where the store does not say."""
+    role: Role
+    model: str
+    """The model that answered, as the provider names it."""
+    tokens: Tokens
+    cost: Cost
+
+
 class LabelCounts(Recorded):
     """One role's nodes by label."""
 
@@ -286,6 +298,8 @@ class Manifest(Recorded):
     """By role; the evaluator's where whoever published could tell."""
     cost: dict[str, Cost]
     """By role; the evaluator's where whoever published could tell."""
+    ledger: tuple[LedgerEntry, ...]
+    """The same by run, role and model, in that order: whose money made this version, and when."""
     failures: tuple[Failure, ...] = ()
 
     @property

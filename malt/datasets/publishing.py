@@ -10,7 +10,7 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, code_version
+from malt.datasets.census import Census, UsageCount, code_version, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
 from malt.datasets.lengths import measured, token_counter
@@ -174,6 +174,7 @@ class VersionWriter:
             diagnostics=self.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},
+            ledger=ledger_of(usage),
             failures=tuple(self.census.failures),
         )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.datasets import examples
-from malt.datasets.census import Census
+from malt.datasets.census import Census, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.lengths import estimated, measured
@@ -303,6 +303,8 @@ class RowCheck:
         for role, usage in self.census.usage.items():
             if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
                 self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
+        if tuple(entry for entry in manifest.ledger if entry.role in PLAYERS) != ledger_of(self.census.usage):
+            self.problems.add(MANIFEST_FILE, "its ledger is not what the rows add up to")
 
 
 def whole_tree(spec: RunSpec) -> set[Address]:

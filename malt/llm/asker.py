@@ -54,9 +54,9 @@ def recall(store: Store, question_ids: Iterable[str]) -> Recall:
 EVERY_ROLE = frozenset(Role)
 
 
-def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE) -> "Asker":
-    """Return what some questions ask with: it knows their stored samples, and counts what they use."""
-    return Asker(session, session.store.rows(question_ids), asks)
+def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = "") -> "Asker":
+    """Return what some questions of a run ask with: it knows their stored samples, and counts what they use."""
+    return Asker(session, session.store.rows(question_ids), asks, run)
 
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
@@ -70,10 +70,12 @@ class Asker(Recall):
     Made for a set of questions, whose rows it keeps at hand.
     """
 
-    def __init__(self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE) -> None:
+    def __init__(
+        self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE, run: str = ""
+    ) -> None:
         super().__init__(known)
         self.asks = asks
-        self.tally = Tally(above=session.tally)
+        self.tally = Tally(above=session.tally, run=run)
         self.session = session
         self._turns: dict[str, asyncio.Lock] = {}
 
@@ -111,7 +113,9 @@ class Asker(Recall):
 def completion(row: StoredSample, *, cached: bool) -> Completion:
     """Read a row that has an answer. Raises `StoreError` where it is not what a session wrote."""
     try:
-        return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
+        return read_response(
+            row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached, run=row.run
+        )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise StoreError(
             f"the store's answer {row.key} to question {row.question_id!r} is damaged ({error}); "

@@ -121,11 +121,13 @@ class Session:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally)
         except RequestFailed as failure:
-            return await self._put(failed_rows(request, first, count, str(failure), time.perf_counter() - started))
+            return await self._put(
+                failed_rows(request, first, count, str(failure), time.perf_counter() - started, tally.run)
+            )
         except MaltError as error:
             self.stopped = self.stopped or error
             raise
-        return await self._put(answered_rows(request, first, asked, reply))
+        return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -170,25 +172,30 @@ def limits_of(model: ModelSpec, limits: Limits) -> Limits:
     return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
 
 
-def answered_rows(request: CompletionRequest, first: int, count: int, reply: Reply) -> list[StoredSample]:
+def answered_rows(
+    request: CompletionRequest, first: int, count: int, reply: Reply, run: str = ""
+) -> list[StoredSample]:
     """Return the rows of one response, one a choice, raw."""
     responses = split_response(reply.response, count)
     cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
     return [
-        row_for(request, first + position, reply.latency_s, response=response, cost_usd=cost)
+        row_for(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
         for position, response in enumerate(responses)
     ]
 
 
-def failed_rows(request: CompletionRequest, first: int, count: int, reason: str, waited_s: float) -> list[StoredSample]:
+def failed_rows(
+    request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
+) -> list[StoredSample]:
     """Return the rows that say why these samples could not be had."""
-    return [row_for(request, sample, waited_s, error=reason) for sample in range(first, first + count)]
+    return [row_for(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
 
 
 def row_for(
     request: CompletionRequest,
     sample: int,
     latency_s: float,
+    run: str,
     *,
     response: str | None = None,
     error: str | None = None,
@@ -206,6 +213,7 @@ def row_for(
         error=error,
         cost_usd=cost_usd,
         latency_s=latency_s,
+        run=run,
     )
 
 
