@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from malt.config import load_spec
+from malt.datasets.verify import verify
 from malt.datasets.version import open_version
 from malt.llm.store import Store
 from malt.questions import read_questions
@@ -17,6 +18,8 @@ from tests.providers import Asked, ScriptedProvider
 
 NODES = {"generator": 3, "verifier": 9, "refiner": 27}
 """Completions of one question at three samples a node."""
+SHORT = tuple(f"--set=roles.{role}.max_tokens=40" for role in REQUESTS)
+"""Completions of about their real length, so that a worst case is near what a tree takes."""
 FAILING = ("What is 4 + 10?", "What is 11 + 10?")
 
 
@@ -194,3 +197,20 @@ def test_a_run_that_reaches_its_cap_stops_with_exit_3_and_goes_on_when_it_is_rai
     assert sum(row.response is not None for row in stored.values()) == stopped.summary.completions
     resumed = malt("run", config, *priced, "-s", "limits.max_cost_usd=1", "--limit", 5)
     assert (resumed.code, resumed.summary.complete) == (0, 5)
+
+
+@pytest.mark.parametrize("tracking", ["shard", "branch"])
+def test_a_budget_for_few_trees_makes_a_dataset_of_whole_ones(
+    malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
+) -> None:
+    """Twenty questions are there, and tokens for some four: money goes into trees that are finished."""
+    stopped = malt("run", config, "-s", "limits.max_tokens_total=20000", "-s", f"run.tracking={tracking}", *SHORT)
+    assert stopped.code == 3
+    assert "limits.max_tokens_total = 20000 is reached" in stopped.stderr
+    used = stopped.summary.prompt_tokens + stopped.summary.completion_tokens
+    assert used <= 20000
+    assert stopped.summary.version == 1
+    in_whole_trees = stopped.summary.complete * sum(REQUESTS.values())
+    assert stopped.summary.requests - in_whole_trees < sum(REQUESTS.values()), "one tree at most is left half grown"
+    assert used > 20000 * 0.7
+    assert verify(open_version(Path(str(stopped.summary.path)))) == []
