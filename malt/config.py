@@ -132,7 +132,7 @@ _LOOKS_LIKE_A_KEY = re.compile(
     r"|[?&](api[-_]?key|key|token|access[-_]token)=",
     re.IGNORECASE,
 )
-_MAY_LOOK_LIKE_A_KEY = ("source", "prompts")
+_MAY_LOOK_LIKE_A_KEY = ("source", "prompts", "decontaminate")
 """Paths and addresses that the user chose, some of them signed."""
 _NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
 
@@ -170,6 +170,22 @@ def _resolve_paths(values: Table, places: Places) -> None:
         folder = _from_here(prompts, ("prompts",), places)
         if _is_prompt_folder(prompts, Path(folder)):
             values["prompts"] = folder if os.sep in folder else f".{os.sep}{folder}"
+    dataset = values.get("dataset")
+    if isinstance(dataset, dict):
+        _resolve_dataset(dataset, places)
+
+
+def _resolve_dataset(dataset: Table, places: Places) -> None:
+    key = ("dataset", "decontaminate")
+    sources = dataset.get("decontaminate")
+    if isinstance(sources, list):
+        dataset["decontaminate"] = [_from_here(each, key, places) if _is_local(each) else each for each in sources]
+    elif _is_local(sources):
+        dataset["decontaminate"] = _from_here(sources, key, places)
+    tokenizer = dataset.get("tokenizer")
+    if _is_local(tokenizer):
+        path = _from_here(tokenizer, ("dataset", "tokenizer"), places)
+        dataset["tokenizer"] = path if Path(path).exists() else tokenizer  # else it is a model's name on the Hub
 
 
 def _is_prompt_folder(given: str, folder: Path) -> bool:

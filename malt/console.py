@@ -81,6 +81,8 @@ def show_plan(plan: "Plan") -> None:
     table.add_row("total", "", *map("{:,}".format, total), dollars(plan.cost_usd), style="bold")
     out.print(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
     out.print(table)
+    for gate, count in plan.excluded.items():
+        out.print(f"{count:,} questions will give no training rows: {gate} in \\[dataset]")
     for role, quoted in plan.roles.items():
         out.print(f"{role.value} tokens: {quoted.basis}", style="dim")
 
@@ -116,9 +118,10 @@ def from_here(path: str) -> str:
 
 
 def show_rows(rows: dict[str, int]) -> None:
-    """Print the rows of a version's files, a file a line."""
+    """Print the rows of a version's files, a file a line; of the validation split only what there is."""
     for file, count in rows.items():
-        out.print(f"  {file:<28} {count:>8,} rows")
+        if count or ".validation." not in file:
+            out.print(f"  {file:<28} {count:>8,} rows")
 
 
 def show_failures(summary: "RunSummary") -> None:

@@ -130,10 +130,7 @@ def read_answers(source: str) -> list[AnswerRow]:
     Raises `QuestionError` naming file and line.
     """
     declared = QuestionSource(source=source, question="question", ground_truth="ground_truth")
-    try:
-        answers = [read_answer(row, declared) for row in read_rows(source)]
-    except QuestionError as error:
-        raise QuestionError(str(error).removeprefix("questions.source = ")) from error
+    answers = [read_answer(row, declared) for row in read_rows(source)]
     if not answers:
         raise QuestionError(f"{without_secrets(source)}: no rows in it; give rows of {', '.join(COLUMNS)}[, label]")
     return answers

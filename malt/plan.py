@@ -45,10 +45,12 @@ class RolePlan(BaseModel):
 class Plan(BaseModel):
     """The quote of a run. The evaluator's figures are what it takes if no other grader decides first."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     questions: int
+    excluded: dict[str, int]
+    """Questions that will give no training rows, by the gate; their trees are grown all the same."""
     roles: dict[Role, RolePlan]
     requests: int
     completions: int
@@ -110,6 +112,7 @@ def plan(inputs: Inputs, spec: RunSpec, store: Store) -> Plan:
     return Plan(
         dataset=spec.name,
         questions=len(inputs.questions),
+        excluded=inputs.screening.counts.excluded,
         roles=roles,
         requests=sum(role.requests for role in roles.values()),
         completions=sum(role.completions for role in roles.values()),

@@ -31,8 +31,22 @@ class Row(NamedTuple):
     values: Mapping[str, JsonValue]
 
 
-def read_rows(source: str) -> Iterator[Row]:
-    """Read a .jsonl, .json, .csv (each also .gz) or .parquet file from a path or any address fsspec knows."""
+def read_rows(source: str, key: str = "") -> Iterator[Row]:
+    """Read a .jsonl, .json, .csv (each also .gz) or .parquet file from a path or any address fsspec knows.
+
+    Raises `QuestionError`. One that is about the whole file begins with `key`, where the file was named.
+    """
+    try:
+        return _rows(source)
+    except _FileError as error:
+        raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
+
+
+class _FileError(QuestionError):
+    """A file that cannot be had or has no known format."""
+
+
+def _rows(source: str) -> Iterator[Row]:
     name = without_secrets(source)
     path = PurePosixPath(urlsplit(source).path if source.startswith(("http://", "https://")) else source)
     packed = path.suffix.lower() == ".gz"
@@ -40,7 +54,7 @@ def read_rows(source: str) -> Iterator[Row]:
     if suffix == ".parquet" and not packed:
         return _parquet_rows(_read_bytes(source), name)
     if suffix not in _TEXT_READERS:
-        raise QuestionError(f"questions.source = {name}: cannot tell its format; it must end in {_ENDINGS}")
+        raise _FileError(f"{name}: cannot tell its format; it must end in {_ENDINGS}")
     data = _read_bytes(source)
     return _TEXT_READERS[suffix](_decode(_unpack(data, name) if packed else data, name), name)
 
@@ -51,11 +65,9 @@ def _read_bytes(source: str) -> bytes:
     try:
         return Path(source).expanduser().read_bytes()
     except FileNotFoundError:
-        raise QuestionError(
-            f"questions.source = {source}: no such file (looked in {Path.cwd()}); check the path"
-        ) from None
+        raise _FileError(f"{source}: no such file (looked in {Path.cwd()}); check the path") from None
     except OSError as error:
-        raise QuestionError(f"questions.source = {source}: cannot be read: {error.strerror}") from error
+        raise _FileError(f"{source}: cannot be read: {error.strerror}") from error
 
 
 def _fetch(address: str) -> bytes:
@@ -68,14 +80,12 @@ def _fetch(address: str) -> bytes:
         files, path = fsspec.core.url_to_fs(address, **options)
         data: bytes = files.cat_file(path)
     except ImportError as error:
-        raise QuestionError(f"questions.source = {name}: a package is missing: {error}") from error
+        raise _FileError(f"{name}: a package is missing: {error}") from error
     except FileNotFoundError as error:
-        raise QuestionError(f"questions.source = {name}: not found there; check the address") from error
+        raise _FileError(f"{name}: not found there; check the address") from error
     except Exception as error:
         reason = without_secrets(f"{type(error).__name__}: {error}")
-        raise QuestionError(
-            f"questions.source = {name}: cannot be fetched: {reason}; check address and access"
-        ) from error
+        raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
     return data
 
 

@@ -59,7 +59,7 @@ def content_id(question: str, ground_truth: str) -> str:
 def _read_distinct(source: QuestionSource) -> list[Question]:
     questions: list[Question] = []
     places: dict[str, str] = {}
-    for row in read_rows(source.source):
+    for row in read_rows(source.source, "questions.source"):
         question = read_question(row, source)
         first = places.setdefault(question.question_id, row.place)
         if first is not row.place:

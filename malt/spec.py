@@ -178,11 +178,13 @@ class CreditSpec(Declared):
 class DatasetSpec(Declared):
     """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
 
+    license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$")
+    """Licence for the card, as the Hub writes it, such as cc-by-4.0: what questions and models' outputs allow."""
     validation: float = Field(0.0, ge=0, lt=1)
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -196,7 +198,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: tuple[Role, ...] = (Role.REFINER,)
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list)] = (Role.REFINER,)
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""

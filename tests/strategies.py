@@ -69,6 +69,13 @@ def tree_of(
     return Tree(question_of(question_id), nodes)
 
 
+def saying(tree: Tree, texts: Mapping[str, str]) -> Tree:
+    """The same tree with other texts at these addresses."""
+    told = {Address.parse(place): text for place, text in texts.items()}
+    others = {each: node_of(tree.question.question_id, each, text=text) for each, text in told.items()}
+    return replace(tree, nodes={**tree.nodes, **others})
+
+
 def incomplete_tree_of(question_id: str) -> Tree:
     """A tree whose generations could not be had."""
     failure = FailedBranch(question_id, "", Role.GENERATOR, "HTTP 500 from the provider, 5 attempts")

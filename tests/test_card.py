@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from malt.datasets.card import config_names, render_card
+from malt.datasets.card import render_card
+from malt.datasets.front_matter import config_files
 from malt.datasets.publishing import publish
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.version import DatasetVersion
@@ -35,21 +36,21 @@ def all_wrong(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
     return publish([valued(tree_of("q1"), [0] * 27)], spec_of(), PROVENANCE, folder)
 
 
-@pytest.mark.parametrize("config", [config for config in config_names() if config != "dpo-generator"])
+@pytest.mark.parametrize("config", [config for config in config_files() if config != "dpo-generator"])
 def test_every_config_loads_with_its_rows(load_dataset: Load, mixed: DatasetVersion, config: str) -> None:
     loaded = load_dataset(str(mixed.path), config, split="train")
-    file = config_names()[config]
+    file = config_files()[config]["train"]
     assert loaded.num_rows == mixed.manifest.files[file].rows
     assert loaded.column_names == SCHEMAS[file].names
 
 
-@pytest.mark.parametrize("config", config_names())
+@pytest.mark.parametrize("config", config_files())
 def test_every_config_streams_with_the_same_features_also_without_rows(
     load_dataset: Load, mixed: DatasetVersion, all_wrong: DatasetVersion, config: str
 ) -> None:
     some, few = (load_dataset(str(each.path), config, split="train", streaming=True) for each in (mixed, all_wrong))
     assert some.features == few.features
-    assert len(list(few)) == all_wrong.manifest.files[config_names()[config]].rows
+    assert len(list(few)) == all_wrong.manifest.files[config_files()[config]["train"]].rows
 
 
 def test_versions_of_one_folder_name_do_not_share_the_library_s_cache(
@@ -65,8 +66,8 @@ def test_the_card_tells_of_the_run(mixed: DatasetVersion) -> None:
     assert "# arith v1" in card
     assert "2 questions from `questions.jsonl`; 2 have a complete tree." in card
     assert "Leaves: 26 right, 2 unknown, 26 wrong; graded by: llm." in card
-    assert "| verifier | embedded | 3 | 0.3 | 18 | 10 | 8 | 0 | $0.0180 |" in card
-    assert "| `dpo-generator` | `dpo/generator.parquet` | 0 |" in card
+    assert "| verifier | embedded | 3 | 0.3 | 18 | 10 | 8 | 0 | 684 | $0.0180 |" in card
+    assert "| `dpo-generator` | `dpo/generator.parquet`, `dpo/generator.validation.parquet` | 0 | 0 |" in card
     assert "| `dpo/generator` | 4 | 0 | 4 generator_dpo |" in card
     assert "| leaves | 26 of 52 right (50.0 %), 2 unknown |" in card
 

@@ -114,6 +114,15 @@ def test_addresses_and_absolute_paths_stay_as_they_are(folder: Path, address: st
     assert load(SMALLEST.replace("sums.jsonl", address)).questions.source == address
 
 
+def test_test_sets_and_tokenizers_are_relative_to_the_config_file_too(folder: Path) -> None:
+    (folder / "configs" / "tokenizer.json").write_text("{}")
+    spec = load(f'{SMALLEST}\n[dataset]\ndecontaminate = ["test.jsonl", "hf://datasets/a/b/c.parquet"]').dataset
+    assert spec.decontaminate == ("configs/test.jsonl", "hf://datasets/a/b/c.parquet")
+    assert load(f'{SMALLEST}\n[dataset]\ndecontaminate = "t.csv"').dataset.decontaminate == ("configs/t.csv",)
+    assert load(f'{SMALLEST}\n[dataset]\ntokenizer = "tokenizer.json"').dataset.tokenizer == "configs/tokenizer.json"
+    assert load(f'{SMALLEST}\n[dataset]\ntokenizer = "org/model"').dataset.tokenizer == "org/model"
+
+
 def test_a_link_keeps_its_own_name(folder: Path) -> None:
     (folder / "blob").write_text("{}")
     (folder / "configs" / "sums.jsonl").symlink_to(folder / "blob")

@@ -205,10 +205,10 @@ def test_a_gate_that_left_a_row_out_says_why(row_id: str, dataset: dict[str, Any
     assert f"left out by {decision.left_out_by}" in reason
 
 
-def test_a_text_that_is_not_whole_says_what_it_is() -> None:
+def test_a_text_that_is_flawed_texts_says_what_it_is() -> None:
     version = published(valued(tree_of("q1", (1, 1, 2), {Address((0, 0, 0)): FinishReason.LENGTH}), [1, 0]))
-    assert why(version, "sft-refiner/q1/0.0.0") == "left out by not_whole: 0.0.0 is truncated"
-    assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by not_whole: 0.0.0 is truncated"
+    assert why(version, "sft-refiner/q1/0.0.0") == "left out by flawed_texts: 0.0.0 is truncated"
+    assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by flawed_texts: 0.0.0 is truncated"
 
 
 def test_a_prompt_that_no_row_holds_comes_from_the_same_prompt_files() -> None:

@@ -61,7 +61,7 @@ def test_what_is_kept_is_some_of_the_candidates_in_their_order(tree: ValuedTree,
 
 
 @given(valued_trees())
-def test_by_the_paper_only_texts_that_are_not_whole_and_the_generator_s_pairs_are_left_out(tree: ValuedTree) -> None:
+def test_by_the_paper_only_texts_that_are_flawed_texts_and_the_generator_s_pairs_are_left_out(tree: ValuedTree) -> None:
     for role in PLAYERS:
         known, selected = labelled(tree, role), select(tree, role, PAPER)
         assert selected.sft.kept == [one for one in known if one.right and one.whole]
@@ -95,8 +95,8 @@ def test_a_text_cut_off_is_no_target() -> None:
     selected = select(tree, Role.REFINER, PAPER)
     assert names(selected.sft.kept) == ["0.0.1"]
     assert names(selected.dpo.kept) == ["0.0.1>0.0.2"]
-    assert (selected.sft.dropped["not_whole"], selected.kto.dropped["not_whole"]) == (1, 1)
-    assert selected.dpo.dropped["not_whole"] == 1
+    assert (selected.sft.dropped["flawed_texts"], selected.kto.dropped["flawed_texts"]) == (1, 1)
+    assert selected.dpo.dropped["flawed_texts"] == 1
 
 
 def test_the_generator_s_pairs_are_counted_also_while_they_are_switched_off() -> None:

@@ -1,79 +1,51 @@
-"""The dataset card: `README.md` of a version, with the front matter that makes `load_dataset(path, config)` work."""
+"""The dataset card: `README.md` of a version. It says nothing that the manifest does not; its text is card.md.jinja."""
 
-import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template
 
 from malt.datasets.findings import findings, losses
-from malt.datasets.manifest import Cost, Manifest
-from malt.datasets.tables import SCHEMAS
-from malt.spec import PLAYERS, Role
+from malt.datasets.front_matter import config_files, front_matter, rows_of
+from malt.datasets.manifest import Cost, LengthBias, Manifest
+from malt.datasets.tables import KINDS, SPLITS, Split
+from malt.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
 
-CITATION = """@misc{motwani2024malt,
-  title={MALT: Improving Reasoning with Multi-Agent LLM Training},
-  author={Motwani, Sumeet Ramesh and others},
-  year={2024},
-  eprint={2412.01928},
-  archivePrefix={arXiv},
-}"""
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
-
-def config_names() -> dict[str, str]:
-    """The name under which `load_dataset` finds each parquet file: `sft-generator` … `trajectories`, `questions`."""
-    return {path.removesuffix(".parquet").replace("/", "-"): path for path in SCHEMAS}
+Cells = tuple[object, ...]
 
 
 def render_card(manifest: Manifest) -> str:
-    """Write a version's card. It says nothing that the manifest does not."""
-    counts = manifest.counts
-    return f"""{front_matter(manifest)}
-# {manifest.name} v{manifest.version}
+    """Write a version's card."""
+    spec = manifest.spec
+    return template().render(
+        front_matter=front_matter(manifest),
+        manifest=manifest,
+        spec=spec,
+        leaves=leaves_sentence(manifest),
+        run=run_table(manifest),
+        cost=cost_sentence(manifest),
+        losses=losses_table(manifest),
+        gates=gates_table(manifest),
+        test_sets=test_sets_table(manifest),
+        lengths=lengths_table(manifest),
+        counted_by=counted_by(spec.dataset),
+        bias=" ".join(bias_sentence(role, bias) for role, bias in manifest.length_bias.items() if bias.pairs),
+        findings=table(("of", "found"), findings(manifest.diagnostics)),
+        files=files_table(manifest),
+        leaves_each=leaves_below(manifest),
+        grader=grader(spec.evaluator),
+        licence="not declared" if spec.dataset.license == "unknown" else f"`{spec.dataset.license}`, as declared",
+    )
 
-Training data for three cooperating roles, made as in MALT (Motwani et al., arXiv 2412.01928): a generator answers, a
-verifier criticises, a refiner answers again. Each node of a question's tree is worth the mean of its graded leaves; it
-is labelled right when that is above {manifest.spec.credit.threshold:g}.
 
-{counts.questions:,} questions from `{manifest.questions.source}`; {counts.complete:,} have a complete tree.
-{leaves_sentence(manifest)}
-
-{roles_table(manifest)}
-
-## What was left out
-
-Every text labelled right is a candidate for `sft`, every labelled one for `kto`, every right and wrong sibling for
-`dpo`. Candidates = kept + left out.
-
-{losses_table(manifest)}
-
-## Diagnostics
-
-{findings_table(manifest)}
-
-Generations and refinements are graded alike here, without the judge where there are other graders. That is for
-diagnosis: the credit comes from the leaves' grades alone.
-
-## Files
-
-{files_table(manifest)}
-
-The three `*_training.json` files hold every valued text with its scores. `manifest.json` names every input by digest.
-
-```python
-from datasets import load_dataset
-
-load_dataset("path/to/this/folder", "sft-generator", split="train")  # as it is for TRL's SFTTrainer
-load_dataset("path/to/this/folder", "dpo-refiner", split="train")  # as it is for TRL's DPOTrainer
-```
-
-A config without rows has the same columns, and loads with `streaming=True`; without that, `datasets` (as of 5.2)
-refuses to load a split that is empty.
-
-## Citation
-
-```bibtex
-{CITATION}
-```
-
-Made {manifest.created_at:%Y-%m-%d} with malt {manifest.code.version}. Content digest `{manifest.content_sha256}`.
-"""
+@cache
+def template() -> Template:
+    """Read the card's text."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)  # noqa: S701 - Markdown
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def leaves_sentence(manifest: Manifest) -> str:
@@ -82,42 +54,20 @@ def leaves_sentence(manifest: Manifest) -> str:
     return f"Leaves: {outcomes}; graded by: {', '.join(manifest.spec.evaluator.kind)}."
 
 
-def front_matter(manifest: Manifest) -> str:
-    """Write the YAML block that names every config."""
-    title = json.dumps(f"{manifest.name} v{manifest.version}")
-    configs = [config_entry(manifest, config) for config in config_names()]
-    return "\n".join(["---", f"pretty_name: {title}", "tags:", "- malt", "configs:", *configs, "---"])
-
-
-def config_entry(manifest: Manifest, config: str) -> str:
-    """Write one config. Its description holds the rows' digest because `datasets` keys its cache by this block alone.
-
-    Without it, two folders both called `v1` would load each other's rows from the cache.
-    """
-    path = config_names()[config]
-    entry = manifest.files[path]
-    return f"""- config_name: {config}
-  description: {entry.rows} rows, sha256 {entry.rows_sha256}
-  data_files:
-  - split: train
-    path: {path}"""
-
-
-def roles_table(manifest: Manifest) -> str:
+def run_table(manifest: Manifest) -> str:
     """Write who played what, what came of it, and what it cost."""
-    return table(
-        ("role", "model", "samples", "temperature", "nodes", "right", "wrong", "no label", "cost"),
-        [role_row(manifest, role) for role in PLAYERS],
-    )
+    head = ("role", "model", "n", "temperature", "nodes", "right", "wrong", "no label", "tokens", "cost")
+    return table(head, [role_cells(manifest, role) for role in PLAYERS])
 
 
-def role_row(manifest: Manifest, role: Role) -> tuple[object, ...]:
+def role_cells(manifest: Manifest, role: Role) -> Cells:
     """One role's line."""
-    spec, labels = manifest.spec.roles[role], manifest.counts.labels[role]
+    spec, labels, tokens = manifest.spec.roles[role], manifest.counts.labels[role], manifest.tokens[role]
     temperature = "default" if spec.temperature is None else f"{spec.temperature:g}"
-    nodes = manifest.counts.nodes[role]
-    cost = price(manifest.cost[role])
-    return role, spec.model, spec.samples, temperature, nodes, labels.right, labels.wrong, labels.none, cost
+    known = tokens.prompt_tokens is not None and tokens.completion_tokens is not None
+    used = (tokens.prompt_tokens or 0) + (tokens.completion_tokens or 0) if known else "unknown"
+    counts = manifest.counts.nodes[role], labels.right, labels.wrong, labels.none
+    return role, spec.model, spec.samples, temperature, *counts, used, price(manifest.cost[role])
 
 
 def price(cost: Cost) -> str:
@@ -125,32 +75,110 @@ def price(cost: Cost) -> str:
     return "unknown" if cost.cost_usd is None else f"${cost.cost_usd:.4f}"
 
 
+def cost_sentence(manifest: Manifest) -> str:
+    """Say what all of it cost, the judge's part included."""
+    total = manifest.total_cost_usd
+    worth = "an unknown sum" if total is None else f"${total:.4f}"
+    return f"All completions in it, the judge's too, cost {worth}, whichever run paid for them."
+
+
+def grader(evaluator: EvaluatorSpec) -> str:
+    """Name the graders, and the model that judges."""
+    kinds = ", ".join(evaluator.kind)
+    return f"{kinds}, judged by `{evaluator.model}`" if "llm" in evaluator.kind else kinds
+
+
 def losses_table(manifest: Manifest) -> str:
-    """Write what the gates left out."""
-    rows: list[tuple[object, ...]] = [
-        (f"`{file}`", candidates, kept, dropped or "none") for file, candidates, kept, dropped in losses(manifest)
-    ]
+    """Write what was left out of each file."""
+    rows = [(f"`{file}`", candidates, kept, dropped or "none") for file, candidates, kept, dropped in losses(manifest)]
     return table(("rows", "candidates", "kept", "left out"), rows)
 
 
-def findings_table(manifest: Manifest) -> str:
-    """Write the diagnostics."""
-    return table(("of", "found"), [tuple(found) for found in findings(manifest.diagnostics)])
+def gates_table(manifest: Manifest) -> str:
+    """Write every gate with its setting, what it is for, and how much it left out."""
+    head = ("gate", "setting", "what it is for", *KINDS)
+    return table(head, [gate_cells(manifest, gate) for gate in gate_names(manifest)])
+
+
+def gate_cells(manifest: Manifest, gate: str) -> Cells:
+    """One gate's line; what its key is for is said in the words of the config."""
+    value = getattr(manifest.spec.dataset, gate)
+    described = DatasetSpec.model_fields[gate].description
+    return f"`{gate}`", setting(value), described, *(dropped_by(manifest, gate, kind) for kind in KINDS)
+
+
+def gate_names(manifest: Manifest) -> list[str]:
+    """The gates of all kinds of rows."""
+    counted = (rows.dropped for kinds in manifest.selection.values() for rows in kinds.values())
+    return list(dict.fromkeys(gate for dropped in counted for gate in dropped))
+
+
+def dropped_by(manifest: Manifest, gate: str, kind: str) -> int | str:
+    """How many candidates a gate left out, all roles together; nothing where this kind of row has no such gate."""
+    counted = [kinds[kind].dropped for kinds in manifest.selection.values()]
+    return sum(dropped[gate] for dropped in counted) if all(gate in dropped for dropped in counted) else ""
+
+
+def setting(value: object) -> str:
+    """Write a gate's setting."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value).lower()
+
+
+def test_sets_table(manifest: Manifest) -> str:
+    """Write what the questions were compared with; nothing where that was nothing."""
+    sets = [(f"`{each.source}`", each.rows, f"`{each.sha256[:12]}`") for each in manifest.screening.test_sets]
+    return table(("test set", "rows", "sha256"), sets) if sets else ""
+
+
+def lengths_table(manifest: Manifest) -> str:
+    """Write how long the rows of each file are."""
+    rows = [
+        (f"`{kind}/{role}`", found.rows, f"{found.mean:g}", found.median, found.p95, found.longest)
+        for role, kinds in manifest.lengths.items()
+        for kind, found in kinds.items()
+    ]
+    return table(("rows", "number", "mean", "median", "95 %", "longest"), rows)
+
+
+def counted_by(spec: DatasetSpec) -> str:
+    """Say how tokens were counted."""
+    return f"counted with `{spec.tokenizer}`" if spec.tokenizer else "four characters taken for one"
+
+
+def bias_sentence(role: str, bias: LengthBias) -> str:
+    """Say how far lengths alone tell chosen from rejected."""
+    longer, shorter = (100 * count / bias.pairs for count in (bias.chosen_longer, bias.chosen_shorter))
+    means = f"{bias.chosen_characters:,.0f} and {bias.rejected_characters:,.0f} characters on average"
+    share = f"longer in {longer:.0f} %, shorter in {shorter:.0f} %"
+    return f"Of {bias.pairs:,} {role} pairs the chosen text is {share} ({means})."
+
+
+def leaves_below(manifest: Manifest) -> str:
+    """How many leaves a whole tree has below a generation, and below a critique."""
+    _, critiques, refinements = manifest.spec.roles.branching
+    return f"{critiques * refinements} leaves below a generation and {refinements} below a critique"
 
 
 def files_table(manifest: Manifest) -> str:
-    """Write every config with its file and rows."""
-    return table(
-        ("config", "file", "rows"),
-        [(f"`{config}`", f"`{path}`", manifest.files[path].rows) for config, path in config_names().items()],
-    )
+    """Write every config with its files, and how many rows each split has."""
+    rows = [file_cells(manifest, config, files) for config, files in config_files().items()]
+    return table(("config", "files", *SPLITS), rows)
 
 
-def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> Cells:
+    """One config's line; trajectories and questions have no validation split."""
+    counts = (rows_of(manifest, [files[split]]) if split in files else "" for split in SPLITS)
+    return f"`{config}`", ", ".join(f"`{path}`" for path in files.values()), *counts
+
+
+def table(head: tuple[str, ...], rows: Sequence[Cells]) -> str:
     """Lay out a Markdown table."""
     return "\n".join(line(cells) for cells in [head, ("---",) * len(head), *rows])
 
 
-def line(cells: tuple[object, ...]) -> str:
-    """Lay out one line; a bar in a model's name stays part of the name."""
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+def line(cells: Cells) -> str:
+    """Lay out one line; a bar in a model's name stays part of the name, and a number gets its commas."""
+    written = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in written) + " |"

@@ -1,6 +1,6 @@
-"""Gates: every reason to leave a candidate out, with the key of `[dataset]` that opens or shuts it.
+"""Gates: every reason to leave a candidate out, each named after the key of `[dataset]` that sets it.
 
-A gate looks at one tree's candidates for one role and one kind of row. Those for a pair look at what its two texts say.
+A gate looks at one tree's candidates for one role and one kind of row. What two texts have in common is in `likeness`.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,11 +73,11 @@ def kto_gates(context: Context) -> list[Gate[Labelled]]:
 def text_gates(context: Context) -> list[Gate[Labelled]]:
     """The gates of single texts."""
     return [
-        contaminated(context),
-        duplicate_question(context),
-        not_whole(context.spec),
-        leak(context),
-        repeated(context.spec),
+        decontaminate(context),
+        duplicate_questions(context),
+        flawed_texts(context.spec),
+        leaks(context),
+        repeats(context.spec),
         max_length(context.spec),
     ]
 
@@ -87,13 +87,13 @@ def dpo_gates(context: Context) -> list[Gate[Pair]]:
     spec = context.spec
     unwanted = context.role is Role.GENERATOR and not spec.generator_dpo
     return [
-        contaminated(context),
-        duplicate_question(context),
+        decontaminate(context),
+        duplicate_questions(context),
         shut("generator_dpo", unwanted, "[dataset] generator_dpo is false"),
-        not_whole(spec),
-        leak(context),
+        flawed_texts(spec),
+        leaks(context),
         *likeness_gates(context),
-        repeated(spec),
+        repeats(spec),
         each(
             "min_margin",
             lambda pair: pair.margin - spec.min_margin > -ROUNDING,
@@ -126,22 +126,22 @@ def shut(name: str, is_shut: bool, why: str) -> Gate[C]:
     return Gate(name, lambda candidates: candidates[:0] if is_shut else candidates, lambda _: why)
 
 
-def contaminated(context: Context) -> Gate[C]:
+def decontaminate(context: Context) -> Gate[C]:
     """Leave out all of a question that is in a test set."""
     reason, by = context.excluded or NOT_EXCLUDED
     return shut(CONTAMINATED, reason == CONTAMINATED, f"the question overlaps with {by}, of the sets in decontaminate")
 
 
-def duplicate_question(context: Context) -> Gate[C]:
+def duplicate_questions(context: Context) -> Gate[C]:
     """Leave out all of a question that asks what an earlier one asks."""
     reason, by = context.excluded or NOT_EXCLUDED
     return shut(DUPLICATE, reason == DUPLICATE, f"question {by!r} asks the same")
 
 
-def not_whole(spec: DatasetSpec) -> Gate[C]:
+def flawed_texts(spec: DatasetSpec) -> Gate[C]:
     """Leave out texts that are cut off, empty or refused."""
     return each(
-        "not_whole",
+        "flawed_texts",
         lambda one: spec.flawed_texts == "keep" or all(text.whole for text in texts_of(one)),
         lambda one: " and ".join(
             f"{text.node.address} is {text.node.status}" for text in texts_of(one) if not text.whole
@@ -149,11 +149,11 @@ def not_whole(spec: DatasetSpec) -> Gate[C]:
     )
 
 
-def leak(context: Context) -> Gate[C]:
+def leaks(context: Context) -> Gate[C]:
     """Leave out critiques and refinements that know the reference from nowhere."""
     drop = context.spec.leaks == "drop" and context.role is not Role.GENERATOR
     return each(
-        "leak",
+        "leaks",
         lambda one: not (drop and any(quotes_reference(context.valued, text.node) for text in texts_of(one))),
         lambda _: "it quotes the reference answer at length, and nothing that its role saw holds that",
     )
@@ -164,12 +164,12 @@ def likeness_gates(context: Context) -> list[Gate[Pair]]:
     valued, spec = context.valued, context.spec
     return [
         each(
-            "identical",
+            "identical_pairs",
             lambda pair: spec.identical_pairs == "keep" or not is_identical(pair),
             lambda _: "both texts are the same but for case and space",
         ),
         each(
-            "near_identical",
+            "max_similarity",
             lambda pair: not is_near_identical(valued, pair, spec.max_similarity),
             lambda pair: f"its texts are alike by {similarity(pair):.3f}, and max_similarity = {spec.max_similarity:g}",
         ),
@@ -181,7 +181,7 @@ def likeness_gates(context: Context) -> list[Gate[Pair]]:
     ]
 
 
-def repeated(spec: DatasetSpec) -> Gate[C]:
+def repeats(spec: DatasetSpec) -> Gate[C]:
     """Leave out what says the same, word for word, as an earlier candidate below the same parent."""
     drop = spec.repeats == "drop"
     return Gate(

@@ -6,7 +6,7 @@ from rapidfuzz import fuzz
 
 from malt.datasets.diagnostics import is_same, stated_verdict
 from malt.datasets.examples import Pair, texts_of
-from malt.datasets.wording import numbers, words
+from malt.datasets.wording import figures, words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
 
@@ -61,7 +61,7 @@ def is_near_identical(valued: ValuedTree, pair: Pair, most: float) -> bool:
     chosen, rejected = pair.chosen.node, pair.rejected.node
     return (
         fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
-        and numbers(chosen.text) == numbers(rejected.text)
+        and figures(chosen.text) == figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
         and (answer_of(valued, chosen) == answer_of(valued, rejected) or answers_alike(valued, pair))
     )

@@ -22,7 +22,7 @@ from malt.question_rows import read_rows, without_secrets
 from malt.questions import Question, cell_text
 from malt.spec import DatasetSpec
 
-CONTAMINATED, DUPLICATE = "contaminated", "duplicate_question"
+CONTAMINATED, DUPLICATE = "decontaminate", "duplicate_questions"
 
 RUN = 5
 """Words of a run by which questions are found to be near duplicates, as is usual with MinHash."""
@@ -39,7 +39,7 @@ class Exclusion(NamedTuple):
     """Why a question gives no training rows."""
 
     reason: str
-    """`contaminated` or `duplicate_question`: the gate."""
+    """The gate: `decontaminate` or `duplicate_questions`."""
     by: str
     """The row of the test set, or the id of the question that asks the same."""
 
@@ -138,7 +138,7 @@ class Overlaps:
 
 def texts_of(source: str) -> Iterator[tuple[str, str]]:
     """Yield place and text of every row of a test set."""
-    for row in read_rows(source):
+    for row in read_rows(source, "dataset.decontaminate"):
         column = next((name for name in TEXT_COLUMNS if row.values.get(name)), None)
         if column is None:
             raise QuestionError(

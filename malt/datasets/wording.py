@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 WORD = re.compile(r"\w+")
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
@@ -26,13 +26,13 @@ FACTORS = np.frombuffer(hashlib.shake_256(b"malt").digest(16 * PERMUTATIONS), "<
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of a text in order, in lower case, without punctuation."""
-    return WORD.findall(text.casefold())
+    """The words and numbers of a text in order, in lower case, without punctuation; of one without any, what it has."""
+    return WORD.findall(text.casefold()) or text.split()
 
 
-def numbers(text: str) -> tuple[str, ...]:
-    """The numbers in a text, in order: two texts whose numbers differ do not say the same."""
-    return tuple(NUMBER.findall(text))
+def figures(text: str) -> list[str]:
+    """The numbers and signs of arithmetic in a text, in order: where these differ, two texts do not say the same."""
+    return FIGURE.findall(text)
 
 
 def runs(text: str, length: int) -> Hashes:
@@ -75,7 +75,7 @@ def bands(found: Hashes) -> Hashes:
 def earlier_alike(texts: Sequence[str], length: int, least: float, compared: int) -> dict[int, int]:
     """Return the places of texts that say what an earlier one says, each with the place of the first such text.
 
-    Alike is: the same numbers, and runs of `length` words that are alike by `least`. Each text is compared with at most
+    Alike is: the same figures, and runs of `length` words that are alike by `least`. Each text is compared with at most
     `compared` earlier ones of a band, the first and the nearest. Memory: about 150 bytes a text.
     """
     if not texts:
@@ -112,7 +112,7 @@ def _first(place: int, found: dict[int, int]) -> int:
 
 
 def alike(one: str, other: str, length: int, least: float) -> bool:
-    """Whether two texts say the same: the same words, or the same numbers and runs of words alike by `least`."""
-    if numbers(one) != numbers(other):
+    """Whether two texts say the same: with the same figures the same words, or runs of words alike by `least`."""
+    if figures(one) != figures(other):
         return False
     return words(one) == words(other) or jaccard(runs(one, length), runs(other, length)) >= least
