@@ -21,8 +21,9 @@ from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
-from malt.trees.growth import grow, requests_per_question
+from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
+from malt.trees.evaluator import LLMEvaluator
+from malt.trees.growth import requests_per_question
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, name_of_run
 from tasks.publishing import ended, publish
@@ -62,10 +63,11 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings) -> G
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     ask = asker_of_run(name_of_run(), inputs.questions, spec, settings, EVERY_ROLE)
     branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
+    judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
         async with begin(question):
-            tree = await grow(question, spec, inputs.prompts, branches)
+            tree = await grown(question, spec, inputs.prompts, branches, judge)
             return await branches.grade(tree, spec, inputs.prompts)
 
     return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)

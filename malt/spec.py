@@ -175,6 +175,20 @@ class CreditSpec(Declared):
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
 
 
+class GrowthSpec(Declared):
+    """How much of each tree is grown."""
+
+    mode: Literal["full", "adaptive"] = Field("full", json_schema_extra={"position": 0})
+    """`full`: every node has all of its children, as in the paper. `adaptive`: leaves where siblings may disagree."""
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
+
+
+def as_growth(value: object) -> object:
+    """Let the mode alone be written without a table."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
 class DatasetSpec(Declared):
     """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
 
@@ -287,6 +301,10 @@ class RunSpec(Declared):
     """How the leaves are graded."""
     credit: CreditSpec = Field(default_factory=CreditSpec, json_schema_extra={"position": 5})
     """How leaf grades become labels."""
+    growth: Annotated[GrowthSpec, BeforeValidator(as_growth)] = Field(
+        default_factory=GrowthSpec, json_schema_extra={"position": 9}
+    )
+    """How much of each tree is grown: `full` or `adaptive`."""
     dataset: DatasetSpec = Field(default_factory=DatasetSpec, json_schema_extra={"position": 6})
     """Which rows are written."""
     limits: Limits = Field(default_factory=Limits, json_schema_extra={"position": 7})

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -39,6 +40,7 @@ from malt.datasets.tables import (
 )
 from malt.datasets.version import DatasetVersion
 from malt.spec import PLAYERS, Role, RunSpec
+from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
@@ -229,7 +231,7 @@ class RowCheck:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
-        if valued.tree.nodes.keys() != self._whole:
+        if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
         self.census.add(valued)
         self.diagnostics.add(valued)
@@ -246,6 +248,15 @@ class RowCheck:
             if stored.text != again.text or (known and stored.prompt != again.prompt):
                 question_id = valued.tree.question.question_id
                 self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
+
+    def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
+        """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
+        if self.spec.growth.mode == "full":
+            return self._whole
+        values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
+        with suppress(KeyError):  # it would have asked for another leaf
+            return nodes_grown(Rule.of(self.spec), {leaf: value and value.mean for leaf, value in values.items()})
+        return set()
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""

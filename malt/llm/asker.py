@@ -78,6 +78,7 @@ class Asker(Recall):
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
         self._turns: dict[str, asyncio.Lock] = {}
+        self._counted: set[str] = set()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the samples, asking for the missing ones; callable from any loop."""
@@ -86,10 +87,16 @@ class Asker(Recall):
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
         async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
             missing = self.missing(request)
-            self.tally.add(request.role, Usage(cached_completions=request.count - len(missing)))
+            self._count_stored(request)
             if request.role in self.asks:
                 await all_of(self._buy(request, first, count) for first, count in runs_of(missing))
         return self.read(request, fresh=missing)
+
+    def _count_stored(self, request: CompletionRequest) -> None:
+        """Count what the store had: each sample once, though growth may ask for it again with further siblings."""
+        new = [key for key in request.keys if key not in self._counted]
+        self._counted.update(new)
+        self.tally.add(request.role, Usage(cached_completions=sum(map(self.has, new))))
 
     async def _buy(self, request: CompletionRequest, first: int, count: int) -> None:
         """Ask for a run of siblings at once, and singly for those that the provider left out."""

@@ -12,7 +12,8 @@ from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
 from malt.spec import EvaluatorSpec, GraderKind, Role, RunSpec
-from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
+from malt.trees.adaptive import grow_adaptively
+from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
 from malt.trees.growth import grow
@@ -26,8 +27,25 @@ async def assess(
 
     `judge` stands in for the one that the spec declares.
     """
-    valued = await value(await grow(question, spec, prompts, complete), spec, prompts, complete, judge)
+    valued = await value(await grown(question, spec, prompts, complete, judge), spec, prompts, complete, judge)
     return replace(valued, diagnosis=await diagnose(valued, spec.evaluator))
+
+
+async def grown(
+    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+) -> Tree:
+    """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
+    if spec.growth.mode == "full":
+        return await grow(question, spec, prompts, complete)
+    graders = graders_for(spec.evaluator, judge or LLMEvaluator.from_spec(spec.evaluator, prompts, complete))
+
+    async def reward(leaf: Node) -> float | None:
+        try:
+            return leaf_reward(await grade_text(question, leaf, graders), spec.credit)
+        except RequestFailed:
+            return None  # `value` asks again, and records the branch
+
+    return await grow_adaptively(question, spec, prompts, complete, reward)
 
 
 class Shortfall(NamedTuple):
@@ -55,7 +73,7 @@ async def ask_all(
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
         async with begin(question):
-            tree = await grow(question, spec, prompts, complete)
+            tree = await grown(question, spec, prompts, complete)
             return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
 
     return await shortfall_of(missing_of(question) for question in questions)
