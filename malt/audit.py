@@ -8,21 +8,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from malt.agreement import Verdicts, agreement_of, verdict
-from malt.datasets.examples import QuestionRow, TrajectoryRow
-from malt.datasets.restore import restore_tree
+from malt.datasets.reading import StoredTree, stored_trees
+from malt.datasets.restore import exclusion_of
+from malt.datasets.screening import Exclusion
 from malt.datasets.selection import select
-from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
-from malt.datasets.verify import Cursor, parquet_rows
 from malt.datasets.version import DatasetVersion
-from malt.errors import VersionError
 from malt.llm.tally import Usage
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
@@ -131,30 +129,18 @@ def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]
     started, spec = time.perf_counter(), version.spec
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
     count = AuditCount(spec, kinds)
-    asyncio.run(count_trees(stored_trees(version, spec), graders, grading.limits, count))
+    asyncio.run(count_trees(stored_trees(version), graders, grading.limits, count))
     return count.report(version, list(graders.values()), time.perf_counter() - started)
 
 
 async def count_trees(
-    trees: Iterator[ValuedTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "AuditCount"
+    trees: Iterator[StoredTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "AuditCount"
 ) -> None:
     """Regrade and count all trees."""
     while window := list(islice(trees, TREES_AT_ONCE)):
-        for valued, regraded in zip(window, await regrade(window, graders, limits), strict=True):
-            count.add(valued, regraded)
-
-
-def stored_trees(version: DatasetVersion, spec: RunSpec) -> Iterator[ValuedTree]:
-    """Rebuild the version's trees one after another; what the roles saw is left out."""
-    try:
-        stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
-        for row in parquet_rows(version.path / QUESTIONS_FILE):
-            question = cast("QuestionRow", row)
-            if question["complete"]:
-                nodes = [cast("TrajectoryRow", node) for node in stored.take(question["question_id"])]
-                yield restore_tree(question, nodes, {}, spec)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise VersionError(f"{version.path} cannot be read ({error}); try: malt verify {version.path}") from error
+        again = await regrade([tree.valued for tree in window], graders, limits)
+        for tree, regraded in zip(window, again, strict=True):
+            count.add(tree, regraded)
 
 
 async def regrade(
@@ -195,17 +181,21 @@ class AuditCount:
         self._verdicts: dict[tuple[str, str], Verdicts] = {pair: Counter() for pair in combinations(self._outcomes, 2)}
         self._changes: Counter[tuple[str, Role, str]] = Counter()
 
-    def add(self, valued: ValuedTree, regraded: Mapping[GraderKind, Regraded]) -> None:
+    def add(self, tree: StoredTree, regraded: Mapping[GraderKind, Regraded]) -> None:
         """Count one tree."""
+        valued, excluded = tree.valued, exclusion_of(tree.question)
         self._questions += 1
         for leaf in valued.tree.leaves:
             own = valued.grades[leaf.address]
             self._add_leaf(valued, leaf, {OWN: own, **{kind: regraded[kind][leaf.address] for kind in self.kinds}})
-        published = {role: training_rows(valued, role, self.spec) for role in PLAYERS}
+        published = {role: training_rows(valued, role, self.spec, excluded) for role in PLAYERS}
         for kind in self.kinds:
             other = value_tree(valued.tree, {**valued.grades, **regraded[kind]}, self.spec.credit)
+            other = replace(other, diagnosis=valued.diagnosis, lengths=valued.lengths)
             for role in PLAYERS:
-                self._add_role(kind, role, published[role], valued, other)
+                rows = training_rows(other, role, self.spec, excluded)
+                self._count_labels(kind, role, valued, other)
+                self._count_rows(kind, role, published[role], rows)
 
     def report(self, version: DatasetVersion, graders: Sequence[OpenedGraders], wall_s: float) -> AuditReport:
         """Say what was counted."""
@@ -246,11 +236,14 @@ class AuditCount:
         if {True, False} <= set(verdicts.values()):
             self.differences.append(difference(valued, leaf, grades))
 
-    def _add_role(self, kind: str, role: Role, published: TrainingRows, valued: ValuedTree, other: ValuedTree) -> None:
-        rows, counts = training_rows(other, role, self.spec), self._changes
+    def _count_labels(self, kind: str, role: Role, valued: ValuedTree, other: ValuedTree) -> None:
         addresses = [address for address in valued.tree.nodes if address.role is role]
-        counts[kind, role, "nodes"] += len(addresses)
-        counts[kind, role, "labels_changed"] += sum(valued.label(each) is not other.label(each) for each in addresses)
+        changed = sum(valued.label(each) is not other.label(each) for each in addresses)
+        self._changes[kind, role, "nodes"] += len(addresses)
+        self._changes[kind, role, "labels_changed"] += changed
+
+    def _count_rows(self, kind: str, role: Role, published: TrainingRows, rows: TrainingRows) -> None:
+        counts = self._changes
         counts[kind, role, "sft_rows"] += len(published.sft)
         counts[kind, role, "sft_added"] += len(rows.sft - published.sft)
         counts[kind, role, "sft_removed"] += len(published.sft - rows.sft)
@@ -262,9 +255,9 @@ class AuditCount:
         return RoleChange(**{name: self._changes[kind, role, name] for name in RoleChange.model_fields})
 
 
-def training_rows(valued: ValuedTree, role: Role, spec: RunSpec) -> TrainingRows:
+def training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclusion | None) -> TrainingRows:
     """Return what a tree gives a role to train on."""
-    selected = select(valued, role, spec.dataset)
+    selected = select(valued, role, spec.dataset, excluded)
     return TrainingRows(
         sft={one.node.address for one in selected.sft.kept},
         dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected.dpo.kept},

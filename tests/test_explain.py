@@ -14,6 +14,7 @@ from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
 from malt.datasets.gates import Context
 from malt.datasets.publishing import Provenance, publish
+from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
@@ -31,6 +32,7 @@ SWITCHES = [
     DatasetSpec(),
     DatasetSpec(generator_dpo=True, min_margin=0.4, balance="labels"),
     DatasetSpec(min_confidence=0.8, max_pairs_per_question=1),
+    DatasetSpec(same_answer=(), repeats="drop", identical_pairs="keep", max_examples_per_question=1),
 ]
 
 
@@ -205,7 +207,22 @@ def test_a_gate_that_left_a_row_out_says_why(row_id: str, dataset: dict[str, Any
     assert f"left out by {decision.left_out_by}" in reason
 
 
-def test_a_text_that_is_flawed_texts_says_what_it_is() -> None:
+def test_a_question_that_was_screened_out_says_why() -> None:
+    screening = Screening(excluded={"q1": Exclusion("decontaminate", "test.jsonl:3")})
+    version = publish([mixed_tree("q1")], spec_of(), replace(PROVENANCE, screening=screening), Settings().datasets_dir)
+    reason = "left out by decontaminate: the question overlaps with test.jsonl:3, of the sets in decontaminate"
+    assert why(version, "sft-verifier/q1/0.0") == reason
+
+
+def test_a_row_of_the_validation_split_is_found_in_its_file() -> None:
+    version = published(mixed_tree("q1"), validation=0.99)
+    explained = told(version, "sft-verifier/q1/0.0")
+    assert explained.file == "sft/verifier.validation.parquet"
+    assert explained.decision is not None
+    assert explained.decision.kept
+
+
+def test_a_text_that_is_not_whole_says_what_it_is() -> None:
     version = published(valued(tree_of("q1", (1, 1, 2), {Address((0, 0, 0)): FinishReason.LENGTH}), [1, 0]))
     assert why(version, "sft-refiner/q1/0.0.0") == "left out by flawed_texts: 0.0.0 is truncated"
     assert why(version, "dpo-refiner/q1/0.0.0-0.0.1") == "left out by flawed_texts: 0.0.0 is truncated"

@@ -17,6 +17,7 @@ import pytest
 from malt.datasets.census import UsageCount
 from malt.datasets.folders import STAGING_SECONDS
 from malt.datasets.publishing import VersionWriter, publish
+from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import MEASURED, SCHEMAS
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import NothingToPublish
@@ -134,6 +135,33 @@ def test_an_incomplete_tree_gives_no_rows_but_a_line_and_its_reason(tmp_path: Pa
     (failure,) = version.manifest.failures
     assert (failure.question_id, failure.address, failure.role) == ("q2", "", "generator")
     assert failure.reason == "HTTP 500 from the provider, 5 attempts"
+
+
+def test_a_question_s_rows_are_all_in_one_split(tmp_path: Path) -> None:
+    spec = spec_of(validation=0.5)
+    version = publish((mixed_tree(f"q{number}") for number in range(8)), spec, PROVENANCE, tmp_path)
+    whole = publish_questions([f"q{number}" for number in range(8)], tmp_path, name="whole")
+    split = dict(zip(version.questions["question_id"], version.questions["split"], strict=True))
+    assert set(split.values()) == {"train", "validation"}
+    for read, read_whole in [(version.sft, whole.sft), (version.dpo, whole.dpo), (version.kto, whole.kto)]:
+        train, validation = read("refiner"), read("refiner", "validation")
+        assert {split[each] for each in train["question_id"]} == {"train"}
+        assert {split[each] for each in validation["question_id"]} == {"validation"}
+        assert {*train["row_id"], *validation["row_id"]} == set(read_whole("refiner")["row_id"])
+
+
+def test_a_question_that_is_screened_out_has_a_tree_but_no_rows(tmp_path: Path) -> None:
+    screening = Screening(excluded={"q2": Exclusion("decontaminate", "test.jsonl:3")})
+    trees = [mixed_tree("q1"), mixed_tree("q2")]
+    version = publish(trees, spec_of(), replace(PROVENANCE, screening=screening), tmp_path)
+    assert set(version.trajectories["question_id"]) == {"q1", "q2"}
+    assert {each for role in PLAYERS for each in version.kto(role)["question_id"]} == {"q1"}
+    assert list(version.questions["excluded_by"].fillna("nothing")) == ["nothing", "test.jsonl:3"]
+    assert version.manifest.screening.excluded == {"decontaminate": 1}
+    for kinds in version.manifest.selection.values():
+        for rows in kinds.values():
+            assert rows.candidates == rows.kept + sum(rows.dropped.values())
+            assert rows.dropped["decontaminate"] * 2 == rows.candidates
 
 
 def test_a_tree_that_became_complete_makes_a_new_version(tmp_path: Path) -> None:

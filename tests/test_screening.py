@@ -118,7 +118,7 @@ def test_questions_added_at_the_end_change_nothing_for_the_others(first: list[st
     few, more = screen(asked(*first), spec), screen(asked(*first, *added), spec)
     for question in asked(*first):
         assert few.excluded.get(question.question_id) == more.excluded.get(question.question_id)
-        assert few.split_of(question.question_id) == more.split_of(question.question_id)
+        assert few.split_of(question.question_id, spec) == more.split_of(question.question_id, spec)
 
 
 def test_a_split_takes_about_its_share() -> None:
@@ -137,6 +137,6 @@ def test_a_question_and_its_like_are_in_one_split() -> None:
     spec = DatasetSpec(validation=0.5, duplicate_questions="keep")
     texts = [f"What is {number} and {number}?" for number in range(50)]
     screening = screen(asked(*texts, *texts), spec)
-    splits = [screening.split_of(f"q{number}") for number in range(100)]
+    splits = [screening.split_of(f"q{number}", spec) for number in range(100)]
     assert splits[:50] == splits[50:]
     assert len(set(splits)) == 2

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malt.datasets.manifest import Manifest, content_digest, write_manifest
+from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
 from malt.datasets.publishing import described, publish
 from malt.datasets.rowfiles import RowsWritten
+from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
@@ -32,6 +33,7 @@ SWITCHES: list[dict[str, bool | float | str]] = [
     {},
     {"generator_dpo": True, "min_margin": 0.4, "balance": "labels"},
     {"min_confidence": 0.8, "max_pairs_per_question": 1},
+    {"validation": 0.9, "repeats": "drop", "max_length": 14, "max_examples_per_question": 1, "flawed_texts": "keep"},
 ]
 
 
@@ -155,6 +157,66 @@ def test_questions_that_were_not_asked_are_found_though_every_digest_matches(ver
     rewrite(version, "questions.parquet", lambda rows: rows[0].update(ground_truth="5"))
     told = verify(forge_manifest(version))
     assert told == ["questions.parquet: its questions are not those that the manifest says were asked"]
+
+
+SCREENED = Screening(excluded={"q2": Exclusion("decontaminate", "test.jsonl:3")})
+
+
+@pytest.fixture
+def screened_version(tmp_path: Path) -> DatasetVersion:
+    """Of q1 to q6 one is in a test set; some are of the validation split."""
+    provenance = replace(PROVENANCE, screening=SCREENED)
+    return publish((mixed_tree(f"q{number}") for number in range(1, 7)), spec_of(validation=0.5), provenance, tmp_path)
+
+
+def test_a_version_with_splits_and_screened_questions_holds(screened_version: DatasetVersion) -> None:
+    assert verify(screened_version) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows[0].update(split="test"), "question 'q1' is not of split 'test'"),
+        (lambda rows: rows[1].update(excluded=None, excluded_by=None), "is missing"),
+        (
+            lambda rows: rows[2].update(excluded="duplicate_questions", excluded_by="q1"),
+            "question 'q3': why it is left out is not what follows",
+        ),
+    ],
+)
+def test_a_question_moved_or_let_through_is_found_though_every_digest_matches(
+    screened_version: DatasetVersion, change: Callable[[Rows], object], told: str
+) -> None:
+    rewrite(screened_version, "questions.parquet", change)
+    assert any(told in line for line in verify(forge_manifest(screened_version)))
+
+
+def test_rows_moved_to_the_other_split_are_found_though_every_digest_matches(screened_version: DatasetVersion) -> None:
+    files = ("kto/refiner.parquet", "kto/refiner.validation.parquet")
+    train, validation = (pq.read_table(screened_version.path / file) for file in files)
+    for file, table in zip(files, (validation, train), strict=True):
+        pq.write_table(table, screened_version.path / file)
+    problems = verify(forge_manifest(screened_version))
+    assert {line.split(":")[0] for line in problems} == set(files)
+
+
+def test_lengths_that_are_not_the_texts_own_are_found_though_every_digest_matches(version: DatasetVersion) -> None:
+    rewrite(version, "trajectories.parquet", lambda rows: rows[0].update(text_length=7000))
+    assert "trajectories.parquet: node 0 of question 'q1': wrong length" in verify(forge_manifest(version))
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("lengths", "its lengths are not those of the rows"),
+        ("length_bias", "its lengths are not those of the rows"),
+        ("screening", "its counts of questions that give no rows are not those of the rows"),
+    ],
+)
+def test_a_manifest_that_counts_otherwise_is_found(version: DatasetVersion, field: str, told: str) -> None:
+    empty: object = {"screening": ScreeningCounts(excluded={"decontaminate": 1}, test_sets=())}.get(field, {})
+    write_manifest(version.manifest.model_copy(update={field: empty}), version.path)
+    assert verify(open_version(version.path)) == [f"manifest.json: {told}"]
 
 
 def test_rows_out_of_order_are_found_though_every_digest_matches(version: DatasetVersion) -> None:

@@ -10,6 +10,7 @@ from malt.datasets.version import list_versions, open_version
 from malt.errors import VersionError
 from malt.spec import PLAYERS, Role
 from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.strategies import incomplete_tree_of, valued
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,24 @@ def test_what_cannot_be_a_name_is_no_dataset(tmp_path: Path, name: str) -> None:
 def test_a_path_that_cannot_be_is_refused(reference: str) -> None:
     with pytest.raises(VersionError, match="cannot be opened"):
         open_version(reference)
+
+
+def test_a_tree_comes_back_as_it_was_published(tmp_path: Path) -> None:
+    published = {each: mixed_tree(each) for each in ("q1", "q2")}
+    version = publish_questions(published, tmp_path)
+    again = {tree.tree.question.question_id: tree for tree in version.trees()}
+    assert list(again) == ["q1", "q2"]
+    for question_id, tree in published.items():
+        for back in (version.tree(question_id), again[question_id]):
+            assert (back.values, back.grades, back.tree.question) == (tree.values, tree.grades, tree.tree.question)
+            assert {each.text for each in back.tree.nodes.values()} == {each.text for each in tree.tree.nodes.values()}
+
+
+def test_a_tree_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
+    trees = [mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})]
+    version = publish(trees, spec_of(), PROVENANCE, tmp_path)
+    with pytest.raises(VersionError, match=r"questions\.parquet lists the questions"):
+        version.tree("q9")
+    with pytest.raises(VersionError, match="'q2' has no tree in arith@v1: generator below the root: HTTP 500"):
+        version.tree("q2")
+    assert [tree.tree.question.question_id for tree in version.trees()] == ["q1"]

@@ -8,7 +8,7 @@ its role, whatever its parent's label; every right sibling is preferred to every
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypedDict
 
-from malt.datasets.screening import Screening
+from malt.datasets.screening import Exclusion
 from malt.datasets.tables import Split
 from malt.fingerprint import canonical_json
 from malt.llm.completion import Message
@@ -350,10 +350,9 @@ def interval_of(node: Node, value: Value) -> Interval:
     return Interval(*(round(bound, 12) for bound in wilson(value.mean, value.known_leaves)))
 
 
-def question_row(tree: Tree, screening: Screening) -> QuestionRow:
+def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> QuestionRow:
     """Write a tree's question, whether the tree is complete, and what was known of it before it was asked."""
     question: Question = tree.question
-    excluded = screening.excluded.get(question.question_id)
     return QuestionRow(
         question_id=question.question_id,
         question=question.question,
@@ -361,7 +360,7 @@ def question_row(tree: Tree, screening: Screening) -> QuestionRow:
         reference=question.reference,
         choices=list(question.choices),
         complete=tree.complete,
-        split=screening.split_of(question.question_id),
+        split=split,
         excluded=excluded.reason if excluded else None,
         excluded_by=excluded.by if excluded else None,
         metadata=canonical_json(question.metadata).decode("utf-8", "surrogatepass"),

@@ -12,21 +12,20 @@ from malt.datasets.examples import (
     DpoRow,
     KtoRow,
     MessageRow,
-    QuestionRow,
     SftRow,
-    TrajectoryRow,
     interval_of,
 )
 from malt.datasets.gates import Context
-from malt.datasets.lookup import Asked, find_nodes, find_question, read_rows
+from malt.datasets.lookup import Asked, find_nodes, find_question
 from malt.datasets.manifest import Recorded
-from malt.datasets.restore import exclusion_of, restore_tree
+from malt.datasets.reading import Row, read_rows, stored_tree
+from malt.datasets.restore import exclusion_of
 from malt.datasets.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
-from malt.datasets.verify import Row, parent_of
+from malt.datasets.verify import parent_of
 from malt.datasets.version import DatasetVersion
-from malt.errors import PromptError, VersionError
+from malt.errors import PromptError
 from malt.prompts import load_prompts
-from malt.spec import Role, RunSpec
+from malt.spec import Role
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Evaluation
 from malt.trees.growth import expansion
@@ -121,7 +120,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     """
     spec = version.spec
     source, question = find_question(version, row_id)
-    valued = tree_of(version, question, spec)
+    valued = stored_tree(version, question)
     asked = find_nodes(version, row_id, source, valued)
     nodes = [valued.tree.nodes[address] for address in asked.addresses]
     role = nodes[0].role
@@ -164,22 +163,6 @@ def related(asked: Asked, decisions: Decisions) -> Iterator[Decision]:
         yield from decisions.of_all(asked.addresses[0])
     else:
         yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in ("sft", "kto"))
-
-
-def tree_of(version: DatasetVersion, question: QuestionRow, spec: RunSpec) -> ValuedTree:
-    """Rebuild a question's tree; what the roles saw is left out."""
-    question_id = question["question_id"]
-    if not question["complete"]:
-        failed = [branch for branch in version.manifest.failures if branch.question_id == question_id]
-        reasons = "; ".join(f"{branch.role} below {branch.address or 'the root'}: {branch.reason}" for branch in failed)
-        raise VersionError(f"question {question_id!r} has no tree in {version.reference}: {reasons or 'it failed'}")
-    rows = [cast("TrajectoryRow", row) for row in read_rows(version, TRAJECTORIES_FILE, question_id)]
-    try:
-        return restore_tree(question, rows, {}, spec)
-    except (ValueError, KeyError, TypeError) as error:
-        raise VersionError(
-            f"question {question_id!r} of {version.reference} cannot be read ({error}); try: malt verify {version.path}"
-        ) from error
 
 
 def prompt_of(

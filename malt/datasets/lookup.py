@@ -2,14 +2,11 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import NamedTuple
 
 from malt.datasets.examples import QuestionRow, RowSource, parse_row_id
+from malt.datasets.reading import question_row, read_rows
 from malt.datasets.tables import KINDS, QUESTIONS_FILE
-from malt.datasets.verify import Row
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.spec import PLAYERS, Role
@@ -32,9 +29,10 @@ class Asked(NamedTuple):
 def find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
     """Read an id, and find its question's row."""
     for source in readings(row_id):
-        for row in read_rows(version, QUESTIONS_FILE, source.question_id):
-            return source, cast("QuestionRow", row)
-    if read_rows(version, QUESTIONS_FILE, row_id):
+        question = question_row(version, source.question_id)
+        if question is not None:
+            return source, question
+    if question_row(version, row_id):
         raise VersionError(
             f"{row_id!r} is a question of {version.reference}; its tree: malt show {version.reference} {row_id}; "
             f"one of its nodes: {row_id}/0.0.0"
@@ -102,18 +100,3 @@ def near_pairs(source: RowSource, node_ids: Sequence[str]) -> list[str]:
     first = close(source.node_ids[0], node_ids)[0]
     family = [each for each in node_ids if each.rpartition(".")[0] == first.rpartition(".")[0] and each != first]
     return [f"{first}-{other}" for other in close(source.node_ids[-1], family)]
-
-
-def read_rows(
-    version: DatasetVersion, file: str, question_id: str | None = None, columns: list[str] | None = None
-) -> list[Row]:
-    """Read rows of a file. Raises `VersionError` where that cannot be done."""
-    filters = None if question_id is None else [("question_id", "==", question_id)]
-    try:
-        table = pq.read_table(version.path / file, columns=columns, filters=filters, partitioning=None)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise VersionError(
-            f"{version.path / file} cannot be read ({error}); try: malt verify {version.path}"
-        ) from error
-    rows: list[Row] = table.to_pylist()
-    return rows

@@ -24,7 +24,7 @@ from malt.datasets.manifest import (
     write_manifest,
 )
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
-from malt.datasets.screening import Screening
+from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
     KINDS,
@@ -33,6 +33,7 @@ from malt.datasets.tables import (
     QUESTIONS_FILE,
     SCHEMAS,
     TRAJECTORIES_FILE,
+    Split,
     role_file,
     training_file,
 )
@@ -96,14 +97,16 @@ class VersionWriter:
 
     def add(self, valued: ValuedTree) -> None:
         """Take one question's tree."""
+        question_id, screening = valued.tree.question.question_id, self.provenance.screening
+        split, excluded = screening.split_of(question_id, self.spec.dataset), screening.excluded.get(question_id)
         self.census.add(valued)
-        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree, self.provenance.screening)])
+        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree, split, excluded)])
         if valued.tree.complete:
             valued = measured(valued, self._count_tokens)
             self.diagnostics.add(valued)
             self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
             for role in PLAYERS:
-                self._add_role(valued, role)
+                self._add_role(valued, role, split, excluded)
 
     def publish(self) -> DatasetVersion:
         """Finish the files and make them the next version, unless the newest one has the same content."""
@@ -143,12 +146,11 @@ class VersionWriter:
             "dataset": self.spec.name,
         }
 
-    def _add_role(self, valued: ValuedTree, role: Role) -> None:
-        question_id, screening = valued.tree.question.question_id, self.provenance.screening
-        selected = select(valued, role, self.spec.dataset, screening.excluded.get(question_id))
+    def _add_role(self, valued: ValuedTree, role: Role, split: Split, excluded: Exclusion | None) -> None:
+        selected = select(valued, role, self.spec.dataset, excluded)
         self.selection.add(role, selected)
         for kind, rows in rows_by_kind(valued, role, selected).items():
-            self._files[role_file(kind, role, screening.split_of(question_id))].add(rows)
+            self._files[role_file(kind, role, split)].add(rows)
         self._files[training_file(role)].add(examples.scored_examples(valued, role))
 
     def _manifest(self, files: dict[str, FileEntry], number: int, newest: DatasetVersion | None) -> Manifest:

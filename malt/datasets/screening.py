@@ -48,17 +48,15 @@ class Exclusion(NamedTuple):
 class Screening:
     """What is known of the questions before they are asked."""
 
-    validation: float = 0.0
-    """The share of the questions that is meant for validation."""
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     """By question id."""
     originals: Mapping[str, str] = field(default_factory=dict)
     """The first question that asks the same, by question id, whether or not duplicates are dropped."""
     test_sets: tuple[HeldOutSet, ...] = ()
 
-    def split_of(self, question_id: str) -> Split:
+    def split_of(self, question_id: str, spec: DatasetSpec) -> Split:
         """Where a question's rows go."""
-        return split_of(self.originals.get(question_id, question_id), self.validation)
+        return split_of(self.originals.get(question_id, question_id), spec.validation)
 
     @property
     def counts(self) -> ScreeningCounts:
@@ -93,7 +91,6 @@ def screened(
     originals = {clean[place].question_id: clean[first].question_id for place, first in alike.items()}
     duplicates = {each: Exclusion(DUPLICATE, first) for each, first in originals.items()}
     return Screening(
-        validation=spec.validation,
         excluded={**contaminated, **(duplicates if spec.duplicate_questions == "drop" else {})},
         originals=originals,
         test_sets=test_sets,

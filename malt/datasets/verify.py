@@ -22,6 +22,7 @@ from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.lengths import estimated, measured
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.reading import Cursor, Row, parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question, restore_tree
 from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
 from malt.datasets.screening import CONTAMINATED, Screening, screened
@@ -44,9 +45,6 @@ from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
-Row = Mapping[str, object]
-
-READ_ROWS = 1_000
 SHOWN = 5
 """Problems told of each file; the rest are counted."""
 
@@ -218,7 +216,7 @@ class RowCheck:
         self._screening = screened(questions, self.spec.dataset, contaminated, test_sets)
         for row in self._questions():
             question_id = row["question_id"]
-            if row["split"] != self._screening.split_of(question_id):
+            if row["split"] != self._screening.split_of(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
             if exclusion_of(row) != self._screening.excluded.get(question_id):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
@@ -272,7 +270,7 @@ class RowCheck:
         question_id = valued.tree.question.question_id
         selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        rows, own = rows_by_kind(valued, role, selected), self._screening.split_of(question_id)
+        rows, own = rows_by_kind(valued, role, selected), self._screening.split_of(question_id, self.spec.dataset)
         for kind, split in itertools.product(KINDS, SPLITS):
             file = role_file(kind, role, split)
             self._compare(file, "row_id", rows[kind] if split == own else (), stored[file])
@@ -322,36 +320,6 @@ def whole_tree(spec: RunSpec) -> set[Address]:
     """Return the addresses of all nodes of a complete tree."""
     levels = [range(samples) for samples in spec.roles.branching]
     return {Address(path) for depth in range(1, len(levels) + 1) for path in itertools.product(*levels[:depth])}
-
-
-class Cursor:
-    """Walks through rows that lie in the order of their questions."""
-
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._groups = itertools.groupby(rows, key=lambda row: row["question_id"])
-        self._next = next(self._groups, None)
-
-    def take(self, question_id: str) -> list[Row]:
-        """One question's rows, if they come next."""
-        if self._next is None or self._next[0] != question_id:
-            return []
-        rows = list(self._next[1])
-        self._next = next(self._groups, None)
-        return rows
-
-    @property
-    def left(self) -> Iterator[object]:
-        """The questions of all rows that nobody took."""
-        while self._next is not None:
-            yield self._next[0]
-            self._next = next(self._groups, None)
-
-
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Read a parquet file row by row."""
-    with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches(batch_size=READ_ROWS):
-            yield from batch.to_pylist()
 
 
 def parent_of(row: SftRow | DpoRow | KtoRow) -> str:

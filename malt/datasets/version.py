@@ -1,6 +1,7 @@
 """Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from malt.spec import Role, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from malt.trees.credit import ValuedTree
 
 NAME = "[a-z0-9-]{1,100}"
 REFERENCE = re.compile(rf"(?P<name>{NAME})(@(v?(?P<number>[1-9]\d*)|latest))?")
@@ -80,11 +83,29 @@ class DatasetVersion:
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
         rows = self._frame(TRAJECTORIES_FILE, question_id)
         if rows.empty:
-            raise VersionError(
-                f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "
-                f"and {MANIFEST_FILE} the branches that failed"
-            )
+            raise self._no_tree(question_id)
         return rows
+
+    def tree(self, question_id: str) -> "ValuedTree":
+        """One question's tree, with grades and values. Raises `VersionError` where it is not in the version."""
+        from malt.datasets.reading import question_row, stored_tree
+
+        question = question_row(self, question_id)
+        if question is None:
+            raise self._no_tree(question_id)
+        return stored_tree(self, question)
+
+    def trees(self) -> "Iterator[ValuedTree]":
+        """All whole trees in the order of their questions, one in memory at a time."""
+        from malt.datasets.reading import stored_trees
+
+        return (stored.valued for stored in stored_trees(self))
+
+    def _no_tree(self, question_id: str) -> VersionError:
+        return VersionError(
+            f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "
+            f"and {MANIFEST_FILE} the branches that failed"
+        )
 
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
