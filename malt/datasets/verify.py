@@ -253,7 +253,9 @@ class RowCheck:
             return self._whole
         values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
         with suppress(KeyError):  # it would have asked for another leaf
-            return nodes_grown(Rule.of(self.spec), {leaf: value and value.mean for leaf, value in values.items()})
+            return nodes_grown(
+                Rule.of(self.spec), {leaf: value.mean if value else None for leaf, value in values.items()}
+            )
         return set()
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:

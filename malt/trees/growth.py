@@ -43,7 +43,7 @@ def expansion(
     prompts: PromptSet,
     count: int | None = None,
 ) -> CompletionRequest:
-    """Return the one request for the first `count` children of a node, or all. The reference answer is no part of it."""
+    """Return the one request for the first `count` children, or all. The reference answer is no part of it."""
     role = PLAYERS[len(parent)]
     slots = {"question": question.question}
     if len(parent) >= 1:

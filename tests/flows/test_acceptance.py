@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from malt.config import load_spec
+from malt.datasets.manifest import write_manifest
 from malt.datasets.verify import verify
 from malt.datasets.version import open_version
 from malt.llm.store import Store
@@ -14,7 +15,7 @@ from malt.settings import Settings
 from tests import providers
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt
-from tests.providers import Asked, ScriptedProvider
+from tests.providers import Asked, ScriptedProvider, answering
 
 NODES = {"generator": 3, "verifier": 9, "refiner": 27}
 """Completions of one question at three samples a node."""
@@ -214,3 +215,32 @@ def test_a_budget_for_few_trees_makes_a_dataset_of_whole_ones(
     assert stopped.summary.requests - in_whole_trees < sum(REQUESTS.values()), "one tree at most is left half grown"
     assert used > 20000 * 0.7
     assert verify(open_version(Path(str(stopped.summary.path)))) == []
+
+
+@pytest.mark.parametrize("tracking", ["shard", "branch"])
+def test_adaptive_growth_publishes_a_version_that_holds_and_full_growth_pays_the_difference(
+    malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
+) -> None:
+    provider.script = answering({}, right=0.9)
+    tracked = ("-s", f"run.tracking={tracking}", "--limit", 4)
+    ran = malt("run", config, "-s", "growth=adaptive", *tracked)
+    assert (ran.code, ran.summary.complete, ran.summary.failed_branches) == (0, 4, 0)
+    assert ran.summary.completions == provider.completions_sent < 4 * sum(NODES.values())
+    assert ran.summary.cached_completions == 0
+    version = open_version(Path(str(ran.summary.path)))
+    assert verify(version) == []
+    assert len(version.trajectories) == ran.summary.completions
+    assert version.manifest.spec.growth.mode == "adaptive"
+    malt("run", config, *tracked)
+    assert provider.completions_sent == 4 * sum(NODES.values())
+
+
+def test_a_leaf_that_adaptive_growth_would_not_have_asked_for_is_found(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    full = open_version(Path(str(malt("run", config, "--limit", 2).summary.path)))
+    told = full.manifest.model_copy(
+        update={"config": full.manifest.config | {"growth": {"mode": "adaptive", "confidence": 0.6}}}
+    )
+    write_manifest(told, full.path)
+    assert any("has not the nodes that its config asks for" in problem for problem in verify(open_version(full.path)))
