@@ -197,6 +197,11 @@ def show_version(version: "DatasetVersion") -> None:
     out.print(f"[bold]{version.reference}[/bold]  {escape(str(version.path))}")
     out.print(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     out.print(f"{counts.complete} of {counts.questions} questions complete, {counts.failed_branches} failed branches")
+    if manifest.growth.mode == "adaptive":
+        out.print(
+            f"grown adaptively: {manifest.growth.nodes:,} of {manifest.growth.nodes_in_full:,} nodes of full trees; "
+            f"a value is {manifest.growth.values}"
+        )
     table = table_of("role", "model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
     for role in PLAYERS:
         labels, declared = counts.labels[role], spec.roles[role]

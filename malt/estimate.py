@@ -29,6 +29,10 @@ class Range(NamedTuple):
         """Add up end by end, as if all came out low, or high, together."""
         return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
 
+    def shared(self, share: "Range") -> "Range":
+        """Scale each end by its own share."""
+        return Range(*(mine * its for mine, its in zip(self, share, strict=True)))
+
     def at_most(self, limit: float) -> "Range":
         """Cut off what cannot be."""
         return Range(*(min(part, limit) for part in self))

@@ -31,6 +31,7 @@ from malt.questions import Question
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.tree import Tree
 
 
 class Figures(BaseModel):
@@ -100,6 +101,10 @@ class Count:
     """What they took where the provider counted, by question."""
     missing: int = 0
     """Samples that were asked for on the way and are not stored."""
+    grown: int = 0
+    """Nodes of the trees that are whole."""
+    grown_in_full: int = 0
+    """Nodes that these would have where all were asked for."""
 
 
 class Census(Recall):
@@ -108,6 +113,7 @@ class Census(Recall):
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
         super().__init__(known)
         self.counts = counts
+        self._counted: set[str] = set()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return what is stored, and count it."""
@@ -125,7 +131,9 @@ class Census(Recall):
         return completions
 
     def _add(self, count: Count, request: CompletionRequest, completions: Iterable[Completion]) -> None:
-        for completion in completions:
+        new = [completion for completion in completions if completion.key not in self._counted]
+        self._counted.update(completion.key for completion in new)
+        for completion in new:
             count.completions += 1
             if completion.completion_tokens is not None:
                 count.seen.setdefault(request.question_id, Seen()).add(completion)
@@ -165,20 +173,31 @@ def take_census(inputs: Inputs, spec: RunSpec, store: Store) -> dict[Role, Count
 
     async def visit(window: Sequence[Question]) -> None:
         census = Census(store.rows(question.question_id for question in window), counts)
-        await all_of(assess(question, spec, inputs.prompts, census) for question in window)
+        for valued in await all_of(assess(question, spec, inputs.prompts, census) for question in window):
+            if valued.tree.complete:
+                count_grown(valued.tree, spec, counts)
 
     for window in windows(inputs.questions):
         asyncio.run(visit(window))
     return counts
 
 
+def count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
+    """Count what a whole tree has of each role, and what a full one would have."""
+    for role, nodes in nodes_per_question(spec).items():
+        counts[role].grown += sum(address.role is role for address in tree.nodes)
+        counts[role].grown_in_full += nodes
+
+
 def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, counts: Mapping[Role, Count]) -> RolePlan:
     """Quote one role."""
     count, questions = counts[role], len(inputs.questions)
     requests, completions = still_to_ask(role, questions, spec, counts)
-    if completions and not provider.takes_siblings(model):
+    if spec.growth.mode == "adaptive" or not provider.takes_siblings(model):
         requests = completions
     expected = expect(role, model, spec, counts, requests, completions)
+    if spec.growth.mode == "adaptive":
+        expected = adaptively(expected, share_grown(role, spec, counts))
     low, middle, high = figures_of(expected)
     return RolePlan(
         model=model.model,
@@ -196,14 +215,14 @@ def still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role
     """Return the requests and completions that are left for a role.
 
     The judge takes one of each for a node: for those there are, where the graders before it left it one; for those
-    that are still to grow, at most.
+    that are still to grow, at most. So it is for all roles where growth is adaptive.
     """
     count, nodes = counts[role], nodes_per_question(spec)
     if role is not Role.EVALUATOR:
         requests = questions * requests_per_question(spec)[role] - count.whole_requests
-        return requests, questions * nodes[role] - count.completions
+        return requests, questions * nodes[role] - count.completions - count.grown_in_full + count.grown
     judged = PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
-    to_grow = sum(questions * nodes[player] - counts[player].completions for player in judged)
+    to_grow = sum(still_to_ask(player, questions, spec, counts)[1] for player in judged)
     return to_grow + count.missing, to_grow + count.missing
 
 
@@ -214,6 +233,24 @@ class Expected(NamedTuple):
     completion: Range
     cost: Range | None
     basis: str
+
+
+def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+    """Return the share of full trees that adaptive growth asks for: what it always begins with, as yet, all."""
+    player = PLAYERS[-1] if role is Role.EVALUATOR else role
+    count, nodes = counts[player], nodes_per_question(spec)
+    as_yet = count.grown / count.grown_in_full if count.grown_in_full else 1.0
+    return Range(nodes[Role.GENERATOR] / nodes[player], as_yet, 1.0)
+
+
+def adaptively(expected: Expected, share: Range) -> Expected:
+    """Scale a quote of full trees."""
+    return Expected(
+        expected.prompt.shared(share),
+        expected.completion.shared(share),
+        None if expected.cost is None else expected.cost.shared(share),
+        f"{expected.basis}; adaptive growth asks for {share.low:.0%} to all of it, as yet {share.expected:.0%}",
+    )
 
 
 def expect(

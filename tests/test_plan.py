@@ -164,3 +164,20 @@ def test_a_pilot_asks_at_even_distances(config: Path) -> None:
     questions = read_inputs(load_spec(config)).questions
     assert spread(questions, 2) == [questions[0], questions[2]]
     assert spread(questions, 9) == questions
+
+
+def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provider: ScriptedProvider) -> None:
+    provider.script = providers.answering({}, right=0.9)
+    spec = load_spec(config, ["growth=adaptive"])
+    before = quote(spec)
+    assert before.completions == QUESTIONS * 39
+    refiner = before.roles[Role.REFINER]
+    assert refiner.low.completion_tokens == QUESTIONS * 3 * 128
+    assert refiner.high.completion_tokens == QUESTIONS * 27 * 1024
+    assert grow(load_spec(config, ["growth=adaptive"], limit=2))
+    bought = provider.completions_sent
+    after = quote(spec)
+    assert (after.completions, after.stored_completions) == (2 * 39, bought)
+    assert after.roles[Role.REFINER].completion_tokens < after.roles[Role.REFINER].high.completion_tokens
+    assert grow(spec)
+    assert (quote(spec).completions, quote(spec).requests) == (0, 0)

@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import malt
-from malt.datasets.manifest import Code, Cost, Counts, Failure, LabelCounts, LedgerEntry, Tokens
+from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
 from malt.datasets.rowfiles import LONE_SURROGATES
 from malt.llm.completion import Completion
-from malt.spec import PLAYERS, Role
+from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
+from malt.trees.growth import nodes_per_question
 from malt.trees.tree import Address, FailedBranch
 
 DISTRIBUTION = "malt-trees"
@@ -63,6 +64,25 @@ def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
         for (run, model), part in sorted(count.parts.items())
     ]
     return tuple(sorted(entries, key=lambda entry: entry.run))
+
+
+UNBIASED = "the mean of all leaves below a node: unbiased"
+BIASED = (
+    "the mean of the leaves below a node that were asked for, whose number depends on what they were: biased away from "
+    "1/2 where known_leaves is less than in a full tree"
+)
+
+
+def growth_of(spec: RunSpec, counts: Counts) -> Growth:
+    """Say how much of its trees a version has."""
+    is_full = spec.growth.mode == "full"
+    return Growth(
+        mode=spec.growth.mode,
+        confidence=None if is_full else spec.growth.confidence,
+        nodes=sum(counts.nodes.values()),
+        nodes_in_full=counts.complete * sum(nodes_per_question(spec).values()),
+        values=UNBIASED if is_full else BIASED,
+    )
 
 
 class Census:

@@ -141,6 +141,19 @@ class ScreeningCounts(Recorded):
     """What `decontaminate` named."""
 
 
+class Growth(Recorded):
+    """How much of the trees was grown, and what that means for the values."""
+
+    mode: Literal["full", "adaptive"]
+    confidence: float | None
+    """Adaptive: how sure it was that a label is the full tree's when it stopped."""
+    nodes: int
+    nodes_in_full: int
+    """What full trees of the same questions have."""
+    values: str
+    """What a node's value estimates, and whether it is unbiased."""
+
+
 class Portion(Recorded):
     """Part of a whole."""
 
@@ -285,6 +298,7 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
+    growth: Growth
     screening: ScreeningCounts
     """Which questions give no rows."""
     selection: dict[str, dict[str, RowCounts]]

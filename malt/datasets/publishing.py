@@ -10,7 +10,7 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, code_version, ledger_of
+from malt.datasets.census import Census, UsageCount, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
 from malt.datasets.lengths import measured, token_counter
@@ -169,6 +169,7 @@ class VersionWriter:
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
             counts=self.census.counts,
+            growth=growth_of(self.spec, self.census.counts),
             screening=self.provenance.screening.counts,
             selection=self.selection.counts,
             lengths=self.selection.lengths,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.datasets import examples
-from malt.datasets.census import Census, ledger_of
+from malt.datasets.census import Census, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.lengths import estimated, measured
@@ -303,6 +303,8 @@ class RowCheck:
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
         if manifest.counts != self.census.counts.model_copy(update=update):
             self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
+        if manifest.growth != growth_of(self.spec, self.census.counts):
+            self.problems.add(MANIFEST_FILE, "what it says of growth is not what its config and rows say")
         if manifest.selection != self.selection.counts:
             self.problems.add(MANIFEST_FILE, "its counts of what was left out are not those of the rows")
         if (manifest.lengths, manifest.length_bias) != (self.selection.lengths, self.selection.length_bias):

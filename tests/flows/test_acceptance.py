@@ -230,7 +230,9 @@ def test_adaptive_growth_publishes_a_version_that_holds_and_full_growth_pays_the
     version = open_version(Path(str(ran.summary.path)))
     assert verify(version) == []
     assert len(version.trajectories) == ran.summary.completions
-    assert version.manifest.spec.growth.mode == "adaptive"
+    told = version.manifest.growth
+    assert (told.mode, told.nodes, told.nodes_in_full) == ("adaptive", ran.summary.completions, 4 * 39)
+    assert "biased" in told.values
     malt("run", config, *tracked)
     assert provider.completions_sent == 4 * sum(NODES.values())
 
