@@ -1,7 +1,7 @@
 """Adaptive growth: which leaves are spent, that labels are the full tree's, and that nothing but the store decides."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import pytest
@@ -150,6 +150,31 @@ def test_labels_are_the_full_tree_s_with_the_stated_confidence(accuracy: float) 
         agreed += sum(seen[node].label(0.5) == full[node].label(0.5) for node in seen)
         labels += len(seen)
     assert agreed / labels >= spec_of().growth.confidence
+
+
+def pairs_of(rewards: Mapping[Address, float | None]) -> int:
+    """Count the pairs of critiques and of refinements: right siblings times wrong ones, below each parent."""
+    siblings: dict[Address, list[bool]] = {}
+    for address, value in propagate(rewards).items():
+        if len(address) > 1:
+            siblings.setdefault(address.parent, []).append(value.label(0.5))
+    return sum(sum(labels) * (len(labels) - sum(labels)) for labels in siblings.values())
+
+
+def test_at_an_accuracy_of_85_percent_a_completion_gives_half_as_many_pairs_again() -> None:
+    """Questions differ as Beta(0.85, 0.15) says; where all were alike, no growth could tell where pairs are."""
+    chance, pairs, completions = Random(11), {"full": 0, "adaptive": 0}, {"full": 0, "adaptive": 0}
+    for _ in range(300):
+        rate = chance.betavariate(0.85, 0.15)
+        rewards: Rewards = {leaf: float(chance.random() < rate) for leaf in leaf_addresses(PAPER)}
+        tree = grown(rewards, spec_of())
+        seen = {leaf.address: rewards[leaf.address] for leaf in tree.leaves}
+        for mode, leaves, nodes in (("full", rewards, 39), ("adaptive", seen, len(tree.nodes))):
+            pairs[mode] += pairs_of(leaves)
+            completions[mode] += nodes
+    per_completion = {mode: pairs[mode] / completions[mode] for mode in pairs}
+    assert per_completion["adaptive"] >= 1.5 * per_completion["full"]
+    assert pairs["adaptive"] >= 0.8 * pairs["full"]
 
 
 # with a store, and the whole way

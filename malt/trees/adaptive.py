@@ -24,7 +24,7 @@ from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
 from malt.spec import RunSpec
-from malt.trees.credit import ROUNDING, Value, mean
+from malt.trees.credit import ROUNDING, Value, propagate
 from malt.trees.growth import expansion, had
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
@@ -92,11 +92,11 @@ class Rule:
         begun = {node: 1 for node in nodes if not node.is_leaf and node not in asked}
         if not asked or begun:
             return begun or {Address(): self.shape[0]}
-        belief = Belief.after(rewards.values())
+        belief, values = Belief.after(rewards.values()), propagate(rewards)
         refinements = {
             critique: asked[critique] + 1
             for critique in of_depth(2, nodes)
-            if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, rewards, belief)
+            if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, values, belief)
         }
         growing = {critique.parent for critique in refinements}
         critiques = {
@@ -104,7 +104,7 @@ class Rule:
             for generation in of_depth(1, nodes)
             if asked[generation] < self.shape[1]
             and generation not in growing
-            and not self._is_settled(generation, self._unasked(generation, asked), rewards, belief)
+            and not self._is_settled(values.get(generation), self._unasked(generation, asked), belief)
         }
         return {**refinements, **critiques}
 
@@ -112,29 +112,23 @@ class Rule:
         """Leaves of the full tree below a generation that nobody asked for."""
         _, critiques, refinements = self.shape
         return critiques * refinements - sum(
-            asked[node] for node in asked if len(node) == 2 and node.parent == generation
+            asked[critique] for critique in of_depth(2, asked) if critique.parent == generation
         )
 
     def _is_settled_critique(
-        self, critique: Address, asked: Mapping[Address, int], rewards: Rewards, belief: Belief
+        self, critique: Address, asked: Mapping[Address, int], values: Mapping[Address, Value], belief: Belief
     ) -> bool:
-        labels = {Value(reward, 1).label(self.threshold) for reward in below(critique, rewards)}
-        return len(labels) == 1 and self._is_settled(critique, self.shape[2] - asked[critique], rewards, belief)
+        known = [values[leaf] for sample in range(asked[critique]) if (leaf := critique.child(sample)) in values]
+        agree = len({value.label(self.threshold) for value in known}) == 1
+        return agree and self._is_settled(values.get(critique), self.shape[2] - asked[critique], belief)
 
-    def _is_settled(self, node: Address, unasked: int, rewards: Rewards, belief: Belief) -> bool:
-        known = below(node, rewards)
-        if not known:
+    def _is_settled(self, value: Value | None, unasked: int, belief: Belief) -> bool:
+        if value is None:
             return False
-        label = Value(mean(known), len(known)).label(self.threshold)
-        missing = self.threshold * (len(known) + unasked) - fsum(known)
+        label, known = value.label(self.threshold), value.known_leaves
+        missing = self.threshold * (known + unasked) - value.mean * known
         is_right = at_least(floor(missing + ROUNDING) + 1, unasked, belief)
         return belief.agrees(label) > self.confidence and (is_right if label else 1 - is_right) >= self.confidence
-
-
-def below(node: Address, rewards: Rewards) -> list[float]:
-    """Return the known rewards below a node."""
-    depth = len(node)
-    return [reward for leaf, reward in rewards.items() if leaf[:depth] == node and reward is not None]
 
 
 def of_depth(depth: int, nodes: Collection[Address]) -> Iterator[Address]:
