@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import grading, runs, versions
+from malt.commands import exporting, grading, pushing, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -21,6 +21,7 @@ INTERRUPTED = 130
 COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
     *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
+    *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),
 ]
 MOST_CHARACTERS = 400

@@ -1,4 +1,4 @@
-"""What `malt explain` and `malt diff` print for people."""
+"""What `malt explain`, `malt diff`, `malt export` and `malt push` print for people."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 from rich.markup import escape
 
-from malt.console import one_line, out, table_of
+from malt.console import err, from_here, one_line, out, show_rows, table_of
 from malt.spec import PLAYERS
 from malt.trees.grading import brief
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from malt.datasets.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
     from malt.datasets.decisions import Decision
     from malt.datasets.explain import Explanation, LeafTold, TextTold
+    from malt.datasets.export import Exported
+    from malt.datasets.parcel import Pushed
 
 SHOWN = 10
 """Leaves or decisions told of; the rest are counted."""
@@ -33,6 +35,17 @@ SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 UNSAID = frozenset({"request_key", "reward", "value_low", "value_high"})
 """Columns that follow from others: in a row that changed they are not told of."""
 COLOURS = {True: "green", False: "red", None: "yellow"}
+
+
+def show_pushed(pushed: "Pushed") -> None:
+    """Print what a push came to."""
+    readers = {None: "", True: " (private)", False: " (public)"}[pushed.private]
+    if pushed.sent:
+        out.print(f"{pushed.version} is at {escape(pushed.url)}{readers}")
+        out.print(f"  sent      {pushed.sent} files, {pushed.bytes:,} bytes; {pushed.skipped} were there already")
+    else:
+        out.print(f"{pushed.version} was at {escape(pushed.url)}{readers} already; nothing was sent")
+    out.print(f"  verified  {pushed.verified} files by their digests there")
 
 
 def show_explanation(told: "Explanation") -> None:
@@ -197,3 +210,24 @@ def plain(value: JsonValue) -> str:
         case [{"content": _}, *_]:
             return " ".join(str(turn["content"]) for turn in value if isinstance(turn, dict))
     return " ".join(json.dumps(value, ensure_ascii=False).split())
+
+
+def show_export(exported: "Exported") -> None:
+    """Print what was written, and what the format left out."""
+    receipt = exported.receipt
+    out.print(f"{receipt.reference} as {receipt.format}: {escape(from_here(str(exported.path)))}")
+    show_rows({file.path: file.rows for file in receipt.files})
+    for file in receipt.files:
+        if file.left_out:
+            counted = ", ".join(f"{count:,} {why}" for why, count in sorted(file.left_out.items()))
+            out.print(f"  left out of {file.path}: {counted}")
+
+
+def show_export_warnings(exported: "Exported") -> None:
+    """Print on stderr what the tool will not like, and which files are not there for want of rows."""
+    for warning in exported.warnings:
+        err.print(f"warning: {warning}")
+    splits = {"train", *(file.split for file in exported.receipt.files)}
+    empty = [file.path for file in exported.receipt.empty if file.split in splits]
+    if empty:
+        err.print(f"warning: not written, as they would have no rows: {', '.join(empty)}")

@@ -8,7 +8,10 @@ MaltError
 │   └── GradingError     a reference answer or a grader that cannot be used
 ├── StoreError           the completion store cannot be read or written (exit 2)
 ├── VersionError         a dataset version that is missing or does not hold (exit 2)
+├── PushError            a version cannot be put where it was to go (exit 2)
+│   └── PushDamaged      it arrived there as another than was sent (exit 1)
 ├── NothingToPublish     no tree is complete, so there is no version to make (exit 1)
+├── NothingToExport      a version has no row of what a format takes (exit 1)
 ├── EvaluationUnknown    the judge's reply cannot be read, asked twice; in a tree a grade instead (exit 1)
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
@@ -58,8 +61,24 @@ class VersionError(MaltError):
     """A dataset version is missing, or is not what its manifest says."""
 
 
+class PushError(MaltError):
+    """A version cannot be put where it was to go: no access, out of reach, or another one is there."""
+
+
+class PushDamaged(PushError):  # noqa: N818
+    """A file arrived as another than was sent."""
+
+    exit_code = 1
+
+
 class NothingToPublish(MaltError):  # noqa: N818
     """No question's tree is complete, so a version would be empty."""
+
+    exit_code = 1
+
+
+class NothingToExport(MaltError):  # noqa: N818
+    """A version has no row of what was asked for, so an export would be empty."""
 
     exit_code = 1
 

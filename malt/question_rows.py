@@ -89,11 +89,11 @@ def _fetch(address: str) -> bytes:
     return data
 
 
-_SECRETS_IN_URL = re.compile(r"""(https?://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
+_SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
 
 
 def without_secrets(text: str) -> str:
-    """Cut user, password and query out of the web addresses in a text: what an error shows may be logged."""
+    """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
     return _SECRETS_IN_URL.sub(r"\1\2", text)
 
 

@@ -1,7 +1,7 @@
 """Reading a version's rows and trees back: one question's, or all one after another, with one in memory at a time."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -80,10 +80,10 @@ def read_rows(
     return rows
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Read a parquet file row by row."""
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Read a parquet file row by row; of each row all columns, or some."""
     with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches(batch_size=READ_ROWS):
+        for batch in parquet.iter_batches(batch_size=READ_ROWS, columns=columns and list(columns)):
             yield from batch.to_pylist()
 
 

@@ -1,0 +1,24 @@
+"""The command that puts a version where others read it: `push`."""
+
+import click
+
+from malt.commands.options import takes_json, takes_version
+
+
+@click.command()
+@takes_version
+@click.argument("dest", metavar="DEST")
+@click.option("--public", is_flag=True, help="Let anyone read it: a repository on the Hub is private otherwise.")
+@takes_json
+def push(version: str, dest: str, public: bool, as_json: bool) -> None:
+    """Put a version at DEST and check it there: hf://datasets/OWNER/NAME, s3://bucket/prefix, any fsspec URL, a folder.
+
+    Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag;
+    elsewhere it lands in DEST/<name>/v<N>/. Credentials come from the environment.
+    """
+    from malt import console, console_versions
+    from malt.datasets.pushing import push as pushed
+    from malt.datasets.version import open_version
+
+    done = pushed(open_version(version), dest, public=public)
+    console.emit(done.model_dump(mode="json")) if as_json else console_versions.show_pushed(done)
