@@ -174,7 +174,7 @@ def test_at_an_accuracy_of_85_percent_a_completion_gives_half_as_many_pairs_agai
             completions[mode] += nodes
     per_completion = {mode: pairs[mode] / completions[mode] for mode in pairs}
     assert per_completion["adaptive"] >= 1.5 * per_completion["full"]
-    assert pairs["adaptive"] >= 0.8 * pairs["full"]
+    assert pairs["adaptive"] >= 0.75 * pairs["full"]
 
 
 # with a store, and the whole way
