@@ -1,28 +1,23 @@
-"""What the commands print: tables and trees for people, one JSON object for programs, progress on stderr."""
+"""What the commands print: tables and trees for people, one JSON object for programs."""
 
 import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
-from malt.spec import PLAYERS, Role, RunSpec
+from malt.spec import PLAYERS
 from malt.visible import visible
 
 if TYPE_CHECKING:
     from malt.datasets.version import DatasetVersion
-    from malt.llm.tally import Tally
     from malt.plan import Plan, RolePlan
     from malt.summary import RunSummary
     from malt.trees.assessment import Shortfall
@@ -44,9 +39,6 @@ FAILURES_SHOWN = 10
 QUESTIONS_SHOWN = 10
 TEXT_SHOWN = 160
 """Characters of a node's text in a tree."""
-REFRESH_S = 0.5
-PLAIN_EVERY_S = 10.0
-"""How often a line is printed where there is no terminal."""
 
 
 def emit(value: JsonValue) -> None:
@@ -296,63 +288,3 @@ def show_verdict(version: "DatasetVersion", problems: Sequence[str]) -> None:
         out.print(f"{version.reference} holds: {files} files, every digest, value, label and row checked")
     for problem in problems:
         err.print(f"{version.reference}: {escape(problem)}")
-
-
-@contextmanager
-def progress(spec: RunSpec, questions: int) -> Iterator[None]:
-    """Show on stderr how far a run is, by role: a bar on a terminal, a line now and then elsewhere."""
-    from malt.trees.growth import nodes_per_question
-
-    expected = {role: questions * nodes for role, nodes in nodes_per_question(spec).items()}
-    done = threading.Event()
-    shown = show_bars if err.is_terminal else print_lines
-    thread = threading.Thread(target=shown, args=(expected, lambda: tally_of(spec), done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def tally_of(spec: RunSpec) -> "Tally | None":
-    """Return what this process's session has counted, once there is one."""
-    from malt.llm.session import opened_session
-    from malt.settings import Settings
-
-    session = opened_session(Settings(), spec.limits)
-    return None if session is None else session.tally
-
-
-def had(tally: "Tally | None", role: Role) -> int:
-    """Completions one role has given, bought or stored."""
-    return 0 if tally is None else tally.roles[role].completions + tally.roles[role].cached_completions
-
-
-def show_bars(expected: dict[Role, int], tally: "Callable[[], Tally | None]", done: threading.Event) -> None:
-    """Keep a bar a role, with the rate of new completions and the time that is left."""
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
-        tasks = {role: bars.add_task(role.value, total=total, rate="") for role, total in expected.items()}
-        started = time.monotonic()
-        while not done.wait(REFRESH_S):
-            counted = tally()
-            for role, task in tasks.items():
-                new = 0 if counted is None else counted.roles[role].completions
-                bars.update(task, completed=had(counted, role), rate=f"{new / (time.monotonic() - started):.1f}/s")
-
-
-def print_lines(expected: dict[Role, int], tally: "Callable[[], Tally | None]", done: threading.Event) -> None:
-    """Print a line every few seconds."""
-    while not done.wait(PLAIN_EVERY_S):
-        counted = tally()
-        if counted is not None:
-            figures = ", ".join(f"{role.value} {had(counted, role):,}/{total:,}" for role, total in expected.items())
-            err.print(f"{figures}; {counted.total.requests:,} requests")

@@ -73,7 +73,7 @@ class TrainingDataGenerator:
             kind=("llm",) if use_llm_eval else OBJECTIVE, model=model_name, api_base=api_base, api_key_env=api_key_env
         )
         if evaluator is not None:
-            judge = judge.model_copy(update=evaluator.model.model_dump(include=set(ModelSpec.model_fields)))
+            judge = judge.model_copy(update={name: getattr(evaluator.model, name) for name in ModelSpec.model_fields})
         self.spec = spec or RunSpec(
             name=name,
             questions=FROM_PYTHON,

@@ -41,11 +41,12 @@ def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
 
 
 def check_models(spec: RunSpec) -> None:
-    """Check every model's name, key and weights without asking it. Raises `ConfigError`."""
+    """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm import provider
 
-    for model in models_asked(spec).values():
-        provider.check(model, spec.limits)
+    for role in models_asked(spec).values():
+        for model in (role, *role.backups):
+            provider.check(model, spec.limits)
 
 
 def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:

@@ -70,6 +70,22 @@ class QuestionSource(Declared):
     """Column of the choices; empty: `choices` where there is one."""
 
 
+class Fallback(Declared):
+    """Another model, and where it is served; it samples as the role does whose fallback it is."""
+
+    model: str = Field(min_length=1, json_schema_extra={"position": 0})
+    """A LiteLLM name, or `embedded`."""
+    api_base: str | None = None
+    """Empty: where the role's own model is served, if both names begin with the same provider."""
+    api_key_env: str | None = None
+    """Empty: the role's own, where that is the role's own address too."""
+
+
+def as_fallbacks(value: object) -> object:
+    """Let a fallback be written as a name alone."""
+    return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+
+
 class ModelSpec(Declared):
     """A model, where it is served, and how it samples."""
 
@@ -91,6 +107,22 @@ class ModelSpec(Declared):
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; never the key."""
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks)] = ()
+    """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
+
+    @property
+    def backups(self) -> "tuple[ModelSpec, ...]":
+        """The fallbacks as models of their own."""
+        return tuple(self._backup(fallback) for fallback in self.fallbacks)
+
+    def _backup(self, fallback: Fallback) -> "ModelSpec":
+        """Declare a fallback; a key goes to no address but its own."""
+        is_near = fallback.api_base is None and provider_in(fallback.model) == provider_in(self.model)
+        place = {
+            "api_base": self.api_base if is_near else fallback.api_base,
+            "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
+        }
+        return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
@@ -103,6 +135,11 @@ class ModelSpec(Declared):
             "extra": self.extra or None,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+
+def provider_in(model: str) -> str:
+    """Return the provider's part of a model's name."""
+    return model.partition("/")[0]
 
 
 class RoleSpec(ModelSpec):

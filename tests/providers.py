@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
-Action = Literal["answer", "reset", "hang", "drip", "no_choices", "filtered"]
+Action = Literal["answer", "reset", "cut", "hang", "drip", "no_choices", "filtered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,11 @@ def reset() -> Fault:
     return Fault("reset")
 
 
+def cut_short() -> Fault:
+    """Drop the connection in the middle of the body."""
+    return Fault("cut")
+
+
 def hang() -> Fault:
     """Never answer."""
     return Fault("hang")
@@ -248,6 +253,8 @@ class ScriptedProvider:
     """The only key it accepts; any when empty."""
     counts_tokens: bool = True
     """Whether it sends `usage`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of every answer, such as those that tell of limits."""
     cost_usd: float | None = None
     """Cost to report for each request, as OpenRouter does in `usage.cost`."""
     requests: list[Asked] = field(default_factory=list, init=False)
@@ -317,7 +324,9 @@ class ScriptedProvider:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
             fault = self._refuse(asked)
-            return await self._misbehave(request, asked, fault) if fault else web.json_response(self._answer(asked))
+            if fault:
+                return await self._misbehave(request, asked, fault)
+            return web.json_response(self._answer(asked), headers=self.headers)
         finally:
             self._in_flight -= 1
 
@@ -343,11 +352,20 @@ class ScriptedProvider:
                 await self._drip(request)
             case "reset":
                 drop(request)
+            case "cut":
+                await self._cut(request, asked)
             case "no_choices":
                 return web.json_response(self._answer(asked) | {"choices": []})
             case "filtered":
                 return web.json_response(filtered(self._answer(asked)))
         return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))
+
+    async def _cut(self, request: web.Request, asked: Asked) -> None:
+        body = json.dumps(self._answer(asked)).encode()
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+        drop(request)
 
     async def _drip(self, request: web.Request) -> None:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

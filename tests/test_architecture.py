@@ -83,9 +83,9 @@ def test_only_the_command_line_names_a_flow() -> None:
     assert naming == {"malt.commands.runs"}
 
 
-def test_only_the_gateway_imports_litellm() -> None:
+def test_litellm_is_imported_where_it_is_set_up_and_where_it_sends() -> None:
     importing = {module for module, tree in sources().items() for name in imported(tree) if within(name, "litellm")}
-    assert importing == {"malt.llm.gateway"}
+    assert importing == {"malt.llm.gateway", "malt.llm.compatible"}
 
 
 def test_an_import_inside_a_function_counts() -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from malt.errors import ConfigError, EndpointDown, RequestFailed
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.limits import Endpoint, Policy
+from malt.llm.headers import NOTHING_TOLD, Granted
+from malt.llm.limits import Endpoint
+from malt.llm.pace import Policy
 from malt.spec import Limits
 
 QUICK = Policy(
@@ -31,6 +33,7 @@ QUICK = Policy(
 class Reply:
     total_tokens: int | None = 10
     cost_usd: float | None = None
+    granted: Granted = NOTHING_TOLD
 
 
 @dataclass
@@ -283,6 +286,3 @@ async def test_more_bad_questions_than_make_an_outage_are_none_while_others_are_
     server = Server(fault=lambda question: Unavailable("500") if int(question[1:]) % 2 else None)
     results = await ask_all(Endpoint(Limits(), QUICK), server, questions(40))
     assert [type(result) for result in results] == [Reply, RequestFailed] * 20
-
-
-# money

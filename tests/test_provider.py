@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel, JsonValue
 
-from malt.errors import ConfigError, RunStopped
+from malt.errors import AccountEmpty, ConfigError
 from malt.llm import provider as llm
 from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
@@ -223,8 +223,8 @@ FAULTS = [
     (providers.forbidden(), ConfigError),
     (providers.unknown_model(), ConfigError),
     (Fault(status=404, text="<html>no such page"), ConfigError),
-    (providers.payment_required(), RunStopped),
-    (providers.quota_spent(), RunStopped),
+    (providers.payment_required(), AccountEmpty),
+    (providers.quota_spent(), AccountEmpty),
 ]
 
 

@@ -41,12 +41,12 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Grow, grade and publish; asks only for what the store does not hold."""
-    from malt import console
+    from malt.console_progress import progress
     from malt.inputs import check_models
 
     spec, inputs, wait_for_prefect = begun(config, override, limit)
     check_models(spec)
-    with console.progress(spec, len(inputs.questions)):
+    with progress(spec, len(inputs.questions)):
         summary = flow_summary("generate", spec, wait_for_prefect)
     return finish(summary, as_json=as_json)
 

@@ -1,7 +1,14 @@
-"""Recall and Asker: the two ways to complete a request, from the store alone or with the endpoint behind it."""
+"""Recall and Asker: the two ways to complete a request, from the store alone or with the endpoint behind it.
+
+A fallback's answer has the key that it would have if the fallback were the role's model, so whatever config asks that
+model the same has it for nothing. It stands in for the model's own answer where the store says why that one cannot be
+had: a rerun goes on with what stood in, and asks neither model again.
+"""
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from malt.concurrency import all_of
 from malt.errors import RequestFailed, StoreError
@@ -24,26 +31,35 @@ class Recall:
 
     def missing(self, request: CompletionRequest) -> list[int]:
         """The numbers of the samples that are not stored."""
-        return [sample for sample, key in enumerate(request.keys) if not self.has(key)]
+        return [sample for sample in range(request.count) if self.answer(request, sample) is None]
 
-    def has(self, key: str) -> bool:
-        """Whether a key has an answer."""
-        return key in self.known and self.known[key].response is not None
+    def answer(self, request: CompletionRequest, sample: int) -> StoredSample | None:
+        """Return the answer that counts: the model's own, else that of a fallback where those before it failed."""
+        for asked in in_turn(request):
+            row = self.known.get(asked.keys[sample])
+            if row is None or row.response is not None:
+                return row
+        return None
 
     def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
         """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
-        completed = {
-            sample: completion(self.known[key], cached=sample not in fresh)
-            for sample, key in enumerate(request.keys)
-            if self.has(key)
-        }
+        answers = {sample: self.answer(request, sample) for sample in range(request.count)}
+        completed = {sample: completion(row, cached=sample not in fresh) for sample, row in answers.items() if row}
         if len(completed) < request.count:
             raise RequestFailed(self._reason(request), completed)
-        return [completed[sample] for sample in range(request.count)]
+        return list(completed.values())
 
     def _reason(self, request: CompletionRequest) -> str:
-        rows = (self.known.get(key) for key in request.keys)
-        return next((row.error for row in rows if row and row.error), "not in the store")
+        rows = (self.known.get(key) for asked in in_turn(request) for key in asked.keys)
+        reasons = dict.fromkeys(row.error for row in rows if row and row.error)
+        return "; then ".join(reasons) or "not in the store"
+
+
+def in_turn(request: CompletionRequest) -> Iterator[CompletionRequest]:
+    """Yield a request as it is put to its model, then to that model's fallbacks."""
+    yield request
+    for model in request.model.backups:
+        yield replace(request, model=model)
 
 
 def recall(store: Store, question_ids: Iterable[str]) -> Recall:
@@ -88,28 +104,36 @@ class Asker(Recall):
         async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
             missing = self.missing(request)
             self._count_stored(request)
-            if request.role in self.asks:
-                await all_of(self._buy(request, first, count) for first, count in runs_of(missing))
+            if missing and request.role in self.asks:
+                await self._ask_in_turn(request, missing)
         return self.read(request, fresh=missing)
 
     def _count_stored(self, request: CompletionRequest) -> None:
         """Count what the store had: each sample once, though growth may ask for it again with further siblings."""
-        new = [key for key in request.keys if key not in self._counted]
-        self._counted.update(new)
-        self.tally.add(request.role, Usage(cached_completions=sum(map(self.has, new))))
+        new = [sample for sample, key in enumerate(request.keys) if key not in self._counted]
+        self._counted.update(request.keys)
+        stored = sum(self.answer(request, sample) is not None for sample in new)
+        self.tally.add(request.role, Usage(cached_completions=stored))
 
-    async def _buy(self, request: CompletionRequest, first: int, count: int) -> None:
+    async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
+        """Ask the model, then its fallbacks for what is still missing."""
+        left, fallbacks = missing, len(request.model.fallbacks)
+        for place, asked in enumerate(in_turn(request)):
+            buy = partial(self._buy, asked, has_spare=place < fallbacks)
+            await all_of(buy(first, count) for first, count in runs_of(left))
+            left = [sample for sample in left if self.answer(request, sample) is None]
+            if not left:
+                return
+
+    async def _buy(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:
         """Ask for a run of siblings at once, and singly for those that the provider left out."""
-        had = await self._had(request, first, count)
+        had = await self._had(request, first, count, has_spare=has_spare)
         left = range(first + had, first + count) if had else range(0)
-        await all_of(self._single(request, sample) for sample in left)
+        await all_of(self._had(request, sample, 1, has_spare=has_spare) for sample in left)
 
-    async def _single(self, request: CompletionRequest, sample: int) -> None:
-        await self._had(request, sample, 1)
-
-    async def _had(self, request: CompletionRequest, first: int, count: int) -> int:
+    async def _had(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
-        rows = await self.session.ask(request, first, count, self.tally)
+        rows = await self.session.ask(request, first, count, self.tally, has_spare=has_spare)
         self.known.update((row.key, row) for row in rows)
         bought = [completion(row, cached=False) for row in rows if row.response is not None]
         for one in bought:

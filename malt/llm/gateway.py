@@ -11,14 +11,14 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from malt.errors import ConfigError
 from malt.llm import embedded
 from malt.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+COMPATIBLE = "hosted_vllm"
+"""LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""
 
 
 class Prices(NamedTuple):
@@ -39,6 +39,11 @@ class Way:
     takes_schema: bool
     gave_siblings: bool = False
 
+    @property
+    def is_compatible(self) -> bool:
+        """Whether the endpoint speaks OpenAI's own protocol, so that compatible.py can ask it."""
+        return self.name.startswith(f"{COMPATIBLE}/")
+
 
 @cache
 def library() -> ModuleType:
@@ -55,23 +60,7 @@ def library() -> ModuleType:
     return module
 
 
-@cache
-def http_client() -> "AsyncHTTPHandler":
-    """Return LiteLLM's HTTP handler, except that it does not send a request again behind our back: it may be billed."""
-    library()
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
-
-    class SendsOnce(AsyncHTTPHandler):  # type: ignore[misc]  # LiteLLM is not typed
-        async def single_connection_post_request(self, **_: object) -> None:
-            """Called where a connection broke, to send again."""
-            raise  # the error of the connection, which the caller is handling
-
-    return SendsOnce()
-
-
 _ways: dict[tuple[str, str | None], Way] = {}
-
-
 _finding = threading.Lock()
 
 
@@ -89,15 +78,15 @@ def _found_once(model: ModelSpec, where: tuple[str, str | None]) -> Way:
 
 
 def _find_way(model: ModelSpec) -> Way:
-    provider = "hosted_vllm" if embedded.is_embedded(model.model) else provider_of(model)
+    provider = COMPATIBLE if embedded.is_embedded(model.model) else provider_of(model)
     supported = supported_by(model, provider)
     name, api_base = model.model, model.api_base
     if embedded.is_embedded(model.model):
-        name, api_base = f"hosted_vllm/{model.model}", embedded.endpoint(model.model)
+        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.endpoint(model.model)
     elif provider == "openai" and api_base and not library().supports_reasoning(model.model):
-        # the same protocol through LiteLLM's own HTTP handler: half the CPU of the OpenAI SDK, and no slower above
-        # 100 in flight; OpenAI's reasoning models keep theirs, which renames their parameters
-        name = f"hosted_vllm/{model.model.removeprefix('openai/')}"
+        # the same protocol without the OpenAI SDK (compatible.py); OpenAI's reasoning models keep it, for it renames
+        # their parameters
+        name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
     listed_price(name)
     _silence_price_search(name)
     return Way(name, api_base, supported, takes_schema="response_format" in supported)

@@ -5,13 +5,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from malt.errors import AccountEmpty, ConfigError, MaltError
 from malt.llm.completion import CompletionRequest
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.gateway import Way, library
+from malt.llm.headers import retry_after_s
 from malt.spec import ModelSpec
 
 SHORTEST_KEY = 6
@@ -30,7 +29,7 @@ def meaning_of(error: Exception, request: CompletionRequest, way: Way, count: in
         return ended
     if status == 429:
         too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
-        return Rejected(reason) if too_large else RateLimited(reason, _retry_after_s(error))
+        return Rejected(reason) if too_large else RateLimited(reason, retry_after_s(headers_of(error)))
     if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
         return _refused(error, request, way, count, reason)
     return Unreachable(reason) if _never_connected(error) else Unavailable(reason, perhaps_billed=_was_cut_off(error))
@@ -88,19 +87,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _retry_after_s(error: Exception) -> float | None:
-    """Read how long the provider asks to wait: milliseconds (OpenAI), seconds, or a date."""
-    headers: Mapping[str, str] = getattr(error, "litellm_response_headers", None) or {}
-    with suppress(ValueError):
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if wait := headers.get("retry-after"):
-            return max(0.0, float(wait) if wait[:1].isdigit() else _seconds_until(wait))
-    return None
-
-
-def _seconds_until(date: str) -> float:
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+def headers_of(error: Exception) -> Mapping[str, str]:
+    """Return the headers of the response that LiteLLM made an error of."""
+    return getattr(error, "litellm_response_headers", None) or {}
 
 
 def reason_of(error: Exception) -> str:

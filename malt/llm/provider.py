@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
 from malt.errors import ConfigError
 from malt.fingerprint import digest
-from malt.llm import embedded
+from malt.llm import compatible, embedded
 from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.faults import NoSiblings, Unavailable
-from malt.llm.gateway import Prices, Way, http_client, library, listed_price, provider_of, supported_by, way_to
+from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
+from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.meaning import meaning_of, place_of, reason_of
 from malt.spec import Limits, ModelSpec
 
@@ -43,6 +45,7 @@ class Reply:
     latency_s: float
     cost_usd: float | None
     """Of the whole request: as the provider reported, else by LiteLLM's prices, else None; 0 for the embedded model."""
+    granted: Granted = NOTHING_TOLD
 
     @property
     def total_tokens(self) -> int | None:
@@ -70,7 +73,7 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     started = time.perf_counter()
     try:
         async with asyncio.timeout(model.timeout_s):  # LiteLLM's own timeout does not end a reply that drips
-            answer = await library().acompletion(**arguments)
+            answer = await _complete(way, model, arguments)
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
         raise meaning_of(error, request, way, count) from None
@@ -82,7 +85,21 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
-    return Reply(response, latency_s, _cost(model, getattr(answer, "usage", None), response.get("usage")))
+    cost_usd = _cost(model, getattr(answer, "usage", None), response.get("usage"))
+    return Reply(response, latency_s, cost_usd, granted(_headers(answer)))
+
+
+async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
+    """Ask by the shortest way; what `extra` means is for all of LiteLLM to say."""
+    if way.is_compatible and not model.extra:
+        return await compatible.complete(way, arguments)
+    return await library().acompletion(**arguments)
+
+
+def _headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return a response's headers; LiteLLM keeps them beside the body, the provider's own with a prefix."""
+    kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
+    return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
 
 
 def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
@@ -125,8 +142,7 @@ async def close() -> None:
     """Close LiteLLM's connections; those of the running loop, so call it there."""
     if library.cache_info().currsize:
         await library().close_litellm_async_clients()
-    if http_client.cache_info().currsize:
-        await http_client().close()
+    await compatible.close()
 
 
 def key_of(model: ModelSpec) -> str | None:
@@ -186,8 +202,8 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
         **_sampling(model),
         **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
     }
-    if way.name.startswith("hosted_vllm/"):
-        arguments["client"] = http_client()
+    if way.is_compatible and model.extra:
+        arguments["client"] = compatible.http_client()
     if count > 1:
         if "n" not in way.supported:
             raise NoSiblings(f"{model.model} takes no `n`")

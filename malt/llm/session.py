@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
+from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
 from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
@@ -35,13 +36,15 @@ STOP_SECONDS = 6.0
 class Session:
     """A run's store, endpoints and budget."""
 
-    def __init__(self, settings: Settings, limits: Limits) -> None:
+    def __init__(self, settings: Settings, limits: Limits, shared: Endpoints = endpoints) -> None:
+        """Open the store. `shared` are the endpoints that it asks along with the process's other sessions."""
         self.store = Store(settings.store)
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self._limits = limits
         self._budget = Budget(limits)
-        self._endpoints: dict[tuple[str, str | None, str | None], Endpoint] = {}
+        self._shared = shared
+        self._endpoints: dict[Where, tuple[Endpoint, Limits]] = {}
         self._loop = background.enter()
         self._left = False
         self._writer = BatchedWriter(self.store)
@@ -85,14 +88,18 @@ class Session:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._writer.drain()
+        for endpoint, limits in self._endpoints.values():
+            self._shared.leave(endpoint, limits)
 
     def endpoint(self, model: ModelSpec) -> Endpoint:
-        """Return the limiter that all requests to one model at one address share."""
-        where = (model.model, model.api_base, model.api_key_env)
+        """Return the limiter that all requests of the process to one model at one address share."""
+        where = where_is(model)
         if where not in self._endpoints:
-            self._endpoints[where] = Endpoint(limits_of(model, self._limits))
-            self._endpoints[where].siblings = provider.takes_siblings(model)
-        return self._endpoints[where]
+            limits = limits_of(model, self._limits)
+            endpoint = self._shared.enter(model, limits)
+            endpoint.siblings = endpoint.siblings and provider.takes_siblings(model)
+            self._endpoints[where] = endpoint, limits
+        return self._endpoints[where][0]
 
     @asynccontextmanager
     async def tree(self, worst: Amount) -> AsyncIterator[None]:
@@ -104,14 +111,26 @@ class Session:
         finally:
             await self.call(growing.__aexit__(None, None, None))
 
-    async def ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
-        """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked."""
-        task = asyncio.create_task(self._ask(request, first, count, tally))
+    @property
+    def held_by(self) -> list[str]:
+        """What holds each endpoint's rate back now, in the words of the progress line."""
+        return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.held_by]
+
+    async def ask(
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
+    ) -> list[StoredSample]:
+        """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked.
+
+        `has_spare`: another model will be asked instead, so an endpoint that is down or unpaid does not end the run.
+        """
+        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
 
-    async def _ask(self, request: CompletionRequest, first: int, count: int, tally: Tally) -> list[StoredSample]:
+    async def _ask(
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
+    ) -> list[StoredSample]:
         endpoint = self.endpoint(request.model)
         asked = count if endpoint.siblings else 1
         started = time.perf_counter()
@@ -119,14 +138,13 @@ class Session:
             reply = await self._send(endpoint, request, first, asked, tally)
         except NoSiblings:
             endpoint.siblings = False
-            return await self._ask(request, first, 1, tally)
-        except RequestFailed as failure:
-            return await self._put(
-                failed_rows(request, first, count, str(failure), time.perf_counter() - started, tally.run)
-            )
+            return await self._ask(request, first, 1, tally, has_spare=has_spare)
         except MaltError as error:
-            self.stopped = self.stopped or error
-            raise
+            if not is_of_the_branch(error, has_spare=has_spare):
+                self.stopped = self.stopped or error
+                raise
+            waited_s = time.perf_counter() - started
+            return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
         return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
@@ -158,6 +176,11 @@ class Session:
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
             )
         return worst_case(request, count, prices or (0.0, 0.0))
+
+
+def is_of_the_branch(error: MaltError, *, has_spare: bool) -> bool:
+    """Whether an error costs a branch alone, rather than the run."""
+    return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
 
 
 def closed() -> RunStopped:

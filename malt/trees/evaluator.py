@@ -16,7 +16,7 @@ from malt.errors import ConfigError, EvaluationUnknown
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, content_id
-from malt.spec import EvaluatorSpec, GraderKind, Role
+from malt.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.trees.answers import final_answer
 from malt.trees.grading import Evaluation, Grade, Outcome, Verdict
 from malt.trees.replies import JudgeReply, Score, nothing, read_reply
@@ -84,6 +84,7 @@ class LLMEvaluator:
         extra: Mapping[str, JsonValue] | None = None,
         api_base: str | None = None,
         api_key_env: str | None = None,
+        fallbacks: Sequence[Fallback | str] = (),
         complete: Complete | None = None,
     ) -> None:
         """Set up the judge; nothing is asked yet.
@@ -106,6 +107,7 @@ class LLMEvaluator:
             extra=dict(extra or {}),
             api_base=api_base,
             api_key_env=api_key_env,
+            fallbacks=list(fallbacks),
         )
         self.weights = all_weights(self.model, weights or {}, schema)
         self._complete = complete or ask_default
@@ -127,6 +129,7 @@ class LLMEvaluator:
             extra=spec.extra,
             api_base=spec.api_base,
             api_key_env=spec.api_key_env,
+            fallbacks=spec.fallbacks,
             complete=complete,
         )
 

@@ -1,0 +1,113 @@
+"""Prints how a run meets limits and outages, at their real length: `python -m benchmarks.limits` takes six minutes.
+
+Trees grow against a scripted provider on loopback, with the production policy, except that no request has more than one
+attempt where 429s are all that goes wrong: one that used up an attempt would show as a failed branch.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from malt.errors import RunStopped
+from malt.llm.asker import asker
+from malt.llm.endpoints import Endpoints
+from malt.llm.pace import PATIENT, Policy
+from malt.llm.session import Session
+from malt.prompts import load_prompts
+from malt.questions import read_questions
+from malt.settings import Settings
+from malt.spec import Limits
+from malt.trees.assessment import Shortfall, ask_all
+from tests.providers import Asked, Fault, ScriptedProvider, above_rate, rate_limited, server_error
+from tests.specs import spec_of, write_questions
+
+SETTLING_S = 15.0
+
+
+class Seen(NamedTuple):
+    """What became of a run."""
+
+    shortfall: Shortfall
+    wall_s: float
+    answered_at: list[float]
+    """Seconds after the start."""
+
+
+def grow(provider: ScriptedProvider, folder: Path, questions: int, policy: Policy) -> Seen:
+    """Grow trees for some questions, out of the folder's store as far as that goes."""
+    spec = spec_of(provider, write_questions(folder, questions))
+    one_model = spec.roles.generator
+    spec = spec.model_copy(
+        update={"roles": spec.roles.model_copy(update=dict.fromkeys(("verifier", "refiner"), one_model))}
+    )
+    session = Session(Settings(data_dir=folder), Limits(), Endpoints(policy))
+    asked = read_questions(spec.questions)
+    started = time.monotonic()
+    ask = asker(session, [question.question_id for question in asked])
+    shortfall = session.run(ask_all(asked, spec, load_prompts(spec.prompts), ask))
+    rows = session.store.rows(question.question_id for question in asked).values()
+    begun = time.time() - (time.monotonic() - started)
+    answered = {row.created_at - begun for row in rows if row.response and row.sample == 0}
+    session.close()
+    return Seen(shortfall, time.monotonic() - started, sorted(answered))
+
+
+def down(since: float, seconds: float) -> Callable[[Asked], Fault | None]:
+    """Return faults for a time."""
+    return lambda asked: server_error(503) if since <= asked.at < since + seconds else None
+
+
+def limited(per_second: float = 20, seconds: float = 60) -> str:
+    """Meet a limit of requests a second that nobody tells of."""
+    with ScriptedProvider(faults=above_rate(per_second, rate_limited())) as provider, TemporaryDirectory() as data:
+        seen = grow(provider, Path(data), round(per_second * seconds / 13), replace(PATIENT, attempts=1))
+    steady = [at for at in seen.answered_at if SETTLING_S <= at <= seen.wall_s - 5]
+    rate = (len(steady) - 1) / (steady[-1] - steady[0])
+    refused = provider.request_count - len(seen.answered_at)
+    return (
+        f"{rate:.1f} answers/s of {per_second:g}; {refused} of {provider.request_count} requests refused; {told(seen)}"
+    )
+
+
+def interrupted(seconds: float = 60) -> str:
+    """Meet an outage in the middle."""
+    with ScriptedProvider(latency_s=0.5) as provider, TemporaryDirectory() as data:
+        provider.faults = down(time.monotonic() + 5, seconds)
+        seen = grow(provider, Path(data), 150, PATIENT)
+        longest = max(after - before for before, after in zip(seen.answered_at, seen.answered_at[1:], strict=False))
+    return f"down for {seconds:g} s, nothing answered for {longest:.1f} s, then on by itself; {told(seen)}"
+
+
+def ended() -> str:
+    """Meet an end."""
+    with ScriptedProvider(latency_s=0.5) as provider, TemporaryDirectory() as data:
+        provider.faults = down(time.monotonic() + 5, 10**6)
+        seen = grow(provider, Path(data), 150, PATIENT)
+        kept, provider.faults, sent = provider.completions_sent, None, provider.completions_sent
+        after = grow(provider, Path(data), 150, PATIENT)
+    bought = provider.completions_sent - sent
+    whole = 150 * 39
+    return f"{told(seen)}; {kept} completions kept, a later run bought {bought} of {whole}; {told(after)}"
+
+
+def told(seen: Seen) -> str:
+    """Say how a run ended."""
+    stopped = seen.shortfall.stopped
+    end = f"exit {RunStopped.exit_code}: {stopped}" if stopped else f"{len(seen.shortfall.failures)} failed branches"
+    return f"{end}, {seen.wall_s:.0f} s"
+
+
+def main() -> None:
+    """Print a line each."""
+    os.environ["TEST_KEY"] = "none"
+    print(f"limit: {limited()}", flush=True)
+    print(f"outage: {interrupted()}", flush=True)
+    print(f"end: {ended()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Prints what growing trees costs beside the model's own time: `python -m benchmarks.throughput --help`.
+
+Every contestant grows the same trees (n = 3: 39 completions a question in 13 requests) against the same loopback
+provider, each as a process of its own, in alternation, several rounds. Rates are those the provider saw, from its first
+request to its last answer. CPU is that of the contestant and all of its children after the first request, divided by
+the completions: grading and publishing included, start-up apart.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+ROLES = ("generator", "verifier", "refiner")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+MALT = [str(Path(sys.executable).parent / "malt"), "run"]
+
+
+class Figures(NamedTuple):
+    """What one contestant did in one round."""
+
+    completions: int
+    per_second: float
+    cpu_ms: float
+    startup_cpu_s: float
+    peak_mb: float
+    first_request_s: float
+    wall_s: float
+
+
+class Watched(NamedTuple):
+    """A process that has ended, and what it and its children used."""
+
+    started: float
+    ended: float
+    cpu: list[tuple[float, float]]
+    """CPU seconds so far, at moments of the monotonic clock."""
+    peak_mb: float
+
+
+@contextmanager
+def provider(latency_s: float) -> Iterator[str]:
+    """Run the loopback provider, and return its base URL."""
+    command = [sys.executable, "-m", "benchmarks.loopback", str(latency_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def stats(url: str) -> dict[str, float]:
+    """Return what the provider served since the last look."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
+        told: dict[str, float] = json.load(reply)
+    return told
+
+
+def write_config(folder: Path, url: str, questions: int, in_flight: int) -> Path:
+    """Write the questions and a config that asks the provider about them."""
+    rows = [{"question": f"Question {number}: how much is it?", "answer": "42"} for number in range(questions)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    roles = [f'[roles.{role}]\nmodel = "openai/{role}"\napi_base = "{url}"' for role in ROLES]
+    source = '[questions]\nsource = "questions.jsonl"\nformat = "plain"\nground_truth = "answer"'
+    rest = f'[evaluator]\nkind = "number"\n\n[limits]\nmax_in_flight = {in_flight}'
+    config = folder / "throughput.toml"
+    config.write_text("\n\n".join(['name = "throughput"\nprompts = "math"', source, *roles, rest]) + "\n")
+    return config
+
+
+def command_of(contestant: str, folder: Path, url: str, config: Path, in_flight: int) -> list[str]:
+    """Return how a contestant is started."""
+    if contestant == "bare":
+        files = [str(folder / "questions.jsonl"), str(in_flight), str(folder / "bare.jsonl")]
+        return [sys.executable, "-m", "benchmarks.bare_loop", url, *files]
+    runner = "processes" if contestant == "processes" else "threads"
+    tracking = "branch" if contestant == "branch" else "shard"
+    return [*MALT, str(config), "-s", f"run.tracking={tracking}", "-s", f"run.task_runner={runner}"]
+
+
+def measure(contestant: str, questions: int, url: str, in_flight: int) -> Figures:
+    """Run one contestant in an empty folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = write_config(folder, url, questions, in_flight)
+        stats(url)
+        watched = watch(command_of(contestant, folder, url, config, in_flight), folder)
+    served = stats(url)
+    before = max((used for at, used in watched.cpu if at <= served["first_at"]), default=0.0)
+    completions = int(served["completions"])
+    return Figures(
+        completions=completions,
+        per_second=completions / (served["last_at"] - served["first_at"]),
+        cpu_ms=(watched.cpu[-1][1] - before) / completions * 1000,
+        startup_cpu_s=before,
+        peak_mb=watched.peak_mb,
+        first_request_s=served["first_at"] - watched.started,
+        wall_s=watched.ended - watched.started,
+    )
+
+
+def watch(command: Sequence[str], folder: Path) -> Watched:
+    """Run a command to its end, and look at its processes ten times a second."""
+    started, cpu, peak_mb = time.monotonic(), [(0.0, 0.0)], 0.0
+    log = folder / "output.txt"
+    environment = {**os.environ, "MALT_DATA_DIR": str(folder / "data"), "OPENAI_API_KEY": "none"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            family = descendants(process.pid)
+            cpu.append((time.monotonic(), cpu_of(process.pid, family)))
+            peak_mb = max(peak_mb, sum(map(memory_mb, family)))
+            time.sleep(0.1)
+    ended = time.monotonic()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+    return Watched(started, ended, [*cpu, (ended, used.ru_utime + used.ru_stime)], peak_mb)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that came of it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = [task.name for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid)]
+        for thread in threads:
+            children += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(each for child in children for each in descendants(int(child)))]
+
+
+def cpu_of(parent: int, family: Sequence[int]) -> float:
+    """Return the CPU seconds of processes: those that run, and those that have ended and were waited for."""
+    total = 0.0
+    for pid in family:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15] if pid == parent else fields[11:13])) * TICK_S
+    return total
+
+
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return 0.0
+
+
+def main() -> None:
+    """Run all rounds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("contestants", nargs="*", default=["bare", "shard", "branch", "processes"])
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--latency-ms", type=float, default=50)
+    parser.add_argument("--in-flight", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    rounds: dict[str, list[Figures]] = {name: [] for name in asked.contestants}
+    with provider(asked.latency_ms / 1000) as url:
+        for _ in range(asked.rounds):
+            for name, figures in rounds.items():
+                figures.append(measure(name, asked.questions, url, asked.in_flight))
+                print(f"{name}: {figures[-1]}", file=sys.stderr, flush=True)
+    print_table(rounds, f"{asked.latency_ms:g} ms, {asked.in_flight} in flight, {asked.questions} questions")
+
+
+def print_table(rounds: dict[str, list[Figures]], title: str) -> None:
+    """Print medians."""
+    print(f"\n{title}; {os.cpu_count()} processors; medians of the rounds\n")
+    print("| | completions/s | CPU ms a completion | start-up CPU s | peak MB | first request s | whole s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, figures in rounds.items():
+        _, rate, cpu, startup, peak, first, whole = map(median, zip(*figures, strict=True))
+        print(f"| {name} | {rate:,.0f} | {cpu:.2f} | {startup:.1f} | {peak:,.0f} | {first:.1f} | {whole:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
