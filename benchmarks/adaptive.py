@@ -34,7 +34,20 @@ TRUTH = "42"
 SPEC = RunSpec(
     name="simulated", questions=QuestionSource(source="simulated"), evaluator=EvaluatorSpec(kind=("number",))
 )
-HEAD = ("model", "completions", "pairs/1000", "", "ratio", "sft/1000", "", "ratio", "kept", "labels", "lean")
+HEAD = (
+    "model",
+    "completions",
+    "requests",
+    "pairs/1000",
+    "",
+    "ratio",
+    "sft/1000",
+    "",
+    "ratio",
+    "kept",
+    "labels",
+    "lean",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ def drawn(mean: float, spread: float, seed: str) -> float:
 class Yield:
     """What trees of one growth cost and gave."""
 
+    requests: int = 0
+    """What prompts cost goes by these: siblings asked for together share one."""
     completions: int = 0
     pairs: int = 0
     sft: int = 0
@@ -99,8 +114,13 @@ class Yield:
 async def grown(questions: Sequence[Question], spec: RunSpec, prompts: PromptSet, complete: Complete) -> Yield:
     """Grow and count some trees."""
     total = Yield()
+
+    async def counted(request: CompletionRequest) -> Sequence[Completion]:
+        total.requests += 1
+        return await complete(request)
+
     for question in questions:
-        total.add(await assess(question, spec, prompts, complete), spec)
+        total.add(await assess(question, spec, prompts, counted), spec)
     return total
 
 
@@ -116,6 +136,7 @@ async def compare(
     print_row(
         name,
         f"{less.completions / full.completions:.0%}",
+        f"{less.requests / full.requests:.0%}",
         *pairs,
         *sft,
         f"{less.pairs / max(1, full.pairs):.0%}",
@@ -132,7 +153,7 @@ def per_thousand(full_rows: int, rows: int, full: Yield, less: Yield) -> tuple[s
 
 def print_row(*cells: str) -> None:
     """Print one line of the table."""
-    print(f"{cells[0]:<22}" + "".join(f"{cell:>12}" for cell in cells[1:]))
+    print(f"{cells[0]:<22}" + "".join(f"{cell:>11}" for cell in cells[1:]))
 
 
 async def simulate(count: int) -> None:
@@ -160,7 +181,11 @@ def embedded(count: int) -> None:
 
 
 def main() -> None:
-    """Print the table. `lean`: how much further from 1/2 a generation's value is than in the full tree, on average."""
+    """Print the table.
+
+    `completions`, `requests` and `kept` (pairs) are shares of full growth's. `labels`: how many are the full tree's.
+    `lean`: how much further from 1/2 a generation's value is than in the full tree, on average.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trees", nargs="?", type=int, default=300)
     parser.add_argument("--embedded", type=int, metavar="N")

@@ -8,6 +8,9 @@ posterior Beta(1/2 + right, 1/2 + wrong) over all of its leaves so far; a node i
 - its label is the one that the full tree would give it, with at least that confidence (beta-binomial), and
 - for a critique, its refinements agree: where they differ, each further one makes a pair for certain.
 
+Siblings that are asked for in one request share their prompt's price: where one in four further leaves is likely to
+disagree, all siblings that are left are asked for at once.
+
 A round decides by what is known of the whole tree, so the tree depends on answers and grades alone and not on the
 order in which they came. A node's value is the mean of the leaves that were asked for. Growth stops when they agree,
 so this mean is biased away from 1/2, unlike that of the full tree: the manifest says so.
@@ -30,6 +33,9 @@ from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 PRIOR = 0.5
 """Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly."""
+
+DOUBTFUL = 0.75
+"""How likely it must be that a further leaf agrees for siblings to be asked for one at a time."""
 
 Rewards = Mapping[Address, float | None]
 """What every leaf so far is worth; None where that is unknown."""
@@ -94,19 +100,25 @@ class Rule:
             return begun or {Address(): self.shape[0]}
         belief, values = Belief.after(rewards.values()), propagate(rewards)
         refinements = {
-            critique: asked[critique] + 1
+            critique: self._step(2, asked[critique], values.get(critique), belief)
             for critique in of_depth(2, nodes)
             if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, values, belief)
         }
         growing = {critique.parent for critique in refinements}
         critiques = {
-            generation: asked[generation] + 1
+            generation: self._step(1, asked[generation], values.get(generation), belief)
             for generation in of_depth(1, nodes)
             if asked[generation] < self.shape[1]
             and generation not in growing
             and not self._is_settled(values.get(generation), self._unasked(generation, asked), belief)
         }
         return {**refinements, **critiques}
+
+    def _step(self, depth: int, asked: int, value: Value | None, belief: Belief) -> int:
+        """Return how many children to have asked for: one more, or all where most of them will be needed anyway."""
+        if value is None or belief.agrees(value.label(self.threshold)) > DOUBTFUL:
+            return asked + 1
+        return self.shape[depth]
 
     def _unasked(self, generation: Address, asked: Mapping[Address, int]) -> int:
         """Leaves of the full tree below a generation that nobody asked for."""
