@@ -35,7 +35,7 @@ PRIOR = 0.5
 """Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly."""
 
 DOUBTFUL = 0.75
-"""How likely it must be that a further leaf agrees for siblings to be asked for one at a time."""
+"""How likely it must be what a further leaf is worth for siblings to be asked for one at a time."""
 
 Rewards = Mapping[Address, float | None]
 """What every leaf so far is worth; None where that is unknown."""
@@ -53,6 +53,12 @@ class Belief(NamedTuple):
         known = [reward for reward in rewards if reward is not None]
         total = fsum(known)
         return cls(PRIOR + total, PRIOR + len(known) - total)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether leaves are known, and neither right nor wrong is what a further one is likely to be."""
+        total = self.right + self.wrong
+        return total > 2 * PRIOR and max(self.right, self.wrong) <= DOUBTFUL * total
 
     def agrees(self, label: bool) -> float:
         """Return the probability that a further leaf is as a label says."""
@@ -95,18 +101,18 @@ class Rule:
 
         `asked` counts the children that were asked for so far, by parent.
         """
-        begun = {node: 1 for node in nodes if not node.is_leaf and node not in asked}
+        belief, values = Belief.after(rewards.values()), propagate(rewards)
+        begun = {node: self._step(len(node), 0, belief) for node in nodes if not node.is_leaf and node not in asked}
         if not asked or begun:
             return begun or {Address(): self.shape[0]}
-        belief, values = Belief.after(rewards.values()), propagate(rewards)
         refinements = {
-            critique: self._step(2, asked[critique], values.get(critique), belief)
+            critique: self._step(2, asked[critique], belief)
             for critique in of_depth(2, nodes)
             if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, values, belief)
         }
         growing = {critique.parent for critique in refinements}
         critiques = {
-            generation: self._step(1, asked[generation], values.get(generation), belief)
+            generation: self._step(1, asked[generation], belief)
             for generation in of_depth(1, nodes)
             if asked[generation] < self.shape[1]
             and generation not in growing
@@ -114,11 +120,9 @@ class Rule:
         }
         return {**refinements, **critiques}
 
-    def _step(self, depth: int, asked: int, value: Value | None, belief: Belief) -> int:
+    def _step(self, depth: int, asked: int, belief: Belief) -> int:
         """Return how many children to have asked for: one more, or all where most of them will be needed anyway."""
-        if value is None or belief.agrees(value.label(self.threshold)) > DOUBTFUL:
-            return asked + 1
-        return self.shape[depth]
+        return self.shape[depth] if belief.is_doubtful else asked + 1
 
     def _unasked(self, generation: Address, asked: Mapping[Address, int]) -> int:
         """Leaves of the full tree below a generation that nobody asked for."""
