@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import exporting, grading, pushing, runs, versions
+from malt.commands import exporting, grading, lifecycle, pushing, runs, versions
 from malt.errors import MaltError
 from malt.visible import visible
 
@@ -20,7 +20,8 @@ UNEXPECTED = 1
 INTERRUPTED = 130
 COMMANDS = [
     *(runs.plan, runs.run, runs.assemble),
-    *(versions.datasets, versions.show, versions.explain, versions.diff, versions.verify),
+    *(versions.datasets, versions.show, versions.report, versions.explain, versions.diff, versions.verify),
+    *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),
 ]
@@ -82,7 +83,7 @@ def failed(message: str, code: int, *, debug: bool) -> int:
 
 @click.group(
     commands=COMMANDS,
-    epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3 or a folder. --debug shows tracebacks.",
+    epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3, NAME@TAG or a folder. --debug shows tracebacks.",
 )
 @click.version_option(package_name="malt-trees")
 def malt() -> None:

@@ -1,10 +1,18 @@
-"""Waiting for several things at once, without cancelling what is paid for."""
+"""Waiting for several things: all at once, without cancelling what is paid for, or one after another."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Wait(Protocol):
+    """How several things are waited for; their results come in order."""
+
+    async def __call__(self, work: Iterable[Awaitable[T]]) -> list[T]:
+        """Return all results, or raise the first error."""
+        ...
 
 
 async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
@@ -14,3 +22,8 @@ async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
+
+
+async def in_turn(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for one after another: where nothing takes time, as over what the store holds, tasks would cost the most."""
+    return [await each for each in work]

@@ -154,6 +154,7 @@ def listing(versions: "Sequence[DatasetVersion]") -> JsonValue:
             {
                 "name": version.name,
                 "version": version.number,
+                "tags": [*version.tags],
                 "path": str(version.path),
                 "created_at": version.manifest.created_at.isoformat(),
                 "content_sha256": version.manifest.content_sha256,
@@ -169,7 +170,7 @@ def show_versions(versions: "Sequence[DatasetVersion]") -> None:
     if not versions:
         out.print("no datasets yet; make one with: malt run configs/quickstart.toml")
         return
-    table = table_of("version", "questions", "sft", "dpo", "kto", "content.", "made.")
+    table = table_of("version", "questions", "sft", "dpo", "kto", "content.", "made.", "tags.")
     for version in versions:
         manifest = version.manifest
         rows = {file: entry.rows or 0 for file, entry in manifest.files.items()}
@@ -178,7 +179,7 @@ def show_versions(versions: "Sequence[DatasetVersion]") -> None:
         ]
         made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
         figures = map("{:,}".format, (manifest.counts.complete, *kinds))
-        table.add_row(version.reference, *figures, manifest.content_sha256[:12], made)
+        table.add_row(version.reference, *figures, manifest.content_sha256[:12], made, ", ".join(version.tags))
     out.print(table)
 
 

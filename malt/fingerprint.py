@@ -5,12 +5,12 @@ import json
 
 from pydantic import JsonValue
 
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical_json(value: object) -> bytes:
     """Encode as JSON with sorted keys, no spaces and UTF-8 text; NaN raises `ValueError`."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    return CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def digest(value: JsonValue) -> str:

@@ -107,7 +107,7 @@ class TrainingDataGenerator:
         check_replaceable(output_dir)
         questions = read_rows(training_data, self.spec)
         provenance = Provenance(self.prompts.digests, screen(questions, self.spec.dataset))
-        with VersionWriter(self.spec, provenance, Settings().datasets_dir) as writer:
+        with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
                 for valued in await all_of(self._tree(question) for question in window):
                     writer.add(valued)

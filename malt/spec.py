@@ -351,4 +351,4 @@ class RunSpec(Declared):
 
     def as_config(self) -> dict[str, Any]:
         """Return the whole spec as plain JSON values, as the manifest keeps it."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json")

@@ -9,6 +9,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from malt.datasets.assembly import Assembled, assemble_version
+from malt.datasets.report.markdown import figures_markdown
+from malt.datasets.report.page import REPORT_FILE
 from malt.datasets.version import DatasetVersion
 from malt.inputs import Inputs
 from malt.settings import Settings
@@ -35,6 +37,8 @@ async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVer
     """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
     summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
     await announce(summary)
+    if version is not None:
+        await show_figures(version)
     state = Failed if summary.exit_code else Completed
     return state(message=summary.sentence, data=summary)
 
@@ -48,3 +52,16 @@ async def announce(summary: RunSummary) -> None:
             key=f"{summary.dataset}-failed-branches",
             description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
         )
+
+
+async def show_figures(version: DatasetVersion) -> None:
+    """Put the report's figures where Prefect shows them, and say where the report is."""
+    report = version.path / REPORT_FILE
+    where = (
+        f"- dataset: `{version.path}`\n- report, with the trees: `{report}` (`malt report {version.reference} --open`)"
+    )
+    await acreate_markdown_artifact(
+        f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
+        key=f"{version.name}-report",
+        description=f"the figures of {version.reference}",
+    )

@@ -37,6 +37,12 @@ def mixed_tree(question_id: str) -> ValuedTree:
     return valued(tree_of(question_id), MIXED)
 
 
+def publish_small(datasets_dir: Path, question_id: str) -> DatasetVersion:
+    """Publish a tree of four nodes."""
+    tree = tree_of(question_id, (1, 1, 2))
+    return publish([valued(tree, [1, 0])], asking_for(spec_of(), tree), PROVENANCE, datasets_dir)
+
+
 def publish_questions(question_ids: Iterable[str], datasets_dir: Path, name: str = "arith") -> DatasetVersion:
     """Publish a mixed tree for each question."""
     return publish((mixed_tree(each) for each in question_ids), spec_of(name), PROVENANCE, datasets_dir)

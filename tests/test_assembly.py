@@ -13,6 +13,7 @@ from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import session_for
 from malt.llm.tally import Tally
+from malt.prompts import SLOTS
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.summary import summarise
@@ -115,3 +116,25 @@ def test_show_tells_the_diagnostics_and_what_was_left_out(
     assert "dpo/refiner     2 of 8 candidates kept; left out: 6 max_pairs_per_question" in shown
     assert exit_code(["show", "--json", str(version.path)]) == 0
     assert json.loads(capsys.readouterr().out)["diagnostics"] == version.manifest.diagnostics.model_dump(mode="json")
+
+
+RECORDED = "fc7133970c0613f172f8638f61bd0b099937cfced6a3f6056d576bc660db50d1"
+"""The trajectories' digest of two sums, as it was when every branch was a task and every row a dictionary."""
+
+
+def test_what_a_store_amounts_to_is_as_it_was_recorded(
+    spec: RunSpec, tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    prompts = tmp_path / "prompts"
+    for role, slots in SLOTS.items():
+        folder = prompts / role.value
+        folder.mkdir(parents=True)
+        (folder / "system.md").write_text(f"You are the {role.value}.")
+        (folder / "user.md").write_text("\n".join(f"{slot}: {{{{{slot}}}}}" for slot in sorted(slots)))
+    provider.script = lambda asked, sample: (
+        providers.judgement(0.75)
+        if asked.model == "judge"
+        else f"{asked.model} says {sample}.\nFinal Answer: {sample + 10}"
+    )
+    version = version_of(spec.model_copy(update={"prompts": str(prompts)}))
+    assert version.manifest.files["trajectories.parquet"].rows_sha256 == RECORDED

@@ -17,7 +17,7 @@ from tests.configs import write_config
 from tests.providers import ScriptedProvider
 from tests.published import publish_questions
 
-COMMANDS = ["plan", "run", "assemble", "datasets", "show", "verify", "push"]
+COMMANDS = ["plan", "run", "assemble", "datasets", "show", "verify", "push", "tag", "rebuild", "rm", "gc"]
 PROJECT = Path(__file__).parents[1]
 
 

@@ -57,14 +57,14 @@ TRAINING_FILES: list[tuple[str, int, set[str]]] = [
 
 
 def unfinished(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.name.startswith(".")]
+    return [entry for entry in folder.iterdir() if entry.name.startswith(".tmp-")]
 
 
 def test_a_version_has_every_file_and_no_other(tmp_path: Path) -> None:
     version = publish_questions(["q1"], tmp_path)
     files = {path.relative_to(version.path).as_posix() for path in version.path.rglob("*") if path.is_file()}
     training = {f"{role}_training.json" for role in PLAYERS}
-    assert files == {*SCHEMAS, *training, "README.md", "manifest.json"}
+    assert files == {*SCHEMAS, *training, "README.md", "report.html", "manifest.json"}
     assert version.manifest.files.keys() == files - {"manifest.json"}
     assert unfinished(version.path.parent) == []
 
@@ -81,7 +81,7 @@ def test_equal_content_makes_no_new_version(tmp_path: Path) -> None:
     second = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), later, tmp_path)
     assert (first.created, second.created) == (True, False)
     assert second.path == first.path
-    assert sorted(entry.name for entry in (tmp_path / "arith").iterdir()) == ["latest", "v1"]
+    assert sorted(entry.name for entry in (tmp_path / "arith").glob("[!.]*")) == ["latest", "v1"]
 
 
 def test_another_threshold_makes_another_version_that_names_its_parent(tmp_path: Path) -> None:
@@ -237,7 +237,8 @@ def test_the_manifest_says_what_became_of_every_candidate(tmp_path: Path) -> Non
 def test_the_manifest_has_the_diagnostics(tmp_path: Path) -> None:
     diagnostics = publish_questions(["q1", "q2"], tmp_path).manifest.diagnostics
     assert diagnostics.graders == ()
-    assert diagnostics.leaves.model_dump() == {"right": 26, "wrong": 26, "unknown": 2, "percent": 50.0}
+    leaves = diagnostics.leaves
+    assert (leaves.right, leaves.wrong, leaves.unknown, leaves.percent) == (26, 26, 2, 50.0)
     assert diagnostics.graded_by == {"llm": 52}
     assert diagnostics.questions.mixed.model_dump() == {"count": 2, "percent": 100.0}
 
@@ -294,7 +295,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
     made: list[DatasetVersion] = []
 
     def run(question_id: str) -> None:
-        with VersionWriter(spec_of(), PROVENANCE, tmp_path) as writer:
+        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
             writer.add(mixed_tree(question_id))
             together.wait()
             made.append(writer.publish())
@@ -310,11 +311,30 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
 
 def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> None:
-    with VersionWriter(spec_of(), PROVENANCE, tmp_path) as slow:
+    with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
         slow.add(mixed_tree("q1"))
         fast = publish_questions(["q1"], tmp_path)
         assert slow.publish().path == fast.path
     assert [entry.name for entry in (tmp_path / "arith").glob("v*")] == ["v1"]
+
+
+def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) -> None:
+    together = threading.Barrier(6)
+    made: list[DatasetVersion] = []
+
+    def run() -> None:
+        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
+            writer.add(mixed_tree("q1"))
+            together.wait()
+            made.append(writer.publish())
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {version.path for version in made} == {tmp_path / "arith" / "v1"}
+    assert sorted(version.created for version in made) == [False] * 5 + [True]
 
 
 KILLED = """
@@ -322,7 +342,7 @@ import os, signal, sys
 from pathlib import Path
 from malt.datasets.publishing import VersionWriter
 from tests.published import PROVENANCE, mixed_tree, spec_of
-with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1])) as writer:
+with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1]) / "arith") as writer:
     writer.add(mixed_tree("q2"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -342,7 +362,7 @@ def test_a_killed_publisher_leaves_the_old_version_and_the_next_one_clears_up(tm
 
 
 def test_a_living_publisher_s_folder_is_left_alone(tmp_path: Path) -> None:
-    with VersionWriter(spec_of(), PROVENANCE, tmp_path) as slow:
+    with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
         slow.add(mixed_tree("q1"))
         publish_questions(["q2"], tmp_path)
         assert slow.publish().number == 2

@@ -43,7 +43,8 @@ def test_a_gate_that_cannot_be_is_refused(dataset: dict[str, object]) -> None:
 
 
 def test_a_spec_survives_json() -> None:
-    spec = RunSpec.model_validate(SMALLEST | {"evaluator": {"kind": ["exact", "llm"]}})
+    unset = {"generator": {"temperature": None, "max_tokens": None}}
+    spec = RunSpec.model_validate(SMALLEST | {"evaluator": {"kind": ["exact", "llm"]}, "roles": unset})
     assert RunSpec.model_validate(json.loads(json.dumps(spec.as_config()))) == spec
 
 

@@ -43,7 +43,7 @@ def test_a_version_is_opened_by_its_path_and_through_latest(datasets_dir: Path) 
     [
         ("arith@v9", "dataset 'arith' has no version v9; there are: v1, v2"),
         ("spelling", "no dataset 'spelling' in .*; there are: arith, logic"),
-        ("no/such/folder", "neither NAME, NAME@v3, nor a folder with a manifest.json"),
+        ("no/such/folder", "neither NAME, NAME@v3, NAME@TAG, nor a folder with a manifest.json"),
     ],
 )
 def test_what_is_not_there_says_what_is(datasets_dir: Path, reference: str, said: str) -> None:
@@ -108,7 +108,7 @@ def test_a_folder_where_latest_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "arith" / "latest").mkdir(parents=True)
     with pytest.raises(VersionError, match="latest is a folder, and should be a link to v1; move it away"):
         publish_questions(["q1"], tmp_path)
-    assert {entry.name for entry in (tmp_path / "arith").iterdir()} == {"latest", "v1"}
+    assert {entry.name for entry in (tmp_path / "arith").glob("[!.]*")} == {"latest", "v1"}
 
 
 def test_a_file_where_the_dataset_should_be_is_named(tmp_path: Path) -> None:

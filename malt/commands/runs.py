@@ -56,7 +56,8 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: boo
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
-    spec, _, wait_for_prefect = begun(config, override, limit)
+    spec, inputs, wait_for_prefect = begun(config, override, limit)
+    del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
     return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)
 
 

@@ -1,6 +1,7 @@
-"""Commands that look at versions: `datasets`, `show`, `explain`, `diff`, `verify`."""
+"""Commands that look at versions: `datasets`, `show`, `report`, `explain`, `diff`, `verify`."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -37,6 +38,27 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
         console.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
     else:
         console.show_tree(opened, question_id)
+
+
+@click.command()
+@takes_version
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it anew into FILE.")
+@click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
+@takes_json
+def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
+    """Name a version's report, one HTML file that needs no network; --open shows it."""
+    from malt import console
+    from malt.datasets.report.reread import report_file
+    from malt.datasets.version import open_version
+
+    opened = open_version(version)
+    path = report_file(opened, out)
+    if as_json:
+        console.emit({"version": opened.reference, "report": str(path)})
+    else:
+        console.out.print(console.from_here(str(path)), markup=False, soft_wrap=True)
+    if opens:
+        click.launch(path.as_uri())
 
 
 @click.command()

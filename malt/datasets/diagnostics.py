@@ -2,13 +2,12 @@
 
 import re
 from collections import Counter
-from functools import lru_cache
 
-from malt.datasets.manifest import Accuracy, Diagnostics, Flips, Portion, QuestionMix, TextCounts, Verdicts
+from malt.datasets.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
+from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
 from malt.spec import PLAYERS, Role, RunSpec
-from malt.trees.answers import normalised
 from malt.trees.assessment import diagnosing
-from malt.trees.credit import ValuedTree
+from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address, Node, NodeStatus
 
@@ -19,11 +18,12 @@ VERDICT = re.compile(
 
 KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 
-plain = lru_cache(maxsize=4096)(normalised)
-"""The answers to one question are few."""
+NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 
-Truth = bool | None
-"""Whether an answer is right; None where nobody knows."""
+NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
+
+BINS = 10
+"""Tenths of value."""
 
 
 def stated_verdict(critique: str) -> Truth:
@@ -38,9 +38,9 @@ class DiagnosticsCount:
     def __init__(self, spec: RunSpec) -> None:
         self._graders = diagnosing(spec.evaluator)
         self._truncated: Truth = False if spec.credit.truncated == "wrong" else None
-        self._generations: Counter[Truth] = Counter()
-        self._refinements: Counter[Truth] = Counter()
-        self._leaves: Counter[Truth] = Counter()
+        self._generations, self._refinements, self._leaves = TruthCount(), TruthCount(), TruthCount()
+        self._generations_vote, self._leaves_vote, self._any_leaf = TruthCount(), TruthCount(), TruthCount()
+        self._values: Counter[tuple[Role, int, bool]] = Counter()
         self._flips: Counter[tuple[Truth, Truth]] = Counter()
         self._verdicts: Counter[tuple[Truth, Truth]] = Counter()
         self._same: Counter[bool] = Counter()
@@ -52,14 +52,14 @@ class DiagnosticsCount:
         """Count one tree."""
         for node in valued.tree.nodes.values():
             self._add_text(node, outcome_of(valued, node))
-            match node.role:
-                case Role.GENERATOR:
-                    self._generations[self._own_truth(valued, node.address)] += 1
-                case Role.VERIFIER:
-                    truth = self._own_truth(valued, node.address.parent)
-                    self._verdicts[stated_verdict(node.text), truth] += 1
-                case Role.REFINER:
-                    self._add_leaf(valued, node.address)
+            if node.role is Role.VERIFIER:
+                truth = self._own_truth(valued, node.address.parent)
+                self._verdicts[stated_verdict(node.text), truth] += 1
+            elif node.role is Role.REFINER:
+                self._add_leaf(valued, node.address)
+        for address, value in valued.values.items():
+            self._values[address.role, bin_of(value.mean), value.label(valued.threshold)] += 1
+        self._add_answers(valued)
         labels = {valued.label(leaf.address) for leaf in valued.tree.leaves}
         self._questions[frozenset(label for label in labels if label is not None)] += 1
 
@@ -68,9 +68,13 @@ class DiagnosticsCount:
         """All figures so far."""
         return Diagnostics(
             graders=self._graders,
-            generator=accuracy(self._generations),
-            refiner=accuracy(self._refinements),
-            leaves=accuracy(self._leaves),
+            generator=self._generations.accuracy,
+            refiner=self._refinements.accuracy,
+            leaves=self._leaves.accuracy,
+            generations_vote=self._generations_vote.accuracy,
+            leaves_vote=self._leaves_vote.accuracy,
+            any_leaf=self._any_leaf.accuracy,
+            values={role.value: self._values_of(role) for role in PLAYERS},
             flips=flips(self._flips),
             verdicts=verdicts(self._verdicts),
             unchanged=portion(self._same[True], self._same.total()),
@@ -89,14 +93,33 @@ class DiagnosticsCount:
     def _add_leaf(self, valued: ValuedTree, leaf: Address) -> None:
         grade, generation = valued.grades[leaf], Address(leaf[:1])
         before, after = self._own_truth(valued, generation), self._own_truth(valued, leaf)
-        self._leaves[self._truth(grade.outcome)] += 1
-        self._refinements[after] += 1
         self._flips[before, after] += 1
         if grade.outcome not in (Outcome.TRUNCATED, Outcome.UNKNOWN):
             self._graded_by[grade.grader] += 1
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
             self._same[is_same(first.answer, last.answer)] += 1
+
+    def _add_answers(self, valued: ValuedTree) -> None:
+        """Count what one question's generations, refinements and leaves answer, singly and by vote."""
+        first = sorted(address for address in valued.tree.nodes if address.role is Role.GENERATOR)
+        last = sorted(leaf.address for leaf in valued.tree.leaves)
+        generations = [self._ballot(*valued.diagnosis.get(address, NOT_DIAGNOSED)) for address in first]
+        leaves = [self._ballot(valued.grades[leaf].outcome, valued.grades[leaf].answer) for leaf in last]
+        self._generations.add(ballot.truth for ballot in generations)
+        self._refinements.add(self._own_truth(valued, leaf) for leaf in last)
+        self._leaves.add(ballot.truth for ballot in leaves)
+        self._generations_vote.add([majority(generations)])
+        self._leaves_vote.add([majority(leaves)])
+        self._any_leaf.add([any_right(leaves)])
+
+    def _ballot(self, outcome: Outcome, answer: str | None) -> Ballot:
+        return Ballot(answer, self._truth(outcome), cast=outcome not in NO_ANSWER)
+
+    def _values_of(self, role: Role) -> Values:
+        counts = self._values
+        right, wrong = (tuple(counts[role, place, label] for place in range(BINS)) for label in (True, False))
+        return Values(right=right, wrong=wrong)
 
     def _add_text(self, node: Node, outcome: Outcome | None) -> None:
         counts = self._texts.setdefault((node.role, node.completion.model), Counter())
@@ -122,6 +145,11 @@ def is_same(first: str, last: str) -> bool:
     return first == last or plain(first) == plain(last)
 
 
+def bin_of(value: float) -> int:
+    """The tenth that a value is in; floating point puts some means just below a border that they lie on."""
+    return min(int(round(value * BINS, 9)), BINS - 1)
+
+
 def portion(count: int, whole: int) -> Portion:
     """Write a count and its share of the whole."""
     return Portion(count=count, percent=percent(count, whole))
@@ -130,12 +158,6 @@ def portion(count: int, whole: int) -> Portion:
 def percent(count: int, whole: int) -> float | None:
     """Return a share in percent; None of nothing."""
     return round(100 * count / whole, 2) if whole else None
-
-
-def accuracy(truths: Counter[Truth]) -> Accuracy:
-    """Say how many are right."""
-    right, wrong = truths[True], truths[False]
-    return Accuracy(right=right, wrong=wrong, unknown=truths[None], percent=percent(right, right + wrong))
 
 
 def flips(counts: Counter[tuple[Truth, Truth]]) -> Flips:

@@ -6,6 +6,7 @@ its role, whatever its parent's label; every right sibling is preferred to every
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
 from malt.datasets.screening import Exclusion
@@ -287,8 +288,9 @@ def parse_row_id(text: str) -> RowSource:
     return RowSource(config, question_id, tuple(nodes.split("-")))
 
 
-def turns(prompt: Iterable[Message]) -> list[MessageRow]:
-    """Write messages as rows hold them."""
+@lru_cache(maxsize=64)
+def turns(prompt: tuple[Message, ...]) -> list[MessageRow]:
+    """Write messages as rows hold them: siblings' rows share one list, and nobody changes it."""
     return [MessageRow(role=message.role, content=message.content) for message in prompt]
 
 
@@ -388,8 +390,7 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
 
 def with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
     """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    ancestors = [valued.tree.nodes[Address(node.address[:depth])].text for depth in range(1, len(node.address))]
-    match ancestors:
+    match [valued.tree.nodes[address].text for address in node.address.path[:-1]]:
         case [solution]:
             return VerifierExample(**scored, generated_solution=solution)
         case [solution, critique]:

@@ -1,20 +1,25 @@
-"""A dataset's folder: its versions `v1`, `v2`, …, the link `latest`, and folders still being written.
+"""A dataset's folder: its versions `v1`, `v2`, …, the links that name them, and folders still being written.
 
-A version appears by one rename, so a crash leaves it whole or not at all. Needs a POSIX file system.
+A version appears and goes by one rename, and a link is put by one, so a crash leaves each whole or not at all. All of
+that happens under the folder's lock. Needs a POSIX file system.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from malt.errors import VersionError
 
 LATEST = "latest"
+LOCK = ".lock"
+VERSION = re.compile(r"v[1-9][0-9]*")
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 STAGING_SECONDS = 86_400
 """How old another machine's unfinished folder is when nobody is taken to be writing it any more."""
@@ -26,15 +31,52 @@ def version_numbers(folder: Path) -> list[int]:
 
 
 def next_number(folder: Path) -> int:
-    """The number of the next version: above all that are taken, by a version or by whatever else lies there."""
-    return max((number for number, _ in numbered(folder)), default=0) + 1
+    """The number of the next version: above all that were given, to a version, to what a link names, or otherwise.
+
+    The newest version is never removed, so no number is given twice.
+    """
+    return max([*(number for number, _ in numbered(folder)), *links(folder).values()], default=0) + 1
 
 
 def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(r"v[1-9][0-9]*", entry.name):
+        if VERSION.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
+
+
+def links(folder: Path) -> dict[str, int]:
+    """The numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
+    entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
+    named = {entry.name: number_named(entry) for entry in entries}
+    return {name: number for name, number in named.items() if number is not None}
+
+
+def number_named(link: Path) -> int | None:
+    """The number of the version that a link names; None for what is no such link."""
+    try:
+        target = str(link.readlink())
+    except OSError:
+        return None
+    return int(target[1:]) if VERSION.fullmatch(target) else None
+
+
+def number_of(version: Path) -> int:
+    """The number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
+    if not VERSION.fullmatch(version.name):
+        raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
+    return int(version.name[1:])
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a dataset's lock, alone; a process that dies lets go of it."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_staging(folder: Path) -> Path:
@@ -57,8 +99,8 @@ def unfinished(folder: Path) -> Path:
 
 
 def discard(entry: Path) -> None:
-    """Remove an unfinished folder or link, or what another writer's clearing has left of it."""
-    if entry.is_symlink():
+    """Remove a folder, file or link, or what another's clearing has left of it."""
+    if entry.is_symlink() or entry.is_file():
         entry.unlink(missing_ok=True)
     else:
         shutil.rmtree(entry, ignore_errors=True)
@@ -94,34 +136,65 @@ def is_running(pid: int) -> bool:
 
 
 def claim(staging: Path, folder: Path, number: int) -> Path | None:
-    """Make a finished folder version `number`; None where another writer just took that number."""
+    """Make a finished folder version `number`, and `latest` name it; None where others took that number meanwhile."""
     sync_tree(staging)
-    try:
-        version = staging.rename(folder / f"v{number}")
-    except OSError:
-        if (folder / f"v{number}").exists():
+    with changing(folder):
+        if next_number(folder) != number:
             return None
-        raise
-    sync(folder)
+        version = staging.rename(folder / f"v{number}")
+        sync(folder)
+        point(folder, LATEST, number)
     return version
 
 
 def point_latest(folder: Path) -> None:
-    """Let `latest` name the newest version, also when several writers do so at once."""
-    while True:
-        newest = max(version_numbers(folder))
-        link = unfinished(folder)
-        link.symlink_to(f"v{newest}")
-        try:
-            link.replace(folder / LATEST)
-        except IsADirectoryError as error:
-            link.unlink()
-            raise VersionError(
-                f"{folder / LATEST} is a folder, and should be a link to v{newest}; move it away"
-            ) from error
-        sync(folder)
-        if max(version_numbers(folder)) == newest:
-            return
+    """Let `latest` name the newest version, where a crash kept it from that."""
+    with changing(folder):
+        point(folder, LATEST, max(version_numbers(folder)))
+
+
+def point(folder: Path, name: str, number: int) -> None:
+    """Let a link name a version; under the folder's lock."""
+    if number_named(folder / name) == number:
+        return
+    link = unfinished(folder)
+    link.symlink_to(f"v{number}")
+    try:
+        link.replace(folder / name)
+    except IsADirectoryError as error:
+        link.unlink()
+        raise VersionError(f"{folder / name} is a folder, and should be a link to v{number}; move it away") from error
+    sync(folder)
+
+
+def retire(version: Path) -> Path:
+    """Take a version away at once, under the folder's lock, and return where it waits to be discarded."""
+    retired = version.rename(unfinished(version.parent))
+    sync(version.parent)
+    return retired
+
+
+def put(staging: Path, place: Path, last: str) -> None:
+    """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
+
+    The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
+    """
+    sync_tree(staging)
+    if not (place.is_dir() and any(place.iterdir())):
+        staging.rename(place)
+        return sync(place.parent)
+    whole = {entry.name: entry for entry in staging.iterdir()}
+    for entry in place.iterdir():
+        if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
+            discard(entry)
+    for name in sorted(whole, key=lambda name: name == last):
+        whole[name].replace(place / name)
+    return sync(place)
+
+
+def size_of(entry: Path) -> int:
+    """The bytes of a folder's files, or of a file."""
+    return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
 def sync_tree(folder: Path) -> None:

@@ -170,6 +170,19 @@ class Accuracy(Recorded):
     unknown: int = 0
     percent: float | None = None
     """Right among right and wrong, to two decimals; None where there are none."""
+    low: float | None = None
+    """Lower end of its 95 % interval over questions: answers to one question count as no more alike than they are."""
+    high: float | None = None
+    """Upper end."""
+
+
+class Values(Recorded):
+    """One role's valued nodes by tenths of value; a value on a border belongs to the tenth above it, 1 to the last."""
+
+    right: tuple[int, ...]
+    """Nodes labelled right."""
+    wrong: tuple[int, ...]
+    """Nodes labelled wrong."""
 
 
 class Flips(Recorded):
@@ -234,6 +247,14 @@ class Diagnostics(Recorded):
     """Of the refinements, by the diagnosis."""
     leaves: Accuracy
     """Of the refinements, by the grades that count."""
+    generations_vote: Accuracy
+    """Of questions: whether the answer that most generations give is right, by the diagnosis."""
+    leaves_vote: Accuracy
+    """Of questions: whether the answer that most leaves give is right, by the grades that count."""
+    any_leaf: Accuracy
+    """Of questions: whether any leaf is right, by the grades that count."""
+    values: dict[str, Values]
+    """By role."""
     flips: Flips
     verdicts: Verdicts
     unchanged: Portion

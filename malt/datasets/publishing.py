@@ -10,11 +10,12 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, code_version, growth_of, ledger_of
+from malt.datasets.census import Census, UsageCount, as_failure, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
-from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest
+from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.manifest import (
+    MANIFEST_FILE,
     FileEntry,
     Manifest,
     Parent,
@@ -23,6 +24,8 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
+from malt.datasets.report.page import REPORT_FILE, render_report
+from malt.datasets.report.sample import TreeSample
 from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
@@ -64,22 +67,23 @@ def publish(trees: Iterable[ValuedTree], spec: RunSpec, provenance: Provenance, 
     Incomplete trees leave a line in `questions.parquet` and their failures in the manifest. Raises `NothingToPublish`
     where no tree is complete. A crash at any moment leaves the newest version whole: the old one or the new one.
     """
-    with VersionWriter(spec, provenance, datasets_dir) as writer:
+    with VersionWriter(spec, provenance, datasets_dir / spec.name) as writer:
         for valued in trees:
             writer.add(valued)
         return writer.publish()
 
 
 class VersionWriter:
-    """Writes one version beside its place; `publish` puts it there, leaving without that discards it."""
+    """Writes one version beside its place, in the dataset's folder; leaving without having put it there discards it."""
 
-    def __init__(self, spec: RunSpec, provenance: Provenance, datasets_dir: Path) -> None:
+    def __init__(self, spec: RunSpec, provenance: Provenance, folder: Path) -> None:
         self.spec = spec
         self.provenance = provenance
-        self.folder = datasets_dir / spec.name
+        self.folder = folder
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
+        self.trees = TreeSample()
         self._count_tokens = token_counter(spec.dataset)
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
@@ -100,13 +104,17 @@ class VersionWriter:
         question_id, screening = valued.tree.question.question_id, self.provenance.screening
         split, excluded = screening.split_of(question_id, self.spec.dataset), screening.excluded.get(question_id)
         self.census.add(valued)
-        self._files[QUESTIONS_FILE].add([examples.question_row(valued.tree, split, excluded)])
+        question = examples.question_row(valued.tree, split, excluded)
+        nodes: list[examples.TrajectoryRow] = []
+        self._files[QUESTIONS_FILE].add([question])
         if valued.tree.complete:
             valued = measured(valued, self._count_tokens)
+            nodes = list(examples.trajectory_rows(valued))
             self.diagnostics.add(valued)
-            self._files[TRAJECTORIES_FILE].add(examples.trajectory_rows(valued))
+            self._files[TRAJECTORIES_FILE].add(nodes)
             for role in PLAYERS:
                 self._add_role(valued, role, split, excluded)
+        self.trees.add(question, nodes, [as_failure(branch) for branch in valued.tree.failures])
 
     def publish(self) -> DatasetVersion:
         """Finish the files and make them the next version, unless the newest one has the same content."""
@@ -116,18 +124,23 @@ class VersionWriter:
                 f"no version of {self.spec.name!r} was made: none of {asked} questions has a whole tree; "
                 "run again to ask for what is missing"
             )
-        files = {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
+        files = self.finish()
         while True:
             number = next_number(self.folder)  # before its parent is read: one that came between takes the number
             newest = newest_version(self.folder)
-            manifest = self._manifest(files, number, newest)
+            parent = Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None
+            manifest = self.manifest(files, number, parent)
             if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
                 point_latest(self.folder)
                 return newest
-            path = self._place(manifest)
+            self.name(manifest)
+            path = claim(self._staging, self.folder, number)
             if path is not None:
-                point_latest(self.folder)
                 return DatasetVersion(path.resolve(), read_manifest(path), created=True)
+
+    def finish(self) -> dict[str, FileEntry]:
+        """Close the files of rows, and describe them."""
+        return {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
 
     def _open_files(self) -> dict[str, RowFile]:
         for kind in KINDS:
@@ -153,7 +166,8 @@ class VersionWriter:
             self._files[role_file(kind, role, split)].add(rows)
         self._files[training_file(role)].add(examples.scored_examples(valued, role))
 
-    def _manifest(self, files: dict[str, FileEntry], number: int, newest: DatasetVersion | None) -> Manifest:
+    def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
+        """Say what these files, finished, are as a version of this number."""
         usage = dict(self.census.usage)
         if self.provenance.judge is not None:
             usage[Role.EVALUATOR] = self.provenance.judge
@@ -162,7 +176,7 @@ class VersionWriter:
             version=number,
             created_at=self.provenance.created_at,
             content_sha256=content_digest(files),
-            parent=Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None,
+            parent=parent,
             files=files,
             config=self.spec.as_config(),
             prompts=dict(self.provenance.prompts),
@@ -181,13 +195,17 @@ class VersionWriter:
             failures=tuple(self.census.failures),
         )
 
-    def _place(self, manifest: Manifest) -> Path | None:
-        """Write what names the version's number, and move the folder there; None where that number was just taken."""
-        card = self._staging / CARD_FILE
-        card.write_text(render_card(manifest), encoding="utf-8")
-        files = {**manifest.files, CARD_FILE: described(card, None)}
+    def name(self, manifest: Manifest) -> None:
+        """Write what tells of the version by its number: the card, the report and the manifest."""
+        pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, self.trees.chosen)}
+        for name, text in pages.items():
+            (self._staging / name).write_text(text, encoding="utf-8")
+        files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
-        return claim(self._staging, self.folder, manifest.version)
+
+    def put(self, place: Path) -> None:
+        """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
+        put(self._staging, place, MANIFEST_FILE)
 
 
 def described(path: Path, rows: RowsWritten | None) -> FileEntry:

@@ -24,6 +24,7 @@ ROW_GROUP_BYTES = 16 * 2**20
 
 MOST_DIGITS = 12
 """Room for the number of examples, which stands before them and is known after them."""
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
 """Half characters, which a model's JSON can hold and no file can."""
 
@@ -174,11 +175,11 @@ class JsonExamples:
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Take further examples; they are on disk once the file is closed."""
-        for row in rows:
-            line = json_line(row)
-            self._file.write(b",\n" + line if self._rows else b"\n" + line)
-            self._sha256.update(line + b"\n")
-            self._rows += 1
+        lines = [json_line(row) for row in rows]
+        if lines:
+            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(lines))
+            self._sha256.update(b"\n".join([*lines, b""]))
+            self._rows += len(lines)
 
     def close(self) -> RowsWritten:
         """Finish the file: close the list, and put the number of examples in front."""
@@ -208,7 +209,7 @@ def example_lines(path: Path) -> Iterator[bytes]:
 
 def json_line(row: Mapping[str, object]) -> bytes:
     """Write one object on one line, keys in their given order."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    text = JSON.encode(row)
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -218,9 +219,20 @@ def json_line(row: Mapping[str, object]) -> bytes:
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     """Turn rows into columns."""
     try:
-        return pa.RecordBatch.from_pylist(rows, schema=schema)
+        kinds = zip(schema.names, schema.types, strict=True)
+        columns = [as_column([row.get(name) for row in rows], kind) for name, kind in kinds]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
         return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
+
+
+def as_column(values: list[object], kind: pa.DataType) -> pa.Array:
+    """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
+    distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
+    if not 0 < len(distinct) <= len(values) // 2:
+        return pa.array(values, kind)
+    places = {identity: place for place, identity in enumerate(distinct)}
+    return pa.array(distinct.values(), kind, size=len(distinct)).take(pa.array([places[id(value)] for value in values]))
 
 
 def writable(value: object) -> object:

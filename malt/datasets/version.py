@@ -1,5 +1,6 @@
 """Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from malt.datasets.folders import version_numbers
+from malt.datasets.folders import LATEST, version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
+from malt.datasets.tags import TAG, tags_of
 from malt.errors import VersionError
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from malt.trees.credit import ValuedTree
 
 NAME = "[a-z0-9-]{1,100}"
-REFERENCE = re.compile(rf"(?P<name>{NAME})(@(v?(?P<number>[1-9]\d*)|latest))?")
+REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class DatasetVersion:
         return f"{self.name}@v{self.number}"
 
     @property
+    def tags(self) -> list[str]:
+        """The tags that name it, as they are now."""
+        return [tag for tag, number in tags_of(self.path.parent).items() if self.path.name == f"v{number}"]
+
+    @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
         try:
@@ -56,6 +63,14 @@ class DatasetVersion:
         except ValidationError as error:
             first = error.errors()[0]["msg"]
             raise VersionError(f"{self.reference}: its config is no longer a valid one ({first})") from error
+
+    def is_whole(self, file: str) -> bool:
+        """Whether a file has the bytes that it was published with."""
+        entry, path = self.manifest.files.get(file), self.path / file
+        if entry is None or not path.is_file():
+            return False
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -78,6 +93,13 @@ class DatasetVersion:
     def kto(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
         """The role's labelled texts, unpaired."""
         return self._frame(role_file("kto", role, split))
+
+    @property
+    def figures(self) -> "dict[str, pd.DataFrame]":
+        """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
+        from malt.datasets.report.figures import figures
+
+        return figures(self.manifest)
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
@@ -118,36 +140,44 @@ class DatasetVersion:
 
 
 def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
-    """Open `NAME` (its newest version), `NAME@v3`, or the path of a version's folder.
+    """Open `NAME` (its newest version), `NAME@v3`, `NAME@TAG`, or the path of a version's folder.
 
     `datasets_dir` is by default the one of the settings. Raises `VersionError`, which says what versions there are.
     """
+    return open_folder(locate(reference, datasets_dir))
+
+
+def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
+    """Return the folder of a version, as `open_version` finds it, without looking inside."""
     try:
         path = Path(reference).expanduser()
         is_folder = (path / MANIFEST_FILE).is_file()
     except (OSError, RuntimeError) as error:
         raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
     if is_folder:
-        return open_folder(path)
+        return path.resolve()
     named = REFERENCE.fullmatch(str(reference))
     if named is None:
-        raise VersionError(f"{reference} is neither NAME, NAME@v3, nor a folder with a {MANIFEST_FILE}")
+        raise VersionError(f"{reference} is neither NAME, NAME@v3, NAME@TAG, nor a folder with a {MANIFEST_FILE}")
     folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
-    return open_folder(folder / f"v{choose(folder, named['number'])}")
+    return folder / f"v{choose(folder, named['wanted'] or LATEST)}"
 
 
-def choose(folder: Path, wanted: str | None) -> int:
-    """Return the wanted number, or the newest one."""
-    numbers = version_numbers(folder)
+def choose(folder: Path, wanted: str = LATEST) -> int:
+    """Return the number that is wanted, by itself or by a tag, or the newest one."""
+    numbers, tags = version_numbers(folder), tags_of(folder)
     if not numbers:
         others = ", ".join(dataset_names(folder.parent)) or "none yet"
         raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
-    if wanted is None:
+    if wanted == LATEST:
         return numbers[-1]
-    if int(wanted) not in numbers:
-        there = ", ".join(f"v{number}" for number in numbers)
-        raise VersionError(f"dataset {folder.name!r} has no version v{wanted}; there are: {there}")
-    return int(wanted)
+    is_tag = TAG.fullmatch(wanted) is not None
+    number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
+    if number in numbers:
+        return number
+    there = ", ".join([*(f"v{each}" for each in numbers), *tags])
+    missing = f"tag {wanted}" if is_tag else f"version v{number}"
+    raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {there}")
 
 
 def open_folder(path: Path) -> DatasetVersion:
@@ -168,7 +198,7 @@ def list_versions(datasets_dir: Path, name: str | None = None) -> list[DatasetVe
     if name is not None:
         if not re.fullmatch(NAME, name):
             raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
-        choose(datasets_dir / name, None)
+        choose(datasets_dir / name)
     folders = [datasets_dir / each for each in names]
     return [open_folder(folder / f"v{number}") for folder in folders for number in version_numbers(folder)]
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from pydantic import BaseModel, JsonValue
+from pydantic_core import from_json
 
 from malt.fingerprint import digest
 from malt.spec import ModelSpec, Role
@@ -125,7 +126,7 @@ def read_response(
     response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
 ) -> Completion:
     """Read one stored response. Whatever the provider sent has a reading: what is missing is empty or None."""
-    body = json.loads(response)
+    body = read_json(response)
     choice = body["choices"][0] or {}
     message = choice.get("message") or {}
     text, reasoning = split_reasoning(text_of(message.get("content")), text_of(message.get("reasoning_content")))
@@ -144,6 +145,14 @@ def read_response(
         cached=cached,
         run=run,
     )
+
+
+def read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
+    """Parse JSON. The quick parser refuses half characters, which Python's takes."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def text_of(content: object) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -79,6 +79,19 @@ class StoredSample:
     """The run that asked; empty where none was named."""
 
 
+ASIDE = "~"
+"""Parts the key of an answer that was set aside from the time that it came."""
+
+
+class OldRow(NamedTuple):
+    """What tells whether a row is still wanted, and the length of its text."""
+
+    key: str
+    question_id: str
+    role: str
+    size: int
+
+
 COLUMNS = tuple(column.name for column in fields(StoredSample))
 PER_QUERY = 500
 """Values bound in one query; well under SQLite's limit."""
@@ -109,8 +122,7 @@ class Store:
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
-                for row in connection.execute(query):
-                    found[row[0]] = StoredSample(*row)
+                found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
         return found
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
@@ -128,6 +140,41 @@ class Store:
                     if created_at != written[key]:
                         held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
         return held
+
+    def old_rows(self, before: float) -> Iterator[list[OldRow]]:
+        """Yield all rows written before a time, some questions' at once, in transactions as short."""
+        columns = samples_table.c
+        size = sa.func.length(sa.func.coalesce(columns.response, columns.error))
+        after = ""
+        while question_ids := self._next_questions(after):
+            after = question_ids[-1]
+            query = sa.select(columns.key, columns.question_id, columns.role, size).where(
+                columns.question_id.between(question_ids[0], after), columns.created_at < before
+            )
+            with database_errors(self.url), self._engine.connect() as connection:
+                rows = [OldRow(*row) for row in connection.execute(query).all()]
+            yield rows
+
+    def _next_questions(self, after: str) -> Sequence[str]:
+        question_id = samples_table.c.question_id
+        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
+        with database_errors(self.url), self._engine.connect() as connection:
+            return connection.scalars(query).all()
+
+    def delete(self, keys: Sequence[str], before: float) -> int:
+        """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
+        deleted = 0
+        for chunk in chunks(keys):
+            doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
+            with database_errors(self.url), self._engine.begin() as connection:
+                deleted += connection.execute(doomed).rowcount
+        return deleted
+
+    def compact(self) -> None:
+        """Give the space of deleted rows back to the disk; on SQLite nobody else can write meanwhile."""
+        statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
+        with database_errors(self.url), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
     def close(self) -> None:
         """Give the connections back."""

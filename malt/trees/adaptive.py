@@ -22,7 +22,7 @@ from functools import lru_cache
 from math import comb, floor, fsum, prod
 from typing import NamedTuple
 
-from malt.concurrency import all_of
+from malt.concurrency import Wait, all_of
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
@@ -158,6 +158,7 @@ async def grow_adaptively(
     prompts: PromptSet,
     complete: Complete,
     reward: Callable[[Node], Awaitable[float | None]],
+    wait: Wait = all_of,
 ) -> Tree:
     """Grow one question's tree as far as it tells something; `reward` says what a leaf is worth, None if unknown.
 
@@ -178,13 +179,13 @@ async def grow_adaptively(
             asked[parent] = spec.roles[request.role].samples
         new = [Node(parent.child(sample), request.messages, given) for sample, given in children.items()]
         nodes.update((node.address, node) for node in new if node.address not in nodes)
-        await all_of(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
+        await wait(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
 
     async def judge(leaf: Node) -> None:
         rewards[leaf.address] = await reward(leaf)
 
     while due := rule.next_round(nodes, asked, rewards):
-        await all_of(expand(parent, count) for parent, count in due.items())
+        await wait(expand(parent, count) for parent, count in due.items())
     return Tree(question, dict(sorted(nodes.items())), tuple(sorted(failures)))
 
 

@@ -79,6 +79,7 @@ def read_number(text: str) -> NumberRead | None:
     return NumberRead(loose.text, None) if loose else None
 
 
+@lru_cache(maxsize=8192)
 def marked_number(mark: Mark) -> Quantity | None:
     """Return the number at a mark; prose must begin with it, for it may begin a whole solution as well."""
     if mark.whole:

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
-from malt.concurrency import all_of
+from malt.concurrency import Wait, all_of
 from malt.errors import RequestFailed, RunStopped
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
@@ -21,23 +21,36 @@ from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 
 
 async def assess(
-    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
 ) -> ValuedTree:
     """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role.
 
     `judge` stands in for the one that the spec declares.
     """
-    valued = await value(await grown(question, spec, prompts, complete, judge), spec, prompts, complete, judge)
-    return replace(valued, diagnosis=await diagnose(valued, spec.evaluator))
+    tree = await grown(question, spec, prompts, complete, judge, wait)
+    valued = await value(tree, spec, prompts, complete, judge, wait)
+    return replace(valued, diagnosis=await diagnose(valued, spec.evaluator, wait))
 
 
 async def grown(
-    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
 ) -> Tree:
     """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
     if spec.growth.mode == "full":
-        return await grow(question, spec, prompts, complete)
-    graders = graders_for(spec.evaluator, judge or LLMEvaluator.from_spec(spec.evaluator, prompts, complete))
+        return await grow(question, spec, prompts, complete, wait)
+    if judge is None and asks_judge(spec):
+        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    graders = graders_for(spec.evaluator, judge)
 
     async def reward(leaf: Node) -> float | None:
         try:
@@ -45,7 +58,7 @@ async def grown(
         except RequestFailed:
             return None  # `value` asks again, and records the branch
 
-    return await grow_adaptively(question, spec, prompts, complete, reward)
+    return await grow_adaptively(question, spec, prompts, complete, reward, wait)
 
 
 class Shortfall(NamedTuple):
@@ -96,10 +109,16 @@ def asks_judge(spec: RunSpec) -> bool:
 
 
 async def value(
-    tree: Tree, spec: RunSpec, prompts: PromptSet, complete: Complete, judge: LLMEvaluator | None = None
+    tree: Tree,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
 ) -> ValuedTree:
     """Grade a grown tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
-    judge = judge or LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    if judge is None and asks_judge(spec):
+        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
     grades: dict[Address, Grade] = {}
     failures: list[FailedBranch] = []
 
@@ -109,11 +128,13 @@ async def value(
         except RequestFailed as failure:
             address = str(node.address)
             failures.append(FailedBranch(tree.question.question_id, address, Role.EVALUATOR, str(failure)))
-            grades[node.address] = Grade(Outcome.UNKNOWN, None, judge.kind, None, str(failure))
+            grades[node.address] = Grade(Outcome.UNKNOWN, None, LLMEvaluator.kind, None, str(failure))
 
     cascade = graders_for(spec.evaluator, judge)
-    inner = [node for node in tree.nodes.values() if not node.address.is_leaf] if spec.evaluator.scope == "all" else []
-    await all_of([grade_node(node, cascade) for node in tree.leaves] + [grade_node(node, [judge]) for node in inner])
+    graded_by: list[tuple[Node, Sequence[Grader]]] = [(leaf, cascade) for leaf in tree.leaves]
+    if judge is not None and spec.evaluator.scope == "all":
+        graded_by += [(node, [judge]) for node in tree.nodes.values() if not node.address.is_leaf]
+    await wait(grade_node(node, graders) for node, graders in graded_by)
     graded = {address: grades[address] for address in tree.nodes if address in grades}
     return value_tree(replace(tree, failures=(*tree.failures, *sorted(failures))), graded, spec.credit)
 
@@ -128,7 +149,7 @@ def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
     return objective or (evaluator.kind if evaluator.scope == "all" else ())
 
 
-async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec) -> dict[Address, OwnAnswer]:
+async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = all_of) -> dict[Address, OwnAnswer]:
     """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):
@@ -142,7 +163,7 @@ async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec) -> dict[Address
         return OwnAnswer(known.outcome, known.answer)
 
     nodes = [node for node in valued.tree.nodes.values() if node.role is not Role.VERIFIER]
-    answers = await all_of(own_answer(node) for node in nodes)
+    answers = await wait(own_answer(node) for node in nodes)
     return {node.address: answer for node, answer in zip(nodes, answers, strict=True)}
 
 

@@ -34,8 +34,8 @@ def propagate(rewards: Mapping[Address, float | None]) -> dict[Address, Value]:
     below: dict[Address, list[float]] = {}
     for leaf, reward in rewards.items():
         if reward is not None:
-            for depth in range(1, len(leaf) + 1):
-                below.setdefault(Address(leaf[:depth]), []).append(reward)
+            for address in leaf.path:
+                below.setdefault(address, []).append(reward)
     return {address: Value(mean(known), len(known)) for address, known in below.items()}
 
 

@@ -1,8 +1,9 @@
 """Growth: from a question to its tree. Who answers is an argument, so the same growth runs anywhere."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from malt.concurrency import all_of
+from malt.concurrency import Wait, all_of
 from malt.errors import RequestFailed
 from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.prompts import PromptSet
@@ -11,28 +12,40 @@ from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 
-async def grow(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete) -> Tree:
+async def grow(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = all_of) -> Tree:
     """Grow one question's tree: a node's children are asked for the moment it exists, siblings in one request.
 
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
-    everything already asked has come back.
+    everything already asked has come back. `wait` is how children of one node are waited for.
     """
-    nodes: dict[Address, Node] = {}
-    failures: list[FailedBranch] = []
+    growth = Growth(question, spec, prompts, complete, wait)
+    await growth.expand(Address())
+    return Tree(question, dict(sorted(growth.nodes.items())), tuple(sorted(growth.failures)))
 
-    async def expand(parent: Address) -> None:
-        request = expansion(question, parent, nodes, spec, prompts)
-        children, reason = await had(complete, request)
+
+@dataclass(slots=True)
+class Growth:
+    """A tree as it grows."""
+
+    question: Question
+    spec: RunSpec
+    prompts: PromptSet
+    complete: Complete
+    wait: Wait
+    nodes: dict[Address, Node] = field(default_factory=dict)
+    failures: list[FailedBranch] = field(default_factory=list)
+
+    async def expand(self, parent: Address) -> None:
+        """Ask for all that grows from a node."""
+        request = expansion(self.question, parent, self.nodes, self.spec, self.prompts)
+        children, reason = await had(self.complete, request)
         if reason is not None:
-            failures.append(FailedBranch(question.question_id, str(parent), request.role, reason))
+            self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, reason))
         for sample, completion in children.items():
             address = parent.child(sample)
-            nodes[address] = Node(address, request.messages, completion)
+            self.nodes[address] = Node(address, request.messages, completion)
         if request.role is not PLAYERS[-1]:
-            await all_of(expand(parent.child(sample)) for sample in children)
-
-    await expand(Address())
-    return Tree(question, dict(sorted(nodes.items())), tuple(sorted(failures)))
+            await self.wait(self.expand(parent.child(sample)) for sample in children)
 
 
 def expansion(

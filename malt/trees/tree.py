@@ -7,6 +7,7 @@ refinement `2.0.1`. A leaf is a refinement. A tree with n samples a level has n 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from malt.llm.completion import Completion, FinishReason, Message
@@ -20,7 +21,7 @@ class Address(tuple[int, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return ".".join(map(str, self))
+        return dotted(self)
 
     @classmethod
     def parse(cls, text: str) -> "Address":
@@ -31,6 +32,11 @@ class Address(tuple[int, ...]):
     def parent(self) -> "Address":
         """The address one level up."""
         return Address(self[:-1])
+
+    @property
+    def path(self) -> "tuple[Address, ...]":
+        """The addresses that lead here from the root, which is none of them; this one is the last."""
+        return lineage(self)
 
     @property
     def role(self) -> Role:
@@ -45,6 +51,18 @@ class Address(tuple[int, ...]):
     def child(self, sample: int) -> "Address":
         """The address of one child."""
         return Address((*self, sample))
+
+
+@lru_cache(maxsize=10_000)
+def dotted(address: Address) -> str:
+    """Write an address; all trees have the same few."""
+    return ".".join(map(str, address))
+
+
+@lru_cache(maxsize=10_000)
+def lineage(address: Address) -> tuple[Address, ...]:
+    """List an address and those above it."""
+    return tuple(Address(address[:depth]) for depth in range(1, len(address) + 1))
 
 
 class NodeStatus(StrEnum):

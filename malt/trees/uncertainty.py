@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(mean: float, leaves: int) -> Interval:
+def wilson(mean: float, leaves: float) -> Interval:
     """Return the Wilson score interval of a mean in [0, 1] over `leaves` of them (Wilson 1927).
 
     Rewards between 0 and 1, as a judge gives them, vary less than a coin's: for them it is wider than need be.

@@ -211,9 +211,11 @@ def test_a_run_leaves_a_page_of_figures_and_a_table_of_failures(
     ran = malt("run", config, *SHARD)
     with get_client(sync_client=True) as client:
         left = artifacts(last_flow_run(client))
-    assert set(left) == {"sums-summary", "sums-failed-branches"}
+    assert set(left) == {"sums-summary", "sums-report", "sums-failed-branches"}
     assert ran.summary.sentence in str(left["sums-summary"].data)
     assert str(ran.summary.content_sha256) in str(left["sums-summary"].data)
+    assert f"{ran.summary.path}/report.html" in str(left["sums-report"].data)
+    assert "![the figures](data:image/svg+xml;base64," in str(left["sums-report"].data)
     assert question_of(ran) in str(left["sums-failed-branches"].data)
     assert "maximum context length" in str(left["sums-failed-branches"].data)
 
@@ -221,7 +223,7 @@ def test_a_run_leaves_a_page_of_figures_and_a_table_of_failures(
 def test_a_run_that_misses_nothing_leaves_no_table_of_failures(malt: Malt, config: Path) -> None:
     malt("run", config, *SHARD)
     with get_client(sync_client=True) as client:
-        assert set(artifacts(last_flow_run(client))) == {"sums-summary"}
+        assert set(artifacts(last_flow_run(client))) == {"sums-summary", "sums-report"}
 
 
 def test_our_own_fault_fails_the_run_and_exits_2_in_one_line(

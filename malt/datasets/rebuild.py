@@ -1,0 +1,211 @@
+"""Rebuilding a version: its manifest's config over the store's samples gives the same rows again. Nobody is asked.
+
+It takes the questions (the version's own, where they are whole), the prompt set as it was, and every sample behind a
+complete tree. A question that was incomplete stays so, though the store may know more by now.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from malt.datasets.assembly import valued_trees
+from malt.datasets.census import UsageCount
+from malt.datasets.examples import QuestionRow, question_row
+from malt.datasets.manifest import Code, Manifest, seal_holds
+from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.reading import parquet_rows
+from malt.datasets.restore import exclusion_of, restore_question
+from malt.datasets.rowfiles import RowsDigest, as_batch
+from malt.datasets.screening import CONTAMINATED, Screening, screen, screened
+from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
+from malt.datasets.verify import verify
+from malt.datasets.version import DatasetVersion
+from malt.errors import PromptError, QuestionError, VersionError
+from malt.inputs import Inputs
+from malt.prompts import PromptSet, load_prompts
+from malt.questions import Question, read_questions
+from malt.settings import Settings
+from malt.spec import Role
+from malt.trees.assessment import asks_judge
+from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.grading import check_references
+from malt.trees.stored import Source
+from malt.trees.tree import FailedBranch, Tree
+
+SHOWN = 5
+"""Missing branches that are named; the rest are counted."""
+
+
+class Sources(NamedTuple):
+    """Where a version's inputs are now; None: where its config says."""
+
+    questions: str | None = None
+    prompts: str | None = None
+
+
+class Rebuilt(NamedTuple):
+    """What came of rebuilding a version."""
+
+    version: DatasetVersion
+    path: Path | None = None
+    """Where it is, as it was published; None where it cannot be made again."""
+    written: bool = False
+    """Whether it was put there now; a version that holds is left as it is."""
+    differences: tuple[str, ...] = ()
+    """Why it cannot be made again, a sentence each."""
+
+
+def rebuild(
+    version: DatasetVersion, settings: Settings, out: Path | None = None, sources: Sources | None = None
+) -> Rebuilt:
+    """Make a version again out of the store: into the folder `out`, else over the version's own where that is damaged.
+
+    Writes nothing where the content would be another. Raises `VersionError` for an `out` that is taken, and
+    `InputError` where the questions, the prompts or the graders cannot be used at all.
+    """
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise VersionError(f"{out} is there already; name a folder that is not")
+    inputs = inputs_again(version, sources or Sources())
+    changed = [*changed_prompts(version, inputs.prompts), *changed_questions(version, inputs)]
+    if changed:
+        return Rebuilt(version, differences=tuple(changed))
+    check_references(inputs.questions, version.spec.evaluator)
+    return build(version, inputs, settings, out)
+
+
+def inputs_again(version: DatasetVersion, sources: Sources) -> Inputs:
+    """Read the inputs as they are now: the version's own questions, unless those are damaged or a file is given."""
+    spec = version.spec
+    try:
+        prompts = load_prompts(sources.prompts or spec.prompts)
+    except PromptError as error:
+        raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
+    if sources.questions is None and version.is_whole(QUESTIONS_FILE):
+        own, screening = own_questions(version)
+        return Inputs(own, prompts, screening)
+    declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
+    try:
+        questions = read_questions(declared)
+    except QuestionError as error:
+        damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
+        raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
+    return Inputs(questions, prompts, screen(questions, spec.dataset))
+
+
+def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
+    """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
+    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
+    questions = [restore_question(row) for row in rows]
+    excluded = {row["question_id"]: exclusion_of(row) for row in rows}
+    contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
+    return questions, screened(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
+
+
+def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
+    """Say which prompt files are not those of then."""
+    then, now = version.manifest.prompts, prompts.digests
+    changed = [path for path in sorted(then.keys() | now.keys()) if then.get(path) != now.get(path)]
+    if changed:
+        yield (
+            f"prompts: {', '.join(changed)} in {prompts.folder} changed since; give the set as it was with --prompts "
+            f"(commit {version.manifest.code.commit or 'not known'})"
+        )
+
+
+def changed_questions(version: DatasetVersion, inputs: Inputs) -> Iterator[str]:
+    """Say that the questions, or the test sets that they were compared with, are not those of then."""
+    then = version.manifest
+    if digest_of(inputs.questions) != then.questions.sha256:
+        yield (
+            f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
+            f"{len(inputs.questions)} now, not all the same; give the file as it was with --questions"
+        )
+    for test_set in inputs.screening.test_sets:
+        if test_set not in then.screening.test_sets:
+            yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """The digest of questions' values in order, as a manifest has it."""
+    asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
+    rows = [question_row(Tree(question, {}), "train", None) for question in questions]
+    asked.update(as_batch([*rows], QUESTIONS))
+    return asked.hexdigest()
+
+
+def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
+    """Write the version beside its place, and put it there if its content is what the manifest says."""
+    then, spec, judge = version.manifest, version.spec, UsageCount()
+    place = version.path if out is None else out.resolve()
+    provenance = Provenance(
+        inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None, then.created_at
+    )
+    with VersionWriter(spec, provenance, place.parent) as writer:
+        source = Source(spec, inputs.prompts, settings.store, then.created_at)
+        missing = write_trees(writer, then, inputs, source, judge)
+        now = writer.manifest(writer.finish(), then.version, then.parent)
+        differences = told_missing(missing) or told_rows(version, now)
+        if differences:
+            return Rebuilt(version, differences=tuple(differences))
+        if out is None and not verify(version):
+            return Rebuilt(version, place)
+        writer.name(now)
+        writer.put(place)
+    return Rebuilt(version, place, written=True)
+
+
+def write_trees(
+    writer: VersionWriter, then: Manifest, inputs: Inputs, source: Source, judge: UsageCount
+) -> list[FailedBranch]:
+    """Write every question's tree, one that was incomplete then by its failures; return what the store lacks now."""
+    failed: dict[str, list[FailedBranch]] = {}
+    for failure in then.failures:
+        branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
+        failed.setdefault(failure.question_id, []).append(branch)
+    whole = [question for question in inputs.questions if question.question_id not in failed]
+    grown = valued_trees(whole, source, judge)
+    missing: list[FailedBranch] = []
+    for question in inputs.questions:
+        failures = failed.get(question.question_id)
+        valued = next(grown) if failures is None else without_tree(question, failures, writer)
+        missing += valued.tree.failures if failures is None else ()
+        writer.add(valued)
+    return missing
+
+
+def without_tree(question: Question, failures: Sequence[FailedBranch], writer: VersionWriter) -> ValuedTree:
+    """Return a question as a version has it that could not grow its tree."""
+    return value_tree(Tree(question, {}, tuple(failures)), {}, writer.spec.credit)
+
+
+def told_missing(missing: Sequence[FailedBranch]) -> list[str]:
+    """Say what the store lacks."""
+    named = [
+        f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
+        + (f" at node {branch.address}" if branch.address else "")
+        for branch in missing[:SHOWN]
+    ]
+    return [*named, *([f"store: … and lacks {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else [])]
+
+
+def told_rows(version: DatasetVersion, now: Manifest) -> list[str]:
+    """Say which files would have other rows, and what may be the reason."""
+    then = version.manifest
+    if now.content_sha256 == then.content_sha256:
+        return []
+    told = [
+        f"{file}: other rows ({old.rows if old else 'no such file'} then, {new.rows if new else 'no such file'} now)"
+        for file in sorted(then.files.keys() | now.files.keys())
+        for old, new in [(then.files.get(file), now.files.get(file))]
+        if (old and old.rows_sha256) != (new and new.rows_sha256)
+    ]
+    if not seal_holds(version.path):
+        told.append("manifest.json: was edited; take it from a copy of the version")
+    if then.code != now.code:
+        told.append(f"code: {release(then.code)} made it, this is {release(now.code)}")
+    return told
+
+
+def release(code: Code) -> str:
+    """Name the code that makes versions."""
+    return f"malt {code.version}" + (f" ({code.commit})" if code.commit else "")

@@ -1,0 +1,94 @@
+"""Work on a dataset's folder in processes of its own that are killed: before their n-th change of the file system, or
+some time after they began.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from malt.datasets.folders import links, put, version_numbers
+from malt.datasets.removal import remove_version
+from malt.datasets.tags import set_tag
+from malt.datasets.verify import verify
+from malt.datasets.version import open_version
+
+Work = Callable[..., object]
+
+CHANGES = {"open", "os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir"}
+"""Audit events of what changes a folder."""
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.crashing", "tests.published", "pandas"])
+
+
+def remove(datasets_dir: Path, reference: str) -> None:
+    remove_version(reference, datasets_dir)
+
+
+def move_tag(datasets_dir: Path, tag: str, number: int) -> None:
+    set_tag(datasets_dir / "arith", tag, number, move=True)
+
+
+def mend(place: Path, whole: Path) -> None:
+    put(whole, place, "manifest.json")
+
+
+def killed_before(change: int, work: Work, *arguments: object) -> bool:
+    """Do work in a process that kills itself before a change; return whether it came so far."""
+    return ended(start(die_before, change, work, *arguments))
+
+
+def killed_after(seconds: float, work: Work, *arguments: object) -> bool:
+    """Do work in a process, and kill it this long after it began; return whether it was still at it."""
+    here, there = PROCESSES.Pipe()
+    process = start(tell_and_do, there, work, *arguments)
+    assert here.recv() == "begun"
+    time.sleep(seconds)
+    process.kill()
+    return ended(process)
+
+
+def start(target: Work, *arguments: object) -> "multiprocessing.process.BaseProcess":
+    process = PROCESSES.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def ended(process: "multiprocessing.process.BaseProcess") -> bool:
+    """Wait for a process, and return whether it was killed."""
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def die_before(change: int, work: Work, *arguments: object) -> None:
+    changes = itertools.count(1)
+
+    def count(event: str, values: tuple[Any, ...]) -> None:
+        if event in CHANGES and (event != "open" or values[2] & os.O_CREAT) and next(changes) == change:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    work(*arguments)
+
+
+def tell_and_do(there: Connection, work: Work, *arguments: object) -> None:
+    there.send("begun")
+    work(*arguments)
+
+
+def check_whole(datasets_dir: Path, *numbers: int) -> list[int]:
+    """Check that these versions are there, that all there are hold, and that every link names one; return which are."""
+    folder = datasets_dir / "arith"
+    found = version_numbers(folder)
+    assert set(numbers) <= set(found)
+    assert [problem for number in found for problem in verify(open_version(folder / f"v{number}"))] == []
+    assert set(links(folder).values()) <= set(found)
+    return found
