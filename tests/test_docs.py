@@ -1,19 +1,24 @@
-"""What docs/ shows is run as it stands, one program after another, on a small version."""
+"""What docs/ shows is run as it stands, programs and commands, on a small version."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from malt.cli import exit_code
 from malt.datasets.publishing import publish
+from malt.datasets.version import DatasetVersion
 from malt.settings import Settings
-from malt.spec import Role
+from malt.spec import DatasetSpec, Role
 from malt.trees.credit import OwnAnswer, ValuedTree
 from tests.published import PROVENANCE, mixed_tree, spec_of
 
-EXPLORE = (Path(__file__).parent.parent / "docs" / "explore.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", EXPLORE, re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "explore.md").read_text(), re.DOTALL)
+DATASETS = (DOCS / "datasets.md").read_text()
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", DATASETS, re.DOTALL) for line in block.splitlines()]
 
 
 def diagnosed(tree: ValuedTree) -> ValuedTree:
@@ -24,12 +29,35 @@ def diagnosed(tree: ValuedTree) -> ValuedTree:
     return replace(tree, diagnosis={**{each: own[min(own)] for each in generations}, **own})
 
 
+@pytest.fixture
+def quickstart() -> DatasetVersion:
+    """Two versions of it; the second has a question more."""
+    for questions in (2, 3):
+        trees = [diagnosed(mixed_tree(f"q{number}")) for number in range(questions)]
+        version = publish(trees, spec_of("quickstart"), PROVENANCE, Settings().datasets_dir)
+    return version
+
+
+@pytest.mark.usefixtures("quickstart")
 def test_every_program_of_the_walk_through_a_version_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    trees = [diagnosed(mixed_tree(f"q{number}")) for number in range(3)]
-    publish(trees, spec_of("quickstart"), PROVENANCE, Settings().datasets_dir)
     names: dict[str, object] = {}
     for program in PROGRAMS:
         exec(compile(program, "explore.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert "quickstart@v1 117 nodes of 3 questions" in printed
+    assert "quickstart@v2 117 nodes of 3 questions" in printed
     assert "3 questions have both right and wrong leaves" in printed
+
+
+@pytest.mark.usefixtures("quickstart")
+def test_every_command_about_datasets_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) > 5
+    for command in COMMANDS:
+        assert exit_code(shlex.split(command.removeprefix("$ malt "))) == 0, command
+        assert capsys.readouterr().out.strip(), command
+
+
+def test_every_key_of_the_dataset_table_is_told() -> None:
+    assert [key for key in DatasetSpec.model_fields if f"`{key}" not in DATASETS] == []
