@@ -14,16 +14,19 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from malt.errors import ConfigError
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.interruption import begin_worker
-from malt.llm.asker import EVERY_ROLE, asker
+from malt.llm.asker import EVERY_ROLE
+from malt.llm.session import session_for
 from malt.llm.tally import Tally
+from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, shortfall_of
-from malt.trees.growth import grow, nodes_per_question, requests_per_question
+from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
+from malt.trees.evaluator import LLMEvaluator
+from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, grow_batch, keyed, session_of_run
+from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed, name_of_run
 from tasks.progress import progress
 from tasks.publishing import ended, publish
 
@@ -74,13 +77,14 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
 async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     spec = await keyed(spec)
-    question_ids = [question.question_id for question in inputs.questions]
-    ask = asker(session_of_run(settings, spec.limits), question_ids, asks)
-    branches = BranchAsker(ask)
+    ask = asker_of_run(name_of_run(), inputs.questions, spec, settings, asks)
+    branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
+    judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        tree = await grow(question, spec, inputs.prompts, branches)
-        return await branches.grade(tree, spec, inputs.prompts)
+        async with begin(question):
+            tree = await grown(question, spec, inputs.prompts, branches, judge)
+            return await branches.grade(tree, spec, inputs.prompts)
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: ask.tally.answers):
         return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
@@ -90,9 +94,11 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
     runner, workers = task_runner(spec.run.task_runner)
     shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
+    run = name_of_run()
     size = min(BATCH, ceil(len(inputs.questions) / workers))
     batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
-    counted = Counted(session_of_run(settings, shared.limits).tally if spec.run.task_runner == "threads" else None)
+    is_here = spec.run.task_runner == "threads"
+    counted = Counted(session_for(settings, shared.limits, run=run).tally if is_here else None)
 
     def map_batches() -> list[Grown]:
         with runner:
@@ -103,6 +109,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
                     "spec": unmapped(shared),
                     "settings": unmapped(settings),
                     "asks": unmapped(asks),
+                    "run": unmapped(run),
                 },
             )
             return [counted.add(future.result()) for future in futures]

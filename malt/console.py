@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from malt.visible import visible
 
 if TYPE_CHECKING:
     from malt.datasets.version import DatasetVersion
-    from malt.plan import Plan
+    from malt.plan import Plan, RolePlan
     from malt.summary import RunSummary
+    from malt.trees.assessment import Shortfall
+    from malt.trees.tree import FailedBranch
 
 
 class SafeConsole(Console):
@@ -61,22 +63,25 @@ def show_plan(plan: "Plan") -> None:
     """Print a quote."""
     table = table_of("role", "model.", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
     for role, quoted in plan.roles.items():
-        figures = (
-            quoted.requests,
-            quoted.completions,
-            quoted.stored_completions,
-            quoted.prompt_tokens,
-            quoted.completion_tokens,
-        )
-        table.add_row(role.value, escape(quoted.model), *map("{:,}".format, figures), dollars(quoted.cost_usd))
-    total = (plan.requests, plan.completions, plan.stored_completions, plan.prompt_tokens, plan.completion_tokens)
-    table.add_row("total", "", *map("{:,}".format, total), dollars(plan.cost_usd), style="bold")
+        table.add_row(role.value, escape(quoted.model), *quoted_figures(quoted))
+    table.add_row("total", "", *quoted_figures(plan), style="bold")
     out.print(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
     out.print(table)
     for gate, count in plan.excluded.items():
         out.print(f"{count:,} questions will give no training rows: {gate} in \\[dataset]")
     for role, quoted in plan.roles.items():
-        out.print(f"{role.value} tokens: {quoted.basis}", style="dim")
+        out.print(f"{role.value}: {quoted.basis}", style="dim")
+
+
+def quoted_figures(quoted: "Plan | RolePlan") -> Iterator[str]:
+    """Write what is quoted, with the range that it may come out in."""
+    yield from map("{:,}".format, (quoted.requests, quoted.completions, quoted.stored_completions))
+    for name in ("prompt_tokens", "completion_tokens"):
+        low, high = getattr(quoted.low, name), getattr(quoted.high, name)
+        yield f"{getattr(quoted, name):,}" + (f" ({low:,}-{high:,})" if low < high else "")
+    low, high = quoted.low.cost_usd, quoted.high.cost_usd
+    is_range = low is not None and high is not None and low < high
+    yield dollars(quoted.cost_usd) + (f" ({dollars(low)}-{dollars(high)})" if is_range else "")
 
 
 def show_summary(summary: "RunSummary") -> None:
@@ -116,15 +121,30 @@ def show_rows(rows: dict[str, int]) -> None:
             out.print(f"  {file:<28} {count:>8,} rows")
 
 
+def show_shortfall(shortfall: "Shortfall") -> int:
+    """Print what a pilot could not have, and return the exit code."""
+    if shortfall.stopped:
+        err.print(f"error: the pilot stopped: {escape(shortfall.stopped)}")
+    elif shortfall.failures:
+        err.print(f"error: {len(shortfall.failures)} branches of the pilot failed")
+    show_branches(shortfall.failures)
+    return 3 if shortfall.stopped else int(bool(shortfall.failures))
+
+
 def show_failures(summary: "RunSummary") -> None:
     """Print what is missing, and why, on stderr."""
     if summary.exit_code:
         err.print(f"error: {escape(summary.sentence)}")
-    for failure in summary.failures[:FAILURES_SHOWN]:
+    show_branches(summary.failures)
+
+
+def show_branches(failures: "Sequence[FailedBranch]") -> None:
+    """Print the first failed branches on stderr."""
+    for failure in failures[:FAILURES_SHOWN]:
         where = failure.question_id + (f"/{failure.address}" if failure.address else "")
         err.print(f"  {failure.role} {escape(where)}: {escape(failure.reason)}")
-    if len(summary.failures) > FAILURES_SHOWN:
-        err.print(f"  … and {len(summary.failures) - FAILURES_SHOWN} more")
+    if len(failures) > FAILURES_SHOWN:
+        err.print(f"  … and {len(failures) - FAILURES_SHOWN} more")
 
 
 def listing(versions: "Sequence[DatasetVersion]") -> JsonValue:
@@ -170,6 +190,11 @@ def show_version(version: "DatasetVersion") -> None:
     out.print(f"[bold]{version.reference}[/bold]  {escape(str(version.path))}")
     out.print(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     out.print(f"{counts.complete} of {counts.questions} questions complete, {counts.failed_branches} failed branches")
+    if manifest.growth.mode == "adaptive":
+        out.print(
+            f"grown adaptively: {manifest.growth.nodes:,} of {manifest.growth.nodes_in_full:,} nodes of full trees; "
+            f"a value is {manifest.growth.values}"
+        )
     table = table_of("role", "model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
     for role in PLAYERS:
         labels, declared = counts.labels[role], spec.roles[role]
@@ -185,9 +210,26 @@ def show_version(version: "DatasetVersion") -> None:
     out.print(table)
     leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
     out.print(f"leaves: {leaves}; graded by {', '.join(spec.evaluator.kind)}")
+    show_ledger(version)
     show_findings(version)
     show_questions(version)
     show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def show_ledger(version: "DatasetVersion") -> None:
+    """Print what each run gave to a version, and what that cost."""
+    table = table_of("run", "role.", "model.", "completions", "tokens in", "tokens out", "cost")
+    for entry in version.manifest.ledger:
+        tokens = entry.tokens.prompt_tokens, entry.tokens.completion_tokens
+        table.add_row(
+            entry.run or "unknown",
+            entry.role.value,
+            escape(entry.model),
+            f"{entry.tokens.completions:,}",
+            *("unknown" if count is None else f"{count:,}" for count in tokens),
+            dollars(entry.cost.cost_usd),
+        )
+    out.print(table)
 
 
 def show_questions(version: "DatasetVersion") -> None:

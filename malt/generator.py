@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from malt.errors import ConfigError, QuestionError
 from malt.inputs import check_models, windows
 from malt.llm.asker import asker
 from malt.llm.session import session_for
+from malt.outlay import beginning
 from malt.prompts import load_prompts
 from malt.question_rows import Row
 from malt.questions import Question, read_question
@@ -82,7 +84,7 @@ class TrainingDataGenerator:
         )
         self.prompts = load_prompts(self.spec.prompts)
         self.judge = evaluator
-        self._run = uuid4().hex
+        self._run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
         check_models(self.spec)
 
     async def generate_trajectories(self, question: str, ground_truth: str) -> ValuedTree:
@@ -117,8 +119,10 @@ class TrainingDataGenerator:
         return replace(copied, created=version.created)
 
     async def _tree(self, question: Question) -> ValuedTree:
-        ask = asker(session_for(Settings(), self.spec.limits, run=self._run), [question.question_id])
-        return await assess(question, self.spec, self.prompts, ask, self.judge)
+        session = session_for(Settings(), self.spec.limits, run=self._run)
+        ask = asker(session, [question.question_id], run=self._run)
+        async with beginning(ask, self.spec, self.prompts)(question):
+            return await assess(question, self.spec, self.prompts, ask, self.judge)
 
 
 def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:

@@ -46,7 +46,7 @@ def check_models(spec: RunSpec) -> None:
 
     for role in models_asked(spec).values():
         for model in (role, *role.backups):
-            provider.check(model, capped=spec.limits.max_cost_usd is not None)
+            provider.check(model, spec.limits)
 
 
 def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:

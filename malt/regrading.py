@@ -114,7 +114,7 @@ def check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
     """Check a judge's model, key and price. Raises `ConfigError`."""
     from malt.llm import provider
 
-    provider.check(spec, capped=limits.max_cost_usd is not None)
+    provider.check(spec, limits)
 
 
 async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:

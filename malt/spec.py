@@ -257,6 +257,20 @@ class CreditSpec(Declared):
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
 
 
+class GrowthSpec(Declared):
+    """How much of each tree is grown."""
+
+    mode: Literal["full", "adaptive"] = "full"
+    """`full`: every node has all of its children, as in the paper. `adaptive`: leaves where siblings may disagree."""
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
+
+
+def as_growth(value: object) -> object:
+    """Let the mode alone be written without a table."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
 class DatasetSpec(Declared):
     """Which rows are written. Every gate counts what it leaves out, in the manifest and in the card."""
 
@@ -314,12 +328,19 @@ class Limits(Declared):
 
     max_cost_usd: float | None = Field(None, ge=0)
     """Hard cap on this run's spending; requests in flight are reserved at their worst case."""
+    max_tokens_total: int | None = Field(None, ge=0)
+    """Hard cap on this run's tokens, prompt and completion together; reserved in the same way."""
     max_in_flight: int = Field(64, ge=1)
     """Requests under way at once, per endpoint."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Per endpoint."""
     tokens_per_minute: float | None = Field(None, gt=0)
     """Per endpoint, prompt and completion together."""
+
+    @property
+    def capped(self) -> bool:
+        """Whether the run may spend only so much."""
+        return self.max_cost_usd is not None or self.max_tokens_total is not None
 
     def share(self, workers: int) -> "Limits":
         """Return what each of several processes may use, so that together they stay inside."""
@@ -329,6 +350,7 @@ class Limits(Declared):
 
         return Limits(
             max_cost_usd=part(self.max_cost_usd),
+            max_tokens_total=None if self.max_tokens_total is None else self.max_tokens_total // workers,
             max_in_flight=max(1, self.max_in_flight // workers),
             requests_per_minute=part(self.requests_per_minute),
             tokens_per_minute=part(self.tokens_per_minute),
@@ -361,6 +383,8 @@ class RunSpec(Declared):
     """How the leaves are graded."""
     credit: CreditSpec = Field(default_factory=CreditSpec)
     """How leaf grades become labels."""
+    growth: Annotated[GrowthSpec, BeforeValidator(as_growth)] = Field(default_factory=GrowthSpec)
+    """How much of each tree is grown: `full` or `adaptive`."""
     dataset: DatasetSpec = Field(default_factory=DatasetSpec)
     """Which rows are written."""
     limits: Limits = Field(default_factory=Limits)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -17,12 +18,13 @@ from prefect.utilities.annotations import allow_failure, quote
 from malt.errors import ConfigError, MaltError
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
-from malt.llm.session import Session, session_for
+from malt.llm.session import session_for
 from malt.llm.tally import Tally
+from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question
 from malt.settings import Settings
-from malt.spec import Limits, Role, RunSpec
+from malt.spec import Role, RunSpec
 from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome
@@ -48,9 +50,17 @@ def prompts_of(name_or_folder: str) -> PromptSet:
     return load_prompts(name_or_folder)
 
 
-def session_of_run(settings: Settings, limits: Limits) -> Session:
-    """Return this process's session for the flow run: once it has stopped, no later batch of the run asks on."""
-    return session_for(settings, limits, run=flow_run.id or "")
+def name_of_run() -> str:
+    """Name the flow run that is under way by when it began and a part of its id: names sort by time."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"
+
+
+def asker_of_run(
+    run: str, questions: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]
+) -> Asker:
+    """Return what some questions ask with in this process; once its session stopped, a run asks no more."""
+    session = session_for(settings, spec.limits, run=run)
+    return asker(session, [question.question_id for question in questions], asks, run)
 
 
 async def keyed(spec: RunSpec) -> RunSpec:
@@ -78,12 +88,11 @@ class Grown(NamedTuple):
 
 
 @task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
-def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     spec = asyncio.run(keyed(spec))
-    session = session_of_run(settings, spec.limits)
-    ask = asker(session, [question.question_id for question in batch], asks)
-    shortfall = session.run(ask_all(batch, spec, prompts_of(spec.prompts), ask))
+    ask, prompts = asker_of_run(run, batch, spec, settings, asks), prompts_of(spec.prompts)
+    shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
     return Grown(shortfall, Tally(ask.tally.roles))
 
 

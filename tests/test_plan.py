@@ -9,6 +9,7 @@ from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import session_for
 from malt.llm.store import Store
+from malt.pilot import pilot, spread
 from malt.plan import Plan, plan
 from malt.settings import Settings
 from malt.spec import PLAYERS, Limits, Role, RunSpec
@@ -100,7 +101,7 @@ def test_a_judge_is_quoted_where_a_grader_may_need_one(
 def test_tokens_come_from_what_the_store_has_seen(config: Path) -> None:
     before = quote(load_spec(config)).roles[Role.REFINER]
     assert "assumed" in before.basis
-    assert before.completion_tokens == 108 * 1024
+    assert before.completion_tokens == 108 * 512
     assert grow(load_spec(config, limit=2))
     after = quote(load_spec(config)).roles[Role.REFINER]
     assert "store" in after.basis
@@ -127,3 +128,56 @@ def test_the_embedded_model_costs_nothing(config: Path) -> None:
     quoted = quote(load_spec(config, [f"roles.{role}.model=embedded" for role in PLAYERS]))
     assert quoted.cost_usd == 0.0
     assert quoted.completions == 156
+
+
+def test_a_quote_is_a_range_within_what_it_assumes(config: Path) -> None:
+    refiner = quote(load_spec(config, ["roles.refiner.model=openai/gpt-4o-mini"])).roles[Role.REFINER]
+    assert (refiner.low.completion_tokens, refiner.high.completion_tokens) == (108 * 128, 108 * 1024)
+    assert refiner.low.prompt_tokens < refiner.prompt_tokens < refiner.high.prompt_tokens
+    assert (refiner.low.cost_usd or 0) < (refiner.cost_usd or 0) < (refiner.high.cost_usd or 0)
+
+
+def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, provider: ScriptedProvider) -> None:
+    spec = load_spec(config)
+    inputs = read_inputs(spec)
+    assert pilot(inputs, spec, Settings(), 3) == NOTHING_MISSING
+    assert provider.request_count == 3 * 13
+    quoted = quote(spec)
+    assert quoted.stored_completions == 3 * 39
+    assert "to 3 questions" in quoted.roles[Role.REFINER].basis
+    session = session_for(Settings(), Limits())
+    ask = asker(session, [question.question_id for question in inputs.questions])
+    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    used = ask.tally.total
+    assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens
+    assert quoted.low.prompt_tokens <= used.prompt_tokens <= quoted.high.prompt_tokens
+
+
+def test_costs_that_a_provider_reported_come_before_listed_prices(config: Path, provider: ScriptedProvider) -> None:
+    provider.cost_usd = 0.3
+    assert grow(load_spec(config, limit=2))
+    refiner = quote(load_spec(config)).roles[Role.REFINER]
+    assert refiner.cost_usd == pytest.approx(0.1 * refiner.completions)
+
+
+def test_a_pilot_asks_at_even_distances(config: Path) -> None:
+    questions = read_inputs(load_spec(config)).questions
+    assert spread(questions, 2) == [questions[0], questions[2]]
+    assert spread(questions, 9) == questions
+
+
+def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provider: ScriptedProvider) -> None:
+    provider.script = providers.answering({}, right=0.9)
+    spec = load_spec(config, ["growth=adaptive"])
+    before = quote(spec)
+    assert before.completions == QUESTIONS * 39
+    refiner = before.roles[Role.REFINER]
+    assert refiner.low.completion_tokens == QUESTIONS * 3 * 128
+    assert refiner.high.completion_tokens == QUESTIONS * 27 * 1024
+    assert grow(load_spec(config, ["growth=adaptive"], limit=2))
+    bought = provider.completions_sent
+    after = quote(spec)
+    assert (after.completions, after.stored_completions) == (2 * 39, bought)
+    assert after.roles[Role.REFINER].completion_tokens < after.roles[Role.REFINER].high.completion_tokens
+    assert grow(spec)
+    assert (quote(spec).completions, quote(spec).requests) == (0, 0)

@@ -12,7 +12,7 @@ from malt.errors import AccountEmpty, ConfigError
 from malt.llm import provider as llm
 from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.spec import ModelSpec, Role
+from malt.spec import Limits, ModelSpec, Role
 from tests import providers
 from tests.providers import Fault, ScriptedProvider
 
@@ -347,11 +347,15 @@ def test_a_wrong_declaration_is_found_before_money_is_spent(
 
 
 def test_a_cap_needs_a_price_and_a_longest_completion(provider: ScriptedProvider) -> None:
-    llm.check(spec(provider, "openai/gpt-4o-mini"), capped=True)
+    dollars, tokens = Limits(max_cost_usd=1), Limits(max_tokens_total=1)
+    llm.check(spec(provider, "openai/gpt-4o-mini"), dollars)
+    llm.check(spec(provider, "openai/unlisted"), tokens)
+    llm.check(ModelSpec(model="embedded", max_tokens=None), dollars)
     with pytest.raises(ConfigError, match="price of openai/unlisted is not known"):
-        llm.check(spec(provider, "openai/unlisted"), capped=True)
-    with pytest.raises(ConfigError, match="has no max_tokens"):
-        llm.check(spec(provider, "openai/gpt-4o-mini", max_tokens=None), capped=True)
+        llm.check(spec(provider, "openai/unlisted"), dollars)
+    for model, limits in (("openai/gpt-4o-mini", dollars), ("openai/unlisted", tokens), ("embedded", tokens)):
+        with pytest.raises(ConfigError, match="has no max_tokens"):
+            llm.check(spec(provider, model, max_tokens=None), limits)
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,11 @@ def test_the_order_in_which_completions_arrived_does_not_show(tmp_path: Path) ->
 @pytest.mark.parametrize("column", sorted(MEASURED))
 def test_what_was_measured_is_recorded_but_is_not_content(tmp_path: Path, column: str) -> None:
     first = publish_questions(["q1"], tmp_path)
-    slower = with_completion(mixed_tree("q1"), **{column: 77})
+    measured = "77" if column == "run" else 77
+    slower = with_completion(mixed_tree("q1"), **{column: measured})
     second = publish([slower], spec_of(), PROVENANCE, tmp_path / "elsewhere")
     assert first.manifest.content_sha256 == second.manifest.content_sha256
-    assert set(second.trajectories[column]) == {77}
+    assert set(second.trajectories[column]) == {measured}
 
 
 @pytest.mark.parametrize("changed", [{"text": "else"}, {"model": "else"}, {"reasoning": "hm"}, {"key": "else"}])
@@ -240,6 +241,22 @@ def test_the_manifest_has_the_diagnostics(tmp_path: Path) -> None:
     assert (leaves.right, leaves.wrong, leaves.unknown, leaves.percent) == (26, 26, 2, 50.0)
     assert diagnostics.graded_by == {"llm": 52}
     assert diagnostics.questions.mixed.model_dump() == {"count": 2, "percent": 100.0}
+
+
+def test_the_ledger_says_which_run_paid_for_what(tmp_path: Path) -> None:
+    first, later = mixed_tree("q1"), with_completion(mixed_tree("q2"), run="second", model="dearer", cost_usd=None)
+    judge = UsageCount()
+    judge.add(Completion("k", "{}", None, "stop", "judge", prompt_tokens=5, completion_tokens=5, cost_usd=0.5))
+    manifest = publish([first, later], spec_of(), replace(PROVENANCE, judge=judge), tmp_path).manifest
+    assert [(entry.run, entry.role, entry.model) for entry in manifest.ledger] == [
+        *(("", role, "served-model") for role in PLAYERS),
+        ("", "evaluator", "judge"),
+        *(("second", role, "dearer") for role in PLAYERS),
+    ]
+    assert [entry.cost.cost_usd for entry in manifest.ledger] == [0.003, 0.009, 0.027, 0.5, None, None, None]
+    for role in PLAYERS:
+        entries = [entry for entry in manifest.ledger if entry.role == role]
+        assert sum(entry.tokens.completions for entry in entries) == manifest.tokens[role].completions
 
 
 def test_an_unknown_cost_is_never_zero(tmp_path: Path) -> None:

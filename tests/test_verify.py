@@ -251,6 +251,7 @@ def test_an_edited_manifest_is_found(version: DatasetVersion) -> None:
     assert verify(open_version(version.path)) == [
         "manifest.json: was edited; it no longer has the digest it was sealed with",
         "manifest.json: the generator's tokens or cost are not the sums of the rows",
+        "manifest.json: its ledger is not what the rows add up to",
     ]
 
 

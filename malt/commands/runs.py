@@ -14,22 +14,26 @@ if TYPE_CHECKING:
     from malt.inputs import Inputs
     from malt.spec import RunSpec
     from malt.summary import RunSummary
+    from malt.trees.assessment import Shortfall
 
 
 @click.command()
 @takes_config
+@click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
 @takes_json
-def plan(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> None:
-    """Quote a run without a model call: requests, completions, tokens, cost, and what the store already holds."""
+def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
+    """Quote a run: requests, completions, tokens, cost, and what the store has. No model call, but for a pilot's."""
     from malt import console
     from malt.llm.store import Store
     from malt.plan import plan as quote
     from malt.settings import Settings
 
     spec, inputs = declared(config, override, limit)
+    shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
     console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
+    return 0 if shortfall is None else console.show_shortfall(shortfall)
 
 
 @click.command()
@@ -55,6 +59,16 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json
     spec, inputs, wait_for_prefect = begun(config, override, limit)
     del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
     return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)
+
+
+def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
+    """Ask a few questions; what went wrong is told beside the quote."""
+    from malt.inputs import check_models
+    from malt.pilot import pilot
+    from malt.settings import Settings
+
+    check_models(spec)
+    return pilot(inputs, spec, Settings(), questions)
 
 
 def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":

@@ -3,14 +3,17 @@
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import malt
-from malt.datasets.manifest import Code, Cost, Counts, Failure, LabelCounts, Tokens
+from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
+from malt.datasets.rowfiles import LONE_SURROGATES
 from malt.llm.completion import Completion
-from malt.spec import PLAYERS, Role
+from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
+from malt.trees.growth import nodes_per_question
 from malt.trees.tree import Address, FailedBranch
 
 DISTRIBUTION = "malt-trees"
@@ -20,6 +23,8 @@ class UsageCount:
     """Adds up what completions took and cost; what one does not say, the sum does not know."""
 
     def __init__(self) -> None:
+        self.parts: dict[tuple[str, str], UsageCount] = {}
+        """The same by run and model."""
         self._completions = 0
         self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
         self._known = 0
@@ -27,6 +32,10 @@ class UsageCount:
 
     def add(self, completion: Completion) -> None:
         """Count one completion."""
+        self._add(completion)
+        self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
+
+    def _add(self, completion: Completion) -> None:
         self._completions += 1
         for name, total in self._tokens.items():
             count: int | None = getattr(completion, name)
@@ -45,6 +54,35 @@ class UsageCount:
         """What they cost, to a billionth of a cent: sums of floating point numbers say no more."""
         usd = round(self._usd, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
+
+
+def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
+    """Write usage by run, role and model, in that order."""
+    entries = [
+        LedgerEntry(run=run, role=role, model=model.translate(LONE_SURROGATES), tokens=part.tokens, cost=part.cost)
+        for role, count in usage.items()
+        for (run, model), part in sorted(count.parts.items())
+    ]
+    return tuple(sorted(entries, key=lambda entry: entry.run))
+
+
+UNBIASED = "the mean of all leaves below a node: unbiased"
+BIASED = (
+    "the mean of the leaves below a node that were asked for, whose number depends on what they were: biased away from "
+    "1/2 where known_leaves is less than in a full tree"
+)
+
+
+def growth_of(spec: RunSpec, counts: Counts) -> Growth:
+    """Say how much of its trees a version has."""
+    is_full = spec.growth.mode == "full"
+    return Growth(
+        mode=spec.growth.mode,
+        confidence=None if is_full else spec.growth.confidence,
+        nodes=sum(counts.nodes.values()),
+        nodes_in_full=counts.complete * sum(nodes_per_question(spec).values()),
+        values=UNBIASED if is_full else BIASED,
+    )
 
 
 class Census:

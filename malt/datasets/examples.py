@@ -107,6 +107,7 @@ class TrajectoryRow(TypedDict):
     completion_tokens: int | None
     cost_usd: float | None
     latency_s: float
+    run: str
 
 
 class QuestionRow(TypedDict):
@@ -340,6 +341,7 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
         completion_tokens=completion.completion_tokens,
         cost_usd=completion.cost_usd,
         latency_s=completion.latency_s,
+        run=completion.run,
     )
 
 

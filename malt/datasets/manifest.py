@@ -54,6 +54,18 @@ class Cost(Recorded):
     """What those cost."""
 
 
+class LedgerEntry(Recorded):
+    """What one model in one role gave a version in one run."""
+
+    run: str
+    """When the run began, and part of its id; empty where the store does not say."""
+    role: Role
+    model: str
+    """The model that answered, as the provider names it."""
+    tokens: Tokens
+    cost: Cost
+
+
 class LabelCounts(Recorded):
     """One role's nodes by label."""
 
@@ -127,6 +139,19 @@ class ScreeningCounts(Recorded):
     """By reason."""
     test_sets: tuple[HeldOutSet, ...]
     """What `decontaminate` named."""
+
+
+class Growth(Recorded):
+    """How much of the trees was grown, and what that means for the values."""
+
+    mode: Literal["full", "adaptive"]
+    confidence: float | None
+    """Adaptive: how sure it was that a label is the full tree's when it stopped."""
+    nodes: int
+    nodes_in_full: int
+    """What full trees of the same questions have."""
+    values: str
+    """What a node's value estimates, and whether it is unbiased."""
 
 
 class Portion(Recorded):
@@ -294,6 +319,7 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
+    growth: Growth
     screening: ScreeningCounts
     """Which questions give no rows."""
     selection: dict[str, dict[str, RowCounts]]
@@ -307,6 +333,8 @@ class Manifest(Recorded):
     """By role; the evaluator's where whoever published could tell."""
     cost: dict[str, Cost]
     """By role; the evaluator's where whoever published could tell."""
+    ledger: tuple[LedgerEntry, ...]
+    """The same by run, role and model, in that order: whose money made this version, and when."""
     failures: tuple[Failure, ...] = ()
 
     @property

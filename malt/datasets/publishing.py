@@ -10,7 +10,7 @@ from typing import Self
 
 from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, as_failure, code_version
+from malt.datasets.census import Census, UsageCount, as_failure, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.lengths import measured, token_counter
@@ -183,6 +183,7 @@ class VersionWriter:
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
             counts=self.census.counts,
+            growth=growth_of(self.spec, self.census.counts),
             screening=self.provenance.screening.counts,
             selection=self.selection.counts,
             lengths=self.selection.lengths,
@@ -190,6 +191,7 @@ class VersionWriter:
             diagnostics=self.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},
+            ledger=ledger_of(usage),
             failures=tuple(self.census.failures),
         )
 

@@ -17,12 +17,13 @@ from malt.trees.tree import Address, Node, Tree
 Prompts = Mapping[str, list[MessageRow]]
 """What siblings saw, by the id of their parent."""
 
-ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s"], ...] = (
+ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s", "run"], ...] = (
     "text",
     "model",
     "finish_reason",
     "request_key",
     "latency_s",
+    "run",
 )
 
 
@@ -56,6 +57,7 @@ def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow])
         completion_tokens=row["completion_tokens"],
         cost_usd=row["cost_usd"],
         latency_s=row["latency_s"],
+        run=row["run"],
     )
     return Node(address, tuple(Message(turn["role"], turn["content"]) for turn in prompt), completion)
 

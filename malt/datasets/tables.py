@@ -81,6 +81,7 @@ TRAJECTORIES = pa.schema(
         ("completion_tokens", pa.int64()),
         ("cost_usd", pa.float64()),
         ("latency_s", pa.float64()),
+        ("run", pa.string()),
     ]
 )
 QUESTIONS = pa.schema(
@@ -136,7 +137,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 """Every parquet file of a version, by its path below the version's folder."""
 
-MEASURED = frozenset({"prompt_tokens", "completion_tokens", "cost_usd", "latency_s"})
+MEASURED = frozenset({"prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "run"})
 """Columns that tell of the run, not of the content: the same completions had again differ here. In no row digest."""
 
 QUESTION_COLUMNS = frozenset({"question_id", "question", "ground_truth", "reference", "choices", "metadata"})

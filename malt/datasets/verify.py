@@ -8,6 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.datasets import examples
-from malt.datasets.census import Census
+from malt.datasets.census import Census, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.lengths import estimated, measured
@@ -40,6 +41,7 @@ from malt.datasets.tables import (
 )
 from malt.datasets.version import DatasetVersion
 from malt.spec import PLAYERS, Role, RunSpec
+from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
@@ -227,7 +229,7 @@ class RowCheck:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
-        if valued.tree.nodes.keys() != self._whole:
+        if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
         self.census.add(valued)
         self.diagnostics.add(valued)
@@ -244,6 +246,17 @@ class RowCheck:
             if stored.text != again.text or (known and stored.prompt != again.prompt):
                 question_id = valued.tree.question.question_id
                 self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
+
+    def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
+        """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
+        if self.spec.growth.mode == "full":
+            return self._whole
+        values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
+        with suppress(KeyError):  # it would have asked for another leaf
+            return nodes_grown(
+                Rule.of(self.spec), {leaf: value.mean if value else None for leaf, value in values.items()}
+            )
+        return set()
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
@@ -290,6 +303,8 @@ class RowCheck:
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
         if manifest.counts != self.census.counts.model_copy(update=update):
             self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
+        if manifest.growth != growth_of(self.spec, self.census.counts):
+            self.problems.add(MANIFEST_FILE, "what it says of growth is not what its config and rows say")
         if manifest.selection != self.selection.counts:
             self.problems.add(MANIFEST_FILE, "its counts of what was left out are not those of the rows")
         if (manifest.lengths, manifest.length_bias) != (self.selection.lengths, self.selection.length_bias):
@@ -301,6 +316,8 @@ class RowCheck:
         for role, usage in self.census.usage.items():
             if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
                 self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
+        if tuple(entry for entry in manifest.ledger if entry.role in PLAYERS) != ledger_of(self.census.usage):
+            self.problems.add(MANIFEST_FILE, "its ledger is not what the rows add up to")
 
 
 def whole_tree(spec: RunSpec) -> set[Address]:

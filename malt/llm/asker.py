@@ -71,9 +71,9 @@ def recall(store: Store, question_ids: Iterable[str]) -> Recall:
 EVERY_ROLE = frozenset(Role)
 
 
-def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE) -> "Asker":
-    """Return what some questions ask with: it knows their stored samples, and counts what they use."""
-    return Asker(session, session.store.rows(question_ids), asks)
+def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = "") -> "Asker":
+    """Return what some questions of a run ask with: it knows their stored samples, and counts what they use."""
+    return Asker(session, session.store.rows(question_ids), asks, run)
 
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
@@ -87,25 +87,35 @@ class Asker(Recall):
     Made for a set of questions, whose rows it keeps at hand.
     """
 
-    def __init__(self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE) -> None:
+    def __init__(
+        self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE, run: str = ""
+    ) -> None:
         super().__init__(known)
         self.asks = asks
-        self.tally = Tally(above=session.tally)
-        self._session = session
+        self.tally = Tally(above=session.tally, run=run)
+        self.session = session
         self._turns: dict[str, asyncio.Lock] = {}
         self._draws = Counter(key.partition(ASIDE)[0] for key in known if ASIDE in key)
+        self._counted: set[str] = set()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the samples, asking for the missing ones; callable from any loop."""
-        return await self._session.call(self._complete(request))
+        return await self.session.call(self._complete(request))
 
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
         async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
             missing = self.missing(request)
-            self.tally.add(request.role, Usage(cached_completions=request.count - len(missing)))
+            self._count_stored(request)
             if missing and request.role in self.asks:
                 await self._ask_in_turn(request, missing)
         return self.read(request, fresh=missing)
+
+    def _count_stored(self, request: CompletionRequest) -> None:
+        """Count what the store had: each sample once, though growth may ask for it again with further siblings."""
+        new = [sample for sample, key in enumerate(request.keys) if key not in self._counted]
+        self._counted.update(request.keys)
+        stored = sum(self.answer(request, sample) is not None for sample in new)
+        self.tally.add(request.role, Usage(cached_completions=stored))
 
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
         """Ask the model, then its fallbacks for what is still missing."""
@@ -126,7 +136,7 @@ class Asker(Recall):
     async def _had(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
         drawn = replace(request, draw=self._draws[request.keys[first]])
-        rows = await self._session.ask(drawn, first, count, self.tally, has_spare=has_spare)
+        rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
         self.known.update((row.key, row) for row in rows)
         bought = [completion(row, cached=False) for row in rows if row.response is not None]
         for one in bought:
@@ -137,7 +147,9 @@ class Asker(Recall):
 def completion(row: StoredSample, *, cached: bool) -> Completion:
     """Read a row that has an answer. Raises `StoreError` where it is not what a session wrote."""
     try:
-        return read_response(row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached)
+        return read_response(
+            row.response or "", row.key, cost_usd=row.cost_usd, latency_s=row.latency_s, cached=cached, run=row.run
+        )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise StoreError(
             f"the store's answer {row.key} to question {row.question_id!r} is damaged ({error}); "

@@ -95,6 +95,8 @@ class Completion:
     latency_s: float = 0.0
     cached: bool = False
     """It came from the store, not from a request of this run."""
+    run: str = ""
+    """The run that asked for it; empty where that is not known."""
 
 
 class Complete(Protocol):
@@ -122,7 +124,9 @@ def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
     ]
 
 
-def read_response(response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool) -> Completion:
+def read_response(
+    response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
+) -> Completion:
     """Read one stored response. Whatever the provider sent has a reading: what is missing is empty or None."""
     body = read_json(response)
     choice = body["choices"][0] or {}
@@ -141,6 +145,7 @@ def read_response(response: str, key: str, *, cost_usd: float | None, latency_s:
         cost_usd=cost_usd,
         latency_s=latency_s,
         cached=cached,
+        run=run,
     )
 
 

@@ -1,4 +1,4 @@
-"""How fast, how often and for how much: one `Endpoint` for all requests to a model, one `Budget` for a run.
+"""How fast and how often: one `Endpoint` for all requests to a model. For how much is budget.py's.
 
 An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
 its 429s have taught (pace.py). Waiting uses up no attempt and no time-out.
@@ -12,28 +12,18 @@ from contextlib import suppress
 from itertools import count
 from typing import Protocol, TypeVar
 
-from malt.errors import AccountEmpty, BudgetSpent, EndpointDown, MaltError, RequestFailed, RunStopped
-from malt.llm.completion import CompletionRequest
+from malt.errors import AccountEmpty, EndpointDown, RequestFailed, RunStopped
+from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.health import Health
 from malt.llm.pace import PATIENT, Pace, Policy, Schedule
+from malt.llm.turns import Turns
 from malt.spec import Limits
 
-PICO = 10**12
-"""Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
 
-
-class Answer(Protocol):
+class Answer(budget.Answer, Protocol):
     """What an attempt returns, as far as limits care."""
-
-    @property
-    def total_tokens(self) -> int | None:
-        """Tokens the provider counted."""
-
-    @property
-    def cost_usd(self) -> float | None:
-        """What it cost; None when not known."""
 
     @property
     def granted(self) -> Granted:
@@ -42,14 +32,13 @@ class Answer(Protocol):
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
-
 OUTAGE = "an outage; single requests probe"
 
 
 class Endpoint:
     """The limiter that all requests of a process to one model at one address with one key share.
 
-    Requests are sent in the order in which they come. All methods belong to one event loop.
+    Requests of the question that came first are sent first. All methods belong to one event loop.
     """
 
     def __init__(self, limits: Limits, policy: Policy = PATIENT) -> None:
@@ -71,7 +60,7 @@ class Endpoint:
         self._limited_since = math.inf
         self._pace, self._health = Pace(policy), Health(policy)
         self._learned, self._requests, self._tokens = Schedule(), Schedule(), Schedule()
-        self._turn, self._changed = asyncio.Lock(), asyncio.Event()
+        self._turns, self._changed = Turns(), asyncio.Event()
         self._last_failure = ""
         self._anonymous = count()
 
@@ -110,8 +99,8 @@ class Endpoint:
     async def call(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str = "") -> AnswerT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
-        `tokens` is the most that one attempt can take. `question` tells an outage from a question that always fails;
-        without it each call counts as a question of its own.
+        `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
+        question that always fails; without it each call counts as a question of its own.
 
         Raises `RequestFailed` after the last attempt or a rejection, `EndpointDown` when an outage outlasts patience;
         everything else that `attempt` raises goes through.
@@ -119,7 +108,7 @@ class Endpoint:
         question = question or f"#{next(self._anonymous)}"
         failures = 0
         while True:
-            await self._wait_for_room(tokens)
+            await self._wait_for_room(tokens, question)
             try:
                 return await self._make(attempt, tokens, question)
             except AccountEmpty as error:
@@ -171,8 +160,8 @@ class Endpoint:
         known = [declared, None if told is None else told * (1 - self._policy.rate_margin)]
         return min((limit for limit in known if limit is not None), default=None)
 
-    async def _wait_for_room(self, tokens: int) -> None:
-        async with self._turn:
+    async def _wait_for_room(self, tokens: int, question: str) -> None:
+        async with self._turns.turn(question):
             while (wait_s := self._wait_s(now_s())) > 0:
                 self._changed.clear()
                 with suppress(TimeoutError):
@@ -266,63 +255,3 @@ def lowest(users: Sequence[Limits]) -> Limits:
         requests_per_minute=least(user.requests_per_minute for user in users),
         tokens_per_minute=least(user.tokens_per_minute for user in users),
     )
-
-
-class Budget:
-    """The cap on a run's spending: what is under way is held at its worst case, so the cap is never passed.
-
-    All methods belong to one event loop.
-    """
-
-    def __init__(self, max_cost_usd: float | None) -> None:
-        self._cap = math.inf if max_cost_usd is None else math.floor(max_cost_usd * PICO)
-        self._spent = 0
-        self._held = 0
-        self._settled = asyncio.Event()
-
-    @property
-    def spent_usd(self) -> float:
-        """What answers cost, and what failed requests may have cost."""
-        return self._spent / PICO
-
-    async def pay(self, worst_usd: float, attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
-        """Make an attempt once its worst case fits under the cap; waits while answers under way may yet leave room.
-
-        A refusal costs nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
-        Raises `BudgetSpent` when it can never fit.
-        """
-        worst = bill = math.ceil(worst_usd * PICO)
-        await self._hold(worst)
-        try:
-            answer = await attempt()
-        except MaltError as error:
-            bill = worst if isinstance(error, Unavailable) and error.perhaps_billed else 0
-            raise
-        else:
-            bill = worst if answer.cost_usd is None else math.ceil(answer.cost_usd * PICO)
-            return answer
-        finally:
-            self._held -= worst
-            self._spent += bill
-            self._settled.set()
-
-    async def _hold(self, worst: int) -> None:
-        while self._spent + self._held + worst > self._cap:
-            if self._spent + worst > self._cap or not self._held:
-                raise BudgetSpent(
-                    f"limits.max_cost_usd = {self._cap / PICO:g} is reached: {self.spent_usd:.4f} USD are spent, the "
-                    f"next request may cost {worst / PICO:.4f}; raise the cap and run again to go on"
-                )
-            self._settled.clear()
-            await self._settled.wait()
-        self._held += worst
-
-
-def worst_cost_usd(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> float:
-    """Return the most that `samples` of a request can cost at (prompt, completion) dollars a token.
-
-    No tokenizer makes more tokens of a text than it has bytes; each message and the template around it add a few.
-    """
-    prompt = 64 + sum(len(message.content.encode()) + 16 for message in request.messages)
-    completions = samples * (request.model.max_tokens or 0)
-    return prompt * prices[0] + completions * prices[1]

@@ -24,7 +24,7 @@ from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
 from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.meaning import meaning_of, place_of, reason_of
-from malt.spec import ModelSpec
+from malt.spec import Limits, ModelSpec
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
@@ -32,6 +32,8 @@ OWN_KEYS = frozenset(
     | {"drop_params", "mock_response", "custom_llm_provider"}
 )
 """What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
+
+UNCAPPED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,14 @@ class Reply:
     def total_tokens(self) -> int | None:
         """What the provider counted, prompt and completions together; None where it did not."""
         usage = self.response.get("usage")
-        return token_count(usage.get("total_tokens")) if is_counted(usage) else None
+        if not is_counted(usage):
+            return None
+        choices = [choice for choice in embedded.as_list(self.response.get("choices")) if isinstance(choice, dict)]
+        by_choice = [token_count(choice.get("completion_tokens")) for choice in choices]
+        counted = [tokens for tokens in by_choice if tokens is not None]
+        if counted and len(counted) == len(choices):  # the embedded server's usage covers the first choice alone
+            return sum(counted, token_count(usage.get("prompt_tokens")) or 0)
+        return token_count(usage.get("total_tokens"))
 
 
 async def send(request: CompletionRequest, first: int, count: int) -> Reply:
@@ -93,8 +102,8 @@ def _headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
     return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
 
 
-def check(model: ModelSpec, *, capped: bool = False) -> None:
-    """Find what is wrong with a declaration without asking the model; `capped`: its cost must be known beforehand.
+def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
+    """Find what is wrong with a declaration without asking the model; under a cap its worst case must be known.
 
     Raises `ConfigError`.
     """
@@ -103,6 +112,7 @@ def check(model: ModelSpec, *, capped: bool = False) -> None:
             f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
         )
     key_of(model)
+    _check_caps(model, limits)
     if embedded.is_embedded(model.model):
         embedded.check(model.model)
         return
@@ -111,10 +121,6 @@ def check(model: ModelSpec, *, capped: bool = False) -> None:
     _check_sampling(model, provider)
     if provider == "hosted_vllm" and not (model.api_base or os.environ.get("HOSTED_VLLM_API_BASE")):
         raise ConfigError(f'{model.model} needs an address: set api_base = "http://…/v1"')
-    if capped and price(model) is None:
-        raise ConfigError(f"limits.max_cost_usd is set, but the price of {model.model} is not known; remove the cap")
-    if capped and model.max_tokens is None:
-        raise ConfigError(f"limits.max_cost_usd is set, but {model.model} has no max_tokens to reckon with; set it")
 
 
 def takes_siblings(model: ModelSpec) -> bool:
@@ -146,6 +152,14 @@ def key_of(model: ModelSpec) -> str | None:
     if not (key := os.environ.get(model.api_key_env)):
         raise ConfigError(f"{model.model}: api_key_env names {model.api_key_env}, which is not set; export it")
     return key
+
+
+def _check_caps(model: ModelSpec, limits: Limits) -> None:
+    if limits.max_cost_usd is not None and price(model) is None:
+        raise ConfigError(f"limits.max_cost_usd is set, but the price of {model.model} is not known; remove the cap")
+    costs = limits.max_cost_usd is not None and price(model) != Prices(0.0, 0.0)
+    if model.max_tokens is None and (costs or limits.max_tokens_total is not None):
+        raise ConfigError(f"limits has a cap, but {model.model} has no max_tokens to reckon with; set it")
 
 
 def _check_key(model: ModelSpec, provider: str) -> None:

@@ -9,16 +9,18 @@ import atexit
 import concurrent.futures
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
+from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
-from malt.llm.limits import Budget, Endpoint, worst_cost_usd
+from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
 from malt.llm.store import BatchedWriter, Store, StoredSample
 from malt.llm.tally import Tally, Usage
@@ -40,7 +42,7 @@ class Session:
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self._limits = limits
-        self._budget = Budget(limits.max_cost_usd)
+        self._budget = Budget(limits)
         self._shared = shared
         self._endpoints: dict[Where, tuple[Endpoint, Limits]] = {}
         self._loop = background.enter()
@@ -99,6 +101,16 @@ class Session:
             self._endpoints[where] = endpoint, limits
         return self._endpoints[where][0]
 
+    @asynccontextmanager
+    async def tree(self, worst: Amount) -> AsyncIterator[None]:
+        """Grow a tree in here, from any loop: it begins once the budget has room for it (see `Budget.tree`)."""
+        growing = self._budget.tree(worst)
+        await self.call(growing.__aenter__())
+        try:
+            yield
+        finally:
+            await self.call(growing.__aexit__(None, None, None))
+
     @property
     def held_by(self) -> list[str]:
         """What holds each endpoint's rate back now, in the words of the progress line."""
@@ -131,8 +143,9 @@ class Session:
             if not is_of_the_branch(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
                 raise
-            return await self._put(failed_rows(request, first, count, str(error), time.perf_counter() - started))
-        return await self._put(answered_rows(request, first, asked, reply))
+            waited_s = time.perf_counter() - started
+            return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
+        return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -152,19 +165,17 @@ class Session:
         async def attempt() -> Reply:
             if self.stopped is not None:
                 raise self.stopped
-            return await self._budget.pay(self._worst_cost_usd(request, count), send)
+            return await self._budget.pay(self._worst_case(request, count), send)
 
         return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
 
-    def _worst_cost_usd(self, request: CompletionRequest, count: int) -> float:
-        if self._limits.max_cost_usd is None:
-            return 0.0
+    def _worst_case(self, request: CompletionRequest, count: int) -> Amount:
         prices = provider.price(request.model)
-        if prices is None:
+        if prices is None and self._limits.max_cost_usd is not None:
             raise ConfigError(
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
             )
-        return worst_cost_usd(request, count, prices)
+        return worst_case(request, count, prices or (0.0, 0.0))
 
 
 def is_of_the_branch(error: MaltError, *, has_spare: bool) -> bool:
@@ -184,25 +195,30 @@ def limits_of(model: ModelSpec, limits: Limits) -> Limits:
     return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
 
 
-def answered_rows(request: CompletionRequest, first: int, count: int, reply: Reply) -> list[StoredSample]:
+def answered_rows(
+    request: CompletionRequest, first: int, count: int, reply: Reply, run: str = ""
+) -> list[StoredSample]:
     """Return the rows of one response, one a choice, raw."""
     responses = split_response(reply.response, count)
     cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
     return [
-        row_for(request, first + position, reply.latency_s, response=response, cost_usd=cost)
+        row_for(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
         for position, response in enumerate(responses)
     ]
 
 
-def failed_rows(request: CompletionRequest, first: int, count: int, reason: str, waited_s: float) -> list[StoredSample]:
+def failed_rows(
+    request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
+) -> list[StoredSample]:
     """Return the rows that say why these samples could not be had."""
-    return [row_for(request, sample, waited_s, error=reason) for sample in range(first, first + count)]
+    return [row_for(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
 
 
 def row_for(
     request: CompletionRequest,
     sample: int,
     latency_s: float,
+    run: str,
     *,
     response: str | None = None,
     error: str | None = None,
@@ -220,6 +236,7 @@ def row_for(
         error=error,
         cost_usd=cost_usd,
         latency_s=latency_s,
+        run=run,
     )
 
 

@@ -50,6 +50,7 @@ samples_table = sa.Table(
     sa.Column("cost_usd", sa.Float),
     sa.Column("latency_s", sa.Float, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("run", sa.Text, nullable=False, server_default=""),
 )
 
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
@@ -75,6 +76,8 @@ class StoredSample:
     """This sample's share of what its request cost; None where that is unknown."""
     latency_s: float
     created_at: float = field(default_factory=time.time)
+    run: str = ""
+    """The run that asked; empty where none was named."""
 
 
 ASIDE = "~"
@@ -246,7 +249,8 @@ def _when_free(open_store: Callable[[], None]) -> None:
         try:
             open_store()
         except OperationalError as error:
-            if "locked" not in str(error.orig) or attempt == OPEN_ATTEMPTS - 1:
+            passes = any(sign in str(error.orig) for sign in ("locked", "duplicate column"))
+            if not passes or attempt == OPEN_ATTEMPTS - 1:
                 raise
             time.sleep(0.02 * (attempt + 1))
         else:
@@ -266,11 +270,20 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
             f"the store {hidden(url)} has format {max(versions)}, written by a newer malt; this one reads {FORMAT}: "
             "upgrade malt"
         )
-    if missing := [name for name in COLUMNS if name not in present]:
+    if missing := [name for name in COLUMNS if name not in present | {"run"}]:
         raise StoreError(
             f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
             "move it away or set MALT_STORE_URL"
         )
+    if "run" not in present:
+        _add_run(engine)
+
+
+def _add_run(engine: sa.Engine) -> None:
+    """Add the one column that earlier releases did not write; they go on working with it there."""
+    with engine.begin() as connection:
+        if_missing = "IF NOT EXISTS " if engine.dialect.name == "postgresql" else ""
+        connection.execute(sa.text(f"ALTER TABLE samples ADD COLUMN {if_missing}run TEXT DEFAULT '' NOT NULL"))
 
 
 def create_tables(connection: sa.Connection) -> None:

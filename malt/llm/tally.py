@@ -34,6 +34,8 @@ class Tally:
 
     roles: dict[Role, Usage] = field(default_factory=lambda: {role: Usage() for role in Role})
     above: "Tally | None" = None
+    run: str = ""
+    """Whose usage it is."""
 
     def add(self, role: Role, usage: Usage) -> None:
         """Count something for one role."""

@@ -1,7 +1,8 @@
 """Assessment: a question's whole way. Grow its tree, grade every leaf, pass the credit up."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
 from malt.spec import EvaluatorSpec, GraderKind, Role, RunSpec
-from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
+from malt.trees.adaptive import grow_adaptively
+from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
 from malt.trees.growth import grow
@@ -30,9 +32,33 @@ async def assess(
 
     `judge` stands in for the one that the spec declares.
     """
-    tree = await grow(question, spec, prompts, complete, wait)
+    tree = await grown(question, spec, prompts, complete, judge, wait)
     valued = await value(tree, spec, prompts, complete, judge, wait)
     return replace(valued, diagnosis=await diagnose(valued, spec.evaluator, wait))
+
+
+async def grown(
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
+) -> Tree:
+    """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
+    if spec.growth.mode == "full":
+        return await grow(question, spec, prompts, complete, wait)
+    if judge is None and asks_judge(spec):
+        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    graders = graders_for(spec.evaluator, judge)
+
+    async def reward(leaf: Node) -> float | None:
+        try:
+            return leaf_reward(await grade_text(question, leaf, graders), spec.credit)
+        except RequestFailed:
+            return None  # `value` asks again, and records the branch
+
+    return await grow_adaptively(question, spec, prompts, complete, reward, wait)
 
 
 class Shortfall(NamedTuple):
@@ -45,12 +71,23 @@ class Shortfall(NamedTuple):
 NOTHING_MISSING = Shortfall((), None)
 
 
-async def ask_all(questions: Iterable[Question], spec: RunSpec, prompts: PromptSet, complete: Complete) -> Shortfall:
+Begin = Callable[[Question], AbstractAsyncContextManager[None]]
+"""Waits until a question's tree may be begun; left when all of it was asked for."""
+
+
+async def ask_all(
+    questions: Iterable[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    begin: Begin = lambda _question: nullcontext(),
+) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        tree = await grow(question, spec, prompts, complete)
-        return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
+        async with begin(question):
+            tree = await grown(question, spec, prompts, complete)
+            return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
 
     return await shortfall_of(missing_of(question) for question in questions)
 

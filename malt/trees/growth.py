@@ -49,9 +49,14 @@ class Growth:
 
 
 def expansion(
-    question: Question, parent: Address, nodes: Mapping[Address, Node], spec: RunSpec, prompts: PromptSet
+    question: Question,
+    parent: Address,
+    nodes: Mapping[Address, Node],
+    spec: RunSpec,
+    prompts: PromptSet,
+    count: int | None = None,
 ) -> CompletionRequest:
-    """Return the one request that asks for all children of a node. The reference answer is no part of it."""
+    """Return the one request for the first `count` children, or all. The reference answer is no part of it."""
     role = PLAYERS[len(parent)]
     slots = {"question": question.question}
     if len(parent) >= 1:
@@ -65,7 +70,7 @@ def expansion(
         messages=prompts.messages(role, **slots),
         question_id=question.question_id,
         address=str(parent),
-        count=declared.samples,
+        count=declared.samples if count is None else count,
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.config import load_spec
+from malt.datasets.manifest import write_manifest
+from malt.datasets.verify import verify
 from malt.datasets.version import open_version
 from malt.llm.store import Store
 from malt.questions import read_questions
@@ -13,10 +15,12 @@ from malt.settings import Settings
 from tests import providers
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt
-from tests.providers import Asked, ScriptedProvider
+from tests.providers import Asked, ScriptedProvider, answering
 
 NODES = {"generator": 3, "verifier": 9, "refiner": 27}
 """Completions of one question at three samples a node."""
+SHORT = tuple(f"--set=roles.{role}.max_tokens=40" for role in REQUESTS)
+"""Completions of about their real length, so that a worst case is near what a tree takes."""
 FAILING = ("What is 4 + 10?", "What is 11 + 10?")
 
 
@@ -194,3 +198,51 @@ def test_a_run_that_reaches_its_cap_stops_with_exit_3_and_goes_on_when_it_is_rai
     assert sum(row.response is not None for row in stored.values()) == stopped.summary.completions
     resumed = malt("run", config, *priced, "-s", "limits.max_cost_usd=1", "--limit", 5)
     assert (resumed.code, resumed.summary.complete) == (0, 5)
+
+
+@pytest.mark.parametrize("tracking", ["shard", "branch"])
+def test_a_budget_for_few_trees_makes_a_dataset_of_whole_ones(
+    malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
+) -> None:
+    """Twenty questions are there, and tokens for some four: money goes into trees that are finished."""
+    stopped = malt("run", config, "-s", "limits.max_tokens_total=20000", "-s", f"run.tracking={tracking}", *SHORT)
+    assert stopped.code == 3
+    assert "limits.max_tokens_total = 20000 is reached" in stopped.stderr
+    used = stopped.summary.prompt_tokens + stopped.summary.completion_tokens
+    assert used <= 20000
+    assert stopped.summary.version == 1
+    in_whole_trees = stopped.summary.complete * sum(REQUESTS.values())
+    assert stopped.summary.requests - in_whole_trees < sum(REQUESTS.values()), "one tree at most is left half grown"
+    assert used > 20000 * 0.7
+    assert verify(open_version(Path(str(stopped.summary.path)))) == []
+
+
+@pytest.mark.parametrize("tracking", ["shard", "branch"])
+def test_adaptive_growth_publishes_a_version_that_holds_and_full_growth_pays_the_difference(
+    malt: Malt, config: Path, provider: ScriptedProvider, tracking: str
+) -> None:
+    provider.script = answering({}, right=0.9)
+    tracked = ("-s", f"run.tracking={tracking}", "--limit", 4)
+    ran = malt("run", config, "-s", "growth=adaptive", *tracked)
+    assert (ran.code, ran.summary.complete, ran.summary.failed_branches) == (0, 4, 0)
+    assert ran.summary.completions == provider.completions_sent < 4 * sum(NODES.values())
+    assert ran.summary.cached_completions == 0
+    version = open_version(Path(str(ran.summary.path)))
+    assert verify(version) == []
+    assert len(version.trajectories) == ran.summary.completions
+    told = version.manifest.growth
+    assert (told.mode, told.nodes, told.nodes_in_full) == ("adaptive", ran.summary.completions, 4 * 39)
+    assert "biased" in told.values
+    malt("run", config, *tracked)
+    assert provider.completions_sent == 4 * sum(NODES.values())
+
+
+def test_a_leaf_that_adaptive_growth_would_not_have_asked_for_is_found(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    full = open_version(Path(str(malt("run", config, "--limit", 2).summary.path)))
+    told = full.manifest.model_copy(
+        update={"config": full.manifest.config | {"growth": {"mode": "adaptive", "confidence": 0.6}}}
+    )
+    write_manifest(told, full.path)
+    assert any("has not the nodes that its config asks for" in problem for problem in verify(open_version(full.path)))

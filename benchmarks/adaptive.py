@@ -1,0 +1,198 @@
+"""Prints what adaptive growth gives for 1,000 completions beside full growth: `python -m benchmarks.adaptive [N]`.
+
+Simulated models grow N trees (default 300) of the paper's shape through the real growth, grading and gates. `alike`:
+every leaf is right with the same probability. `differ`: a question's rate is drawn from Beta(k a, k (1 - a)) around the
+accuracy a, a generation's around that with k = 5, a critique's around that with k = 10. With `--embedded N` the
+embedded model grows N of the quickstart's questions; both trees are made of the same answers, as in all rows.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from malt.config import load_spec
+from malt.datasets.lengths import measured, token_counter
+from malt.datasets.selection import select
+from malt.inputs import read_inputs
+from malt.llm.asker import Recall, asker
+from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
+from malt.llm.session import close_sessions, session_for
+from malt.prompts import PromptSet, load_prompts
+from malt.questions import Question
+from malt.settings import Settings
+from malt.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
+from malt.trees.assessment import ask_all, assess
+from malt.trees.credit import ValuedTree
+from malt.trees.tree import Address
+
+ACCURACIES = (0.2, 0.5, 0.85)
+SPREADS = {"alike": None, "differ, k = 2": 2.0, "differ, k = 1": 1.0}
+TRUTH = "42"
+SPEC = RunSpec(
+    name="simulated", questions=QuestionSource(source="simulated"), evaluator=EvaluatorSpec(kind=("number",))
+)
+HEAD = (
+    "model",
+    "completions",
+    "requests",
+    "pairs/1000",
+    "",
+    "ratio",
+    "sft/1000",
+    "",
+    "ratio",
+    "kept",
+    "labels",
+    "lean",
+)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A model whose refinements are right at a known rate; the same key always gets the same answer."""
+
+    accuracy: float
+    spread: float | None
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Answer at once."""
+        return [self._answer(request, sample) for sample in range(request.count)]
+
+    def _answer(self, request: CompletionRequest, sample: int) -> Completion:
+        chance = Random(request.keys[sample])
+        is_right = chance.random() < self._rate(request.question_id, Address.parse(request.address))
+        words = " ".join(f"{chance.getrandbits(32):x}" for _ in range(12))
+        text = f"{words}\n\nFinal Answer: {TRUTH if is_right else chance.randrange(100, 999)}"
+        return Completion(request.keys[sample], text, None, FinishReason.STOP, "simulated")
+
+    def _rate(self, question_id: str, parent: Address) -> float:
+        if self.spread is None:
+            return self.accuracy
+        rate = drawn(self.accuracy, self.spread, f"{self}{question_id}")
+        for depth, spread in zip(range(1, len(parent) + 1), (5.0, 10.0), strict=False):
+            rate = drawn(rate, spread, f"{self}{question_id}/{Address(parent[:depth])}")
+        return rate
+
+
+def drawn(mean: float, spread: float, seed: str) -> float:
+    """Draw a rate around a mean."""
+    if not 1e-6 < mean < 1 - 1e-6:
+        return mean
+    return Random(seed).betavariate(spread * mean, spread * (1 - mean))
+
+
+@dataclass
+class Yield:
+    """What trees of one growth cost and gave."""
+
+    requests: int = 0
+    """What prompts cost goes by these: siblings asked for together share one."""
+    completions: int = 0
+    pairs: int = 0
+    sft: int = 0
+    labels: dict[tuple[str, Address], bool | None] = field(default_factory=dict)
+    generations: dict[tuple[str, Address], float] = field(default_factory=dict)
+    """Their values."""
+
+    def add(self, valued: ValuedTree, spec: RunSpec) -> None:
+        """Count one tree."""
+        question_id, valued = valued.tree.question.question_id, measured(valued, token_counter(spec.dataset))
+        self.completions += len(valued.tree.nodes)
+        for role in PLAYERS:
+            selected = select(valued, role, spec.dataset)
+            self.pairs += len(selected.dpo.kept)
+            self.sft += len(selected.sft.kept)
+        self.labels |= {(question_id, address): valued.label(address) for address in valued.tree.nodes}
+        self.generations |= {
+            (question_id, address): value.mean for address, value in valued.values.items() if len(address) == 1
+        }
+
+
+async def grown(questions: Sequence[Question], spec: RunSpec, prompts: PromptSet, complete: Complete) -> Yield:
+    """Grow and count some trees."""
+    total = Yield()
+
+    async def counted(request: CompletionRequest) -> Sequence[Completion]:
+        total.requests += 1
+        return await complete(request)
+
+    for question in questions:
+        total.add(await assess(question, spec, prompts, counted), spec)
+    return total
+
+
+async def compare(
+    name: str, questions: Sequence[Question], spec: RunSpec, prompts: PromptSet, complete: Complete
+) -> None:
+    """Print one line: adaptive growth beside full growth."""
+    adaptive = spec.model_copy(update={"growth": GrowthSpec(mode="adaptive")})
+    full, less = [await grown(questions, each, prompts, complete) for each in (spec, adaptive)]
+    pairs, sft = (per_thousand(full.pairs, less.pairs, full, less), per_thousand(full.sft, less.sft, full, less))
+    agree = sum(full.labels[node] == label for node, label in less.labels.items()) / len(less.labels)
+    lean = sum(abs(value - 0.5) - abs(full.generations[node] - 0.5) for node, value in less.generations.items())
+    print_row(
+        name,
+        f"{less.completions / full.completions:.0%}",
+        f"{less.requests / full.requests:.0%}",
+        *pairs,
+        *sft,
+        f"{less.pairs / max(1, full.pairs):.0%}",
+        f"{agree:.1%}",
+        f"{lean / max(1, len(less.generations)):+.3f}",
+    )
+
+
+def per_thousand(full_rows: int, rows: int, full: Yield, less: Yield) -> tuple[str, str, str]:
+    """Write rows for 1,000 completions of full and adaptive growth, and their ratio."""
+    before, after = 1000 * full_rows / full.completions, 1000 * rows / less.completions
+    return f"{before:.0f}", f"{after:.0f}", f"{after / before:.2f}" if before else "-"
+
+
+def print_row(*cells: str) -> None:
+    """Print one line of the table."""
+    print(f"{cells[0]:<22}" + "".join(f"{cell:>11}" for cell in cells[1:]))
+
+
+async def simulate(count: int) -> None:
+    """Compare on all simulated models."""
+    prompts = load_prompts("general")
+    questions = [
+        Question(question_id=f"q{number}", question=f"Question {number}?", ground_truth=TRUTH)
+        for number in range(count)
+    ]
+    for spread, k in SPREADS.items():
+        for accuracy in ACCURACIES:
+            await compare(f"{accuracy}, {spread}", questions, SPEC, prompts, Simulated(accuracy, k))
+
+
+def embedded(count: int) -> None:
+    """Compare on the embedded model: full trees are bought, adaptive ones are found in them."""
+    threes = [f"roles.{role}.samples=3" for role in PLAYERS]
+    spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
+    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits)
+    ids = [question.question_id for question in inputs.questions]
+    session.run(ask_all(inputs.questions, spec, inputs.prompts, asker(session, ids)))
+    recall = Recall(session.store.rows(ids))
+    asyncio.run(compare(f"embedded, {count} questions", inputs.questions, spec, inputs.prompts, recall))
+    close_sessions()
+
+
+def main() -> None:
+    """Print the table.
+
+    `completions`, `requests` and `kept` (pairs) are shares of full growth's. `labels`: how many are the full tree's.
+    `lean`: how much further from 1/2 a generation's value is than in the full tree, on average.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trees", nargs="?", type=int, default=300)
+    parser.add_argument("--embedded", type=int, metavar="N")
+    asked = parser.parse_args()
+    print_row(*HEAD)
+    embedded(asked.embedded) if asked.embedded else asyncio.run(simulate(asked.trees))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Budget: the caps on what a run may spend, in dollars and in tokens. What may come of a request is held before it is
+sent, so no cap is ever passed; what may come of a tree is held before it is begun, so that few are left half grown.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol, TypeVar
+
+from malt.errors import BudgetSpent, MaltError
+from malt.llm.completion import CompletionRequest
+from malt.llm.faults import Unavailable
+from malt.spec import Limits
+
+PICO = 10**12
+"""Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
+
+
+class Amount(NamedTuple):
+    """What something takes, or may take at most."""
+
+    usd: float
+    tokens: int
+
+
+class Answer(Protocol):
+    """What an attempt returns, as far as budgets and limits care."""
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Tokens the provider counted."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What it cost; None when not known."""
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class Account:
+    """One cap, with what is spent and held of it, in whole units."""
+
+    def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
+        self.cap = math.inf if cap is None else math.floor(cap * units)
+        self.spent = self.held = self.promised = 0
+        self._units, self._key, self._written = units, key, written
+
+    def in_units(self, amount: float) -> int:
+        """Round an amount up to whole units."""
+        return math.ceil(amount * self._units)
+
+    def refusal(self, amount: int) -> str:
+        """Say that an amount cannot be spent any more."""
+        spent, next_one = (self._written.format(units / self._units) for units in (self.spent, amount))
+        return (
+            f"{self._key} = {self.cap / self._units:g} is reached: {spent} are spent, the next request may take "
+            f"{next_one}; raise it and run again to go on"
+        )
+
+
+class Budget:
+    """The caps of a run. All methods belong to one event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._accounts = (
+            Account(limits.max_cost_usd, PICO, "limits.max_cost_usd", "{:.4f} USD"),
+            Account(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
+        )
+        self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        self._trees = 0
+
+    @property
+    def spent(self) -> Amount:
+        """What answers took, and what failed requests may have taken."""
+        dollars, tokens = self._accounts
+        return Amount(dollars.spent / PICO, tokens.spent)
+
+    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+        """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
+
+        A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
+        Raises `BudgetSpent` when it can never fit.
+        """
+        held = bill = self._in_units(worst)
+        await self._hold(held)
+        try:
+            answer = await attempt()
+        except MaltError as error:
+            if not (isinstance(error, Unavailable) and error.perhaps_billed):
+                bill = [0, 0]
+            raise
+        else:
+            bill = self._in_units(taken(answer, worst))
+            return answer
+        finally:
+            self._settle(held, bill)
+
+    @asynccontextmanager
+    async def tree(self, worst: Amount) -> AsyncIterator[None]:
+        """Grow a tree in here: it begins once it fits beside those begun before, at their worst case, or is alone.
+
+        What a tree has spent while it grows is counted twice, on the safe side.
+        """
+        promise = self._in_units(worst)
+        async with self._next_tree:
+            while self._trees and not self._has_room_for_tree(promise):
+                self._tree_ended.clear()
+                await self._tree_ended.wait()
+            self._promise(promise, 1)
+        try:
+            yield
+        finally:
+            self._promise([-amount for amount in promise], -1)
+            self._tree_ended.set()
+
+    def _in_units(self, amount: Amount) -> list[int]:
+        return [account.in_units(part) for account, part in zip(self._accounts, amount, strict=True)]
+
+    def _has_room_for_tree(self, promise: list[int]) -> bool:
+        booked = zip(self._accounts, promise, strict=True)
+        return all(account.spent + account.promised + amount <= account.cap for account, amount in booked)
+
+    def _promise(self, promise: list[int], trees: int) -> None:
+        self._trees += trees
+        for account, amount in zip(self._accounts, promise, strict=True):
+            account.promised += amount
+
+    async def _hold(self, amounts: list[int]) -> None:
+        while short := self._too_short(amounts):
+            for account, amount in short:
+                if account.spent + amount > account.cap or not account.held:
+                    raise BudgetSpent(account.refusal(amount))
+            self._settled.clear()
+            await self._settled.wait()
+        for account, amount in zip(self._accounts, amounts, strict=True):
+            account.held += amount
+
+    def _too_short(self, amounts: list[int]) -> list[tuple[Account, int]]:
+        booked = zip(self._accounts, amounts, strict=True)
+        return [(account, amount) for account, amount in booked if account.spent + account.held + amount > account.cap]
+
+    def _settle(self, held: list[int], bill: list[int]) -> None:
+        for account, kept, billed in zip(self._accounts, held, bill, strict=True):
+            account.held -= kept
+            account.spent += billed
+        self._settled.set()
+
+
+def taken(answer: Answer, worst: Amount) -> Amount:
+    """Return what an answer took; what it does not say counts in full."""
+    return Amount(
+        worst.usd if answer.cost_usd is None else answer.cost_usd,
+        worst.tokens if answer.total_tokens is None else answer.total_tokens,
+    )
+
+
+def worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:
+    """Return the most that `samples` of a request can take, at (prompt, completion) dollars a token.
+
+    No tokenizer makes more tokens of a text than it has bytes; each message and the template around it add a few.
+    """
+    prompt = 64 + sum(len(message.content.encode()) + 16 for message in request.messages)
+    completions = samples * (request.model.max_tokens or 0)
+    return Amount(prompt * prices[0] + completions * prices[1], prompt + completions)

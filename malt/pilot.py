@@ -1,0 +1,27 @@
+"""Pilot: a few questions asked in earnest, so that a quote can go by what they took. The store keeps what they gave."""
+
+from datetime import UTC, datetime
+
+from malt.inputs import Inputs
+from malt.llm.asker import asker
+from malt.llm.session import session_for
+from malt.outlay import beginning
+from malt.questions import Question
+from malt.settings import Settings
+from malt.spec import RunSpec
+from malt.trees.assessment import Shortfall, ask_all
+
+
+def pilot(inputs: Inputs, spec: RunSpec, settings: Settings, questions: int) -> Shortfall:
+    """Ask for the trees of so many questions, spread evenly over all; what the store has of them costs nothing."""
+    run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-pilot"
+    chosen = spread(inputs.questions, questions)
+    session = session_for(settings, spec.limits, run)
+    ask = asker(session, [question.question_id for question in chosen], run=run)
+    return session.run(ask_all(chosen, spec, inputs.prompts, ask, beginning(ask, spec, inputs.prompts)))
+
+
+def spread(questions: list[Question], count: int) -> list[Question]:
+    """Pick questions at even distances: a file is often sorted by how hard they are."""
+    taken = min(count, len(questions))
+    return [questions[place * len(questions) // taken] for place in range(taken)]

@@ -1,0 +1,206 @@
+"""Adaptive growth: leaves are spent where siblings may still disagree, and not where every further one would be alike.
+
+Every generation first gets one critique with one refinement. From then on, round by round, a critique gets another
+refinement and a generation another critique until it is settled. What a further leaf of the question is worth has the
+posterior Beta(1/2 + right, 1/2 + wrong) over all of its leaves so far; a node is settled when
+
+- a further leaf would agree with its label with more than the configured confidence, so that no pair is likely, and
+- its label is the one that the full tree would give it, with at least that confidence (beta-binomial), and
+- for a critique, its refinements agree: where they differ, each further one makes a pair for certain.
+
+Siblings that are asked for in one request share their prompt's price: where one in four further leaves is likely to
+disagree, all siblings that are left are asked for at once.
+
+A round decides by what is known of the whole tree, so the tree depends on answers and grades alone and not on the
+order in which they came. A node's value is the mean of the leaves that were asked for. Growth stops when they agree,
+so this mean is biased away from 1/2, unlike that of the full tree: the manifest says so.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb, floor, fsum, prod
+from typing import NamedTuple
+
+from malt.concurrency import Wait, all_of
+from malt.llm.completion import Complete
+from malt.prompts import PromptSet
+from malt.questions import Question
+from malt.spec import RunSpec
+from malt.trees.credit import ROUNDING, Value, propagate
+from malt.trees.growth import expansion, had
+from malt.trees.tree import Address, FailedBranch, Node, Tree
+
+PRIOR = 0.5
+"""Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly."""
+
+DOUBTFUL = 0.75
+"""How likely it must be what a further leaf is worth for siblings to be asked for one at a time."""
+
+Rewards = Mapping[Address, float | None]
+"""What every leaf so far is worth; None where that is unknown."""
+
+
+class Belief(NamedTuple):
+    """What a further leaf of a question may be worth: the parameters of a Beta distribution."""
+
+    right: float
+    wrong: float
+
+    @classmethod
+    def after(cls, rewards: Iterable[float | None]) -> "Belief":
+        """Return the posterior after these leaves."""
+        known = [reward for reward in rewards if reward is not None]
+        total = fsum(known)
+        return cls(PRIOR + total, PRIOR + len(known) - total)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether leaves are known, and neither right nor wrong is what a further one is likely to be."""
+        total = self.right + self.wrong
+        return total > 2 * PRIOR and max(self.right, self.wrong) <= DOUBTFUL * total
+
+    def agrees(self, label: bool) -> float:
+        """Return the probability that a further leaf is as a label says."""
+        return (self.right if label else self.wrong) / (self.right + self.wrong)
+
+
+@lru_cache(maxsize=100_000)
+def at_least(right: int, leaves: int, belief: Belief) -> float:
+    """Return the probability that so many of some further leaves are right.
+
+    Sums and products alone: they come out the same on every machine, so the same store gives the same tree anywhere.
+    """
+    return fsum(exactly(count, leaves, belief) for count in range(max(0, right), leaves + 1))
+
+
+def exactly(right: int, leaves: int, belief: Belief) -> float:
+    """The beta-binomial probability."""
+    a, b = belief
+    ways = prod(a + step for step in range(right)) * prod(b + step for step in range(leaves - right))
+    return comb(leaves, right) * ways / prod(a + b + step for step in range(leaves))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a tree of this shape has told enough."""
+
+    shape: tuple[int, int, int]
+    threshold: float
+    confidence: float
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> "Rule":
+        """Return the rule that a config declares."""
+        return cls(spec.roles.branching, spec.credit.threshold, spec.growth.confidence)
+
+    def next_round(
+        self, nodes: Collection[Address], asked: Mapping[Address, int], rewards: Rewards
+    ) -> dict[Address, int]:
+        """Return how many children to have asked for by parent, where it is more than now; empty when all is settled.
+
+        `asked` counts the children that were asked for so far, by parent.
+        """
+        belief, values = Belief.after(rewards.values()), propagate(rewards)
+        begun = {node: self._step(len(node), 0, belief) for node in nodes if not node.is_leaf and node not in asked}
+        if not asked or begun:
+            return begun or {Address(): self.shape[0]}
+        refinements = {
+            critique: self._step(2, asked[critique], belief)
+            for critique in of_depth(2, nodes)
+            if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, values, belief)
+        }
+        growing = {critique.parent for critique in refinements}
+        critiques = {
+            generation: self._step(1, asked[generation], belief)
+            for generation in of_depth(1, nodes)
+            if asked[generation] < self.shape[1]
+            and generation not in growing
+            and not self._is_settled(values.get(generation), self._unasked(generation, asked), belief)
+        }
+        return {**refinements, **critiques}
+
+    def _step(self, depth: int, asked: int, belief: Belief) -> int:
+        """Return how many children to have asked for: one more, or all where most of them will be needed anyway."""
+        return self.shape[depth] if belief.is_doubtful else asked + 1
+
+    def _unasked(self, generation: Address, asked: Mapping[Address, int]) -> int:
+        """Leaves of the full tree below a generation that nobody asked for."""
+        _, critiques, refinements = self.shape
+        return critiques * refinements - sum(
+            asked[critique] for critique in of_depth(2, asked) if critique.parent == generation
+        )
+
+    def _is_settled_critique(
+        self, critique: Address, asked: Mapping[Address, int], values: Mapping[Address, Value], belief: Belief
+    ) -> bool:
+        known = [values[leaf] for sample in range(asked[critique]) if (leaf := critique.child(sample)) in values]
+        agree = len({value.label(self.threshold) for value in known}) == 1
+        return agree and self._is_settled(values.get(critique), self.shape[2] - asked[critique], belief)
+
+    def _is_settled(self, value: Value | None, unasked: int, belief: Belief) -> bool:
+        if value is None:
+            return False
+        label, known = value.label(self.threshold), value.known_leaves
+        missing = self.threshold * (known + unasked) - value.mean * known
+        is_right = at_least(floor(missing + ROUNDING) + 1, unasked, belief)
+        return belief.agrees(label) > self.confidence and (is_right if label else 1 - is_right) >= self.confidence
+
+
+def of_depth(depth: int, nodes: Collection[Address]) -> Iterator[Address]:
+    """Yield the nodes of one level, in order."""
+    return (node for node in sorted(nodes) if len(node) == depth)
+
+
+async def grow_adaptively(
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    reward: Callable[[Node], Awaitable[float | None]],
+    wait: Wait = all_of,
+) -> Tree:
+    """Grow one question's tree as far as it tells something; `reward` says what a leaf is worth, None if unknown.
+
+    Samples have the keys that they have in the full tree. A branch that cannot be had is recorded and grows no more.
+    """
+    rule = Rule.of(spec)
+    nodes: dict[Address, Node] = {}
+    asked: dict[Address, int] = {}
+    rewards: dict[Address, float | None] = {}
+    failures: list[FailedBranch] = []
+
+    async def expand(parent: Address, count: int) -> None:
+        request = expansion(question, parent, nodes, spec, prompts, count)
+        children, reason = await had(complete, request)
+        asked[parent] = request.count
+        if reason is not None:
+            failures.append(FailedBranch(question.question_id, str(parent), request.role, reason))
+            asked[parent] = spec.roles[request.role].samples
+        new = [Node(parent.child(sample), request.messages, given) for sample, given in children.items()]
+        nodes.update((node.address, node) for node in new if node.address not in nodes)
+        await wait(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
+
+    async def judge(leaf: Node) -> None:
+        rewards[leaf.address] = await reward(leaf)
+
+    while due := rule.next_round(nodes, asked, rewards):
+        await wait(expand(parent, count) for parent, count in due.items())
+    return Tree(question, dict(sorted(nodes.items())), tuple(sorted(failures)))
+
+
+def nodes_grown(rule: Rule, rewards: Rewards) -> set[Address]:
+    """Return the nodes that a tree with these leaves has where it was grown by the rule.
+
+    Raises `KeyError` where a leaf is missing that would have been asked for.
+    """
+    nodes: set[Address] = set()
+    asked: dict[Address, int] = {}
+    seen: dict[Address, float | None] = {}
+    while due := rule.next_round(nodes, asked, seen):
+        for parent, count in due.items():
+            new = [parent.child(sample) for sample in range(asked.get(parent, 0), count)]
+            nodes.update(new)
+            seen.update((leaf, rewards[leaf]) for leaf in new if leaf.is_leaf)
+            asked[parent] = count
+    return nodes
