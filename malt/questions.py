@@ -7,9 +7,10 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from malt.errors import QuestionError
 from malt.fingerprint import digest
@@ -17,10 +18,9 @@ from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
 from malt.spec import QuestionSource
 
 
-class Question(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
     """One question and its reference answer. The reference is for graders alone; no trained role ever sees it."""
-
-    model_config = ConfigDict(frozen=True)
 
     question_id: str
     question: str
@@ -30,7 +30,7 @@ class Question(BaseModel):
     """The whole field that `ground_truth` was read from, such as a worked solution; empty where that says no more."""
     choices: tuple[str, ...] = ()
     """Texts of the choices, in the order of their letters A, B, C, …"""
-    metadata: dict[str, JsonValue] = {}
+    metadata: dict[str, JsonValue] = field(default_factory=dict)
     """The row's other columns; empty cells and binary ones are left out."""
 
 

@@ -76,7 +76,7 @@ def saying(text: str, question_id: str = "q1", shape: tuple[int, int, int] = (3,
     nodes = {
         address: Node(address, node.prompt, replace(node.completion, text=text)) for address, node in tree.nodes.items()
     }
-    asked = tree.question.model_copy(update={"question": text, "ground_truth": text, "choices": (text,)})
+    asked = replace(tree.question, question=text, ground_truth=text, choices=(text,))
     rewards = [place % 2 for place, _ in enumerate(leaf_addresses(shape))]
     return valued(Tree(asked, nodes), rewards)
 
