@@ -32,7 +32,7 @@ def unprivileged(folder: str) -> list[str]:
     if os.geteuid() != 0:
         return []
     shutil.chown(folder, "nobody")
-    return ["runuser", "-u", "nobody", "--"]
+    return [shutil.which("runuser", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "runuser", "-u", "nobody", "--"]
 
 
 def free_port() -> int:

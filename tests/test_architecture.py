@@ -1,6 +1,7 @@
 """Imports point one way: flows -> tasks -> malt, and inside malt datasets -> trees -> llm; never back."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -91,3 +92,15 @@ def test_litellm_is_imported_where_it_is_set_up_and_where_it_sends() -> None:
 def test_an_import_inside_a_function_counts() -> None:
     tree = ast.parse("def late():\n    from prefect import flow\n    import flows.generate\n    from . import near\n")
     assert list(imported(tree)) == ["prefect.flow", "flows.generate", "..near"]
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """Python before 3.11.5 takes what such a group matched in part; `(?>(?:…)*)` says the same and is read right."""
+    repeated = re.compile(r"\)(?:[*+?]|\{[0-9,]+\})\+")
+    patterns = (
+        (module, node.value)
+        for module, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    assert [module for module, pattern in patterns if repeated.search(pattern)] == []

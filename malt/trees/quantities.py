@@ -50,7 +50,7 @@ def near(left: Fraction, right: Fraction) -> bool:
 
 # How one number is read.
 
-DIGITS = r"(?:[0-9]{1,3}(?:\ [0-9]{3})++(?![0-9]) | [0-9]++(?:,[0-9]++)*+)(?:\.[0-9]++)? | \.[0-9]++"
+DIGITS = r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9]) | [0-9]++(?>(?:,[0-9]++)*))(?:\.[0-9]++)? | \.[0-9]++"
 NUMBER = re.compile(
     rf"""
     (?<![\w.^√]) (?<![0-9][:/,]) (?<![^\W\d_]-)
@@ -171,7 +171,7 @@ SPELLINGS = {
 }
 UNITS = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling in (unit, *spellings.split())}
 MEASURE = re.compile(
-    r"(?<![\w.,/^-])([0-9]++(?:,[0-9]{3})*+)\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
+    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
 )
 
 
@@ -242,7 +242,7 @@ LEAD_IN = re.compile(
 )
 ASSIGNMENT = re.compile(r"^[^0-9=]{1,40}=")
 UNITS_AFTER = re.compile(
-    r"(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8}+[\s.!*_$)\]\"']*+"
+    r"(?>(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8})[\s.!*_$)\]\"']*+"
 )
 SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
 DIGITS_AHEAD = re.compile(r".*(?=[0-9])", re.DOTALL)

@@ -187,8 +187,8 @@ def decode(text: str, start: int) -> tuple[JsonValue, int]:
 TOKEN = re.compile(
     r"""\s*(?:
     (?P<mark>[{}\[\],:])
-    |"(?P<double>(?:[^"\\]|\\.|"(?!\s*[,:\]}]))*+)"
-    |'(?P<single>(?:[^'\\]|\\.|'(?!\s*[,:\]}]))*+)'
+    |"(?P<double>(?>(?:[^"\\]|\\.|"(?!\s*[,:\]}]))*))"
+    |'(?P<single>(?>(?:[^'\\]|\\.|'(?!\s*[,:\]}]))*))'
     |(?P<word>[^\s{}\[\],:"']+)
     )""",
     re.VERBOSE | re.DOTALL,
