@@ -73,6 +73,13 @@ def test_a_version_pushed_to_a_folder_is_that_version(version: DatasetVersion, t
     assert verify(open_version("arith", tmp_path / "shared")) == []
 
 
+@pytest.mark.parametrize("place", [".", "sft"])
+def test_a_version_is_no_place_to_push_to(version: DatasetVersion, place: str) -> None:
+    with pytest.raises(InputError, match="which never changes; name another folder"):
+        push(version, str(version.path / place))
+    assert verify(version) == []
+
+
 def test_a_version_pushed_again_is_checked_and_not_sent(version: DatasetVersion, tmp_path: Path) -> None:
     push(version, str(tmp_path))
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("v1/**/*"))]

@@ -14,7 +14,7 @@ from malt.datasets.manifest import read_manifest
 from malt.datasets.rebuild import Rebuilt, Sources, rebuild
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
-from malt.errors import PromptError, QuestionError, VersionError
+from malt.errors import InputError, PromptError, QuestionError, VersionError
 from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import close_sessions, session_for
@@ -97,6 +97,12 @@ def test_a_damaged_version_is_mended_in_its_place(version: DatasetVersion, damag
     assert rebuild(version, Settings()).written
     assert written(version.path) == whole
     assert list(version.path.parent.glob(".tmp-*")) == []
+
+
+def test_a_rebuilt_copy_does_not_pass_for_a_version(version: DatasetVersion) -> None:
+    for place in (version.path / "again", version.path.with_name("v7")):
+        with pytest.raises(InputError, match="name another folder"):
+            rebuild(version, Settings(), place)
 
 
 def test_a_version_that_holds_is_left_as_it_is(version: DatasetVersion) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,51 @@ def test_an_edited_training_file_is_found_though_every_digest_matches(version: D
     path.write_text(path.read_text().replace("verifier 0.1 on q2", "verifier 9.9 on q2", 1))
     problems = verify(forge_manifest(version))
     assert problems == ["verifier_training.json: an example of question 'q2' is not what its node says"]
+
+
+SMUGGLED = [
+    pytest.param(lambda text: text.replace('\n{"question"', '\n {"question": "more"},\n{"question"', 1), id="a line"),
+    pytest.param(
+        lambda text: text.replace('"examples": [', '"examples": [{"question": "more"},', 1), id="the first line"
+    ),
+    pytest.param(lambda text: text.replace('"total_examples": 27', '"total_examples": 99', 1), id="their number"),
+    pytest.param(lambda text: text.replace("]}\n", '], "examples": []}\n', 1), id="the last line"),
+]
+
+
+@pytest.mark.parametrize("change", SMUGGLED)
+def test_examples_smuggled_into_a_training_file_are_found_though_every_digest_matches(
+    version: DatasetVersion, change: Callable[[str], str]
+) -> None:
+    path = version.path / "verifier_training.json"
+    changed = change(path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with suppress(ValueError):
+        version = forge_manifest(version)
+    assert any(line.startswith("verifier_training.json: ") for line in verify(version))
+
+
+@pytest.mark.parametrize("page", ["README.md", "report.html"])
+def test_a_forged_page_is_found_though_every_digest_matches(version: DatasetVersion, page: str) -> None:
+    (version.path / page).write_text("<script>alert(1)</script>")
+    assert verify(forge_manifest(version)) == [f"{page}: is not the page that manifest and rows make"]
+
+
+def test_a_file_that_does_not_belong_is_found_though_the_manifest_names_it(version: DatasetVersion) -> None:
+    (version.path / "sft" / "more.parquet").write_bytes(b"more")
+    files = {**version.manifest.files, "sft/more.parquet": described(version.path / "sft" / "more.parquet", None)}
+    write_manifest(version.manifest.model_copy(update={"files": files}), version.path)
+    told = "sft/more.parquet: is no file of a version, though the manifest names it"
+    assert told in verify(open_version(version.path))
+
+
+def test_columns_that_say_more_than_published_ones_are_found(version: DatasetVersion) -> None:
+    path = version.path / "sft" / "refiner.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"huggingface": "{}"}), path)
+    problems = verify(version)
+    assert any("its columns are not those of a published file" in line for line in problems), problems
 
 
 def test_counts_that_are_not_those_of_the_rows_are_found(version: DatasetVersion) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from malt.datasets.folders import discard, open_staging, sync, sync_tree, unfinished
+from malt.datasets.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
 from malt.datasets.formats import FORMATS, STEPWISE, Format, Part, source_file
 from malt.datasets.publishing import CARD_FILE
 from malt.datasets.receipt import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
@@ -48,7 +48,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: Choice | N
     wanted = choice or Choice()
     form = format_named(to)
     parts = parts_of(version, to, form, wanted)
-    target = place_for(directory, version)
+    target = place_for(directory)
     with staged(target) as staging:
         files = [write_part(version, form, part, staging) for part in parts]
         remove_empty_folders(staging)
@@ -93,14 +93,13 @@ def roles_of(kind: str, wanted: Choice) -> Sequence[Role | None]:
     return [role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None]
 
 
-def place_for(directory: Path, version: DatasetVersion) -> Path:
+def place_for(directory: Path) -> Path:
     """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
     try:
         target = directory.expanduser().resolve()
         if Path.cwd().is_relative_to(target):
             raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")
-        if target.is_relative_to(version.path):
-            raise InputError(f"{directory} is in the version's own folder, which never changes; name another")
+        refuse_in_versions(target)
         refuse_foreign(target)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{str(directory)[:60]} cannot be a folder: {str(error)[:60]}") from error

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from malt.errors import VersionError
+from malt.datasets.manifest import MANIFEST_FILE
+from malt.errors import InputError, VersionError
 
 LATEST = "latest"
 LOCK = ".lock"
@@ -66,6 +67,15 @@ def number_of(version: Path) -> int:
     if not VERSION.fullmatch(version.name):
         raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
     return int(version.name[1:])
+
+
+def refuse_in_versions(place: Path) -> None:
+    """Raise `InputError` for a place in a version, which never changes, or one that would pass for a version."""
+    for folder in (place, *place.parents):
+        if (folder / MANIFEST_FILE).is_file():
+            raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
+    if VERSION.fullmatch(place.name) and version_numbers(place.parent):
+        raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
 
 
 @contextmanager

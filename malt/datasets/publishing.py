@@ -148,16 +148,9 @@ class VersionWriter:
         files: dict[str, RowFile] = {path: ParquetRows(self._staging / path, SCHEMAS[path]) for path in SCHEMAS}
         files[QUESTIONS_FILE] = ParquetRows(self._staging / QUESTIONS_FILE, QUESTIONS, self._asked)
         for role in PLAYERS:
-            files[training_file(role)] = JsonExamples(self._staging / training_file(role), self._metadata(role))
+            metadata = training_metadata(self.spec, role, self.provenance.created_at)
+            files[training_file(role)] = JsonExamples(self._staging / training_file(role), metadata)
         return files
-
-    def _metadata(self, role: Role) -> dict[str, str]:
-        return {
-            "timestamp": self.provenance.created_at.isoformat(),
-            "model": self.spec.roles[role].model,
-            "role": role.value,
-            "dataset": self.spec.name,
-        }
 
     def _add_role(self, valued: ValuedTree, role: Role, split: Split, excluded: Exclusion | None) -> None:
         selected = select(valued, role, self.spec.dataset, excluded)
@@ -197,7 +190,7 @@ class VersionWriter:
 
     def name(self, manifest: Manifest) -> None:
         """Write what tells of the version by its number: the card, the report and the manifest."""
-        pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, self.trees.chosen)}
+        pages = pages_of(manifest, self.trees)
         for name, text in pages.items():
             (self._staging / name).write_text(text, encoding="utf-8")
         files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}
@@ -206,6 +199,17 @@ class VersionWriter:
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
         put(self._staging, place, MANIFEST_FILE)
+
+
+def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:
+    """What a `*_training.json` says of itself, the number of its examples apart."""
+    model = spec.roles[role].model
+    return {"timestamp": created_at.isoformat(), "model": model, "role": role.value, "dataset": spec.name}
+
+
+def pages_of(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
+    """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
+    return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}
 
 
 def described(path: Path, rows: RowsWritten | None) -> FileEntry:

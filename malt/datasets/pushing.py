@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.version import DatasetVersion
@@ -66,6 +68,8 @@ class Shelf:
 
         scheme = dest.partition("://")[0] if "://" in dest else "file"
         files, base = url_to_fs(dest, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
+        if scheme in ("file", "local"):
+            refuse_in_versions(Path(base).resolve())
         place = f"{parcel.name}/{parcel.tag}"
         shown = without_secrets(dest)
         return cls(parcel, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 from malt.datasets.assembly import valued_trees
 from malt.datasets.census import UsageCount
 from malt.datasets.examples import QuestionRow, question_row
+from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.reading import parquet_rows
@@ -65,6 +66,8 @@ def rebuild(
     """
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise VersionError(f"{out} is there already; name a folder that is not")
+    if out is not None:
+        refuse_in_versions(out.resolve())
     inputs = inputs_again(version, sources or Sources())
     changed = [*changed_prompts(version, inputs.prompts), *changed_questions(version, inputs)]
     if changed:

@@ -22,6 +22,8 @@ CONVERT_ROWS = 1_000
 ROW_GROUP_BYTES = 16 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""
 
+EXAMPLES_END = b"]}\n"
+"""The last line of a `*_training.json`."""
 MOST_DIGITS = 12
 """Room for the number of examples, which stands before them and is known after them."""
 JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -194,17 +196,27 @@ class JsonExamples:
         self._file.close()
 
     def _head(self) -> bytes:
-        metadata = json_line({**self._metadata, "total_examples": self._rows})
-        return b'{"metadata": %b, "examples": [' % metadata + b" " * (MOST_DIGITS - len(str(self._rows)))
+        return examples_head(self._metadata, self._rows)
+
+
+def examples_head(metadata: Mapping[str, str], rows: int) -> bytes:
+    """The first line of a `*_training.json`, without its end."""
+    written = json_line({**metadata, "total_examples": rows})
+    return b'{"metadata": %b, "examples": [' % written + b" " * (MOST_DIGITS - len(str(rows)))
 
 
 def example_lines(path: Path) -> Iterator[bytes]:
-    """The examples of a `*_training.json`, one JSON text each, as they were written."""
+    """The examples of a `*_training.json`, one JSON text each, as they were written.
+
+    Raises `ValueError` for a line, the first apart, that publishing does not write: whoever parses it may read more.
+    """
     with path.open("rb") as file:
         next(file, None)
         for line in file:
             if line.startswith(b"{"):
                 yield line.rstrip(b",\n")
+            elif line != EXAMPLES_END:
+                raise ValueError("it holds a line that is no example")
 
 
 def json_line(row: Mapping[str, object]) -> bytes:

@@ -17,14 +17,18 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.datasets import examples
-from malt.datasets.census import Census, growth_of, ledger_of
+from malt.datasets.census import Census, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.lengths import estimated, measured
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.publishing import CARD_FILE, pages_of, training_metadata
 from malt.datasets.reading import Cursor, Row, parquet_rows
+from malt.datasets.report.page import REPORT_FILE
+from malt.datasets.report.reread import failures_by_question
+from malt.datasets.report.sample import TreeSample
 from malt.datasets.restore import exclusion_of, restore_question, restore_tree
-from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, json_line
+from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, examples_head, json_line
 from malt.datasets.screening import CONTAMINATED, Screening, screened
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
@@ -44,6 +48,10 @@ from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
+
+ROW_DIGESTS = SCHEMAS.keys() | {training_file(role) for role in PLAYERS}
+"""The files whose rows have digests."""
+PAGES = frozenset({CARD_FILE, REPORT_FILE})
 
 SHOWN = 5
 """Problems told of each file; the rest are counted."""
@@ -111,9 +119,13 @@ def check_files(version: DatasetVersion, problems: Problems) -> bool:
     present = {file for file, path in entries.items() if path.is_file() and not path.is_symlink()}
     for file in sorted(present - known.keys() - {MANIFEST_FILE}):
         problems.add(file, "is not in the manifest")
+    for file in sorted(known.keys() - ROW_DIGESTS - PAGES):
+        problems.add(file, "is no file of a version, though the manifest names it")
+    for file in sorted(ROW_DIGESTS & {name for name, entry in known.items() if entry.rows_sha256 is None}):
+        problems.add(MANIFEST_FILE, f"has no digest of the rows of {file}")
     for file in sorted(file for file in entries.keys() - present if not is_folder(entries[file])):
         problems.add(file, "is no plain file; a version holds nothing else")
-    missing = sorted((known.keys() | SCHEMAS.keys() | {training_file(role) for role in PLAYERS}) - present)
+    missing = sorted((known.keys() | ROW_DIGESTS | PAGES) - present)
     for file in missing:
         problems.add(file, "is missing")
     whole = [check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
@@ -147,7 +159,8 @@ def rows_of(folder: Path, file: str) -> tuple[int, str]:
     if file not in SCHEMAS:
         return lines_of(folder / file)
     with pq.ParquetFile(folder / file) as parquet:
-        if not parquet.schema_arrow.equals(SCHEMAS[file]):
+        schema = parquet.schema_arrow
+        if schema.metadata or not schema.equals(SCHEMAS[file]):
             raise ValueError("its columns are not those of a published file")
         digest = RowsDigest(SCHEMAS[file], digested_columns(SCHEMAS[file]))
         for batch in parquet.iter_batches():
@@ -176,6 +189,8 @@ class RowCheck:
         self.selection = SelectionCount()
         self._whole = whole_tree(spec)
         self._screening = Screening()
+        self._trees = TreeSample()
+        self._failures = failures_by_question(version)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
@@ -188,6 +203,8 @@ class RowCheck:
             questions[question["complete"]] += 1
             if question["complete"]:
                 self._check_question(question)
+            else:
+                self._trees.add(question, (), self._failures.get(question["question_id"], ()))
         for file, cursor in self._stored.items():
             for question_id in cursor.left:
                 self.problems.add(file, f"holds rows of question {question_id!r}, out of order or without a tree")
@@ -195,6 +212,9 @@ class RowCheck:
             if next(lines, None) is not None:
                 self.problems.add(training_file(role), "holds more examples than there are valued nodes")
         self._check_counts(questions)
+        self._check_heads()
+        if not self.problems.lines and self.version.manifest.code == code_version():
+            self._check_pages()
 
     def _check_asked(self) -> None:
         asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
@@ -233,6 +253,7 @@ class RowCheck:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
         self.census.add(valued)
         self.diagnostics.add(valued)
+        self._trees.add(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]))
         if self.spec.dataset.tokenizer is None:
             self._check_lengths(valued)
         self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
@@ -297,6 +318,23 @@ class RowCheck:
                 self.problems.add(file, f"{name_of(row, key)}: {difference(row, found)}")
         for row in left.values():
             self.problems.add(file, f"{name_of(row, key)} should not be there by its nodes' labels")
+
+    def _check_heads(self) -> None:
+        manifest = self.version.manifest
+        for role in PLAYERS:
+            file = training_file(role)
+            metadata = training_metadata(self.spec, role, manifest.created_at)
+            with (self.version.path / file).open("rb") as opened:
+                if opened.readline().rstrip(b"\n") != examples_head(metadata, manifest.files[file].rows or 0):
+                    self.problems.add(file, "what it says of itself is not what the manifest says")
+
+    def _check_pages(self) -> None:
+        """Write the pages again; other code than that which made the version may write them otherwise."""
+        manifest = self.version.manifest
+        files = {file: entry for file, entry in manifest.files.items() if file not in PAGES}
+        for file, text in pages_of(manifest.model_copy(update={"files": files}), self._trees).items():
+            if (self.version.path / file).read_text(encoding="utf-8") != text:
+                self.problems.add(file, "is not the page that manifest and rows make")
 
     def _check_counts(self, questions: Counter[bool]) -> None:
         manifest = self.version.manifest
