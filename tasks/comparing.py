@@ -6,7 +6,11 @@ from prefect.artifacts import acreate_markdown_artifact
 
 from malt.datasets.compare import compare
 from malt.datasets.folders import version_numbers
+from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
+
+MOST_NODES = 500_000
+"""Of two versions together: comparing takes some 200 bytes of memory a node, and a run shall not need more than it."""
 
 
 async def tell_changes(version: DatasetVersion) -> None:
@@ -15,7 +19,23 @@ async def tell_changes(version: DatasetVersion) -> None:
     if not version.created or parent is None or parent.version not in version_numbers(folder):
         return
     before = open_folder(folder / f"v{parent.version}")
-    diff = await asyncio.to_thread(compare, before, version, 0)
     await acreate_markdown_artifact(
-        diff.markdown, key=f"{version.name}-changes", description=f"{before.reference} -> {version.reference}"
+        await asyncio.to_thread(changes, before, version),
+        key=f"{version.name}-changes",
+        description=f"{before.reference} -> {version.reference}",
     )
+
+
+def changes(before: DatasetVersion, after: DatasetVersion) -> str:
+    """Tell in Markdown what changed; of large versions, how that is found out."""
+    if nodes_of(before) + nodes_of(after) <= MOST_NODES:
+        return compare(before, after, 0).markdown
+    return (
+        f"`{before.reference}` has {nodes_of(before):,} nodes, `{after.reference}` {nodes_of(after):,}: too many to "
+        f"compare beside a run. This does: `malt diff {before.reference} {after.reference}`\n"
+    )
+
+
+def nodes_of(version: DatasetVersion) -> int:
+    """How many nodes a version has."""
+    return version.manifest.files[TRAJECTORIES_FILE].rows or 0
