@@ -17,7 +17,6 @@ MaltError
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
-    ├── DiskFull         a version cannot be written: no room
     ├── PrefectLost      the Prefect server went away, and did not come back
     ├── EndpointDown     an endpoint stays unavailable
     └── AccountEmpty     a provider wants money before it goes on
@@ -120,10 +119,6 @@ class RunStopped(MaltError):  # noqa: N818
 
 class BudgetSpent(RunStopped):
     """The next request could take the run over the cap set in `[limits]`."""
-
-
-class DiskFull(RunStopped):
-    """There is no room for a dataset version."""
 
 
 class PrefectLost(RunStopped):
