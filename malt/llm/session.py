@@ -153,7 +153,7 @@ class Session:
         return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
     async def _store_is_there(self) -> None:
-        """Wait while the store is away: answers under way are held until it is back, and more might be lost with them."""
+        """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
         while self.store.is_away and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost

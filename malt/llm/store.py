@@ -199,19 +199,19 @@ class Store:
             query = sa.select(columns.key, columns.question_id, columns.role, size).where(
                 columns.question_id.between(question_ids[0], after), columns.created_at < before
             )
-            yield [OldRow(*row) for row in self._transact(lambda connection, query=query: connection.execute(query).all())]
+            yield [OldRow(*row) for row in self._fetch(query)]
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
         query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
-        return self._transact(lambda connection: connection.scalars(query).all())
+        return [row[0] for row in self._fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
         deleted = 0
         for chunk in chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
-            deleted += self._transact(lambda connection, doomed=doomed: connection.execute(doomed).rowcount)
+            deleted += self._change(doomed)
         return deleted
 
     def compact(self) -> None:
@@ -219,6 +219,12 @@ class Store:
         statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self._transact(lambda connection: connection.execute(query).all())
+
+    def _change(self, statement: sa.Delete) -> int:
+        return self._transact(lambda connection: connection.execute(statement).rowcount)
 
     def _open(self) -> sa.Engine:
         """Connect, waiting where this process has been connected before."""
