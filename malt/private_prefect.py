@@ -120,7 +120,7 @@ class PrefectServer:
                 if not self._is_up:
                     return
                 self._start(self.port)
-        self._has_ended = True
+        self._has_ended = self._is_up
 
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed too often to be started again."""
