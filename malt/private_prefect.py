@@ -119,8 +119,14 @@ class PrefectServer:
             with self._stopping:
                 if not self._is_up:
                     return
+                self._let_go()
                 self._start(self.port)
         self._has_ended = self._is_up
+
+    def _let_go(self) -> None:
+        """Close what tells the server that this process is there."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed too often to be started again."""
@@ -155,8 +161,7 @@ class PrefectServer:
         atexit.unregister(self.stop)
         with self._stopping:
             was_up, self._is_up = self._is_up, False
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        self._let_go()
         try:
             self.process.wait(within_s if was_up else 0)
         except subprocess.TimeoutExpired:
