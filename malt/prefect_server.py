@@ -25,6 +25,7 @@ def main() -> None:
         factory=True,
         log_level="error",
         lifespan="on",
+        ws_per_message_deflate=False,
         timeout_graceful_shutdown=1,
     )
     server = StartsAlone(config, home / "starting.lock")
