@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Keep the collector away: what is imported lives as long as the process; each full collection would walk it all."""
+    """Keep the collector away: what is imported lives as long as the process, and each collection would walk it."""
     collects = gc.isenabled()
     gc.disable()
     try:
