@@ -12,13 +12,12 @@ import pytest
 
 from malt.interruption import MESSAGE
 from malt.summary import RunSummary
-from tests.configs import write_config
+from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.providers import ScriptedProvider
 
 MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[2]
-QUESTIONS = 8
 BRANCH = ("-s", "run.tracking=branch")
 SHARD = ("-s", "run.tracking=shard")
 PROCESSES = ("-s", "run.task_runner=processes")
@@ -26,7 +25,7 @@ PROCESSES = ("-s", "run.task_runner=processes")
 
 @pytest.fixture
 def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
-    return write_config(tmp_path, provider, QUESTIONS)
+    return write_config(tmp_path, provider)
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[str]":

@@ -62,7 +62,7 @@ def start(data_dir: Path, *options: str, **environment: str) -> Up:
     process = subprocess.Popen(
         [MALT, "up", *options],
         cwd=PROJECT,
-        env={**outside, "MALT_DATA_DIR": str(data_dir), "TEST_KEY": KEY, **environment},
+        env={**outside, "MALT_DATA_DIR": str(data_dir), "TMPDIR": str(data_dir.parent), "TEST_KEY": KEY, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,7 +81,7 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     often = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}  # else a new schedule may wait for a minute
     up = start(tmp_path_factory.mktemp("service"), "--port", free_port(), **often)
@@ -89,7 +89,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api_url(service: Up) -> str:
     """Stands in for the server that the other flow tests share."""
     return service.api_url

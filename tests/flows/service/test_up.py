@@ -18,7 +18,9 @@ def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> Non
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
     for flow in ("generate", "assemble", "rerun", "notify", "mark-crashed"):
-        assert prefect.deployment(flow)["work_pool_name"] == "malt"
+        deployed = prefect.deployment(flow)
+        assert deployed["work_pool_name"] == "malt"
+        assert deployed["description"]
     workers = prefect.post("/work_pools/malt/workers/filter", {}).raise_for_status().json()
     assert [worker["status"] for worker in workers] == ["ONLINE"]
 
