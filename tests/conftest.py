@@ -4,10 +4,12 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from malt.llm.session import close_sessions
 from malt.settings import Settings
@@ -17,7 +19,6 @@ from tests.virtual_time import VirtualLoop
 hypothesis.settings.register_profile("malt", deadline=None, derandomize=True)  # the same cases on every machine
 hypothesis.settings.load_profile("malt")
 
-TESTS = Path(__file__).parent
 UP_FOR_S = 1000.0
 """What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
@@ -29,16 +30,22 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     return {"virtual": partial(VirtualLoop, UP_FOR_S)} if is_virtual else {"real": asyncio.new_event_loop}
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares an expensive fixture, where tests are dealt out to several processes."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared_by(item.path)))
+    """Begin with what takes longest in one piece, so that no process has to wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
-def shared_by(path: Path) -> str:
-    """Name the group of a test: its file, or the folder whose tests share a server."""
-    return path.stem if path.parent == TESTS else path.parent.name
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Deals tests out to processes a file at a time, or a folder at a time where its tests share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePath(nodeid.partition("::")[0])
+        return str(file if file.parent.name == "tests" else file.parent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServer:
+    return ByServer(config, log)
 
 
 @pytest.fixture(autouse=True)
