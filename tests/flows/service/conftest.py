@@ -23,7 +23,7 @@ MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[3]
 KEY = "test-key-4711"
 RUN_LIMIT_S = 300.0
-"""On a busy machine; and Prefect's server stands still for a minute when writers of its SQLite file block each other."""
+"""Prefect's server may stand still for a minute where writers of its SQLite file block each other."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 Json = Any
