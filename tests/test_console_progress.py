@@ -3,25 +3,17 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import pytest
 
 from malt.console_progress import Busy, held_back_by
 from malt.llm.faults import RateLimited, Unreachable
-from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.limits import Endpoint
 from malt.llm.pace import Policy
 from malt.spec import Limits
+from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time
-
-
-@dataclass(frozen=True)
-class Reply:
-    total_tokens: int | None = 10
-    cost_usd: float | None = None
-    granted: Granted = NOTHING_TOLD
 
 
 def answered() -> Callable[[], Awaitable[Reply]]:

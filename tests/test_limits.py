@@ -8,10 +8,10 @@ import pytest
 
 from malt.errors import ConfigError, EndpointDown, RequestFailed
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.limits import Endpoint, now_s
 from malt.llm.pace import Policy
 from malt.spec import Limits
+from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time
 
@@ -27,13 +27,6 @@ QUICK = Policy(
     probe_max_s=0.02,
 )
 """The production policy, some hundred times faster."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    total_tokens: int | None = 10
-    cost_usd: float | None = None
-    granted: Granted = NOTHING_TOLD
 
 
 @dataclass

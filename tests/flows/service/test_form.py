@@ -107,13 +107,6 @@ def test_a_key_comes_from_a_block_and_is_nowhere_to_be_read(prefect: Prefect) ->
     assert SECRET not in (prefect.newest("formed").path / "manifest.json").read_text()
 
 
-def test_a_block_that_is_not_there_is_said(prefect: Prefect, provider: ScriptedProvider, tmp_path: Path) -> None:
-    spec = with_block(declared("unblocked", tmp_path, provider, 1), "no-such-block")
-    ended = prefect.run("generate", spec=in_form(spec))
-    assert "no Secret block of that name" in ended["state"]["message"]
-    assert provider.request_count == 0
-
-
 def with_block(spec: RunSpec, block: str) -> RunSpec:
     """The same spec, its roles' key in a block."""
     declared = in_form(spec)
