@@ -1,4 +1,7 @@
-"""A clean place for every test: no MALT or provider settings of the machine, and a data folder of its own."""
+"""A clean place for every test: no MALT or provider settings of the machine, and a data folder of its own.
+
+And how tests are dealt out to processes, in which order, and in whose time they run.
+"""
 
 import asyncio
 import os

@@ -22,7 +22,7 @@ def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> Non
         assert deployed["work_pool_name"] == "malt"
         assert deployed["description"]
     workers = prefect.post("/work_pools/malt/workers/filter", {}).raise_for_status().json()
-    assert [worker["status"] for worker in workers] == ["ONLINE"]
+    assert "ONLINE" in {worker["status"] for worker in workers}  # those of other tests may have come and gone
 
 
 def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) -> None:
