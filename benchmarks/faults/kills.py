@@ -248,7 +248,7 @@ FAULTS: dict[str, Torment] = {
 
 def row_of(name: str, account: Account) -> str:
     """One line of the table."""
-    window = f"{len(account.in_window)} ({1000 * max(account.in_window, default=0):.0f} ms)"
+    window = f"{len(account.in_window)} ({1000 * max([0.0, *account.in_window]):.0f} ms)"
     took = f"{median(account.seconds):.1f}"
     same = f"{account.same} of {account.rounds}"
     return f"| {name} | {account.kills} | {same} | {account.repeats} | {account.lost} | {window} | {took} |"
