@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -23,6 +23,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
@@ -116,14 +118,14 @@ class Store:
         Raises `StoreError` where it cannot be opened, is not a store, or is newer than this program.
         """
         self.url = url
-        self._engine = open_engine(url)
+        self.engine = open_engine(url)
         self._insert = self._upsert()
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
         """Return all rows of these questions by key."""
         ids = list(dict.fromkeys(question_ids))
         found: dict[str, StoredSample] = {}
-        with database_errors(self.url), self._engine.connect() as connection:
+        with database_errors(self.url), self.engine.connect() as connection:
             for chunk in chunks(ids):
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
@@ -139,7 +141,7 @@ class Store:
         values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
         held = {row.key: row for row in rows}
         written = {row.key: row.created_at for row in rows}
-        with database_errors(self.url), self._engine.begin() as connection:
+        with database_errors(self.url), self.engine.begin() as connection:
             connection.execute(self._insert, values)
             for keys in chunks(list(held)):
                 for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
@@ -153,7 +155,7 @@ class Store:
         Called again with the same time, it leaves alone what has come since.
         """
         moved = 0
-        with database_errors(self.url), self._engine.begin() as connection:
+        with database_errors(self.url), self.engine.begin() as connection:
             for chunk in chunks(list(keys)):
                 old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
                 names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
@@ -170,14 +172,14 @@ class Store:
             query = sa.select(columns.key, columns.question_id, columns.role, size).where(
                 columns.question_id.between(question_ids[0], after), columns.created_at < before
             )
-            with database_errors(self.url), self._engine.connect() as connection:
+            with database_errors(self.url), self.engine.connect() as connection:
                 rows = [OldRow(*row) for row in connection.execute(query).all()]
             yield rows
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
         query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
-        with database_errors(self.url), self._engine.connect() as connection:
+        with database_errors(self.url), self.engine.connect() as connection:
             return connection.scalars(query).all()
 
     def delete(self, keys: Sequence[str], before: float) -> int:
@@ -185,19 +187,19 @@ class Store:
         deleted = 0
         for chunk in chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
-            with database_errors(self.url), self._engine.begin() as connection:
+            with database_errors(self.url), self.engine.begin() as connection:
                 deleted += connection.execute(doomed).rowcount
         return deleted
 
     def compact(self) -> None:
         """Give the space of deleted rows back to the disk; on SQLite nobody else can write meanwhile."""
-        statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
-        with database_errors(self.url), self._engine.connect() as connection:
+        statement = "VACUUM samples" if self.engine.dialect.name == "postgresql" else "VACUUM"
+        with database_errors(self.url), self.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
     def close(self) -> None:
         """Give the connections back."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +208,7 @@ class Store:
         self.close()
 
     def _upsert(self) -> sa.Insert:
-        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        dialect: Any = postgresql if self.engine.dialect.name == "postgresql" else sqlite
         insert: Any = dialect.insert(samples_table)
         statement: sa.Insert = insert.on_conflict_do_update(
             index_elements=["key"],
@@ -216,7 +218,7 @@ class Store:
         return statement
 
 
-def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut values into what one query takes."""
     for start in range(0, len(values), PER_QUERY):
         yield values[start : start + PER_QUERY]
