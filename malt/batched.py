@@ -230,8 +230,10 @@ class BatchedRun:
         await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
         outcome.count(self.tally)
         self.session.budget.settle(batch.amount, outcome.taken)
+        if not outcome.has_siblings:
+            self.session.endpoint(batch.asked).siblings = False
         if job.error_code == QUEUE_FULL:
-            self._make_smaller(len(items))
+            self._make_smaller(len({item.custom_id for item in items}))
         if outcome.ends_run is not None:
             raise outcome.ends_run
 

@@ -9,6 +9,7 @@ as direct requests, when the batch comes to its last stage.
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,10 +49,12 @@ class BatchProvider(ScriptedProvider):
     """How many items of a batch are answered before it expires or is cancelled; all of one that is completed."""
     invalid: tuple[str, str] = ("model_not_found", "The model `m` does not exist.")
     """Code and message of a batch that fails."""
-    silent: Callable[[str, int], bool] = lambda _call, _number: False
-    """Calls ("upload", "create", "look", …) by number that do what they should, and are then never answered."""
     batch_faults: Callable[[str, int], Fault | None] = lambda _call, _number: None
-    """Calls by number that are refused."""
+    """Calls ("upload", "create", "look", "list", "download") by number that are refused."""
+    afterwards: Callable[[str, int], Fault | None] = lambda _call, _number: None
+    """Calls by number that do what they should, and are then answered so; `hang()`: not at all."""
+    later_stages: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Stages of the batches from a number on, where they are others."""
     calls: Counter[str] = field(default_factory=Counter, init=False)
     batches: list[StandInBatch] = field(default_factory=list, init=False)
     files: dict[str, bytes] = field(default_factory=dict, init=False)
@@ -91,13 +94,14 @@ class BatchProvider(ScriptedProvider):
             number = self.calls[name]
             self.calls[name] += 1
             if fault := self.batch_faults(name, number) or self._wrong_key(request):
-                return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))
+                return told(fault)
             response: web.StreamResponse = await act(request)
             with self.changed:
                 self.changed.notify_all()
-            if self.silent(name, number):
+            fault = self.afterwards(name, number)
+            if fault and fault.action == "hang":
                 await self._stopped.wait()
-            return response
+            return told(fault) if fault else response
 
         return handle
 
@@ -123,12 +127,16 @@ class BatchProvider(ScriptedProvider):
             batch_id=f"batch_{len(self.batches)}",
             file_id=asked["input_file_id"],
             metadata=asked.get("metadata") or {},
-            stages=list(self.stages),
-            created_at=1_700_000_000 + len(self.batches),
+            stages=list(self._stages_of(len(self.batches))),
+            created_at=int(time.time()),
         )
         assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
         self.batches.append(batch)
         return web.json_response(self._told(batch))
+
+    def _stages_of(self, number: int) -> Sequence[str]:
+        begun = [first for first in self.later_stages if first <= number]
+        return self.later_stages[max(begun)] if begun else self.stages
 
     async def _list(self, request: web.Request) -> web.Response:
         newest_first = self.batches[::-1]
@@ -222,5 +230,8 @@ class BatchProvider(ScriptedProvider):
 
 
 def not_found() -> web.Response:
-    fault = refusal(404, "No such object.", None)
-    return web.Response(status=404, text=fault.text)
+    return told(refusal(404, "No such object.", None))
+
+
+def told(fault: Fault) -> web.Response:
+    return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))

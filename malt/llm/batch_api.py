@@ -1,6 +1,6 @@
 """A provider's batches, through LiteLLM's batch calls in OpenAI's protocol: handed in, looked at, found again, read.
 
-The calls block: LiteLLM's async ones leave a connection open each. When to call, and how often, is batch_desk.py's.
+The calls block: LiteLLM's async ones cannot be made to close their connections. When to call is batch_desk.py's.
 """
 
 import json
@@ -133,6 +133,7 @@ def _newest_first(model: ModelSpec, way: Way) -> Iterator[Job]:
     after = None
     while True:
         page = library().list_batches(after=after, limit=PER_PAGE, **_access(model, way))
+        page._client.close()
         yield from map(_job, page.data)
         if not (page.data and getattr(page, "has_more", False)):
             return
@@ -162,8 +163,8 @@ def reply_of(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) 
 
 def refusal_of(result: Result, model: ModelSpec, way: Way, count: int, *, has_schema: bool) -> MaltError:
     """Say what a refused item means: the classes of a direct request's errors."""
-    litellm = library()
-    refused = litellm.OpenAIError(status_code=result.status or 500, message=json.dumps(result.body))
+    said = json.dumps(result.body)
+    refused = library().llms.openai.common_utils.OpenAIError(status_code=result.status or 500, message=said)
     return meaning_of(known(refused, way), model, way, count, has_schema=has_schema)
 
 
@@ -185,6 +186,7 @@ def _access(model: ModelSpec, way: Way) -> dict[str, Any]:
         "timeout": CALL_LIMIT_S,
         "max_retries": 0,
         "no-log": True,
+        "extra_headers": {"Connection": "close"},  # each call of LiteLLM's makes a client, and leaves it open
     }
 
 

@@ -10,6 +10,7 @@ from malt.llm.batch_api import ANSWERED, Job, Result, refusal_of, reply_of
 from malt.llm.batch_store import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
 from malt.llm.completion import split_response
+from malt.llm.faults import NoSiblings
 from malt.llm.gateway import Way
 from malt.llm.meaning import place_of
 from malt.llm.store import StoredSample
@@ -34,6 +35,8 @@ class Outcome:
     """Answers, and the reasons why others cannot be had."""
     returned: list[Returned] = field(default_factory=list)
     ends_run: MaltError | None = None
+    has_siblings: bool = True
+    """Whether the provider takes `n`, as far as this batch shows."""
     cost_usd: float | None = 0.0
     tokens: int | None = 0
 
@@ -78,6 +81,9 @@ class Outcome:
                 has_schema = group[0].role == Role.EVALUATOR
                 raise refusal_of(result, self.batch.asked, self.way, len(group), has_schema=has_schema)
             self._answer(group, result.body)
+        except NoSiblings as fault:
+            self.has_siblings = False
+            self._return(group, str(fault), alone=True)
         except RequestFailed as refused:
             self._return(group, str(refused), is_final=True)
         except (ConfigError, RunStopped) as stop:
@@ -93,19 +99,26 @@ class Outcome:
         share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
         for item, response in zip(group, responses, strict=False):
             self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
-        self._return(group[len(responses) :], "fewer samples came than were asked for")
+        self._return(group[len(responses) :], "fewer samples came than were asked for", alone=True)
         self.cost_usd = None if None in (self.cost_usd, reply.cost_usd) else self.cost_usd + reply.cost_usd  # type: ignore[operator]
         counted = reply.total_tokens
         self.tokens = None if self.tokens is None or counted is None else self.tokens + counted
 
-    def _return(self, group: Sequence[BatchItem], reason: str, *, is_final: bool = False, counts: bool = True) -> None:
+    def _return(
+        self,
+        group: Sequence[BatchItem],
+        reason: str,
+        *,
+        alone: bool = False,
+        counts: bool = True,
+        is_final: bool = False,
+    ) -> None:
         """Let items be asked for again, or note why they cannot be had."""
-        if self.job.status in ("failed", "cancelled"):
-            counts = False
+        counts = counts and self.job.status not in ("failed", "cancelled")
         for item in group:
             attempts = item.attempts + counts
             given_up = is_final or attempts >= self.attempts
-            self.returned.append(Returned(item.key, attempts, given_up))
+            self.returned.append(Returned(item.key, attempts, alone or item.alone, given_up))
             if given_up:
                 said = reason if is_final else f"{reason}; gave up after {attempts} batches"
                 self.rows.append(replace(self._row(item), error=said))

@@ -49,6 +49,7 @@ items_table = sa.Table(
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("sample", sa.Integer, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("alone", sa.Boolean, nullable=False),
     sa.Column("given_up", sa.Boolean, nullable=False),
 )
 
@@ -117,6 +118,8 @@ class BatchItem:
     sample: int
     attempts: int = 0
     """Batches that it came back from without an answer."""
+    alone: bool = False
+    """To be asked for without its siblings: they came, and it did not."""
     given_up: bool = False
     """Not to be asked for again in this run."""
 
@@ -128,6 +131,7 @@ class Returned(NamedTuple):
     """Its key."""
     tries: int
     """Batches that it came back from so far."""
+    is_alone: bool
     is_given_up: bool
 
 
@@ -243,7 +247,12 @@ class BatchStore:
 RETURN = (
     sa.update(items_table)
     .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
-    .values(mark=None, attempts=sa.bindparam("tries"), given_up=sa.bindparam("is_given_up"))
+    .values(
+        mark=None,
+        attempts=sa.bindparam("tries"),
+        alone=sa.bindparam("is_alone"),
+        given_up=sa.bindparam("is_given_up"),
+    )
 )
 
 

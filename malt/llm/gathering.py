@@ -10,7 +10,6 @@ from malt.llm.asker import Asker, in_turn, runs_of
 from malt.llm.batch_api import takes_batches
 from malt.llm.batch_store import BatchItem
 from malt.llm.completion import CompletionRequest
-from malt.llm.provider import takes_siblings
 from malt.llm.session import Session
 from malt.llm.store import StoredSample
 from malt.llm.tally import Tally
@@ -96,13 +95,12 @@ class Gathering(Asker):
         return None if item is None else item.mark
 
     def _parts(self, request: CompletionRequest, samples: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Cut samples into what one item asks for: siblings at once, but singly what came back from a batch before."""
-        together = [
-            sample for sample in samples if takes_siblings(request.model) and not self._came_back(request, sample)
-        ]
+        """Cut samples into what one item asks for: siblings at once, where they come so."""
+        has_siblings = self.session.endpoint(request.model).siblings
+        together = [sample for sample in samples if has_siblings and not self._is_alone(request, sample)]
         yield from runs_of(together)
         yield from ((sample, 1) for sample in samples if sample not in together)
 
-    def _came_back(self, request: CompletionRequest, sample: int) -> bool:
+    def _is_alone(self, request: CompletionRequest, sample: int) -> bool:
         item = self.items.get(request.keys[sample])
-        return item is not None and item.attempts > 0
+        return item is not None and item.alone

@@ -96,7 +96,7 @@ class Packer:
     async def finish(self) -> None:
         """Hand in all that was packed."""
         while self._parcels:
-            await self._hand_in(self._parcels.popitem()[1])
+            await self._hand_in(self._parcels.pop(next(iter(self._parcels))))
 
     async def _hand_in(self, parcel: Parcel) -> None:
         """Write a batch down, then hand it in: whoever comes after a crash looks for its mark at the provider."""
