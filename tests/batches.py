@@ -56,6 +56,8 @@ class BatchProvider(ScriptedProvider):
     later_stages: Mapping[int, Sequence[str]] = field(default_factory=dict)
     """Stages of the batches from a number on, where they are others."""
     calls: Counter[str] = field(default_factory=Counter, init=False)
+    done: Counter[str] = field(default_factory=Counter, init=False)
+    """Calls that took effect, answered or not."""
     batches: list[StandInBatch] = field(default_factory=list, init=False)
     files: dict[str, bytes] = field(default_factory=dict, init=False)
     changed: threading.Condition = field(default_factory=threading.Condition, init=False)
@@ -73,10 +75,10 @@ class BatchProvider(ScriptedProvider):
     def lines(self, batch: StandInBatch) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.files[batch.file_id].splitlines()]
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
-        """Wait until something is so."""
+    def wait_until_done(self, name: str, number: int, timeout_s: float = 60) -> None:
+        """Wait until a call by number, from 0, has taken effect."""
         with self.changed:
-            assert self.changed.wait_for(condition, timeout_s)
+            assert self.changed.wait_for(lambda: self.done[name] > number, timeout_s)
 
     def _add_routes(self, app: web.Application) -> None:
         super()._add_routes(app)
@@ -97,6 +99,7 @@ class BatchProvider(ScriptedProvider):
                 return told(fault)
             response: web.StreamResponse = await act(request)
             with self.changed:
+                self.done[name] += 1
                 self.changed.notify_all()
             fault = self.afterwards(name, number)
             if fault and fault.action == "hang":
@@ -114,7 +117,8 @@ class BatchProvider(ScriptedProvider):
         upload = form["file"]
         assert isinstance(upload, web.FileField)
         assert form["purpose"] == "batch"
-        content = upload.file.read()
+        with upload.file:
+            content = upload.file.read()
         return web.json_response(self._file(self._keep(content), len(content)))
 
     async def _download(self, request: web.Request) -> web.Response:

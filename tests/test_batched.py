@@ -1,6 +1,5 @@
 """A dataset made through batches is the one that direct requests make, at half the price."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from malt.batched import Rhythm, ask_in_batches
 from malt.datasets.assembly import assemble_version
 from malt.datasets.version import DatasetVersion
 from malt.errors import ConfigError
@@ -16,11 +14,11 @@ from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.parcels import Size
 from malt.llm.session import session_for
-from malt.llm.tally import Tally
 from malt.settings import Settings
 from malt.spec import Fallback, Role, RunSpec
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.assessment import NOTHING_MISSING, ask_all
 from tests.batches import BatchProvider, StandInBatch
+from tests.batching import QUICK, batched, grown
 from tests.providers import (
     Asked,
     Fault,
@@ -34,7 +32,6 @@ from tests.providers import (
 )
 from tests.specs import spec_of, write_questions
 
-QUICK = Rhythm(first_look_s=0.01, longest_s=0.05)
 PER_QUESTION = 1 + 3 + 9
 
 
@@ -47,13 +44,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
 
 @pytest.fixture
 def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
-    direct = spec_of(provider, write_questions(tmp_path))
-    return direct.model_copy(update={"run": direct.run.model_copy(update={"mode": "batch"})})
-
-
-def grown(spec: RunSpec, rhythm: Rhythm = QUICK, run: str = "one") -> tuple[Shortfall, Tally]:
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
-    return asyncio.run(ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, rhythm=rhythm))
+    return batched(spec_of(provider, write_questions(tmp_path)))
 
 
 def test_each_level_of_all_trees_is_one_batch(provider: BatchProvider, spec: RunSpec) -> None:
