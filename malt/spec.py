@@ -373,9 +373,11 @@ class RunOptions(Declared):
     """When branches failed: publish the complete trees, or publish nothing."""
 
     @model_validator(mode="after")
-    def _batches_are_asked_for_in_one_place(self) -> Self:
+    def _options_go_together(self) -> Self:
         if self.mode == "batch" and (self.task_runner != "threads" or self.tracking == "branch"):
             raise ValueError('mode = "batch" asks level by level, in one process; leave task_runner and tracking out')
+        if self.mode == "direct" and not self.wait:
+            raise ValueError('wait = false (--no-wait) is for mode = "batch"; leave it out, or set that mode')
         return self
 
 

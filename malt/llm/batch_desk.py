@@ -9,7 +9,7 @@ from typing import TypeVar
 from malt.errors import ConfigError, EndpointDown, MaltError
 from malt.llm import batch_api
 from malt.llm.batch_api import Job, Result
-from malt.llm.faults import RateLimited, Rejected, Unavailable
+from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.gateway import Way, way_to
 from malt.llm.meaning import meaning_of, place_of
 from malt.llm.pace import PATIENT, Policy
@@ -17,6 +17,8 @@ from malt.spec import ModelSpec
 
 T = TypeVar("T")
 
+LOOK_PATIENCE_S = 3600.0
+"""How long looking at a batch may fail: it goes on at the provider, whatever is between here and there."""
 CLOCKS_DIFFER_S = 3600.0
 """How far back a batch is looked for before the time at which it was written down."""
 
@@ -28,8 +30,8 @@ class Gone(Exception):  # noqa: N818 - an answer, not an error
 class BatchDesk:
     """Where batches for one model are handed in.
 
-    All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when nobody
-    answers for two minutes.
+    All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when what
+    they need stays away too long: two minutes as a rule, 20 s where nobody listens, an hour for a look.
     """
 
     def __init__(self, model: ModelSpec, policy: Policy = PATIENT) -> None:
@@ -49,7 +51,7 @@ class BatchDesk:
     async def look(self, batch_id: str) -> Job:
         """Return how a batch is; one that the provider no longer knows has expired."""
         try:
-            return await self._patiently(lambda way: batch_api.look(self.model, way, batch_id))
+            return await self._patiently(lambda way: batch_api.look(self.model, way, batch_id), LOOK_PATIENCE_S)
         except Gone:
             return Job(batch_id, "expired")
 
@@ -79,7 +81,8 @@ class BatchDesk:
 
         return await self._patiently(create)
 
-    async def _patiently(self, call: Callable[[Way], T]) -> T:
+    async def _patiently(self, call: Callable[[Way], T], at_least_s: float = 0.0) -> T:
+        """Make a blocking call until it is answered."""
         way, started, failures = await way_to(self.model), time.monotonic(), 0
         while True:
             try:
@@ -89,14 +92,18 @@ class BatchDesk:
             except Exception as error:
                 fault = self._fault(error, way)
             failures += 1
-            patience_s = self._policy.limited_after_s if isinstance(fault, RateLimited) else self._policy.down_after_s
-            wait_s = self._wait_s(fault, failures)
+            wait_s, patience_s = self._wait_s(fault, failures), max(at_least_s, self._patience_s(fault))
             if time.monotonic() + wait_s - started > patience_s:
                 raise EndpointDown(
                     f"{fault}; no better answer for {patience_s:g} s. What was handed in goes on there: run again "
                     "when the endpoint is up"
                 )
             await asyncio.sleep(wait_s)
+
+    def _patience_s(self, fault: RateLimited | Unavailable) -> float:
+        if isinstance(fault, RateLimited):
+            return self._policy.limited_after_s
+        return self._policy.never_up_after_s if isinstance(fault, Unreachable) else self._policy.down_after_s
 
     def _fault(self, error: Exception, way: Way) -> RateLimited | Unavailable:
         """Return what passes; raise what does not."""
