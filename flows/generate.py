@@ -133,7 +133,8 @@ async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     """Ask for a level of all trees at a time, in batches."""
     spec, run = await keyed(spec), name_of_run()
     session = session_for(settings, spec.limits, run=run)
-    return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
+    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
+        return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
 
 
 GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role]], Awaitable[Grown]]

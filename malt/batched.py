@@ -115,8 +115,6 @@ class BatchedRun:
             if isinstance(stop, BudgetSpent):
                 await asyncio.to_thread(self._book.close, self.spec.name)
             return Shortfall(tuple(failures), str(stop))
-        finally:
-            self.session.batches = ""
         await asyncio.to_thread(self._book.close, self.spec.name)
         return NOTHING_MISSING._replace(failures=tuple(failures))
 
@@ -148,6 +146,7 @@ class BatchedRun:
             if level.short is not None and not await self._under_way(level):
                 raise self.session.budget.refusal(level.short)
             await self._wait(level)
+            self.session.batches = ""
 
     async def _next_level(self, questions: Sequence[Question]) -> Level:
         """Grow all trees as far as the store goes, and hand in what they lack."""
@@ -224,11 +223,10 @@ class BatchedRun:
         """Store what came, then note what is to be asked for again."""
         outcome = Outcome(batch, job, await way_to(batch.asked), self.run, self._rhythm.attempts)
         items = await asyncio.to_thread(self._book.items, batch.mark)
-        outcome.read(items, await desk.results(job))
+        await asyncio.to_thread(outcome.read, items, await desk.results(job))
         for rows in chunks(outcome.rows):
-            await asyncio.to_thread(self.session.store.write, rows)
+            outcome.count(await asyncio.to_thread(self.session.store.write, rows), self.tally)
         await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
-        outcome.count(self.tally)
         self.session.budget.settle(batch.amount, outcome.taken)
         if not outcome.has_siblings:
             self.session.endpoint(batch.asked).siblings = False

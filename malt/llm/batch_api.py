@@ -25,6 +25,8 @@ WINDOW = "24h"
 MOST_ITEMS = 50_000
 MOST_BYTES = 190_000_000
 """OpenAI takes 200 MB a file."""
+OF_DIGEST = 40
+"""Characters of a key's digest that tell it from all others; some providers take 64 in all."""
 ANSWERED = 200
 """Status of an item that has its answer."""
 CALL_LIMIT_S = 600.0
@@ -82,6 +84,12 @@ def in_batches(model: ModelSpec, spec: RunSpec) -> bool:
     return spec.run.mode == "batch" and takes_batches(model)
 
 
+def custom_id(request: CompletionRequest, first: int) -> str:
+    """Name an item after its first sample's key: how results find their way."""
+    prompt, _, sample = request.keys[first].partition(".")
+    return f"{prompt[:OF_DIGEST]}-{sample}"
+
+
 def item(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, JsonValue]:
     """Return one line of a batch: what a direct request for these samples would send. Raises as `send` does."""
     arguments = arguments_of(request, way, first, count)
@@ -97,7 +105,7 @@ def item(request: CompletionRequest, way: Way, first: int, count: int) -> dict[s
     )
     body.pop("stream", None)
     body.update(body.pop("extra_body", {}))
-    return {"custom_id": request.keys[first], "method": "POST", "url": ENDPOINT, "body": body}
+    return {"custom_id": custom_id(request, first), "method": "POST", "url": ENDPOINT, "body": body}
 
 
 def upload(model: ModelSpec, way: Way, lines: bytes) -> str:

@@ -65,10 +65,11 @@ class Outcome:
             self.batch.tokens if self.tokens is None else self.tokens,
         )
 
-    def count(self, tally: Tally) -> None:
-        """Count what came."""
-        for row in self.rows:
-            if row.response is not None:
+    def count(self, held: Mapping[str, StoredSample], tally: Tally) -> None:
+        """Count the answers among what the store holds now, but for those that it had already: another process's."""
+        ours = {row.key: row.created_at for row in self.rows}
+        for key, row in held.items():
+            if row.response is not None and row.created_at == ours[key]:
                 tally.add(Role(row.role), usage_of(completion(row, cached=False)))
 
     @property

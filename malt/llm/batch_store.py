@@ -105,7 +105,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One sample that was asked for in a batch; those of one request share the first one's key as `custom_id`."""
+    """One sample that was asked for in a batch; those of one item share its `custom_id`."""
 
     key: str
     mark: str | None

@@ -7,7 +7,7 @@ from functools import partial
 
 from malt.concurrency import all_of
 from malt.llm.asker import Asker, in_turn, runs_of
-from malt.llm.batch_api import takes_batches
+from malt.llm.batch_api import custom_id, takes_batches
 from malt.llm.batch_store import BatchItem
 from malt.llm.completion import CompletionRequest
 from malt.llm.session import Session
@@ -26,8 +26,8 @@ class Wanted:
 
     @property
     def custom_id(self) -> str:
-        """The key of the first of them: how results find their way."""
-        return self.request.keys[self.first]
+        """What a batch calls it."""
+        return custom_id(self.request, self.first)
 
 
 class Gathering(Asker):
