@@ -11,7 +11,7 @@ import pytest
 
 from malt.llm.batch_store import LEASE_S, Batch, BatchItem, BatchStore, Returned, this_process
 from malt.llm.budget import Amount
-from malt.llm.store import Store
+from malt.llm.store import Store, StoredSample
 from tests.crashing import PROCESSES
 
 
@@ -48,6 +48,12 @@ def test_a_key_in_an_open_batch_is_not_claimed_again(book: BatchStore) -> None:
     book.plan(batch("one"), [item("a", "one")])
     assert book.plan(batch("two"), [item("a", "two"), item("b", "two")]) == {"b"}
     assert [each.key for each in book.items("one")] == ["a"]
+
+
+def test_a_key_that_was_answered_meanwhile_is_not_claimed(store: Store, book: BatchStore) -> None:
+    store.write([StoredSample("a", "q1", "generator", "openai/m", "", 0, "{}", None, None, 0.0)])
+    assert book.plan(batch("one"), [item("a", "one"), item("b", "one")]) == {"b"}
+    assert "a" not in book.items_of(["q1"])
 
 
 def test_an_item_of_which_others_have_a_sample_is_left_to_them(book: BatchStore) -> None:

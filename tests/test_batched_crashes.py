@@ -59,3 +59,13 @@ def test_killed_with_the_store_in_postgresql(
     kill_as_it_takes_effect(spec, provider, "create", 1)
     assert grown(spec)[0] == NOTHING_MISSING
     check_nothing_is_paid_twice(provider)
+
+
+def test_two_processes_at_once_share_the_work(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.stages = [*["in_progress"] * 10, "completed"]
+    there = start(grow_there, spec, {name: os.environ[name] for name in KEPT if name in os.environ})
+    provider.wait_until_done("create", 0)
+    assert grown(spec)[0] == NOTHING_MISSING
+    assert not ended(there)
+    assert len(provider.items) == len(set(provider.items)) == 26
+    assert set(provider.paid.values()) == {1}

@@ -56,8 +56,11 @@ class BatchDesk:
             return Job(batch_id, "expired")
 
     async def find(self, mark: str, since: float) -> Job | None:
-        """Return the batch with this mark, made since a time in seconds since the epoch, or None."""
-        return await self._patiently(lambda way: batch_api.find(self.model, way, mark, since - CLOCKS_DIFFER_S))
+        """Return the batch with this mark, made since a time in seconds since the epoch; None where none is listed."""
+        try:
+            return await self._patiently(lambda way: self._listed(way, mark, since))
+        except Gone:  # some servers list nothing
+            return None
 
     async def results(self, job: Job) -> list[Result]:
         """Return what came of a batch's items, answers first; files that are gone have none."""
@@ -74,12 +77,15 @@ class BatchDesk:
 
         def create(way: Way) -> Job:
             nonlocal tried
-            if tried and (job := batch_api.find(self.model, way, mark, since - CLOCKS_DIFFER_S)):
+            if tried and (job := self._listed(way, mark, since)):
                 return job
             tried = True
             return batch_api.create(self.model, way, file_id, mark)
 
         return await self._patiently(create)
+
+    def _listed(self, way: Way, mark: str, since: float) -> Job | None:
+        return batch_api.find(self.model, way, mark, since - CLOCKS_DIFFER_S)
 
     async def _patiently(self, call: Callable[[Way], T], at_least_s: float = 0.0) -> T:
         """Make a blocking call until it is answered."""

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.llm.budget import Amount
-from malt.llm.store import Store, chunks, create_tables, database_errors, metadata
+from malt.llm.store import Store, chunks, create_tables, database_errors, metadata, samples_table
 from malt.spec import ModelSpec
 
 LEASE_S = 1800.0
@@ -150,13 +150,13 @@ class BatchStore:
     def plan(self, batch: Batch, items: Sequence[BatchItem]) -> set[str]:
         """Write a batch down with its items; return the custom ids that are ours, all samples of each.
 
-        Others have the rest: another process was quicker.
+        Others have the rest, or had them answered meanwhile: another process was quicker.
         """
         with database_errors(self._url), self._engine.begin() as connection:
             connection.execute(sa.insert(batches_table).values(values_of(batch, BATCH)))
             in_order = sorted(items, key=lambda item: item.key)  # so that two who claim the same never wait in a ring
             connection.execute(self._claim(), [values_of(item, ITEM) for item in in_order])
-            held = set(connection.scalars(sa.select(items_table.c.key).where(items_table.c.mark == batch.mark)))
+            held = set(connection.scalars(STILL_MISSING, {"of": batch.mark}))
             lost = {item.custom_id for item in items if item.key not in held}
             self._release(connection, batch.mark, lost)
         return {item.custom_id for item in items} - lost
@@ -244,6 +244,10 @@ class BatchStore:
             connection.execute(sa.update(items_table).where(which).values(mark=None))
 
 
+STILL_MISSING = sa.select(items_table.c.key).where(
+    items_table.c.mark == sa.bindparam("of"),
+    ~sa.exists().where(samples_table.c.key == items_table.c.key, samples_table.c.response.is_not(None)),
+)
 RETURN = (
     sa.update(items_table)
     .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
