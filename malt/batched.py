@@ -251,10 +251,11 @@ class BatchedRun:
         """Say how the batches stand, for the progress line."""
         jobs = [self._jobs[batch.mark] for batch in batches if batch.mark in self._jobs]
         under_way = len(batches) - sum(job.has_ended for job in jobs)
-        completed, failed, total = (
-            sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total")
-        )
-        self.session.batches = (
-            f"{under_way} of {len(batches)} batches under way: {completed:,} of {total:,} items answered, "
-            f"{failed:,} failed, for {timedelta(seconds=round(time.time() - batches[0].planned_at))}"
-        )
+        since = timedelta(seconds=round(time.time() - batches[0].planned_at))
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(jobs)}"
+
+
+def items_of(jobs: Sequence[Job]) -> str:
+    """Say how far the items of some batches are, as their providers count."""
+    completed, failed, total = (sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total"))
+    return f"{completed:,} of {total:,} items answered, {failed:,} failed" if total else "no item begun yet"
