@@ -13,6 +13,8 @@ from pathlib import Path
 
 import uvicorn
 
+from malt.loading import loading
+
 STOP_LIMIT_S = 5.0
 """Seconds it may take to write its records once its time is over."""
 
@@ -25,10 +27,13 @@ def main() -> None:
         factory=True,
         log_level="error",
         lifespan="on",
+        ws_per_message_deflate=False,  # events come from this machine
         timeout_graceful_shutdown=1,
     )
     server = StartsAlone(config, home / "starting.lock")
     threading.Thread(target=end_with_parent, args=(server,), daemon=True).start()
+    with loading():
+        config.load()
     server.run(sockets=[listener])
 
 
@@ -51,7 +56,7 @@ class StartsAlone(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the lock, then start."""
-        with self._lock.open("a") as lock:
+        with self._lock.open("a") as lock, loading():
             fcntl.flock(lock, fcntl.LOCK_EX)
             await super().startup(sockets)
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
+from uuid import UUID
 
-from prefect import task
+from prefect import Task, task
 from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, StateDetails
+from prefect.client.schemas.objects import RunInput, State, TaskRunResult
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, Pending
-from prefect.utilities.annotations import allow_failure, quote
+from prefect.states import Completed, Failed
+from prefect.task_engine import run_task_async
+from prefect.utilities.annotations import quote
 
 from malt.errors import ConfigError, MaltError
 from malt.llm.asker import Asker, asker
@@ -36,12 +38,6 @@ T = TypeVar("T")
 def whole(value: T) -> T:
     """Hand a value to a task as it is: Prefect otherwise walks through it, looking for other tasks' results."""
     return cast("T", quote(value))
-
-
-async def final_state(task_run: Any) -> State[Any]:  # noqa: ANN401 - Prefect's types do not know that it is awaitable
-    """Wait for an async task that was called with `return_state=True`."""
-    state: State[Any] = await task_run
-    return state
 
 
 @lru_cache
@@ -133,32 +129,21 @@ def verdict(valued: ValuedTree) -> str:
     return f"{right} of {len(leaves)} leaves right"
 
 
-def edge_from(state: State[Any]) -> allow_failure:
-    """Return what joins a task run to the one that ended in a state, and holds no more than who that was.
-
-    Prefect would fetch the state's own result, by way of another thread, and walk through every text in it: a third of
-    what a task run costs. It leaves a state alone that stands for a failure further up.
-    """
-    return allow_failure(
-        Pending(name="NotReady", state_details=StateDetails(task_run_id=state.state_details.task_run_id))
-    )
-
-
 class BranchAsker:
     """A `Complete` that makes every expansion a task run, joined in the graph to the one that made its parent."""
 
     def __init__(self, ask: Asker) -> None:
         self.ask = ask
-        self._states: dict[tuple[str, Address], State[Any]] = {}
+        self._task_runs: dict[tuple[str, Address], UUID] = {}
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Ask within a task run; raises what the request raised."""
         parent = Address.parse(request.address)
-        above = self._states.get((request.question_id, parent.parent)) if parent else None
+        above = self._task_runs.get((request.question_id, parent.parent)) if parent else None
         title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
-        edge = [edge_from(above)] if above else None
-        state = await final_state(expand(title, whole(request), self.ask, return_state=True, wait_for=edge))
-        self._states[request.question_id, parent] = state
+        taken = {"title": title, "request": whole(request), "ask": self.ask}
+        state = await run_task(expand, taken, [above] if above else [])
+        self._task_runs[request.question_id, parent] = cast("UUID", state.state_details.task_run_id)
         data = await state.aresult(raise_on_failure=False)
         if isinstance(data, BaseException):
             raise data
@@ -168,16 +153,25 @@ class BranchAsker:
         """Grade a grown tree within a task run, and return all that is missing of it."""
         question_id = tree.question.question_id
         leaves = [
-            edge_from(state)
-            for (question, parent), state in self._states.items()
+            task_run
+            for (question, parent), task_run in self._task_runs.items()
             if question == question_id and len(parent) == 2
         ]
-        state = await final_state(
-            grade_tree(
-                question_id, whole(tree), whole(spec), whole(prompts), self.ask, return_state=True, wait_for=leaves
-            )
-        )
+        taken = {"tree": whole(tree), "spec": whole(spec), "prompts": whole(prompts), "ask": self.ask}
+        state = await run_task(grade_tree, {"question_id": question_id, **taken}, leaves)
         valued = await state.aresult(raise_on_failure=False)
         if isinstance(valued, BaseException):
             raise valued
         return cast("ValuedTree", valued).tree.failures
+
+
+async def run_task(tracked: Task[Any, Any], taken: dict[str, Any], after: Sequence[UUID]) -> State[Any]:
+    """Run a task here, joined in the graph to the task runs that it comes after, as task runners do.
+
+    Calling it would tell the server of `Pending` too, and build and search a state for every edge: together a third of
+    what a task run costs.
+    """
+    edges: dict[str, set[RunInput]] = {next(iter(taken)): {TaskRunResult(id=task_run) for task_run in after}}
+    task_run = await tracked.create_local_run(parameters=taken, extra_task_inputs=edges)
+    state = await run_task_async(tracked, task_run=task_run, parameters=taken, return_type="state")
+    return cast("State[Any]", state)

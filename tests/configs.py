@@ -1,11 +1,11 @@
-"""Config files to test the command with: 20 sums in GSM8K's format, every role a model of its own on a provider."""
+"""Config files to test the command with: eight sums in GSM8K's format, every role a model of its own on a provider."""
 
 from pathlib import Path
 
 from tests.providers import ScriptedProvider
 from tests.specs import write_questions
 
-QUESTIONS = 20
+QUESTIONS = 8
 REQUESTS = {"generator": 1, "verifier": 3, "refiner": 9}
 """What one question takes at three samples a node."""
 

@@ -1,20 +1,54 @@
-"""A clean place for every test: no MALT or provider settings of the machine, and a data folder of its own."""
+"""A clean place for every test: no MALT or provider settings of the machine, and a data folder of its own.
 
+And how tests are dealt out to processes, in which order, and in whose time they run.
+"""
+
+import asyncio
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePath
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from malt.llm.session import close_sessions
 from malt.settings import Settings
 from tests.providers import ScriptedProvider
+from tests.virtual_time import VirtualLoop
 
 hypothesis.settings.register_profile("malt", deadline=None, derandomize=True)  # the same cases on every machine
 hypothesis.settings.load_profile("malt")
 
+UP_FOR_S = 1000.0
+"""What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What only waits for itself is marked `virtual_time`, and does so in no time."""
+    is_virtual = item.get_closest_marker("virtual_time") is not None
+    return {"virtual": partial(VirtualLoop, UP_FOR_S)} if is_virtual else {"real": asyncio.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest in one piece, so that no process has to wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Deals tests out to processes a file at a time, or a folder at a time where its tests share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePath(nodeid.partition("::")[0])
+        return str(file if file.parent.name == "tests" else file.parent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServer:
+    return ByServer(config, log)
 
 
 @pytest.fixture(autouse=True)

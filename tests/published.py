@@ -1,11 +1,12 @@
 """Small published versions to test with."""
 
+import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from malt.datasets.publishing import Provenance, publish
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version import DatasetVersion, open_version
 from malt.spec import PLAYERS, Roles, RunSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
@@ -46,3 +47,9 @@ def publish_small(datasets_dir: Path, question_id: str) -> DatasetVersion:
 def publish_questions(question_ids: Iterable[str], datasets_dir: Path, name: str = "arith") -> DatasetVersion:
     """Publish a mixed tree for each question."""
     return publish((mixed_tree(each) for each in question_ids), spec_of(name), PROVENANCE, datasets_dir)
+
+
+def copied(published: Path, datasets_dir: Path) -> DatasetVersion:
+    """Copy datasets for a test that changes them; return `arith`'s newest version."""
+    shutil.copytree(published, datasets_dir, symlinks=True, dirs_exist_ok=True)
+    return open_version("arith", datasets_dir)

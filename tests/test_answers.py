@@ -156,8 +156,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_200_kb_text_is_read_in_linear_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     read_number(HOSTILE[name])
     read_choice(HOSTILE[name], CHOICES)
     final_answer(HOSTILE[name])
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3

@@ -200,7 +200,8 @@ def test_a_closed_session_keeps_what_was_under_way(
 
     async def ask_and_leave() -> None:
         task = asyncio.create_task(session.ask(request_for_three, 0, 3, session.tally))
-        await asyncio.sleep(0.1)
+        while not provider.requests:  # noqa: ASYNC110 - the provider has a loop of its own
+            await asyncio.sleep(0.01)
         task.cancel()
 
     session.run(ask_and_leave())

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from random import Random
 
 import pytest
@@ -14,14 +13,9 @@ from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import RateLimited, Unavailable
 from malt.spec import Limits, ModelSpec, Role
+from tests.replies import Reply
 
 RUNS = 1_000
-
-
-@dataclass(frozen=True)
-class Reply:
-    total_tokens: int | None = 10
-    cost_usd: float | None = None
 
 
 class Simulation:

@@ -153,7 +153,7 @@ def test_only_as_many_questions_are_told_as_are_asked_for(version: DatasetVersio
     assert (len(change.questions), change.questions_changed, change.changed) == (1, 3, 3)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.data())
 def test_the_counts_are_those_of_a_row_by_row_comparison(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

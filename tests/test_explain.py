@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from malt.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address
-from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, copied, mixed_tree, publish_questions, spec_of
 from tests.strategies import grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued, valued_trees
 
 SWITCHES = [
@@ -36,9 +37,16 @@ SWITCHES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("datasets")
+    publish_questions(["q1", "q17", "a/b"], folder)
+    return folder
+
+
 @pytest.fixture
-def version() -> DatasetVersion:
-    return publish_questions(["q1", "q17", "a/b"], Settings().datasets_dir)
+def version(datasets: Path) -> DatasetVersion:
+    return copied(datasets, Settings().datasets_dir)
 
 
 def told(version: DatasetVersion, row_id: str) -> Explanation:

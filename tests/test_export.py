@@ -418,7 +418,7 @@ def test_an_export_that_is_killed_leaves_whole_folders_and_the_next_one_clears_u
 ) -> None:
     folder = tmp_path / "exports"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(version.path), str(folder)]) as process:
-        while not (folder / "out1").exists():
+        while process.poll() is None and not (folder / "out1").exists():
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     whole = contents(export(version, "axolotl", folder / "last").path)

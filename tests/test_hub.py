@@ -31,9 +31,9 @@ DEST = f"hf://datasets/{ID}"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub for this process, whose library read its environment long ago, and for those it starts."""
+    """The Hub for this process, whose library read its environment long ago, and for those it starts (and kills)."""
     with Hub() as server:
-        for name, value in {**server.environment, "HF_HOME": str(tmp_path / "hf")}.items():
+        for name, value in {**server.environment, "HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

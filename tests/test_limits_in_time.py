@@ -11,18 +11,11 @@ import pytest
 
 from malt.errors import EndpointDown
 from malt.llm.faults import RateLimited, Unavailable, Unreachable
-from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.limits import Endpoint, now_s
 from malt.llm.pace import PATIENT
 from malt.spec import Limits
+from tests.replies import Reply
 from tests.virtual_time import run
-
-
-@dataclass(frozen=True)
-class Reply:
-    total_tokens: int | None = 10
-    cost_usd: float | None = None
-    granted: Granted = NOTHING_TOLD
 
 
 @dataclass

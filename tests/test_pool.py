@@ -41,18 +41,18 @@ async def test_an_exception_fails_the_call_and_keeps_the_process() -> None:
 async def test_a_call_that_hangs_is_killed_at_its_limit_while_others_go_on() -> None:
     await asyncio.gather(*[run_in_pool(time.sleep, 0.05, timeout_s=10) for _ in range(20)])
     started = time.perf_counter()
-    hanging = submit(time.sleep, 60, timeout_s=2)
+    hanging = submit(time.sleep, 600, timeout_s=4)
     others = await asyncio.gather(*[run_in_pool(math.factorial, n, timeout_s=10) for n in range(300)])
     assert others == [math.factorial(n) for n in range(300)]
     assert not hanging.done()
-    with pytest.raises(CallFailed, match="no result within 2 s"):
+    with pytest.raises(CallFailed, match="no result within 4 s"):
         await asyncio.wrap_future(hanging)
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 60
 
 
 async def test_waiting_for_a_free_process_does_not_count() -> None:
-    naps = [run_in_pool(time.sleep, 0.3, timeout_s=1) for _ in range(16)]
-    assert await asyncio.gather(*naps) == [None] * 16
+    naps = [run_in_pool(time.sleep, 0.1, timeout_s=1.5) for _ in range(80)]  # at most four sleep at once: 2 s in all
+    assert await asyncio.gather(*naps) == [None] * 80
 
 
 async def test_a_process_killed_from_outside_fails_its_own_call_alone() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError, VersionError
 from malt.settings import Settings
-from tests.published import publish_questions
+from tests.published import copied, publish_questions
 from tests.s3 import S3
 
 MALT = "from malt.cli import main; main()"
@@ -36,8 +35,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def version(published: Path) -> DatasetVersion:
-    shutil.copytree(published, Settings().datasets_dir, symlinks=True)
-    return open_version("arith")
+    return copied(published, Settings().datasets_dir)
 
 
 @pytest.fixture(scope="module")

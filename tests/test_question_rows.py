@@ -191,7 +191,7 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
         ("q.csv", b"question,answer\n\xff,1\n", "q.csv:2: not UTF-8 (byte 0xff)"),
         ("q.csv", "question,answer\n1,\n", "q.csv:2: empty reference answer in column 'answer'"),
         ("q.jsonl.gz", b"plain", "q.jsonl.gz: not a whole gzip file"),
-        ("q.jsonl.gz", gzip.compress(GOOD.encode())[:-9], "q.jsonl.gz: not a whole gzip file"),
+        ("q.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], "q.jsonl.gz: not a whole gzip file"),
         ("q.parquet", b"plain", "q.parquet: not a Parquet file that can be read"),
         ("q.parquet", b"", "q.parquet: not a Parquet file that can be read"),
         (

@@ -10,15 +10,21 @@ from malt.datasets.folders import links
 from malt.datasets.tags import remove_tag, set_tag, tags_of
 from malt.datasets.version import list_versions, open_version
 from malt.errors import VersionError
-from tests.published import publish_questions
+from tests.published import copied, publish_questions
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset in two versions."""
+    folder = tmp_path_factory.mktemp("datasets")
+    publish_questions(["q1"], folder)
+    publish_questions(["q1", "q2"], folder)
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A dataset in two versions."""
-    publish_questions(["q1"], tmp_path)
-    publish_questions(["q1", "q2"], tmp_path)
-    return tmp_path / "arith"
+def folder(published: Path, tmp_path: Path) -> Path:
+    return copied(published, tmp_path).path.parent
 
 
 def test_a_tag_opens_its_version_wherever_a_version_is_named(folder: Path) -> None:

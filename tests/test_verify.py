@@ -25,7 +25,7 @@ from malt.llm.completion import FinishReason
 from malt.spec import CreditSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
-from tests.published import PROVENANCE, asking_for, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish_questions, spec_of
 from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued
 
 Rows = list[dict[str, Any]]
@@ -38,9 +38,16 @@ SWITCHES: list[dict[str, bool | float | str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("datasets")
+    publish_questions(["q1", "q2", "q3"], folder)
+    return folder
+
+
 @pytest.fixture
-def version(tmp_path: Path) -> DatasetVersion:
-    return publish_questions(["q1", "q2", "q3"], tmp_path)
+def version(published: Path, tmp_path: Path) -> DatasetVersion:
+    return copied(published, tmp_path)
 
 
 def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]) -> None:

@@ -9,6 +9,7 @@ import click
 
 from malt.commands.options import takes_config, takes_json
 from malt.errors import ConfigError
+from malt.loading import loading
 
 if TYPE_CHECKING:
     from malt.inputs import Inputs
@@ -100,9 +101,10 @@ def flow_summary(name: str, spec: "RunSpec", wait_for_prefect: Callable[[], None
     from malt import interruption
     from malt.llm import provider
 
-    flow = flow_named(name)
-    if name == "generate":
-        provider.warm_up()
+    with loading():
+        flow = flow_named(name)
+        if name == "generate":
+            provider.warm_up()
     wait_for_prefect()
     result = interruption.run(ended(flow, spec))
     if isinstance(result, BaseException):

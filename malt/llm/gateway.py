@@ -4,7 +4,6 @@ The only import of it. provider.py sends through it; meaning.py reads its errors
 """
 
 import asyncio
-import gc
 import logging
 import os
 import threading
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from malt.errors import ConfigError
 from malt.llm import embedded
+from malt.loading import loading
 from malt.spec import ModelSpec
 
 COMPATIBLE = "hosted_vllm"
@@ -49,13 +49,13 @@ class Way:
 def library() -> ModuleType:
     """Import LiteLLM: seconds, so never before it is needed, and silent, so that stdout stays the command's own."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
-    import litellm
+    with loading():
+        import litellm
 
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     litellm.drop_params = False
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
-    gc.freeze()  # its 100,000s of objects live as long as the process; each full collection would walk them
     module: ModuleType = litellm
     return module
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from malt.private_prefect import PRIVATE
 from malt.summary import RunSummary
 
 # Prefect reads these when it is imported, which happens when the tests are collected.
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")
+HOME = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 
@@ -34,9 +35,13 @@ def beside_progress(stderr: str) -> str:
     return "\n".join(line for line in stderr.strip().splitlines() if " requests; held back by " not in line)
 
 
-@pytest.fixture(scope="session")
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME)
+
+
+@pytest.fixture(scope="package")
 def api_url() -> Iterator[str]:
-    """The API of a server that lasts as long as the tests."""
+    """The API of a server that lasts as long as the tests of this folder."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 

@@ -12,21 +12,22 @@ import pytest
 
 from malt.interruption import MESSAGE
 from malt.summary import RunSummary
-from tests.configs import write_config
+from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.providers import ScriptedProvider
 
 MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[2]
-QUESTIONS = 8
 BRANCH = ("-s", "run.tracking=branch")
 SHARD = ("-s", "run.tracking=shard")
+STOPPED_WITHIN_S = 30.0
+"""On a busy machine; it is less than ten on one that is not."""
 PROCESSES = ("-s", "run.task_runner=processes")
 
 
 @pytest.fixture
 def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
-    return write_config(tmp_path, provider, QUESTIONS)
+    return write_config(tmp_path, provider)
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[str]":
@@ -74,7 +75,7 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
         out, err = process.communicate(timeout=60)
         took_s = time.monotonic() - stopped_at
     assert process.returncode == 130
-    assert took_s < 10
+    assert took_s < STOPPED_WITHIN_S
     assert (out, beside_progress(err)) == ("", f"error: {MESSAGE}")
     provider.latency_s, sent = 0.0, provider.request_count
     rest = malt("run", config).summary
@@ -90,12 +91,12 @@ def wait_for_requests(provider: ScriptedProvider, count: int, process: "subproce
 
 
 def test_a_run_that_waits_for_a_slow_model_still_ends_soon(config: Path, provider: ScriptedProvider) -> None:
-    provider.latency_s = 60.0
+    provider.latency_s = 600.0
     with start(config) as process:
         wait_for_requests(provider, 1, process)
         stopped_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert time.monotonic() - stopped_at < 10
+    assert time.monotonic() - stopped_at < STOPPED_WITHIN_S
     assert "Traceback" not in err

@@ -11,6 +11,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun, TaskRunResult
 from prefect.client.schemas.sorting import FlowRunSort
 
+from malt.cli import exit_code
 from tests import providers
 from tests.configs import write_config
 from tests.flows.conftest import Malt, Ran
@@ -247,8 +248,6 @@ def test_a_version_that_changes_the_one_before_tells_what_changed(malt: Malt, co
 def test_our_own_fault_fails_the_run_and_exits_2_in_one_line(
     config: Path, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from malt.cli import exit_code
-
     provider.key = "another"
     for tracking in (BRANCH, SHARD):
         assert exit_code(["run", str(config), *tracking]) == 2
@@ -258,3 +257,12 @@ def test_our_own_fault_fails_the_run_and_exits_2_in_one_line(
         assert "TEST_KEY (401)" in printed.err
     with get_client(sync_client=True) as client:
         assert state_of(last_flow_run(client)).is_failed()
+
+
+def test_a_block_that_is_not_there_is_said_and_nobody_is_asked(
+    config: Path, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str]
+) -> None:
+    role = "--set=roles.generator"
+    assert exit_code(["run", str(config), f"{role}.api_key_env=", f"{role}.api_key_block=no-such-block"]) == 2
+    assert "api_key_block = 'no-such-block': the Prefect server has no Secret block" in capfd.readouterr().err
+    assert provider.request_count == 0

@@ -46,7 +46,7 @@ def add_question(source: Path, number: int) -> None:
         file.write(json.dumps({"question": f"What is {number} + 100?", "answer": f"#### {number + 100}"}) + "\n")
 
 
-def test_three_versions_of_a_growing_folder_and_no_request_twice(
+def test_each_new_row_of_a_growing_folder_makes_a_version_and_no_request_is_sent_twice(
     prefect: Prefect,
     provider: ScriptedProvider,
     tmp_path: Path,
@@ -57,16 +57,15 @@ def test_three_versions_of_a_growing_folder_and_no_request_twice(
     add_question(source, 1)
     spec = declared("growing", tmp_path, provider, 1, questions={"source": str(source / "*.jsonl"), "format": "gsm8k"})
     every_few_seconds(spec)
-    for version in (1, 2, 3):
-        wait_for(lambda version=version: len(prefect.numbers("growing")) == version)  # type: ignore[misc]
-        if version < 3:
-            add_question(source, version + 1)
+    wait_for(lambda: prefect.numbers("growing") == [1])
+    add_question(source, 2)
+    wait_for(lambda: prefect.numbers("growing") == [1, 2])
     ended = len(runs_of("growing", prefect))  # one of those under way may have seen nothing new already
     wait_for(lambda: len(runs_of("growing", prefect)) >= ended + 2)
 
-    assert prefect.numbers("growing") == [1, 2, 3]
-    assert prefect.newest("growing").manifest.counts.complete == 3
-    assert provider.request_count == 3 * 13
+    assert prefect.numbers("growing") == [1, 2]
+    assert prefect.newest("growing").manifest.counts.complete == 2
+    assert provider.request_count == 2 * 13
     assert all(asked.attempt == 0 for asked in provider.requests)
     spans = sorted((when(run["start_time"]), when(run["end_time"])) for run in runs_of("growing", prefect))
     assert all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, declared, free_port, in_form, start
+from tests.flows.service.conftest import MALT, PROJECT, RUN_LIMIT_S, Prefect, Up, declared, free_port, in_form, start
 from tests.providers import ScriptedProvider
 
-STOP_LIMIT_S = 10.0
+STOP_LIMIT_S = 30.0
 
 
 def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> None:
@@ -18,9 +18,11 @@ def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> Non
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
     for flow in ("generate", "assemble", "rerun", "notify", "mark-crashed"):
-        assert prefect.deployment(flow)["work_pool_name"] == "malt"
+        deployed = prefect.deployment(flow)
+        assert deployed["work_pool_name"] == "malt"
+        assert deployed["description"]
     workers = prefect.post("/work_pools/malt/workers/filter", {}).raise_for_status().json()
-    assert [worker["status"] for worker in workers] == ["ONLINE"]
+    assert "ONLINE" in {worker["status"] for worker in workers}  # those of other tests may have come and gone
 
 
 def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) -> None:
@@ -32,11 +34,11 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
 
 
 def test_ctrl_c_ends_the_run_under_way_the_worker_and_the_server(tmp_path: Path, provider: ScriptedProvider) -> None:
-    provider.latency_s = 120.0
+    provider.latency_s = 600.0
     up = start(tmp_path / "data", "--port", free_port())
     client = Prefect(up)
     client.trigger("generate", spec=in_form(declared("stopped", tmp_path, provider, 1))).raise_for_status()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + RUN_LIMIT_S
     while provider.request_count == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
     client.http.close()

@@ -1,0 +1,78 @@
+"""Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
+
+The first request of a `malt run` is timed with a private Prefect server on a new database, on one that is there, and
+with a server that is up already; the CPU is that of the run and its children until then.
+"""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from benchmarks.throughput import MALT, command_of, figures_of, provider, stats, watch, write_config
+from malt.private_prefect import PrefectServer
+
+ROUNDS = 3
+
+
+def first_request(folder: Path, url: str) -> tuple[float, float]:
+    """Run two questions in a folder; return the seconds to the first request, and those of CPU."""
+    config = write_config(folder, url, questions=2, in_flight=8)
+    for stored in (folder / "data").glob("store.db*"):
+        stored.unlink()  # else nothing is asked for
+    stats(url)
+    figures = figures_of(watch(command_of("shard", folder, url, config, 8), folder), stats(url))
+    return figures.first_request_s, figures.startup_cpu_s
+
+
+def measure(url: str) -> dict[str, list[tuple[float, float]]]:
+    """Begin runs in the three ways, in alternation."""
+    seen: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            for database in ("new database", "existing database"):
+                seen.setdefault(f"private server, {database}", []).append(first_request(Path(folder), url))
+            with running_server():
+                seen.setdefault("running server", []).append(first_request(Path(folder), url))
+    return seen
+
+
+@contextmanager
+def running_server() -> Iterator[None]:
+    """Run a server, and name it where `malt run` looks for one."""
+    with tempfile.TemporaryDirectory() as home:
+        server = PrefectServer(Path(home))
+        server.wait_until_ready()
+        os.environ["PREFECT_API_URL"] = server.api_url
+        try:
+            yield
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            server.stop()
+
+
+def help_s() -> float:
+    """Return the seconds that `malt --help` takes."""
+    started = time.monotonic()
+    subprocess.run([MALT[0], "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    """Print the table."""
+    with provider(0.05) as url:
+        seen = measure(url)
+    print(f"{os.cpu_count()} processors; medians of {ROUNDS} rounds\n")
+    print("| | first request s | CPU s until then |\n|---|---:|---:|")
+    for name, figures in seen.items():
+        first, cpu = map(median, zip(*figures, strict=True))
+        print(f"| {name} | {first:.1f} | {cpu:.1f} |")
+    print(f"| `malt --help` (its end) | {median(help_s() for _ in range(ROUNDS)):.2f} | |")
+
+
+if __name__ == "__main__":
+    main()

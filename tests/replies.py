@@ -1,0 +1,12 @@
+"""What an endpoint answered, as far as limits and budgets care."""
+
+from dataclasses import dataclass
+
+from malt.llm.headers import NOTHING_TOLD, Granted
+
+
+@dataclass(frozen=True)
+class Reply:
+    total_tokens: int | None = 10
+    cost_usd: float | None = None
+    granted: Granted = NOTHING_TOLD

@@ -1,0 +1,79 @@
+"""What compose.yaml and the Dockerfile say of this repository holds: paths, extras, the pool, settings that exist."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from prefect.settings import get_current_settings
+
+from malt.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    declared: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return declared["services"]  # type: ignore[no-any-return]
+
+
+def environment_names(services: dict[str, Any], prefix: str) -> set[str]:
+    return {name for service in services.values() for name in service.get("environment", {}) if name.startswith(prefix)}
+
+
+def test_all_that_the_image_copies_is_here_and_reaches_the_build() -> None:
+    copied = {source for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M) for source in line.split()}
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == let_in
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_image_installs_extras_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.search(r"'\.\[(.+)\]'", DOCKERFILE)
+    assert named
+    assert set(named[1].split(",")) <= set(extras)
+
+
+def test_every_install_is_held_to_the_tested_versions() -> None:
+    installs = re.findall(r"pip install (.+)", DOCKERFILE)
+    assert installs
+    assert all(install.startswith("--constraint constraints.txt ") for install in installs)
+
+
+def test_nothing_runs_as_root() -> None:
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["1000"]
+
+
+def test_workers_poll_the_pool_that_is_made_and_deployed_to(services: dict[str, Any]) -> None:
+    pool = yaml.safe_load((ROOT / "prefect.yaml").read_text())["definitions"]["work_pool"]["name"]
+    assert services["worker"]["command"][-2:] == ["--pool", pool]
+    assert f"work-pool create {pool} " in services["deployments"]["command"][-1]
+
+
+def test_settings_of_malt_exist(services: dict[str, Any]) -> None:
+    named = environment_names(services, "MALT_") | set(re.findall(r"MALT_\w+", DOCKERFILE))
+    assert {"MALT_DATA_DIR", "MALT_STORE_URL"} <= named <= {f"MALT_{field.upper()}" for field in Settings.model_fields}
+
+
+def test_settings_of_prefect_exist(services: dict[str, Any]) -> None:
+    known = get_current_settings().to_environment_variables(exclude_unset=False)
+    named = environment_names(services, "PREFECT_")
+    assert named
+    assert named <= {*known, "PREFECT_API_URL"}  # listed only once it is set
+
+
+def test_no_port_is_open_beyond_this_machine(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_no_password_is_written_down(services: dict[str, Any]) -> None:
+    values = [str(value) for service in services.values() for value in service.get("environment", {}).values()]
+    assert all("${POSTGRES_PASSWORD:?" in value for value in values if "POSTGRES" in value or "malt:" in value)
+    assert services["database"]["environment"]["POSTGRES_PASSWORD"].startswith("${POSTGRES_PASSWORD:?")
