@@ -104,7 +104,7 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
     runner, workers = task_runner(spec.run.task_runner)
-    shared = spec.model_copy(update={"limits": spec.limits.share(workers)})
+    shared = spec.model_copy(update={"limits": spec.limits.shares(workers)[-1]})
     run = name_of_run()
     size = min(BATCH, ceil(len(inputs.questions) / workers))
     batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]

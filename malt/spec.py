@@ -4,21 +4,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    JsonValue,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
 
+from malt.declared import Declared
 from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, names_alone, schema_without_keys, text_like
 
 
@@ -40,40 +28,6 @@ GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "py
 def as_list(value: object) -> object:
     """Let a single kind be written without brackets."""
     return [value] if isinstance(value, str) else value
-
-
-def without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Return a field's schema without the choice of null, where a field left empty is null anyway."""
-    if field.get("default", ...) is not None:
-        return field
-    (kind,) = (kind for kind in field["anyOf"] if kind != {"type": "null"})
-    return {**kind, **{name: value for name, value in field.items() if name not in ("anyOf", "default")}}
-
-
-class Declared(BaseModel):
-    """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    first: ClassVar[tuple[str, ...]] = ()
-    """Fields that a form shows before the others, which follow as they are declared."""
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the fields as Prefect's form shows them best."""
-        schema = handler(core)
-        fields = handler.resolve_ref_schema(schema)["properties"]
-        for position, name in enumerate(dict.fromkeys((*cls.first, *cls.model_fields))):
-            fields[name] = {**without_null(fields[name]), "title": name, "position": position}
-        return schema
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _switches_alone_are_true_or_false(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false elsewhere: pydantic would read them as the numbers 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError(f"is {str(value).lower()}, and takes neither true nor false")
-        return value
 
 
 class QuestionSource(Declared):
@@ -132,7 +86,7 @@ class ModelSpec(Declared):
     """Base seed; every request derives its own from it. Empty: none is sent."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
-    extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = {}
+    extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
     """Further parameters, passed to the provider as they are."""
     api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
@@ -336,25 +290,51 @@ class Limits(Declared):
     """Per endpoint."""
     tokens_per_minute: float | None = Field(None, gt=0)
     """Per endpoint, prompt and completion together."""
+    _sharers: int = PrivateAttr(1)
 
     @property
     def capped(self) -> bool:
         """Whether the run may spend only so much."""
         return self.max_cost_usd is not None or self.max_tokens_total is not None
 
-    def share(self, workers: int) -> "Limits":
-        """Return what each of several processes may use, so that together they stay inside."""
+    @property
+    def most_shares(self) -> int:
+        """Among how many processes they can be shared out: each needs a request in flight, and one a minute."""
+        a_minute = self.max_in_flight if self.requests_per_minute is None else int(self.requests_per_minute)
+        return max(1, min(self.max_in_flight, a_minute))
 
+    @property
+    def sharers(self) -> int:
+        """How many processes have such a share; what an endpoint tells of its limits is for all of them."""
+        return self._sharers
+
+    def shares(self, processes: int) -> "tuple[Limits, ...]":
+        """Return what each of at most `most_shares` processes may use, so that together they stay inside.
+
+        Counts are shared out whole: 8 among 3 are 3, 3 and 2.
+        """
+        return tuple(self._share(number, processes) for number in range(processes)) if processes > 1 else (self,)
+
+    def _share(self, number: int, processes: int) -> "Limits":
         def part(limit: float | None) -> float | None:
-            return None if limit is None else limit / workers
+            return None if limit is None else limit / processes
+
+        def whole(limit: float | None) -> int | None:
+            return None if limit is None else int(limit) // processes + (number < int(limit) % processes)
 
         return Limits(
             max_cost_usd=part(self.max_cost_usd),
-            max_tokens_total=None if self.max_tokens_total is None else self.max_tokens_total // workers,
-            max_in_flight=max(1, self.max_in_flight // workers),
-            requests_per_minute=part(self.requests_per_minute),
+            max_tokens_total=whole(self.max_tokens_total),
+            max_in_flight=whole(self.max_in_flight) or 1,
+            requests_per_minute=whole(self.requests_per_minute) or part(self.requests_per_minute),
             tokens_per_minute=part(self.tokens_per_minute),
-        )
+        ).among(processes)
+
+    def among(self, processes: int) -> "Limits":
+        """Return these as the limits that each of some processes has."""
+        limits = self.model_copy()
+        limits._sharers = processes
+        return limits
 
 
 class RunOptions(Declared):

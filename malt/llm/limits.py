@@ -33,6 +33,8 @@ class Answer(budget.Answer, Protocol):
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
 OUTAGE = "an outage; single requests probe"
+MINUTE_S = 61.0
+"""How long what a minute grants must last: requests arrive up to a second late, and so closer than they were sent."""
 
 
 class Endpoint:
@@ -144,7 +146,7 @@ class Endpoint:
         finally:
             self.in_flight -= 1
             if per_minute := self._tokens_per_minute:
-                self._tokens.give_back(tokens - used, per_minute / 60)
+                self._tokens.give_back(tokens - used, per_minute / MINUTE_S)
             self._changed.set()
 
     @property
@@ -156,11 +158,14 @@ class Endpoint:
         return self._lowest(self._limits.tokens_per_minute, self._told.tokens)
 
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
-        """Stay a little below what headers tell: others may count differently what a minute is."""
-        known = [declared, None if told is None else told * (1 - self._policy.rate_margin)]
+        """Stay a little below this process's part of what headers tell: others may count differently."""
+        part = (1 - self._policy.rate_margin) / self._limits.sharers
+        known = [declared, None if told is None else told * part]
         return min((limit for limit in known if limit is not None), default=None)
 
     async def _wait_for_room(self, tokens: int, question: str) -> None:
+        if self._limits.sharers > 1 and not (self.in_flight or self._turns.is_taken):
+            self._take_over(now_s())
         async with self._turns.turn(question):
             while (wait_s := self._wait_s(now_s())) > 0:
                 self._changed.clear()
@@ -201,12 +206,17 @@ class Endpoint:
         if self._given_up is not None:
             raise self._given_up
 
+    def _take_over(self, now: float) -> None:
+        """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
+        if per_minute := self._requests_per_minute:
+            self._requests.ready_at = max(self._requests.ready_at, now + MINUTE_S / per_minute)
+
     def _take_turn(self, tokens: int, now: float) -> None:
         self._learned.take(1, self._pace.per_second(now), now)
         if per_minute := self._requests_per_minute:
-            self._requests.take(1, per_minute / 60, now)
+            self._requests.take(1, per_minute / MINUTE_S, now)
         if per_minute := self._tokens_per_minute:
-            self._tokens.take(tokens, per_minute / 60, now)
+            self._tokens.take(tokens, per_minute / MINUTE_S, now)
 
     def _speed_up(self, sent: float) -> None:
         now = now_s()
@@ -254,4 +264,4 @@ def lowest(users: Sequence[Limits]) -> Limits:
         max_in_flight=min(user.max_in_flight for user in users),
         requests_per_minute=least(user.requests_per_minute for user in users),
         tokens_per_minute=least(user.tokens_per_minute for user in users),
-    )
+    ).among(max(user.sharers for user in users))

@@ -17,16 +17,17 @@ class Turns:
         self._arrivals = count()
         self._first_arrival: dict[str, int] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._is_taken = False
+        self.is_taken = False
+        """Whether somebody has the turn."""
 
     @asynccontextmanager
     async def turn(self, question: str) -> AsyncIterator[None]:
         """Wait for a turn, which lasts as long as the context."""
         arrival = next(self._arrivals)
         place = self._first_arrival.setdefault(question, arrival)
-        if self._is_taken:
+        if self.is_taken:
             await self._wait(place, arrival)
-        self._is_taken = True
+        self.is_taken = True
         try:
             yield
         finally:
@@ -49,4 +50,4 @@ class Turns:
             if not called.done():
                 called.set_result(None)
                 return
-        self._is_taken = False
+        self.is_taken = False

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from malt.spec import Limits
 from tests.configs import REQUESTS, write_config
 from tests.flows.conftest import Malt
 from tests.providers import ScriptedProvider
@@ -36,8 +35,3 @@ def test_every_task_runner_makes_the_same_dataset(
     assert provider.max_in_flight <= 4
     assert multiprocessing.active_children() == []
     assert spread == digest(malt, config, REFERENCE, tmp_path, monkeypatch)
-
-
-def test_limits_are_shared_out_so_that_workers_stay_inside_together() -> None:
-    share = Limits(max_cost_usd=3.0, max_in_flight=64, requests_per_minute=600, tokens_per_minute=None).share(3)
-    assert share == Limits(max_cost_usd=1.0, max_in_flight=21, requests_per_minute=200, tokens_per_minute=None)
