@@ -1,35 +1,51 @@
 """Where batches run: threads, processes and Dask workers make the same dataset, each within its share of the limits."""
 
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from malt.spec import Limits
-from tests.configs import REQUESTS, write_config
-from tests.flows.conftest import Malt
-from tests.providers import ScriptedProvider
+from tests.configs import QUESTIONS, REQUESTS, write_config
+from tests.flows.conftest import Malt, beside_progress
+from tests.flows.test_process import start, wait_for_requests
+from tests.postgres import Postgres, free_port
+from tests.providers import Asked, ScriptedProvider
 
 REFERENCE = "threads"
+PROJECT = Path(__file__).parents[2]
+ALL = 13 * QUESTIONS
+IN_FLIGHT, PER_MINUTE = 8, 600
+ONE_ENDPOINT = tuple(f"roles.{role}.model=openai/one" for role in REQUESTS)
+
+
+def chosen(*overrides: str) -> list[str]:
+    return [f"--set={override}" for override in overrides]
 
 
 def digest(malt: Malt, config: Path, runner: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Run in a data folder of its own, grading by mathematics, and return what came out."""
     monkeypatch.setenv("MALT_DATA_DIR", str(folder / runner))
-    one_endpoint = [f"roles.{role}.model=openai/one" for role in REQUESTS]
-    chosen = [f"run.task_runner={runner}", "evaluator.kind=math", "limits.max_in_flight=4", *one_endpoint]
-    ran = malt("run", config, *(f"--set={choice}" for choice in chosen))
+    overrides = chosen(f"run.task_runner={runner}", "evaluator.kind=math", "limits.max_in_flight=4", *ONE_ENDPOINT)
+    ran = malt("run", config, *overrides)
     assert (ran.code, ran.stderr, ran.summary.requests) == (0, "", 13 * 4)
     assert ran.summary.outcomes["right"] > 0
     return ran.summary.content_sha256
 
 
-@pytest.mark.parametrize("runner", ["processes", "dask"])
+@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
 def test_every_task_runner_makes_the_same_dataset(
     malt: Malt, runner: str, tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if runner == "dask":
-        pytest.importorskip("prefect_dask")
+    if runner != "processes":
+        pytest.importorskip(f"prefect_{runner}")
     provider.latency_s = 0.05
     config = write_config(tmp_path, provider, questions=4)
     spread = digest(malt, config, runner, tmp_path, monkeypatch)
@@ -41,3 +57,105 @@ def test_every_task_runner_makes_the_same_dataset(
 def test_limits_are_shared_out_so_that_workers_stay_inside_together() -> None:
     share = Limits(max_cost_usd=3.0, max_in_flight=64, requests_per_minute=600, tokens_per_minute=None).share(3)
     assert share == Limits(max_cost_usd=1.0, max_in_flight=21, requests_per_minute=200, tokens_per_minute=None)
+
+
+class DaskCluster:
+    """A scheduler and worker processes, as people start them on machines of their own; a context manager."""
+
+    def __init__(self, workers: int, environment: dict[str, str] | None = None) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self._environment = {**os.environ, "PYTHONPATH": str(PROJECT), **(environment or {})}
+        self._workers = workers
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "DaskCluster":
+        self._stack = ExitStack()
+        host, port = self.address.removeprefix("tcp://").split(":")
+        self._start("scheduler", "--host", host, "--port", port, "--no-dashboard")
+        self.workers = [self.start_worker() for _ in range(self._workers)]
+        self.wait_for(self._workers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        """One process without a nanny: killed, it stays so."""
+        quiet = ("--no-nanny", "--no-dashboard", "--nthreads", "2", "--local-directory", os.environ["TMPDIR"])
+        return self._start("worker", self.address, *quiet)
+
+    def wait_for(self, workers: int) -> None:
+        from distributed import Client
+
+        with Client(self.address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(workers, timeout=60)
+
+    def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=PROJECT, env=self._environment)
+        self._stack.callback(end, process)
+        return process
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database on a server of its own."""
+    pytest.importorskip("psycopg")
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server:
+        yield server.url("postgres")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskCluster]:
+    pytest.importorskip("prefect_dask")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with DaskCluster(workers=2) as started:
+        yield started
+
+
+def test_a_worker_is_killed_on_another_machine_and_the_dataset_is_that_of_one_process(
+    malt: Malt,
+    cluster: DaskCluster,
+    database: str,
+    tmp_path: Path,
+    provider: ScriptedProvider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = write_config(tmp_path, provider)
+    alone = malt("run", config).summary.content_sha256
+    before, provider.latency_s = len(provider.sent), 0.2
+    monkeypatch.setenv("MALT_STORE_URL", database)
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "spread"))
+    options = chosen(f"run.task_runner={cluster.address}", f"limits.max_in_flight={IN_FLIGHT}", *SHARD)
+    with start(config, "--json", *options) as process:
+        wait_for_requests(provider, ALL + 30, process)
+        cluster.workers[0].kill()
+        killed_at = time.monotonic()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, beside_progress(err)) == (0, "")
+    assert json.loads(out)["content_sha256"] == alone
+    assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
+
+
+SHARD = ("run.tracking=shard",)
+ON_THE_WIRE_S = 0.2
+"""What was sent so shortly before a worker died may not have been written."""
+
+
+def had_before(provider: ScriptedProvider, first: int, killed_at: float) -> dict[str, float]:
+    """The answers that a worker had, and when they were sent."""
+    kept = [sent for sent in provider.sent[first:] if not killed_at - ON_THE_WIRE_S < sent.at < killed_at]
+    return {json.dumps(sent.asked.body, sort_keys=True): sent.at for sent in kept}
+
+
+def repeated(asked: Sequence[Asked], had: dict[str, float]) -> list[Asked]:
+    """The requests that came after their answer."""
+    return [each for each in asked if each.at > had.get(json.dumps(each.body, sort_keys=True), each.at)]
