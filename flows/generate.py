@@ -108,7 +108,8 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
 
     def submit(batch: Sequence[Question]) -> PrefectFuture[Grown]:
         taken = {"batch": batch, "spec": shared, "settings": settings, "asks": asks, "run": run}
-        return crew.runner.submit(grow_batch, taken)
+        future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
+        return future
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
         return merged(await asyncio.to_thread(crew.work, batches, submit, counted.add))

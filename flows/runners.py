@@ -36,12 +36,12 @@ class Crew:
     batches: int
     """Under way at once. Where others may join a cluster it is one a share: however many there are, the rest idle."""
     stop: Callable[[], None]
-    """Let what this run's other processes ask arrive, write it, and ask no more; for good, and as often as one likes."""
+    """Let what the run asks from other processes arrive, write it, and ask no more; may be called again."""
 
     def work(
         self, batches: Iterable[B], submit: Callable[[B], PrefectFuture[G]], count: Callable[[G], None]
     ) -> list[G]:
-        """Return what comes of each batch, in order, and count it as it comes; once a signal came or one has failed, no more is begun."""
+        """Return what comes of each batch, in order; once a signal came or one has failed, no more is begun."""
         ended, one_at_a_time = threading.Event(), threading.Lock()
 
         def stop() -> None:
@@ -55,12 +55,12 @@ class Crew:
                 with one_at_a_time:
                     future = submit(batch)
                 grown = future.result()
-                with one_at_a_time:
-                    count(grown)
-                return [grown]
             except BaseException:
                 ended.set()
                 raise
+            with one_at_a_time:
+                count(grown)
+            return [grown]
 
         with self.runner, stopped_by(stop), ThreadPoolExecutor(self.batches) as hands:
             try:
