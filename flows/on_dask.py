@@ -33,7 +33,7 @@ class DaskCrew(NamedTuple):
 
 def own_cluster(processes: int, run: str) -> DaskCrew:
     """Return a cluster that begins and ends with the run."""
-    cluster = {"n_workers": processes, "threads_per_worker": 1}
+    cluster = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     return crew(OwnCluster(cluster_kwargs=cluster), processes, run)
 
 

@@ -83,7 +83,7 @@ def crew_of(spec: RunSpec, settings: Settings, run: str) -> Crew:
             pool = ProcessPoolTaskRunner(max_workers=processes, initializer=begin_worker)
             return Crew(pool, processes, processes, stop_children)
         case "ray":
-            raise ConfigError("run.task_runner = 'ray' is not there yet; use threads, processes, dask or tcp://…")
+            return Crew(*imported("flows.on_ray", "ray").cluster(processes, spec, settings))
         case "dask":
             return Crew(*imported("flows.on_dask", "dask").own_cluster(processes, run))
         case address:

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.runners import crew_of
+from malt.cli import exit_code
+from malt.config import load_spec
+from malt.settings import Settings
 from malt.spec import Limits
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
@@ -55,8 +59,38 @@ def test_every_task_runner_makes_the_same_dataset(
 
 
 def test_limits_are_shared_out_so_that_workers_stay_inside_together() -> None:
+    assert Limits(max_in_flight=8).share(3).max_in_flight == 2
     share = Limits(max_cost_usd=3.0, max_in_flight=64, requests_per_minute=600, tokens_per_minute=None).share(3)
     assert share == Limits(max_cost_usd=1.0, max_in_flight=21, requests_per_minute=200, tokens_per_minute=None)
+
+
+@pytest.mark.parametrize("runner", ["processes", "dask"])
+def test_there_are_no_more_processes_than_requests_in_flight(
+    runner: str, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    if runner == "dask":
+        pytest.importorskip("prefect_dask")
+    config = write_config(tmp_path, provider)
+    spec = load_spec(config, [f"run.task_runner={runner}", "limits.max_in_flight=1"])
+    assert crew_of(spec, Settings(), "run").processes == 1
+
+
+def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
+    capfd: pytest.CaptureFixture[str], provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask")
+    config, address = write_config(tmp_path, provider), f"tcp://127.0.0.1:{free_port()}"
+    elsewhere = chosen(f"run.task_runner={address}")
+    assert "is a file of this one: set MALT_STORE_URL to a PostgreSQL database" in refusal(capfd, config, elsewhere)
+    monkeypatch.setenv("MALT_STORE_URL", "postgresql://malt@127.0.0.1:1/none")
+    assert "no Dask scheduler answers there" in refusal(capfd, config, elsewhere)
+    assert provider.request_count == 0
+
+
+def refusal(capfd: pytest.CaptureFixture[str], config: Path, options: list[str]) -> str:
+    """What a run says that ends because of bad input."""
+    assert exit_code(["run", str(config), *options]) == 2
+    return capfd.readouterr().err
 
 
 class DaskCluster:
@@ -121,7 +155,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskClu
         yield started
 
 
-def test_a_worker_is_killed_on_another_machine_and_the_dataset_is_that_of_one_process(
+def test_workers_that_are_killed_and_join_stay_inside_the_limits_and_make_the_dataset_of_one_process(
     malt: Malt,
     cluster: DaskCluster,
     database: str,
@@ -130,22 +164,31 @@ def test_a_worker_is_killed_on_another_machine_and_the_dataset_is_that_of_one_pr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = write_config(tmp_path, provider)
-    alone = malt("run", config).summary.content_sha256
-    before, provider.latency_s = len(provider.sent), 0.2
+    alone = malt("run", config, *chosen(*ONE_ENDPOINT)).summary.content_sha256
+    before, provider.latency_s, provider.max_in_flight = len(provider.sent), 0.2, 0
     monkeypatch.setenv("MALT_STORE_URL", database)
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "spread"))
-    options = chosen(f"run.task_runner={cluster.address}", f"limits.max_in_flight={IN_FLIGHT}", *SHARD)
+    limits = (f"limits.max_in_flight={IN_FLIGHT}", f"limits.requests_per_minute={PER_MINUTE}")
+    options = chosen(f"run.task_runner={cluster.address}", "run.tracking=shard", *ONE_ENDPOINT, *limits)
     with start(config, "--json", *options) as process:
         wait_for_requests(provider, ALL + 30, process)
         cluster.workers[0].kill()
         killed_at = time.monotonic()
+        cluster.start_worker()
         out, err = process.communicate(timeout=120)
     assert (process.returncode, beside_progress(err)) == (0, "")
     assert json.loads(out)["content_sha256"] == alone
+    assert provider.max_in_flight <= IN_FLIGHT
+    assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * 3
     assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
 
 
-SHARD = ("run.tracking=shard",)
+def most_above(per_second: float, times: Sequence[float]) -> float:
+    """The most requests in any span of time beyond what the rate gives it; one that keeps time exactly is one above."""
+    spans = ((first, last) for first in range(len(times)) for last in range(first, len(times)))
+    return max(last - first + 1 - per_second * (times[last] - times[first]) for first, last in spans)
+
+
 ON_THE_WIRE_S = 0.2
 """What was sent so shortly before a worker died may not have been written."""
 
