@@ -1,27 +1,24 @@
 """questions -> trees -> dataset version. Run again, it asks only for what is missing."""
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from math import ceil
-from typing import Any
 
-from prefect import flow, get_run_logger, unmapped
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.futures import PrefectFuture
 
+from flows.runners import crew_of
 from malt.batched import ask_in_batches
-from malt.errors import ConfigError
 from malt.inputs import Inputs, check_models, read_inputs
-from malt.interruption import begin_worker
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import session_for
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
-from malt.spec import Role, RunSpec
+from malt.spec import Limits, Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.evaluator import LLMEvaluator
@@ -35,8 +32,6 @@ BRANCH_TASK_RUNS = 2_000
 """Up to this many task runs, `tracking = "auto"` shows every branch."""
 BATCH = 50
 """Questions in one `grow_batch`, where there are enough for every worker."""
-THREADS = 4
-"""Batches under way at once in one process; each holds many requests, so few are enough."""
 
 
 @flow(name="generate", flow_run_name="{spec.name}")
@@ -103,30 +98,21 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
 
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
-    runner, workers = task_runner(spec.run.task_runner)
-    shared = spec.model_copy(update={"limits": spec.limits.shares(workers)[-1]})
     run = name_of_run()
-    size = min(BATCH, ceil(len(inputs.questions) / workers))
-    batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
+    crew = await asyncio.to_thread(crew_of, spec, settings, run)
     is_here = spec.run.task_runner == "threads"
-    counted = Counted(session_for(settings, shared.limits, run=run).tally if is_here else None)
+    size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
+    batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
+    counted = Counted(session_for(settings, spec.limits, run=run).tally if is_here else None)
 
-    def map_batches() -> list[Grown]:
-        with runner:
-            futures = runner.map(
-                grow_batch,  # type: ignore[arg-type]  # its type is that of async tasks alone
-                {
-                    "batch": batches,
-                    "spec": unmapped(shared),
-                    "settings": unmapped(settings),
-                    "asks": unmapped(asks),
-                    "run": unmapped(run),
-                },
-            )
-            return [counted.add(future.result()) for future in futures]
+    def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
+        shared = spec.model_copy(update={"limits": share})
+        taken = {"batch": batch, "spec": shared, "settings": settings, "asks": asks, "run": run}
+        future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
+        return future
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
-        return merged(await asyncio.to_thread(map_batches))
+        return merged(await asyncio.to_thread(crew.work, batches, submit, counted.add))
 
 
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
@@ -148,10 +134,9 @@ class Counted:
         self.before = live.answers if live else 0
         self.ended = 0
 
-    def add(self, part: Grown) -> Grown:
-        """Count a batch that has ended, and return it."""
+    def add(self, part: Grown) -> None:
+        """Count a batch that has ended."""
         self.ended += part.tally.answers
-        return part
 
     def answers(self) -> int:
         """Return how many completions there are, new and stored."""
@@ -161,39 +146,6 @@ class Counted:
 def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:
     """Nodes of all trees, once they are whole."""
     return len(questions) * sum(nodes_per_question(spec).values())
-
-
-def task_runner(name: str) -> tuple[TaskRunner[Any], int]:
-    """Return the task runner that a config names, and how many processes it spreads over."""
-    cores = os.cpu_count() or 1
-    if name == "threads":
-        return ThreadPoolTaskRunner(max_workers=THREADS), 1
-    if name == "processes":
-        return ProcessPoolTaskRunner(max_workers=cores, initializer=begin_worker), cores
-    if name == "ray":
-        raise ConfigError("run.task_runner = 'ray' is not there yet; use threads, processes, dask or tcp://…")
-    return dask_runner(None if name == "dask" else name, cores)
-
-
-def dask_runner(address: str | None, cores: int) -> tuple[TaskRunner[Any], int]:
-    """Return a Dask task runner: a scheduler that is there already, or a cluster of this machine's cores."""
-    try:
-        from distributed import Client
-        from prefect_dask import DaskTaskRunner
-    except ModuleNotFoundError as missing:
-        raise ConfigError(
-            f"run.task_runner on Dask needs the package {missing.name!r}: install malt-trees[dask]"
-        ) from missing
-    if address is None:
-        return DaskTaskRunner(cluster_kwargs={"n_workers": cores, "threads_per_worker": THREADS}), cores
-    try:
-        with Client(address) as client:
-            workers = len(client.scheduler_info()["workers"])
-    except OSError as error:
-        raise ConfigError(
-            f"run.task_runner = {address!r}: no Dask scheduler answers there; start it, or mend it"
-        ) from error
-    return DaskTaskRunner(address=address), max(1, workers)
 
 
 def merged(parts: Sequence[Grown]) -> Grown:

@@ -26,6 +26,19 @@ STOP_LIMIT_S = 9.0
 """Seconds after a signal until the process ends, whatever still holds it up."""
 
 
+_stops: list[Callable[[], None]] = []
+
+
+@contextmanager
+def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` too where a signal comes while the block lasts: it lets what other processes ask arrive."""
+    _stops.append(stop)
+    try:
+        yield
+    finally:
+        _stops.remove(stop)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. A signal stops it, and raises `KeyboardInterrupt`; a second one ends the process."""
     running = Running(work)
@@ -39,7 +52,7 @@ class Running(Generic[T]):
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
         self._interrupted = False
-        self._stopping = threading.Thread(target=stop_sessions, daemon=True)
+        self._stopping: list[threading.Thread] = []
         self._started: Future[Callable[[], object]] = Future()
         self._outcome: Future[T] = Future()
         in_context = contextvars.copy_context().run
@@ -53,7 +66,8 @@ class Running(Generic[T]):
             if not self._interrupted:
                 raise
         if self._interrupted:
-            self._stopping.join()
+            for stopping in self._stopping:
+                stopping.join()
             raise KeyboardInterrupt
         return outcome
 
@@ -65,9 +79,9 @@ class Running(Generic[T]):
         deadline = threading.Timer(STOP_LIMIT_S, give_up)
         deadline.daemon = True
         deadline.start()
-        self._stopping.start()
-        for child in multiprocessing.active_children():
-            child.terminate()
+        self._stopping = [threading.Thread(target=stop, daemon=True) for stop in (stop_sessions, *_stops)]
+        for stopping in self._stopping:
+            stopping.start()
         self._started.result()()
 
     def _run(self) -> None:

@@ -311,9 +311,12 @@ class Limits(Declared):
     def shares(self, processes: int) -> "tuple[Limits, ...]":
         """Return what each of at most `most_shares` processes may use, so that together they stay inside.
 
-        Counts are shared out whole: 8 among 3 are 3, 3 and 2.
+        Counts are shared out whole: 8 among 3 are 3, 3 and 2. Under a cap each is the smallest: whichever batches a
+        process gets then, it keeps one account for them all.
         """
-        return tuple(self._share(number, processes) for number in range(processes)) if processes > 1 else (self,)
+        if processes == 1:
+            return (self,)
+        return tuple(self._share(processes - 1 if self.capped else number, processes) for number in range(processes))
 
     def _share(self, number: int, processes: int) -> "Limits":
         def part(limit: float | None) -> float | None:

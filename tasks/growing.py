@@ -88,7 +88,11 @@ def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, ask
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     spec = asyncio.run(keyed(spec))
     ask, prompts = asker_of_run(run, batch, spec, settings, asks), prompts_of(spec.prompts)
-    shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
+    try:
+        shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
+    except KeyboardInterrupt:  # as Ray tells a task to stop
+        ask.session.close()
+        raise
     return Grown(shortfall, Tally(ask.tally.roles))
 
 

@@ -28,6 +28,15 @@ def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
     return session.run(asker(session, [request.question_id])(request))
 
 
+def test_a_run_has_a_session_of_its_own_that_is_stopped_alone(settings: Settings) -> None:
+    one, two = (session_for(settings, LIMITS, run=run) for run in ("one", "two"))
+    assert one is not two
+    stop_sessions("one")
+    assert isinstance(one.stopped, RunStopped)
+    assert two.stopped is None
+    assert opened_session(settings, LIMITS) is two
+
+
 def test_equal_settings_and_limits_share_a_session(settings: Settings) -> None:
     assert opened_session(settings, LIMITS) is None
     session = session_for(settings, LIMITS)
@@ -38,10 +47,8 @@ def test_equal_settings_and_limits_share_a_session(settings: Settings) -> None:
 
 def test_a_session_stays_stopped_for_the_run_it_stopped_in(settings: Settings) -> None:
     stopped = session_for(settings, LIMITS, run="one")
-    assert session_for(settings, LIMITS, run="two") is stopped
     stopped.stopped = RunStopped("the budget is spent")
     assert session_for(settings, LIMITS, run="one") is stopped
-    assert session_for(settings, LIMITS, run="two") is stopped
 
 
 def test_another_run_starts_afresh_after_a_stop(settings: Settings) -> None:

@@ -116,17 +116,25 @@ def test_what_an_endpoint_tells_of_its_limit_is_shared_out_too() -> None:
     assert 0.9 * 300 <= most_in_a_minute([at for at in server.arrivals if at > 60]) <= 300
 
 
-@given(st.integers(1, 100), st.none() | st.integers(1, 10_000), st.none() | st.integers(1, 10**6), st.integers(1, 200))
-def test_shares_are_whole_parts_that_add_up_to_the_limits(
-    in_flight: int, requests: int | None, tokens: int | None, wanted: int
-) -> None:
-    limits = Limits(max_in_flight=in_flight, requests_per_minute=requests, max_tokens_total=tokens, max_cost_usd=3.0)
+@given(st.integers(1, 100), st.none() | st.integers(1, 10_000), st.integers(1, 200))
+def test_shares_are_whole_parts_that_add_up_to_the_limits(in_flight: int, requests: int | None, wanted: int) -> None:
+    limits = Limits(max_in_flight=in_flight, requests_per_minute=requests)
     shares = limits.shares(min(wanted, limits.most_shares))
     assert sum(share.max_in_flight for share in shares) == in_flight
     assert requests is None or sum(share.requests_per_minute or 0 for share in shares) == requests
-    assert tokens is None or sum(share.max_tokens_total or 0 for share in shares) == tokens
-    assert sum(share.max_cost_usd or 0 for share in shares) <= 3.0 + 1e-9
     assert all(share.requests_per_minute is None or share.requests_per_minute >= 1 for share in shares)
+
+
+@given(st.integers(1, 100), st.integers(1, 10**6), st.integers(1, 100))
+def test_shares_of_a_cap_are_equal_so_that_a_process_has_one_account_whichever_it_is_given(
+    in_flight: int, tokens: int, wanted: int
+) -> None:
+    limits = Limits(max_in_flight=in_flight, max_tokens_total=tokens, max_cost_usd=3.0)
+    shares = limits.shares(min(wanted, limits.most_shares))
+    assert len(set(shares)) == 1
+    assert sum(share.max_tokens_total or 0 for share in shares) <= tokens
+    assert sum(share.max_cost_usd or 0 for share in shares) <= 3.0 + 1e-9
+    assert sum(share.max_in_flight for share in shares) <= in_flight
 
 
 def test_there_are_no_more_shares_than_requests_in_flight_or_a_minute() -> None:

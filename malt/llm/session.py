@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
@@ -258,42 +258,33 @@ def row_for(
     )
 
 
-class Opened(NamedTuple):
-    """A session, and the runs that use it."""
-
-    session: Session
-    runs: set[str]
-
-
-_sessions: dict[tuple[Settings, Limits], Opened] = {}
+_sessions: dict[tuple[Settings, Limits, str], Session] = {}
 _opening = threading.Lock()
 
 
 def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
-    """Return the process's session for these settings and limits; made at first use, closed at exit.
+    """Return the process's session for a run with these settings and limits; made at first use, closed at exit.
 
-    A session that has stopped stays so for every `run` that used it: no later batch may spend on. Another run, or one
-    without a name, gets a new session.
+    A session that has stopped stays so for its `run`: no later batch may spend on. Without a name, a new one is made.
     """
     with _opening:
-        opened = _sessions.get((settings, limits))
-        if opened is None or (opened.session.stopped is not None and run not in opened.runs):
-            opened = _sessions[settings, limits] = Opened(Session(settings, limits), set())
-        if run:
-            opened.runs.add(run)
-        return opened.session
+        session = _sessions.get((settings, limits, run))
+        if session is None or (session.stopped is not None and not run):
+            session = _sessions[settings, limits, run] = Session(settings, limits)
+        return session
 
 
 def opened_session(settings: Settings, limits: Limits) -> Session | None:
-    """Return the session that `session_for` made, or None where it has not made one yet."""
-    opened = _sessions.get((settings, limits))
-    return None if opened is None else opened.session
+    """Return the session that `session_for` made last for these, or None where it has not made one yet."""
+    opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
+    return opened[-1] if opened else None
 
 
-def stop_sessions() -> None:
-    """Close what `session_for` has made, for good: what the same run asks from now on raises `RunStopped`."""
-    for opened in list(_sessions.values()):
-        opened.session.close()
+def stop_sessions(run: str | None = None) -> None:
+    """Close what `session_for` has made, for one run or all, for good: what it asks from now on raises `RunStopped`."""
+    for (*_, name), session in list(_sessions.items()):
+        if run in (None, name):
+            session.close()
 
 
 def close_sessions() -> None:

@@ -1,9 +1,11 @@
 """Prefect's own server, started once, for the tests that run flows; and the `malt` command run against it."""
 
+import gc
 import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -50,6 +52,8 @@ def api_url() -> Iterator[str]:
             environment.setenv(name, value)
         with prefect_test_harness(server_startup_timeout=120):
             yield PREFECT_API_URL.value()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # the last of the sockets below
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

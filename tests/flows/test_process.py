@@ -23,6 +23,8 @@ BRANCH = ("-s", "run.tracking=branch")
 SHARD = ("-s", "run.tracking=shard")
 STOPPED_WITHIN_S = 30.0
 """On a busy machine; it is less than ten on one that is not."""
+DASK = ("-s", "run.task_runner=dask")
+RAY = ("-s", "run.task_runner=ray")
 PROCESSES = ("-s", "run.task_runner=processes")
 
 
@@ -62,12 +64,29 @@ def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp
 
 @pytest.mark.parametrize(
     ("how", "options"),
-    [(signal.SIGINT, BRANCH), (signal.SIGTERM, SHARD), (signal.SIGINT, (*SHARD, *PROCESSES))],
-    ids=["interrupted", "terminated", "interrupted with workers"],
+    [
+        (signal.SIGINT, BRANCH),
+        (signal.SIGTERM, SHARD),
+        (signal.SIGINT, (*SHARD, *PROCESSES)),
+        (signal.SIGINT, (*SHARD, *DASK)),
+        (signal.SIGTERM, (*SHARD, *DASK)),
+        (signal.SIGINT, (*SHARD, *RAY)),
+    ],
+    ids=[
+        "interrupted",
+        "terminated",
+        "interrupted with workers",
+        "interrupted with Dask",
+        "terminated with Dask",
+        "interrupted with Ray",
+    ],
 )
 def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
     malt: Malt, config: Path, provider: ScriptedProvider, how: signal.Signals, options: tuple[str, ...]
 ) -> None:
+    for runner, package in ((DASK, "prefect_dask"), (RAY, "prefect_ray")):
+        if runner[1] in options:
+            pytest.importorskip(package)
     provider.latency_s = 0.4
     with start(config, *options) as process:
         wait_for_requests(provider, 25, process)

@@ -1,37 +1,197 @@
 """Where batches run: threads, processes and Dask workers make the same dataset, each within its share of the limits."""
 
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.configs import REQUESTS, write_config
-from tests.flows.conftest import Malt
-from tests.providers import ScriptedProvider
+from flows.runners import crew_of
+from malt.cli import exit_code
+from malt.config import load_spec
+from malt.settings import Settings
+from tests.configs import QUESTIONS, REQUESTS, write_config
+from tests.flows.conftest import Malt, beside_progress
+from tests.flows.test_process import start, wait_for_requests
+from tests.postgres import Postgres, free_port
+from tests.providers import Asked, ScriptedProvider
 
 REFERENCE = "threads"
+PROJECT = Path(__file__).parents[2]
+ALL = 13 * QUESTIONS
+IN_FLIGHT, PER_MINUTE = 8, 600
+ONE_ENDPOINT = tuple(f"roles.{role}.model=openai/one" for role in REQUESTS)
+
+
+def chosen(*overrides: str) -> list[str]:
+    return [f"--set={override}" for override in overrides]
 
 
 def digest(malt: Malt, config: Path, runner: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Run in a data folder of its own, grading by mathematics, and return what came out."""
     monkeypatch.setenv("MALT_DATA_DIR", str(folder / runner))
-    one_endpoint = [f"roles.{role}.model=openai/one" for role in REQUESTS]
-    chosen = [f"run.task_runner={runner}", "evaluator.kind=math", "limits.max_in_flight=4", *one_endpoint]
-    ran = malt("run", config, *(f"--set={choice}" for choice in chosen))
+    overrides = chosen(f"run.task_runner={runner}", "evaluator.kind=math", "limits.max_in_flight=4", *ONE_ENDPOINT)
+    ran = malt("run", config, *overrides)
     assert (ran.code, ran.stderr, ran.summary.requests) == (0, "", 13 * 4)
     assert ran.summary.outcomes["right"] > 0
     return ran.summary.content_sha256
 
 
-@pytest.mark.parametrize("runner", ["processes", "dask"])
+@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
 def test_every_task_runner_makes_the_same_dataset(
     malt: Malt, runner: str, tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if runner == "dask":
-        pytest.importorskip("prefect_dask")
+    if runner != "processes":
+        pytest.importorskip(f"prefect_{runner}")
     provider.latency_s = 0.05
     config = write_config(tmp_path, provider, questions=4)
     spread = digest(malt, config, runner, tmp_path, monkeypatch)
     assert provider.max_in_flight <= 4
     assert multiprocessing.active_children() == []
     assert spread == digest(malt, config, REFERENCE, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("runner", ["processes", "dask"])
+def test_there_are_no_more_processes_than_requests_in_flight(
+    runner: str, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    if runner == "dask":
+        pytest.importorskip("prefect_dask")
+    config = write_config(tmp_path, provider)
+    spec = load_spec(config, [f"run.task_runner={runner}", "limits.max_in_flight=1"])
+    assert len(crew_of(spec, Settings(), "run").shares) == 1
+
+
+def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
+    capfd: pytest.CaptureFixture[str], provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_dask")
+    config, address = write_config(tmp_path, provider), f"tcp://127.0.0.1:{free_port()}"
+    elsewhere = chosen(f"run.task_runner={address}")
+    assert "is a file of this one: set MALT_STORE_URL to a PostgreSQL database" in refusal(capfd, config, elsewhere)
+    monkeypatch.setenv("MALT_STORE_URL", "postgresql://malt@127.0.0.1:1/none")
+    assert "no Dask scheduler answers there" in refusal(capfd, config, elsewhere)
+    assert provider.request_count == 0
+
+
+def refusal(capfd: pytest.CaptureFixture[str], config: Path, options: list[str]) -> str:
+    """What a run says that ends because of bad input."""
+    assert exit_code(["run", str(config), *options]) == 2
+    return capfd.readouterr().err
+
+
+class DaskCluster:
+    """A scheduler and worker processes, as people start them on machines of their own; a context manager."""
+
+    def __init__(self, workers: int, environment: dict[str, str] | None = None) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self._environment = {**os.environ, "PYTHONPATH": str(PROJECT), **(environment or {})}
+        self._workers = workers
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "DaskCluster":
+        self._stack = ExitStack()
+        host, port = self.address.removeprefix("tcp://").split(":")
+        self._start("scheduler", "--host", host, "--port", port, "--no-dashboard")
+        self.workers = [self.start_worker() for _ in range(self._workers)]
+        self.wait_for(self._workers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        """One process without a nanny: killed, it stays so."""
+        quiet = ("--no-nanny", "--no-dashboard", "--nthreads", "2", "--local-directory", os.environ["TMPDIR"])
+        return self._start("worker", self.address, *quiet)
+
+    def wait_for(self, workers: int) -> None:
+        from distributed import Client
+
+        with Client(self.address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(workers, timeout=60)
+
+    def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]]
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=PROJECT, env=self._environment)
+        self._stack.callback(end, process)
+        return process
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database on a server of its own."""
+    pytest.importorskip("psycopg")
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server:
+        yield server.url("postgres")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskCluster]:
+    pytest.importorskip("prefect_dask")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with DaskCluster(workers=2) as started:
+        yield started
+
+
+def test_workers_that_are_killed_and_join_stay_inside_the_limits_and_make_the_dataset_of_one_process(
+    malt: Malt,
+    cluster: DaskCluster,
+    database: str,
+    tmp_path: Path,
+    provider: ScriptedProvider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = write_config(tmp_path, provider)
+    alone = malt("run", config, *chosen(*ONE_ENDPOINT)).summary.content_sha256
+    before, provider.latency_s, provider.max_in_flight = len(provider.sent), 0.2, 0
+    monkeypatch.setenv("MALT_STORE_URL", database)
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "spread"))
+    limits = (f"limits.max_in_flight={IN_FLIGHT}", f"limits.requests_per_minute={PER_MINUTE}")
+    options = chosen(f"run.task_runner={cluster.address}", "run.tracking=shard", *ONE_ENDPOINT, *limits)
+    with start(config, "--json", *options) as process:
+        wait_for_requests(provider, ALL + 30, process)
+        cluster.workers[0].kill()
+        killed_at = time.monotonic()
+        cluster.start_worker()
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, beside_progress(err)) == (0, "")
+    assert json.loads(out)["content_sha256"] == alone
+    assert provider.max_in_flight <= IN_FLIGHT
+    assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * 2
+    assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
+
+
+def most_above(per_second: float, times: Sequence[float]) -> float:
+    """The most requests in any span of time beyond what the rate gives it; one that keeps time exactly is one above."""
+    spans = ((first, last) for first in range(len(times)) for last in range(first, len(times)))
+    return max(last - first + 1 - per_second * (times[last] - times[first]) for first, last in spans)
+
+
+ON_THE_WIRE_S = 0.2
+"""What was sent so shortly before a worker died may not have been written."""
+
+
+def had_before(provider: ScriptedProvider, first: int, killed_at: float) -> dict[str, float]:
+    """The answers that a worker had, and when they were sent."""
+    kept = [sent for sent in provider.sent[first:] if not killed_at - ON_THE_WIRE_S < sent.at < killed_at]
+    return {json.dumps(sent.asked.body, sort_keys=True): sent.at for sent in kept}
+
+
+def repeated(asked: Sequence[Asked], had: dict[str, float]) -> list[Asked]:
+    """The requests that came after their answer."""
+    return [each for each in asked if each.at > had.get(json.dumps(each.body, sort_keys=True), each.at)]

@@ -1,0 +1,118 @@
+"""Batches on Dask: a cluster of this machine's own, or the workers of a scheduler that is there already."""
+
+import asyncio
+import platform
+import signal
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+from distributed import Client, Worker, WorkerPlugin
+from prefect_dask import DaskTaskRunner
+
+from malt.errors import ConfigError, MaltError
+from malt.inputs import check_models
+from malt.llm.session import stop_sessions
+from malt.llm.store import Store, hidden
+from malt.settings import Settings
+from malt.spec import Limits, RunSpec
+
+CONNECT_LIMIT_S = 10.0
+SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
+"""Packages whose versions a run's machines must share: what is sent between them is pickled."""
+
+
+class DaskCrew(NamedTuple):
+    """The fields of a `Crew`."""
+
+    runner: DaskTaskRunner
+    shares: Sequence[Limits]
+    stop: Callable[[], None]
+
+
+def own_cluster(processes: int, spec: RunSpec, run: str) -> DaskCrew:
+    """Return a cluster that begins and ends with the run."""
+    cluster = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    return crew(OwnCluster(cluster_kwargs=cluster), spec.limits.shares(processes), run)
+
+
+def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> DaskCrew:
+    """Return the workers of a scheduler, once each was seen to be able to work. Raises `ConfigError`."""
+    named = f"run.task_runner = {address!r}"
+    if settings.store.startswith("sqlite"):
+        raise ConfigError(
+            f"{named} may spread over machines, and the store {hidden(settings.store)} is a file of this one: "
+            "set MALT_STORE_URL to a PostgreSQL database"
+        )
+    processes = min(able_workers(address, named, spec, settings), spec.limits.most_shares)
+    return crew(DaskTaskRunner(address=address), spec.limits.shares(processes), run)
+
+
+def crew(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> DaskCrew:
+    """Put together what a run needs: whatever worker its batches are on, that worker hears of its end."""
+    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run))
+
+
+def tell_to_stop(client: Client, run: str) -> None:
+    """Return once every worker has written what came of its last requests; one that dies meanwhile has no more."""
+    client.run(stop, run, on_error="ignore")
+
+
+async def stop(run: str) -> None:
+    """On a worker, stop a run's session beside the worker's loop, which keeps in touch with the scheduler."""
+    await asyncio.to_thread(stop_sessions, run)
+
+
+class OwnCluster(DaskTaskRunner):  # type: ignore[misc]  # has no types
+    """A runner whose workers leave Ctrl-C to the run: a terminal sends it to them too, which would end them."""
+
+    def __enter__(self) -> "OwnCluster":
+        super().__enter__()
+        self.client.register_plugin(DeafToInterrupts())
+        return self
+
+
+class DeafToInterrupts(WorkerPlugin):  # type: ignore[misc]
+    """Makes a worker process ignore SIGINT, and those that replace it."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Is called in the main thread of the process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) -> int:
+    """Return how many workers a scheduler has. Raises `ConfigError` where there is none, or one could not work."""
+    try:
+        client = Client(address, timeout=CONNECT_LIMIT_S, set_as_default=False)
+    except OSError as error:
+        raise ConfigError(f"{named}: no Dask scheduler answers there; start it, or mend the address") from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ConfigError(f"{named} has no workers; start some: dask worker {address}")
+        try:
+            problems = client.run(problem_of, spec, settings, versions())
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{named}: a worker has no {error.name!r}; start it in the project's folder") from error
+    for worker, problem in problems.items():
+        if problem:
+            raise ConfigError(f"{named}: the worker {worker} cannot take part: {problem}")
+    return len(problems)
+
+
+def versions() -> dict[str, str]:
+    """Return what must be the same on every machine of a run."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in SAME_EVERYWHERE}}
+
+
+def problem_of(spec: RunSpec, settings: Settings, wanted: dict[str, str]) -> str | None:
+    """On a worker, say why a run could not work here: another version, no way to the store, a key that is missing."""
+    for name, found in versions().items():
+        if found != wanted[name]:
+            return f"it has {name} {found}, and this run {wanted[name]}; install the same"
+    try:
+        Store(settings.store).close()
+        if not spec.key_blocks:
+            check_models(spec)
+    except MaltError as error:
+        return str(error)
+    return None

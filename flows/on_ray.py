@@ -1,0 +1,62 @@
+"""Batches on Ray: a cluster of this machine's own, or the one that RAY_ADDRESS names."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from prefect_ray import RayTaskRunner
+
+from malt.errors import ConfigError
+from malt.llm.store import hidden
+from malt.settings import Settings
+from malt.spec import Limits, RunSpec
+
+
+class RayCrew(NamedTuple):
+    """The fields of a `Crew`."""
+
+    runner: "StoppableRay"
+    shares: Sequence[Limits]
+    stop: Callable[[], None]
+
+
+def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
+    """Begin to use a cluster; one batch takes one of its CPUs. Raises `ConfigError` where that cannot be."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and settings.store.startswith("sqlite"):
+        raise ConfigError(
+            f"RAY_ADDRESS = {address!r} may spread over machines, and the store {hidden(settings.store)} is a file of "
+            "this one: set MALT_STORE_URL to a PostgreSQL database"
+        )
+    own = {} if address else {"num_cpus": processes, "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
+        raise ConfigError(f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}: {error}") from error
+    processes = min(int(ray.cluster_resources().get("CPU", 1)), spec.limits.most_shares)
+    runner = StoppableRay()
+    return RayCrew(runner, spec.limits.shares(processes), runner.interrupt)
+
+
+class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is installed for checks
+    """A runner that can interrupt what it has begun, and that leaves the cluster at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: list[Any] = []
+
+    def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as it has no types
+        """Begin a task, and remember it."""
+        self._begun.append(super().submit(*arguments, **named))
+        return self._begun[-1]
+
+    def interrupt(self) -> None:
+        """Raise `KeyboardInterrupt` in every batch that is under way: it closes its session, and ends."""
+        for future in list(self._begun):
+            ray.cancel(future.wrapped_future)
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        ray.shutdown()
