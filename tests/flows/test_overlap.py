@@ -1,0 +1,94 @@
+"""Two runs of one dataset at the same time: one waits for the other, and nothing is asked for twice."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from malt.config import load_spec
+from malt.interruption import MESSAGE
+from malt.llm.lease import lease
+from malt.settings import Settings
+from malt.summary import RunSummary
+from tests.configs import QUESTIONS, write_config
+from tests.flows.conftest import Malt, beside_progress
+from tests.flows.test_process import start, wait_for_requests
+from tests.flows.test_rerun import rerun_of
+from tests.providers import ScriptedProvider
+
+WAITS = "dataset sums: waiting for flow run sums"
+ALL = 13 * QUESTIONS
+Run = subprocess.Popen[str]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def config(
+    tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
+    """A dataset that takes a few seconds to grow, in a store of either kind."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("MALT_STORE_URL", request.getfixturevalue("postgres_store"))
+    provider.latency_s = 1.0
+    return write_config(tmp_path, provider)
+
+
+def both(config: Path, provider: ScriptedProvider) -> tuple[Run, Run]:
+    """Start a run, and another one as soon as it asks."""
+    first = start(config, "--json")
+    wait_for_requests(provider, 1, first)
+    return first, start(config, "--json")
+
+
+def until_it_waits(run: Run) -> str:
+    assert run.stderr is not None
+    return run.stderr.readline()
+
+
+def summary_of(run: Run) -> RunSummary:
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    return RunSummary.model_validate(json.loads(out))
+
+
+def test_the_second_run_waits_and_asks_for_nothing(config: Path, provider: ScriptedProvider) -> None:
+    first, second = both(config, provider)
+    with first, second:
+        said = until_it_waits(second)
+        summaries = summary_of(first), summary_of(second)
+    assert said.startswith(WAITS)
+    assert f"process {first.pid} on " in said
+    assert [summary.requests for summary in summaries] == [ALL, 0]
+    assert {summary.content_sha256 for summary in summaries} == {summaries[0].content_sha256}
+    assert [summary.created for summary in summaries] == [True, False]
+    assert provider.request_count == ALL
+    assert all(asked.attempt == 0 for asked in provider.requests)
+
+
+def test_a_run_that_waits_goes_on_when_the_other_is_killed(config: Path, provider: ScriptedProvider) -> None:
+    first, second = both(config, provider)
+    with first, second:
+        until_it_waits(second)
+        first.kill()
+        first.communicate()
+        summary = summary_of(second)
+    assert summary.complete == QUESTIONS
+    assert summary.requests + summary.cached_completions > 0
+
+
+def test_a_run_that_waits_can_be_interrupted(config: Path, provider: ScriptedProvider) -> None:
+    first, second = both(config, provider)
+    with first, second:
+        until_it_waits(second)
+        stopped_at = time.monotonic()
+        second.send_signal(signal.SIGINT)
+        _, err = second.communicate(timeout=60)
+        took_s = time.monotonic() - stopped_at
+        assert first.poll() is None
+        first.kill()
+    assert second.returncode == 130
+    assert beside_progress(err) == f"error: {MESSAGE}"
+    assert took_s < 10
