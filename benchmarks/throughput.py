@@ -14,15 +14,20 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROLES = ("generator", "verifier", "refiner")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 MALT = [str(Path(sys.executable).parent / "malt"), "run"]
+PROJECT = Path(__file__).parents[1]
+RIVALS = ("distilabel", "curator", "data_designer")
+"""Other libraries; each needs an environment of its own, since their dependencies exclude each other's and ours."""
+NO_RIVALS: Mapping[str, str] = MappingProxyType({})
 
 
 class Figures(NamedTuple):
@@ -78,23 +83,36 @@ def write_config(folder: Path, url: str, questions: int, in_flight: int) -> Path
     return config
 
 
-def command_of(contestant: str, folder: Path, url: str, config: Path, in_flight: int) -> list[str]:
+def pythons(environments: Path | None) -> dict[str, str]:
+    """Return the Python of each other library that has an environment in a folder."""
+    found = {name: environments / name / "bin" / "python" for name in RIVALS} if environments else {}
+    return {name: str(python) for name, python in found.items() if python.exists()}
+
+
+def command_of(
+    contestant: str, folder: Path, url: str, config: Path, in_flight: int, rivals: Mapping[str, str] = NO_RIVALS
+) -> list[str]:
     """Return how a contestant is started."""
+    files = [str(folder / "questions.jsonl"), str(in_flight), str(folder / "leaves.jsonl")]
     if contestant == "bare":
-        files = [str(folder / "questions.jsonl"), str(in_flight), str(folder / "bare.jsonl")]
         return [sys.executable, "-m", "benchmarks.bare_loop", url, *files]
+    if contestant in rivals:
+        script = PROJECT / "benchmarks" / "rivals" / f"with_{contestant}.py"
+        return [rivals[contestant], str(script), url, *files, str(PROJECT / "prompts" / "math")]
     runner = "processes" if contestant == "processes" else "threads"
     tracking = "branch" if contestant == "branch" else "shard"
     return [*MALT, str(config), "-s", f"run.tracking={tracking}", "-s", f"run.task_runner={runner}"]
 
 
-def measure(contestant: str, questions: int, url: str, in_flight: int) -> Figures:
+def measure(
+    contestant: str, questions: int, url: str, in_flight: int, rivals: Mapping[str, str] = NO_RIVALS
+) -> Figures:
     """Run one contestant in an empty folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = write_config(folder, url, questions, in_flight)
         stats(url)
-        watched = watch(command_of(contestant, folder, url, config, in_flight), folder)
+        watched = watch(command_of(contestant, folder, url, config, in_flight, rivals), folder)
     return figures_of(watched, stats(url))
 
 
@@ -173,12 +191,14 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=50)
     parser.add_argument("--in-flight", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rivals", type=Path, help=f"folder of environments named {', '.join(RIVALS)}")
     asked = parser.parse_args()
-    rounds: dict[str, list[Figures]] = {name: [] for name in asked.contestants}
+    rivals = pythons(asked.rivals)
+    rounds: dict[str, list[Figures]] = {name: [] for name in [*asked.contestants, *rivals]}
     with provider(asked.latency_ms / 1000) as url:
         for _ in range(asked.rounds):
             for name, figures in rounds.items():
-                figures.append(measure(name, asked.questions, url, asked.in_flight))
+                figures.append(measure(name, asked.questions, url, asked.in_flight, rivals))
                 print(f"{name}: {figures[-1]}", file=sys.stderr, flush=True)
     print_table(rounds, f"{asked.latency_ms:g} ms, {asked.in_flight} in flight, {asked.questions} questions")
 

@@ -5,6 +5,7 @@ limit, 130 interrupted.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 import click
 
 from malt.commands import exporting, grading, lifecycle, pushing, runs, service, versions
-from malt.errors import MaltError
+from malt.errors import MaltError, RunStopped
 from malt.visible import visible
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NOTHING_LOST = "what was paid for is in the store, and no version is half written: make room, and run again"
 UNEXPECTED = 1
 INTERRUPTED = 130
 COMMANDS = [
@@ -77,6 +80,8 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
 
         return failed(MESSAGE, INTERRUPTED, debug=debug)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            return failed(f"no room on the disk ({error.strerror}); {NOTHING_LOST}", RunStopped.exit_code, debug=debug)
         return failed(f"the operating system refused: {error}; --debug shows where", 2, debug=debug)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"

@@ -7,6 +7,7 @@ MaltError
 │   ├── PromptError      a prompt set
 │   └── GradingError     a reference answer or a grader that cannot be used
 ├── StoreError           the completion store cannot be read or written (exit 2)
+│   └── StoreLost        it could be when the run began, and then not for longer than a run waits (exit 3)
 ├── VersionError         a dataset version that is missing or does not hold (exit 2)
 ├── PushError            a version cannot be put where it was to go (exit 2)
 │   └── PushDamaged      it arrived there as another than was sent (exit 1)
@@ -16,6 +17,7 @@ MaltError
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
+    ├── PrefectLost      the Prefect server went away, and did not come back
     ├── EndpointDown     an endpoint stays unavailable
     └── AccountEmpty     a provider wants money before it goes on
 """
@@ -55,6 +57,12 @@ class GradingError(InputError):
 
 class StoreError(MaltError):
     """The completion store cannot be opened, read or written."""
+
+
+class StoreLost(StoreError):  # noqa: N818
+    """The store could be used when the run began, and then not for longer than a run waits for it."""
+
+    exit_code = 3
 
 
 class VersionError(MaltError):
@@ -111,6 +119,10 @@ class RunStopped(MaltError):  # noqa: N818
 
 class BudgetSpent(RunStopped):
     """The next request could take the run over the cap set in `[limits]`."""
+
+
+class PrefectLost(RunStopped):
+    """The Prefect server answered when the run began, and does not any more."""
 
 
 class EndpointDown(RunStopped):

@@ -108,7 +108,7 @@ class TrainingDataGenerator:
         """
         check_replaceable(output_dir)
         questions = read_rows(training_data, self.spec)
-        async with lease(self.spec.name, Settings().store, f"run {self._run}"):
+        async with lease(self.spec.name, Settings(), f"run {self._run}"):
             version = await self._version(questions)
         if output_dir is None:
             return version

@@ -20,7 +20,7 @@ def pilot(inputs: Inputs, spec: RunSpec, settings: Settings, questions: int) -> 
     session = session_for(settings, spec.limits, run)
 
     async def asked() -> Shortfall:
-        async with lease(spec.name, settings.store, f"pilot {run}"):
+        async with lease(spec.name, settings, f"pilot {run}"):
             ask = asker(session, [question.question_id for question in chosen], run=run)
             return await ask_all(chosen, spec, inputs.prompts, ask, beginning(ask, spec, inputs.prompts))
 

@@ -1,7 +1,8 @@
 """Which Prefect server a run reports to: the one at `PREFECT_API_URL`, else a private one that ends with this process.
 
 Prefect reads its settings when it is imported, so `connect` comes before that. The private server starts in a process
-of its own while the caller imports what else it needs; its records stay in `<data_dir>/prefect`.
+of its own while the caller imports what else it needs, and is started again where it is killed: Prefect asks again for
+a minute. Its records stay in `<data_dir>/prefect`.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +20,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
+from malt.tied import Starts
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
@@ -89,28 +92,62 @@ class PrefectServer:
     def __init__(self, home: Path, port: int = 0, settings: Mapping[str, str] = PRIVATE) -> None:
         """Start it on a loopback port, any free one by default. Raises `OSError` where the port is taken."""
         home.mkdir(parents=True, exist_ok=True)
+        self._home, self._settings = home, settings
         self.log = home / "server.log"
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
+        self._is_up, self._has_ended, self._stopping = False, False, threading.Lock()
+        self._start(port)
+        atexit.register(self.stop)
+
+    def _start(self, port: int) -> None:
         with socket.create_server(("127.0.0.1", port), backlog=128) as listener, self.log.open("ab") as log:
-            self.log_start = log.tell()
-            self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-            self.environment = environment(self.api_url, home)
+            self.port = int(listener.getsockname()[1])
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(home)],
+                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(self._home)],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                env={**os.environ, **self.environment, **settings, CONSOLE: "ERROR"},
+                env={**os.environ, **self.environment, **self._settings, CONSOLE: "ERROR"},
                 start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
             )
-        self._is_up = False
-        atexit.register(self.stop)
+
+    def _keep_up(self) -> None:
+        """Start it again, on its port, whenever it is killed; not for ever."""
+        starts = Starts()
+        while self.process.wait() < 0 and starts.again():
+            with self._stopping:
+                if not self._is_up:
+                    return
+                self._let_go()
+                self._start(self.port)
+        self._has_ended = self._is_up
+
+    def _let_go(self) -> None:
+        """Close what tells the server that this process is there."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself, or was killed too often to be started again."""
+        return self._has_ended
+
+    @property
+    def api_url(self) -> str:
+        """Where it is asked."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes Prefect use it."""
+        return environment(self.api_url, self._home)
 
     def wait_until_ready(self) -> None:
         """Wait for the first answer: the socket is open already, so the question waits there. Raises `ConfigError`."""
         try:
             urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S).close()  # noqa: S310
             self._is_up = True
+            threading.Thread(target=self._keep_up, name="prefect-server", daemon=True).start()
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)  # its last words come as it ends
@@ -122,10 +159,11 @@ class PrefectServer:
     def stop(self, within_s: float = STOP_LIMIT_S) -> None:
         """End the server, once it has written its records; one that is not up yet has none."""
         atexit.unregister(self.stop)
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        with self._stopping:
+            was_up, self._is_up = self._is_up, False
+        self._let_go()
         try:
-            self.process.wait(within_s if self._is_up else 0)
+            self.process.wait(within_s if was_up else 0)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -37,16 +37,16 @@ Say = Callable[[str], None]
 
 
 class Child(NamedTuple):
-    """A process that has to last as long as the service."""
+    """A process that has to last as long as the service; where it is killed, it is started again."""
 
     name: str
-    process: "subprocess.Popen[bytes]"
+    has_ended: Callable[[], bool]
     log: Path
     log_start: int
 
     def check(self) -> None:
-        """Raise `ConfigError` where it has ended by itself."""
-        if self.process.poll() is not None:
+        """Raise `ConfigError` where it has ended by itself, or was killed too often."""
+        if self.has_ended():
             said = last_words(self.log, self.log_start) or "it said nothing"
             raise ConfigError(f"the {self.name} ended by itself: {said} (see {self.log}); mend that, and start again")
 
@@ -95,7 +95,7 @@ def start_server(home: Path, port: int, started: ExitStack) -> Child:
     started.callback(server.stop, SERVER_STOP_LIMIT_S)
     server.wait_until_ready()
     os.environ.update(server.environment)
-    return Child("Prefect server", server.process, server.log, server.log_start)
+    return Child("Prefect server", server.has_ended, server.log, server.log_start)
 
 
 def make_pool(api_url: str) -> None:
@@ -125,7 +125,7 @@ def start_worker(project: Path, home: Path, started: ExitStack) -> Child:
             start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
         )
         started.callback(end, process)
-        return Child("worker", process, path, log.tell())
+        return Child("worker", lambda: process.poll() is not None, path, log.tell())
 
 
 def deploy(project: Path) -> None:

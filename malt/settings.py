@@ -14,6 +14,8 @@ class Settings(BaseSettings):
     """Folder of the store and the datasets."""
     store_url: str = ""
     """SQLAlchemy URL of the completion store; empty: `store.db` in `data_dir`."""
+    store_patience_s: float = 120.0
+    """Seconds that a run waits for a store that was there and then cannot be used: a restart, a full disk."""
 
     @property
     def store(self) -> str:

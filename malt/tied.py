@@ -1,9 +1,10 @@
-"""A command that ends with the process that started it: `python -m malt.tied COMMAND…`.
+"""A command that lasts as long as the process that started it, and no longer: `python -m malt.tied COMMAND…`.
 
-It is told to end when standard input does: whoever started it holds the other end, and loses it however it ends. What
-the command itself started, in sessions of their own too, ends with it.
+Where it is killed it is started again. It is told to end when standard input does: whoever started it holds the other
+end, and loses it however it ends. What the command itself started, in sessions of their own too, ends with it.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,26 +17,52 @@ from pathlib import Path
 
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
+STARTS, STARTS_WITHIN_S = 4, 60.0
+"""How often something is started within so many seconds, at most: after that it is left as it is."""
+SUBREAPER = 36
+"""Linux's number for: orphans below this process become its children."""
+
+
+class Starts:
+    """When something was started, the first time and again."""
+
+    def __init__(self) -> None:
+        self._at = [time.monotonic()]
+
+    def again(self) -> bool:
+        """Whether it may be started once more; if so, note that it is."""
+        now = time.monotonic()
+        self._at = [at for at in self._at if now - at < STARTS_WITHIN_S] + [now]
+        return len(self._at) <= STARTS
 
 
 def main() -> None:
-    """Run a command until it ends, or until standard input does."""
-    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
-    ending = threading.Event()
-    thread = threading.Thread(target=end_with_parent, args=(command, ending), daemon=True)
+    """Keep a command running until it ends by itself, or until standard input does."""
+    adopt_orphans()
+    ending, starts = threading.Event(), Starts()
+    thread = threading.Thread(target=end_with_parent, args=(ending,), daemon=True)
     thread.start()
-    code = command.wait()
+    while (code := subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)) < 0:  # noqa: S603 - our caller's command
+        if ending.is_set() or not starts.again():
+            break
+        print(f"{' '.join(sys.argv[1:])}: killed by signal {-code}; started again", file=sys.stderr, flush=True)
     if ending.is_set():
         thread.join()
     sys.exit(code)
 
 
-def end_with_parent(command: "subprocess.Popen[bytes]", ending: threading.Event) -> None:
-    """Wait for the parent's end, then end the command and all below it: politely at first."""
+def adopt_orphans() -> None:
+    """Stay the parent of what a killed command leaves behind, where the system can do that."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent(ending: threading.Event) -> None:
+    """Wait for the parent's end, then end all below this process: politely at first."""
     while os.read(0, 1024):
         pass
     ending.set()
-    family = [command.pid, *descendants(command.pid)]
+    family = descendants(os.getpid())
     for pid in family:
         tell(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_LIMIT_S

@@ -8,6 +8,7 @@ from malt.datasets.compare import compare
 from malt.datasets.folders import version_numbers
 from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
+from tasks.telling import told
 
 MOST_NODES = 500_000
 """Of two versions together: comparing takes some 200 bytes of memory a node, and a run shall not need more than it."""
@@ -19,11 +20,9 @@ async def tell_changes(version: DatasetVersion) -> None:
     if not version.created or parent is None or parent.version not in version_numbers(folder):
         return
     before = open_folder(folder / f"v{parent.version}")
-    await acreate_markdown_artifact(
-        await asyncio.to_thread(changes, before, version),
-        key=f"{version.name}-changes",
-        description=f"{before.reference} -> {version.reference}",
-    )
+    changed = await asyncio.to_thread(changes, before, version)
+    described = f"{before.reference} -> {version.reference}"
+    await told(acreate_markdown_artifact(changed, key=f"{version.name}-changes", description=described))
 
 
 def changes(before: DatasetVersion, after: DatasetVersion) -> str:

@@ -14,4 +14,4 @@ logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTR
 
 def alone(dataset: str) -> AbstractAsyncContextManager[None]:
     """Be the only flow run that grows a dataset, once those before this one have ended."""
-    return lease(dataset, Settings().store, f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})")
+    return lease(dataset, Settings(), f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})")

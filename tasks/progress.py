@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager, suppress
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
+from tasks.telling import told
+
 EVERY_S = 5.0
 """How often it moves; each time is one request to the server."""
 
@@ -17,15 +19,19 @@ async def progress(dataset: str, expected: int, answers: Callable[[], int]) -> A
     def percent() -> float:
         return min(100.0, 100.0 * answers() / expected)
 
-    def told() -> str:
+    def words() -> str:
         return f"{answers():,} of {expected:,} completions"
+
+    async def move() -> None:
+        if artifact is not None:
+            await told(aupdate_progress_artifact(artifact, percent(), words()))
 
     async def keep_moving() -> None:
         while True:
             await asyncio.sleep(EVERY_S)
-            await aupdate_progress_artifact(artifact, percent(), told())
+            await move()
 
-    artifact = await acreate_progress_artifact(percent(), key=f"{dataset}-progress", description=told())
+    artifact = await told(acreate_progress_artifact(percent(), key=f"{dataset}-progress", description=words()))
     moving = asyncio.create_task(keep_moving())
     try:
         yield
@@ -33,4 +39,4 @@ async def progress(dataset: str, expected: int, answers: Callable[[], int]) -> A
         moving.cancel()
         with suppress(asyncio.CancelledError):
             await moving
-        await aupdate_progress_artifact(artifact, percent(), told())
+        await move()

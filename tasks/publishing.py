@@ -18,6 +18,7 @@ from malt.spec import RunSpec
 from malt.summary import RunSummary, summarise
 from tasks.comparing import tell_changes
 from tasks.growing import Grown, whole
+from tasks.telling import told
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
@@ -47,12 +48,15 @@ async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVer
 
 async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
-    await acreate_markdown_artifact(summary.markdown, key=f"{summary.dataset}-summary", description=summary.sentence)
+    key = f"{summary.dataset}-summary"
+    await told(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
     if summary.failures:
-        await acreate_table_artifact(
-            [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
-            key=f"{summary.dataset}-failed-branches",
-            description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
+        await told(
+            acreate_table_artifact(
+                [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
+                key=f"{summary.dataset}-failed-branches",
+                description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
+            )
         )
 
 
@@ -62,8 +66,10 @@ async def show_figures(version: DatasetVersion) -> None:
     where = (
         f"- dataset: `{version.path}`\n- report, with the trees: `{report}` (`malt report {version.reference} --open`)"
     )
-    await acreate_markdown_artifact(
-        f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
-        key=f"{version.name}-report",
-        description=f"the figures of {version.reference}",
+    await told(
+        acreate_markdown_artifact(
+            f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
+            key=f"{version.name}-report",
+            description=f"the figures of {version.reference}",
+        )
     )

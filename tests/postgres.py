@@ -5,26 +5,80 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
+
+START_ATTEMPTS = 25
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of an empty database, on a server that ends with the tests."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'malt-trees[postgres]'")
-    if not (shutil.which("initdb") and shutil.which("pg_ctl")):
+    if not Postgres.is_here():
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
-    with tempfile.TemporaryDirectory(prefix="malt-postgres-") as folder:  # pytest's own are closed to other users
-        as_owner, data = unprivileged(folder), Path(folder) / "data"
-        port = free_port()
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        run([*as_owner, "initdb", "-D", data, "-U", "malt", "-A", "trust"])
-        run([*as_owner, "pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start"])
-        yield f"postgresql://malt@127.0.0.1:{port}/postgres"
-        run([*as_owner, "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"])
+    with Postgres() as server:
+        yield server.url("postgres")
+
+
+class Postgres:
+    """A server with its data in a temporary folder; a context manager."""
+
+    @staticmethod
+    def is_here() -> bool:
+        return bool(shutil.which("initdb") and shutil.which("pg_ctl"))
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="malt-postgres-")  # pytest's own are closed to other users
+        self._as_owner = unprivileged(self._folder.name)
+        self._data, self._port = Path(self._folder.name) / "data", free_port()
+        run([*self._as_owner, "initdb", "-D", self._data, "-U", "malt", "-A", "trust"])
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run([*self._as_owner, "pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop"])
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Start it, or start it again where it was killed: its children may take a moment to notice that."""
+        options = f"-p {self._port} -k {self._folder.name} -c listen_addresses=127.0.0.1 -c fsync=off"
+        log = f"{self._folder.name}/log"
+        command: list[str | Path] = [
+            *self._as_owner,
+            "pg_ctl",
+            "-D",
+            self._data,
+            "-o",
+            options,
+            "-l",
+            log,
+            "-w",
+            "start",
+        ]
+        for _ in range(START_ATTEMPTS):
+            try:
+                return run(command)
+            except subprocess.CalledProcessError:
+                time.sleep(0.2)
+        return run(command)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
+    def url(self, database: str) -> str:
+        return f"postgresql://malt@127.0.0.1:{self._port}/{database}"
+
+    def database(self, name: str) -> str:
+        """Make an empty database, and return its URL."""
+        run([*self._as_owner, "createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "malt", name])
+        return self.url(name)
 
 
 def unprivileged(folder: str) -> list[str]:
@@ -41,5 +95,5 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(command: list[str | Path]) -> None:
+def run(command: Sequence[str | Path]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")

@@ -67,6 +67,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """One answer that left whole, on a connection that was still there."""
+
+    asked: Asked
+    at: float
+    """Monotonic seconds, once all of it was written."""
+
+    @property
+    def id(self) -> str:
+        """The answer's `id`, which is in what a store keeps of it."""
+        return answer_id(self.asked)
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """What the server does instead of answering. Make one with the functions below."""
 
@@ -259,6 +273,8 @@ class ScriptedProvider:
     """Cost to report for each request, as OpenRouter does in `usage.cost`."""
     requests: list[Asked] = field(default_factory=list, init=False)
     """Every request, answered or refused, in order of arrival."""
+    sent: list[Sent] = field(default_factory=list, init=False)
+    """Every answer that left whole, in order."""
     completions: Counter[str] = field(default_factory=Counter, init=False)
     """Choices sent, by model."""
     max_in_flight: int = field(default=0, init=False)
@@ -326,9 +342,16 @@ class ScriptedProvider:
             fault = self._refuse(asked)
             if fault:
                 return await self._misbehave(request, asked, fault)
-            return web.json_response(self._answer(asked), headers=self.headers)
+            return await self._send(request, asked)
         finally:
             self._in_flight -= 1
+
+    async def _send(self, request: web.Request, asked: Asked) -> web.StreamResponse:
+        response = web.json_response(self._answer(asked), headers=self.headers)
+        await response.prepare(request)
+        await response.write_eof()
+        self.sent.append(Sent(asked, time.monotonic()))
+        return response
 
     def _receive(self, body: dict[str, Any], headers: Mapping[str, str]) -> Asked:
         identity = json.dumps(body, sort_keys=True)
@@ -383,7 +406,7 @@ class ScriptedProvider:
         choices = [self._choice(asked, index, first + index) for index in range(count)]
         self.completions[asked.model] += count
         return {
-            "id": f"chatcmpl-{asked.number}",
+            "id": answer_id(asked),
             "object": "chat.completion",
             "created": 1_700_000_000,
             "model": asked.model,
@@ -403,6 +426,10 @@ class ScriptedProvider:
         completion = sum(tokens_in("".join(map(str, choice["message"].values()))) for choice in choices)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return usage if self.cost_usd is None else usage | {"cost": self.cost_usd}
+
+
+def answer_id(asked: Asked) -> str:
+    return f"chatcmpl-{asked.number}"
 
 
 def tokens_in(text: str) -> int:

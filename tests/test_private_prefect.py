@@ -1,10 +1,12 @@
 """A run's own Prefect server: it comes up, says why it does not, and never outlives the process that started it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -99,3 +101,18 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
         connect(tmp_path)()
     assert not (tmp_path / "prefect").exists()
+
+
+def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path)
+    server.wait_until_ready()
+    before = server.process.pid
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while server.process.pid == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    urllib.request.urlopen(f"{server.api_url}/health", timeout=60).close()
+    server.stop()
+    assert not is_listening(server.api_url)
+    assert not server.has_ended()

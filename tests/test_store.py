@@ -1,18 +1,25 @@
 """The store keeps every answer, once, and says clearly when it cannot."""
 
 import asyncio
+import os
+import resource
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from malt.errors import StoreError
+from malt.errors import StoreError, StoreLost
 from malt.llm.store import ASIDE, FORMAT, BatchedWriter, Store, StoredSample, hidden
+from tests.postgres import Postgres
 
 
 def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
@@ -196,3 +203,64 @@ def test_a_database_that_cannot_be_a_store_is_refused_without_its_password(url: 
     with pytest.raises(StoreError, match=said) as caught:
         Store(url)
     assert "s3cret" not in str(caught.value)
+
+
+LARGE = "x" * 400_000
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow past what a store without answers takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_store_on_a_full_disk_is_waited_for_until_there_is_room(url: str) -> None:
+    row = answered("a", response=LARGE)
+    with Store(url, patience_s=30) as store, ThreadPoolExecutor(1) as pool:
+        with full_disk():
+            writing = pool.submit(store.write, [row])
+            wait_until(lambda: store.is_away)
+            assert not writing.done()
+        assert writing.result(30) == {"a": row}
+        assert not store.is_away
+        assert store.rows(["q1"]) == {"a": row}
+
+
+def test_a_store_that_stays_away_is_given_up_and_keeps_what_it_had(url: str) -> None:
+    with Store(url, patience_s=0.6) as store:
+        store.write([answered("a")])
+        with full_disk(), pytest.raises(StoreLost, match=r"store\.db.*waited 0\.6 s.*run again") as lost:
+            store.write([answered("b", response=LARGE)])
+        assert lost.value.exit_code == 3
+        assert list(store.rows(["q1"])) == ["a"]
+
+
+def test_a_store_that_nobody_waits_for_says_at_once_that_it_is_away(url: str) -> None:
+    with Store(url) as store, full_disk(), pytest.raises(StoreError, match="cannot be used"):
+        store.write([answered("a", response=LARGE)])
+
+
+def test_postgresql_may_be_killed_and_started_again_under_a_store() -> None:
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server, Store(server.url("postgres"), patience_s=30) as store, ThreadPoolExecutor(1) as pool:
+        store.write([answered("a")])
+        os.kill(server.pid, signal.SIGKILL)
+        writing = pool.submit(store.write, [answered("b")])
+        opening = pool.submit(Store, server.url("postgres"), 30)
+        server.start()
+        assert list(writing.result(30)) == ["b"]
+        opening.result(30).close()
+        assert sorted(store.rows(["q1"])) == ["a", "b"]

@@ -1,6 +1,7 @@
 """A tied command ends with the process that started it, and takes with it what it has started itself."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,24 @@ def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its
         process.communicate()  # closes its standard input, as the end of this process would
         assert time.monotonic() - started < 30
     assert not is_running(child)
+
+
+def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
+    with tied(STARTS_ANOTHER) as process:
+        assert process.stdout is not None
+        orphan = int(process.stdout.readline())
+        first = int(Path(f"/proc/{orphan}/stat").read_text().rpartition(") ")[2].split()[1])
+        os.kill(first, signal.SIGKILL)
+        again = int(process.stdout.readline())
+        assert is_running(orphan)
+        process.communicate()
+    assert not is_running(orphan)
+    assert not is_running(again)
+
+
+def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
+    with tied("import os; os.kill(os.getpid(), 9)") as process:
+        assert process.wait(30) != 0
 
 
 def test_its_exit_code_is_the_commands() -> None:

@@ -1,5 +1,6 @@
 """Commands that grow and assemble: `plan`, `run`, `assemble`."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.commands.options import takes_config, takes_json
-from malt.errors import ConfigError
+from malt.errors import ConfigError, PrefectLost
 from malt.loading import loading
 
 if TYPE_CHECKING:
@@ -121,9 +122,20 @@ def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
 
 async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
     """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
-    state = await flow(spec, return_state=True)
-    result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
-    return result
+    from httpx import HTTPError
+
+    try:
+        state = await flow(spec, return_state=True)
+        result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+    except HTTPError as error:
+        result = error
+    return PrefectLost(without_prefect(result)) if isinstance(result, HTTPError) else result
+
+
+def without_prefect(error: Exception) -> str:
+    """Say that Prefect's server went away while a flow ran."""
+    said = f"Prefect's server, {os.environ.get('PREFECT_API_URL')}, does not take what it is told any more: {error}"
+    return f"{' '.join(said.split())}. What was paid for is in the store: run again when it is up"
 
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:

@@ -41,7 +41,8 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
     provenance = Provenance(inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None)
     with collecting_seldom():
         try:
-            trees = noted(valued_trees(inputs.questions, Source(spec, inputs.prompts, settings.store), judge))
+            source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
+            trees = noted(valued_trees(inputs.questions, source, judge))
             version = publish(trees, spec, provenance, settings.datasets_dir)
         except NothingToPublish:
             version = None

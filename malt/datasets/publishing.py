@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,7 +97,8 @@ class VersionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.discard()
+            with suppress(OSError):  # the disk is full: its last bytes have no room, and are not wanted
+                file.discard()
         discard(self._staging)
 
     def add(self, valued: ValuedTree) -> None:

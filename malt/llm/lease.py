@@ -20,8 +20,9 @@ from typing import Protocol
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from malt.errors import StoreError
-from malt.llm.store import hidden, open_engine
+from malt.errors import StoreError, StoreLost
+from malt.llm.store import open_engine, unusable
+from malt.settings import Settings
 
 LOOK_EVERY_S = 0.25
 """How often a run that waits looks whether it may begin."""
@@ -29,8 +30,6 @@ KEEP_EVERY_S = 2.0
 """How often a run that has begun looks whether its lease went with the connection, and takes it again."""
 GRACE_S = 3 * KEEP_EVERY_S
 """How long those who wait leave a database that was away to the run that had the lease before."""
-AWAY_S = 120.0
-"""How long a database may be away until who waits gives up."""
 
 MOST_OF_A_NAME = 63
 """Bytes that PostgreSQL keeps of what a session is called."""
@@ -53,13 +52,13 @@ class Lock(Protocol):
 
 
 @asynccontextmanager
-async def lease(name: str, store_url: str, who: str) -> AsyncIterator[None]:
+async def lease(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
     """Be the only run that grows dataset `name` in this store, once all before it have ended. Not re-entrant.
 
     What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
     be used; once begun, a run goes on without its lease where that is lost.
     """
-    lock = lock_of(name, store_url, f"{who}, process {os.getpid()} on {socket.gethostname()}")
+    lock = lock_of(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
     try:
         await turn_of(lock, name)
         keeping = asyncio.create_task(keep(lock, name))
@@ -94,11 +93,11 @@ async def keep(lock: Lock, name: str) -> None:
                         "may begin beside this one", name)  # fmt: skip
 
 
-def lock_of(name: str, store_url: str, who: str) -> Lock:
+def lock_of(name: str, settings: Settings, who: str) -> Lock:
     """Return the lock of a dataset in a store, not taken yet."""
-    engine = open_engine(store_url)
+    engine = open_engine(settings.store)
     if engine.dialect.name == "postgresql":
-        return SessionLock(engine, name, who)
+        return SessionLock(engine, name, who, settings.store_patience_s)
     engine.dispose()
     return FileLock(Path(f"{Path(engine.url.database or '').resolve()}-leases") / name, who)
 
@@ -136,7 +135,8 @@ class FileLock:
 class SessionLock:
     """An advisory lock of a database session, which is called after who has it; the server lets go of it at its end."""
 
-    def __init__(self, engine: sa.Engine, name: str, who: str) -> None:
+    def __init__(self, engine: sa.Engine, name: str, who: str, patience_s: float) -> None:
+        self._patience_s = patience_s
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._number = number_of(name)
         self._settings = {**SESSION, "application_name": who.encode()[:MOST_OF_A_NAME].decode(errors="ignore")}
@@ -183,8 +183,9 @@ class SessionLock:
         self._away_since = self._away_since or now
         if not self._was_held:
             self._not_before = now + GRACE_S
-            if now - self._away_since > AWAY_S:
-                raise StoreError(f"the store {hidden(str(self._engine.url))} cannot be used: {error.orig}") from error
+            if now - self._away_since > self._patience_s:
+                told = unusable(self._engine.url.render_as_string(), error)
+                raise StoreLost(f"{told}; waited {self._patience_s:g} s for it") from error
         return "the store, which cannot be used just now"
 
     def _end(self) -> None:

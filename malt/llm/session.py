@@ -30,7 +30,9 @@ from malt.spec import Limits, ModelSpec
 T = TypeVar("T")
 
 STOP_SECONDS = 6.0
-"""How long a stopping session waits for answers that are already paid for."""
+"""How long a stopping session waits for answers that are already paid for, and for a store that is away."""
+LOOK_EVERY_S = 0.2
+"""How often a request that is not sent while the store is away looks whether it is back."""
 
 
 class Session:
@@ -38,7 +40,7 @@ class Session:
 
     def __init__(self, settings: Settings, limits: Limits, shared: Endpoints = endpoints) -> None:
         """Open the store. `shared` are the endpoints that it asks along with the process's other sessions."""
-        self.store = Store(settings.store)
+        self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self._limits = limits
@@ -74,6 +76,7 @@ class Session:
             if self._left:
                 return
             self.stopped = self.stopped or closed()
+            self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
             self.run(self._drain())
             self._left = True
             background.leave(provider.close)
@@ -114,6 +117,8 @@ class Session:
     @property
     def held_by(self) -> list[str]:
         """What holds each endpoint's rate back now, in the words of the progress line."""
+        if self.store.is_away:
+            return ["the store, which cannot be used; nothing more is asked until it can"]
         return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.held_by]
 
     async def ask(
@@ -147,6 +152,13 @@ class Session:
             return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
         return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
+    async def _store_is_there(self) -> None:
+        """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
+        while self.store.is_away and self.stopped is None:
+            if self.store.lost is not None:
+                raise self.store.lost
+            await asyncio.sleep(LOOK_EVERY_S)
+
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
         try:
@@ -163,6 +175,7 @@ class Session:
             return await provider.send(request, first, count)
 
         async def attempt() -> Reply:
+            await self._store_is_there()
             if self.stopped is not None:
                 raise self.stopped
             return await self._budget.pay(self._worst_case(request, count), send)

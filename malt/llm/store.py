@@ -3,17 +3,19 @@
 A row holds the provider's raw answer, written before anything parses it; what it means is read from it each time.
 An answer is never overwritten. A request that could not be had leaves a row with its reason, which a later answer
 replaces. An answer that is to be asked for again is set aside: it keeps its row, under a key that nothing asks for.
-SQLite in WAL mode by default; PostgreSQL when several machines write.
+SQLite in WAL mode by default; PostgreSQL when several machines write. A store that was there and goes away, or whose
+disk is full, is waited for.
 """
 
 import asyncio
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,7 +24,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from malt.errors import StoreError
+from malt.errors import StoreError, StoreLost
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
@@ -31,6 +35,8 @@ DRIVERS = ("sqlite", "postgresql+psycopg")
 
 OPEN_ATTEMPTS = 25
 """Tries to open a store that others are just making: six seconds in all."""
+RETRY_EVERY_S = 0.5
+"""Seconds between tries to use a store that is away."""
 STORE_LOCK = 0x6D616C74
 """Number of the lock under which tables are created in PostgreSQL."""
 
@@ -107,29 +113,45 @@ SET_ASIDE = (
 BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
 
+_seen: set[str] = set()
+"""URLs of the stores that this process has opened."""
+
+
 class Store:
     """The table behind a SQLAlchemy URL. Safe to use from several threads and processes at once."""
 
-    def __init__(self, url: str) -> None:
-        """Open the store, creating it where there is none.
+    def __init__(self, url: str, patience_s: float = 0.0) -> None:
+        """Open the store, creating it where there is none; one that was there before is waited for up to `patience_s`.
 
         Raises `StoreError` where it cannot be opened, is not a store, or is newer than this program.
         """
         self.url = url
-        self._engine = open_engine(url)
+        self.lost: StoreLost | None = None
+        """Why it is not waited for any more."""
+        self.patience_s = patience_s
+        self._away_since: float | None = None
+        self._engine = self._open()
         self._insert = self._upsert()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it could not be used at the last try."""
+        return self._away_since is not None
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
         """Return all rows of these questions by key."""
         ids = list(dict.fromkeys(question_ids))
-        found: dict[str, StoredSample] = {}
-        with database_errors(self.url), self._engine.connect() as connection:
+
+        def read(connection: sa.Connection) -> dict[str, StoredSample]:
+            found: dict[str, StoredSample] = {}
             for chunk in chunks(ids):
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
                 found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
-        return found
+            return found
+
+        return self._transact(read)
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
         """Write rows in one transaction, all or none, and return what the store then holds for their keys.
@@ -137,28 +159,35 @@ class Store:
         A key that has an answer keeps it: that is another run's, and what all runs go on with.
         """
         values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
-        held = {row.key: row for row in rows}
         written = {row.key: row.created_at for row in rows}
-        with database_errors(self.url), self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> dict[str, StoredSample]:
+            held = {row.key: row for row in rows}
             connection.execute(self._insert, values)
             for keys in chunks(list(held)):
                 for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
                     if created_at != written[key]:
                         held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
-        return held
+            return held
+
+        return self._transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
         """Let what came for these keys before a time be asked for again, all or none; return how many answers that is.
 
         Called again with the same time, it leaves alone what has come since.
         """
-        moved = 0
-        with database_errors(self.url), self._engine.begin() as connection:
-            for chunk in chunks(list(keys)):
+        wanted = list(keys)
+
+        def move(connection: sa.Connection) -> int:
+            moved = 0
+            for chunk in chunks(wanted):
                 old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
                 names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
                 moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
-        return moved
+            return moved
+
+        return self._transact(move)
 
     def old_rows(self, before: float) -> Iterator[list[OldRow]]:
         """Yield all rows written before a time, some questions' at once, in transactions as short."""
@@ -170,23 +199,19 @@ class Store:
             query = sa.select(columns.key, columns.question_id, columns.role, size).where(
                 columns.question_id.between(question_ids[0], after), columns.created_at < before
             )
-            with database_errors(self.url), self._engine.connect() as connection:
-                rows = [OldRow(*row) for row in connection.execute(query).all()]
-            yield rows
+            yield [OldRow(*row) for row in self._fetch(query)]
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
         query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
-        with database_errors(self.url), self._engine.connect() as connection:
-            return connection.scalars(query).all()
+        return [row[0] for row in self._fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
         deleted = 0
         for chunk in chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
-            with database_errors(self.url), self._engine.begin() as connection:
-                deleted += connection.execute(doomed).rowcount
+            deleted += self._change(doomed)
         return deleted
 
     def compact(self) -> None:
@@ -194,6 +219,54 @@ class Store:
         statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self._transact(lambda connection: connection.execute(query).all())
+
+    def _change(self, statement: sa.Delete) -> int:
+        return self._transact(lambda connection: connection.execute(statement).rowcount)
+
+    def _open(self) -> sa.Engine:
+        """Connect, waiting where this process has been connected before."""
+        while True:
+            try:
+                engine = open_engine(self.url)
+            except StoreError as error:
+                if self.url not in _seen or not isinstance(error.__cause__, DBAPIError):
+                    raise
+                self._wait_out(error.__cause__)
+            else:
+                _seen.add(self.url)
+                return engine
+
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do something in one transaction, all or nothing, waiting while the store is away.
+
+        Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
+        """
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    done = work(connection)
+            except DBAPIError as error:
+                self._wait_out(error)
+            else:
+                self._away_since = None
+                return done
+
+    def _wait_out(self, error: DBAPIError) -> None:
+        """Wait a little where an error passes and there is patience left; else raise it as ours."""
+        told = unusable(self.url, error)
+        if not (self.patience_s and passes(error)):
+            raise StoreError(told) from error
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if now - self._away_since >= self.patience_s:
+            self.lost = StoreLost(
+                f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
+            )
+            raise self.lost from error
+        time.sleep(RETRY_EVERY_S)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -334,7 +407,19 @@ def database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise StoreError(f"the store {hidden(url)} cannot be used: {error.orig}") from error
+        raise StoreError(unusable(url, error)) from error
+
+
+def unusable(url: str, error: DBAPIError) -> str:
+    """Say in one line what a database said."""
+    return f"the store {hidden(url)} cannot be used: {' '.join(str(error.orig).split())}"
+
+
+def passes(error: DBAPIError) -> bool:
+    """Whether an error may pass by itself: no connection, a restart, no room, a lock; not a table that is missing."""
+    if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+        return False
+    return error.connection_invalidated or isinstance(error, OperationalError)
 
 
 class BatchedWriter:

@@ -45,6 +45,8 @@ class Source(NamedTuple):
     store_url: str
     moment: datetime | None = None
     """As of which the store is read; None: as it is now."""
+    patience_s: float = 0.0
+    """How long the store is waited for."""
 
     @property
     def takes_processes(self) -> bool:
@@ -53,7 +55,9 @@ class Source(NamedTuple):
 
     def open_store(self) -> Store:
         """Open the store. Raises `StoreError`."""
-        return Store(self.store_url) if self.moment is None else StoreThen(self.store_url, self.moment)
+        if self.moment is not None:
+            return StoreThen(self.store_url, self.moment)
+        return Store(self.store_url, self.patience_s)
 
 
 class Assessed(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from malt.interruption import MESSAGE
@@ -81,6 +82,14 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
     rest = malt("run", config).summary
     assert rest.requests == provider.request_count - sent == 13 * QUESTIONS - sent
     assert all(asked.attempt == 0 for asked in provider.requests)
+    assert states_of_flow_runs()[1] == "CRASHED"  # the last one is the rest's
+
+
+def states_of_flow_runs() -> list[str]:
+    """How the runs that the server knows ended, the latest first."""
+    wanted = {"sort": "START_TIME_DESC", "limit": 2}
+    runs = httpx.post(f"{os.environ['PREFECT_API_URL']}/flow_runs/filter", json=wanted).raise_for_status().json()
+    return [run["state_type"] for run in runs]
 
 
 def wait_for_requests(provider: ScriptedProvider, count: int, process: "subprocess.Popen[str]") -> None:

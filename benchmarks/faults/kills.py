@@ -1,0 +1,285 @@
+"""Prints what kill -9 at random moments leaves of a run: `python -m benchmarks.faults.kills [KILLS [SEED]]`.
+
+KILLS are dealt out over the faults: the run's own process, its Prefect server, a Dask worker, PostgreSQL, and for a
+deployment its run, its worker and the server. Where the run itself dies it is begun again; else it has to go on. It
+ends with an error unless every dataset is that of an undisturbed run, with no answer lost and none asked for twice.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import NamedTuple
+
+import httpx
+
+from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
+from malt.config import load_spec
+from malt.datasets.version import open_version
+from malt.private_prefect import PrefectServer, direct_to_loopback
+from malt.tied import descendants
+from tests.flows.service.conftest import Prefect, Up, free_port, in_form
+from tests.flows.service.conftest import start as start_service
+from tests.postgres import Postgres
+from tests.providers import ScriptedProvider
+
+SETTLED_S = 10.0
+"""How long after a crash *Retry* waits: the worker reports it twice, and the second report may undo a retry."""
+AWAY_S = 3.0
+"""At most how long PostgreSQL stays away."""
+
+
+class Place(NamedTuple):
+    """What rounds have in common."""
+
+    folder: Path
+    provider: ScriptedProvider
+    random: Random
+    digest: str
+    """Of an undisturbed run."""
+
+    def moment(self) -> float:
+        return self.random.uniform(0, ASKING_S)
+
+    def stage(self, **environment: str) -> Stage:
+        return Stage(Path(tempfile.mkdtemp(dir=self.folder)) / "round", self.provider, environment)
+
+
+Torment = Callable[[Place, int], Account]
+
+
+def below(process: "subprocess.Popen[str]", sign: str, told_in: str = "cmdline") -> list[int]:
+    """The processes below one whose command line, or environment, holds a sign."""
+    return [pid for pid in descendants(process.pid) if sign in told(pid, told_in)]
+
+
+def told(pid: int, where: str) -> str:
+    """What /proc tells of a process that may have ended."""
+    try:
+        return Path(f"/proc/{pid}/{where}").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def kill(pid: int) -> float:
+    """Kill a process, and return when."""
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    return killed_at
+
+
+def settle(account: Account, place: Place, stage: Stage, killed_at: float, digest: str | None) -> None:
+    """Enter how a round came out."""
+    account.rounds += 1
+    account.same += digest == place.digest
+    account.repeats += stage.repeats()
+    account.seconds.append(time.monotonic() - killed_at)
+
+
+def kill_run(place: Place, kills: int) -> Account:
+    """Kill `malt run`, and begin it again until it is done."""
+    account = Account()
+    with prefect_server(place.folder) as api_url:
+        while account.kills < kills:
+            stage, killed_at = place.stage(PREFECT_API_URL=api_url), 0.0
+            process = stage.start()
+            while account.kills < kills and stage.wait_for_requests(process, place.moment()):
+                killed_at = kill(process.pid)
+                account.kills += 1
+                process.communicate()
+                stage.look_after_kill(killed_at, account)
+                process = stage.start()
+            settle(account, place, stage, killed_at or time.monotonic(), ended(process).digest)
+    return account
+
+
+def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.Popen[str]"], float], *overrides: str,
+                **environment: str) -> Account:  # fmt: skip
+    """Kill something that a run needs, once in each run, which has to go on."""
+    account = Account()
+    while account.kills < kills:
+        stage = place.stage(**environment)
+        process = stage.start(*overrides)
+        if not stage.wait_for_requests(process, place.moment()):
+            process.communicate()
+            continue  # it was done before its moment came
+        killed_at = strike(stage, process)
+        account.kills += 1
+        settle(account, place, stage, killed_at, ended(process).digest)
+    return account
+
+
+def kill_server(place: Place, kills: int) -> Account:
+    """Kill the Prefect server that `malt run` started for itself."""
+    return kill_beside(place, kills, lambda _, process: kill(below(process, "malt.prefect_server")[0]))
+
+
+def kill_dask_worker(place: Place, kills: int) -> Account:
+    """Kill one of the worker processes of the run's own Dask cluster."""
+
+    def strike(_: Stage, process: "subprocess.Popen[str]") -> float:
+        return kill(place.random.choice(below(process, "spawn_main")))
+
+    with prefect_server(place.folder) as api_url:
+        return kill_beside(place, kills, strike, "run.task_runner=dask", PREFECT_API_URL=api_url)
+
+
+def kill_postgres(place: Place, kills: int) -> Account:
+    """Kill PostgreSQL's postmaster, and start it again a little later; every run has a database of its own."""
+    account = Account()
+    with prefect_server(place.folder) as api_url, Postgres() as postgres:
+
+        def strike(_stage: Stage, _process: "subprocess.Popen[str]") -> float:
+            killed_at = kill(postgres.pid)
+            time.sleep(place.random.uniform(0, AWAY_S))
+            postgres.start()
+            return killed_at
+
+        for number in range(kills):
+            store = {"PREFECT_API_URL": api_url, "MALT_STORE_URL": postgres.database(f"round{number}")}
+            add(account, kill_beside(place, 1, strike, **store))
+    return account
+
+
+def add(account: Account, further: Account) -> None:
+    """Count some rounds with others."""
+    for name, value in vars(further).items():
+        setattr(account, name, getattr(account, name) + value)
+
+
+def kill_flow_run(place: Place, kills: int) -> Account:
+    """Kill the process of a deployment's run; its worker notices, and Retry goes on."""
+
+    def strike(up: Up, prefect: Prefect, flow_run: str, stage: Stage, account: Account) -> float:
+        killed_at = kill(below(up.process, f"FLOW_RUN_ID={flow_run}", "environ")[0])
+        assert prefect.ended(flow_run)["state_type"] == "CRASHED"
+        stage.look_after_kill(killed_at, account)
+        time.sleep(SETTLED_S)
+        assert prefect.retry(flow_run)["state_type"] == "COMPLETED"
+        return killed_at
+
+    return in_service(place, kills, strike)
+
+
+def kill_worker(place: Place, kills: int) -> Account:
+    """Kill the worker of `malt up`; the run goes on without it, and the next one finds another."""
+
+    def strike(up: Up, prefect: Prefect, flow_run: str, _stage: Stage, _account: Account) -> float:
+        killed_at = kill(below(up.process, "worker start")[-1])
+        assert prefect.ended(flow_run)["state_type"] == "COMPLETED"
+        return killed_at
+
+    return in_service(place, kills, strike)
+
+
+def kill_service_server(place: Place, kills: int) -> Account:
+    """Kill the Prefect server of `malt up` under a deployment's run."""
+
+    def strike(up: Up, prefect: Prefect, flow_run: str, _stage: Stage, _account: Account) -> float:
+        killed_at = kill(below(up.process, "malt.prefect_server")[0])
+        wait_until_up(up.api_url)
+        assert prefect.ended(flow_run)["state_type"] == "COMPLETED"
+        return killed_at
+
+    return in_service(place, kills, strike)
+
+
+def wait_until_up(api_url: str) -> None:
+    """Wait for a server that is starting again."""
+    while True:
+        try:
+            httpx.get(f"{api_url}/health", timeout=60).raise_for_status()
+        except httpx.TransportError:
+            time.sleep(0.1)
+        else:
+            return
+
+
+def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Stage, Account], float]) -> Account:
+    """Strike once in each of some runs of the deployment; the service's store is emptied before each."""
+    account, first = Account(), place.stage()
+    with ExitStack() as service:
+        up = start_service(first.data_dir, "--port", free_port(), TEST_KEY="key")
+        service.callback(up.stop)
+        prefect = Prefect(up)
+        service.callback(prefect.http.close)
+        while account.kills < kills:
+            for made in ("store.db", "store.db-wal", "store.db-shm"):
+                (up.data_dir / made).unlink(missing_ok=True)
+            shutil.rmtree(up.data_dir / "datasets", ignore_errors=True)
+            stage = place.stage()
+            stage.store_url = f"sqlite:///{up.data_dir / 'store.db'}"
+            flow_run = prefect.trigger("generate", spec=in_form(load_spec(stage.config, SMALL)))
+            stage.wait_for_requests(up.process, place.moment())
+            killed_at = strike(up, prefect, flow_run.raise_for_status().json()["id"], stage, account)
+            account.kills += 1
+            digest = open_version("sums", up.data_dir / "datasets").manifest.content_sha256
+            settle(account, place, stage, killed_at, digest)
+    return account
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """A Prefect server that several runs report to, which saves them starting one each."""
+    server = PrefectServer(Path(tempfile.mkdtemp(dir=folder)))
+    server.wait_until_ready()
+    yield server.api_url
+    server.stop()
+
+
+FAULTS: dict[str, Torment] = {
+    "`malt run`": kill_run,
+    "its Prefect server": kill_server,
+    "PostgreSQL": kill_postgres,
+    "a Dask worker": kill_dask_worker,
+    "a deployment's run": kill_flow_run,
+    "its worker": kill_worker,
+    "the server of `malt up`": kill_service_server,
+}
+
+
+def row_of(name: str, account: Account) -> str:
+    """One line of the table."""
+    window = f"{len(account.in_window)} ({1000 * max([0.0, *account.in_window]):.0f} ms)"
+    took = f"{median(account.seconds):.1f}"
+    same = f"{account.same} of {account.rounds}"
+    return f"| {name} | {account.kills} | {same} | {account.repeats} | {account.lost} | {window} | {took} |"
+
+
+@contextmanager
+def place_for(seed: int) -> Iterator[Place]:
+    """Run once in peace, and return what later runs are compared with."""
+    os.environ.update(direct_to_loopback())
+    with tempfile.TemporaryDirectory(prefix="malt-faults-") as folder, ScriptedProvider() as provider:
+        provider.latency_s = LATENCY_S
+        peace = ended(Stage(Path(folder) / "peace", provider, {}).start())
+        assert peace.code == 0, peace.said
+        assert peace.digest is not None
+        yield Place(Path(folder), provider, Random(seed), peace.digest)
+
+
+def main(kills: int = 50, seed: int = 4711) -> None:
+    """Print the table."""
+    print(f"seed {seed}\n")
+    print("| killed | times | same digest | repeats | lost | in the window (longest) | s to the end, median |")
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    sound = True
+    with place_for(seed) as place:
+        for number, (name, torment) in enumerate(FAULTS.items()):
+            share = kills // len(FAULTS) + (number < kills % len(FAULTS))
+            account = torment(place, share) if share else Account()
+            print(row_of(name, account) if share else f"| {name} | 0 | | | | | |", flush=True)
+            sound &= account.same == account.rounds and not account.repeats + account.lost
+    sys.exit(0 if sound else 1)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
