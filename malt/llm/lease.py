@@ -26,7 +26,7 @@ from malt.settings import Settings
 
 LOOK_EVERY_S = 0.25
 """How often a run that waits looks whether it may begin."""
-KEEP_EVERY_S = 2.0
+KEEP_EVERY_S = 1.0
 """How often a run that has begun looks whether its lease went with the connection, and takes it again."""
 GRACE_S = 3 * KEEP_EVERY_S
 """How long those who wait leave a database that was away to the run that had the lease before."""
