@@ -98,10 +98,9 @@ async def test_a_process_that_is_killed_holds_nothing(settings: Settings, caplog
 
 
 async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").symlink_to("here")
-    async with lease("sums", Settings(store_url=f"sqlite:///{tmp_path}/here/store.db"), "the first"):
-        second = asyncio.create_task(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/there/store.db")))
+    (tmp_path / "link.db").symlink_to("store.db")
+    async with lease("sums", Settings(store_url=f"sqlite:///{tmp_path}/store.db"), "the first"):
+        second = asyncio.create_task(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/link.db")))
         assert await waits(second)
         second.cancel()
 
