@@ -104,3 +104,21 @@ def test_answers_are_not_set_aside_under_a_run(config: Path, provider: ScriptedP
     assert (summary.version, summary.complete, summary.requests) == (1, QUESTIONS, ALL)
     assert again.requests == 0
     assert provider.request_count == ALL
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_what_an_interrupted_run_still_gets_is_not_asked_for_by_the_next(
+    config: Path, provider: ScriptedProvider, runner: str
+) -> None:
+    first = start(config, "--json", "-s", f"run.task_runner={runner}")
+    wait_for_requests(provider, 1, first)
+    second = start(config, "--json")
+    with first, second:
+        until_it_waits(second)
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+        summary = summary_of(second)
+    assert first.returncode == 130
+    assert summary.complete == QUESTIONS
+    assert provider.request_count == ALL
+    assert all(asked.attempt == 0 for asked in provider.requests)
