@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger, unmapped
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from malt.batched import ask_in_batches
 from malt.errors import ConfigError
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.interruption import begin_worker
@@ -53,19 +54,29 @@ async def grow_and_publish(
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
     started, settings = time.monotonic(), Settings()
     check_models(await keyed(spec))
-    grow_all = grow_by_branch if tracks_branches(spec, len(questions)) else grow_by_shard
+    grow_all = way_to_grow(spec, len(questions))
     get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
     grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks)
     version = None
-    if spec.run.on_incomplete == "publish" or grown.shortfall == NOTHING_MISSING:
+    is_whole = grown.shortfall == NOTHING_MISSING
+    if is_whole or (spec.run.on_incomplete == "publish" and grown.shortfall.waits is None):
         version, failures = await publish(inputs, spec, settings)
         if grown.shortfall.stopped is None:  # else nearly all is missing, and the reason is known
             grown = grown._replace(shortfall=Shortfall(failures, None))
     return await ended(spec, inputs, grown, version, time.monotonic() - started)
 
 
-def told_of(grow_all: object) -> str:
+def way_to_grow(spec: RunSpec, questions: int) -> "GrowAll":
+    """Return how the trees of so many questions are grown."""
+    if spec.run.mode == "batch":
+        return grow_by_level
+    return grow_by_branch if tracks_branches(spec, questions) else grow_by_shard
+
+
+def told_of(grow_all: "GrowAll") -> str:
     """Say in a log line what a task run is."""
+    if grow_all is grow_by_level:
+        return "level by level, through batch APIs"
     return "a task run a branch" if grow_all is grow_by_branch else f"in batches of up to {BATCH}"
 
 
@@ -118,6 +129,17 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
         return merged(await asyncio.to_thread(map_batches))
+
+
+async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+    """Ask for a level of all trees at a time, in batches."""
+    spec, run = await keyed(spec), name_of_run()
+    session = session_for(settings, spec.limits, run=run)
+    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
+        return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
+
+
+GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role]], Awaitable[Grown]]
 
 
 class Counted:

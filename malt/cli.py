@@ -1,7 +1,7 @@
 """The `malt` command: its subcommands, which are in `commands`, and how it ends.
 
 Exit codes: 0 done, 1 failed branches or a check that did not hold, 2 the command or the config is wrong, 3 stopped at a
-limit, 130 interrupted.
+limit, 4 batches are under way and nobody was to wait for them, 130 interrupted.
 """
 
 import asyncio

@@ -61,10 +61,10 @@ def table_of(*columns: str) -> Table:
 
 def show_plan(plan: "Plan") -> None:
     """Print a quote."""
-    table = table_of("role", "model.", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
+    table = table_of("role", "model.", "asked", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
     for role, quoted in plan.roles.items():
-        table.add_row(role.value, escape(quoted.model), *quoted_figures(quoted))
-    table.add_row("total", "", *quoted_figures(plan), style="bold")
+        table.add_row(role.value, escape(quoted.model), quoted.mode, *quoted_figures(quoted))
+    table.add_row("total", "", "", *quoted_figures(plan), style="bold")
     out.print(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
     out.print(table)
     for gate, count in plan.excluded.items():
@@ -133,7 +133,9 @@ def show_shortfall(shortfall: "Shortfall") -> int:
 
 def show_failures(summary: "RunSummary") -> None:
     """Print what is missing, and why, on stderr."""
-    if summary.exit_code:
+    if summary.waits:
+        err.print(escape(summary.sentence))
+    elif summary.exit_code:
         err.print(f"error: {escape(summary.sentence)}")
     show_branches(summary.failures)
 

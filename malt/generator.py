@@ -7,16 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from malt.batched import ask_in_batches
 from malt.concurrency import all_of
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.screening import screen
 from malt.datasets.version import DatasetVersion, open_version
-from malt.errors import ConfigError, QuestionError
+from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.inputs import check_models, windows
-from malt.llm.asker import asker
+from malt.llm.asker import EVERY_ROLE, asker
 from malt.llm.lease import lease
-from malt.llm.session import session_for
+from malt.llm.session import Session, session_for
 from malt.outlay import beginning
 from malt.prompts import load_prompts
 from malt.question_rows import Row
@@ -83,6 +84,8 @@ class TrainingDataGenerator:
             evaluator=judge,
             limits=limits or Limits(),
         )
+        if evaluator is not None and self.spec.run.mode == "batch":
+            raise ConfigError('an evaluator that is given asks directly; declare it in the spec for run.mode = "batch"')
         self.prompts = load_prompts(self.spec.prompts)
         self.judge = evaluator
         self._run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
@@ -95,6 +98,7 @@ class TrainingDataGenerator:
         key or model, and `QuestionError` or `GradingError` for a text or a reference that cannot be used.
         """
         [asked] = read_rows([{"question": question, "ground_truth": ground_truth}], self.spec)
+        await self._ask_in_batches([asked])
         return await self._tree(asked)
 
     async def generate_and_evaluate(
@@ -117,6 +121,7 @@ class TrainingDataGenerator:
         return replace(copied, created=version.created)
 
     async def _version(self, questions: Sequence[Question]) -> DatasetVersion:
+        await self._ask_in_batches(questions)
         provenance = Provenance(self.prompts.digests, screen(questions, self.spec.dataset))
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
@@ -124,9 +129,20 @@ class TrainingDataGenerator:
                     writer.add(valued)
             return writer.publish()
 
+    async def _ask_in_batches(self, questions: Sequence[Question]) -> None:
+        """In batch mode fill the store, from which alone the trees are then grown."""
+        if self.spec.run.mode == "batch":
+            shortfall, _ = await ask_in_batches(questions, self.spec, self.prompts, self._session, self._run)
+            if reason := shortfall.stopped or shortfall.waits:
+                raise RunStopped(reason)
+
+    @property
+    def _session(self) -> Session:
+        return session_for(Settings(), self.spec.limits, run=self._run)
+
     async def _tree(self, question: Question) -> ValuedTree:
-        session = session_for(Settings(), self.spec.limits, run=self._run)
-        ask = asker(session, [question.question_id], run=self._run)
+        asks = EVERY_ROLE if self.spec.run.mode == "direct" else ()
+        ask = asker(self._session, [question.question_id], asks, self._run)
         async with beginning(ask, self.spec, self.prompts)(question):
             return await assess(question, self.spec, self.prompts, ask, self.judge)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from malt.datasets.lengths import token_counter
 from malt.datasets.screening import Screening, screen
+from malt.errors import ConfigError
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
@@ -43,10 +44,16 @@ def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm import provider
+    from malt.llm.batch_api import in_batches
 
     for role in models_asked(spec).values():
         for model in (role, *role.backups):
             provider.check(model, spec.limits)
+    if spec.run.mode == "batch" and not any(in_batches(model, spec) for model in models_asked(spec).values()):
+        raise ConfigError(
+            'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
+            "leave mode out"
+        )
 
 
 def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:

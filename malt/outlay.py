@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from malt.inputs import models_asked
 from malt.llm import provider
 from malt.llm.asker import Asker
+from malt.llm.batch_api import in_batches
 from malt.llm.budget import Amount, worst_case
 from malt.llm.completion import CompletionRequest, Message
 from malt.prompts import PromptSet
@@ -32,7 +33,7 @@ def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amou
 
 def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return one role's part of it."""
-    prices = provider.price(model) or (0.0, 0.0)
+    prices = provider.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)
     completions = nodes.get(role, nodes[Role.REFINER])
     requests = requests_per_question(spec).get(role, completions) if provider.takes_siblings(model) else completions

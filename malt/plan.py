@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,7 @@ from malt.estimate import (
 from malt.inputs import Inputs, models_asked, windows
 from malt.llm import provider
 from malt.llm.asker import Recall
+from malt.llm.batch_api import in_batches
 from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store import Store, StoredSample
 from malt.outlay import SHOWN
@@ -50,6 +51,8 @@ class RolePlan(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     model: str
+    mode: Literal["direct", "batch"]
+    """How it is asked: in batches where the run's mode says so and its provider takes them."""
     requests: int
     """Still to be sent, where siblings are one request."""
     completions: int
@@ -201,6 +204,7 @@ def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, count
     low, middle, high = figures_of(expected)
     return RolePlan(
         model=model.model,
+        mode="batch" if in_batches(model, spec) else "direct",
         requests=requests,
         completions=completions,
         stored_completions=count.completions,
@@ -262,22 +266,22 @@ def expect(
         return Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
     if not seen:
         prompt, completion = prompt_assumed(role, spec, counts), completion_assumed(model)
-        return priced(model, prompt.times(requests), completion.times(completions), assumption(model))
+        return priced(model, spec, prompt.times(requests), completion.times(completions), assumption(model))
     questions = ceil(completions * len(seen) / counts[role].completions)
     prompt = each_takes([Total(one.prompt_tokens, one.completions) for one in seen], questions)
     completion = each_takes([Total(one.completion_tokens, one.completions) for one in seen], questions)
     expected = priced(
-        model, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
+        model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    if len(costs) < len(seen):
+    if len(costs) < len(seen) or (in_batches(model, spec) and expected.cost is not None):  # some may be direct ones'
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
 
-def priced(model: ModelSpec, prompt: Range, completion: Range, basis: str) -> Expected:
+def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
     """Add the cost by LiteLLM's prices, where it has any."""
-    prices = provider.price(model)
+    prices = provider.price(model, batched=in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
     return Expected(prompt, completion, cost, basis)
 

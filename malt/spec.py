@@ -360,12 +360,25 @@ class Limits(Declared):
 class RunOptions(Declared):
     """How the run is carried out. Never part of a key."""
 
+    mode: Literal["direct", "batch"] = "direct"
+    """`batch`: a level of all trees at once through OpenAI's batch API, at half price, within a day each; models that
+    have none are asked directly."""
+    wait: bool = True
+    """In batch mode: stay until all batches have ended. Off: hand in, collect what is there, and end; run again."""
     tracking: Literal["auto", "branch", "shard"] = "auto"
     """What a Prefect task run is: an expansion of a node (`branch`), a batch of questions (`shard`); auto: by size."""
     task_runner: str = Field("threads", pattern=r"^(threads|processes|dask|ray|tcp://.+)$")
     """threads, processes, dask, ray, or tcp://… of a Dask scheduler."""
     on_incomplete: Literal["publish", "fail"] = "publish"
     """When branches failed: publish the complete trees, or publish nothing."""
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Self:
+        if self.mode == "batch" and (self.task_runner != "threads" or self.tracking == "branch"):
+            raise ValueError('mode = "batch" asks level by level, in one process; leave task_runner and tracking out')
+        if self.mode == "direct" and not self.wait:
+            raise ValueError('wait = false (--no-wait) is for mode = "batch"; leave it out, or set that mode')
+        return self
 
 
 class RunSpec(Declared):
@@ -391,6 +404,15 @@ class RunSpec(Declared):
     """What the run may use."""
     run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+
+    @model_validator(mode="after")
+    def _batches_ask_for_whole_levels(self) -> Self:
+        if self.run.mode == "batch" and self.growth.mode == "adaptive":
+            raise ValueError(
+                'growth = "adaptive" decides after every answer, run.mode = "batch" asks a level at a time: '
+                'set growth = "full", or mode = "direct"'
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

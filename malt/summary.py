@@ -36,6 +36,8 @@ class RunSummary(BaseModel):
     wall_s: float
     stopped: str | None
     """Why the run stopped early."""
+    waits: str | None = None
+    """What is still under way in batches, where the run did not stay for it."""
     failures: tuple[FailedBranch, ...]
     rows: dict[str, int]
     """Rows of each file of the version."""
@@ -46,9 +48,11 @@ class RunSummary(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 with failed branches or without a version, 3 stopped at a limit."""
+        """0 done, 1 with failed branches or without a version, 3 stopped at a limit, 4 batches are under way."""
         if self.stopped is not None:
             return 3
+        if self.waits is not None:
+            return 4
         return 1 if self.failed_branches or self.version is None else 0
 
     @property
@@ -61,6 +65,8 @@ class RunSummary(BaseModel):
         """How the run ended, in one line."""
         if self.stopped is not None:
             return f"stopped: {self.stopped}; {self.complete} of {self.questions} questions complete"
+        if self.waits is not None:
+            return self.waits
         if self.failed_branches:
             return (
                 f"{self.failed_branches} failed branches, {self.complete} of {self.questions} questions complete; "
@@ -112,6 +118,7 @@ def summarise(
         cost_usd=used.cost_usd,
         wall_s=round(wall_s, 2),
         stopped=shortfall.stopped,
+        waits=shortfall.waits,
         failures=shortfall.failures,
         rows={} if version is None else rows_by_file(version),
         outcomes={} if counts is None else dict(counts.outcomes),
@@ -121,7 +128,11 @@ def summarise(
 
 def complete_questions(questions: int, shortfall: Shortfall) -> int:
     """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
-    return 0 if shortfall.stopped else questions - len({failure.question_id for failure in shortfall.failures})
+    return (
+        0
+        if shortfall.stopped or shortfall.waits
+        else questions - len({failure.question_id for failure in shortfall.failures})
+    )
 
 
 def rows_by_file(version: DatasetVersion) -> dict[str, int]:

@@ -36,12 +36,16 @@ async def publish(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assemble
 
 
 async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVersion | None, wall_s: float) -> State:
-    """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
+    """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*; `Waiting` where
+    batches are under way, which the next scheduled run goes on with.
+    """
     summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
     await announce(summary)
     if version is not None:
         await show_figures(version)
         await tell_changes(version)
+    if summary.waits is not None:
+        return Completed(name="Waiting", message=summary.sentence, data=summary)
     state = Failed if summary.exit_code else Completed
     return state(message=summary.sentence, data=summary)
 

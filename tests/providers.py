@@ -263,6 +263,8 @@ class ScriptedProvider:
     truncated: Callable[[Asked], bool] = lambda _asked: False
     """Requests whose replies stop half-way, with finish reason `length`."""
     latency_s: float = 0.0
+    holds: bool = False
+    """Whether what arrives is kept waiting, until this is false again."""
     key: str | None = None
     """The only key it accepts; any when empty."""
     counts_tokens: bool = True
@@ -318,8 +320,7 @@ class ScriptedProvider:
     async def _serve(self, started: threading.Event) -> None:
         self._stopped = asyncio.Event()
         app = web.Application(client_max_size=2**24)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
+        self._add_routes(app)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -328,6 +329,10 @@ class ScriptedProvider:
         started.set()
         await self._stopped.wait()
         await runner.cleanup()
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
 
     async def _models(self, _request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
@@ -339,6 +344,8 @@ class ScriptedProvider:
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
+            while self.holds:
+                await asyncio.sleep(0.02)
             fault = self._refuse(asked)
             if fault:
                 return await self._misbehave(request, asked, fault)

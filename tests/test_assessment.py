@@ -173,7 +173,7 @@ def test_asking_for_all_leaves_everything_in_the_store(session: Session, provide
 
 def test_one_questions_failures_leave_the_others_whole(session: Session, provider: ScriptedProvider) -> None:
     provider.faults = providers.when(lambda asked: "Name it" in asked.prompt, providers.context_overflow())
-    failures, stopped = shortfall(session, judged(provider), SUM, SECRET)
+    failures, stopped, _ = shortfall(session, judged(provider), SUM, SECRET)
     assert [(failure.question_id, failure.role) for failure in failures] == [("secret", Role.GENERATOR)]
     assert stopped is None
     assert assessed(session, judged(provider)).tree.complete

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from malt.config import load_spec
 from malt.errors import ConfigError
+from malt.inputs import check_models
 from malt.spec import RunSpec
 
 SMALLEST = 'name = "sums"\n[questions]\nsource = "sums.jsonl"\n'
@@ -282,3 +283,26 @@ def test_true_is_no_number(folder: Path, key: str) -> None:
 
 def test_a_kind_of_grader_that_there_is_not_is_one_error(folder: Path) -> None:
     assert refusal(SMALLEST, ["evaluator.kind=nubmer"]).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["run.mode=batch", "growth=adaptive"], "asks a level at a time"),
+        (["run.mode=batch", "run.task_runner=processes"], "leave task_runner and tracking out"),
+        (["run.mode=batch", "run.tracking=branch"], "leave task_runner and tracking out"),
+        (["run.wait=false"], r"wait = false \(--no-wait\) is for mode"),
+    ],
+)
+def test_batch_mode_says_what_it_does_not_go_with(tmp_path: Path, overrides: list[str], told: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('name = "x"\n[questions]\nsource = "q.jsonl"\n')
+    with pytest.raises(ConfigError, match=told):
+        load_spec(path, overrides)
+
+
+def test_batch_mode_needs_a_model_that_takes_batches(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('name = "x"\n[questions]\nsource = "q.jsonl"\n[evaluator]\nkind = "number"\n')
+    with pytest.raises(ConfigError, match="no role has a model named openai/"):
+        check_models(load_spec(path, ["run.mode=batch"]))

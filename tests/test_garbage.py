@@ -130,9 +130,7 @@ def test_nothing_goes_where_a_version_does_not_say_what_it_uses(store: Store, se
 
 def test_nothing_goes_where_a_manifest_cannot_be_read(store: Store, settings: Settings) -> None:
     (settings.datasets_dir / "arith" / "v1" / "manifest.json").write_text("{")
-    with pytest.raises(
-        VersionError, match=r"manifest\.json: .*; nothing was removed\. .*malt rm arith@v1"
-    ):
+    with pytest.raises(VersionError, match=r"manifest\.json: .*; nothing was removed\. .*malt rm arith@v1"):
         collect(settings, 30 * DAY, delete=True)
     assert len(keys(store)) == 120
 

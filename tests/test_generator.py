@@ -13,7 +13,10 @@ from malt.errors import ConfigError, NothingToPublish, QuestionError
 from malt.llm.completion import Message
 from malt.spec import Role
 from tests import providers
+from tests.batches import BatchProvider
+from tests.batching import batched
 from tests.providers import ScriptedProvider
+from tests.specs import spec_of, write_questions
 
 DATA = [{"question": f"What is {i} + 10?", "ground_truth": f"{i + 10}"} for i in range(3)]
 
@@ -152,3 +155,13 @@ def test_prefect_is_not_imported() -> None:
         "import sys, malt.generator, malt.trees.evaluator; sys.exit(any(m.startswith('prefect') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+async def test_trees_are_grown_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    with BatchProvider() as provider:
+        spec = batched(spec_of(provider, write_questions(tmp_path)))
+        version = await TrainingDataGenerator(spec=spec).generate_and_evaluate(DATA)
+        assert version.manifest.counts.complete == len(DATA)
+        assert len(provider.items) == 13 * len(DATA)
+        assert provider.paid.total() == provider.request_count

@@ -181,3 +181,14 @@ def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provi
     assert after.roles[Role.REFINER].completion_tokens < after.roles[Role.REFINER].high.completion_tokens
     assert grow(spec)
     assert (quote(spec).completions, quote(spec).requests) == (0, 0)
+
+
+def test_what_is_asked_in_batches_is_quoted_at_their_price(config: Path) -> None:
+    def cost(*overrides: str) -> float:
+        listed = [f"roles.{role}.model=openai/gpt-4o-mini" for role in PLAYERS]
+        quoted = quote(load_spec(config, [*listed, "run.tracking=auto", *overrides]))
+        assert {role.mode for role in quoted.roles.values()} == {"batch" if overrides else "direct"}
+        assert quoted.cost_usd is not None
+        return quoted.cost_usd
+
+    assert cost("run.mode=batch") == pytest.approx(cost() / 2)

@@ -40,12 +40,15 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 
 @click.command()
 @takes_config
+@click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
 @takes_json
-def run(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish; asks only for what the store does not hold."""
     from malt.console_progress import progress
     from malt.inputs import check_models
 
+    if no_wait:
+        override = (*override, "run.wait=false")
     spec, inputs, wait_for_prefect = begun(config, override, limit)
     check_models(spec)
     with progress(spec, len(inputs.questions)):

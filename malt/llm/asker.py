@@ -135,13 +135,17 @@ class Asker(Recall):
 
     async def _had(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
-        drawn = replace(request, draw=self._draws[request.keys[first]])
+        drawn = self.drawn(request, first)
         rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
         self.known.update((row.key, row) for row in rows)
         bought = [completion(row, cached=False) for row in rows if row.response is not None]
         for one in bought:
             self.tally.add(request.role, usage_of(one))
         return len(bought)
+
+    def drawn(self, request: CompletionRequest, first: int) -> CompletionRequest:
+        """Return a request with how often answers to its samples, from `first` on, were set aside."""
+        return replace(request, draw=self._draws[request.keys[first]])
 
 
 def completion(row: StoredSample, *, cached: bool) -> Completion:

@@ -97,6 +97,30 @@ class Budget:
         finally:
             self._settle(held, bill)
 
+    @property
+    def room(self) -> Amount:
+        """What is neither spent nor held."""
+        dollars, tokens = (account.cap - account.spent - account.held for account in self._accounts)
+        return Amount(dollars / PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
+
+    def has_room_for(self, worst: Amount) -> bool:
+        """Whether an amount can be held now."""
+        return not self._too_short(self._in_units(worst))
+
+    def hold(self, worst: Amount) -> None:
+        """Hold an amount until `settle`, room or not: it is promised already."""
+        for account, amount in zip(self._accounts, self._in_units(worst), strict=True):
+            account.held += amount
+
+    def settle(self, worst: Amount, taken: Amount) -> None:
+        """Let go what was held, and count what it took."""
+        self._settle(self._in_units(worst), self._in_units(taken))
+
+    def refusal(self, worst: Amount) -> BudgetSpent:
+        """Return what to raise where an amount does not fit."""
+        account, amount = self._too_short(self._in_units(worst))[0]
+        return BudgetSpent(account.refusal(amount))
+
     @asynccontextmanager
     async def tree(self, worst: Amount) -> AsyncIterator[None]:
         """Grow a tree in here: it begins once it fits beside those begun before, at their worst case, or is alone.

@@ -92,14 +92,22 @@ def _find_way(model: ModelSpec) -> Way:
     return Way(name, api_base, supported, takes_schema="response_format" in supported)
 
 
+def listed_price(name: str, *, batched: bool = False) -> Prices | None:
+    """Return what LiteLLM's list says of a model, asked directly or in a batch; None where it is not on it."""
+    listed = _listed_prices(name)
+    return None if listed is None else listed[batched]
+
+
 @cache
-def listed_price(name: str) -> Prices | None:
-    """Return what LiteLLM's list says of a model, None where it is not on it."""
+def _listed_prices(name: str) -> tuple[Prices, Prices] | None:
+    """Return the direct prices and those in a batch: half of them where the list has none of its own."""
     try:
         info = library().get_model_info(name)
     except Exception:  # LiteLLM has no narrower class for "not listed" across its versions
         return None
-    return Prices(info["input_cost_per_token"] or 0.0, info["output_cost_per_token"] or 0.0)
+    direct = Prices(info["input_cost_per_token"] or 0.0, info["output_cost_per_token"] or 0.0)
+    own = (info.get("input_cost_per_token_batches"), info.get("output_cost_per_token_batches"))
+    return direct, Prices(*(usual / 2 if price is None else price for price, usual in zip(own, direct, strict=True)))
 
 
 def _silence_price_search(name: str) -> None:

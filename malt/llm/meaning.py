@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from malt.errors import AccountEmpty, ConfigError, MaltError
-from malt.llm.completion import CompletionRequest
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.gateway import Way, library
 from malt.llm.headers import retry_after_s
@@ -17,9 +16,9 @@ SHORTEST_KEY = 6
 """Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
 
 
-def meaning_of(error: Exception, request: CompletionRequest, way: Way, count: int) -> MaltError:
-    """Say what an error of LiteLLM means to the run."""
-    model, status = request.model, getattr(error, "status_code", None)
+def meaning_of(error: Exception, model: ModelSpec, way: Way, count: int = 1, *, has_schema: bool = False) -> MaltError:
+    """Say what an error of LiteLLM means to the run, where `count` samples were asked for, perhaps with a schema."""
+    status = getattr(error, "status_code", None)
     if isinstance(error, TimeoutError | library().Timeout):
         return Unavailable(f"{place_of(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
     if isinstance(error, library().UnsupportedParamsError):
@@ -31,7 +30,7 @@ def meaning_of(error: Exception, request: CompletionRequest, way: Way, count: in
         too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
         return Rejected(reason) if too_large else RateLimited(reason, retry_after_s(headers_of(error)))
     if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
-        return _refused(error, request, way, count, reason)
+        return _refused(error, way, count, reason, has_schema=has_schema)
     return Unreachable(reason) if _never_connected(error) else Unavailable(reason, perhaps_billed=_was_cut_off(error))
 
 
@@ -53,12 +52,12 @@ def _ends_the_run(error: Exception, model: ModelSpec, reason: str) -> MaltError 
     return None
 
 
-def _refused(error: Exception, request: CompletionRequest, way: Way, count: int, reason: str) -> MaltError:
+def _refused(error: Exception, way: Way, count: int, reason: str, *, has_schema: bool) -> MaltError:
     """Tell a bad prompt from a provider that cannot do what was asked beside it."""
     litellm, text = library(), str(error)
     if isinstance(error, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError):
         return Rejected(reason)
-    if request.schema is not None and way.takes_schema and re.search("response_format|json_schema|schema", text):
+    if has_schema and way.takes_schema and re.search("response_format|json_schema|schema", text):
         way.takes_schema = False
         return Unavailable(f"{reason} (asked again without a JSON schema)")
     if count > 1 and (not way.gave_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):

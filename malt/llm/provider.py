@@ -69,14 +69,14 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     """
     model = request.model
     way = await way_to(model)
-    arguments = _arguments(request, way, first, count)
+    arguments = arguments_of(request, way, first, count)
     started = time.perf_counter()
     try:
         async with asyncio.timeout(model.timeout_s):  # LiteLLM's own timeout does not end a reply that drips
             answer = await _complete(way, model, arguments)
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
-        raise meaning_of(error, request, way, count) from None
+        raise meaning_of(error, model, way, count, has_schema=request.schema is not None) from None
     latency_s = time.perf_counter() - started
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):
@@ -85,7 +85,7 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(_count_choices, way.api_base, response)
     way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
-    cost_usd = _cost(model, getattr(answer, "usage", None), response.get("usage"))
+    cost_usd = cost_of(model, getattr(answer, "usage", None), response.get("usage"))
     return Reply(response, latency_s, cost_usd, granted(_headers(answer)))
 
 
@@ -128,9 +128,9 @@ def takes_siblings(model: ModelSpec) -> bool:
     return embedded.is_embedded(model.model) or "n" in supported_by(model, provider_of(model))
 
 
-def price(model: ModelSpec) -> Prices | None:
-    """Return what LiteLLM's list says a token costs; None where it does not know the model."""
-    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else listed_price(model.model)
+def price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
+    """Return what LiteLLM's list says a token costs, asked directly or in a batch; None where it knows no price."""
+    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else listed_price(model.model, batched=batched)
 
 
 def warm_up() -> None:
@@ -187,14 +187,14 @@ def _sampling(model: ModelSpec) -> dict[str, JsonValue]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, object]:
+def arguments_of(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, object]:
     """Return what LiteLLM is called with. Raises `NoSiblings` where the provider has no `n`."""
     model = request.model
     arguments: dict[str, object] = {
         "model": way.name,
         "messages": [message._asdict() for message in request.messages],
         "api_base": way.api_base,
-        "api_key": key_of(model) or _usual_key(model, way),
+        "api_key": key_of(model) or usual_key(model, way),
         "timeout": model.timeout_s + 1,
         "max_retries": 0,
         "num_retries": 0,
@@ -215,7 +215,7 @@ def _arguments(request: CompletionRequest, way: Way, first: int, count: int) -> 
     return arguments
 
 
-def _usual_key(model: ModelSpec, way: Way) -> str | None:
+def usual_key(model: ModelSpec, way: Way) -> str | None:
     """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
@@ -251,7 +251,7 @@ def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
         choice["completion_tokens"] = tokens
 
 
-def _cost(model: ModelSpec, usage: object, counted: object) -> float | None:
+def cost_of(model: ModelSpec, usage: object, counted: object, *, batched: bool = False) -> float | None:
     """Return the cost of a request; `counted` is its usage as plain values."""
     if embedded.is_embedded(model.model):
         return 0.0
@@ -260,4 +260,6 @@ def _cost(model: ModelSpec, usage: object, counted: object) -> float | None:
         return float(reported)
     if not is_counted(counted) or price(model) is None:
         return None
+    if batched:
+        return float(sum(library().cost_calculator.batch_cost_calculator(usage, model.model)))
     return float(sum(library().cost_per_token(model=model.model, usage_object=usage)))

@@ -43,8 +43,10 @@ class Session:
         self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
+        self.batches = ""
+        """How the batches under way stand, in the words of the progress line."""
         self._limits = limits
-        self._budget = Budget(limits)
+        self.budget = Budget(limits)
         self._shared = shared
         self._endpoints: dict[Where, tuple[Endpoint, Limits]] = {}
         self._loop = background.enter()
@@ -107,7 +109,7 @@ class Session:
     @asynccontextmanager
     async def tree(self, worst: Amount) -> AsyncIterator[None]:
         """Grow a tree in here, from any loop: it begins once the budget has room for it (see `Budget.tree`)."""
-        growing = self._budget.tree(worst)
+        growing = self.budget.tree(worst)
         await self.call(growing.__aenter__())
         try:
             yield
@@ -119,6 +121,8 @@ class Session:
         """What holds each endpoint's rate back now, in the words of the progress line."""
         if self.store.is_away:
             return ["the store, which cannot be used; nothing more is asked until it can"]
+        if self.batches:
+            return [self.batches]
         return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.held_by]
 
     async def ask(
@@ -178,12 +182,13 @@ class Session:
             await self._store_is_there()
             if self.stopped is not None:
                 raise self.stopped
-            return await self._budget.pay(self._worst_case(request, count), send)
+            return await self.budget.pay(self.worst_case(request, count), send)
 
         return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
 
-    def _worst_case(self, request: CompletionRequest, count: int) -> Amount:
-        prices = provider.price(request.model)
+    def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
+        """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
+        prices = provider.price(request.model, batched=batched)
         if prices is None and self._limits.max_cost_usd is not None:
             raise ConfigError(
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"

@@ -151,7 +151,7 @@ class Store:
                 found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
             return found
 
-        return self._transact(read)
+        return self.transact(read)
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
         """Write rows in one transaction, all or none, and return what the store then holds for their keys.
@@ -170,7 +170,7 @@ class Store:
                         held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
             return held
 
-        return self._transact(write)
+        return self.transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
         """Let what came for these keys before a time be asked for again, all or none; return how many answers that is.
@@ -187,7 +187,7 @@ class Store:
                 moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
             return moved
 
-        return self._transact(move)
+        return self.transact(move)
 
     def old_rows(self, before: float) -> Iterator[list[OldRow]]:
         """Yield all rows written before a time, some questions' at once, in transactions as short."""
@@ -220,26 +220,7 @@ class Store:
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
-    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self._transact(lambda connection: connection.execute(query).all())
-
-    def _change(self, statement: sa.Delete) -> int:
-        return self._transact(lambda connection: connection.execute(statement).rowcount)
-
-    def _open(self) -> sa.Engine:
-        """Connect, waiting where this process has been connected before."""
-        while True:
-            try:
-                engine = open_engine(self.url)
-            except StoreError as error:
-                if self.url not in _seen or not isinstance(error.__cause__, DBAPIError):
-                    raise
-                self._wait_out(error.__cause__)
-            else:
-                _seen.add(self.url)
-                return engine
-
-    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+    def transact(self, work: Callable[[sa.Connection], T]) -> T:
         """Do something in one transaction, all or nothing, waiting while the store is away.
 
         Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
@@ -253,6 +234,25 @@ class Store:
             else:
                 self._away_since = None
                 return done
+
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self.transact(lambda connection: connection.execute(query).all())
+
+    def _change(self, statement: sa.Delete) -> int:
+        return self.transact(lambda connection: connection.execute(statement).rowcount)
+
+    def _open(self) -> sa.Engine:
+        """Connect, waiting where this process has been connected before."""
+        while True:
+            try:
+                engine = open_engine(self.url)
+            except StoreError as error:
+                if self.url not in _seen or not isinstance(error.__cause__, DBAPIError):
+                    raise
+                self._wait_out(error.__cause__)
+            else:
+                _seen.add(self.url)
+                return engine
 
     def _wait_out(self, error: DBAPIError) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""
@@ -289,7 +289,7 @@ class Store:
         return statement
 
 
-def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut values into what one query takes."""
     for start in range(0, len(values), PER_QUERY):
         yield values[start : start + PER_QUERY]

@@ -66,6 +66,8 @@ class Shortfall(NamedTuple):
 
     failures: tuple[FailedBranch, ...]
     stopped: str | None
+    waits: str | None = None
+    """What is still under way elsewhere, for the same command to go on with."""
 
 
 NOTHING_MISSING = Shortfall((), None)

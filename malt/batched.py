@@ -1,0 +1,261 @@
+"""Batch mode: a level of all trees at a time goes through the providers' batch APIs, until the store has them whole.
+
+Trees are grown again over the store in every round: what they lack then is the next level. So a run that ends, however
+it ends, is gone on with by the next one; what lies with a provider is in the store too (batch_store.py).
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from malt.errors import BudgetSpent, RunStopped
+from malt.inputs import windows
+from malt.llm.asker import EVERY_ROLE
+from malt.llm.batch_api import Job
+from malt.llm.batch_desk import BatchDesk
+from malt.llm.batch_results import QUEUE_FULL, Outcome
+from malt.llm.batch_store import Batch, BatchStore
+from malt.llm.budget import Amount
+from malt.llm.gateway import way_to
+from malt.llm.gathering import Gathering
+from malt.llm.parcels import NOTHING, Packer, Size
+from malt.llm.session import Session
+from malt.llm.store import chunks
+from malt.llm.tally import Tally, Usage
+from malt.outlay import most_for_tree
+from malt.prompts import PromptSet
+from malt.questions import Question
+from malt.spec import Role, RunSpec
+from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.tree import FailedBranch
+
+DAILY_SIZE = Size()
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How batches are made and waited for; tests shrink it."""
+
+    size: Size = DAILY_SIZE
+    attempts: int = 5
+    """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
+    first_look_s: float = 0.5
+    slower: float = 1.5
+    """Each wait is so many times the one before."""
+    longest_s: float = 300.0
+
+
+DAILY = Rhythm()
+
+
+class Waiting(RunStopped):
+    """Batches are under way, and nobody is to wait for them."""
+
+
+async def ask_in_batches(
+    questions: Sequence[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    session: Session,
+    run: str = "",
+    asks: Collection[Role] = EVERY_ROLE,
+    rhythm: Rhythm = DAILY,
+) -> tuple[Shortfall, Tally]:
+    """Ask for all that these questions need, level by level, so that the store has it; callable from any loop."""
+    batched = BatchedRun(spec, prompts, session, run, frozenset(asks), rhythm)
+    shortfall = await session.call(batched.ask_all(questions))
+    return shortfall, Tally(batched.tally.roles)
+
+
+@dataclass
+class Level:
+    """What one round found."""
+
+    failures: list[FailedBranch]
+    stored: Counter[Role]
+    waits_for: set[str]
+    wanted: int = 0
+    short: Amount | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is missing that can be had."""
+        return not (self.wanted or self.waits_for)
+
+
+class BatchedRun:
+    """One run in batch mode. All methods belong to the session's loop."""
+
+    def __init__(
+        self, spec: RunSpec, prompts: PromptSet, session: Session, run: str, asks: frozenset[Role], rhythm: Rhythm
+    ) -> None:
+        self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
+        self.tally = Tally(above=session.tally, run=run)
+        self._rhythm = rhythm
+        self._size = rhythm.size
+        self._book = BatchStore(session.store)
+        self._failed: set[str] = set()
+        self._held: set[str] = set()
+        """Marks of the batches that the budget holds something for."""
+        self._jobs: dict[str, Job] = {}
+
+    async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
+        """Go on until nothing is missing that can be had."""
+        failures: list[FailedBranch] = []
+        self.session.budget.settle(NOTHING, await asyncio.to_thread(self._book.spent, self.spec.name))
+        try:
+            for group in self._groups(questions):
+                failures += await self._grow(group)
+        except Waiting as waiting:
+            return Shortfall((), None, str(waiting))
+        except RunStopped as stop:
+            if isinstance(stop, BudgetSpent):
+                await asyncio.to_thread(self._book.close, self.spec.name)
+            return Shortfall(tuple(failures), str(stop))
+        await asyncio.to_thread(self._book.close, self.spec.name)
+        return NOTHING_MISSING._replace(failures=tuple(failures))
+
+    def _groups(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+        """Yield questions to grow together: under a cap as many as it has room for, but one at least."""
+        left = questions
+        while left:
+            taken = self._fitting(left) if self.spec.limits.capped else len(left)
+            yield left[:taken]
+            left = left[taken:]
+
+    def _fitting(self, questions: Sequence[Question]) -> int:
+        room = self.session.budget.room
+        for count, question in enumerate(questions):
+            most = most_for_tree(question, self.spec, self.prompts)
+            room = Amount(room.usd - most.usd, room.tokens - most.tokens)
+            if min(room) < 0:
+                return max(1, count)
+        return len(questions)
+
+    async def _grow(self, questions: Sequence[Question]) -> list[FailedBranch]:
+        """Ask level after level; return what cannot be had."""
+        while True:
+            level = await self._next_level(questions)
+            if level.is_last:
+                for role, stored in level.stored.items():
+                    self.tally.add(role, Usage(cached_completions=stored))
+                return level.failures
+            if level.short is not None and not await self._under_way(level):
+                raise self.session.budget.refusal(level.short)
+            await self._wait(level)
+            self.session.batches = ""
+
+    async def _next_level(self, questions: Sequence[Question]) -> Level:
+        """Grow all trees as far as the store goes, and hand in what they lack."""
+        level = Level([], Counter(), set())
+        packer = Packer(self.session, self._book, self.spec.name, self.tally, self._size)
+        for window in windows(questions):
+            self._raise_if_stopped()
+            gathering = await self._gathered(window, level)
+            for wanted in gathering.wanted.values():
+                await packer.add(wanted)
+        await packer.finish()
+        self._held |= packer.handed_in
+        level.wanted, level.short = packer.wanted, packer.short
+        return level
+
+    async def _gathered(self, window: Sequence[Question], level: Level) -> Gathering:
+        ids = [question.question_id for question in window]
+        items = await asyncio.to_thread(self._book.items_of, ids)  # before the rows: what is answered leaves the items
+        known = await asyncio.to_thread(self.session.store.rows, ids)
+        gathering = Gathering(self.session, known, items, self._failed, self.asks, self.tally)
+        shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+        if shortfall.stopped is not None:
+            raise self.session.stopped or RunStopped(shortfall.stopped)
+        level.failures += shortfall.failures
+        level.stored += gathering.stored
+        level.waits_for |= gathering.waits_for
+        return gathering
+
+    async def _under_way(self, level: Level) -> list[Batch]:
+        return await asyncio.to_thread(self._book.under_way, self.spec.name, level.waits_for)
+
+    async def _wait(self, level: Level) -> None:
+        """Collect batches until none is under way, or else, where nobody waits, what has ended by now."""
+        wait_s, collected = self._rhythm.first_look_s, 0
+        while batches := await self._under_way(level):
+            if self.spec.run.wait:
+                await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * self._rhythm.slower, self._rhythm.longest_s)
+            for batch in batches:
+                self._raise_if_stopped()
+                collected += await self._look(batch)
+            self._tell(batches)
+            if not self.spec.run.wait:
+                if collected:
+                    return
+                raise Waiting(f"{self.session.batches}; run the same command again to go on")
+
+    async def _look(self, batch: Batch) -> bool:
+        """See how a batch is; whether it has ended, and is collected."""
+        if batch.mark not in self._held:  # an earlier process handed it in
+            self._held.add(batch.mark)
+            self.session.budget.hold(batch.amount)
+        if batch.batch_id is None:
+            return await self._adopt(batch)
+        desk = BatchDesk(batch.asked)
+        job = self._jobs[batch.mark] = await desk.look(batch.batch_id)
+        if job.has_ended:
+            await self._collect(batch, job, desk)
+        return job.has_ended
+
+    async def _adopt(self, batch: Batch) -> bool:
+        """Find out whether a batch was handed in before the process that wrote it down ended; else forget it."""
+        if not batch.is_abandoned:
+            return False
+        job = await BatchDesk(batch.asked).find(batch.mark, batch.planned_at)
+        if job is None:
+            self.session.budget.settle(batch.amount, NOTHING)
+            await asyncio.to_thread(self._book.release, batch.mark)
+        else:
+            await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
+        return job is None
+
+    async def _collect(self, batch: Batch, job: Job, desk: BatchDesk) -> None:
+        """Store what came, then note what is to be asked for again."""
+        outcome = Outcome(batch, job, await way_to(batch.asked), self.run, self._rhythm.attempts)
+        items = await asyncio.to_thread(self._book.items, batch.mark)
+        await asyncio.to_thread(outcome.read, items, await desk.results(job))
+        for rows in chunks(outcome.rows):
+            outcome.count(await asyncio.to_thread(self.session.store.write, rows), self.tally)
+        await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
+        self.session.budget.settle(batch.amount, outcome.taken)
+        if not outcome.has_siblings:
+            self.session.endpoint(batch.asked).siblings = False
+        if job.error_code == QUEUE_FULL:
+            self._make_smaller(len({item.custom_id for item in items}))
+        if outcome.ends_run is not None:
+            raise outcome.ends_run
+
+    def _make_smaller(self, items: int) -> None:
+        """Hand in less at a time. Raises `RunStopped` where one item alone is too much."""
+        if items == 1:
+            raise RunStopped(
+                "the provider's queue has no room for a single item (token_limit_exceeded); run again later"
+            )
+        self._size = replace(self._size, items=items // 2, is_narrow=True)
+
+    def _raise_if_stopped(self) -> None:
+        if self.session.stopped is not None:
+            raise self.session.stopped
+
+    def _tell(self, batches: Sequence[Batch]) -> None:
+        """Say how the batches stand, for the progress line."""
+        jobs = [self._jobs[batch.mark] for batch in batches if batch.mark in self._jobs]
+        under_way = len(batches) - sum(job.has_ended for job in jobs)
+        since = timedelta(seconds=round(time.time() - batches[0].planned_at))
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(jobs)}"
+
+
+def items_of(jobs: Sequence[Job]) -> str:
+    """Say how far the items of some batches are, as their providers count."""
+    completed, failed, total = (sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total"))
+    return f"{completed:,} of {total:,} items answered, {failed:,} failed" if total else "no item begun yet"

@@ -1,0 +1,151 @@
+"""What came of a batch: rows for the store, what is to be asked for again, and what ends the run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
+from malt.llm.asker import completion, usage_of
+from malt.llm.batch_api import ANSWERED, Job, Result, refusal_of, reply_of
+from malt.llm.batch_store import Batch, BatchItem, Returned
+from malt.llm.budget import Amount
+from malt.llm.completion import split_response
+from malt.llm.faults import NoSiblings
+from malt.llm.gateway import Way
+from malt.llm.meaning import place_of
+from malt.llm.store import StoredSample
+from malt.llm.tally import Tally
+from malt.spec import Role
+
+QUEUE_FULL = "token_limit_exceeded"
+"""OpenAI's word for more tokens in its queue than an organization may have there."""
+
+
+@dataclass
+class Outcome:
+    """What a batch that has ended comes to."""
+
+    batch: Batch
+    job: Job
+    way: Way
+    run: str
+    attempts: int
+    """Batches that a sample may come back from without an answer."""
+    rows: list[StoredSample] = field(default_factory=list)
+    """Answers, and the reasons why others cannot be had."""
+    returned: list[Returned] = field(default_factory=list)
+    ends_run: MaltError | None = None
+    has_siblings: bool = True
+    """Whether the provider takes `n`, as far as this batch shows."""
+    cost_usd: float | None = 0.0
+    tokens: int | None = 0
+
+    def read(self, items: Sequence[BatchItem], results: Sequence[Result]) -> None:
+        """Find the place of every result; an item without one comes back."""
+        groups: dict[str, list[BatchItem]] = {}
+        for item in sorted(items, key=lambda item: item.sample):
+            groups.setdefault(item.custom_id, []).append(item)
+        for result in results:
+            if group := groups.pop(result.custom_id, None):
+                self._take(group, result)
+        for group in groups.values():
+            self._return(group, f"{self._place}: the batch ended ({self.job.status}) without an answer")
+        self.ends_run = self.ends_run or self._end_of_all()
+
+    @property
+    def answered(self) -> list[str]:
+        """The keys that have an answer now."""
+        return [row.key for row in self.rows if row.response is not None]
+
+    @property
+    def taken(self) -> Amount:
+        """What it took; what nobody can say counts in full."""
+        return Amount(
+            self.batch.usd if self.cost_usd is None else self.cost_usd,
+            self.batch.tokens if self.tokens is None else self.tokens,
+        )
+
+    def count(self, held: Mapping[str, StoredSample], tally: Tally) -> None:
+        """Count the answers among what the store holds now, but for those that it had already: another process's."""
+        ours = {row.key: row.created_at for row in self.rows}
+        for key, row in held.items():
+            if row.response is not None and row.created_at == ours[key]:
+                tally.add(Role(row.role), usage_of(completion(row, cached=False)))
+
+    @property
+    def _place(self) -> str:
+        return place_of(self.batch.asked)
+
+    def _take(self, group: Sequence[BatchItem], result: Result) -> None:
+        try:
+            if result.status != ANSWERED:
+                has_schema = group[0].role == Role.EVALUATOR
+                raise refusal_of(result, self.batch.asked, self.way, len(group), has_schema=has_schema)
+            self._answer(group, result.body)
+        except NoSiblings as fault:
+            self.has_siblings = False
+            self._return(group, str(fault), alone=True)
+        except RequestFailed as refused:
+            self._return(group, str(refused), is_final=True)
+        except (ConfigError, RunStopped) as stop:
+            self.ends_run = self.ends_run or stop
+            self._return(group, str(stop), counts=False)
+        except MaltError as fault:
+            self._return(group, str(fault))
+
+    def _answer(self, group: Sequence[BatchItem], body: Mapping[str, object]) -> None:
+        reply = reply_of(self.batch.asked, body, time.time() - self.batch.planned_at)  # type: ignore[arg-type]
+        responses = split_response(reply.response, len(group))
+        self.way.gave_siblings = self.way.gave_siblings or len(responses) > 1
+        share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+        for item, response in zip(group, responses, strict=False):
+            self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
+        self._return(group[len(responses) :], "fewer samples came than were asked for", alone=True)
+        self.cost_usd = None if None in (self.cost_usd, reply.cost_usd) else self.cost_usd + reply.cost_usd  # type: ignore[operator]
+        counted = reply.total_tokens
+        self.tokens = None if self.tokens is None or counted is None else self.tokens + counted
+
+    def _return(
+        self,
+        group: Sequence[BatchItem],
+        reason: str,
+        *,
+        alone: bool = False,
+        counts: bool = True,
+        is_final: bool = False,
+    ) -> None:
+        """Let items be asked for again, or note why they cannot be had."""
+        counts = counts and self.job.status not in ("failed", "cancelled")
+        for item in group:
+            attempts = item.attempts + counts
+            given_up = is_final or attempts >= self.attempts
+            self.returned.append(Returned(item.key, attempts, alone or item.alone, given_up))
+            if given_up:
+                said = reason if is_final else f"{reason}; gave up after {attempts} batches"
+                self.rows.append(replace(self._row(item), error=said))
+
+    def _row(self, item: BatchItem) -> StoredSample:
+        return StoredSample(
+            key=item.key,
+            question_id=item.question_id,
+            role=item.role,
+            model=self.batch.model,
+            address=item.address,
+            sample=item.sample,
+            response=None,
+            error=None,
+            cost_usd=None,
+            latency_s=0.0,
+            run=self.run,
+        )
+
+    def _end_of_all(self) -> MaltError | None:
+        """Return what a batch that failed or was cancelled as a whole means to the run."""
+        name = f"{self._place}: batch {self.job.batch_id}"
+        if self.job.status == "failed" and self.job.error_code != QUEUE_FULL:
+            return ConfigError(
+                f"{name} failed validation: {self.job.error or 'no reason given'}; mend that, and run again"
+            )
+        if self.job.status == "cancelled":
+            return RunStopped(f"{name} was cancelled there; what it had is stored, run again to hand in the rest")
+        return None

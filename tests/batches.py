@@ -1,0 +1,241 @@
+"""A stand-in for OpenAI's files and batches over real HTTP, beside a scripted provider's chat completions.
+
+    with BatchProvider() as provider:
+        provider.stages = ["validating", "in_progress", "completed"]
+
+A batch moves to its next stage each time it is looked at. Items are answered, or refused, by the same script and faults
+as direct requests, when the batch comes to its last stage.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+from tests.providers import Fault, ScriptedProvider, refusal
+
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+@dataclass
+class StandInBatch:
+    """One batch as the server keeps it."""
+
+    batch_id: str
+    file_id: str
+    metadata: dict[str, str]
+    stages: list[str]
+    """Statuses that are still to come."""
+    created_at: int
+    status: str = "validating"
+    answered: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+
+
+@dataclass
+class BatchProvider(ScriptedProvider):
+    """The server; its fields may be changed while it runs."""
+
+    stages: Sequence[str] = ("completed",)
+    """What each new batch goes through, from one look to the next."""
+    answers_before_the_end: int | None = None
+    """How many items of a batch are answered before it expires or is cancelled; all of one that is completed."""
+    invalid: tuple[str, str] = ("model_not_found", "The model `m` does not exist.")
+    """Code and message of a batch that fails."""
+    batch_faults: Callable[[str, int], Fault | None] = lambda _call, _number: None
+    """Calls ("upload", "create", "look", "list", "download") by number that are refused."""
+    afterwards: Callable[[str, int], Fault | None] = lambda _call, _number: None
+    """Calls by number that do what they should, and are then answered so; `hang()`: not at all."""
+    later_stages: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Stages of the batches from a number on, where they are others."""
+    calls: Counter[str] = field(default_factory=Counter, init=False)
+    done: Counter[str] = field(default_factory=Counter, init=False)
+    """Calls that took effect, answered or not."""
+    batches: list[StandInBatch] = field(default_factory=list, init=False)
+    files: dict[str, bytes] = field(default_factory=dict, init=False)
+    changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+
+    @property
+    def items(self) -> list[str]:
+        """The custom id of every item of every batch that was made, whatever became of it."""
+        return [line["custom_id"] for batch in self.batches for line in self.lines(batch)]
+
+    @property
+    def paid(self) -> Counter[str]:
+        """How often each item was answered."""
+        return Counter(line["custom_id"] for batch in self.batches for line in batch.answered)
+
+    def lines(self, batch: StandInBatch) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.files[batch.file_id].splitlines()]
+
+    def wait_until_done(self, name: str, number: int, timeout_s: float = 60) -> None:
+        """Wait until a call by number, from 0, has taken effect."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.done[name] > number, timeout_s)
+
+    def _add_routes(self, app: web.Application) -> None:
+        super()._add_routes(app)
+        for method, path, name, act in (
+            ("POST", "/v1/files", "upload", self._upload),
+            ("GET", "/v1/files/{file_id}/content", "download", self._download),
+            ("POST", "/v1/batches", "create", self._create),
+            ("GET", "/v1/batches", "list", self._list),
+            ("GET", "/v1/batches/{batch_id}", "look", self._look),
+        ):
+            app.router.add_route(method, path, self._handler(name, act))
+
+    def _handler(self, name: str, act: Callable[[web.Request], Any]) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            number = self.calls[name]
+            self.calls[name] += 1
+            if fault := self.batch_faults(name, number) or self._wrong_key(request):
+                return told(fault)
+            response: web.StreamResponse = await act(request)
+            with self.changed:
+                self.done[name] += 1
+                self.changed.notify_all()
+            fault = self.afterwards(name, number)
+            if fault and fault.action == "hang":
+                await self._stopped.wait()
+            return told(fault) if fault else response
+
+        return handle
+
+    def _wrong_key(self, request: web.Request) -> Fault | None:
+        is_wrong = self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}"
+        return refusal(401, "Incorrect API key provided.", "invalid_api_key") if is_wrong else None
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        upload = form["file"]
+        assert isinstance(upload, web.FileField)
+        assert form["purpose"] == "batch"
+        with upload.file:
+            content = upload.file.read()
+        return web.json_response(self._file(self._keep(content), len(content)))
+
+    async def _download(self, request: web.Request) -> web.Response:
+        content = self.files.get(request.match_info["file_id"])
+        return not_found() if content is None else web.Response(body=content)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        batch = StandInBatch(
+            batch_id=f"batch_{len(self.batches)}",
+            file_id=asked["input_file_id"],
+            metadata=asked.get("metadata") or {},
+            stages=list(self._stages_of(len(self.batches))),
+            created_at=int(time.time()),
+        )
+        assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
+        self.batches.append(batch)
+        return web.json_response(self._told(batch))
+
+    def _stages_of(self, number: int) -> Sequence[str]:
+        begun = [first for first in self.later_stages if first <= number]
+        return self.later_stages[max(begun)] if begun else self.stages
+
+    async def _list(self, request: web.Request) -> web.Response:
+        newest_first = self.batches[::-1]
+        if after := request.query.get("after"):
+            place = [batch.batch_id for batch in newest_first].index(after)
+            newest_first = newest_first[place + 1 :]
+        page = newest_first[: int(request.query.get("limit", "20"))]
+        told = [self._told(batch) for batch in page]
+        return web.json_response({"object": "list", "data": told, "has_more": len(page) < len(newest_first)})
+
+    async def _look(self, request: web.Request) -> web.Response:
+        found = [batch for batch in self.batches if batch.batch_id == request.match_info["batch_id"]]
+        if not found:
+            return not_found()
+        [batch] = found
+        if batch.stages:
+            batch.status = batch.stages.pop(0)
+            if batch.status in ENDED:
+                self._end(batch)
+        return web.json_response(self._told(batch))
+
+    def _end(self, batch: StandInBatch) -> None:
+        lines = self.lines(batch)
+        batch.total = len(lines)
+        if batch.status == "failed":
+            code, message = self.invalid
+            batch.errors = [{"code": code, "message": message, "param": None, "line": 1}]
+            return
+        most = len(lines) if batch.status == "completed" else self.answers_before_the_end or 0
+        for line in lines[:most]:
+            self._work_on(batch, line)
+        for line in lines[most:]:
+            error = {"code": f"batch_{batch.status}", "message": "This request could not be executed in time."}
+            batch.refused.append({"custom_id": line["custom_id"], "response": None, "error": error})
+
+    def _work_on(self, batch: StandInBatch, line: Mapping[str, Any]) -> None:
+        asked = self._receive(line["body"], {})
+        fault = self._refuse(asked)
+        if fault is not None and fault.action == "answer":
+            response = {"status_code": fault.status, "request_id": "r", "body": json.loads(fault.text)}
+            batch.refused.append({"custom_id": line["custom_id"], "response": response, "error": None})
+            return
+        response = {"status_code": 200, "request_id": "r", "body": self._answer(asked)}
+        batch.answered.append({"custom_id": line["custom_id"], "response": response, "error": None})
+
+    def _told(self, batch: StandInBatch) -> dict[str, Any]:
+        has_ended = batch.status in ENDED
+        return {
+            "id": batch.batch_id,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "input_file_id": batch.file_id,
+            "completion_window": "24h",
+            "status": batch.status,
+            "created_at": batch.created_at,
+            "metadata": batch.metadata,
+            "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
+            "output_file_id": self._results(batch, "answered") if has_ended else None,
+            "error_file_id": self._results(batch, "refused") if has_ended else None,
+            "request_counts": {
+                "total": batch.total,
+                "completed": len(batch.answered),
+                "failed": len(batch.refused),
+            },
+        }
+
+    def _results(self, batch: StandInBatch, kind: Literal["answered", "refused"]) -> str | None:
+        lines = getattr(batch, kind)
+        if not lines:
+            return None
+        file_id = f"{batch.batch_id}-{kind}"
+        in_another_order = sorted(lines, key=lambda line: str(hash(line["custom_id"])))
+        self.files[file_id] = "".join(json.dumps(line) + "\n" for line in in_another_order).encode()
+        return file_id
+
+    def _keep(self, content: bytes) -> str:
+        file_id = f"file-{len(self.files)}"
+        self.files[file_id] = content
+        return file_id
+
+    def _file(self, file_id: str, size: int) -> dict[str, Any]:
+        return {
+            "id": file_id,
+            "object": "file",
+            "bytes": size,
+            "created_at": 1_700_000_000,
+            "filename": "batch.jsonl",
+            "purpose": "batch",
+            "status": "processed",
+        }
+
+
+def not_found() -> web.Response:
+    return told(refusal(404, "No such object.", None))
+
+
+def told(fault: Fault) -> web.Response:
+    return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))

@@ -1,0 +1,28 @@
+"""Growing in batches, in this process or in one that is killed."""
+
+import asyncio
+import os
+
+from malt.batched import Rhythm, ask_in_batches
+from malt.inputs import read_inputs
+from malt.llm.session import session_for
+from malt.llm.tally import Tally
+from malt.settings import Settings
+from malt.spec import RunSpec
+from malt.trees.assessment import Shortfall
+
+QUICK = Rhythm(first_look_s=0.01, longest_s=0.05)
+
+
+def batched(spec: RunSpec, **options: object) -> RunSpec:
+    return spec.model_copy(update={"run": spec.run.model_copy(update={"mode": "batch", **options})})
+
+
+def grown(spec: RunSpec, rhythm: Rhythm = QUICK, run: str = "one") -> tuple[Shortfall, Tally]:
+    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
+    return asyncio.run(ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, rhythm=rhythm))
+
+
+def grow_there(spec: RunSpec, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    grown(spec, run="killed")

@@ -1,0 +1,106 @@
+"""`malt run` in batch mode, as a process that is killed, interrupted or told not to wait: nothing is paid twice."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from malt.datasets.version import open_version
+from malt.settings import Settings
+from tests.batches import BatchProvider
+from tests.configs import write_config
+from tests.flows.conftest import Malt
+from tests.flows.test_process import start
+from tests.providers import hang
+
+QUESTIONS = 3
+BATCH = ("-s", "run.mode=batch", "-s", "run.tracking=auto")
+LISTED = {"generator": "gpt-4o-mini", "verifier": "gpt-4o", "refiner": "gpt-4.1-nano"}
+"""Models of which LiteLLM knows the prices, direct and in batches."""
+
+
+@pytest.fixture
+def provider() -> Iterator[BatchProvider]:
+    with BatchProvider() as server:
+        yield server
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: BatchProvider) -> Path:
+    path = write_config(tmp_path, provider, QUESTIONS)
+    text = path.read_text()
+    for role, model in LISTED.items():
+        text = text.replace(f'"openai/{role}"', f'"openai/{model}"')
+    path.write_text(text)
+    return path
+
+
+def digest_of_direct_mode(malt: Malt, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    with monkeypatch.context() as environment:
+        environment.setenv("MALT_DATA_DIR", str(tmp_path / "direct"))
+        return malt("run", config).summary.content_sha256
+
+
+def test_a_run_in_batches_makes_the_same_dataset_at_half_the_price(
+    malt: Malt, config: Path, provider: BatchProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batched = malt("run", config, *BATCH)
+    assert (batched.code, batched.stderr) == (0, "")
+    assert batched.summary.requests == len(provider.items) == 13 * QUESTIONS
+    assert [len(provider.lines(batch)) for batch in provider.batches] == [QUESTIONS, 3 * QUESTIONS, 9 * QUESTIONS]
+    ledger = open_version("sums", Settings().datasets_dir).manifest.ledger
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "direct"))
+    direct = malt("run", config)
+    full_price = open_version("sums", Settings().datasets_dir).manifest.ledger
+    assert batched.summary.content_sha256 == direct.summary.content_sha256
+    assert batched.summary.cost_usd == pytest.approx((direct.summary.cost_usd or 0) / 2)
+    assert [entry.cost.known_usd for entry in ledger] == pytest.approx(
+        [entry.cost.known_usd / 2 for entry in full_price]
+    )
+
+
+def test_a_run_that_is_killed_between_levels_goes_on_and_pays_nothing_twice(
+    malt: Malt, config: Path, provider: BatchProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.stages = ["in_progress", "completed"]
+    provider.afterwards = lambda *which: hang() if which == ("create", 1) else None
+    with start(config, *BATCH) as process:
+        provider.wait_until_done("create", 1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    ran = malt("run", config, *BATCH)
+    assert ran.code == 0
+    assert set(provider.paid.values()) == {1}
+    assert len(provider.items) == len(set(provider.items)) == 13 * QUESTIONS
+    assert ran.summary.content_sha256 == digest_of_direct_mode(malt, config, tmp_path, monkeypatch)
+
+
+def test_ctrl_c_leaves_the_batch_where_it_is(malt: Malt, config: Path, provider: BatchProvider) -> None:
+    provider.stages = ["in_progress"] * 1000
+    with start(config, *BATCH) as process:
+        provider.wait_until_done("look", 0)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run again to go on" in said
+    provider.batches[0].stages = ["completed"]
+    provider.stages = ["completed"]
+    assert malt("run", config, *BATCH).code == 0
+    assert len(provider.items) == 13 * QUESTIONS
+
+
+def test_a_run_that_is_not_to_wait_comes_again(malt: Malt, config: Path, provider: BatchProvider) -> None:
+    provider.stages = ["in_progress", "completed"]
+    codes = []
+    for _ in range(10):
+        ran = malt("run", config, *BATCH, "--no-wait")
+        codes.append(ran.code)
+        if ran.code != 4:
+            break
+        assert "run the same command again" in ran.stderr
+        assert ran.summary.version is None
+    assert codes == [4, 4, 4, 0]
+    assert len(provider.items) == 13 * QUESTIONS
+    assert (ran.summary.version, ran.summary.complete) == (1, QUESTIONS)
