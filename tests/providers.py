@@ -344,7 +344,7 @@ class ScriptedProvider:
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            while self.holds:
+            while self.holds:  # noqa: ASYNC110 - another thread says when it ends
                 await asyncio.sleep(0.02)
             fault = self._refuse(asked)
             if fault:

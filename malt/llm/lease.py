@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import hashlib
 import logging
+import multiprocessing
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from malt.errors import StoreError, StoreLost
+from malt.llm.session import STOP_SECONDS, is_asking
 from malt.llm.store import open_engine, unusable
 from malt.settings import Settings
 
@@ -64,6 +66,9 @@ async def lease(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keep(lock, name))
         try:
             yield
+        except asyncio.CancelledError:
+            await settled()
+            raise
         finally:
             keeping.cancel()
             with suppress(asyncio.CancelledError):
@@ -79,6 +84,13 @@ async def turn_of(lock: Lock, name: str) -> None:
         if holder != told:
             log.warning("dataset %s: waiting for %s", name, holder)
         told = holder
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def settled() -> None:
+    """Wait until the store has what this process and its workers still get, as long as a session may take to stop."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and (is_asking() or multiprocessing.active_children()):  # noqa: ASYNC110
         await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -117,6 +117,11 @@ class Session:
             await self.call(growing.__aexit__(None, None, None))
 
     @property
+    def is_asking(self) -> bool:
+        """Whether answers are under way, or on their way to the store."""
+        return bool(self._in_flight)
+
+    @property
     def held_by(self) -> list[str]:
         """What holds each endpoint's rate back now, in the words of the progress line."""
         if self.store.is_away:
@@ -288,6 +293,11 @@ def opened_session(settings: Settings, limits: Limits) -> Session | None:
     """Return the session that `session_for` made, or None where it has not made one yet."""
     opened = _sessions.get((settings, limits))
     return None if opened is None else opened.session
+
+
+def is_asking() -> bool:
+    """Whether any session that `session_for` has made waits for answers."""
+    return any(opened.session.is_asking for opened in list(_sessions.values()))
 
 
 def stop_sessions() -> None:
