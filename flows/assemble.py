@@ -14,6 +14,7 @@ from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown
+from tasks.leasing import alone
 from tasks.publishing import ended, publish
 
 
@@ -24,7 +25,8 @@ async def assemble(spec: RunSpec) -> State[RunSummary]:
     inputs, settings = read_inputs(spec), Settings()
     judged = Grown(NOTHING_MISSING, Tally())
     if asks_judge(spec):
-        judged = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
+        async with alone(spec.name):
+            judged = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
     assembled = await publish(inputs, spec, settings)
     tally = judged.tally if asks_judge(spec) else tally_of(assembled.version)
     found = Grown(Shortfall(assembled.failures, judged.shortfall.stopped), tally)

@@ -25,6 +25,7 @@ from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed, name_of_run
+from tasks.leasing import alone
 from tasks.progress import progress
 from tasks.publishing import ended, publish
 
@@ -37,8 +38,9 @@ BATCH = 50
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    inputs = read_inputs(spec)
-    return await grow_and_publish(inputs, spec, inputs.questions)
+    async with alone(spec.name):
+        inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
+        return await grow_and_publish(inputs, spec, inputs.questions)
 
 
 async def grow_and_publish(

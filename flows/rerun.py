@@ -22,6 +22,7 @@ from malt.refresh import set_aside
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
+from tasks.leasing import alone
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 
@@ -44,14 +45,17 @@ async def rerun(
             follow. Off: ask for what is missing.
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
-    spec = declared(name, config)
-    inputs = read_inputs(spec)
-    chosen = choose(inputs.questions, questions)
-    if refresh:
-        count = await asyncio.to_thread(set_aside, chosen, inputs, spec, roles or EVERY_ROLE, asked_at(), Settings())
-        get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
-    asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
-    return await grow_and_publish(inputs, spec, chosen, asks)
+    async with alone(name):
+        spec = declared(name, config)
+        inputs = read_inputs(spec)
+        chosen = choose(inputs.questions, questions)
+        if refresh:
+            count = await asyncio.to_thread(
+                set_aside, chosen, inputs, spec, roles or EVERY_ROLE, asked_at(), Settings()
+            )
+            get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
+        asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
+        return await grow_and_publish(inputs, spec, chosen, asks)
 
 
 def declared(name: str, config: str) -> RunSpec:

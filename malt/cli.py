@@ -6,6 +6,7 @@ limit, 4 batches are under way and nobody was to wait for them, 130 interrupted.
 
 import asyncio
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -36,6 +37,7 @@ MOST_CHARACTERS = 400
 def main() -> None:
     """Run the command line, and end the process with its exit code."""
     open_outputs()
+    logging.getLogger("malt").addHandler(OnStderr())
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = exit_code(arguments, debug=len(arguments) < len(sys.argv) - 1)
@@ -52,6 +54,14 @@ def open_outputs() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
         getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+class OnStderr(logging.Handler):
+    """Prints what the library has to say while it works."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line, above the progress bars where there are any."""
+        print(visible(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:

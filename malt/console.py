@@ -17,7 +17,7 @@ from malt.spec import PLAYERS
 from malt.visible import visible
 
 if TYPE_CHECKING:
-    from malt.datasets.version import DatasetVersion
+    from malt.datasets.version import DatasetVersion, Listed
     from malt.plan import Plan, RolePlan
     from malt.summary import RunSummary
     from malt.trees.assessment import Shortfall
@@ -149,8 +149,8 @@ def show_branches(failures: "Sequence[FailedBranch]") -> None:
         err.print(f"  … and {len(failures) - FAILURES_SHOWN} more")
 
 
-def listing(versions: "Sequence[DatasetVersion]") -> JsonValue:
-    """Return versions as JSON."""
+def listing(listed: "Listed") -> JsonValue:
+    """Return versions as JSON, and why others cannot be read."""
     return {
         "versions": [
             {
@@ -162,16 +162,24 @@ def listing(versions: "Sequence[DatasetVersion]") -> JsonValue:
                 "content_sha256": version.manifest.content_sha256,
                 "rows": {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None},
             }
-            for version in versions
-        ]
+            for version in listed.versions
+        ],
+        "unreadable": {reference: str(error) for reference, error in listed.unreadable.items()},
     }
 
 
-def show_versions(versions: "Sequence[DatasetVersion]") -> None:
-    """Print one line a version."""
-    if not versions:
+def show_versions(listed: "Listed") -> None:
+    """Print one line a version; on stderr for those that cannot be read."""
+    for reference, error in listed.unreadable.items():
+        err.print(f"error: {reference}: {escape(str(error))}")
+    if listed.versions:
+        out.print(table_of_versions(listed.versions))
+    elif not listed.unreadable:
         out.print("no datasets yet; make one with: malt run configs/quickstart.toml")
-        return
+
+
+def table_of_versions(versions: "Sequence[DatasetVersion]") -> Table:
+    """Return a table with a line a version."""
     table = table_of("version", "questions", "sft", "dpo", "kto", "content.", "made.", "tags.")
     for version in versions:
         manifest = version.manifest
@@ -182,7 +190,7 @@ def show_versions(versions: "Sequence[DatasetVersion]") -> None:
         made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
         figures = map("{:,}".format, (manifest.counts.complete, *kinds))
         table.add_row(version.reference, *figures, manifest.content_sha256[:12], made, ", ".join(version.tags))
-    out.print(table)
+    return table
 
 
 def show_version(version: "DatasetVersion") -> None:

@@ -16,6 +16,7 @@ from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.inputs import check_models, windows
 from malt.llm.asker import EVERY_ROLE, asker
+from malt.llm.lease import lease
 from malt.llm.session import Session, session_for
 from malt.outlay import beginning
 from malt.prompts import load_prompts
@@ -105,23 +106,28 @@ class TrainingDataGenerator:
     ) -> DatasetVersion:
         """Make a dataset version from rows of `question` and `ground_truth`; with `output_dir` its files lie there too.
 
-        An earlier version in `output_dir` is replaced. Raises `ConfigError` where that folder holds something else,
-        `QuestionError` for rows that cannot be used, and `NothingToPublish` where no tree is complete.
+        Waits while another run grows a dataset of this name. An earlier version in `output_dir` is replaced. Raises
+        `ConfigError` where that folder holds something else, `QuestionError` for rows that cannot be used, and
+        `NothingToPublish` where no tree is complete.
         """
         check_replaceable(output_dir)
         questions = read_rows(training_data, self.spec)
+        async with lease(self.spec.name, Settings(), f"run {self._run}"):
+            version = await self._version(questions)
+        if output_dir is None:
+            return version
+        shutil.rmtree(output_dir, ignore_errors=True)
+        copied = open_version(shutil.copytree(version.path, output_dir))
+        return replace(copied, created=version.created)
+
+    async def _version(self, questions: Sequence[Question]) -> DatasetVersion:
         await self._ask_in_batches(questions)
         provenance = Provenance(self.prompts.digests, screen(questions, self.spec.dataset))
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
                 for valued in await all_of(self._tree(question) for question in window):
                     writer.add(valued)
-            version = writer.publish()
-        if output_dir is None:
-            return version
-        shutil.rmtree(output_dir, ignore_errors=True)
-        copied = open_version(shutil.copytree(version.path, output_dir))
-        return replace(copied, created=version.created)
+            return writer.publish()
 
     async def _ask_in_batches(self, questions: Sequence[Question]) -> None:
         """In batch mode fill the store, from which alone the trees are then grown."""

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from malt.inputs import Inputs
 from malt.llm.asker import asker
+from malt.llm.lease import lease
 from malt.llm.session import session_for
 from malt.outlay import beginning
 from malt.questions import Question
@@ -17,8 +18,13 @@ def pilot(inputs: Inputs, spec: RunSpec, settings: Settings, questions: int) -> 
     run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-pilot"
     chosen = spread(inputs.questions, questions)
     session = session_for(settings, spec.limits, run)
-    ask = asker(session, [question.question_id for question in chosen], run=run)
-    return session.run(ask_all(chosen, spec, inputs.prompts, ask, beginning(ask, spec, inputs.prompts)))
+
+    async def asked() -> Shortfall:
+        async with lease(spec.name, settings, f"pilot {run}"):
+            ask = asker(session, [question.question_id for question in chosen], run=run)
+            return await ask_all(chosen, spec, inputs.prompts, ask, beginning(ask, spec, inputs.prompts))
+
+    return session.run(asked())
 
 
 def spread(questions: list[Question], count: int) -> list[Question]:

@@ -263,6 +263,8 @@ class ScriptedProvider:
     truncated: Callable[[Asked], bool] = lambda _asked: False
     """Requests whose replies stop half-way, with finish reason `length`."""
     latency_s: float = 0.0
+    holds: bool = False
+    """Whether what arrives is kept waiting, until this is false again."""
     key: str | None = None
     """The only key it accepts; any when empty."""
     counts_tokens: bool = True
@@ -342,6 +344,8 @@ class ScriptedProvider:
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
+            while self.holds:  # noqa: ASYNC110 - another thread says when it ends
+                await asyncio.sleep(0.02)
             fault = self._refuse(asked)
             if fault:
                 return await self._misbehave(request, asked, fault)

@@ -166,11 +166,25 @@ def test_datasets_are_listed_with_their_rows_and_digests(malt: Malt, version: Da
     assert "arith@v1" in malt("datasets", "arith").out
 
 
+def test_a_version_that_cannot_be_read_is_listed_as_such(malt: Malt, version: DatasetVersion) -> None:
+    publish_questions(["q3"], version.path.parents[1])
+    (version.path / "manifest.json").write_text("{")
+    said, as_json = malt("datasets"), malt("datasets", "--json")
+    assert (said.code, as_json.code) == (1, 1)
+    assert "arith@v2" in said.out
+    assert "arith@v1" not in said.out
+    assert said.err.startswith("error: arith@v1: ")
+    assert len(said.err.splitlines()) == 1
+    assert [each["version"] for each in as_json.json["versions"]] == [2]
+    assert [*as_json.json["unreadable"]] == ["arith@v1"]
+    assert "manifest.json" in as_json.json["unreadable"]["arith@v1"]
+
+
 def test_without_datasets_the_next_step_is_said(malt: Malt) -> None:
     said = malt("datasets")
     assert said.code == 0
     assert "malt run" in said.out
-    assert malt("datasets", "--json").json == {"versions": []}
+    assert malt("datasets", "--json").json == {"versions": [], "unreadable": {}}
 
 
 def test_a_version_is_shown_by_name_number_and_folder(malt: Malt, version: DatasetVersion) -> None:

@@ -128,6 +128,23 @@ def test_nothing_goes_where_a_version_does_not_say_what_it_uses(store: Store, se
     assert len(keys(store)) == 120
 
 
+def test_nothing_goes_where_a_manifest_cannot_be_read(store: Store, settings: Settings) -> None:
+    (settings.datasets_dir / "arith" / "v1" / "manifest.json").write_text("{")
+    with pytest.raises(VersionError, match=r"manifest\.json: .*; nothing was removed\. .*malt rm arith@v1"):
+        collect(settings, 30 * DAY, delete=True)
+    assert len(keys(store)) == 120
+
+
+@pytest.mark.parametrize("place", ["", "arith", "arith/v1"])
+def test_nothing_goes_where_a_link_leads_nowhere(store: Store, settings: Settings, tmp_path: Path, place: str) -> None:
+    folder = settings.datasets_dir / place
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(tmp_path / "disk" / "away")
+    with pytest.raises(VersionError, match=r"names what is not there, .*; nothing was removed"):
+        collect(settings, 30 * DAY, delete=True)
+    assert len(keys(store)) == 120
+
+
 def test_nothing_goes_where_a_version_is_lost(store: Store, settings: Settings, tmp_path: Path) -> None:
     (settings.datasets_dir / "arith" / "v2").rename(tmp_path / "lost")
     with pytest.raises(VersionError, match="latest names v2, which is lost"):

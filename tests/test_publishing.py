@@ -376,3 +376,12 @@ def test_another_machine_s_unfinished_folder_is_cleared_after_a_day(tmp_path: Pa
     os.utime(left, (then, then))
     publish_questions(["q1"], tmp_path)
     assert left.exists() == stays
+
+
+def test_a_damaged_newest_version_does_not_keep_the_next_one_from_being_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (publish_questions(["q1"], tmp_path).path / "manifest.json").write_text("{")
+    version = publish_questions(["q1"], tmp_path)
+    assert (version.number, version.created, version.manifest.parent) == (2, True, None)
+    assert "arith cannot be read" in caplog.text

@@ -38,7 +38,7 @@ def test_a_tag_stays_when_newer_versions_are_published(folder: Path) -> None:
     set_tag(folder, "paper", 2)
     assert publish_questions(["q3"], folder.parent).number == 3
     assert open_version("arith@paper", folder.parent).number == 2
-    assert [version.tags for version in list_versions(folder.parent)] == [[], ["paper"], []]
+    assert [version.tags for version in list_versions(folder.parent).versions] == [[], ["paper"], []]
 
 
 def test_a_tag_moves_only_when_told_to(folder: Path) -> None:

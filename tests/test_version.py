@@ -52,12 +52,12 @@ def test_what_is_not_there_says_what_is(datasets_dir: Path, reference: str, said
 
 
 def test_versions_are_listed_by_name_and_number(datasets_dir: Path) -> None:
-    assert [each.reference for each in list_versions(datasets_dir)] == ["arith@v1", "arith@v2", "logic@v1"]
-    assert [each.reference for each in list_versions(datasets_dir, "arith")] == ["arith@v1", "arith@v2"]
+    assert [each.reference for each in list_versions(datasets_dir).versions] == ["arith@v1", "arith@v2", "logic@v1"]
+    assert [each.reference for each in list_versions(datasets_dir, "arith").versions] == ["arith@v1", "arith@v2"]
 
 
 def test_listing_before_the_first_version_lists_none(tmp_path: Path) -> None:
-    assert list_versions(tmp_path / "never") == []
+    assert list_versions(tmp_path / "never") == ([], {})
     with pytest.raises(VersionError, match="there are: none yet"):
         list_versions(tmp_path / "never", "arith")
 
@@ -100,7 +100,7 @@ def test_what_is_no_folder_is_no_version_and_its_number_is_left_out(
 ) -> None:
     publish_questions(["q1"], tmp_path)
     place(tmp_path / "arith" / "v2")
-    assert [version.number for version in list_versions(tmp_path)] == [1]
+    assert [version.number for version in list_versions(tmp_path).versions] == [1]
     assert publish_questions(["q2"], tmp_path).reference == "arith@v3"
 
 

@@ -11,14 +11,15 @@ from malt.commands.options import takes_json, takes_version
 @click.command()
 @click.argument("name", required=False)
 @takes_json
-def datasets(name: str | None, as_json: bool) -> None:
+def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
     from malt import console
     from malt.datasets.version import list_versions
     from malt.settings import Settings
 
-    versions = list_versions(Settings().datasets_dir, name)
-    console.emit(console.listing(versions)) if as_json else console.show_versions(versions)
+    listed = list_versions(Settings().datasets_dir, name)
+    console.emit(console.listing(listed)) if as_json else console.show_versions(listed)
+    return 1 if listed.unreadable else 0
 
 
 @click.command()

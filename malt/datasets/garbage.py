@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.datasets.folders import STAGING, discard, is_abandoned, links, size_of, version_numbers
+from malt.datasets.folders import STAGING, discard, is_abandoned, links, numbered, size_of, version_numbers
 from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError
@@ -26,6 +26,8 @@ from malt.settings import Settings
 from malt.spec import Role
 
 Digests = npt.NDArray[np.uint64]
+
+NOT_KNOWN = "so what that uses is not known; nothing was removed"
 
 
 class Garbage(NamedTuple):
@@ -69,8 +71,15 @@ def collect(settings: Settings, older_than_s: float, *, delete: bool = False, al
 
 def dataset_folders(places: Sequence[Path]) -> Iterator[Path]:
     """Yield the datasets' folders in some places."""
-    for place in dict.fromkeys(place.resolve() for place in places):
-        yield from (entry for entry in sorted(place.iterdir() if place.is_dir() else ()) if entry.is_dir())
+    for place in dict.fromkeys(place.resolve() for place in places if is_folder(place)):
+        yield from (entry for entry in sorted(place.iterdir()) if is_folder(entry))
+
+
+def is_folder(entry: Path) -> bool:
+    """Whether there is a folder. Raises `VersionError` for a link to nowhere: what should be there may use any row."""
+    if entry.is_symlink() and not entry.exists():
+        raise VersionError(f"{entry} names what is not there, {NOT_KNOWN}. Put that back, or remove the link")
+    return entry.is_dir()
 
 
 def whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
@@ -80,19 +89,22 @@ def whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
         for name, number in links(folder).items():
             if number not in numbers:
                 raise VersionError(
-                    f"{folder / name} names v{number}, which is lost, so what that uses is not known; nothing was "
-                    "removed. Put it back, or remove the link"
+                    f"{folder / name} names v{number}, which is lost, {NOT_KNOWN}. Put it back, or remove the link"
                 )
-        for number in numbers:
-            yield checked(open_folder(folder / f"v{number}"))
+        yield from (checked(entry) for _, entry in sorted(numbered(folder)) if is_folder(entry))
 
 
-def checked(version: DatasetVersion) -> DatasetVersion:
-    """Return a version whose trajectories are as published. Raises `VersionError` for any other."""
+def checked(folder: Path) -> DatasetVersion:
+    """Return the version in a folder. Raises `VersionError` where its manifest or trajectories are not as published."""
+    reference = f"{folder.parent.name}@{folder.name}"
+    try:
+        version = open_folder(folder)
+    except VersionError as error:
+        raise VersionError(f"{error}, {NOT_KNOWN}. First mend it, or: malt rm {reference}") from error
     if not version.is_whole(TRAJECTORIES_FILE):
         raise VersionError(
-            f"{version.path / TRAJECTORIES_FILE} is not as published, so what that version uses is not known; nothing "
-            f"was removed. First: malt rebuild {version.reference}, or malt rm {version.reference}"
+            f"{version.path / TRAJECTORIES_FILE} is not as published, {NOT_KNOWN}. First: malt rebuild {reference}, or "
+            f"malt rm {reference}"
         )
     return version
 

@@ -1,6 +1,7 @@
 """Publishing: valued trees in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,9 +43,11 @@ from malt.datasets.tables import (
     training_file,
 )
 from malt.datasets.version import DatasetVersion, newest_version
-from malt.errors import NothingToPublish
+from malt.errors import NothingToPublish, VersionError
 from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
+
+log = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
@@ -129,7 +132,7 @@ class VersionWriter:
         files = self.finish()
         while True:
             number = next_number(self.folder)  # before its parent is read: one that came between takes the number
-            newest = newest_version(self.folder)
+            newest = readable_newest(self.folder)
             parent = Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None
             manifest = self.manifest(files, number, parent)
             if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
@@ -201,6 +204,15 @@ class VersionWriter:
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
         put(self._staging, place, MANIFEST_FILE)
+
+
+def readable_newest(folder: Path) -> DatasetVersion | None:
+    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
+    try:
+        return newest_version(folder)
+    except VersionError as error:
+        log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
+        return None
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
@@ -192,15 +192,29 @@ def newest_version(folder: Path) -> DatasetVersion | None:
     return open_folder(folder / f"v{numbers[-1]}") if numbers else None
 
 
-def list_versions(datasets_dir: Path, name: str | None = None) -> list[DatasetVersion]:
+class Listed(NamedTuple):
+    """The versions that there are."""
+
+    versions: list[DatasetVersion]
+    unreadable: dict[str, VersionError]
+    """Why the others cannot be opened, by `NAME@v3`."""
+
+
+def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
     names = dataset_names(datasets_dir) if name is None else [name]
     if name is not None:
         if not re.fullmatch(NAME, name):
             raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
         choose(datasets_dir / name)
-    folders = [datasets_dir / each for each in names]
-    return [open_folder(folder / f"v{number}") for folder in folders for number in version_numbers(folder)]
+    listed = Listed([], {})
+    for folder in (datasets_dir / each for each in names):
+        for number in version_numbers(folder):
+            try:
+                listed.versions.append(open_folder(folder / f"v{number}"))
+            except VersionError as error:
+                listed.unreadable[f"{folder.name}@v{number}"] = error
+    return listed
 
 
 def dataset_names(datasets_dir: Path) -> list[str]:

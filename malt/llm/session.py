@@ -117,6 +117,11 @@ class Session:
             await self.call(growing.__aexit__(None, None, None))
 
     @property
+    def is_asking(self) -> bool:
+        """Whether answers are under way, or on their way to the store."""
+        return bool(self._in_flight)
+
+    @property
     def held_by(self) -> list[str]:
         """What holds each endpoint's rate back now, in the words of the progress line."""
         if self.store.is_away:
@@ -278,6 +283,11 @@ def opened_session(settings: Settings, limits: Limits) -> Session | None:
     """Return the session that `session_for` made last for these, or None where it has not made one yet."""
     opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
     return opened[-1] if opened else None
+
+
+def is_asking() -> bool:
+    """Whether any session that `session_for` has made waits for answers."""
+    return any(session.is_asking for session in list(_sessions.values()))
 
 
 def stop_sessions(run: str | None = None) -> None:

@@ -179,7 +179,7 @@ class Prefect:
         return version_numbers(self.service.data_dir / "datasets" / name)
 
     def versions(self, name: str) -> list[DatasetVersion]:
-        return list_versions(self.service.data_dir / "datasets", name)
+        return list_versions(self.service.data_dir / "datasets", name).versions
 
     def newest(self, name: str) -> DatasetVersion:
         return self.versions(name)[-1]
