@@ -69,13 +69,17 @@ def test_there_are_no_more_processes_than_requests_in_flight(
 
 
 def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
-    capfd: pytest.CaptureFixture[str], provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str],
+    provider: ScriptedProvider,
+    tmp_path: Path,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("prefect_dask")
     config, address = write_config(tmp_path, provider), f"tcp://127.0.0.1:{free_port()}"
     elsewhere = chosen(f"run.task_runner={address}")
     assert "is a file of this one: set MALT_STORE_URL to a PostgreSQL database" in refusal(capfd, config, elsewhere)
-    monkeypatch.setenv("MALT_STORE_URL", "postgresql://malt@127.0.0.1:1/none")
+    monkeypatch.setenv("MALT_STORE_URL", database)
     assert "no Dask scheduler answers there" in refusal(capfd, config, elsewhere)
     assert provider.request_count == 0
 
