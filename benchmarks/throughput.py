@@ -37,6 +37,8 @@ class Figures(NamedTuple):
     per_second: float
     cpu_ms: float
     startup_cpu_s: float
+    grown_mb: float
+    """Memory when the last answer came."""
     peak_mb: float
     first_request_s: float
     wall_s: float
@@ -49,7 +51,8 @@ class Watched(NamedTuple):
     ended: float
     cpu: list[tuple[float, float]]
     """CPU seconds so far, at moments of the monotonic clock."""
-    peak_mb: float
+    memory: list[tuple[float, float]]
+    """Resident memory of all in MB, at the same moments; pages that they share count for each."""
 
 
 @contextmanager
@@ -125,7 +128,8 @@ def figures_of(watched: Watched, served: dict[str, float]) -> Figures:
         per_second=completions / (served["last_at"] - served["first_at"]),
         cpu_ms=(watched.cpu[-1][1] - before) / completions * 1000,
         startup_cpu_s=before,
-        peak_mb=watched.peak_mb,
+        grown_mb=next(mb for at, mb in reversed(watched.memory) if at <= served["last_at"]),
+        peak_mb=max(mb for _, mb in watched.memory),
         first_request_s=served["first_at"] - watched.started,
         wall_s=watched.ended - watched.started,
     )
@@ -133,22 +137,22 @@ def figures_of(watched: Watched, served: dict[str, float]) -> Figures:
 
 def watch(command: Sequence[str], folder: Path) -> Watched:
     """Run a command to its end, and look at its processes ten times a second."""
-    started, cpu, peak_mb = time.monotonic(), [(0.0, 0.0)], 0.0
+    started, cpu, memory = time.monotonic(), [(0.0, 0.0)], [(0.0, 0.0)]
     log = folder / "output.txt"
     environment = {**os.environ, "MALT_DATA_DIR": str(folder / "data"), "OPENAI_API_KEY": "none"}
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            family = descendants(process.pid)
-            cpu.append((time.monotonic(), cpu_of(process.pid, family)))
-            peak_mb = max(peak_mb, sum(map(memory_mb, family)))
+            family, now = descendants(process.pid), time.monotonic()
+            cpu.append((now, cpu_of(process.pid, family)))
+            memory.append((now, sum(map(memory_mb, family))))
             time.sleep(0.1)
     ended = time.monotonic()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-    return Watched(started, ended, [*cpu, (ended, used.ru_utime + used.ru_stime)], peak_mb)
+    return Watched(started, ended, [*cpu, (ended, used.ru_utime + used.ru_stime)], memory)
 
 
 def descendants(pid: int) -> list[int]:
@@ -209,7 +213,7 @@ def print_table(rounds: dict[str, list[Figures]], title: str) -> None:
     print("| | completions/s | CPU ms a completion | start-up CPU s | peak MB | first request s | whole s |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, figures in rounds.items():
-        _, rate, cpu, startup, peak, first, whole = map(median, zip(*figures, strict=True))
+        _, rate, cpu, startup, _, peak, first, whole = map(median, zip(*figures, strict=True))
         print(f"| {name} | {rate:,.0f} | {cpu:.2f} | {startup:.1f} | {peak:,.0f} | {first:.1f} | {whole:.1f} |")
 
 
