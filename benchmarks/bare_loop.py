@@ -30,7 +30,7 @@ class Bare:
         messages = [message._asdict() for message in self.prompts.messages(role, **slots)]
         async with self.room:
             answer: Any = await litellm.acompletion(
-                model=f"openai/{role.value}",
+                model="openai/m",
                 messages=messages,
                 n=SAMPLES,
                 temperature=0.3,

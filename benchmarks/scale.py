@@ -25,7 +25,7 @@ def measure(questions: int, url: str) -> str:
         figures = figures_of(watch(command, folder), stats(url))
         again = watch(command, folder)
         asked = int(stats(url)["requests"])
-    rerun = f"{again.ended - again.started:.1f} | {asked}"
+    rerun = f"{again.ended - again.started:.1f} | {again.cpu[-1][1]:.1f} | {asked}"
     return (
         f"| {questions:,} | {figures.per_second:,.0f} | {figures.cpu_ms:.2f} | {figures.grown_mb:,.0f} | "
         f"{figures.peak_mb:,.0f} | {figures.first_request_s:.1f} | {figures.wall_s:.0f} | {rerun} |"
@@ -36,9 +36,9 @@ def main() -> None:
     """Print the table."""
     print(
         "| questions | completions/s | CPU ms a completion | grown MB | most MB | first request s "
-        "| whole s | again s | asked |"
+        "| whole s | again s | again CPU s | asked |"
     )
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|" + "---:|" * 10)
     with provider(LATENCY_S) as url:
         for questions in map(int, sys.argv[1:]):
             print(measure(questions, url), flush=True)
