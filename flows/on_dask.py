@@ -44,8 +44,9 @@ def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> Das
             f"{named} may spread over machines, and the store {hidden(settings.store)} is a file of this one: "
             "set MALT_STORE_URL to a PostgreSQL database"
         )
-    processes = min(able_workers(address, named, spec, settings), spec.limits.most_shares)
-    return crew(DaskTaskRunner(address=address), spec.limits.shares(processes), run)
+    workers = able_workers(address, named, spec, settings)
+    shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
+    return crew(DaskTaskRunner(address=address), shares, run)
 
 
 def crew(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> DaskCrew:

@@ -35,9 +35,10 @@ def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
         raise ConfigError(f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}: {error}") from error
-    processes = min(int(ray.cluster_resources().get("CPU", 1)), spec.limits.most_shares)
+    workers = int(ray.cluster_resources().get("CPU", 1))
+    shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
     runner = StoppableRay()
-    return RayCrew(runner, spec.limits.shares(processes), runner.interrupt)
+    return RayCrew(runner, shares, runner.interrupt)
 
 
 class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is installed for checks

@@ -106,6 +106,8 @@ class BatchedRun:
         """Go on until nothing is missing that can be had."""
         failures: list[FailedBranch] = []
         self.session.budget.settle(NOTHING, await asyncio.to_thread(self._book.spent, self.spec.name))
+        for batch in await asyncio.to_thread(self._book.under_way, self.spec.name):
+            self._hold(batch)
         try:
             for group in self._groups(questions):
                 failures += await self._grow(group)
@@ -196,9 +198,7 @@ class BatchedRun:
 
     async def _look(self, batch: Batch) -> bool:
         """See how a batch is; whether it has ended, and is collected."""
-        if batch.mark not in self._held:  # an earlier process handed it in
-            self._held.add(batch.mark)
-            self.session.budget.hold(batch.amount)
+        self._hold(batch)
         if batch.batch_id is None:
             return await self._adopt(batch)
         desk = BatchDesk(batch.asked)
@@ -206,6 +206,12 @@ class BatchedRun:
         if job.has_ended:
             await self._collect(batch, job, desk)
         return job.has_ended
+
+    def _hold(self, batch: Batch) -> None:
+        """Hold what a batch may cost at most, where another process handed it in."""
+        if batch.mark not in self._held:
+            self._held.add(batch.mark)
+            self.session.budget.hold(batch.amount)
 
     async def _adopt(self, batch: Batch) -> bool:
         """Find out whether a batch was handed in before the process that wrote it down ended; else forget it."""

@@ -120,7 +120,10 @@ class PrefectServer:
                 if not self._is_up:
                     return
                 self._let_go()
-                self._start(self.port)
+                try:
+                    self._start(self.port)
+                except OSError:  # the port was taken meanwhile, or nothing more can be started here
+                    break
         self._has_ended = self._is_up
 
     def _let_go(self) -> None:

@@ -308,17 +308,20 @@ class Limits(Declared):
         """How many processes have such a share; what an endpoint tells of its limits is for all of them."""
         return self._sharers
 
-    def shares(self, processes: int) -> "tuple[Limits, ...]":
+    def shares(self, processes: int, workers: int = 1) -> "tuple[Limits, ...]":
         """Return what each of at most `most_shares` processes may use, so that together they stay inside.
 
         Counts are shared out whole: 8 among 3 are 3, 3 and 2. Under a cap each is the smallest: whichever batches a
-        process gets then, it keeps one account for them all.
+        process gets then, it keeps one account for them all. A cluster may have more `workers` than shares; a batch
+        lands on any, and so each has an account.
         """
-        if processes == 1:
+        accounts = max(processes, workers)
+        if accounts == 1:
             return (self,)
-        return tuple(self._share(processes - 1 if self.capped else number, processes) for number in range(processes))
+        numbers = [processes - 1] * processes if self.capped else range(processes)
+        return tuple(self._share(number, processes, accounts) for number in numbers)
 
-    def _share(self, number: int, processes: int) -> "Limits":
+    def _share(self, number: int, processes: int, accounts: int) -> "Limits":
         def part(limit: float | None) -> float | None:
             return None if limit is None else limit / processes
 
@@ -326,8 +329,8 @@ class Limits(Declared):
             return None if limit is None else int(limit) // processes + (number < int(limit) % processes)
 
         return Limits(
-            max_cost_usd=part(self.max_cost_usd),
-            max_tokens_total=whole(self.max_tokens_total),
+            max_cost_usd=None if self.max_cost_usd is None else self.max_cost_usd / accounts,
+            max_tokens_total=None if self.max_tokens_total is None else self.max_tokens_total // accounts,
             max_in_flight=whole(self.max_in_flight) or 1,
             requests_per_minute=whole(self.requests_per_minute) or part(self.requests_per_minute),
             tokens_per_minute=part(self.tokens_per_minute),

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from malt.inputs import read_inputs
+from malt.llm.batch_store import BatchStore
 from malt.llm.session import close_sessions
+from malt.llm.store import Store
 from malt.outlay import most_for_tree
+from malt.settings import Settings
 from malt.spec import Limits, RunSpec
 from malt.trees.assessment import NOTHING_MISSING
 from tests.batches import BatchProvider
@@ -85,6 +88,21 @@ def test_a_run_that_comes_again_has_spent_what_it_spent_before(provider: BatchPr
             break
     assert "max_cost_usd" in (shortfall.stopped or "")
     assert 4 < provider.paid.total() <= 10
+
+
+def test_what_lies_with_the_provider_is_held_before_a_run_that_comes_again_hands_in_more(
+    provider: BatchProvider, spec: RunSpec
+) -> None:
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(one_tree, 0.3), wait=False)
+    cap = suspended.limits.max_cost_usd or 0
+    provider.stages = ["in_progress", "in_progress", "completed"]
+    for number in range(8):
+        grown(suspended, run=f"run {number}")
+        close_sessions()
+        with Store(Settings().store) as store:
+            book = BatchStore(store)
+            assert book.spent(spec.name).usd + sum(batch.usd for batch in book.under_way(spec.name)) <= cap
 
 
 def test_tokens_are_capped_too(provider: BatchProvider, spec: RunSpec) -> None:

@@ -125,6 +125,14 @@ def test_shares_are_whole_parts_that_add_up_to_the_limits(in_flight: int, reques
     assert all(share.requests_per_minute is None or share.requests_per_minute >= 1 for share in shares)
 
 
+@given(st.integers(1, 8), st.integers(1, 100))
+def test_a_cap_holds_however_many_workers_batches_land_on(in_flight: int, workers: int) -> None:
+    limits = Limits(max_in_flight=in_flight, max_tokens_total=1000, max_cost_usd=3.0)
+    (share, *_) = limits.shares(min(workers, limits.most_shares), workers)
+    assert workers * (share.max_cost_usd or 0) <= 3.0 * (1 + 1e-9)
+    assert workers * (share.max_tokens_total or 0) <= 1000
+
+
 @given(st.integers(1, 100), st.integers(1, 10**6), st.integers(1, 100))
 def test_shares_of_a_cap_are_equal_so_that_a_process_has_one_account_whichever_it_is_given(
     in_flight: int, tokens: int, wanted: int

@@ -202,7 +202,8 @@ class BatchStore:
                 connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), in_batch(mark)))
             if returned:
                 connection.execute(RETURN, [{"of": mark, **item._asdict()} for item in returned])
-            connection.execute(sa.update(batches_table).where(batches_table.c.mark == mark).values(closed))
+            is_open = sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
+            connection.execute(sa.update(batches_table).where(is_open).values(closed))
 
         self._transact(close)
 

@@ -28,6 +28,8 @@ from malt.errors import StoreError, StoreLost
 
 T = TypeVar("T")
 
+SILENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
+"""After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
 
@@ -301,7 +303,7 @@ def open_engine(url: str) -> sa.Engine:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed)
+        engine = sa.create_engine(parsed, connect_args=SILENCE if parsed.drivername.startswith("postgresql") else {})
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StoreError(f"MALT_STORE_URL {hidden(url)!r} is not a usable database URL: {error}") from error
     except ModuleNotFoundError as error:
