@@ -101,17 +101,17 @@ def kill_run(place: Place, kills: int) -> Account:
     return account
 
 
-def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.Popen[str]"], float], *overrides: str,
-                **environment: str) -> Account:  # fmt: skip
-    """Kill something that a run needs, once in each run, which has to go on."""
+def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.Popen[str]"], float | None],
+                *overrides: str, **environment: str) -> Account:  # fmt: skip
+    """Kill something that a run needs, once in each run, which has to go on; `strike` says when, None if it is gone."""
     account = Account()
     while account.kills < kills:
         stage = place.stage(**environment)
         process = stage.start(*overrides)
-        if not stage.wait_for_requests(process, place.moment()):
+        killed_at = strike(stage, process) if stage.wait_for_requests(process, place.moment()) else None
+        if killed_at is None:  # it was done before its moment came
             process.communicate()
-            continue  # it was done before its moment came
-        killed_at = strike(stage, process)
+            continue
         account.kills += 1
         settle(account, place, stage, killed_at, ended(process).digest)
     return account
@@ -125,8 +125,9 @@ def kill_server(place: Place, kills: int) -> Account:
 def kill_dask_worker(place: Place, kills: int) -> Account:
     """Kill one of the worker processes of the run's own Dask cluster."""
 
-    def strike(_: Stage, process: "subprocess.Popen[str]") -> float:
-        return kill(place.random.choice(below(process, "spawn_main")))
+    def strike(_: Stage, process: "subprocess.Popen[str]") -> float | None:
+        workers = below(process, "spawn_main")
+        return kill(place.random.choice(workers)) if workers else None
 
     with prefect_server(place.folder) as api_url:
         return kill_beside(place, kills, strike, "run.task_runner=dask", PREFECT_API_URL=api_url)
