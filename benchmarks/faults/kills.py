@@ -113,7 +113,9 @@ def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.P
             process.communicate()
             continue
         account.kills += 1
-        settle(account, place, stage, killed_at, ended(process).digest)
+        digest = ended(process).digest
+        stage.look_after_kill(killed_at, account)
+        settle(account, place, stage, killed_at, digest)
     return account
 
 
