@@ -35,6 +35,8 @@ SETTLED_S = 10.0
 """How long after a crash *Retry* waits: the worker reports it twice, and the second report may undo a retry."""
 AWAY_S = 3.0
 """At most how long PostgreSQL stays away."""
+APART_S = 15.0
+"""How long `malt up` is left alone after a kill: it starts again what is killed, but four times a minute at most."""
 
 
 class Place(NamedTuple):
@@ -226,6 +228,7 @@ def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Sta
             account.kills += 1
             digest = open_version("sums", up.data_dir / "datasets").manifest.content_sha256
             settle(account, place, stage, killed_at, digest)
+            time.sleep(APART_S)
     return account
 
 
