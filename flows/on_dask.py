@@ -12,8 +12,9 @@ from prefect_dask import DaskTaskRunner
 
 from malt.errors import ConfigError, MaltError
 from malt.inputs import check_models
+from malt.llm.database import hidden
 from malt.llm.session import stop_sessions
-from malt.llm.store import Store, hidden
+from malt.llm.store import Store
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
 

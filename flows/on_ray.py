@@ -9,7 +9,7 @@ import ray
 from prefect_ray import RayTaskRunner
 
 from malt.errors import ConfigError
-from malt.llm.store import hidden
+from malt.llm.database import hidden
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
 

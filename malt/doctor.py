@@ -11,7 +11,8 @@ from malt.errors import MaltError
 from malt.inputs import models_asked, read_inputs
 from malt.llm import provider
 from malt.llm.completion import CompletionRequest, Message
-from malt.llm.store import Store, hidden
+from malt.llm.database import hidden
+from malt.llm.store import Store
 from malt.private_prefect import check_answers
 from malt.settings import Settings
 from malt.spec import ModelSpec, Role, RunSpec

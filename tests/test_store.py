@@ -18,7 +18,9 @@ from threading import Barrier
 import pytest
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store import ASIDE, FORMAT, BatchedWriter, Store, StoredSample, hidden
+from malt.llm.database import hidden
+from malt.llm.store import ASIDE, FORMAT, Store, StoredSample
+from malt.llm.writer import BatchedWriter
 from tests.postgres import Postgres
 
 

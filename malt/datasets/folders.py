@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.errors import InputError, VersionError
+from malt.processes import is_running
 
 LATEST = "latest"
 LOCK = ".lock"
@@ -132,17 +133,6 @@ def last_touched(entry: Path) -> float:
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
     except FileNotFoundError:
         return time.time()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine lives."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def claim(staging: Path, folder: Path, number: int) -> Path | None:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.llm.budget import Amount
 from malt.llm.store import Store, chunks, create_tables, metadata, samples_table
+from malt.processes import is_running
 from malt.spec import ModelSpec
 
 LEASE_S = 1800.0
@@ -278,14 +279,3 @@ def in_batch(mark: str) -> sa.ColumnElement[bool]:
 def values_of(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
     """Return a row's values by column."""
     return {name: getattr(row, name) for name in names}
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this machine is alive."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -22,8 +22,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from malt.errors import StoreError, StoreLost
+from malt.llm.database import unusable
 from malt.llm.session import STOP_SECONDS, is_asking
-from malt.llm.store import open_engine, unusable
+from malt.llm.store import open_engine
 from malt.settings import Settings
 
 LOOK_EVERY_S = 0.25

@@ -22,8 +22,9 @@ from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
 from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
-from malt.llm.store import BatchedWriter, Store, StoredSample
+from malt.llm.store import Store, StoredSample
 from malt.llm.tally import Tally, Usage
+from malt.llm.writer import BatchedWriter
 from malt.settings import Settings
 from malt.spec import Limits, ModelSpec
 

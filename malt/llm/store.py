@@ -7,33 +7,23 @@ SQLite in WAL mode by default; PostgreSQL when several machines write. A store t
 disk is full, is waited for.
 """
 
-import asyncio
-import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError, StoreLost
+from malt.llm.database import database_errors, engine_of, hidden, passes, unusable
 
 T = TypeVar("T")
 
-SILENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
-"""After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
-
-DRIVERS = ("sqlite", "postgresql+psycopg")
 
 OPEN_ATTEMPTS = 25
 """Tries to open a store that others are just making: six seconds in all."""
@@ -299,20 +289,7 @@ def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def open_engine(url: str) -> sa.Engine:
     """Connect, check the format and create missing tables. Raises `StoreError`."""
-    try:
-        parsed = parse_url(url)
-        if parsed.drivername == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args=SILENCE if parsed.drivername.startswith("postgresql") else {})
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise StoreError(f"MALT_STORE_URL {hidden(url)!r} is not a usable database URL: {error}") from error
-    except ModuleNotFoundError as error:
-        needed = f"the store {hidden(url)} needs the package {error.name!r}"
-        raise StoreError(f"{needed}: install malt-trees[postgres]") from error
-    except OSError as error:
-        raise StoreError(f"the folder of the store {hidden(url)} cannot be made: {error}") from error
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _tune_sqlite)
+    engine = engine_of(url)
     with database_errors(url):
         _when_free(lambda: _create_or_check(engine, url))
     return engine
@@ -369,96 +346,3 @@ def create_tables(connection: sa.Connection) -> None:
         connection.execute(CreateTable(table, if_not_exists=True))
         for index in table.indexes:
             connection.execute(CreateIndex(index, if_not_exists=True))
-
-
-def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    """WAL lets readers and one writer work at once; with it, NORMAL loses nothing when a process is killed."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 60000")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.close()
-
-
-def parse_url(url: str) -> URL:
-    """Read a database URL; plain `postgresql://` means the psycopg driver, the one that is installed with malt.
-
-    Raises `ArgumentError` for a database that cannot be a store.
-    """
-    parsed = make_url(url)
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in DRIVERS:
-        raise ArgumentError(f"a store is {' or '.join(DRIVERS)}, not {parsed.drivername}")
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ArgumentError("a store in memory would lose what was paid for; name a file, sqlite:///store.db")
-    return parsed
-
-
-def hidden(url: str) -> str:
-    """Return a database URL with its password hidden."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return re.sub(r":[^:/@]*@", ":***@", url)
-
-
-@contextmanager
-def database_errors(url: str) -> Iterator[None]:
-    """Turn what the database raises into a `StoreError` that names the store."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise StoreError(unusable(url, error)) from error
-
-
-def unusable(url: str, error: DBAPIError) -> str:
-    """Say in one line what a database said."""
-    return f"the store {hidden(url)} cannot be used: {' '.join(str(error.orig).split())}"
-
-
-def passes(error: DBAPIError) -> bool:
-    """Whether an error may pass by itself: no connection, a restart, no room, a lock; not a table that is missing."""
-    if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
-        return False
-    return error.connection_invalidated or isinstance(error, OperationalError)
-
-
-class BatchedWriter:
-    """Groups what arrives while a commit is under way into the next one. Belongs to one event loop."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]] = []
-        self._flushing: asyncio.Task[None] | None = None
-        self._closing = False
-
-    async def put(self, rows: Sequence[StoredSample]) -> list[StoredSample]:
-        """Return what the store holds for these rows' keys, once they are committed; raises `StoreError` if not."""
-        committed: asyncio.Future[list[StoredSample]] = asyncio.get_running_loop().create_future()
-        self._pending.append((rows, committed))
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush())
-        return await asyncio.shield(committed)
-
-    def close(self) -> None:
-        """Write without a thread from now on: a process that ends can start none."""
-        self._closing = True
-
-    async def drain(self) -> None:
-        """Wait until nothing is left to write."""
-        if self._flushing is not None:
-            await self._flushing
-
-    async def _flush(self) -> None:
-        while self._pending:
-            batch, self._pending = self._pending, []
-            rows = [row for group, _ in batch for row in group]
-            try:
-                held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
-            except Exception as error:
-                for _, committed in batch:
-                    committed.set_exception(error)
-            else:
-                for group, committed in batch:
-                    committed.set_result([held[row.key] for row in group])
