@@ -22,7 +22,8 @@ from malt.questions import read_questions
 from malt.settings import Settings
 from malt.spec import Limits
 from malt.trees.assessment import Shortfall, ask_all
-from tests.providers import Asked, Fault, ScriptedProvider, above_rate, rate_limited, server_error
+from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
+from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 SETTLING_S = 15.0

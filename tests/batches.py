@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from tests.providers import Fault, ScriptedProvider, refusal
+from tests.mishaps import Fault, refusal
+from tests.providers import ScriptedProvider
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 

@@ -16,7 +16,7 @@ from malt.llm.session import Session, session_for
 from malt.llm.tally import Usage
 from malt.settings import Settings
 from malt.spec import Limits, ModelSpec, Role
-from tests import providers
+from tests import mishaps
 from tests.providers import ScriptedProvider
 
 
@@ -106,7 +106,7 @@ def test_a_provider_that_refused_siblings_is_not_asked_for_them_again(
 def test_a_failed_request_says_why_and_is_asked_again_next_time(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    provider.faults = lambda _asked: providers.context_overflow()
+    provider.faults = lambda _asked: mishaps.context_overflow()
     with pytest.raises(RequestFailed, match="maximum context length"):
         ask(session, request_for_three)
     with pytest.raises(RequestFailed, match="maximum context length"):
@@ -119,7 +119,7 @@ def test_siblings_that_were_had_are_kept_when_another_fails(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     provider.siblings = "ignored"
-    provider.faults = providers.when(lambda asked: asked.number == 1, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.number == 1, mishaps.context_overflow())
     with pytest.raises(RequestFailed) as failure:
         ask(session, request_for_three)
     assert len(failure.value.completed) == 2

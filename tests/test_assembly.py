@@ -18,7 +18,7 @@ from malt.settings import Settings
 from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.summary import summarise
 from malt.trees.assessment import NOTHING_MISSING, ask_all
-from tests import providers
+from tests import mishaps, providers
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -60,8 +60,8 @@ def test_the_judge_s_completions_are_counted_once_though_equal_answers_share_the
 
 
 def test_the_judge_of_a_tree_that_is_not_published_is_not_counted(spec: RunSpec, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(
-        lambda asked: asked.model == "refiner-model" and "What is 1 + 10?" in asked.prompt, providers.context_overflow()
+    provider.faults = mishaps.when(
+        lambda asked: asked.model == "refiner-model" and "What is 1 + 10?" in asked.prompt, mishaps.context_overflow()
     )
     version = version_of(spec)
     judged = version.trajectories.query("grader == 'llm'")

@@ -15,7 +15,7 @@ from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address
-from tests import providers
+from tests import mishaps, providers
 from tests.providers import ScriptedProvider
 
 SUM = Question(question_id="sum", question="What is 2 + 3?", ground_truth="5")
@@ -106,7 +106,7 @@ def test_scope_all_judges_inner_nodes_for_their_own_columns(session: Session, pr
 
 
 def test_a_failing_judge_is_a_failed_branch_of_the_evaluator(session: Session, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(lambda asked: asked.model == "judge", providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.model == "judge", mishaps.context_overflow())
     valued = assessed(session, judged(provider))
     assert not valued.tree.complete
     assert {failure.role for failure in valued.tree.failures} == {Role.EVALUATOR}
@@ -116,7 +116,7 @@ def test_a_failing_judge_is_a_failed_branch_of_the_evaluator(session: Session, p
 
 
 def test_a_healed_judge_is_all_that_is_asked_again(session: Session, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(lambda asked: asked.model == "judge", providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.model == "judge", mishaps.context_overflow())
     assessed(session, judged(provider))
     provider.faults, asked = None, provider.request_count
     assert assessed(session, judged(provider)).tree.complete
@@ -172,7 +172,7 @@ def test_asking_for_all_leaves_everything_in_the_store(session: Session, provide
 
 
 def test_one_questions_failures_leave_the_others_whole(session: Session, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(lambda asked: "Name it" in asked.prompt, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: "Name it" in asked.prompt, mishaps.context_overflow())
     failures, stopped, _ = shortfall(session, judged(provider), SUM, SECRET)
     assert [(failure.question_id, failure.role) for failure in failures] == [("secret", Role.GENERATOR)]
     assert stopped is None

@@ -19,17 +19,8 @@ from malt.spec import Fallback, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, ask_all
 from tests.batches import BatchProvider, StandInBatch
 from tests.batching import QUICK, batched, grown
-from tests.providers import (
-    Asked,
-    Fault,
-    ScriptedProvider,
-    context_overflow,
-    prompt_filtered,
-    rate_limited,
-    refusal,
-    server_error,
-    when,
-)
+from tests.mishaps import Asked, Fault, context_overflow, prompt_filtered, rate_limited, refusal, server_error, when
+from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 PER_QUESTION = 1 + 3 + 9

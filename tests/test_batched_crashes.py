@@ -11,8 +11,8 @@ from malt.trees.assessment import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import batched, grow_there, grown
 from tests.crashing import ended, start
+from tests.mishaps import hang
 from tests.postgres import postgres as postgres
-from tests.providers import hang
 from tests.specs import spec_of, write_questions
 
 KEPT = ("TEST_KEY", "MALT_DATA_DIR", "MALT_STORE_URL")

@@ -15,8 +15,9 @@ from malt.llm.pace import Policy
 from malt.llm.session import Session
 from malt.settings import Settings
 from malt.spec import Fallback, Limits, ModelSpec, Role
-from tests import providers
-from tests.providers import Fault, ScriptedProvider
+from tests import mishaps
+from tests.mishaps import Fault
+from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 QUICK = Policy(attempts=2, backoff_s=0.002, never_up_after_s=0.1, probe_max_s=0.02)
@@ -49,7 +50,7 @@ def models_of(completions: Sequence[Completion]) -> list[str]:
 
 def fail(provider: ScriptedProvider, *models: str, fault: Fault | None = None) -> None:
     names = {model.removeprefix("openai/") for model in models}
-    provider.faults = providers.when(lambda asked: asked.model in names, fault or providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.model in names, fault or mishaps.context_overflow())
 
 
 def without_fallbacks(request: CompletionRequest) -> CompletionRequest:
@@ -67,7 +68,7 @@ def test_while_the_model_answers_no_fallback_is_asked(
     assert [asked.model for asked in provider.requests] == ["main"]
 
 
-@pytest.mark.parametrize("fault", [providers.context_overflow(), providers.server_error(), providers.quota_spent()])
+@pytest.mark.parametrize("fault", [mishaps.context_overflow(), mishaps.server_error(), mishaps.quota_spent()])
 def test_what_the_model_cannot_be_brought_to_answer_its_fallback_answers(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, fault: Fault
 ) -> None:
@@ -96,7 +97,7 @@ def test_only_the_missing_siblings_are_asked_of_the_fallback(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
     provider.siblings = "ignored"
-    provider.faults = providers.when(lambda asked: asked.number == 1, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.number == 1, mishaps.context_overflow())
     assert sorted(models_of(ask(session, request_for_three))) == ["main", "main", "spare"]
 
 
@@ -158,7 +159,7 @@ def test_an_endpoint_that_is_down_does_not_stop_a_run_that_has_another(
 def test_an_empty_account_is_not_asked_again(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    fail(provider, MAIN, fault=providers.payment_required())
+    fail(provider, MAIN, fault=mishaps.payment_required())
     for question in ("q1", "q2"):
         assert models_of(ask(session, replace(request_for_three, question_id=question))) == ["spare"] * 3
     assert len(provider.requests_to("main")) == 1
@@ -167,7 +168,7 @@ def test_an_empty_account_is_not_asked_again(
 def test_a_wrong_key_stops_the_run_all_the_same(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    fail(provider, MAIN, fault=providers.wrong_key())
+    fail(provider, MAIN, fault=mishaps.wrong_key())
     with pytest.raises(ConfigError, match="TEST_KEY"):
         ask(session, request_for_three)
     assert provider.request_count == 1

@@ -16,8 +16,9 @@ from malt.llm.pace import Policy
 from malt.llm.session import Session
 from malt.settings import Settings
 from malt.spec import Limits, ModelSpec, Role
-from tests import providers
-from tests.providers import Fault, ScriptedProvider
+from tests import mishaps
+from tests.mishaps import Fault
+from tests.providers import ScriptedProvider
 
 QUICK = Policy(
     attempts=2,
@@ -51,25 +52,25 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "429": Case(providers.rate_limited(), Policed.WAITED_FOR),
-    "429 with Retry-After": Case(providers.rate_limited(0.05), Policed.WAITED_FOR),
-    "500": Case(providers.server_error(500), Policed.ASKED_AGAIN),
-    "503": Case(providers.server_error(503), Policed.ASKED_AGAIN),
-    "reset": Case(providers.reset(), Policed.ASKED_AGAIN),
-    "reset in mid-body": Case(providers.cut_short(), Policed.ASKED_AGAIN),
-    "hang": Case(providers.hang(), Policed.ASKED_AGAIN),
-    "slow drip": Case(providers.drip(), Policed.ASKED_AGAIN),
-    "a page instead of JSON": Case(providers.not_json(), Policed.ASKED_AGAIN),
+    "429": Case(mishaps.rate_limited(), Policed.WAITED_FOR),
+    "429 with Retry-After": Case(mishaps.rate_limited(0.05), Policed.WAITED_FOR),
+    "500": Case(mishaps.server_error(500), Policed.ASKED_AGAIN),
+    "503": Case(mishaps.server_error(503), Policed.ASKED_AGAIN),
+    "reset": Case(mishaps.reset(), Policed.ASKED_AGAIN),
+    "reset in mid-body": Case(mishaps.cut_short(), Policed.ASKED_AGAIN),
+    "hang": Case(mishaps.hang(), Policed.ASKED_AGAIN),
+    "slow drip": Case(mishaps.drip(), Policed.ASKED_AGAIN),
+    "a page instead of JSON": Case(mishaps.not_json(), Policed.ASKED_AGAIN),
     "JSON of another kind": Case(Fault(text='{"object": "list"}'), Policed.ASKED_AGAIN),
-    "empty choices": Case(providers.no_choices(), Policed.ASKED_AGAIN),
-    "content filter": Case(providers.prompt_filtered(), Policed.BRANCH_FAILS),
-    "context overflow": Case(providers.context_overflow(), Policed.BRANCH_FAILS),
-    "bad request": Case(providers.bad_request(), Policed.BRANCH_FAILS),
-    "wrong key": Case(providers.wrong_key(), Policed.CONFIG_IS_WRONG),
-    "no access": Case(providers.forbidden(), Policed.CONFIG_IS_WRONG),
-    "unknown model": Case(providers.unknown_model(), Policed.CONFIG_IS_WRONG),
-    "no credit": Case(providers.payment_required(), Policed.RUN_STOPS),
-    "quota spent": Case(providers.quota_spent(), Policed.RUN_STOPS),
+    "empty choices": Case(mishaps.no_choices(), Policed.ASKED_AGAIN),
+    "content filter": Case(mishaps.prompt_filtered(), Policed.BRANCH_FAILS),
+    "context overflow": Case(mishaps.context_overflow(), Policed.BRANCH_FAILS),
+    "bad request": Case(mishaps.bad_request(), Policed.BRANCH_FAILS),
+    "wrong key": Case(mishaps.wrong_key(), Policed.CONFIG_IS_WRONG),
+    "no access": Case(mishaps.forbidden(), Policed.CONFIG_IS_WRONG),
+    "unknown model": Case(mishaps.unknown_model(), Policed.CONFIG_IS_WRONG),
+    "no credit": Case(mishaps.payment_required(), Policed.RUN_STOPS),
+    "quota spent": Case(mishaps.quota_spent(), Policed.RUN_STOPS),
 }
 
 of_every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -115,7 +116,7 @@ def test_a_fault_that_stays_ends_as_its_policy_says(
 def test_only_what_every_request_would_meet_stops_the_run(
     session: Session, provider: ScriptedProvider, request_for_one: CompletionRequest, case: Case
 ) -> None:
-    provider.faults = providers.when(lambda asked: "2 + 3" in asked.prompt, case.fault)
+    provider.faults = mishaps.when(lambda asked: "2 + 3" in asked.prompt, case.fault)
     with pytest.raises(MaltError):
         ask(session, request_for_one)
     other = replace(request_for_one, messages=(Message("user", "What is 4 + 5?"),), question_id="q2")
@@ -132,7 +133,7 @@ def test_only_what_every_request_would_meet_stops_the_run(
 def test_a_fault_that_passes_costs_time_alone(
     session: Session, provider: ScriptedProvider, request_for_one: CompletionRequest, fault: Fault
 ) -> None:
-    provider.faults = providers.at_first(QUICK.attempts - 1, fault)
+    provider.faults = mishaps.at_first(QUICK.attempts - 1, fault)
     assert "Final Answer: " in ask(session, request_for_one)[0].text
     assert provider.request_count == QUICK.attempts
 
@@ -140,14 +141,14 @@ def test_a_fault_that_passes_costs_time_alone(
 def test_a_storm_of_429s_uses_up_no_attempt(
     session: Session, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
-    provider.faults = providers.at_first(3 * QUICK.attempts, providers.rate_limited())
+    provider.faults = mishaps.at_first(3 * QUICK.attempts, mishaps.rate_limited())
     assert "Final Answer: " in ask(session, request_for_one)[0].text
 
 
 def test_a_filtered_reply_is_an_answer_and_not_asked_for_again(
     session: Session, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
-    provider.faults = lambda _asked: providers.reply_filtered()
+    provider.faults = lambda _asked: mishaps.reply_filtered()
     assert [ask(session, request_for_one)[0].finish_reason for _ in range(2)] == ["content_filter"] * 2
     assert provider.request_count == 1
 

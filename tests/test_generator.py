@@ -12,7 +12,7 @@ from malt.datasets.verify import verify
 from malt.errors import ConfigError, NothingToPublish, QuestionError
 from malt.llm.completion import Message
 from malt.spec import Role
-from tests import providers
+from tests import mishaps
 from tests.batches import BatchProvider
 from tests.batching import batched
 from tests.providers import ScriptedProvider
@@ -93,7 +93,7 @@ async def test_criteria_change_by_a_subclass_and_by_more_scores(
 async def test_nothing_complete_is_an_error_that_says_so(
     generator: TrainingDataGenerator, provider: ScriptedProvider
 ) -> None:
-    provider.faults = lambda _asked: providers.context_overflow()
+    provider.faults = lambda _asked: mishaps.context_overflow()
     with pytest.raises(NothingToPublish, match="none of 3 questions"):
         await generator.generate_and_evaluate(DATA)
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from malt.cli import exit_code
-from tests.providers import Asked, ScriptedProvider, bad_request, judgement, when
+from tests.mishaps import Asked, bad_request, when
+from tests.providers import ScriptedProvider, judgement
 
 Rows = Sequence[Mapping[str, object]]
 Grade = Callable[..., dict[str, Any]]

@@ -18,7 +18,7 @@ from malt.settings import Settings
 from malt.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.trees.growth import grow, nodes_per_question, requests_per_question
 from malt.trees.tree import Address, FailedBranch, NodeStatus, Tree
-from tests import providers
+from tests import mishaps
 from tests.providers import ScriptedProvider
 from tests.strategies import PAPER, Branching, addresses
 
@@ -169,7 +169,7 @@ def test_siblings_that_were_had_grow_on_where_another_failed() -> None:
 def test_a_question_whose_first_request_fails_is_a_tree_of_nothing(
     provider: ScriptedProvider, settings: Settings
 ) -> None:
-    provider.faults = lambda _asked: providers.context_overflow()
+    provider.faults = lambda _asked: mishaps.context_overflow()
     tree = grown_at(provider, settings)
     assert tree.nodes == {}
     assert [failure.role for failure in tree.failures] == [Role.GENERATOR]
@@ -213,7 +213,7 @@ def test_a_truncated_text_is_a_node_that_says_so(provider: ScriptedProvider, set
 
 
 def test_refused_and_empty_texts_are_nodes_too(provider: ScriptedProvider, settings: Settings) -> None:
-    provider.faults = providers.when(lambda asked: asked.model == "verifier", providers.reply_filtered())
+    provider.faults = mishaps.when(lambda asked: asked.model == "verifier", mishaps.reply_filtered())
     provider.script = lambda asked, _sample: "  " if asked.model == "refiner" else "Final Answer: 5"
     tree = grown_at(provider, settings)
     statuses = {role: {node.status for node in tree.nodes.values() if node.role is role} for role in PLAYERS}

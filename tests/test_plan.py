@@ -14,7 +14,7 @@ from malt.plan import Plan, plan
 from malt.settings import Settings
 from malt.spec import PLAYERS, Limits, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, ask_all
-from tests import providers
+from tests import mishaps, providers
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 
@@ -84,7 +84,7 @@ def test_another_refiner_leaves_the_others_covered(config: Path) -> None:
 
 
 def test_what_a_failed_branch_left_out_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(lambda asked: asked.model == "refiner", providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.model == "refiner", mishaps.context_overflow())
     assert not grow(load_spec(config))
     assert figures(quote(load_spec(config)))["refiner"] == (36, 108, 0)
 

@@ -13,8 +13,9 @@ from malt.llm import provider as llm
 from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.spec import Limits, ModelSpec, Role
-from tests import providers
-from tests.providers import Fault, ScriptedProvider
+from tests import mishaps, providers
+from tests.mishaps import Fault
+from tests.providers import ScriptedProvider
 
 KEY = "sk-the-users-own-key-0123456789"
 
@@ -110,8 +111,8 @@ async def test_a_schema_is_sent_as_json_schema(provider: ScriptedProvider) -> No
 
 
 async def test_a_provider_without_json_schemas_is_asked_again_without(provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(
-        lambda asked: "response_format" in asked.body, providers.bad_request("response_format is not supported")
+    provider.faults = mishaps.when(
+        lambda asked: "response_format" in asked.body, mishaps.bad_request("response_format is not supported")
     )
     wanted = request(spec(provider), schema=Verdict)
     with pytest.raises(Unavailable, match="without a JSON schema"):
@@ -203,28 +204,28 @@ async def test_the_embedded_model_counts_each_samples_tokens_and_gives_at_most_i
 
 
 FAULTS = [
-    (providers.rate_limited(), RateLimited),
-    (providers.server_error(500), Unavailable),
-    (providers.server_error(502), Unavailable),
-    (providers.server_error(503), Unavailable),
-    (providers.server_error(529), Unavailable),
-    (providers.not_json(), Unavailable),
+    (mishaps.rate_limited(), RateLimited),
+    (mishaps.server_error(500), Unavailable),
+    (mishaps.server_error(502), Unavailable),
+    (mishaps.server_error(503), Unavailable),
+    (mishaps.server_error(529), Unavailable),
+    (mishaps.not_json(), Unavailable),
     (Fault(text="[]"), Unavailable),
-    (providers.no_choices(), Unavailable),
-    (providers.reset(), Unavailable),
-    (providers.hang(), Unavailable),
-    (providers.drip(), Unavailable),
-    (providers.bad_request(), Rejected),
-    (providers.context_overflow(), Rejected),
-    (providers.prompt_filtered(), Rejected),
-    (providers.refusal(429, "Request too large for m on tokens per min", "rate_limit_exceeded", "tokens"), Rejected),
-    (providers.refusal(403, "Your input was flagged.", None), Rejected),
-    (providers.wrong_key(), ConfigError),
-    (providers.forbidden(), ConfigError),
-    (providers.unknown_model(), ConfigError),
+    (mishaps.no_choices(), Unavailable),
+    (mishaps.reset(), Unavailable),
+    (mishaps.hang(), Unavailable),
+    (mishaps.drip(), Unavailable),
+    (mishaps.bad_request(), Rejected),
+    (mishaps.context_overflow(), Rejected),
+    (mishaps.prompt_filtered(), Rejected),
+    (mishaps.refusal(429, "Request too large for m on tokens per min", "rate_limit_exceeded", "tokens"), Rejected),
+    (mishaps.refusal(403, "Your input was flagged.", None), Rejected),
+    (mishaps.wrong_key(), ConfigError),
+    (mishaps.forbidden(), ConfigError),
+    (mishaps.unknown_model(), ConfigError),
     (Fault(status=404, text="<html>no such page"), ConfigError),
-    (providers.payment_required(), AccountEmpty),
-    (providers.quota_spent(), AccountEmpty),
+    (mishaps.payment_required(), AccountEmpty),
+    (mishaps.quota_spent(), AccountEmpty),
 ]
 
 
@@ -257,7 +258,7 @@ async def test_an_endpoint_nobody_listens_at_is_unreachable(provider: ScriptedPr
 async def test_the_provider_says_how_long_to_wait(
     provider: ScriptedProvider, headers: dict[str, str], wait_s: float | None
 ) -> None:
-    provider.faults = lambda _asked: providers.refusal(429, "Too fast", None, **headers)
+    provider.faults = lambda _asked: mishaps.refusal(429, "Too fast", None, **headers)
     with pytest.raises(RateLimited) as raised:
         await llm.send(request(spec(provider)), 0, 1)
     assert raised.value.retry_after_s == wait_s
@@ -266,9 +267,9 @@ async def test_the_provider_says_how_long_to_wait(
 async def test_an_answer_that_got_lost_may_have_been_billed_and_a_refusal_not(provider: ScriptedProvider) -> None:
     billed = {}
     for name, fault in {
-        "reset": providers.reset(),
-        "500": providers.server_error(),
-        "html": providers.not_json(),
+        "reset": mishaps.reset(),
+        "500": mishaps.server_error(),
+        "html": mishaps.not_json(),
     }.items():
         provider.faults = lambda _asked, fault=fault: fault
         with pytest.raises(Unavailable) as raised:
@@ -286,13 +287,13 @@ async def test_a_provider_that_refuses_n_says_so(provider: ScriptedProvider) -> 
 async def test_a_bad_prompt_is_no_refusal_of_n_where_n_has_worked(provider: ScriptedProvider) -> None:
     model = spec(provider)
     await llm.send(request(model), 0, 3)
-    provider.faults = lambda _asked: providers.bad_request()
+    provider.faults = lambda _asked: mishaps.bad_request()
     with pytest.raises(Rejected):
         await llm.send(request(model), 0, 3)
 
 
 async def test_a_filtered_reply_is_an_answer(provider: ScriptedProvider) -> None:
-    provider.faults = lambda _asked: providers.reply_filtered()
+    provider.faults = lambda _asked: mishaps.reply_filtered()
     reply = await llm.send(request(spec(provider)), 0, 1)
     assert '"finish_reason": "content_filter"' in json.dumps(reply.response)
 
@@ -307,7 +308,7 @@ async def test_no_error_and_no_log_line_holds_the_key(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("TEST_KEY", KEY)
-    for fault in (providers.wrong_key(KEY), providers.server_error(), providers.bad_request(f"odd key {KEY}")):
+    for fault in (mishaps.wrong_key(KEY), mishaps.server_error(), mishaps.bad_request(f"odd key {KEY}")):
         provider.faults = lambda _asked, fault=fault: fault
         with pytest.raises((ConfigError, Unavailable, Rejected)) as raised:
             await llm.send(request(spec(provider, model, api_key_env="TEST_KEY", temperature=1)), 0, 1)

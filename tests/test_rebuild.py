@@ -23,7 +23,7 @@ from malt.prompts import find_set
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, RunSpec
 from malt.trees.assessment import ask_all
-from tests import providers
+from tests import mishaps, providers
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -121,8 +121,8 @@ def test_a_lost_version_comes_back_from_its_manifest(version: DatasetVersion) ->
 
 
 def test_a_question_that_was_incomplete_stays_so(spec: RunSpec, provider: ScriptedProvider, tmp_path: Path) -> None:
-    provider.faults = providers.when(
-        lambda asked: asked.model == "refiner-model" and "What is 1 + 10?" in asked.prompt, providers.context_overflow()
+    provider.faults = mishaps.when(
+        lambda asked: asked.model == "refiner-model" and "What is 1 + 10?" in asked.prompt, mishaps.context_overflow()
     )
     first = published(spec)
     provider.faults = None

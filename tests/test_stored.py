@@ -15,7 +15,7 @@ from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.trees.assessment import ask_all
 from malt.trees.stored import MANY, Source, Window, assess_window, assess_windows
-from tests import providers
+from tests import mishaps
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -24,7 +24,7 @@ from tests.specs import spec_of, write_questions
 def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     """Questions enough for windows of one to be many; the second's trees fail at their root."""
     monkeypatch.setenv("TEST_KEY", "key")
-    provider.faults = providers.when(lambda asked: "What is 1 + 10?" in asked.prompt, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: "What is 1 + 10?" in asked.prompt, mishaps.context_overflow())
     return spec_of(provider, write_questions(tmp_path, MANY), samples=2)
 
 

@@ -19,7 +19,8 @@ from malt.config import load_spec
 from malt.inputs import read_inputs
 from malt.llm.store import Store
 from tests.configs import REQUESTS, write_config
-from tests.providers import Asked, ScriptedProvider, Sent
+from tests.mishaps import Asked
+from tests.providers import ScriptedProvider, Sent
 
 MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[2]

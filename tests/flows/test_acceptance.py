@@ -12,10 +12,11 @@ from malt.datasets.version import open_version
 from malt.llm.store import Store
 from malt.questions import read_questions
 from malt.settings import Settings
-from tests import providers
+from tests import mishaps
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt
-from tests.providers import Asked, ScriptedProvider, answering
+from tests.mishaps import Asked
+from tests.providers import ScriptedProvider, answering
 
 NODES = {"generator": 3, "verifier": 9, "refiner": 27}
 """Completions of one question at three samples a node."""
@@ -107,7 +108,7 @@ def test_another_threshold_asks_nothing_and_makes_a_version(
 def test_two_questions_that_fail_for_good_are_left_out_and_said(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
-    provider.faults = providers.when(is_failing, providers.context_overflow())
+    provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
     ran = malt("run", config)
     assert ran.code == 1
     assert (ran.summary.failed_branches, ran.summary.complete, ran.summary.version) == (2, QUESTIONS - 2, 1)
@@ -135,7 +136,7 @@ def reasons_in_store(version: str | None) -> set[str]:
 
 
 def test_healed_a_run_sends_only_what_is_missing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(is_failing, providers.context_overflow())
+    provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
     malt("run", config)
     provider.faults, asked = None, provider.request_count
     healed = malt("run", config)
@@ -146,8 +147,8 @@ def test_healed_a_run_sends_only_what_is_missing(malt: Malt, config: Path, provi
 def test_a_healed_run_has_the_digest_of_one_that_never_failed(
     malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider.faults = providers.when(
-        lambda asked: is_failing(asked) and asked.model == "refiner", providers.context_overflow()
+    provider.faults = mishaps.when(
+        lambda asked: is_failing(asked) and asked.model == "refiner", mishaps.context_overflow()
     )
     assert malt("run", config).summary.failed_branches == 18
     provider.faults = None
@@ -157,7 +158,7 @@ def test_a_healed_run_has_the_digest_of_one_that_never_failed(
 
 
 def test_an_incomplete_run_may_publish_nothing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(is_failing, providers.context_overflow())
+    provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
     ran = malt("run", config, "-s", "run.on_incomplete=fail")
     assert (ran.code, ran.summary.version, ran.summary.failed_branches) == (1, None, 2)
     assert not Settings().datasets_dir.exists()

@@ -13,7 +13,7 @@ from tests.batches import BatchProvider
 from tests.configs import write_config
 from tests.flows.conftest import Malt
 from tests.flows.test_process import start
-from tests.providers import hang
+from tests.mishaps import hang
 
 QUESTIONS = 3
 BATCH = ("-s", "run.mode=batch", "-s", "run.tracking=auto")

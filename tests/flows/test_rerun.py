@@ -17,7 +17,7 @@ from malt.llm.store import ASIDE, Store, StoredSample
 from malt.settings import Settings
 from malt.spec import Role
 from malt.summary import RunSummary
-from tests import providers
+from tests import mishaps
 from tests.configs import REQUESTS, write_config
 from tests.providers import ScriptedProvider
 
@@ -113,7 +113,7 @@ def test_an_answer_that_was_set_aside_is_kept_and_its_seed_is_not_used_again(pro
 
 @pytest.mark.usefixtures("config")
 def test_a_refresh_that_fails_midway_asks_for_the_rest_alone(provider: ScriptedProvider) -> None:
-    provider.faults = providers.when(lambda asked: asked.number % 3 == 0, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.number % 3 == 0, mishaps.context_overflow())
     before = provider.request_count
     failed = rerun_of(roles=(Role.REFINER,), refresh=True)
     provider.faults, sent = None, provider.request_count
@@ -125,7 +125,7 @@ def test_a_refresh_that_fails_midway_asks_for_the_rest_alone(provider: ScriptedP
 
 def test_a_role_that_is_named_is_all_that_is_asked(provider: ScriptedProvider, tmp_path: Path) -> None:
     path = write_config(tmp_path, provider, QUESTIONS)
-    provider.faults = providers.when(lambda asked: asked.model != "generator", providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.model != "generator", mishaps.context_overflow())
     ended(generate, load_spec(path))
     provider.faults, before = None, provider.request_count
     summary = rerun_of(config=str(path), roles=(Role.VERIFIER,))

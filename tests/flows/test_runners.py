@@ -19,8 +19,9 @@ from malt.settings import Settings
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests
+from tests.mishaps import Asked
 from tests.postgres import Postgres, free_port
-from tests.providers import Asked, ScriptedProvider
+from tests.providers import ScriptedProvider
 
 REFERENCE = "threads"
 PROJECT = Path(__file__).parents[2]

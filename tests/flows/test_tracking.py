@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun, Ta
 from prefect.client.schemas.sorting import FlowRunSort
 
 from malt.cli import exit_code
-from tests import providers
+from tests import mishaps, providers
 from tests.configs import write_config
 from tests.flows.conftest import Malt, Ran
 from tests.providers import ScriptedProvider
@@ -131,8 +131,8 @@ def test_grading_says_how_many_leaves_are_right(malt: Malt, config: Path, provid
 def test_a_failed_branch_is_red_with_its_reason_and_the_rest_goes_on(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
-    fails = providers.when(
-        lambda asked: "What is 1 + 10?" in asked.prompt and asked.model == "verifier", providers.context_overflow()
+    fails = mishaps.when(
+        lambda asked: "What is 1 + 10?" in asked.prompt and asked.model == "verifier", mishaps.context_overflow()
     )
     provider.faults = fails
     ran = malt("run", config, *BRANCH)
@@ -150,7 +150,7 @@ def test_a_failed_branch_is_red_with_its_reason_and_the_rest_goes_on(
 def test_a_healed_rerun_shows_what_was_missing_among_what_is_cached(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
-    provider.faults = providers.when(lambda asked: asked.number == 5, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: asked.number == 5, mishaps.context_overflow())
     assert malt("run", config, *BRANCH, "--limit", 1).code == 1
     provider.faults, asked = None, provider.request_count
     healed = malt("run", config, *BRANCH, "--limit", 1)
@@ -171,8 +171,8 @@ def test_siblings_that_were_had_hang_below_a_branch_that_failed(
 ) -> None:
     """The provider gives one sample a request, and one of three never comes."""
     provider.siblings = "ignored"
-    provider.faults = providers.when(
-        lambda asked: asked.model == "generator" and asked.number == 2, providers.context_overflow()
+    provider.faults = mishaps.when(
+        lambda asked: asked.model == "generator" and asked.number == 2, mishaps.context_overflow()
     )
     ran = malt("run", config, *BRANCH, "--limit", 1)
     _, task_runs = tracked(1 + 2 + 6 + 1 + 1)
@@ -208,7 +208,7 @@ def test_auto_tracks_branches_while_they_are_few(malt: Malt, config: Path) -> No
 def test_a_run_leaves_a_page_of_figures_and_a_table_of_failures(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
-    provider.faults = providers.when(lambda asked: "What is 1 + 10?" in asked.prompt, providers.context_overflow())
+    provider.faults = mishaps.when(lambda asked: "What is 1 + 10?" in asked.prompt, mishaps.context_overflow())
     ran = malt("run", config, *SHARD)
     with get_client(sync_client=True) as client:
         left = artifacts(last_flow_run(client))

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from tests import providers
+from tests import mishaps
 from tests.flows.service.conftest import Prefect, declared, in_form
-from tests.providers import Asked, ScriptedProvider
+from tests.mishaps import Asked
+from tests.providers import ScriptedProvider
 
 QUESTIONS = 8
 BRANCHES = 13 * QUESTIONS
@@ -22,7 +23,7 @@ def breaking(provider: ScriptedProvider, count: int) -> set[str]:
             broken.add(asked.conversation)
         return asked.conversation in broken
 
-    provider.faults = providers.when(is_broken, providers.context_overflow())
+    provider.faults = mishaps.when(is_broken, mishaps.context_overflow())
     return broken
 
 
