@@ -69,8 +69,9 @@ def show_plan(plan: "Plan") -> None:
     out.print(table)
     for gate, count in plan.excluded.items():
         out.print(f"{count:,} questions will give no training rows: {gate} in \\[dataset]")
-    for role, quoted in plan.roles.items():
-        out.print(f"{role.value}: {quoted.basis}", style="dim")
+    for basis in dict.fromkeys(quoted.basis for quoted in plan.roles.values()):
+        of = ", ".join(role.value for role, quoted in plan.roles.items() if quoted.basis == basis)
+        out.print(f"{of}: {basis}", style="dim")
 
 
 def quoted_figures(quoted: "Plan | RolePlan") -> Iterator[str]:

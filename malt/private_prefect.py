@@ -81,8 +81,8 @@ def check_answers(api_url: str) -> None:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return  # Prefect has settings of its own for certificates
         raise ConfigError(
-            f"PREFECT_API_URL = {api_url}: no server answers there ({error}); start it with `prefect server start`, or "
-            "unset the variable for a private one"
+            f"PREFECT_API_URL = {api_url}: no server answers there ({getattr(error, 'reason', error)}); start it with "
+            "`prefect server start`, or unset the variable for a private one"
         ) from error
 
 

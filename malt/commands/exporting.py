@@ -40,7 +40,7 @@ def export(
     split: "Split | None",
     as_json: bool,
 ) -> None:
-    """Write a version's rows in another trainer's format to DIR: a new or empty folder, or an earlier export."""
+    """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
     from malt import console, console_versions
     from malt.datasets.export import Choice
     from malt.datasets.export import export as exported_to

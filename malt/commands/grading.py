@@ -16,7 +16,7 @@ from malt.commands.options import takes_grading, takes_json, takes_version
 def grade(
     file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
-    """Grade rows of question, ground_truth, answer[, label]; with labels, say how far the grades agree with them."""
+    """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
     from malt import console, console_grading
     from malt.grade_file import grade_file
     from malt.regrading import chosen_grading
@@ -36,7 +36,7 @@ def grade(
 @takes_grading
 @takes_json
 def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
-    """Grade a version's leaves again with other graders: where they differ, and what would change."""
+    """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
     from malt import audit as auditing
     from malt import console, console_grading
     from malt.datasets.version import open_version

@@ -17,7 +17,7 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 @click.option("--remove", is_flag=True, help="Remove the tag from VERSION's dataset.")
 @takes_json
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
-    """Give a version a name that stays with it: NAME@TAG opens it. A tagged version is never removed."""
+    """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
     from malt import console, console_lifecycle
     from malt.datasets.folders import number_of
     from malt.datasets.tags import remove_tag, set_tag
@@ -43,7 +43,7 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
 @takes_json
 def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
-    """Make a version again from the store, of the same content: into DIR, else in its place where it is damaged."""
+    """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
     from malt import console, console_lifecycle
     from malt.datasets import rebuild as rebuilding
     from malt.datasets.version import open_version
@@ -88,7 +88,7 @@ def seconds(age: str) -> float:
 @click.option("--compact", is_flag=True, help="Then give the space back to the disk; nobody may write meanwhile.")
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
-    """Say which rows of the store no version uses, and which unfinished folders are left; --delete removes them."""
+    """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
     from malt import console, console_lifecycle
     from malt.datasets.garbage import collect
     from malt.llm.store import Store

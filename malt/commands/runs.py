@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
-    """Quote a run: requests, completions, tokens, cost, and what the store has. No model call, but for a pilot's."""
+    """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
     from malt import console
     from malt.llm.store import Store
     from malt.plan import plan as quote
@@ -43,7 +43,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
-    """Grow, grade and publish; asks only for what the store does not hold."""
+    """Grow, grade and publish. Asks only for what the store does not hold."""
     from malt.console_progress import progress
     from malt.inputs import check_models
 
@@ -60,7 +60,7 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
 @takes_config
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
-    """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
+    """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
     spec, inputs, wait_for_prefect = begun(config, override, limit)
     del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
     return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)

@@ -14,7 +14,7 @@ from malt.errors import ConfigError
     "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Of the server and its UI."
 )
 def up(port: int) -> None:
-    """Serve Prefect's UI with all deployments and a worker, or add those to the server at PREFECT_API_URL."""
+    """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.service import up as serve
     from malt.settings import Settings
 
@@ -25,7 +25,7 @@ def up(port: int) -> None:
 @takes_config
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
-    """Try what a run needs, each endpoint by one cheap call: what works, what does not, what to do."""
+    """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
     from malt import console
     from malt.config import load_spec
     from malt.doctor import examine

@@ -27,7 +27,7 @@ def datasets(name: str | None, as_json: bool) -> int:
 @click.argument("question_id", required=False)
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
-    """Show what is in a version, or one question's tree with grades and values."""
+    """Show what is in a version, or one question's valued tree."""
     from malt import console
     from malt.datasets.version import open_version
 
@@ -47,7 +47,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Name a version's report, one HTML file that needs no network; --open shows it."""
+    """Name a version's report, one HTML file. It needs no network; --open shows it."""
     from malt import console
     from malt.datasets.report.reread import report_file
     from malt.datasets.version import open_version
@@ -67,7 +67,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 @click.argument("row_id", metavar="ROW_ID")
 @takes_json
 def explain(version: str, row_id: str, as_json: bool) -> None:
-    """Explain a training row, kept or left out, or a node (QUESTION_ID/2.0.1): texts, grades, arithmetic, gates."""
+    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
     from malt import console, console_versions
     from malt.datasets.explain import explain as explained
     from malt.datasets.version import open_version
@@ -81,7 +81,7 @@ def explain(version: str, row_id: str, as_json: bool) -> None:
 @click.argument("new", metavar="B")
 @takes_json
 def diff(old: str, new: str, as_json: bool) -> None:
-    """Say what changed from version A to version B: inputs, and rows added, removed, relabelled, by question."""
+    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt import console, console_versions
     from malt.datasets.compare import compare
     from malt.datasets.version import open_version
@@ -94,7 +94,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version; names what does not hold."""
+    """Recompute every digest and invariant of a version. Names what does not hold."""
     from malt import console
     from malt.datasets.verify import verify as problems_of
     from malt.datasets.version import open_version
