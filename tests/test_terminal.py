@@ -1,4 +1,4 @@
-"""What the commands print for people."""
+"""The terminal that no text steers."""
 
 import io
 
