@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from distributed import Client, Worker, WorkerPlugin
+from distributed import Client, KilledWorker, Worker, WorkerPlugin
 from prefect_dask import DaskTaskRunner
 
 from malt.errors import ConfigError, MaltError
@@ -28,7 +28,8 @@ class DaskCrew(NamedTuple):
 
     runner: DaskTaskRunner
     shares: Sequence[Limits]
-    stop: Callable[[], None]
+    dismiss: Callable[[], None]
+    deaths: tuple[type[Exception], ...]
 
 
 def own_cluster(processes: int, spec: RunSpec, run: str) -> DaskCrew:
@@ -52,7 +53,7 @@ def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> Das
 
 def crew(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> DaskCrew:
     """Put together what a run needs: whatever worker its batches are on, that worker hears of its end."""
-    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run))
+    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run), (KilledWorker,))
 
 
 def tell_to_stop(client: Client, run: str) -> None:

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import ray
 from prefect_ray import RayTaskRunner
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from malt.errors import ConfigError
 from malt.llm.database import hidden
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
+
+DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 class RayCrew(NamedTuple):
@@ -19,7 +22,8 @@ class RayCrew(NamedTuple):
 
     runner: "StoppableRay"
     shares: Sequence[Limits]
-    stop: Callable[[], None]
+    dismiss: Callable[[], None]
+    deaths: tuple[type[Exception], ...]
 
 
 def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
@@ -38,7 +42,7 @@ def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
     workers = int(ray.cluster_resources().get("CPU", 1))
     shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
     runner = StoppableRay()
-    return RayCrew(runner, shares, runner.interrupt)
+    return RayCrew(runner, shares, runner.interrupt, DEATHS)
 
 
 class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is installed for checks

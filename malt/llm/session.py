@@ -265,6 +265,8 @@ def row_for(
 
 
 _sessions: dict[tuple[Settings, Limits, str], Session] = {}
+_stopped: set[str | None] = set()
+"""Runs that may not ask any more; None is all of them."""
 _opening = threading.Lock()
 
 
@@ -272,12 +274,25 @@ def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
     """Return the process's session for a run with these settings and limits; made at first use, closed at exit.
 
     A session that has stopped stays so for its `run`: no later batch may spend on. Without a name, a new one is made.
+    Raises `RunStopped` once `stop_sessions` was called, were it before the run came here.
     """
     with _opening:
+        raise_if_stopped(run)
         session = _sessions.get((settings, limits, run))
         if session is None or (session.stopped is not None and not run):
             session = _sessions[settings, limits, run] = Session(settings, limits)
-        return session
+    try:
+        raise_if_stopped(run)
+    except RunStopped:  # meanwhile: the session may not have been seen
+        stop_sessions(run)
+        raise
+    return session
+
+
+def raise_if_stopped(run: str) -> None:
+    """Raise `RunStopped` where a run, or all of them, may not ask any more."""
+    if not _stopped.isdisjoint((run, None)):
+        raise closed()
 
 
 def opened_session(settings: Settings, limits: Limits) -> Session | None:
@@ -292,17 +307,18 @@ def is_asking() -> bool:
 
 
 def stop_sessions(run: str | None = None) -> None:
-    """Close what `session_for` has made, for one run or all, for good: what it asks from now on raises `RunStopped`."""
-    for (*_, name), session in list(_sessions.items()):
-        if run in (None, name):
+    """Close what `session_for` has made, for one run or all, and make no more: who asks for one gets `RunStopped`."""
+    _stopped.add(run)
+    for key, session in list(_sessions.items()):
+        if run in (None, key[-1]):
             session.close()
+            _sessions.pop(key, None)
 
 
 def close_sessions() -> None:
     """Close what `session_for` has made; the next call makes new ones."""
-    with _opening:
-        stop_sessions()
-        _sessions.clear()
+    stop_sessions()
+    _stopped.clear()
 
 
 def default_session() -> Session:

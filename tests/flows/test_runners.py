@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.runners import crew_of
+from flows.runners import DIED, crew_of
 from malt.cli import exit_code
 from malt.config import load_spec
 from malt.settings import Settings
+from malt.tied import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests
@@ -179,6 +181,29 @@ def test_workers_that_are_killed_and_join_stay_inside_the_limits_and_make_the_da
     assert provider.max_in_flight <= IN_FLIGHT
     assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * 2
     assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
+
+
+def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_others_write_what_they_get(
+    malt: Malt, tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    config = write_config(tmp_path, provider)
+    provider.latency_s = 0.4
+    with start(config, *chosen("run.task_runner=processes", "run.tracking=shard")) as process:
+        wait_for_requests(provider, 25, process)
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        killed_at = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (3, "")
+    assert beside_progress(err) == f"error: {DIED}"
+    had = had_before(provider, 0, killed_at)
+    provider.latency_s, sent = 0.0, provider.request_count
+    assert malt("run", config).code == 0
+    assert repeated(provider.requests[sent:], had) == []
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that work for a run."""
+    return [each for each in descendants(pid) if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
 
 def most_above(per_second: float, times: Sequence[float]) -> float:
