@@ -19,6 +19,7 @@ from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
+from malt.llm.store import expect
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
@@ -80,6 +81,7 @@ class Grown(NamedTuple):
 def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     spec, prompts = asyncio.run(keyed(spec)), prompts_of(spec.prompts)
+    expect(settings.store)
     try:
         ask = asker_of_run(run, batch, spec, settings, asks)
         shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))

@@ -233,7 +233,7 @@ class BatchStore:
         return [BatchItem(*row) for row in self._fetch(sa.select(*(items_table.c[name] for name in ITEM)).where(which))]
 
     def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self._transact(lambda connection: connection.execute(query).all())
+        return self._transact(lambda connection: connection.execute(query).all(), writes=False)
 
 
 def claims(dialect: str) -> sa.Insert:

@@ -88,6 +88,8 @@ class Session:
 
     async def _drain(self) -> None:
         self._writer.close()
+        for endpoint, _ in self._endpoints.values():
+            endpoint.look_again()
         if self._in_flight:
             _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
             for task in late:
@@ -162,12 +164,14 @@ class Session:
             return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
         return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
-    async def _store_is_there(self) -> None:
+    async def _may_begin(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
         while self.store.is_away and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(LOOK_EVERY_S)
+        if self.stopped is not None:
+            raise self.stopped
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -181,16 +185,15 @@ class Session:
         self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
     ) -> Reply:
         async def send() -> Reply:
+            if self.stopped is not None:  # while it waited for the budget
+                raise self.stopped
             tally.add(request.role, Usage(requests=1))
             return await provider.send(request, first, count)
 
         async def attempt() -> Reply:
-            await self._store_is_there()
-            if self.stopped is not None:
-                raise self.stopped
             return await self.budget.pay(self.worst_case(request, count), send)
 
-        return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
+        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._may_begin)
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
