@@ -18,6 +18,18 @@ child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=Tr
 print(child.pid, flush=True)
 time.sleep(600)
 """
+STARTS_ANOTHER_AS_IT_ENDS = f"""
+import signal, subprocess, sys, time
+
+def start_another(*_):
+    print(subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True).pid, flush=True)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, start_another)
+print("ready", flush=True)
+time.sleep(600)
+"""
+LEAVES_ANOTHER = STARTS_ANOTHER.removesuffix("time.sleep(600)\n")
 
 
 def tied(code: str) -> "subprocess.Popen[str]":
@@ -42,6 +54,22 @@ def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its
         process.communicate()  # closes its standard input, as the end of this process would
         assert time.monotonic() - started < 30
     assert not is_running(child)
+
+
+def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
+    with tied(STARTS_ANOTHER_AS_IT_ENDS) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        out, _ = process.communicate()
+    assert not is_running(int(out))
+
+
+def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
+    with tied(LEAVES_ANOTHER) as process:
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        assert process.wait(30) == 0
+    assert not is_running(left)
 
 
 def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
