@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
@@ -53,14 +53,26 @@ PRIVATE = {
 """What serves a single run is set to."""
 
 
-def connect(data_dir: Path) -> Callable[[], None]:
+class NamedServer(NamedTuple):
+    """The server at `PREFECT_API_URL`, which is not ours to start."""
+
+    api_url: str
+    when_lost: str = "run again when it is up"
+    """What to do where it goes away during a run."""
+
+    def wait_until_ready(self) -> None:
+        """Check that it answers. Raises `ConfigError`."""
+        check_answers(self.api_url)
+
+
+def connect(data_dir: Path) -> "NamedServer | PrefectServer":
     """Set the environment that Prefect reads on import, and start a private server where no other is named.
 
-    Returns what waits until the server can be asked; it raises `ConfigError` where that will not come.
+    Raises `ConfigError`, as does waiting until the server can be asked, where that will not come.
     """
     os.environ.setdefault(CONSOLE, "CRITICAL")  # the command tells what happened
     if url := os.environ.get("PREFECT_API_URL"):
-        return partial(check_answers, url)
+        return NamedServer(url)
     os.environ.update(direct_to_loopback())
     try:
         server = PrefectServer((data_dir / "prefect").resolve())
@@ -68,7 +80,7 @@ def connect(data_dir: Path) -> Callable[[], None]:
         raise ConfigError(f"MALT_DATA_DIR = {data_dir}: {error}; choose a folder that can be written") from error
     os.environ.update(server.environment)
     os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a row a task run, and nobody there to read it
-    return server.wait_until_ready
+    return server
 
 
 def check_answers(api_url: str) -> None:
@@ -134,6 +146,11 @@ class PrefectServer:
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed too often to be started again."""
         return self._has_ended
+
+    @property
+    def when_lost(self) -> str:
+        """What to do where it went away during a run, for good: the next one starts another."""
+        return f"run again ({self.log} has what it said last)"
 
     @property
     def api_url(self) -> str:

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from malt.commands.runs import without
 from malt.errors import ConfigError
-from malt.private_prefect import PrefectServer, connect
+from malt.private_prefect import NamedServer, PrefectServer, connect
 
 HOLDER = """
 import sys, time
@@ -99,8 +100,16 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
         free = taken.getsockname()[1]
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
     with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
-        connect(tmp_path)()
+        connect(tmp_path).wait_until_ready()
     assert not (tmp_path / "prefect").exists()
+
+
+def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> None:
+    error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
+    own = PrefectServer(tmp_path)
+    own.stop()
+    assert without(named, error).endswith("in the store: run again when it is up")
+    assert f"in the store: run again ({own.log} has" in without(own, error)
 
 
 def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:
