@@ -82,12 +82,12 @@ class Running(Generic[T]):
 
 
 @contextmanager
-def on_signal(act: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
-    """Act on these signals, else on SIGINT and SIGTERM; only the main thread may, elsewhere they stay as they are."""
+def on_signal(act: Callable[[], None]) -> Iterator[None]:
+    """Act on SIGINT and SIGTERM; only the main thread may, elsewhere they stay as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, lambda *_: act()) for each in signals or SIGNALS}
+    before = {each: signal.signal(each, lambda *_: act()) for each in SIGNALS}
     try:
         yield
     finally:

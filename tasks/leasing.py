@@ -6,15 +6,17 @@ However a flow run ends, what it asked has ended before the next one may begin.
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from typing import cast
 
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
-from malt.interruption import on_signal
 from malt.llm.lease import lease
 from malt.llm.session import stop_sessions
 from malt.settings import Settings
@@ -36,22 +38,41 @@ async def alone(dataset: str) -> AsyncIterator[str]:
 
 @contextmanager
 def cancelled_by_sigterm() -> Iterator[None]:
-    """Cancel the task that is in here where SIGTERM comes, then raise what Prefect's own handler would have raised.
+    """Cancel the task that is in here when SIGTERM comes, and raise what Prefect's handler raises.
 
-    That one raises it wherever the loop happens to stand: in one branch, say, while all others go on.
+    That one has to stay, or Prefect takes no notice of *Cancel*; but it raises wherever the loop happens to stand: in
+    one branch, say, while all others go on.
     """
-    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), False
+    if threading.current_thread() is not threading.main_thread():  # as under `malt run`, which cancels the flow itself
+        yield
+        return
+    task, came = cast("asyncio.Task[None]", asyncio.current_task()), False
 
-    def cancel() -> None:
+    def cancel(signals: bytes) -> None:
         nonlocal came
-        if task is not None and not came:
-            came = True
-            loop.call_soon_threadsafe(task.cancel)
+        came = came or signal.SIGTERM in signals
+        if came and not task.cancelling():
+            task.cancel()
 
-    with on_signal(cancel, signal.SIGTERM):
+    with seen_signals(cancel):
         try:
             yield
         except asyncio.CancelledError:
             if came:
                 raise TerminationSignal(signal.SIGTERM) from None
             raise
+
+
+@contextmanager
+def seen_signals(look: Callable[[bytes], None]) -> Iterator[None]:
+    """Tell the running loop of signals, beside what their handlers do."""
+    loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        loop.add_reader(ours, lambda: look(ours.recv(1024)))
+        try:
+            yield
+        finally:
+            loop.remove_reader(ours)
+            signal.set_wakeup_fd(before)

@@ -142,8 +142,13 @@ class Session:
         """
         task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
         self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._in_flight.discard(task)
+        if not task.cancelled():
+            task.exception()  # where nobody waits for it any more, asyncio need not tell
 
     async def _ask(
         self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
@@ -170,8 +175,11 @@ class Session:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(LOOK_EVERY_S)
+        self._raise_if_stopped()
+
+    def _raise_if_stopped(self) -> None:
         if self.stopped is not None:
-            raise self.stopped
+            raise self.stopped.with_traceback(None)  # which would grow: all who ask raise the same
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -185,8 +193,7 @@ class Session:
         self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
     ) -> Reply:
         async def send() -> Reply:
-            if self.stopped is not None:  # while it waited for the budget
-                raise self.stopped
+            self._raise_if_stopped()  # as may be since it waited for the budget
             tally.add(request.role, Usage(requests=1))
             return await provider.send(request, first, count)
 
