@@ -56,7 +56,7 @@ class Tied:
         """Run it, and return its exit code once nothing is left below this process."""
         code, starts = 1, Starts()
         while (process := self._start()) is not None:
-            code = process.wait()
+            code = ended(process)
             if code >= 0 or self._is_over or not starts.again():
                 break
             told = f"{' '.join(self._command)}: killed by signal {-code}; started again"
@@ -81,6 +81,14 @@ class Tied:
             self._is_over = True
         with self._ending:  # nobody is told twice
             end_all_below()
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a command's end, and return its exit code; bury the orphans that end meanwhile, as a parent must."""
+    while (buried := os.wait())[0] != process.pid:
+        pass
+    process.returncode = os.waitstatus_to_exitcode(buried[1])
+    return process.returncode
 
 
 def adopt_orphans() -> None:

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import cast
 
-from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
@@ -38,29 +37,22 @@ async def alone(dataset: str) -> AsyncIterator[str]:
 
 @contextmanager
 def cancelled_by_sigterm() -> Iterator[None]:
-    """Cancel the task that is in here when SIGTERM comes, and raise what Prefect's handler raises.
+    """Cancel the task that is in here when SIGTERM comes.
 
-    That one has to stay, or Prefect takes no notice of *Cancel*; but it raises wherever the loop happens to stand: in
-    one branch, say, while all others go on.
+    Prefect's own handler has to stay, or *Cancel* counts as a crash; but it raises wherever the loop happens to stand:
+    in one branch, say, while all others go on.
     """
     if threading.current_thread() is not threading.main_thread():  # as under `malt run`, which cancels the flow itself
         yield
         return
-    task, came = cast("asyncio.Task[None]", asyncio.current_task()), False
+    task = cast("asyncio.Task[None]", asyncio.current_task())
 
     def cancel(signals: bytes) -> None:
-        nonlocal came
-        came = came or signal.SIGTERM in signals
-        if came and not task.cancelling():
+        if signal.SIGTERM in signals and not task.cancelling():
             task.cancel()
 
     with seen_signals(cancel):
-        try:
-            yield
-        except asyncio.CancelledError:
-            if came:
-                raise TerminationSignal(signal.SIGTERM) from None
-            raise
+        yield
 
 
 @contextmanager

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 STOP_SECONDS = 6.0
 """How long a stopping session waits for answers that are already paid for, and for a store that is away."""
+LAST_WORDS_S = 1.0
+"""How long what a stopped session was given to do may take to notice."""
 LOOK_EVERY_S = 0.2
 """How often a request that is not sent while the store is away looks whether it is back."""
 
@@ -54,6 +56,7 @@ class Session:
         self._left = False
         self._writer = BatchedWriter(self.store)
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._work: set[concurrent.futures.Future[Any]] = set()
         self._closing = threading.Lock()
         atexit.register(self.close)
 
@@ -71,7 +74,10 @@ class Session:
         if self._left:
             work.close()
             raise self.stopped or closed()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._work.add(submitted)
+        submitted.add_done_callback(self._work.discard)
+        return submitted
 
     def close(self) -> None:
         """Stop asking, give answers under way a few seconds to arrive, and write them."""
@@ -82,6 +88,7 @@ class Session:
             self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
             self.run(self._drain())
             self._left = True
+            concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
             background.leave(provider.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
