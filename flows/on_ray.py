@@ -60,6 +60,7 @@ def check_nodes(named: str, spec: RunSpec, settings: Settings) -> None:
         except RayError as error:
             problem = str(error).strip().splitlines()[-1]
         if problem:
+            ray.shutdown()
             raise ConfigError(f"{named}: the node {node['NodeManagerAddress']} cannot take part: {problem}")
 
 
