@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
+from malt.llm.batch_store import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
@@ -44,6 +46,9 @@ class Session:
         self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
+        self.book = BatchStore(self.store)
+        self.mark = uuid4().hex
+        """Tells it from all other sessions that write to the store."""
         self.batches = ""
         """How the batches under way stand, in the words of the progress line."""
         self._limits = limits
@@ -117,6 +122,11 @@ class Session:
         finally:
             await self.call(growing.__aexit__(None, None, None))
 
+    def raise_if_stopped(self) -> None:
+        """Raise why nothing more is asked, where that is so."""
+        if self.stopped is not None:
+            raise self.stopped
+
     @property
     def is_asking(self) -> bool:
         """Whether answers are under way, or on their way to the store."""
@@ -186,8 +196,7 @@ class Session:
 
         async def attempt() -> Reply:
             await self._store_is_there()
-            if self.stopped is not None:
-                raise self.stopped
+            self.raise_if_stopped()
             return await self.budget.pay(self.worst_case(request, count), send)
 
         return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
