@@ -253,7 +253,7 @@ class BatchedRun:
 
     async def _adopt(self, batch: Batch, desk: BatchDesk) -> bool:
         """Find out whether a batch was made before the process that wrote it down ended; else forget it."""
-        job = await desk.find(batch) if batch.is_in_doubt else None
+        job = await desk.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
         if job is None:
             await asyncio.to_thread(self._book.release, batch.mark)
             self.session.budget.redeem(batch.mark, NOTHING)

@@ -1,7 +1,6 @@
 """A dataset made through batches is the one that direct requests make, at half the price."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +18,12 @@ from malt.spec import Fallback, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, ask_all
 from tests.batches import BatchProvider, StandInBatch
 from tests.batching import QUICK, batched, grown
+from tests.batching import provider as provider
 from tests.mishaps import Asked, Fault, context_overflow, prompt_filtered, rate_limited, refusal, server_error, when
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 PER_QUESTION = 1 + 3 + 9
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
-    with BatchProvider() as server:
-        yield server
 
 
 @pytest.fixture

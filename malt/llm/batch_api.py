@@ -204,7 +204,7 @@ def bill_of(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
     if not is_counted(counted):
         return Usage(cost_usd=None)
     prompt, completion = (token_count(counted.get(f"{kind}_tokens")) or 0 for kind in ("prompt", "completion"))
-    usage = library().Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    usage = library().Usage(prompt_tokens=prompt, completion_tokens=completion, cost=counted.get("cost"))
     cost_usd = cost_of(model, usage, counted, batched=True)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost_usd)
 

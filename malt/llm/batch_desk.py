@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
@@ -23,6 +24,10 @@ LOOK_PATIENCE_S = 3600.0
 """How long looking at a batch may fail: it goes on at the provider, whatever is between here and there."""
 CLOCKS_DIFFER_S = 3600.0
 """How far back a batch is looked for before the time at which it was written down."""
+
+
+async def nothing() -> None:
+    """Have no answer."""
 
 
 class Gone(Exception):  # noqa: N818 - an answer, not an error
@@ -54,17 +59,9 @@ class BatchDesk:
 
         Raises `ConfigError` where it was refused. All else that is raised leaves it in doubt.
         """
-        tried_at = 0.0
-
-        def create(way: Way) -> Job:
-            nonlocal tried_at
-            if tried_at and (job := self._listed(way, mark, tried_at)):
-                return job
-            tried_at = tried_at or time.time()
-            return batch_api.create(self.model, way, file_id, mark)
-
+        look_first = partial(self.find, mark, time.time())
         try:
-            return await self._patiently(create)
+            return await self._patiently(lambda way: batch_api.create(self.model, way, file_id, mark), again=look_first)
         except Gone:
             raise self._no_batches() from None
 
@@ -78,12 +75,20 @@ class BatchDesk:
                 raise RunStopped(self._unknown(batch)) from None
             return Job(batch_id, GONE)
 
-    async def find(self, batch: Batch) -> Job | None:
-        """Look for a batch whose making was tried; None where it was not made.
+    async def find(self, mark: str, since: float) -> Job | None:
+        """Look for a batch whose making was tried at a time in seconds since the epoch; None where it was not made.
 
         Raises `RunStopped` where the provider does not list its batches.
         """
-        return await self._patiently(lambda way: self._listed(way, batch.mark, batch.planned_at))
+        since -= CLOCKS_DIFFER_S
+        try:
+            return await self._patiently(lambda way: batch_api.find(self.model, way, mark, since))
+        except (Gone, ConfigError) as refused:
+            raise RunStopped(
+                f"{str(refused) or f'{place_of(self.model)} lists no batches (404)'}; so whether batch {mark} was made "
+                f"there is in doubt. Look there for one with {MARK} = {mark} in its metadata, cancel it if there is "
+                f"one, let it go with: malt batches --forget {mark}, and run again"
+            ) from None
 
     async def results(self, job: Job) -> list[Result]:
         """Return what came of a batch's items, answers first; files that are gone have none."""
@@ -94,20 +99,6 @@ class BatchDesk:
             except Gone:
                 continue
         return sorted(found, key=lambda result: result.status != batch_api.ANSWERED)
-
-    def _listed(self, way: Way, mark: str, since: float) -> Job | None:
-        """Look for a batch in the provider's list; what that refuses is no answer."""
-        try:
-            return batch_api.find(self.model, way, mark, since - CLOCKS_DIFFER_S)
-        except Exception as error:
-            fault = meaning_of(batch_api.known(error, way), self.model, way)
-            if isinstance(fault, RateLimited | Unavailable):
-                raise
-            raise RunStopped(
-                f"{fault}; so whether batch {mark} was made there is in doubt. Look there for one with {MARK} = {mark} "
-                f"in its metadata, cancel it if there is one, let it go with: malt batches --forget {mark}, and run "
-                "again"
-            ) from None
 
     def _no_batches(self) -> ConfigError:
         return ConfigError(f'{place_of(self.model)} has no batch API (404); set run.mode = "direct", or check api_base')
@@ -121,8 +112,10 @@ class BatchDesk:
             f"go with: malt batches --forget {batch.batch_id}, and its items are paid for again"
         )
 
-    async def _patiently(self, call: Callable[[Way], T], at_least_s: float = 0.0) -> T:
-        """Make a blocking call until it is answered."""
+    async def _patiently(
+        self, call: Callable[[Way], T], at_least_s: float = 0.0, again: Callable[[], Awaitable[T | None]] = nothing
+    ) -> T:
+        """Make a blocking call until it is answered, or `again`, asked before each further one, has the answer."""
         way, started, failures = await way_to(self.model), time.monotonic(), 0
         while True:
             self._check()
@@ -144,6 +137,8 @@ class BatchDesk:
                     "when the endpoint is up"
                 )
             await asyncio.sleep(wait_s)
+            if (found := await again()) is not None:
+                return found
 
     def _patience_s(self, fault: RateLimited | Unavailable, way: Way) -> float:
         if isinstance(fault, RateLimited):

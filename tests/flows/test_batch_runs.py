@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from malt.datasets.version import open_version
 from malt.settings import Settings
 from tests.batches import BatchProvider
+from tests.batching import provider as provider
 from tests.configs import write_config
 from tests.flows.conftest import Malt
 from tests.flows.test_process import start
@@ -19,12 +19,6 @@ QUESTIONS = 3
 BATCH = ("-s", "run.mode=batch", "-s", "run.tracking=auto")
 LISTED = {"generator": "gpt-4o-mini", "verifier": "gpt-4o", "refiner": "gpt-4.1-nano"}
 """Models of which LiteLLM knows the prices, direct and in batches."""
-
-
-@pytest.fixture
-def provider() -> Iterator[BatchProvider]:
-    with BatchProvider() as server:
-        yield server
 
 
 @pytest.fixture
