@@ -50,6 +50,8 @@ class Rhythm:
     slower: float = 1.5
     """Each wait is so many times the one before."""
     longest_s: float = 300.0
+    full_for_s: float = 86_400.0
+    """How long a provider's queue may be full: by then all that was in it has ended."""
     patience: Policy = PATIENT
     """With calls that fail."""
 
@@ -286,8 +288,9 @@ class BatchedRun:
             return
         full = f"the provider's queue is full ({QUEUE_FULL}): {place_of(batch.asked)} takes no batch of {items:,} items"
         may_fit = self._queues.refused(batch.asked, items)
-        if self._queues.is_hopeless(batch.asked):
-            raise RunStopped(f"{full}, nor has it taken any for a day; run again later")
+        full_for_s = self._queues.full_for_s(batch.asked)
+        if full_for_s > self._rhythm.full_for_s:
+            raise RunStopped(f"{full}, nor any other for {full_for_s / 3600:.0f} h; run again later")
         if not (may_fit or self.spec.run.wait):
             raise Waiting(f"{full}; run the same command again to go on")
 

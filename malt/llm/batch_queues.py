@@ -12,8 +12,6 @@ from malt.spec import ModelSpec
 
 GROWTH = 4
 """How many times as many items the next batch may have as one that there was room for."""
-FULL_FOR_S = 86_400.0
-"""How long a queue may be full: by then all that was in it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +73,10 @@ class Queues:
             queue.most = max(1, queue.fits, items // 2)
         return queue.most < items
 
-    def is_hopeless(self, model: ModelSpec) -> bool:
-        """Whether it has been full too long."""
+    def full_for_s(self, model: ModelSpec) -> float:
+        """Return for how long there has been no room."""
         since = self._queue(model).full_since
-        return since is not None and time.time() - since > FULL_FOR_S
+        return 0.0 if since is None else time.time() - since
 
     def _queue(self, model: ModelSpec) -> Queue:
         return self._queues.setdefault(where_is(model), Queue(self._size.items))
