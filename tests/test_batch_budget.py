@@ -112,15 +112,17 @@ def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
 
 
 def test_what_was_asked_directly_counts_for_a_run_that_comes_again(provider: BatchProvider, spec: RunSpec) -> None:
-    suspended = batched(capped(with_direct(spec, provider, "verifier"), 0.3), wait=False)
-    provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 8
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(with_direct(one_tree, provider, "verifier"), 0.5), wait=False)
+    provider.stages = ["in_progress", "completed"]
+    provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 14
     for number in range(30):
         shortfall, _ = grown(suspended, run=f"run {number}")
         close_sessions()
         if shortfall.waits is None:
             break
     assert "max_cost_usd" in (shortfall.stopped or "")
-    assert 0 < provider.paid.total() < len(provider.requests) <= 8
+    assert 0 < provider.paid.total() < len(provider.requests) <= 14
 
 
 def test_a_direct_request_waits_until_batches_leave_room(provider: BatchProvider, spec: RunSpec) -> None:
