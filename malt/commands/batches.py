@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @takes_json
 def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
     """List the batches that are under way, of dataset NAME or of all; --forget lets one go that nobody can collect."""
-    from malt import console, console_lifecycle
+    from malt.console import terminal
+    from malt.console.batches import batch_told, show_batches
     from malt.llm.batch_store import BatchStore
     from malt.llm.store import Store
     from malt.settings import Settings
@@ -32,11 +33,11 @@ def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
         forgotten = [named(listed, told) for told in names]
         for batch in forgotten:
             book.forget(batch.mark)
-    told = [console_lifecycle.batch_told(batch, samples.get(batch.mark, 0)) for batch in forgotten or listed]
+    told = [batch_told(batch, samples.get(batch.mark, 0)) for batch in forgotten or listed]
     if as_json:
-        console.emit({"forgotten": bool(forgotten), "batches": [batch._asdict() for batch in told]})
+        terminal.emit({"forgotten": bool(forgotten), "batches": [batch._asdict() for batch in told]})
     else:
-        console_lifecycle.show_batches(told, forgotten=bool(forgotten))
+        show_batches(told, forgotten=bool(forgotten))
 
 
 def named(listed: Sequence["Batch"], told: str) -> "Batch":
