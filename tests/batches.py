@@ -84,7 +84,7 @@ class BatchProvider(ScriptedProvider):
     def lines(self, batch: StandInBatch) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.files[batch.file_id].splitlines()]
 
-    def wait_until_done(self, name: str, number: int, timeout_s: float = 60) -> None:
+    def wait_until_done(self, name: str, number: int, timeout_s: float = 180) -> None:
         """Wait until a call by number, from 0, has taken effect."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.done[name] > number, timeout_s)
