@@ -7,8 +7,8 @@ from malt.spec import PLAYERS, Role
 
 @dataclass
 class Usage:
-    """What one role asked for and got. Tokens and cost count this run's new completions, and what answers in batches took
-    that could not be read.
+    """What one role asked for and got. Tokens and cost count this run's new completions, and answers in batches that
+    were billed and could not be read.
     """
 
     requests: int = 0
