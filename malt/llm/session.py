@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
+from malt.llm.batch_store import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
@@ -46,6 +48,9 @@ class Session:
         self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
+        self.book = BatchStore(self.store)
+        self.mark = uuid4().hex
+        """Tells it from all other sessions that write to the store."""
         self.batches = ""
         """How the batches under way stand, in the words of the progress line."""
         self._limits = limits
@@ -126,6 +131,11 @@ class Session:
         finally:
             await self.call(growing.__aexit__(None, None, None))
 
+    def raise_if_stopped(self) -> None:
+        """Raise why nothing more is asked, where that is so."""
+        if self.stopped is not None:
+            raise self.stopped.with_traceback(None)  # which would grow: all who ask raise the same
+
     @property
     def is_asking(self) -> bool:
         """Whether answers are under way, or on their way to the store."""
@@ -182,11 +192,7 @@ class Session:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(LOOK_EVERY_S)
-        self._raise_if_stopped()
-
-    def _raise_if_stopped(self) -> None:
-        if self.stopped is not None:
-            raise self.stopped.with_traceback(None)  # which would grow: all who ask raise the same
+        self.raise_if_stopped()
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -200,7 +206,7 @@ class Session:
         self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
     ) -> Reply:
         async def send() -> Reply:
-            self._raise_if_stopped()  # as may be since it waited for the budget
+            self.raise_if_stopped()  # as may be since it waited for the budget
             tally.add(request.role, Usage(requests=1))
             return await provider.send(request, first, count)
 
