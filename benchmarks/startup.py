@@ -1,7 +1,8 @@
 """Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
 
-The first request of a `malt run` is timed with a private Prefect server on a new database, on one that is there, and
-with a server that is up already; the CPU is that of the run and its children until then.
+The first request of a `malt run` is timed with a private Prefect server: the first ever on a machine, the first in a
+data folder (set-up, or another folder's first, has left a database to copy), and a later one; then with a server that is
+up already. The CPU is that of the run and its children until then.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 from benchmarks.throughput import MALT, command_of, figures_of, provider, stats, watch, write_config
 from malt.private_prefect import PrefectServer
@@ -30,15 +32,22 @@ def first_request(folder: Path, url: str) -> tuple[float, float]:
 
 
 def measure(url: str) -> dict[str, list[tuple[float, float]]]:
-    """Begin runs in the three ways, in alternation."""
+    """Begin runs in the four ways, in alternation."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as folder:
-            for database in ("new database", "existing database"):
+        with no_database_made(), tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            for database, folder in (("none made yet", first), ("new folder", second), ("existing", second)):
                 seen.setdefault(f"private server, {database}", []).append(first_request(Path(folder), url))
             with running_server():
-                seen.setdefault("running server", []).append(first_request(Path(folder), url))
+                seen.setdefault("running server", []).append(first_request(Path(second), url))
     return seen
+
+
+@contextmanager
+def no_database_made() -> Iterator[None]:
+    """Keep what is kept on this machine out of sight."""
+    with tempfile.TemporaryDirectory() as caches, patch.dict(os.environ, XDG_CACHE_HOME=caches):
+        yield
 
 
 @contextmanager
