@@ -1,8 +1,8 @@
 """Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
 
-The first request of a `malt run` is timed with a private Prefect server: the first ever on a machine, the first in a
-data folder (set-up, or another folder's first, has left a database to copy), and a later one; then with a server that is
-up already. The CPU is that of the run and its children until then.
+The first request of a `malt run` is timed with a private Prefect server where no database was ever made, in a new data
+folder (set-up, or the first run in another folder, has left a database to copy) and in one that has been used; then with
+a server that is up already. The CPU is that of the run and its children until then.
 """
 
 import os
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from unittest.mock import patch
 
 from benchmarks.throughput import MALT, command_of, figures_of, provider, stats, watch, write_config
 from malt.private_prefect import PrefectServer
@@ -35,19 +34,15 @@ def measure(url: str) -> dict[str, list[tuple[float, float]]]:
     """Begin runs in the four ways, in alternation."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
-        with no_database_made(), tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        with tempfile.TemporaryDirectory() as name:
+            first, second = Path(name, "first"), Path(name, "second")
+            os.environ["XDG_CACHE_HOME"] = name  # so that no database is there to copy
             for database, folder in (("none made yet", first), ("new folder", second), ("existing", second)):
-                seen.setdefault(f"private server, {database}", []).append(first_request(Path(folder), url))
+                folder.mkdir(exist_ok=True)
+                seen.setdefault(f"private server, {database}", []).append(first_request(folder, url))
             with running_server():
-                seen.setdefault("running server", []).append(first_request(Path(second), url))
+                seen.setdefault("running server", []).append(first_request(second, url))
     return seen
-
-
-@contextmanager
-def no_database_made() -> Iterator[None]:
-    """Keep what is kept on this machine out of sight."""
-    with tempfile.TemporaryDirectory() as caches, patch.dict(os.environ, XDG_CACHE_HOME=caches):
-        yield
 
 
 @contextmanager

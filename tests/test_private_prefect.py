@@ -131,8 +131,7 @@ def rows(database: Path) -> int:
     """Count the rows of all tables but that of the revision."""
     with closing(sqlite3.connect(database)) as reading:
         tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        counts = [reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables]
-    return sum(counts) - 1
+        return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
 
 
 def started_once(home: Path) -> Path:
