@@ -1,8 +1,8 @@
 """Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
 
-The first request of a `malt run` is timed with a private Prefect server where no database was ever made, in a new data
-folder (set-up, or the first run in another folder, has left a database to copy) and in one that has been used; then with
-a server that is up already. The CPU is that of the run and its children until then.
+The first request of a `malt run` is timed with a private Prefect server: where no database was ever made, in a new data
+folder (set-up, or a run elsewhere, has left a database to copy), and in one that has been used; then with a server that
+is up already. The CPU is that of the run and its children until then.
 """
 
 import os

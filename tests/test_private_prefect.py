@@ -141,18 +141,19 @@ def started_once(home: Path) -> Path:
     return home / "prefect.db"
 
 
-def test_a_new_database_begins_as_a_copy_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    first = started_once(tmp_path / "first")
-    (kept,) = (tmp_path / "caches" / "malt").iterdir()
-    assert revision(kept) == revision(first)
+def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-m", "malt.private_prefect"], check=True)
+    (kept,) = (tmp_path / "malt").iterdir()
     assert rows(kept) == 0
     with closing(sqlite3.connect(kept)) as marking:
         marking.execute("PRAGMA user_version = 7")
-    second = started_once(tmp_path / "second")
-    with closing(sqlite3.connect(second)) as reading:
+    new = started_once(tmp_path / "home")
+    with closing(sqlite3.connect(new)) as reading:
         assert reading.execute("PRAGMA user_version").fetchone() == (7,)
-    assert revision(second) == revision(first)
+    assert revision(new) == revision(kept)
 
 
 def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(
