@@ -16,9 +16,9 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag;
     elsewhere it lands in DEST/<name>/v<N>/. Credentials come from the environment.
     """
-    from malt import console, console_versions
+    from malt.console import sending, terminal
     from malt.datasets.pushing import push as pushed
     from malt.datasets.version import open_version
 
     done = pushed(open_version(version), dest, public=public)
-    console.emit(done.model_dump(mode="json")) if as_json else console_versions.show_pushed(done)
+    terminal.emit(done.model_dump(mode="json")) if as_json else sending.show_pushed(done)

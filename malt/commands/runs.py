@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens, cost, and what the store has. No model call, but for a pilot's."""
-    from malt import console
+    from malt.console import runs, terminal
     from malt.llm.store import Store
     from malt.plan import plan as quote
     from malt.settings import Settings
@@ -34,8 +34,8 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
-    console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
-    return 0 if shortfall is None else console.show_shortfall(shortfall)
+    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
+    return 0 if shortfall is None else runs.show_shortfall(shortfall)
 
 
 @click.command()
@@ -44,7 +44,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish; asks only for what the store does not hold."""
-    from malt.console_progress import progress
+    from malt.console.progress import progress
     from malt.inputs import check_models
 
     if no_wait:
@@ -143,8 +143,8 @@ def without_prefect(error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt import console
+    from malt.console import runs, terminal
 
-    console.emit(summary.model_dump(mode="json")) if as_json else console.show_summary(summary)
-    console.show_failures(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
+    runs.show_failures(summary)
     return summary.exit_code

@@ -26,8 +26,8 @@ def up(port: int) -> None:
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Try what a run needs, each endpoint by one cheap call: what works, what does not, what to do."""
-    from malt import console
     from malt.config import load_spec
+    from malt.console import terminal
     from malt.doctor import examine
     from malt.settings import Settings
 
@@ -35,10 +35,10 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     for check in examine(load_spec(config, override, limit), Settings()):
         checks.append(check)
         if not as_json:
-            console.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
+            terminal.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
     works = all(check.works for check in checks)
     if as_json:
-        console.emit({"works": works, "checks": [check._asdict() for check in checks]})
+        terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})
     return 0 if works else 1
 
 
