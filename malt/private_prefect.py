@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from malt.tied import Starts
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
 START_LIMIT_S = 120.0
-"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes its database."""
+"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database."""
 STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 
@@ -115,7 +116,7 @@ class PrefectServer:
         with socket.create_server(("127.0.0.1", port), backlog=128) as listener, self.log.open("ab") as log:
             self.port = int(listener.getsockname()[1])
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(self._home)],
+                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(database_in(self._home))],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
                 stderr=log,
@@ -211,5 +212,22 @@ def environment(api_url: str, home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILE": "ephemeral",
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database_in(home)}",
     }
+
+
+def database_in(home: Path) -> Path:
+    """Return where a private server keeps its records."""
+    return home / "prefect.db"
+
+
+def main() -> None:
+    """Start a server once and end it: those to come find a database that is made (prefect_server.py)."""
+    with tempfile.TemporaryDirectory() as home:
+        server = PrefectServer(Path(home))
+        server.wait_until_ready()
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
