@@ -17,8 +17,8 @@ SHOWN = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)```"
 ELSEWHERE = {"make test", "source .venv/bin/activate"}
 """The command that runs this test, and one that needs an interactive shell."""
 LINKED = ("Makefile", "pyproject.toml", "constraints.txt", "flows", "tasks", "prompts")
-ASKED = "How many days are in a week?"
-"""The quickstart's question that is asked here, the one that the README looks at: each takes seconds."""
+ASKED = ("What is the capital of Japan?", "How many days are in a week?")
+"""The quickstart's questions that are asked here, the one that the README looks at among them: each takes seconds."""
 ROW = re.compile(r"sft-refiner/\S+")
 """A row that the README looks at; whether the model wrote it depends on the processor."""
 
@@ -42,7 +42,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PROJECT / "configs", folder / "configs")
     questions = folder / "configs" / "quickstart.jsonl"
     rows = questions.read_text().splitlines(keepends=True)
-    questions.write_text("".join(row for row in rows if ASKED in row))
+    questions.write_text("".join(row for row in rows if any(question in row for question in ASKED)))
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (folder / ".venv" / "ready").touch()
