@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from math import ceil
 
 from prefect import flow, get_run_logger
@@ -11,9 +12,10 @@ from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
 from malt.batched import ask_in_batches
+from malt.concurrency import to_its_end
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.asker import EVERY_ROLE
-from malt.llm.session import session_for
+from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.questions import Question
@@ -24,7 +26,7 @@ from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_o
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed, name_of_run
+from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone
 from tasks.progress import progress
 from tasks.publishing import ended, publish
@@ -38,20 +40,20 @@ BATCH = 50
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    async with alone(spec.name):
+    async with alone(spec.name) as run:
         inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
-        return await grow_and_publish(inputs, spec, inputs.questions)
+        return await grow_and_publish(inputs, spec, inputs.questions, run)
 
 
 async def grow_and_publish(
-    inputs: Inputs, spec: RunSpec, questions: list[Question], asks: frozenset[Role] = EVERY_ROLE
+    inputs: Inputs, spec: RunSpec, questions: list[Question], run: str, asks: frozenset[Role] = EVERY_ROLE
 ) -> State[RunSummary]:
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
     started, settings = time.monotonic(), Settings()
     check_models(await keyed(spec))
     grow_all = way_to_grow(spec, len(questions))
     get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
-    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks)
+    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks, run)
     version = None
     is_whole = grown.shortfall == NOTHING_MISSING
     if is_whole or (spec.run.on_incomplete == "publish" and grown.shortfall.waits is None):
@@ -82,10 +84,10 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
     return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
 
 
-async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     spec = await keyed(spec)
-    ask = asker_of_run(name_of_run(), inputs.questions, spec, settings, asks)
+    ask = asker_of_run(run, inputs.questions, spec, settings, asks)
     branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
     judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
 
@@ -98,9 +100,8 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
         return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
 
 
-async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
+async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
-    run = name_of_run()
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
     is_here = spec.run.task_runner == "threads"
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
@@ -114,18 +115,19 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
         return future
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
-        return merged(await asyncio.to_thread(crew.work, batches, submit, counted.add))
+        work = partial(crew.work, batches, submit, counted.add)
+        return merged(await to_its_end(work, crew.stop, STOP_SECONDS + 1))
 
 
-async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for a level of all trees at a time, in batches."""
-    spec, run = await keyed(spec), name_of_run()
+    spec = await keyed(spec)
     session = session_for(settings, spec.limits, run=run)
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
         return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
 
 
-GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role]], Awaitable[Grown]]
+GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
 
 
 class Counted:
