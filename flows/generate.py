@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from math import ceil
+from threading import Event
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -12,9 +14,10 @@ from prefect.futures import PrefectFuture
 from flows.runners import crew_of
 from malt.batched import ask_in_batches
 from malt.inputs import Inputs, check_models, read_inputs
+from malt.interruption import stopped_by
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import session_for
-from malt.llm.tally import Tally
+from malt.llm.tally import Tally, Usage
 from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
@@ -23,6 +26,8 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.stored import Source
+from malt.trees.survey import survey
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed, name_of_run
 from tasks.leasing import alone
@@ -99,13 +104,12 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
 
 
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
-    """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
-    run = name_of_run()
+    """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
+    run, is_here = name_of_run(), spec.run.task_runner == "threads"
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
-    is_here = spec.run.task_runner == "threads"
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
-    batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
-    counted = Counted(session_for(settings, spec.limits, run=run).tally if is_here else None)
+    so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
+    had = Tally(above=so_far)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
         shared = spec.model_copy(update={"limits": share})
@@ -113,36 +117,56 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
         future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
         return future
 
-    async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
-        return merged(await asyncio.to_thread(crew.work, batches, submit, counted.add))
+    def count(part: Grown) -> None:
+        if not is_here:
+            so_far.merge(part.tally)
+
+    def work() -> list[Grown]:
+        lacking = lacking_in(inputs, spec, settings, had)
+        batches = chain(cut(next(lacking), size), cut(chain.from_iterable(lacking), size))
+        first = next(batches, None)
+        return [] if first is None else crew.work(chain([first], batches), submit, count)
+
+    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
+        return merged([*await asyncio.to_thread(work), Grown(NOTHING_MISSING, had)])
 
 
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
-    """Ask for a level of all trees at a time, in batches."""
+    """Ask for a level of all trees that lack something at a time, in batches."""
     spec, run = await keyed(spec), name_of_run()
     session = session_for(settings, spec.limits, run=run)
+    had = Tally(above=session.tally)
+
+    def work() -> list[Question]:
+        lacking = {question.question_id for part in lacking_in(inputs, spec, settings, had) for question in part}
+        return [question for question in inputs.questions if question.question_id in lacking]
+
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
+        lacking = await asyncio.to_thread(work)
+        shortfall, tally = await ask_in_batches(lacking, spec, inputs.prompts, session, run, asks)
+    tally.merge(had)
+    return Grown(shortfall, tally)
 
 
 GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role]], Awaitable[Grown]]
 
 
-class Counted:
-    """The answers of a run so far: as this process's session counts them, else batch by batch."""
+def lacking_in(inputs: Inputs, spec: RunSpec, settings: Settings, had: Tally) -> Iterator[Sequence[Question]]:
+    """Yield the questions that the store does not answer as yet; what it has of the others is added to `had`."""
+    source, stopped = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s), Event()
+    with stopped_by(stopped.set):
+        for part in survey(inputs.questions, source):
+            for role, samples in part.had.items():
+                had.add(role, Usage(cached_completions=samples))
+            yield part.lacking
+            if stopped.is_set():
+                return
 
-    def __init__(self, live: Tally | None) -> None:
-        self.live = live
-        self.before = live.answers if live else 0
-        self.ended = 0
 
-    def add(self, part: Grown) -> None:
-        """Count a batch that has ended."""
-        self.ended += part.tally.answers
-
-    def answers(self) -> int:
-        """Return how many completions there are, new and stored."""
-        return self.live.answers - self.before if self.live else self.ended
+def cut(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    """Cut questions into batches."""
+    left = iter(questions)
+    return iter(lambda: list(islice(left, size)), [])
 
 
 def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:

@@ -14,7 +14,7 @@ from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.screening import screen
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
-from malt.inputs import check_models, windows
+from malt.inputs import check_models
 from malt.llm.asker import EVERY_ROLE, asker
 from malt.llm.lease import lease
 from malt.llm.session import Session, session_for
@@ -28,6 +28,7 @@ from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.references import check_references
+from malt.trees.stored import windows
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""

@@ -5,19 +5,20 @@ does not grow with their number.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from malt.datasets.census import UsageCount
 from malt.datasets.publishing import Provenance, publish
 from malt.datasets.version import DatasetVersion
 from malt.errors import NothingToPublish
-from malt.inputs import Inputs, windows
+from malt.inputs import Inputs
 from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree
-from malt.trees.stored import Source, assess_windows, collecting_seldom
+from malt.trees.stored import Source, assess_window, collecting_seldom, made_of_each, windows
 from malt.trees.tree import FailedBranch
 
 
@@ -54,7 +55,7 @@ def valued_trees(questions: Sequence[Question], source: Source, judge: UsageCoun
 
     What the judge's completions behind complete trees took is added to `judge`.
     """
-    for valued, judged in assess_windows(list(windows(questions)), source):
+    for valued, judged in chain.from_iterable(made_of_each(assess_window, list(windows(questions)), source)):
         if valued.tree.complete:
             for completion in judged:
                 judge.add(completion)

@@ -1,17 +1,16 @@
-"""Trees out of the store alone: grown, graded and valued again, a window of questions at a time, in order.
+"""Trees out of the store alone: grown, graded and valued again, some questions at a time.
 
-Many windows are assessed in the pool's processes, ahead of whoever takes the trees.
+What is made of many questions is made in the pool's processes, ahead of whoever takes it, in order.
 """
 
 import asyncio
 import gc
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
 from malt.llm.asker import recall
@@ -25,14 +24,20 @@ from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.pool import CallFailed, submit
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 AHEAD = 2
-"""Windows assessed while another is taken; each more is held in memory."""
+"""Items under way while another is taken; each more is held in memory."""
 MANY = 3
-"""Windows from which on processes are worth their start."""
-WINDOW_LIMIT_S = 600.0
-"""Seconds one window may take in a process; as a rule it is less than one."""
+"""Items from which on processes are worth their start."""
+ITEM_LIMIT_S = 600.0
+"""Seconds one item may take in a process; as a rule it is less than one."""
 SELDOM = 1_000_000
 """Objects made, less those let go, between two searches for cycles."""
+
+WINDOW = 200
+"""Questions whose trees are held in memory at once."""
 
 Window = Sequence[Question]
 
@@ -67,30 +72,32 @@ class Assessed(NamedTuple):
     judged: tuple[Completion, ...]
 
 
-def assess_windows(windows: Sequence[Window], source: Source) -> Iterator[Assessed]:
-    """Yield every question's tree; what the store lacks is a failed branch."""
-    if len(windows) < MANY or source.takes_processes:
-        return chain.from_iterable(assess_window(window, source) for window in windows)
-    return chain.from_iterable(assessed_ahead(windows, source))
+def made_of_each(
+    make: Callable[[Item, Source], Made], items: Sequence[Item], source: Source, *, grades: bool = True
+) -> Iterator[Made]:
+    """Yield what is made of every item, in order: of many, in other processes, unless it `grades` with those itself."""
+    if len(items) < MANY or (grades and source.takes_processes):
+        return (make(item, source) for item in items)
+    return made_ahead(make, items, source)
 
 
-def assessed_ahead(windows: Iterable[Window], source: Source) -> Iterator[list[Assessed]]:
-    """Yield windows that were assessed in other processes; one that fails there is done here, where its error shows."""
-    waiting = deque[tuple[Window, Future[list[Assessed]]]]()
-    for window in windows:
-        waiting.append((window, submit(assess_window, window, source, timeout_s=WINDOW_LIMIT_S)))
+def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:
+    """Yield what other processes make; an item on which one fails is made here, where its error shows."""
+    waiting = deque[tuple[Item, Future[Made]]]()
+
+    def taken() -> Made:
+        item, future = waiting.popleft()
+        try:
+            return future.result()
+        except CallFailed:
+            return make(item, source)
+
+    for item in items:
+        waiting.append((item, submit(make, item, source, timeout_s=ITEM_LIMIT_S)))
         if len(waiting) > AHEAD:
-            yield taken(*waiting.popleft(), source)
-    for left in waiting:
-        yield taken(*left, source)
-
-
-def taken(window: Window, future: Future[list[Assessed]], source: Source) -> list[Assessed]:
-    """Wait for a window."""
-    try:
-        return future.result()
-    except CallFailed:
-        return assess_window(window, source)
+            yield taken()
+    while waiting:
+        yield taken()
 
 
 def assess_window(window: Window, source: Source) -> list[Assessed]:
@@ -123,6 +130,11 @@ class JudgeNoted:
         if request.role is Role.EVALUATOR:
             self.judged.update((completion.key, completion) for completion in completions)
         return completions
+
+
+def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
+    """Cut the questions into what is held in memory at once."""
+    return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
 @contextmanager
