@@ -6,9 +6,9 @@ values do not.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 from malt.datasets.tables import MEASURED
 from malt.fingerprint import digest
 
-CONVERT_ROWS = 1_000
-"""Rows held as Python objects before they become columns."""
 ROW_GROUP_BYTES = 16 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""
 
@@ -38,10 +36,13 @@ class RowsWritten(NamedTuple):
     sha256: str
 
 
-class RowFile(Protocol):
-    """A file that takes rows one after another."""
+Rows = TypeVar("Rows", contravariant=True)
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+
+class RowFile(Protocol[Rows]):
+    """A file that takes rows one after another, as they lie in it."""
+
+    def add(self, rows: Rows) -> None:
         """Take further rows; they are on disk once the file is closed."""
         ...
 
@@ -124,19 +125,20 @@ class ParquetRows:
         self._digests = (self._digest, *digests)
         # Statistics find one question's row groups; those of texts would only make the footer grow with the rows.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["question_id"])
-        self._rows: list[Mapping[str, object]] = []
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+    def add(self, rows: pa.RecordBatch) -> None:
         """Take further rows; they are on disk once the file is closed."""
-        self._rows.extend(rows)
-        if len(self._rows) >= CONVERT_ROWS:
-            self._convert()
+        for rows_digest in self._digests:
+            rows_digest.update(rows)
+        self._batches.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= ROW_GROUP_BYTES:
+            self._write()
 
     def close(self) -> RowsWritten:
         """Write what is left and finish the file."""
-        self._convert()
         self._write()
         self._writer.close()
         return RowsWritten(self._digest.rows, self._digest.hexdigest())
@@ -144,16 +146,6 @@ class ParquetRows:
     def discard(self) -> None:
         """Let go of the file, finished or not."""
         self._writer.close()
-
-    def _convert(self) -> None:
-        batch = as_batch(self._rows, self.schema)
-        self._rows = []
-        for rows_digest in self._digests:
-            rows_digest.update(batch)
-        self._batches.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes >= ROW_GROUP_BYTES:
-            self._write()
 
     def _write(self) -> None:
         table = pa.Table.from_batches(self._batches, self.schema)
@@ -175,13 +167,12 @@ class JsonExamples:
         self._rows = 0
         self._file.write(self._head())
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Take further examples; they are on disk once the file is closed."""
-        lines = [json_line(row) for row in rows]
-        if lines:
-            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(lines))
-            self._sha256.update(b"\n".join([*lines, b""]))
-            self._rows += len(lines)
+    def add(self, rows: Sequence[bytes]) -> None:
+        """Take further examples, a line each; they are on disk once the file is closed."""
+        if rows:
+            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(rows))
+            self._sha256.update(b"\n".join([*rows, b""]))
+            self._rows += len(rows)
 
     def close(self) -> RowsWritten:
         """Finish the file: close the list, and put the number of examples in front."""

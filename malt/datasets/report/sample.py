@@ -75,11 +75,26 @@ class TreeSample:
 
     def add(self, question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure] = ()) -> None:
         """Take one question with its nodes, which are none where it failed, and its failed branches."""
-        kept, rank = self._kept[kind_of(question, nodes)], -rank_of(question["question_id"])
-        if len(kept) < KEPT or rank > kept[0].negative_rank:
-            candidate = Candidate(rank, self._places, tree_json(question, nodes, failures))
-            (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, candidate)
+        kind, rank = kind_of(question, nodes), -rank_of(question["question_id"])
+        if self._has_room(kind, rank):
+            self._keep(kind, Candidate(rank, self._places, tree_json(question, nodes, failures)))
         self._places += 1
+
+    def merge(self, other: "TreeSample") -> None:
+        """Take what another has kept of questions that come after these."""
+        for kind, kept in other._kept.items():
+            for candidate in kept:
+                if self._has_room(kind, candidate.negative_rank):
+                    self._keep(kind, candidate._replace(place=self._places + candidate.place))
+        self._places += other._places
+
+    def _has_room(self, kind: Kind, negative_rank: int) -> bool:
+        kept = self._kept[kind]
+        return len(kept) < KEPT or negative_rank > kept[0].negative_rank
+
+    def _keep(self, kind: Kind, candidate: Candidate) -> None:
+        kept = self._kept[kind]
+        (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, candidate)
 
     @property
     def chosen(self) -> list[bytes]:
