@@ -23,7 +23,7 @@ from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question
-from malt.trees.stored import Source, assess_window, made_of_each, windows
+from malt.trees.stored import Source, assess_window, collecting_seldom, made_of_each, windows
 from malt.trees.tree import FailedBranch, Tree
 
 NODES = 2_000
@@ -143,6 +143,7 @@ def share_of(questions: Sequence[Question], screening: Screening, failed: Failed
     return Share(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed})
 
 
+@collecting_seldom()
 def stored_portion(share: Share, source: Source) -> Portion:
     """Assess the trees of some questions, and return what they give."""
     spec = source.spec

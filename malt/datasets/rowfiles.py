@@ -7,6 +7,7 @@ values do not.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -222,14 +223,14 @@ def json_line(row: Mapping[str, object]) -> bytes:
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     """Turn rows into columns."""
     try:
-        kinds = zip(schema.names, schema.types, strict=True)
-        columns = [as_column([row.get(name) for row in rows], kind) for name, kind in kinds]
+        values = zip(*map(itemgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
+        columns = [as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
         return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
 
 
-def as_column(values: list[object], kind: pa.DataType) -> pa.Array:
+def as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
     distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
     if not 0 < len(distinct) <= len(values) // 2:

@@ -72,6 +72,17 @@ class Assessed(NamedTuple):
     judged: tuple[Completion, ...]
 
 
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
+    usual = gc.get_threshold()
+    gc.set_threshold(SELDOM, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
 def made_of_each(
     make: Callable[[Item, Source], Made], items: Sequence[Item], source: Source, *, grades: bool = True
 ) -> Iterator[Made]:
@@ -100,6 +111,7 @@ def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], sour
         yield taken()
 
 
+@collecting_seldom()
 def assess_window(window: Window, source: Source) -> list[Assessed]:
     """Assess some questions."""
     with source.open_store() as store:
@@ -113,8 +125,7 @@ def assess_window(window: Window, source: Source) -> list[Assessed]:
     async def all_assessed() -> list[Assessed]:
         return await asyncio.gather(*(assessed(question) for question in window))
 
-    with collecting_seldom():
-        return asyncio.run(all_assessed())
+    return asyncio.run(all_assessed())
 
 
 class JudgeNoted:
@@ -135,14 +146,3 @@ class JudgeNoted:
 def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
     """Cut the questions into what is held in memory at once."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
-
-
-@contextmanager
-def collecting_seldom() -> Iterator[None]:
-    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
-    usual = gc.get_threshold()
-    gc.set_threshold(SELDOM, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)

@@ -11,7 +11,7 @@ from malt.questions import Question
 from malt.spec import Role, RunSpec
 from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question
-from malt.trees.stored import Source, Window, made_of_each, windows
+from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows
 
 
 class Surveyed(NamedTuple):
@@ -39,6 +39,7 @@ def least_rows(spec: RunSpec) -> int:
     return sum(nodes_per_question(spec).values()) if spec.growth.mode == "full" else 1
 
 
+@collecting_seldom()
 def survey_window(window: Window, source: Source) -> Surveyed:
     """Grow some questions' trees again, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
