@@ -29,7 +29,7 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
     source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
     provenance = Provenance(inputs.prompts.digests, inputs.screening)
     with collecting_seldom(), VersionWriter(spec, provenance, settings.datasets_dir / spec.name) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening):
+        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures):
             writer.add(portion)
         try:
             version = writer.publish()

@@ -5,6 +5,7 @@ It follows from the trees alone, so processes can make many at once; publishing 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from malt.datasets import examples
 from malt.datasets.census import Census, UsageCount, as_failure
 from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.lengths import measured, token_counter
-from malt.datasets.report.sample import TreeSample
+from malt.datasets.report.sample import NO_BAR, Bar, TreeSample
 from malt.datasets.rowfiles import as_batch, json_line
 from malt.datasets.screening import Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
@@ -26,21 +27,22 @@ from malt.trees.growth import nodes_per_question
 from malt.trees.stored import Source, assess_window, collecting_seldom, made_of_each, windows
 from malt.trees.tree import FailedBranch, Tree
 
-NODES = 2_000
+NODES = 1_000
 """Nodes of the trees in one portion, about."""
 
 Failed = Mapping[str, Sequence[FailedBranch]]
 """What is missing of questions that are known to have no whole tree, by their ids."""
+NONE_FAILED: Failed = MappingProxyType({})
 
 
 class Figures:
     """All that is counted of a version's trees."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, bar: Bar = NO_BAR) -> None:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
-        self.trees = TreeSample()
+        self.trees = TreeSample(bar)
         self.judge: UsageCount | None = None
         """The judge's completions behind the grades; None where those are not known."""
 
@@ -65,9 +67,9 @@ class Portion(NamedTuple):
     """Examples as JSON, by the name of their file."""
 
 
-def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening) -> Portion:
-    """Work out what trees give, in the order of their questions."""
-    cutting = Cutting(spec, screening)
+def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: Bar = NO_BAR) -> Portion:
+    """Work out what trees give, in the order of their questions; `bar` is that of the report's sample so far."""
+    cutting = Cutting(spec, screening, bar)
     for valued in trees:
         cutting.add(valued)
     tables = {path: as_batch(rows, SCHEMAS[path]) for path, rows in cutting.rows.items()}
@@ -77,10 +79,10 @@ def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening)
 class Cutting:
     """A portion in the making."""
 
-    def __init__(self, spec: RunSpec, screening: Screening) -> None:
+    def __init__(self, spec: RunSpec, screening: Screening, bar: Bar) -> None:
         self.spec = spec
         self.screening = screening
-        self.figures = Figures(spec)
+        self.figures = Figures(spec, bar)
         self.rows: dict[str, list[Mapping[str, object]]] = {}
         self.lines: dict[str, list[bytes]] = {}
         self._count_tokens = token_counter(spec.dataset)
@@ -126,21 +128,25 @@ class Share(NamedTuple):
     """Of these questions alone."""
     failed: Failed
     """Those whose trees are not looked for."""
+    bar: Bar
 
 
 def stored_portions(
-    questions: Sequence[Question], source: Source, screening: Screening, failed: Failed | None = None
+    questions: Sequence[Question], source: Source, screening: Screening, so_far: Figures, failed: Failed = NONE_FAILED
 ) -> Iterator[Portion]:
-    """Yield what the trees in the store give to a version, some questions' at a time, in their order."""
+    """Yield what the trees in the store give to a version, some questions' at a time, in their order.
+
+    `so_far` is where the figures of each are merged into before the next is taken.
+    """
     size = ceil(NODES / sum(nodes_per_question(source.spec).values()))
-    shares = [share_of(window, screening, failed or {}) for window in windows(questions, size)]
+    shares = (share_of(window, screening, failed, so_far.trees.bar) for window in windows(questions, size))
     return made_of_each(stored_portion, shares, source)
 
 
-def share_of(questions: Sequence[Question], screening: Screening, failed: Failed) -> Share:
+def share_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: Bar) -> Share:
     """Return what one portion takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
-    return Share(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed})
+    return Share(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed}, bar)
 
 
 @collecting_seldom()
@@ -155,7 +161,7 @@ def stored_portion(share: Share, source: Source) -> Portion:
         else value_tree(Tree(question, {}, tuple(share.failed[question.question_id])), {}, spec.credit)
         for question in share.questions
     )
-    portion = portion_of(trees, spec, share.screening)
+    portion = portion_of(trees, spec, share.screening, share.bar)
     if asks_judge(spec):
         portion.figures.judge = judge = UsageCount()
         for one in assessed.values():

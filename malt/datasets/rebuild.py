@@ -141,7 +141,7 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
     source = Source(spec, inputs.prompts, settings.store, then.created_at)
     failed = failed_then(then)
     with VersionWriter(spec, provenance, place.parent) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening, failed):
+        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures, failed):
             writer.add(portion)
         missing = [branch for branch in writer.figures.census.failures if branch.question_id not in failed]
         now = writer.manifest(writer.finish(), then.version, then.parent)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from malt.datasets.tables import MEASURED
 from malt.fingerprint import digest
 
-ROW_GROUP_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 8 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""
 
 EXAMPLES_END = b"]}\n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
@@ -29,7 +30,7 @@ Made = TypeVar("Made")
 
 AHEAD = 2
 """Items under way while another is taken; each more is held in memory."""
-MANY = 3
+MANY = 10
 """Items from which on processes are worth their start."""
 ITEM_LIMIT_S = 600.0
 """Seconds one item may take in a process; as a rule it is less than one."""
@@ -84,12 +85,14 @@ def collecting_seldom() -> Iterator[None]:
 
 
 def made_of_each(
-    make: Callable[[Item, Source], Made], items: Sequence[Item], source: Source, *, grades: bool = True
+    make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source, *, grades: bool = True
 ) -> Iterator[Made]:
     """Yield what is made of every item, in order: of many, in other processes, unless it `grades` with those itself."""
-    if len(items) < MANY or (grades and source.takes_processes):
-        return (make(item, source) for item in items)
-    return made_ahead(make, items, source)
+    left = iter(items)
+    first = list(islice(left, MANY))
+    if len(first) < MANY or (grades and source.takes_processes):
+        return (make(item, source) for item in chain(first, left))
+    return made_ahead(make, chain(first, left), source)
 
 
 def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:

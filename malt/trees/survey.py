@@ -13,6 +13,9 @@ from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question
 from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows
 
+WINDOW = 50
+"""Questions looked at in one go."""
+
 
 class Surveyed(NamedTuple):
     """What the store has of some questions."""
@@ -31,7 +34,7 @@ def survey(questions: Sequence[Question], source: Source) -> Iterator[Surveyed]:
     yield Surveyed([question for question in questions if rows[question.question_id] < least], {})
     begun = [question for question in questions if rows[question.question_id] >= least]
     grades = asks_judge(source.spec) or source.spec.growth.mode == "adaptive"
-    yield from made_of_each(survey_window, list(windows(begun)), source, grades=grades)
+    yield from made_of_each(survey_window, windows(begun, WINDOW), source, grades=grades)
 
 
 def least_rows(spec: RunSpec) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from malt.datasets.examples import QuestionRow, TrajectoryRow
@@ -66,12 +67,24 @@ class Candidate(NamedTuple):
     """As JSON that may stand in a script element."""
 
 
-class TreeSample:
-    """Keeps some of the trees that pass."""
+Bar = Mapping[Kind, int]
+"""The negative rank that a tree of a kind has to exceed to be kept."""
+NO_BAR: Bar = MappingProxyType({})
 
-    def __init__(self) -> None:
+
+class TreeSample:
+    """Keeps some of the trees that pass; with the `bar` of another, only those that the other would keep too."""
+
+    def __init__(self, bar: Bar = NO_BAR) -> None:
         self._places = 0
+        self._bar = dict(bar)
         self._kept: dict[Kind, list[Candidate]] = {kind: [] for kind in SHARES}
+
+    @property
+    def bar(self) -> Bar:
+        """What further trees have to exceed."""
+        full = {kind: kept[0].negative_rank for kind, kept in self._kept.items() if len(kept) == KEPT}
+        return {**self._bar, **full}
 
     def add(self, question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure] = ()) -> None:
         """Take one question with its nodes, which are none where it failed, and its failed branches."""
@@ -90,7 +103,9 @@ class TreeSample:
 
     def _has_room(self, kind: Kind, negative_rank: int) -> bool:
         kept = self._kept[kind]
-        return len(kept) < KEPT or negative_rank > kept[0].negative_rank
+        if len(kept) == KEPT:
+            return negative_rank > kept[0].negative_rank
+        return kind not in self._bar or negative_rank > self._bar[kind]
 
     def _keep(self, kind: Kind, candidate: Candidate) -> None:
         kept = self._kept[kind]
