@@ -19,6 +19,10 @@ from malt.trees.tree import Address, FailedBranch
 DISTRIBUTION = "malt-trees"
 
 
+FRACTIONS = 2.0**80
+"""Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+
+
 class UsageCount:
     """Adds up what completions took and cost; what one does not say, the sum does not know."""
 
@@ -28,7 +32,7 @@ class UsageCount:
         self._completions = 0
         self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
         self._known = 0
-        self._usd = 0.0
+        self._fractions = 0
 
     def add(self, completion: Completion) -> None:
         """Count one completion."""
@@ -45,7 +49,7 @@ class UsageCount:
         self._completions += other._completions
         self._tokens = {name: sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
         self._known += other._known
-        self._usd += other._usd
+        self._fractions += other._fractions
 
     def _add(self, completion: Completion) -> None:
         self._completions += 1
@@ -53,7 +57,7 @@ class UsageCount:
             self._tokens[name] = sum_known(total, getattr(completion, name))
         if completion.cost_usd is not None:
             self._known += 1
-            self._usd += completion.cost_usd
+            self._fractions += int(completion.cost_usd * FRACTIONS)
 
     @property
     def tokens(self) -> Tokens:
@@ -62,8 +66,8 @@ class UsageCount:
 
     @property
     def cost(self) -> Cost:
-        """What they cost, to a billionth of a cent: sums of floating point numbers say no more."""
-        usd = round(self._usd, 11)
+        """What they cost, to a billionth of a cent."""
+        usd = round(self._fractions / FRACTIONS, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
 
 
