@@ -1,18 +1,22 @@
 """Prints what adaptive growth gives for 1,000 completions beside full growth: `python -m benchmarks.adaptive [N]`.
 
 Simulated models grow N trees (default 300) of the paper's shape through the real growth, grading and gates. `alike`:
-every leaf is right with the same probability. `differ`: a question's rate is drawn from Beta(k a, k (1 - a)) around the
-accuracy a, a generation's around that with k = 5, a critique's around that with k = 10. With `--embedded N` the
-embedded model grows N of the quickstart's questions; both trees are made of the same answers, as in all rows.
+every leaf is right with the same probability. `k = …`: a question's rate is drawn from Beta(k a, k (1 - a)) around the
+accuracy a; `published`: with the k of a real model of about that accuracy (difficulty.py). `branches too`: a
+generation's rate is drawn around its question's with k = 5, a critique's around that with k = 10. With `--embedded N`
+the embedded model grows N of the quickstart's questions; both trees are made of the same answers, as in all rows.
 """
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
+from benchmarks.difficulty import fitted
 from malt.config import load_spec
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.selection import select
@@ -28,8 +32,11 @@ from malt.trees.assessment import ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
-ACCURACIES = (0.2, 0.5, 0.85)
-SPREADS = {"alike": None, "differ, k = 2": 2.0, "differ, k = 1": 1.0}
+MODELS = {0.2: "Llama-3.1-8B-Instruct", 0.5: "Qwen2.5-7B-Instruct", 0.85: "DeepSeek-R1-Distill-Qwen-7B"}
+"""By accuracy: whose questions differ as they do in `published`."""
+BRANCHES = (5.0, 10.0)
+FIRST = 9
+"""Completions of the smallest tree that has a leaf below every generation."""
 TRUTH = "42"
 SPEC = RunSpec(
     name="simulated", questions=QuestionSource(source="simulated"), evaluator=EvaluatorSpec(kind=("number",))
@@ -44,6 +51,7 @@ HEAD = (
     "sft/1000",
     "",
     "ratio",
+    "oracle",
     "kept",
     "labels",
     "lean",
@@ -55,7 +63,8 @@ class Simulated:
     """A model whose refinements are right at a known rate; the same key always gets the same answer."""
 
     accuracy: float
-    spread: float | None
+    k: float | None
+    branches: tuple[float, ...] = ()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Answer at once."""
@@ -68,20 +77,22 @@ class Simulated:
         text = f"{words}\n\nFinal Answer: {TRUTH if is_right else chance.randrange(100, 999)}"
         return Completion(request.keys[sample], text, None, FinishReason.STOP, "simulated")
 
+    def rate_of(self, question_id: str) -> float:
+        """Return the question's rate."""
+        return self.accuracy if self.k is None else drawn(self.accuracy, self.k, f"{self}{question_id}")
+
     def _rate(self, question_id: str, parent: Address) -> float:
-        if self.spread is None:
-            return self.accuracy
-        rate = drawn(self.accuracy, self.spread, f"{self}{question_id}")
-        for depth, spread in zip(range(1, len(parent) + 1), (5.0, 10.0), strict=False):
-            rate = drawn(rate, spread, f"{self}{question_id}/{Address(parent[:depth])}")
+        rate = self.rate_of(question_id)
+        for depth, k in zip(range(1, len(parent) + 1), self.branches, strict=False):
+            rate = drawn(rate, k, f"{self}{question_id}/{Address(parent[:depth])}")
         return rate
 
 
-def drawn(mean: float, spread: float, seed: str) -> float:
+def drawn(mean: float, k: float, seed: str) -> float:
     """Draw a rate around a mean."""
     if not 1e-6 < mean < 1 - 1e-6:
         return mean
-    return Random(seed).betavariate(spread * mean, spread * (1 - mean))
+    return Random(seed).betavariate(k * mean, k * (1 - mean))
 
 
 @dataclass
@@ -91,7 +102,8 @@ class Yield:
     requests: int = 0
     """What prompts cost goes by these: siblings asked for together share one."""
     completions: int = 0
-    pairs: int = 0
+    pairs: Counter[str] = field(default_factory=Counter)
+    """By question."""
     sft: int = 0
     labels: dict[tuple[str, Address], bool | None] = field(default_factory=dict)
     generations: dict[tuple[str, Address], float] = field(default_factory=dict)
@@ -103,7 +115,7 @@ class Yield:
         self.completions += len(valued.tree.nodes)
         for role in PLAYERS:
             selected = select(valued, role, spec.dataset)
-            self.pairs += len(selected.dpo.kept)
+            self.pairs[question_id] += len(selected.dpo.kept)
             self.sft += len(selected.sft.kept)
         self.labels |= {(question_id, address): valued.label(address) for address in valued.tree.nodes}
         self.generations |= {
@@ -125,12 +137,18 @@ async def grown(questions: Sequence[Question], spec: RunSpec, prompts: PromptSet
 
 
 async def compare(
-    name: str, questions: Sequence[Question], spec: RunSpec, prompts: PromptSet, complete: Complete
+    name: str,
+    questions: Sequence[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    rate_of: Callable[[str], float] | None = None,
 ) -> None:
     """Print one line: adaptive growth beside full growth."""
     adaptive = spec.model_copy(update={"growth": GrowthSpec(mode="adaptive")})
     full, less = [await grown(questions, each, prompts, complete) for each in (spec, adaptive)]
-    pairs, sft = (per_thousand(full.pairs, less.pairs, full, less), per_thousand(full.sft, less.sft, full, less))
+    pairs = per_thousand(full.pairs.total(), less.pairs.total(), full, less)
+    sft = per_thousand(full.sft, less.sft, full, less)
     agree = sum(full.labels[node] == label for node, label in less.labels.items()) / len(less.labels)
     lean = sum(abs(value - 0.5) - abs(full.generations[node] - 0.5) for node, value in less.generations.items())
     print_row(
@@ -139,10 +157,23 @@ async def compare(
         f"{less.requests / full.requests:.0%}",
         *pairs,
         *sft,
-        f"{less.pairs / max(1, full.pairs):.0%}",
+        f"{oracle(full, rate_of):.2f}" if rate_of else "-",
+        f"{less.pairs.total() / max(1, full.pairs.total()):.0%}",
         f"{agree:.1%}",
         f"{lean / max(1, len(less.generations)):+.3f}",
     )
+
+
+def oracle(full: Yield, rate_of: Callable[[str], float]) -> float:
+    """Return how many times the pairs of full growth a completion would give if every question's rate were known.
+
+    The best that whole trees for the questions with rates nearest 1/2, and `FIRST` completions for all others, can do.
+    """
+    nearest = sorted(full.pairs, key=lambda question_id: abs(rate_of(question_id) - 0.5))
+    tree = full.completions / len(nearest)
+    pairs = accumulate(full.pairs[question_id] for question_id in nearest)
+    best = max(got / (FIRST * len(nearest) + (tree - FIRST) * whole) for whole, got in enumerate(pairs, 1))
+    return best * full.completions / full.pairs.total()
 
 
 def per_thousand(full_rows: int, rows: int, full: Yield, less: Yield) -> tuple[str, str, str]:
@@ -153,7 +184,7 @@ def per_thousand(full_rows: int, rows: int, full: Yield, less: Yield) -> tuple[s
 
 def print_row(*cells: str) -> None:
     """Print one line of the table."""
-    print(f"{cells[0]:<22}" + "".join(f"{cell:>11}" for cell in cells[1:]))
+    print(f"{cells[0]:<30}" + "".join(f"{cell:>11}" for cell in cells[1:]))
 
 
 async def simulate(count: int) -> None:
@@ -163,9 +194,15 @@ async def simulate(count: int) -> None:
         Question(question_id=f"q{number}", question=f"Question {number}?", ground_truth=TRUTH)
         for number in range(count)
     ]
-    for spread, k in SPREADS.items():
-        for accuracy in ACCURACIES:
-            await compare(f"{accuracy}, {spread}", questions, SPEC, prompts, Simulated(accuracy, k))
+    for accuracy, model in MODELS.items():
+        k = fitted(model).k
+        for name, simulated in (
+            ("alike", Simulated(accuracy, None)),
+            ("k = 2", Simulated(accuracy, 2.0)),
+            (f"published, k = {k}", Simulated(accuracy, k)),
+            ("branches too", Simulated(accuracy, k, BRANCHES)),
+        ):
+            await compare(f"{accuracy}, {name}", questions, SPEC, prompts, simulated, simulated.rate_of)
 
 
 def embedded(count: int) -> None:
@@ -184,6 +221,7 @@ def main() -> None:
     """Print the table.
 
     `completions`, `requests` and `kept` (pairs) are shares of full growth's. `labels`: how many are the full tree's.
+    `oracle`: the ratio of pairs where every question's rate is known beforehand.
     `lean`: how much further from 1/2 a generation's value is than in the full tree, on average.
     """
     parser = argparse.ArgumentParser(description=__doc__)

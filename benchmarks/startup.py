@@ -1,7 +1,8 @@
 """Prints how long `malt` takes to begin: `python -m benchmarks.startup`.
 
-The first request of a `malt run` is timed with a private Prefect server on a new database, on one that is there, and
-with a server that is up already; the CPU is that of the run and its children until then.
+The first request of a `malt run` is timed with a private Prefect server: where no database was ever made, in a new data
+folder (set-up, or a run elsewhere, has left a database to copy), and in one that has been used; then with a server that
+is up already. The CPU is that of the run and its children until then.
 """
 
 import os
@@ -30,14 +31,17 @@ def first_request(folder: Path, url: str) -> tuple[float, float]:
 
 
 def measure(url: str) -> dict[str, list[tuple[float, float]]]:
-    """Begin runs in the three ways, in alternation."""
+    """Begin runs in the four ways, in alternation."""
     seen: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as folder:
-            for database in ("new database", "existing database"):
-                seen.setdefault(f"private server, {database}", []).append(first_request(Path(folder), url))
+        with tempfile.TemporaryDirectory() as name:
+            first, second = Path(name, "first"), Path(name, "second")
+            os.environ["XDG_CACHE_HOME"] = name  # so that no database is there to copy
+            for database, folder in (("none made yet", first), ("new folder", second), ("existing", second)):
+                folder.mkdir(exist_ok=True)
+                seen.setdefault(f"private server, {database}", []).append(first_request(folder, url))
             with running_server():
-                seen.setdefault("running server", []).append(first_request(Path(folder), url))
+                seen.setdefault("running server", []).append(first_request(second, url))
     return seen
 
 

@@ -25,8 +25,8 @@ async def assemble(spec: RunSpec) -> State[RunSummary]:
     inputs, settings = read_inputs(spec), Settings()
     judged = Grown(NOTHING_MISSING, Tally())
     if asks_judge(spec):
-        async with alone(spec.name):
-            judged = await grow_by_shard(inputs, spec, settings, asks=frozenset({Role.EVALUATOR}))
+        async with alone(spec.name) as run:
+            judged = await grow_by_shard(inputs, spec, settings, frozenset({Role.EVALUATOR}), run)
     assembled = await publish(inputs, spec, settings)
     tally = judged.tally if asks_judge(spec) else tally_of(assembled.version)
     found = Grown(Shortfall(assembled.failures, judged.shortfall.stopped), tally)

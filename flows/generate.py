@@ -13,10 +13,10 @@ from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
 from malt.batched import ask_in_batches
+from malt.concurrency import to_its_end
 from malt.inputs import Inputs, check_models, read_inputs
-from malt.interruption import stopped_by
 from malt.llm.asker import EVERY_ROLE
-from malt.llm.session import session_for
+from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.tally import Tally, Usage
 from malt.outlay import beginning
 from malt.questions import Question
@@ -29,7 +29,7 @@ from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.stored import Source
 from malt.trees.survey import survey
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed, name_of_run
+from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone
 from tasks.progress import progress
 from tasks.publishing import ended, publish
@@ -43,20 +43,20 @@ BATCH = 50
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    async with alone(spec.name):
+    async with alone(spec.name) as run:
         inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
-        return await grow_and_publish(inputs, spec, inputs.questions)
+        return await grow_and_publish(inputs, spec, inputs.questions, run)
 
 
 async def grow_and_publish(
-    inputs: Inputs, spec: RunSpec, questions: list[Question], asks: frozenset[Role] = EVERY_ROLE
+    inputs: Inputs, spec: RunSpec, questions: list[Question], run: str, asks: frozenset[Role] = EVERY_ROLE
 ) -> State[RunSummary]:
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
     started, settings = time.monotonic(), Settings()
     check_models(await keyed(spec))
     grow_all = way_to_grow(spec, len(questions))
     get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
-    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks)
+    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks, run)
     version = None
     is_whole = grown.shortfall == NOTHING_MISSING
     if is_whole or (spec.run.on_incomplete == "publish" and grown.shortfall.waits is None):
@@ -87,10 +87,10 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
     return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
 
 
-async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
     spec = await keyed(spec)
-    ask = asker_of_run(name_of_run(), inputs.questions, spec, settings, asks)
+    ask = asker_of_run(run, inputs.questions, spec, settings, asks)
     branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
     judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
 
@@ -103,9 +103,9 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
         return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
 
 
-async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role] = EVERY_ROLE) -> Grown:
+async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
-    run, is_here = name_of_run(), spec.run.task_runner == "threads"
+    is_here, stopped = spec.run.task_runner == "threads", Event()
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
     so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
@@ -122,45 +122,52 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
             so_far.merge(part.tally)
 
     def work() -> list[Grown]:
-        lacking = lacking_in(inputs, spec, settings, had)
+        lacking = lacking_in(inputs, spec, settings, had, stopped)
         batches = chain(cut(next(lacking), size), cut(chain.from_iterable(lacking), size))
         first = next(batches, None)
         return [] if first is None else crew.work(chain([first], batches), submit, count)
 
+    def stop() -> None:
+        stopped.set()
+        crew.stop()
+
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
-        return merged([*await asyncio.to_thread(work), Grown(NOTHING_MISSING, had)])
+        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, had)])
 
 
-async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role]) -> Grown:
+async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for a level of all trees that lack something at a time, in batches."""
-    spec, run = await keyed(spec), name_of_run()
+    spec, stopped = await keyed(spec), Event()
     session = session_for(settings, spec.limits, run=run)
     had = Tally(above=session.tally)
 
     def work() -> list[Question]:
-        lacking = {question.question_id for part in lacking_in(inputs, spec, settings, had) for question in part}
+        lacking = {
+            question.question_id for part in lacking_in(inputs, spec, settings, had, stopped) for question in part
+        }
         return [question for question in inputs.questions if question.question_id in lacking]
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        lacking = await asyncio.to_thread(work)
+        lacking = await to_its_end(work, stopped.set, STOP_SECONDS)
         shortfall, tally = await ask_in_batches(lacking, spec, inputs.prompts, session, run, asks)
     tally.merge(had)
     return Grown(shortfall, tally)
 
 
-GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role]], Awaitable[Grown]]
+GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
 
 
-def lacking_in(inputs: Inputs, spec: RunSpec, settings: Settings, had: Tally) -> Iterator[Sequence[Question]]:
+def lacking_in(
+    inputs: Inputs, spec: RunSpec, settings: Settings, had: Tally, stopped: Event
+) -> Iterator[Sequence[Question]]:
     """Yield the questions that the store does not answer as yet; what it has of the others is added to `had`."""
-    source, stopped = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s), Event()
-    with stopped_by(stopped.set):
-        for part in survey(inputs.questions, source):
-            for role, samples in part.had.items():
-                had.add(role, Usage(cached_completions=samples))
-            yield part.lacking
-            if stopped.is_set():
-                return
+    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
+    for part in survey(inputs.questions, source):
+        for role, samples in part.had.items():
+            had.add(role, Usage(cached_completions=samples))
+        yield part.lacking
+        if stopped.is_set():
+            return
 
 
 def cut(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:

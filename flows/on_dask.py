@@ -1,20 +1,17 @@
 """Batches on Dask: a cluster of this machine's own, or the workers of a scheduler that is there already."""
 
 import asyncio
-import platform
 import signal
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from distributed import Client, Worker, WorkerPlugin
+from distributed import Client, KilledWorker, Worker, WorkerPlugin
 from prefect_dask import DaskTaskRunner
 
-from malt.errors import ConfigError, MaltError
-from malt.inputs import check_models
+from flows.taking_part import outdated, prefect_of_run, problem_of, versions
+from malt.errors import ConfigError
 from malt.llm.database import hidden
 from malt.llm.session import stop_sessions
-from malt.llm.store import Store
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
 
@@ -28,7 +25,8 @@ class DaskCrew(NamedTuple):
 
     runner: DaskTaskRunner
     shares: Sequence[Limits]
-    stop: Callable[[], None]
+    dismiss: Callable[[], None]
+    deaths: tuple[type[Exception], ...]
 
 
 def own_cluster(processes: int, spec: RunSpec, run: str) -> DaskCrew:
@@ -52,7 +50,7 @@ def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> Das
 
 def crew(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> DaskCrew:
     """Put together what a run needs: whatever worker its batches are on, that worker hears of its end."""
-    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run))
+    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run), (KilledWorker,))
 
 
 def tell_to_stop(client: Client, run: str) -> None:
@@ -92,7 +90,9 @@ def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) ->
         if not client.scheduler_info(n_workers=-1)["workers"]:
             raise ConfigError(f"{named} has no workers; start some: dask worker {address}")
         try:
-            problems = client.run(problem_of, spec, settings, versions())
+            problems = client.run(outdated, versions(SAME_EVERYWHERE))
+            if not any(problems.values()):
+                problems = client.run(problem_here, spec, settings, prefect_of_run())
         except ModuleNotFoundError as error:
             raise ConfigError(f"{named}: a worker has no {error.name!r}; start it in the project's folder") from error
     for worker, problem in problems.items():
@@ -101,20 +101,6 @@ def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) ->
     return len(problems)
 
 
-def versions() -> dict[str, str]:
-    """Return what must be the same on every machine of a run."""
-    return {"Python": platform.python_version(), **{name: version(name) for name in SAME_EVERYWHERE}}
-
-
-def problem_of(spec: RunSpec, settings: Settings, wanted: dict[str, str]) -> str | None:
-    """On a worker, say why a run could not work here: another version, no way to the store, a key that is missing."""
-    for name, found in versions().items():
-        if found != wanted[name]:
-            return f"it has {name} {found}, and this run {wanted[name]}; install the same"
-    try:
-        Store(settings.store).close()
-        if not spec.key_blocks:
-            check_models(spec)
-    except MaltError as error:
-        return str(error)
-    return None
+async def problem_here(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
+    """On a worker, look for problems beside the worker's loop."""
+    return await asyncio.to_thread(problem_of, spec, settings, prefect)

@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 
 import ray
 from prefect_ray import RayTaskRunner
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from flows.taking_part import prefect_of_run, problem_of
 from malt.errors import ConfigError
 from malt.llm.database import hidden
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
+
+DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 class RayCrew(NamedTuple):
@@ -19,12 +24,14 @@ class RayCrew(NamedTuple):
 
     runner: "StoppableRay"
     shares: Sequence[Limits]
-    stop: Callable[[], None]
+    dismiss: Callable[[], None]
+    deaths: tuple[type[Exception], ...]
 
 
 def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
     """Begin to use a cluster; one batch takes one of its CPUs. Raises `ConfigError` where that cannot be."""
     address = os.environ.get("RAY_ADDRESS")
+    named = f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}"
     if address and settings.store.startswith("sqlite"):
         raise ConfigError(
             f"RAY_ADDRESS = {address!r} may spread over machines, and the store {hidden(settings.store)} is a file of "
@@ -34,11 +41,27 @@ def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:  # no cluster there, or one of another version
-        raise ConfigError(f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}: {error}") from error
+        raise ConfigError(f"{named}: {error}") from error
+    if address:
+        check_nodes(named, spec, settings)
     workers = int(ray.cluster_resources().get("CPU", 1))
     shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
     runner = StoppableRay()
-    return RayCrew(runner, shares, runner.interrupt)
+    return RayCrew(runner, shares, runner.interrupt, DEATHS)
+
+
+def check_nodes(named: str, spec: RunSpec, settings: Settings) -> None:
+    """Raise `ConfigError` where a machine of a cluster could not work; what is installed there is not compared."""
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked = ray.remote(problem_of).options(num_cpus=0, scheduling_strategy=there)
+        try:
+            problem = ray.get(asked.remote(spec, settings, prefect_of_run()))
+        except RayError as error:
+            problem = str(error).strip().splitlines()[-1]
+        if problem:
+            ray.shutdown()
+            raise ConfigError(f"{named}: the node {node['NodeManagerAddress']} cannot take part: {problem}")
 
 
 class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is installed for checks

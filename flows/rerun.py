@@ -45,7 +45,7 @@ async def rerun(
             follow. Off: ask for what is missing.
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
-    async with alone(name):
+    async with alone(name) as run:
         spec = declared(name, config)
         inputs = read_inputs(spec)
         chosen = choose(inputs.questions, questions)
@@ -55,7 +55,7 @@ async def rerun(
             )
             get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
         asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
-        return await grow_and_publish(inputs, spec, chosen, asks)
+        return await grow_and_publish(inputs, spec, chosen, run, asks)
 
 
 def declared(name: str, config: str) -> RunSpec:

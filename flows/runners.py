@@ -1,21 +1,24 @@
 """Where batches run: threads, processes, Dask or Ray; how the limits are shared out, and how processes are stopped."""
 
 import importlib
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import Pipe
 from types import ModuleType
 from typing import Any, TypeVar
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from malt.errors import ConfigError
-from malt.interruption import begin_worker, stopped_by
+from malt.errors import ConfigError, WorkerDied
+from malt.interruption import begin_worker
+from malt.llm.session import stop_sessions
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
 
@@ -24,51 +27,71 @@ G = TypeVar("G")
 
 THREADS = 4
 """Batches under way at once in one process; each holds many requests, so few are enough."""
+DIED = (
+    "a worker process died while it grew trees: killed, or out of memory. What was paid for is in the store: run again"
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Crew:
     """Threads or processes that work on a run's batches, each batch within a share of its limits."""
 
     runner: TaskRunner[Any]
     shares: Sequence[Limits]
     """One for each batch that may be under way: however many processes join a cluster, the rest idle."""
-    stop: Callable[[], None]
+    dismiss: Callable[[], None]
     """Let what the run asks from other processes arrive, write it, and ask no more; may be called again."""
+    deaths: tuple[type[Exception], ...] = ()
+    """How the runner says that a process was killed."""
+    _began: bool = field(default=False, init=False)
+    _ended: bool = field(default=False, init=False)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def work(
         self, batches: Iterable[B], submit: Callable[[B, Limits], PrefectFuture[G]], count: Callable[[G], None]
     ) -> list[G]:
-        """Return what comes of each batch, in order; once a signal came or one has failed, no more is begun."""
-        ended, one_at_a_time = threading.Event(), threading.Lock()
+        """Return what comes of each batch, in order; once `stop` was called or one has failed, no more is begun.
+
+        Raises `WorkerDied` where a process was killed, once the others have written what they still got.
+        """
         free = list(self.shares)
 
-        def stop() -> None:
-            ended.set()
-            self.stop()
-
         def work_on(batch: B) -> list[G]:
-            if ended.is_set():
-                return []
-            try:
-                with one_at_a_time:
-                    share = free.pop()
-                    future = submit(batch, share)
-                grown = future.result()
-            except BaseException:
-                ended.set()
-                raise
-            with one_at_a_time:
+            with self._one_at_a_time:
+                if self._ended:
+                    return []
+                self._began = True
+                share = free.pop()
+                future = submit(batch, share)
+            grown = self._result(future)
+            with self._one_at_a_time:
                 free.append(share)
                 count(grown)
             return [grown]
 
-        with self.runner, stopped_by(stop), ThreadPoolExecutor(len(self.shares)) as hands:
+        with self.runner, ThreadPoolExecutor(len(self.shares)) as hands:
             try:
                 done = [hands.submit(copy_context().run, work_on, batch) for batch in batches]
                 return [grown for each in done for grown in each.result()]
             finally:
-                stop()
+                self.stop()
+
+    def stop(self) -> None:
+        """Begin no more batches, and let those under way end with what they have."""
+        with self._one_at_a_time:
+            self._ended = True
+        if self._began:
+            self.dismiss()
+
+    def _result(self, future: PrefectFuture[G]) -> G:
+        try:
+            return future.result()
+        except BaseException as error:
+            with self._one_at_a_time:
+                self._ended = True
+            if isinstance(error, self.deaths):
+                raise WorkerDied(DIED) from error
+            raise
 
 
 def crew_of(spec: RunSpec, settings: Settings, run: str) -> Crew:
@@ -79,10 +102,12 @@ def crew_of(spec: RunSpec, settings: Settings, run: str) -> Crew:
     processes = min(os.cpu_count() or 1, spec.limits.most_shares)
     match spec.run.task_runner:
         case "threads":
-            return Crew(ThreadPoolTaskRunner(max_workers=THREADS), (spec.limits,) * THREADS, nothing)
+            threads = (spec.limits,) * THREADS
+            return Crew(ThreadPoolTaskRunner(max_workers=THREADS), threads, partial(stop_sessions, run))
         case "processes":
-            pool = ProcessPoolTaskRunner(max_workers=processes, initializer=begin_worker)
-            return Crew(pool, spec.limits.shares(processes), stop_children)
+            theirs, ours = Pipe(duplex=False)
+            pool = ProcessPoolTaskRunner(max_workers=processes, initializer=begin_worker, initargs=(theirs,))
+            return Crew(pool, spec.limits.shares(processes), ours.close, (BrokenProcessPool,))
         case "ray":
             return Crew(*imported("flows.on_ray", "ray").cluster(processes, spec, settings))
         case "dask":
@@ -99,13 +124,3 @@ def imported(module: str, extra: str) -> ModuleType:
         raise ConfigError(
             f"run.task_runner on {extra.capitalize()} needs the package {missing.name!r}: install malt-trees[{extra}]"
         ) from missing
-
-
-def nothing() -> None:
-    """Stop nothing: what this process asks is stopped with its sessions."""
-
-
-def stop_children() -> None:
-    """Tell the processes of a pool to stop, as `begin_worker` has taught them."""
-    for child in multiprocessing.active_children():
-        child.terminate()

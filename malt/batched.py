@@ -8,19 +8,23 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import timedelta
 
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.batch_api import Job
 from malt.llm.batch_desk import BatchDesk
+from malt.llm.batch_queues import Queues, Size
 from malt.llm.batch_results import QUEUE_FULL, Outcome
-from malt.llm.batch_store import Batch, BatchStore
-from malt.llm.budget import Amount
+from malt.llm.batch_store import Batch, handing_in, this_process
+from malt.llm.budget import NOTHING, Amount
 from malt.llm.gateway import way_to
 from malt.llm.gathering import Gathering
-from malt.llm.parcels import NOTHING, Packer, Size
+from malt.llm.meaning import place_of
+from malt.llm.pace import PATIENT, Policy
+from malt.llm.parcels import Packer
 from malt.llm.session import Session
 from malt.llm.store import chunks
 from malt.llm.tally import Tally, Usage
@@ -46,6 +50,10 @@ class Rhythm:
     slower: float = 1.5
     """Each wait is so many times the one before."""
     longest_s: float = 300.0
+    full_for_s: float = 86_400.0
+    """How long a provider's queue may be full: by then all that was in it has ended."""
+    patience: Policy = PATIENT
+    """With calls that fail."""
 
 
 DAILY = Rhythm()
@@ -95,19 +103,16 @@ class BatchedRun:
         self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
         self.tally = Tally(above=session.tally, run=run)
         self._rhythm = rhythm
-        self._size = rhythm.size
-        self._book = BatchStore(session.store)
+        self._pause_s = rhythm.first_look_s
+        self._queues = Queues(rhythm.size)
+        self._book = session.book
         self._failed: set[str] = set()
-        self._held: set[str] = set()
-        """Marks of the batches that the budget holds something for."""
         self._jobs: dict[str, Job] = {}
 
     async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
         """Go on until nothing is missing that can be had."""
         failures: list[FailedBranch] = []
-        self.session.budget.settle(NOTHING, await asyncio.to_thread(self._book.spent, self.spec.name))
-        for batch in await asyncio.to_thread(self._book.under_way, self.spec.name):
-            self._hold(batch)
+        await self._take_over()
         try:
             for group in self._groups(questions):
                 failures += await self._grow(group)
@@ -119,6 +124,13 @@ class BatchedRun:
             return Shortfall(tuple(failures), str(stop))
         await asyncio.to_thread(self._book.close, self.spec.name)
         return NOTHING_MISSING._replace(failures=tuple(failures))
+
+    async def _take_over(self) -> None:
+        """Count what this dataset's earlier runs have spent since one was at its end, and hold what is under way."""
+        for ended in await asyncio.to_thread(self._book.ended, self.spec.name):
+            if ended.mark != self.session.mark:
+                self.session.budget.redeem(ended.mark, ended.amount)
+        await self._under_way()
 
     def _groups(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
         """Yield questions to grow together: under a cap as many as it has room for, but one at least."""
@@ -145,50 +157,84 @@ class BatchedRun:
                 for role, stored in level.stored.items():
                     self.tally.add(role, Usage(cached_completions=stored))
                 return level.failures
-            if level.short is not None and not await self._under_way(level):
-                raise self.session.budget.refusal(level.short)
+            if level.short is not None and not await self._under_way(level.waits_for):
+                self._raise_if_spent(level.short)
             await self._wait(level)
             self.session.batches = ""
 
     async def _next_level(self, questions: Sequence[Question]) -> Level:
         """Grow all trees as far as the store goes, and hand in what they lack."""
         level = Level([], Counter(), set())
-        packer = Packer(self.session, self._book, self.spec.name, self.tally, self._size)
-        for window in windows(questions):
-            self._raise_if_stopped()
-            gathering = await self._gathered(window, level)
-            for wanted in gathering.wanted.values():
-                await packer.add(wanted)
-        await packer.finish()
-        self._held |= packer.handed_in
-        level.wanted, level.short = packer.wanted, packer.short
+        patience = self._rhythm.patience
+        packer = Packer(self.session, self._book, self.spec.name, self.tally, self._queues, patience)
+        with closing(packer):
+            for window in windows(questions):
+                self.session.raise_if_stopped()
+                gathering = await self._gathered(window, level)
+                for wanted in gathering.wanted.values():
+                    await packer.add(wanted)
+            await packer.finish()
+        level.wanted += packer.wanted
+        level.short = level.short or packer.short
         return level
 
     async def _gathered(self, window: Sequence[Question], level: Level) -> Gathering:
         ids = [question.question_id for question in window]
-        items = await asyncio.to_thread(self._book.items_of, ids)  # before the rows: what is answered leaves the items
+        # before the rows: what is answered leaves the items
+        items = await asyncio.to_thread(self._book.items_of, ids, self.spec.name)
         known = await asyncio.to_thread(self.session.store.rows, ids)
         gathering = Gathering(self.session, known, items, self._failed, self.asks, self.tally)
-        shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+        try:
+            shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+        finally:
+            await self._note_spent()
         if shortfall.stopped is not None:
             raise self.session.stopped or RunStopped(shortfall.stopped)
         level.failures += shortfall.failures
         level.stored += gathering.stored
         level.waits_for |= gathering.waits_for
+        level.wanted += gathering.put_off
+        level.short = level.short or gathering.short
         return gathering
 
-    async def _under_way(self, level: Level) -> list[Batch]:
-        return await asyncio.to_thread(self._book.under_way, self.spec.name, level.waits_for)
+    async def _note_spent(self) -> None:
+        """Note what was asked directly, for the run that comes again."""
+        spent = self.session.budget.spent_directly
+        if spent != NOTHING:
+            noted = Batch(self.session.mark, self.spec.name, "asked directly", None, None, *spent, this_process())
+            await asyncio.to_thread(self._book.note_spent, noted)
+
+    async def _under_way(self, marks: Collection[str] = ()) -> list[Batch]:
+        """Return the open batches of this dataset, and others by their marks; the budget holds what is in them."""
+        batches = await asyncio.to_thread(self._book.under_way, self.spec.name, marks)
+        for batch in batches:
+            self.session.budget.pledge(batch.mark, batch.amount)
+        await self._let_go({batch.mark for batch in batches})
+        self._queues.note_under_way(batches)
+        return batches
+
+    async def _let_go(self, still_open: Collection[str]) -> None:
+        """Let go of what is held for batches that others have collected; what nobody can say counts in full."""
+        held = {mark: most for mark, most in self.session.budget.pledged.items() if mark not in still_open}
+        known = await asyncio.to_thread(self._book.by_mark, held)
+        for mark, most in held.items():
+            batch = known.get(mark)
+            if mark not in handing_in and (batch is None or batch.ended_at is not None):
+                self.session.budget.redeem(mark, most if batch is None else batch.amount)
+
+    def _raise_if_spent(self, short: Amount) -> None:
+        """Raise `BudgetSpent` where there still is no room for an amount."""
+        if not self.session.budget.has_room_for(short):
+            raise self.session.budget.refusal(short)
 
     async def _wait(self, level: Level) -> None:
         """Collect batches until none is under way, or else, where nobody waits, what has ended by now."""
-        wait_s, collected = self._rhythm.first_look_s, 0
-        while batches := await self._under_way(level):
+        collected = 0
+        while batches := await self._under_way(level.waits_for):
             if self.spec.run.wait:
-                await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * self._rhythm.slower, self._rhythm.longest_s)
+                await asyncio.sleep(self._pause_s)
+            self._pause_s = min(self._pause_s * self._rhythm.slower, self._rhythm.longest_s)
             for batch in batches:
-                self._raise_if_stopped()
                 collected += await self._look(batch)
             self._tell(batches)
             if not self.spec.run.wait:
@@ -198,29 +244,21 @@ class BatchedRun:
 
     async def _look(self, batch: Batch) -> bool:
         """See how a batch is; whether it has ended, and is collected."""
-        self._hold(batch)
-        if batch.batch_id is None:
-            return await self._adopt(batch)
-        desk = BatchDesk(batch.asked)
-        job = self._jobs[batch.mark] = await desk.look(batch.batch_id)
+        self.session.raise_if_stopped()
+        desk = BatchDesk(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
+        if not batch.batch_id:
+            return batch.is_abandoned and await self._adopt(batch, desk)
+        job = self._jobs[batch.mark] = await desk.look(batch)
         if job.has_ended:
             await self._collect(batch, job, desk)
         return job.has_ended
 
-    def _hold(self, batch: Batch) -> None:
-        """Hold what a batch may cost at most, where another process handed it in."""
-        if batch.mark not in self._held:
-            self._held.add(batch.mark)
-            self.session.budget.hold(batch.amount)
-
-    async def _adopt(self, batch: Batch) -> bool:
-        """Find out whether a batch was handed in before the process that wrote it down ended; else forget it."""
-        if not batch.is_abandoned:
-            return False
-        job = await BatchDesk(batch.asked).find(batch.mark, batch.planned_at)
+    async def _adopt(self, batch: Batch, desk: BatchDesk) -> bool:
+        """Find out whether a batch was made before the process that wrote it down ended; else forget it."""
+        job = await desk.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
         if job is None:
-            self.session.budget.settle(batch.amount, NOTHING)
             await asyncio.to_thread(self._book.release, batch.mark)
+            self.session.budget.redeem(batch.mark, NOTHING)
         else:
             await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
         return job is None
@@ -233,25 +271,28 @@ class BatchedRun:
         for rows in chunks(outcome.rows):
             outcome.count(await asyncio.to_thread(self.session.store.write, rows), self.tally)
         await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
-        self.session.budget.settle(batch.amount, outcome.taken)
+        self.session.budget.redeem(batch.mark, outcome.taken)
+        for role, usage in outcome.wasted:
+            self.tally.add(role, usage)
         if not outcome.has_siblings:
             self.session.endpoint(batch.asked).siblings = False
-        if job.error_code == QUEUE_FULL:
-            self._make_smaller(len({item.custom_id for item in items}))
+        self._note_queue(batch, job, len({item.custom_id for item in items}))
         if outcome.ends_run is not None:
             raise outcome.ends_run
 
-    def _make_smaller(self, items: int) -> None:
-        """Hand in less at a time. Raises `RunStopped` where one item alone is too much."""
-        if items == 1:
-            raise RunStopped(
-                "the provider's queue has no room for a single item (token_limit_exceeded); run again later"
-            )
-        self._size = replace(self._size, items=items // 2, is_narrow=True)
-
-    def _raise_if_stopped(self) -> None:
-        if self.session.stopped is not None:
-            raise self.session.stopped
+    def _note_queue(self, batch: Batch, job: Job, items: int) -> None:
+        """Learn how much the provider's queue has room for, and come again later where it has none."""
+        if job.error_code != QUEUE_FULL:
+            self._pause_s = self._rhythm.first_look_s
+            self._queues.took(batch.asked, items)
+            return
+        full = f"the provider's queue is full ({QUEUE_FULL}): {place_of(batch.asked)} takes no batch of {items:,} items"
+        may_fit = self._queues.refused(batch.asked, items)
+        full_for_s = self._queues.full_for_s(batch.asked)
+        if full_for_s > self._rhythm.full_for_s:
+            raise RunStopped(f"{full}, nor any other for {full_for_s / 3600:.0f} h; run again later")
+        if not (may_fit or self.spec.run.wait):
+            raise Waiting(f"{full}; run the same command again to go on")
 
     def _tell(self, batches: Sequence[Batch]) -> None:
         """Say how the batches stand, for the progress line."""

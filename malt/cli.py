@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import exporting, grading, lifecycle, pushing, runs, service, versions
+from malt.commands import batches, exporting, grading, lifecycle, pushing, runs, service, versions
 from malt.errors import MaltError, RunStopped
 from malt.visible import visible
 
@@ -23,7 +23,7 @@ NOTHING_LOST = "what was paid for is in the store, and no version is half writte
 UNEXPECTED = 1
 INTERRUPTED = 130
 COMMANDS = [
-    *(runs.plan, runs.run, runs.assemble),
+    *(runs.plan, runs.run, runs.assemble, batches.batches),
     *(versions.datasets, versions.show, versions.report, versions.explain, versions.diff, versions.verify),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(exporting.export, pushing.push),

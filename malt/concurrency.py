@@ -1,7 +1,8 @@
-"""Waiting for several things: all at once, without cancelling what is paid for, or one after another."""
+"""Waiting: for several things at once, without cancelling what is paid for, or one after another; and for a thread."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -27,3 +28,15 @@ async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
 async def in_turn(work: Iterable[Awaitable[T]]) -> list[T]:
     """Wait for one after another: where nothing takes time, as over what the store holds, tasks would cost the most."""
     return [await each for each in work]
+
+
+async def to_its_end(work: Callable[[], T], stop: Callable[[], None], within_s: float) -> T:
+    """Work in a thread. Cancelled, call `stop` and wait until the work has ended, but no longer than this."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        with suppress(TimeoutError):
+            ending = asyncio.gather(working, asyncio.to_thread(stop), return_exceptions=True)
+            await asyncio.wait_for(ending, within_s)
+        raise

@@ -206,8 +206,10 @@ def _guess(details: ErrorDetails) -> str:
 
 
 def _help(key: Key) -> str:
+    """Return the first paragraph of what a field says of itself, as one line."""
     field = _model_at(key[:-1]).model_fields.get(key[-1])
-    return (field.description or "") if field else ""
+    described = (field.description or "") if field else ""
+    return " ".join(described.partition("\n\n")[0].split())
 
 
 def _model_at(key: Key) -> type[BaseModel]:

@@ -18,6 +18,7 @@ MaltError
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
     ├── PrefectLost      the Prefect server went away, and did not come back
+    ├── WorkerDied       a process that grew trees for the run was killed
     ├── EndpointDown     an endpoint stays unavailable
     └── AccountEmpty     a provider wants money before it goes on
 """
@@ -123,6 +124,10 @@ class BudgetSpent(RunStopped):
 
 class PrefectLost(RunStopped):
     """The Prefect server answered when the run began, and does not any more."""
+
+
+class WorkerDied(RunStopped):
+    """A worker process was killed, by hand or for want of memory."""
 
 
 class EndpointDown(RunStopped):

@@ -152,13 +152,14 @@ class TrainingDataGenerator:
 
 def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:
     """Read and check rows as those of a file are; their ids come from their content."""
+    if not rows:
+        raise QuestionError("training_data has no rows; give some with a question and a ground_truth each")
     questions: dict[str, Question] = {}
     for number, values in enumerate(rows):
         place = f"training_data[{number}]"
-        try:
-            question = read_question(Row(place, dict(values)), FROM_PYTHON)
-        except TypeError as error:
-            raise QuestionError(f"{place} is no row with columns: {error}") from error
+        if not isinstance(values, Mapping):
+            raise QuestionError(f"{place} is {values!r}, not a row such as {{'question': …, 'ground_truth': …}}")
+        question = read_question(Row(place, dict(values)), FROM_PYTHON)
         if question.question_id in questions:
             raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
         questions[question.question_id] = question

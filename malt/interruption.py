@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from malt.llm.session import stop_sessions
@@ -24,19 +25,6 @@ INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
 STOP_LIMIT_S = 9.0
 """Seconds after a signal until the process ends, whatever still holds it up."""
-
-
-_stops: list[Callable[[], None]] = []
-
-
-@contextmanager
-def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` too where a signal comes while the block lasts: it lets what other processes ask arrive."""
-    _stops.append(stop)
-    try:
-        yield
-    finally:
-        _stops.remove(stop)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -52,7 +40,7 @@ class Running(Generic[T]):
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
         self._interrupted = False
-        self._stopping: list[threading.Thread] = []
+        self._stopping = threading.Thread(target=stop_sessions, daemon=True)
         self._started: Future[Callable[[], object]] = Future()
         self._outcome: Future[T] = Future()
         in_context = contextvars.copy_context().run
@@ -66,8 +54,7 @@ class Running(Generic[T]):
             if not self._interrupted:
                 raise
         if self._interrupted:
-            for stopping in self._stopping:
-                stopping.join()
+            self._stopping.join()
             raise KeyboardInterrupt
         return outcome
 
@@ -79,9 +66,7 @@ class Running(Generic[T]):
         deadline = threading.Timer(STOP_LIMIT_S, give_up)
         deadline.daemon = True
         deadline.start()
-        self._stopping = [threading.Thread(target=stop, daemon=True) for stop in (stop_sessions, *_stops)]
-        for stopping in self._stopping:
-            stopping.start()
+        self._stopping.start()
         self._started.result()()
 
     def _run(self) -> None:
@@ -116,17 +101,32 @@ def give_up() -> None:
     os._exit(INTERRUPTED)
 
 
-def begin_worker() -> None:
-    """Make a worker process end with its parent, and on a signal stop asking: its batch then ends with what it has."""
-    for each in SIGNALS:
-        signal.signal(each, lambda *_: threading.Thread(target=stop_sessions, daemon=True).start())
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def begin_worker(run: Connection) -> None:
+    """Let a worker process ask as long as its run does, and end with it: `run` is a pipe whose other end the run holds.
+
+    Once that is closed nothing more is asked, and batches end with what they have. Told to end, the process first
+    writes what it still gets; a terminal's Ctrl-C it leaves to the run.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end_worker, daemon=True).start())
+    threading.Thread(target=end_with_run, args=(run,), daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Wait until the process that started this one has ended, then end too."""
+def end_with_run(run: Connection) -> None:
+    """Wait for the end of the run, then for that of its process, and end too."""
+    with suppress(EOFError, OSError):
+        run.recv()
+    stop_sessions()
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        stop_sessions()
         os._exit(INTERRUPTED)
+
+
+def end_worker() -> None:
+    """Write what still comes, and end this process, whatever holds it up."""
+    deadline = threading.Timer(STOP_LIMIT_S, os._exit, [INTERRUPTED])
+    deadline.daemon = True
+    deadline.start()
+    stop_sessions()
+    os._exit(INTERRUPTED)

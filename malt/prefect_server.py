@@ -1,14 +1,19 @@
-"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET HOME`; private_prefect.py starts it.
+"""The process of a private Prefect server: `python -m malt.prefect_server SOCKET DATABASE`; see private_prefect.py.
 
 It ends when its standard input does: the process that started it holds the other end, and loses it however it ends.
+A new database begins as a copy of one that Prefect made here before, without records.
 """
 
 import fcntl
 import os
 import socket
+import sqlite3
 import sys
+import tempfile
 import threading
 import time
+from contextlib import closing, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
@@ -21,7 +26,7 @@ STOP_LIMIT_S = 5.0
 
 def main() -> None:
     """Serve Prefect's API on an open socket until standard input ends."""
-    listener, home = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    listener, database = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -30,7 +35,7 @@ def main() -> None:
         ws_per_message_deflate=False,  # events come from this machine
         timeout_graceful_shutdown=1,
     )
-    server = StartsAlone(config, home / "starting.lock")
+    server = StartsAlone(config, database)
     threading.Thread(target=end_with_parent, args=(server,), daemon=True).start()
     with loading():
         config.load()
@@ -50,15 +55,39 @@ def end_with_parent(server: uvicorn.Server) -> None:
 class StartsAlone(uvicorn.Server):
     """A server that makes or upgrades its database while no other does the same to it."""
 
-    def __init__(self, config: uvicorn.Config, lock: Path) -> None:
+    def __init__(self, config: uvicorn.Config, database: Path) -> None:
         super().__init__(config)
-        self._lock = lock
+        self._database = database
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the lock, then start."""
-        with self._lock.open("a") as lock, loading():
+        """Wait for the lock, then start; a database that was made is kept before the first request is let in."""
+        with self._database.with_name("starting.lock").open("a") as lock, loading():
             fcntl.flock(lock, fcntl.LOCK_EX)
+            is_made = self._database.exists() or copied(made_before(), self._database)
             await super().startup(sockets)
+            if not is_made:
+                copied(self._database, made_before())
+
+
+def made_before() -> Path:
+    """Return where a database without records is kept: making one takes Prefect's hundred migrations, 3 s of CPU."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "malt" / f"prefect-{version('prefect')}.db"
+
+
+def copied(source: Path, target: Path) -> bool:
+    """Copy a database, whole or not at all, and say whether that was done; where it was not, Prefect makes its own."""
+    if not source.exists():
+        return False
+    with suppress(OSError, sqlite3.Error):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            copy = Path(folder, target.name)
+            with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(copy)) as writing:
+                reading.backup(writing)
+            copy.rename(target)
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
@@ -25,7 +26,7 @@ from malt.tied import Starts
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
 START_LIMIT_S = 120.0
-"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes its database."""
+"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database."""
 STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 
@@ -53,14 +54,26 @@ PRIVATE = {
 """What serves a single run is set to."""
 
 
-def connect(data_dir: Path) -> Callable[[], None]:
+class NamedServer(NamedTuple):
+    """The server at `PREFECT_API_URL`, which is not ours to start."""
+
+    api_url: str
+    when_lost: str = "run again when it is up"
+    """What to do where it goes away during a run."""
+
+    def wait_until_ready(self) -> None:
+        """Check that it answers. Raises `ConfigError`."""
+        check_answers(self.api_url)
+
+
+def connect(data_dir: Path) -> "NamedServer | PrefectServer":
     """Set the environment that Prefect reads on import, and start a private server where no other is named.
 
-    Returns what waits until the server can be asked; it raises `ConfigError` where that will not come.
+    Raises `ConfigError`, as does waiting until the server can be asked, where that will not come.
     """
     os.environ.setdefault(CONSOLE, "CRITICAL")  # the command tells what happened
     if url := os.environ.get("PREFECT_API_URL"):
-        return partial(check_answers, url)
+        return NamedServer(url)
     os.environ.update(direct_to_loopback())
     try:
         server = PrefectServer((data_dir / "prefect").resolve())
@@ -68,7 +81,7 @@ def connect(data_dir: Path) -> Callable[[], None]:
         raise ConfigError(f"MALT_DATA_DIR = {data_dir}: {error}; choose a folder that can be written") from error
     os.environ.update(server.environment)
     os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a row a task run, and nobody there to read it
-    return server.wait_until_ready
+    return server
 
 
 def check_answers(api_url: str) -> None:
@@ -81,8 +94,8 @@ def check_answers(api_url: str) -> None:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return  # Prefect has settings of its own for certificates
         raise ConfigError(
-            f"PREFECT_API_URL = {api_url}: no server answers there ({error}); start it with `prefect server start`, or "
-            "unset the variable for a private one"
+            f"PREFECT_API_URL = {api_url}: no server answers there ({getattr(error, 'reason', error)}); start it with "
+            "`prefect server start`, or unset the variable for a private one"
         ) from error
 
 
@@ -103,7 +116,7 @@ class PrefectServer:
         with socket.create_server(("127.0.0.1", port), backlog=128) as listener, self.log.open("ab") as log:
             self.port = int(listener.getsockname()[1])
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(self._home)],
+                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(database_in(self._home))],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
                 stderr=log,
@@ -134,6 +147,11 @@ class PrefectServer:
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed too often to be started again."""
         return self._has_ended
+
+    @property
+    def when_lost(self) -> str:
+        """What to do where it went away during a run, for good: the next one starts another."""
+        return f"run again ({self.log} has what it said last)"
 
     @property
     def api_url(self) -> str:
@@ -194,5 +212,22 @@ def environment(api_url: str, home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILE": "ephemeral",
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database_in(home)}",
     }
+
+
+def database_in(home: Path) -> Path:
+    """Return where a private server keeps its records."""
+    return home / "prefect.db"
+
+
+def main() -> None:
+    """Start a server once and end it: those to come find a database that is made (prefect_server.py)."""
+    with tempfile.TemporaryDirectory() as home:
+        server = PrefectServer(Path(home))
+        server.wait_until_ready()
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -147,6 +147,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     if process.stdin is not None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_LIMIT_S + 1)
+        process.wait(STOP_LIMIT_S + 2)
     process.kill()
     process.wait()

@@ -23,10 +23,11 @@ PLAYERS = (Role.GENERATOR, Role.VERIFIER, Role.REFINER)
 """The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
 
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
+GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
 
 def as_list(value: object) -> object:
-    """Let a single kind be written without brackets."""
+    """Let a single value be written without brackets."""
     return [value] if isinstance(value, str) else value
 
 
@@ -94,7 +95,7 @@ class ModelSpec(Declared):
     """Name of the environment variable that holds the key; never the key."""
     api_key_block: str | None = Field(None, json_schema_extra=names_alone(BLOCK))
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
-    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks)] = ()
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks, tuple[Fallback | str, ...])] = ()
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
 
     @model_validator(mode="after")
@@ -174,7 +175,7 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list)] = Field(("llm",), min_length=1)
+    kind: Annotated[GraderKinds, BeforeValidator(as_list, GraderKinds | GraderKind)] = ("llm",)
     """Graders in order; the first that can decide does."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
@@ -211,10 +212,13 @@ class CreditSpec(Declared):
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
 
 
+GrowthMode = Literal["full", "adaptive"]
+
+
 class GrowthSpec(Declared):
     """How much of each tree is grown."""
 
-    mode: Literal["full", "adaptive"] = "full"
+    mode: GrowthMode = "full"
     """`full`: every node has all of its children, as in the paper. `adaptive`: leaves where siblings may disagree."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
     """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
@@ -234,7 +238,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -248,7 +252,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list)] = (Role.REFINER,)
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
@@ -382,7 +386,9 @@ class RunSpec(Declared):
     """How the leaves are graded."""
     credit: CreditSpec = Field(default_factory=CreditSpec)
     """How leaf grades become labels."""
-    growth: Annotated[GrowthSpec, BeforeValidator(as_growth)] = Field(default_factory=GrowthSpec)
+    growth: Annotated[GrowthSpec, BeforeValidator(as_growth, GrowthSpec | GrowthMode)] = Field(
+        default_factory=GrowthSpec
+    )
     """How much of each tree is grown: `full` or `adaptive`."""
     dataset: DatasetSpec = Field(default_factory=DatasetSpec)
     """Which rows are written."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
+LOOK_EVERY_S = 0.1
 STARTS, STARTS_WITHIN_S = 4, 60.0
 """How often something is started within so many seconds, at most: after that it is left as it is."""
 SUBREAPER = 36
@@ -37,18 +38,57 @@ class Starts:
 
 
 def main() -> None:
-    """Keep a command running until it ends by itself, or until standard input does."""
+    """Keep a command running until it ends by itself, or until standard input does; then end all that is left of it."""
     adopt_orphans()
-    ending, starts = threading.Event(), Starts()
-    thread = threading.Thread(target=end_with_parent, args=(ending,), daemon=True)
-    thread.start()
-    while (code := subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)) < 0:  # noqa: S603 - our caller's command
-        if ending.is_set() or not starts.again():
-            break
-        print(f"{' '.join(sys.argv[1:])}: killed by signal {-code}; started again", file=sys.stderr, flush=True)
-    if ending.is_set():
-        thread.join()
-    sys.exit(code)
+    tied = Tied(sys.argv[1:])
+    threading.Thread(target=tied.end_with_parent, daemon=True).start()
+    sys.exit(tied.run())
+
+
+class Tied:
+    """A command, started again where it is killed, until it is to end."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._starting, self._ending, self._is_over = threading.Lock(), threading.Lock(), False
+
+    def run(self) -> int:
+        """Run it, and return its exit code once nothing is left below this process."""
+        code, starts = 1, Starts()
+        while (process := self._start()) is not None:
+            code = ended(process)
+            if code >= 0 or self._is_over or not starts.again():
+                break
+            told = f"{' '.join(self._command)}: killed by signal {-code}; started again"
+            print(told, file=sys.stderr, flush=True)
+        self._end()
+        return code
+
+    def end_with_parent(self) -> None:
+        """Wait for the parent's end, then end all below this process."""
+        while os.read(0, 1024):
+            pass
+        self._end()
+
+    def _start(self) -> "subprocess.Popen[bytes] | None":
+        with self._starting:
+            if self._is_over:
+                return None
+            return subprocess.Popen(self._command, stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
+
+    def _end(self) -> None:
+        with self._starting:  # nothing is started from now on
+            self._is_over = True
+        with self._ending:  # nobody is told twice
+            end_all_below()
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a command's end, and return its exit code; bury the orphans that end meanwhile, as a parent must."""
+    while (buried := os.wait())[0] != process.pid:
+        pass
+    process.returncode = os.waitstatus_to_exitcode(buried[1])
+    return process.returncode
 
 
 def adopt_orphans() -> None:
@@ -57,19 +97,15 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
 
 
-def end_with_parent(ending: threading.Event) -> None:
-    """Wait for the parent's end, then end all below this process: politely at first."""
-    while os.read(0, 1024):
-        pass
-    ending.set()
-    family = descendants(os.getpid())
-    for pid in family:
-        tell(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_LIMIT_S
-    while any(map(is_running, family)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for pid in family:
-        tell(pid, signal.SIGKILL)
+def end_all_below() -> None:
+    """End what runs below this process, and what that still starts: politely at first."""
+    deadline, told = time.monotonic() + STOP_LIMIT_S, set[int]()
+    while family := [pid for pid in descendants(os.getpid()) if is_running(pid)]:
+        is_late = time.monotonic() > deadline
+        for pid in family if is_late else set(family) - told:
+            tell(pid, signal.SIGKILL if is_late else signal.SIGTERM)
+        told.update(family)
+        time.sleep(LOOK_EVERY_S)
 
 
 def descendants(pid: int) -> list[int]:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID
@@ -12,15 +11,15 @@ from prefect import Task, task
 from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import RunInput, State, TaskRunResult
-from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_engine import run_task_async
 from prefect.utilities.annotations import quote
 
-from malt.errors import ConfigError, MaltError
+from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
-from malt.llm.session import session_for
+from malt.llm.session import session_for, stop_sessions
+from malt.llm.store import expect
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
@@ -44,11 +43,6 @@ def whole(value: T) -> T:
 def prompts_of(name_or_folder: str) -> PromptSet:
     """Read a prompt set, once in each worker."""
     return load_prompts(name_or_folder)
-
-
-def name_of_run() -> str:
-    """Name the flow run that is under way by when it began and a part of its id: names sort by time."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"
 
 
 def asker_of_run(
@@ -86,12 +80,15 @@ class Grown(NamedTuple):
 @task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
 def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
-    spec = asyncio.run(keyed(spec))
-    ask, prompts = asker_of_run(run, batch, spec, settings, asks), prompts_of(spec.prompts)
+    spec, prompts = asyncio.run(keyed(spec)), prompts_of(spec.prompts)
+    expect(settings.store)
     try:
+        ask = asker_of_run(run, batch, spec, settings, asks)
         shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
+    except RunStopped as stop:  # which came before this began
+        return Grown(Shortfall((), str(stop)), Tally())
     except KeyboardInterrupt:  # as Ray tells a task to stop
-        ask.session.close()
+        stop_sessions(run)
         raise
     return Grown(shortfall, Tally(ask.tally.roles))
 

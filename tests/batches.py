@@ -4,7 +4,8 @@
         provider.stages = ["validating", "in_progress", "completed"]
 
 A batch moves to its next stage each time it is looked at. Items are answered, or refused, by the same script and faults
-as direct requests, when the batch comes to its last stage.
+as direct requests, when the batch comes to its last stage. A key sees what it made and no other, as if every key had a
+project of its own at OpenAI.
 """
 
 import json
@@ -21,6 +22,11 @@ from tests.mishaps import Fault, refusal
 from tests.providers import ScriptedProvider
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
+NOT_EXECUTED = {
+    "expired": "This request could not be executed before the completion window expired.",
+    "cancelled": "This request was not executed because the batch was cancelled.",
+}
+"""What the error file says of items that a batch did not come to."""
 
 
 @dataclass
@@ -33,6 +39,8 @@ class StandInBatch:
     stages: list[str]
     """Statuses that are still to come."""
     created_at: int
+    key: str | None
+    """Whose it is."""
     status: str = "validating"
     answered: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -76,7 +84,7 @@ class BatchProvider(ScriptedProvider):
     def lines(self, batch: StandInBatch) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.files[batch.file_id].splitlines()]
 
-    def wait_until_done(self, name: str, number: int, timeout_s: float = 60) -> None:
+    def wait_until_done(self, name: str, number: int, timeout_s: float = 180) -> None:
         """Wait until a call by number, from 0, has taken effect."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.done[name] > number, timeout_s)
@@ -134,6 +142,7 @@ class BatchProvider(ScriptedProvider):
             metadata=asked.get("metadata") or {},
             stages=list(self._stages_of(len(self.batches))),
             created_at=int(time.time()),
+            key=request.headers.get("Authorization"),
         )
         assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
         self.batches.append(batch)
@@ -143,8 +152,11 @@ class BatchProvider(ScriptedProvider):
         begun = [first for first in self.later_stages if first <= number]
         return self.later_stages[max(begun)] if begun else self.stages
 
+    def _seen_by(self, request: web.Request) -> list[StandInBatch]:
+        return [batch for batch in self.batches if batch.key == request.headers.get("Authorization")]
+
     async def _list(self, request: web.Request) -> web.Response:
-        newest_first = self.batches[::-1]
+        newest_first = self._seen_by(request)[::-1]
         if after := request.query.get("after"):
             place = [batch.batch_id for batch in newest_first].index(after)
             newest_first = newest_first[place + 1 :]
@@ -153,7 +165,7 @@ class BatchProvider(ScriptedProvider):
         return web.json_response({"object": "list", "data": told, "has_more": len(page) < len(newest_first)})
 
     async def _look(self, request: web.Request) -> web.Response:
-        found = [batch for batch in self.batches if batch.batch_id == request.match_info["batch_id"]]
+        found = [batch for batch in self._seen_by(request) if batch.batch_id == request.match_info["batch_id"]]
         if not found:
             return not_found()
         [batch] = found
@@ -164,17 +176,17 @@ class BatchProvider(ScriptedProvider):
         return web.json_response(self._told(batch))
 
     def _end(self, batch: StandInBatch) -> None:
-        lines = self.lines(batch)
-        batch.total = len(lines)
         if batch.status == "failed":
             code, message = self.invalid
-            batch.errors = [{"code": code, "message": message, "param": None, "line": 1}]
+            batch.errors = [{"code": code, "message": message, "param": None, "line": None}]
             return
+        lines = self.lines(batch)
+        batch.total = len(lines)
         most = len(lines) if batch.status == "completed" else self.answers_before_the_end or 0
         for line in lines[:most]:
             self._work_on(batch, line)
         for line in lines[most:]:
-            error = {"code": f"batch_{batch.status}", "message": "This request could not be executed in time."}
+            error = {"code": f"batch_{batch.status}", "message": NOT_EXECUTED[batch.status]}
             batch.refused.append({"custom_id": line["custom_id"], "response": None, "error": error})
 
     def _work_on(self, batch: StandInBatch, line: Mapping[str, Any]) -> None:
@@ -184,7 +196,8 @@ class BatchProvider(ScriptedProvider):
             response = {"status_code": fault.status, "request_id": "r", "body": json.loads(fault.text)}
             batch.refused.append({"custom_id": line["custom_id"], "response": response, "error": None})
             return
-        response = {"status_code": 200, "request_id": "r", "body": self._answer(asked)}
+        body = self._answer(asked) | ({"choices": []} if fault is not None and fault.action == "no_choices" else {})
+        response = {"status_code": 200, "request_id": "r", "body": body}
         batch.answered.append({"custom_id": line["custom_id"], "response": response, "error": None})
 
     def _told(self, batch: StandInBatch) -> dict[str, Any]:

@@ -2,16 +2,32 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
 
 from malt.batched import Rhythm, ask_in_batches
 from malt.inputs import read_inputs
+from malt.llm.pace import Policy
 from malt.llm.session import session_for
 from malt.llm.tally import Tally
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.trees.assessment import Shortfall
+from tests.batches import BatchProvider
 
+HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)
 QUICK = Rhythm(first_look_s=0.01, longest_s=0.05)
+IMPATIENT = replace(QUICK, patience=HASTY)
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
+    """A provider that has batches, and the key for it."""
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+    with BatchProvider() as server:
+        yield server
 
 
 def batched(spec: RunSpec, **options: object) -> RunSpec:

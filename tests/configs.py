@@ -1,4 +1,6 @@
-"""Config files to test the command with: eight sums in GSM8K's format, every role a model of its own on a provider."""
+"""Config files to test the command with: eight sums in GSM8K's format, every role a model of its own on a provider; and
+a judge for what was answered elsewhere.
+"""
 
 from pathlib import Path
 
@@ -25,3 +27,12 @@ def write_config(folder: Path, provider: ScriptedProvider, questions: int = QUES
 def model(role: str, provider: ScriptedProvider) -> str:
     """A model that is called like its role."""
     return f'model = "openai/{role}"\napi_base = "{provider.url}"\napi_key_env = "TEST_KEY"\nseed = 7\n'
+
+
+def write_judge_config(folder: Path, provider: ScriptedProvider) -> Path:
+    """Write a config of which nothing but its evaluator is used."""
+    path = folder / "judge.toml"
+    judge = f'model = "openai/judge"\napi_base = "{provider.url}"\napi_key_env = "TEST_KEY"\n'
+    questions = '[questions]\nsource = "no-such-file.jsonl"\n'
+    path.write_text(f'name = "judged"\n\n{questions}\n[evaluator]\nkind = "llm"\n{judge}')
+    return path

@@ -22,8 +22,13 @@ from tests.virtual_time import VirtualLoop
 hypothesis.settings.register_profile("malt", deadline=None, derandomize=True)  # the same cases on every machine
 hypothesis.settings.load_profile("malt")
 
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
+"""All is asked on this machine, in plain HTTP; and hundreds of clients each read whom they trust, 140 as a rule."""
+
 UP_FOR_S = 1000.0
 """What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
+LONGEST = ("service", "test_readme.py", "flows", "test_kills.py", "test_batched_crashes.py", "test_batched.py")
+"""Folders and files that take longest, the longest first."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
 
 
@@ -35,15 +40,15 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest in one piece, so that no process has to wait for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
 
 
 class ByServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Deals tests out to processes a file at a time, or a folder at a time where its tests share a server."""
+    """Deals tests out to processes a file at a time, but in one piece those that share `malt up`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePath(nodeid.partition("::")[0])
-        return str(file if file.parent.name == "tests" else file.parent)
+        return str(file.parent if file.parent.name == "service" else file)
 
 
 @pytest.hookimpl(optionalhook=True)

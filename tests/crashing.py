@@ -25,7 +25,7 @@ CHANGES = {"open", "os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir
 """Audit events of what changes a folder."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.crashing", "tests.published", "pandas"])
+PROCESSES.set_forkserver_preload(["tests.crashing", "tests.forerunner"])
 
 
 def remove(datasets_dir: Path, reference: str) -> None:

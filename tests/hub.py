@@ -9,17 +9,17 @@ under their SHA-256. `.parquet` is large, everything else small. Paths in `damag
 once.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
-import socket
 import threading
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote
 
 from aiohttp import web
+
+from tests.serving import Served
 
 OWNER = "someone"
 TOKEN = "hf_may_write"
@@ -98,7 +98,7 @@ def refusal(status: int, message: str, code: str = "") -> web.HTTPException:
     return kind(text=json.dumps({"error": message}), headers=headers, content_type="application/json")
 
 
-class Hub:
+class Hub(Served):
     """The server. What it holds may be read while it runs."""
 
     def __init__(self) -> None:
@@ -113,15 +113,13 @@ class Hub:
         self.stall_at: int | None = None
         self.stalled = threading.Event()
         self.raced = False
-        self._loop = asyncio.new_event_loop()
-        self._stopped = asyncio.Event()
         self._begun = 0
 
     @property
     def environment(self) -> dict[str, str]:
         """The variables that send Hugging Face's libraries here."""
         return {
-            "HF_ENDPOINT": self.url,
+            "HF_ENDPOINT": self.address,
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -131,33 +129,10 @@ class Hub:
         """The paths of the requests with one method."""
         return [path for verb, _, path in (line.partition(" ") for line in self.requests) if verb == method]
 
-    def __enter__(self) -> Self:
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="hub", daemon=True)
-        self._thread.start()
-        started.wait()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
-
-    def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve(started))
-        self._loop.close()
-
-    async def _serve(self, started: threading.Event) -> None:
+    def application(self) -> web.Application:
         app = web.Application(client_max_size=2**40, middlewares=[self._noted])
         app.add_routes(self._routes())
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        listener = socket.create_server(("127.0.0.1", 0))
-        await web.SockSite(runner, listener).start()
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        started.set()
-        await self._stopped.wait()
-        await runner.cleanup()
+        return app
 
     def _routes(self) -> list[web.RouteDef]:
         api, git = "/api/datasets/{id:[^/]+/[^/]+}", "/datasets/{id:[^/]+/[^/]+}"
@@ -218,7 +193,7 @@ class Hub:
         repository = Repository(is_private=asked.get("visibility") == "private")
         repository.commit("main", {".gitattributes": Blob(b"*.parquet filter=lfs\n", is_large=False)}, "initial commit")
         self.repositories[name] = repository
-        return web.json_response({"url": f"{self.url}/datasets/{name}", "name": name, "id": name})
+        return web.json_response({"url": f"{self.address}/datasets/{name}", "name": name, "id": name})
 
     async def _validate(self, _request: web.Request) -> web.Response:
         return web.json_response({"errors": [], "warnings": []})
@@ -270,7 +245,7 @@ class Hub:
         self._written(request)
 
         def told(asked: dict[str, Any]) -> dict[str, Any]:
-            href = f"{self.url}/large/{asked['oid']}"
+            href = f"{self.address}/large/{asked['oid']}"
             actions = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
             return asked | ({} if asked["oid"] in self.large else {"actions": actions})
 
@@ -306,7 +281,7 @@ class Hub:
         for operation in operations:
             self._apply(operation["key"], operation["value"], files)
         oid = repository.commit(branch, files, header["value"]["summary"])
-        url = f"{self.url}/datasets/{request.match_info['id']}/commit/{oid}"
+        url = f"{self.address}/datasets/{request.match_info['id']}/commit/{oid}"
         return web.json_response({"success": True, "commitOid": oid, "commitUrl": url})
 
     def _apply(self, key: str, value: dict[str, Any], files: Files) -> None:

@@ -17,16 +17,16 @@ import json
 import re
 import socket
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from aiohttp import web
 
 from tests.mishaps import Asked, Fault, Faults, one_choice_only, wrong_key
+from tests.serving import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def judgement(score: float) -> str:
 
 
 @dataclass
-class ScriptedProvider:
+class ScriptedProvider(Served):
     """The server; a context manager. Its fields may be changed while it runs."""
 
     script: Script = field(default_factory=lambda: answering({}))
@@ -120,12 +120,14 @@ class ScriptedProvider:
     """Choices sent, by model."""
     max_in_flight: int = field(default=0, init=False)
     """The most requests seen under way at once."""
-    url: str = field(default="", init=False)
-    """The API's base, ending in /v1."""
-
     _in_flight: int = field(default=0, init=False)
     _arrivals: Counter[str] = field(default_factory=Counter, init=False)
     _given: Counter[str] = field(default_factory=Counter, init=False)
+
+    @property
+    def url(self) -> str:
+        """The API's base, ending in /v1."""
+        return f"{self.address}/v1"
 
     @property
     def request_count(self) -> int:
@@ -139,35 +141,10 @@ class ScriptedProvider:
         """Return what one model was asked: give each role a model of its own to count by role."""
         return [asked for asked in self.requests if asked.model == model]
 
-    def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="scripted-provider", daemon=True)
-        self._thread.start()
-        started.wait()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
-
-    def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve(started))
-        self._loop.close()
-
-    async def _serve(self, started: threading.Event) -> None:
-        self._stopped = asyncio.Event()
+    def application(self) -> web.Application:
         app = web.Application(client_max_size=2**24)
         self._add_routes(app)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        await web.SockSite(runner, listener).start()
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        started.set()
-        await self._stopped.wait()
-        await runner.cleanup()
+        return app
 
     def _add_routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/chat/completions", self._complete)

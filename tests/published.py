@@ -71,6 +71,14 @@ def publish_questions(question_ids: Iterable[str], datasets_dir: Path, name: str
     return publish((mixed_tree(each) for each in question_ids), spec_of(name), PROVENANCE, datasets_dir)
 
 
+def publish_two_datasets(datasets_dir: Path) -> Path:
+    """Publish `arith` in two versions, `logic` in one."""
+    publish_questions(["q1"], datasets_dir, "arith")
+    publish_questions(["q1", "q2"], datasets_dir, "arith")
+    publish_questions(["q1"], datasets_dir, "logic")
+    return datasets_dir
+
+
 def copied(published: Path, datasets_dir: Path) -> DatasetVersion:
     """Copy datasets for a test that changes them; return `arith`'s newest version."""
     shutil.copytree(published, datasets_dir, symlinks=True, dirs_exist_ok=True)

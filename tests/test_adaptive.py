@@ -162,7 +162,10 @@ def pairs_of(rewards: Mapping[Address, float | None]) -> int:
 
 
 def test_at_an_accuracy_of_85_percent_a_completion_gives_half_as_many_pairs_again() -> None:
-    """Questions differ as Beta(0.85, 0.15) says; where all were alike, no growth could tell where pairs are."""
+    """Questions differ as Beta(0.85, 0.15) says, and for real models at least as much (benchmarks/difficulty.py).
+
+    Where all were alike, no growth could tell where pairs are.
+    """
     chance, pairs, completions = Random(11), {"full": 0, "adaptive": 0}, {"full": 0, "adaptive": 0}
     for _ in range(300):
         rate = chance.betavariate(0.85, 0.15)

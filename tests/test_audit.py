@@ -16,6 +16,7 @@ from malt.settings import Settings
 from malt.spec import EvaluatorSpec, RunSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
+from tests.configs import write_judge_config
 from tests.providers import ScriptedProvider
 from tests.published import PROVENANCE, publish
 from tests.specs import spec_of
@@ -64,20 +65,7 @@ def version() -> DatasetVersion:
 @pytest.fixture
 def judge_config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TEST_KEY", "key")
-    path = tmp_path / "judge.toml"
-    path.write_text(
-        f"""
-        name = "judged"
-        [questions]
-        source = "no-such-file.jsonl"
-        [evaluator]
-        kind = "llm"
-        model = "openai/judge"
-        api_base = "{provider.url}"
-        api_key_env = "TEST_KEY"
-        """
-    )
-    return path
+    return write_judge_config(tmp_path, provider)
 
 
 async def grown(provider: ScriptedProvider, **evaluator: Any) -> DatasetVersion:  # noqa: ANN401 - as the spec takes it

@@ -1,32 +1,32 @@
 """Caps in batch mode: the whole batch is held at its worst case before it is handed in, at the price of batches."""
 
-from collections.abc import Iterator
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from malt.batched import ask_in_batches
+from malt.errors import ConfigError
 from malt.inputs import read_inputs
 from malt.llm.batch_store import BatchStore
-from malt.llm.session import close_sessions
+from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store import Store
 from malt.outlay import most_for_tree
+from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import Limits, RunSpec
-from malt.trees.assessment import NOTHING_MISSING
+from malt.trees.assessment import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
-from tests.batching import batched, grown
+from tests.batching import QUICK, batched, grown
+from tests.batching import provider as provider
+from tests.mishaps import no_choices, refusal, when
 from tests.specs import role_of, spec_of, write_questions
 
 QUESTIONS = 4
 PER_TOKEN = {"prompt_tokens": 0.075e-6, "completion_tokens": 0.3e-6}
 """What gpt-4o-mini costs in a batch, in dollars."""
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
-    with BatchProvider() as server:
-        yield server
+DIRECT = "mistral/mistral-small-latest"
+"""A model without batches, of which LiteLLM knows the price."""
 
 
 @pytest.fixture
@@ -102,7 +102,91 @@ def test_what_lies_with_the_provider_is_held_before_a_run_that_comes_again_hands
         close_sessions()
         with Store(Settings().store) as store:
             book = BatchStore(store)
-            assert book.spent(spec.name).usd + sum(batch.usd for batch in book.under_way(spec.name)) <= cap
+            assert sum(batch.usd for batch in (*book.ended(spec.name), *book.under_way(spec.name))) <= cap
+
+
+def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
+    """Let one role be played by a model that has no batches, and a price."""
+    model = role_of(provider, "").model_copy(update={"model": DIRECT, "max_tokens": 40})
+    return spec.model_copy(update={"roles": spec.roles.model_copy(update={role: model})})
+
+
+def test_what_was_asked_directly_counts_for_a_run_that_comes_again(provider: BatchProvider, spec: RunSpec) -> None:
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(with_direct(one_tree, provider, "verifier"), 0.5), wait=False)
+    provider.stages = ["in_progress", "completed"]
+    provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 14
+    for number in range(30):
+        shortfall, _ = grown(suspended, run=f"run {number}")
+        close_sessions()
+        if shortfall.waits is None:
+            break
+    assert "max_cost_usd" in (shortfall.stopped or "")
+    assert 0 < provider.paid.total() < len(provider.requests) <= 14
+
+
+def test_a_direct_request_waits_until_batches_leave_room(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.stages = ["in_progress", "completed"]
+    grown(batched(spec, wait=False), run="one")
+    with Store(Settings().store) as store:
+        [under_way] = BatchStore(store).under_way(spec.name)
+    limited = spec.model_copy(update={"limits": Limits(max_cost_usd=under_way.usd)})
+    grown(with_direct(limited, provider, "generator"), run="two")
+    assert DIRECT.partition("/")[2] in {asked.model for asked in provider.requests}
+
+
+def test_what_an_answer_that_cannot_be_used_took_is_counted(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.faults = when(lambda asked: asked.number == 0, no_choices())
+    shortfall, tally = grown(spec)
+    assert shortfall == NOTHING_MISSING
+    assert tally.total.cost_usd == pytest.approx(billed(provider))
+    assert provider.paid.total() == QUESTIONS * 13 + 1
+
+
+def test_what_an_answer_took_that_does_not_say_so_is_not_known(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.faults, provider.counts_tokens = when(lambda asked: asked.number == 0, no_choices()), False
+    _, tally = grown(spec)
+    assert tally.total.cost_usd is None
+
+
+def held(spec: RunSpec, run: str) -> Session:
+    return session_for(Settings(), spec.limits, run=run)
+
+
+def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
+    limited = capped(spec, 4.5)
+    provider.stages = ["in_progress", "completed"]
+    assert grown(batched(limited, wait=False), run="one")[0].waits is not None
+    budget = held(limited, "one").budget
+    assert len(budget.pledged) == 1
+    assert grown(batched(limited, wait=False), run="two")[0].waits is not None
+    assert grown(limited, run="one")[0] == NOTHING_MISSING
+    assert budget.pledged == {}
+    assert budget.spent.usd == pytest.approx(billed(provider))
+
+
+def test_what_was_packed_and_not_handed_in_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.batch_faults = lambda *_: refusal(400, "No batches today.", None)
+    with pytest.raises(ConfigError, match="No batches today"):
+        grown(capped(spec, 4.5))
+    budget = held(capped(spec, 4.5), "one").budget
+    assert budget.pledged == {}
+    assert budget.room.usd == capped(spec, 4.5).limits.max_cost_usd
+
+
+def test_runs_at_once_in_one_session_hold_and_count_each_batch_once(provider: BatchProvider, spec: RunSpec) -> None:
+    limited = capped(spec, 4.5)
+    inputs, session = read_inputs(limited), held(limited, "one")
+
+    async def grow(question: Question) -> Shortfall:
+        return (await ask_in_batches([question], limited, inputs.prompts, session, "one", rhythm=QUICK))[0]
+
+    async def grow_all() -> list[Shortfall]:
+        return await asyncio.gather(*map(grow, inputs.questions))
+
+    assert asyncio.run(grow_all()) == [NOTHING_MISSING] * QUESTIONS
+    assert session.budget.pledged == {}
+    assert session.budget.spent.usd == pytest.approx(billed(provider))
 
 
 def test_tokens_are_capped_too(provider: BatchProvider, spec: RunSpec) -> None:

@@ -1,36 +1,30 @@
 """A dataset made through batches is the one that direct requests make, at half the price."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from malt.datasets.assembly import assemble_version
 from malt.datasets.version import DatasetVersion
 from malt.errors import ConfigError
-from malt.inputs import read_inputs
+from malt.inputs import check_models, read_inputs
 from malt.llm.asker import asker
-from malt.llm.parcels import Size
+from malt.llm.batch_queues import Size
 from malt.llm.session import session_for
 from malt.settings import Settings
 from malt.spec import Fallback, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, ask_all
 from tests.batches import BatchProvider, StandInBatch
 from tests.batching import QUICK, batched, grown
+from tests.batching import provider as provider
 from tests.mishaps import Asked, Fault, context_overflow, prompt_filtered, rate_limited, refusal, server_error, when
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
 PER_QUESTION = 1 + 3 + 9
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
-    with BatchProvider() as server:
-        yield server
 
 
 @pytest.fixture
@@ -83,6 +77,29 @@ def test_an_item_asks_for_what_a_direct_request_would(
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
     grown_directly(directly(spec))
     assert bodies(provider) == items
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"user": "u"}, {"top_k": 4}, {"extra_body": {"min_p": 0.1}}, {"metadata": {"a": "b"}}, {"tags": ["a"]}],
+    ids=str,
+)
+def test_extra_is_sent_in_an_item_as_it_is_directly(
+    provider: BatchProvider, spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, JsonValue]
+) -> None:
+    test_an_item_asks_for_what_a_direct_request_would(
+        provider, with_role(spec, "generator", extra=extra), tmp_path, monkeypatch
+    )
+
+
+@pytest.mark.parametrize("extra", [{"extra_headers": {"X-Team": "a"}}, {"organization": "org-1"}], ids=str)
+def test_a_header_that_items_cannot_have_is_refused_before_anything_is_asked(
+    spec: RunSpec, extra: dict[str, JsonValue]
+) -> None:
+    told = with_role(spec, "generator", extra=extra)
+    check_models(directly(told))
+    with pytest.raises(ConfigError, match="sent as a header, and the items of a batch have none"):
+        check_models(told)
 
 
 def bodies(provider: BatchProvider) -> list[str]:
@@ -147,6 +164,14 @@ def test_an_item_is_given_up_after_as_many_batches_as_a_direct_request_is_tried(
     assert len(provider.batches) == 2 + QUICK.attempts
     assert {branch.question_id for branch in shortfall.failures} == {question(spec, 1)}
     assert "gave up after 5 batches" in shortfall.failures[0].reason
+
+
+def test_what_a_dataset_has_given_up_another_asks_for(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.faults = when(lambda asked: "1 + 10" in asked.prompt, prompt_filtered())
+    provider.later_stages = {1: ["cancelled"]}
+    assert "was cancelled" in (grown(spec)[0].stopped or "")
+    provider.faults, provider.later_stages = None, {}
+    assert grown(spec.model_copy(update={"name": "renamed"}), run="two")[0] == NOTHING_MISSING
 
 
 def test_the_next_run_asks_again_for_what_was_given_up(provider: BatchProvider, spec: RunSpec) -> None:
@@ -240,8 +265,16 @@ def test_a_full_queue_makes_batches_smaller_and_one_at_a_time(provider: BatchPro
     provider.stages = ["failed"]
     provider.later_stages = {1: ["completed"]}
     assert grown(spec)[0] == NOTHING_MISSING
-    assert [len(provider.lines(batch)) for batch in provider.batches][:5] == [2, 1, 1, 1, 1]
+    assert [len(provider.lines(batch)) for batch in provider.batches][:3] == [2, 1, 1]
     assert set(provider.paid.values()) == {1}
+
+
+def test_an_account_that_may_spend_no_more_stops_the_run(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.invalid = ("billing_hard_limit_reached", "Billing hard limit has been reached.")
+    provider.stages = ["failed"]
+    assert "Billing hard limit" in (grown(spec)[0].stopped or "")
+    provider.stages = ["completed"]
+    assert grown(spec, run="two")[0] == NOTHING_MISSING
 
 
 def test_a_wrong_key_is_said_at_once(provider: BatchProvider, spec: RunSpec) -> None:

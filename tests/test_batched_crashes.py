@@ -1,7 +1,6 @@
 """kill -9 as a call takes effect at the provider, before its answer is here: the next run pays for nothing twice."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from malt.spec import RunSpec
 from malt.trees.assessment import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import batched, grow_there, grown
+from tests.batching import provider as provider
 from tests.crashing import ended, start
 from tests.mishaps import hang
 from tests.postgres import postgres as postgres
@@ -20,14 +20,8 @@ CALLS = [("upload", 0), ("create", 0), ("look", 1), ("download", 0), ("upload", 
 
 
 @pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
-    with BatchProvider(stages=("in_progress", "completed")) as server:
-        yield server
-
-
-@pytest.fixture
 def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
+    provider.stages = ["in_progress", "completed"]
     return batched(spec_of(provider, write_questions(tmp_path)))
 
 

@@ -1,5 +1,6 @@
 """The card: what it tells, and that every config it names loads."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +51,14 @@ def test_every_config_streams_with_the_same_features_also_without_rows(
     some, few = (load_dataset(str(each.path), config, split="train", streaming=True) for each in (mixed, all_wrong))
     assert some.features == few.features
     assert len(list(few)) == all_wrong.manifest.files[config_files()[config]["train"]].rows
+
+
+def test_loading_needs_no_warning(load_dataset: Load, mixed: DatasetVersion, caplog: pytest.LogCaptureFixture) -> None:
+    library = logging.getLogger("datasets")
+    library.addHandler(caplog.handler)
+    load_dataset(str(mixed.path), "sft-refiner", split="train")
+    library.removeHandler(caplog.handler)
+    assert not caplog.messages
 
 
 def test_versions_of_one_folder_name_do_not_share_the_library_s_cache(

@@ -73,6 +73,10 @@ def test_help_lists_every_command(malt: Malt) -> None:
     assert [command for command in COMMANDS if f"  {command} " not in said.out] == []
 
 
+def test_help_says_of_every_command_a_whole_sentence(malt: Malt) -> None:
+    assert "..." not in malt("--help").out.partition("Commands:")[2]
+
+
 def test_every_command_explains_itself(malt: Malt) -> None:
     for command in COMMANDS:
         said = malt(command, "--help")
@@ -155,6 +159,7 @@ def test_a_plan_is_one_object_with_json_and_a_table_without(malt: Malt, config: 
     assert as_json.json["requests"] == 3 * 13
     assert "unknown" in table.out
     assert "3 questions" in table.out
+    assert table.out.count("assumed: ") == 1
 
 
 def test_datasets_are_listed_with_their_rows_and_digests(malt: Malt, version: DatasetVersion) -> None:

@@ -204,6 +204,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(folder: Path, additi
 def test_a_missing_key_says_what_it_is_for(folder: Path) -> None:
     said = refusal("[questions]\nsource = 'a.csv'\n")
     assert said == "configs/sums.toml: name: missing. Name of the dataset: lower-case letters, digits and hyphens."
+    assert refusal("name = 'sums'\n[questions]\n").count("\n") == 0
 
 
 def test_an_override_is_named_as_the_place_of_its_error(folder: Path) -> None:

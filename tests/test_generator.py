@@ -36,6 +36,7 @@ async def test_one_tree_is_grown_graded_and_valued(
     assert len(valued.tree.nodes) == 2 + 4 + 8
     assert set(valued.values) == set(valued.tree.nodes)
     assert provider.request_count == 1 + 2 + 4
+    assert len(repr(valued)) < 500
 
 
 async def test_a_dataset_is_made_in_the_folder_that_is_named(generator: TrainingDataGenerator, tmp_path: Path) -> None:
@@ -44,6 +45,7 @@ async def test_a_dataset_is_made_in_the_folder_that_is_named(generator: Training
         written = json.loads((tmp_path / "out" / f"{role}_training.json").read_text())
         assert written["metadata"]["total_examples"] == len(written["examples"])
     assert version.path == tmp_path / "out"
+    assert len(repr(version)) < 500
     assert version.sft(Role.REFINER).value.tolist() == [1.0] * len(version.sft(Role.REFINER))
 
 
@@ -105,6 +107,8 @@ async def test_nothing_complete_is_an_error_that_says_so(
         ([{"question": "", "ground_truth": "1"}], r"training_data\[0\]"),
         ([{"question": "What?", "ground_truth": ""}], r"training_data\[0\]"),
         ([{"question": "What?"}], r"training_data\[0\].*ground_truth"),
+        (["What?"], r"training_data\[0\] is 'What\?', not a row"),
+        ([], "no rows"),
     ],
 )
 async def test_rows_that_cannot_be_used_are_found_before_anybody_is_asked(

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from malt.cli import exit_code
+from tests.configs import write_judge_config
 from tests.mishaps import Asked, bad_request, when
 from tests.providers import ScriptedProvider, judgement
 
@@ -65,23 +66,6 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 def unlabelled(rows: Rows = SUMS) -> Rows:
     return [{name: value for name, value in row.items() if name != "label"} for row in rows]
-
-
-def judge_config(folder: Path, provider: ScriptedProvider) -> Path:
-    path = folder / "judge.toml"
-    path.write_text(
-        f"""
-        name = "judged"
-        [questions]
-        source = "no-such-file.jsonl"
-        [evaluator]
-        kind = "llm"
-        model = "openai/judge"
-        api_base = "{provider.url}"
-        api_key_env = "TEST_KEY"
-        """
-    )
-    return path
 
 
 def judge_by_answer(asked: Asked, _sample: int) -> str:
@@ -240,7 +224,7 @@ def test_the_command_must_say_how_to_grade(rows_file: Callable[..., Path], refus
 def test_a_config_says_how_to_grade(
     tmp_path: Path, provider: ScriptedProvider, rows_file: Callable[..., Path], grade: Grade
 ) -> None:
-    config = judge_config(tmp_path, provider)
+    config = write_judge_config(tmp_path, provider)
     assert grade(rows_file(), "--config", config, "-s", "evaluator.kind=exact")["kinds"] == ["exact"]
     assert grade(rows_file(), "--config", config, "--kind", "number,exact")["kinds"] == ["number", "exact"]
     assert provider.request_count == 0
@@ -255,7 +239,7 @@ def test_a_judge_is_asked_once_for_every_answer(
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "key")
     provider.script, provider.cost_usd = judge_by_answer, 0.25
-    path, config = rows_file(judged_rows("right", "wrong", "wrong")), judge_config(tmp_path, provider)
+    path, config = rows_file(judged_rows("right", "wrong", "wrong")), write_judge_config(tmp_path, provider)
     first, second = grade(path, "--config", config), grade(path, "--config", config)
     assert (first["right"], first["wrong"], first["requests"], first["cost_usd"]) == (1, 2, 3, 0.75)
     assert (second["right"], second["wrong"], second["requests"], second["cost_usd"]) == (1, 2, 0, 0)
@@ -271,7 +255,9 @@ def test_a_judge_that_cannot_be_asked_leaves_that_row_unknown(
     monkeypatch.setenv("TEST_KEY", "key")
     provider.script = judge_by_answer
     provider.faults = when(lambda asked: "Question 1?" in asked.body["messages"][-1]["content"], bad_request())
-    report = grade(rows_file(judged_rows("right", "right", "wrong")), "--config", judge_config(tmp_path, provider))
+    report = grade(
+        rows_file(judged_rows("right", "right", "wrong")), "--config", write_judge_config(tmp_path, provider)
+    )
     assert (report["right"], report["wrong"], report["unknown"]) == (1, 1, 1)
     assert "must alternate" in report["unknown_rows"][0]["error"]
 

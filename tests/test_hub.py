@@ -19,7 +19,7 @@ from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
 from malt.settings import Settings
 from tests.hub import OWNER, READ_TOKEN, Blob, Hub
-from tests.published import publish_questions
+from tests.published import publish_questions, publish_two_datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
 
@@ -35,9 +35,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
         for name, value in {**server.environment, "HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
         yield server
@@ -45,12 +45,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`arith` in two versions, `logic` in one."""
-    folder = tmp_path_factory.mktemp("datasets")
-    publish_questions(["q1"], folder, "arith")
-    publish_questions(["q1", "q2"], folder, "arith")
-    publish_questions(["q1"], folder, "logic")
-    return folder
+    return publish_two_datasets(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +83,7 @@ def test_a_version_becomes_one_commit_and_a_tag(hub: Hub) -> None:
     assert repository.tags == {"v1": done.commit} == {"v1": repository.branches["main"]}
     assert contents(hub, "v1") == files_of("arith@v1")
     assert (done.url, done.sent, done.verified) == (
-        f"{hub.url}/datasets/{ID}/tree/v1",
+        f"{hub.address}/datasets/{ID}/tree/v1",
         *[len(files_of("arith@v1"))] * 2,
     )
 

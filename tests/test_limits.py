@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from malt.errors import ConfigError, EndpointDown, RequestFailed
+from malt.errors import ConfigError, EndpointDown, RequestFailed, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.limits import Endpoint, now_s
 from malt.llm.pace import Policy
@@ -84,6 +84,38 @@ async def test_no_more_requests_are_under_way_than_the_config_allows() -> None:
     results = await ask_all(Endpoint(Limits(max_in_flight=5), QUICK), server, questions(60))
     assert failures(results) == []
     assert server.max_in_flight == 5
+
+
+async def test_what_may_not_begin_for_a_while_begins_within_the_limits() -> None:
+    server, endpoint, may_begin = Server(), Endpoint(Limits(requests_per_minute=600), QUICK), asyncio.Event()
+
+    async def gate() -> None:
+        await may_begin.wait()
+
+    calls = [asyncio.create_task(endpoint.call(server.ask(each), 10, each, gate)) for each in questions(20)]
+    await asyncio.sleep(10)
+    assert server.sent == []
+    may_begin.set()
+    await asyncio.gather(*calls)
+    times = [at for at, _ in server.sent]
+    assert times[-1] - times[0] >= (len(times) - 2) * 0.1
+
+
+async def test_who_may_not_begin_any_more_need_not_wait_for_room() -> None:
+    server, endpoint, stopped = Server(), Endpoint(Limits(requests_per_minute=1), QUICK), False
+
+    async def gate() -> None:
+        if stopped:
+            raise RunStopped("stopped")
+
+    began = now_s()
+    calls = [asyncio.create_task(endpoint.call(server.ask(each), 10, each, gate)) for each in questions(5)]
+    await asyncio.sleep(1)
+    stopped = True
+    endpoint.look_again()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert len(failures(results)) == 4
+    assert now_s() - began < 2
 
 
 async def test_requests_under_way_grow_from_a_modest_start_to_the_cap() -> None:

@@ -1,20 +1,25 @@
 """A run's own Prefect server: it comes up, says why it does not, and never outlives the process that started it."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from malt.commands.runs import without
 from malt.errors import ConfigError
-from malt.private_prefect import PrefectServer, connect
+from malt.private_prefect import NamedServer, PrefectServer, connect
 
 HOLDER = """
 import sys, time
@@ -99,8 +104,16 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
         free = taken.getsockname()[1]
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
     with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
-        connect(tmp_path)()
+        connect(tmp_path).wait_until_ready()
     assert not (tmp_path / "prefect").exists()
+
+
+def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> None:
+    error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
+    own = PrefectServer(tmp_path)
+    own.stop()
+    assert without(named, error).endswith("in the store: run again when it is up")
+    assert f"in the store: run again ({own.log} has" in without(own, error)
 
 
 def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:
@@ -116,3 +129,64 @@ def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> Non
     server.stop()
     assert not is_listening(server.api_url)
     assert not server.has_ended()
+
+
+def revision(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as reading:
+        return str(reading.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def rows(database: Path) -> int:
+    """Count the rows of all tables but that of the revision."""
+    with closing(sqlite3.connect(database)) as reading:
+        tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
+
+
+def started_once(home: Path) -> Path:
+    server = PrefectServer(home)
+    server.wait_until_ready()
+    server.stop()
+    return home / "prefect.db"
+
+
+def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-m", "malt.private_prefect"], check=True)
+    (kept,) = (tmp_path / "malt").iterdir()
+    assert rows(kept) == 0
+    with closing(sqlite3.connect(kept)) as marking:
+        marking.execute("PRAGMA user_version = 7")
+    new = started_once(tmp_path / "home")
+    with closing(sqlite3.connect(new)) as reading:
+        assert reading.execute("PRAGMA user_version").fetchone() == (7,)
+    assert revision(new) == revision(kept)
+
+
+def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "malt" / f"prefect-{version('prefect')}.db"
+    kept.parent.mkdir()
+    kept.write_text("no database at all" * 100)
+    assert revision(started_once(tmp_path / "home")) == revision(kept)
+
+
+def test_where_nothing_can_be_kept_a_server_starts_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert revision(started_once(tmp_path / "home"))
+
+
+def test_records_of_runs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that was there before may hold some."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    started_once(tmp_path / "home")
+    shutil.rmtree(tmp_path / "caches")
+    started_once(tmp_path / "home")
+    assert not (tmp_path / "caches").exists()

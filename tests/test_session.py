@@ -1,7 +1,9 @@
 """One session for a process's settings and limits: shared, closed at the end, and stopped for good where it stopped."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -71,10 +73,31 @@ def test_sessions_that_were_stopped_refuse_what_comes_later(
     session = session_for(settings, LIMITS, run="one")
     ask(session, request_for_three)
     stop_sessions()
-    assert session_for(settings, LIMITS, run="one") is session
+    with pytest.raises(RunStopped, match="closed"):
+        session_for(settings, LIMITS, run="one")
     with pytest.raises(RunStopped, match="closed"):
         session.run(asyncio.sleep(0))
     assert provider.request_count == 1
+
+
+def test_a_stop_that_comes_before_a_run_has_begun_is_not_lost(settings: Settings) -> None:
+    stop_sessions("one")
+    with pytest.raises(RunStopped, match="closed"):
+        session_for(settings, LIMITS, run="one")
+    assert session_for(settings, LIMITS, run="two").stopped is None
+
+
+def test_a_process_that_is_stopped_opens_no_session_any_more(settings: Settings) -> None:
+    stop_sessions()
+    with pytest.raises(RunStopped, match="closed"):
+        session_for(settings, LIMITS, run="one")
+
+
+def test_a_process_keeps_nothing_of_the_runs_that_have_ended(settings: Settings) -> None:
+    session = weakref.ref(session_for(settings, LIMITS, run="one"))
+    stop_sessions("one")
+    gc.collect()
+    assert session() is None
 
 
 def test_stopping_waits_for_what_is_under_way_and_stores_it(
@@ -86,7 +109,7 @@ def test_stopping_waits_for_what_is_under_way_and_stores_it(
     asking.start()
     while provider.request_count == 0:
         asking.join(0.01)
-    stop_sessions()
+    stop_sessions("one")
     asking.join()
     assert len(ask(session_for(settings, LIMITS, run="two"), request_for_three)) == 3
     assert provider.request_count == 1

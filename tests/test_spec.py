@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
 from malt.spec import PLAYERS, EvaluatorSpec, ModelSpec, RoleSpec, RunSpec
@@ -96,6 +97,27 @@ def test_the_number_of_samples_is_no_part_of_sampling() -> None:
 
 def test_one_kind_needs_no_brackets() -> None:
     assert EvaluatorSpec.model_validate({"kind": "exact"}) == EvaluatorSpec(kind=("exact",))
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        {"evaluator": {"kind": "exact"}},
+        {"growth": "adaptive"},
+        {"roles": {"verifier": {"fallbacks": ["openai/m", {"model": "groq/m"}]}}},
+        {"dataset": {"decontaminate": "test.jsonl", "same_answer": "refiner"}},
+    ],
+)
+def test_what_a_config_may_write_short_the_form_takes_as_well(short: dict[str, object]) -> None:
+    RunSpec.model_validate(SMALLEST | short)
+    Draft202012Validator(RunSpec.model_json_schema()).validate(SMALLEST | short)
+
+
+@pytest.mark.parametrize("wrong", [{"evaluator": {"kind": "guess"}}, {"evaluator": {"kind": []}}, {"growth": "half"}])
+def test_neither_takes_what_is_no_choice(wrong: dict[str, object]) -> None:
+    assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(SMALLEST | wrong)
+    with pytest.raises(ValidationError):
+        RunSpec.model_validate(SMALLEST | wrong)
 
 
 def test_a_judge_is_cooler_than_the_roles() -> None:

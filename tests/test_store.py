@@ -19,7 +19,7 @@ import pytest
 
 from malt.errors import StoreError, StoreLost
 from malt.llm.database import hidden
-from malt.llm.store import ASIDE, FORMAT, Store, StoredSample
+from malt.llm.store import ASIDE, FORMAT, Store, StoredSample, expect
 from malt.llm.writer import BatchedWriter
 from tests.postgres import Postgres
 
@@ -246,6 +246,17 @@ def test_a_store_on_a_full_disk_is_waited_for_until_there_is_room(url: str) -> N
         assert store.rows(["q1"]) == {"a": row}
 
 
+def test_a_full_disk_that_can_be_read_is_full_all_the_same(url: str) -> None:
+    with Store(url, patience_s=1.0) as store, ThreadPoolExecutor(1) as pool, full_disk():
+        writing = pool.submit(store.write, [answered("a", response=LARGE)])
+        wait_until(lambda: store.is_away)
+        assert store.rows(["q1"]) == {}
+        assert store.is_away
+        while not writing.done():
+            store.rows(["q1"])
+        assert isinstance(writing.exception(), StoreLost)
+
+
 def test_a_store_that_stays_away_is_given_up_and_keeps_what_it_had(url: str) -> None:
     with Store(url, patience_s=0.6) as store:
         store.write([answered("a")])
@@ -258,6 +269,20 @@ def test_a_store_that_stays_away_is_given_up_and_keeps_what_it_had(url: str) -> 
 def test_a_store_that_nobody_waits_for_says_at_once_that_it_is_away(url: str) -> None:
     with Store(url) as store, full_disk(), pytest.raises(StoreError, match="cannot be used"):
         store.write([answered("a", response=LARGE)])
+
+
+def test_a_process_that_joins_a_run_waits_for_the_store_that_the_run_had() -> None:
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server, ThreadPoolExecutor(1) as pool:
+        url = server.url("postgres")
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(StoreError, match="cannot be used"):
+            Store(url, patience_s=30)
+        expect(url)
+        opening = pool.submit(Store, url, 30)
+        server.start()
+        opening.result(30).close()
 
 
 def test_postgresql_may_be_killed_and_started_again_under_a_store() -> None:

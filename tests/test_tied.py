@@ -18,6 +18,19 @@ child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=Tr
 print(child.pid, flush=True)
 time.sleep(600)
 """
+STARTS_ANOTHER_AS_IT_ENDS = f"""
+import signal, subprocess, sys, time
+
+def start_another(*_):
+    print(subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True).pid, flush=True)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, start_another)
+print("ready", flush=True)
+time.sleep(600)
+"""
+LEAVES_AN_ORPHAN = "import subprocess; subprocess.run('sleep 600 & echo $!', shell=True)"
+LIVES_ON = f"{LEAVES_AN_ORPHAN}; {CHILD}"
 
 
 def tied(code: str) -> "subprocess.Popen[str]":
@@ -44,6 +57,22 @@ def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its
     assert not is_running(child)
 
 
+def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
+    with tied(STARTS_ANOTHER_AS_IT_ENDS) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        out, _ = process.communicate()
+    assert not is_running(int(out))
+
+
+def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
+    with tied(LEAVES_AN_ORPHAN) as process:
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        assert process.wait(30) == 0
+    assert not is_running(left)
+
+
 def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
     with tied(STARTS_ANOTHER) as process:
         assert process.stdout is not None
@@ -55,6 +84,18 @@ def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_th
         process.communicate()
     assert not is_running(orphan)
     assert not is_running(again)
+
+
+def test_orphans_that_end_are_buried() -> None:
+    with tied(LIVES_ON) as process:
+        assert process.stdout is not None
+        orphan = int(process.stdout.readline())
+        os.kill(orphan, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{orphan}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.communicate()
 
 
 def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:

@@ -8,18 +8,13 @@ import pytest
 from malt.datasets.version import list_versions, open_version
 from malt.errors import VersionError
 from malt.spec import PLAYERS, Role
-from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, publish_two_datasets, spec_of
 from tests.strategies import incomplete_tree_of, valued
 
 
 @pytest.fixture(scope="module")
 def datasets_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`arith` in two versions, `logic` in one."""
-    folder = tmp_path_factory.mktemp("datasets")
-    publish_questions(["q1"], folder, "arith")
-    publish_questions(["q1", "q2"], folder, "arith")
-    publish_questions(["q1"], folder, "logic")
-    return folder
+    return publish_two_datasets(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.mark.parametrize(

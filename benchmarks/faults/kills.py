@@ -45,6 +45,8 @@ class Place(NamedTuple):
     folder: Path
     provider: ScriptedProvider
     random: Random
+    api_url: str
+    """Of a Prefect server that several runs report to, which saves them starting one each."""
     digest: str
     """Of an undisturbed run."""
 
@@ -89,17 +91,16 @@ def settle(account: Account, place: Place, stage: Stage, killed_at: float, diges
 def kill_run(place: Place, kills: int) -> Account:
     """Kill `malt run`, and begin it again until it is done."""
     account = Account()
-    with prefect_server(place.folder) as api_url:
-        while account.kills < kills:
-            stage, killed_at = place.stage(PREFECT_API_URL=api_url), 0.0
+    while account.kills < kills:
+        stage, killed_at = place.stage(PREFECT_API_URL=place.api_url), 0.0
+        process = stage.start()
+        while account.kills < kills and stage.wait_for_requests(process, place.moment()):
+            killed_at = kill(process.pid)
+            account.kills += 1
+            process.communicate()
+            stage.look_after_kill(killed_at, account)
             process = stage.start()
-            while account.kills < kills and stage.wait_for_requests(process, place.moment()):
-                killed_at = kill(process.pid)
-                account.kills += 1
-                process.communicate()
-                stage.look_after_kill(killed_at, account)
-                process = stage.start()
-            settle(account, place, stage, killed_at or time.monotonic(), ended(process).digest)
+        settle(account, place, stage, killed_at or time.monotonic(), ended(process).digest)
     return account
 
 
@@ -133,14 +134,13 @@ def kill_dask_worker(place: Place, kills: int) -> Account:
         workers = below(process, "spawn_main")
         return kill(place.random.choice(workers)) if workers else None
 
-    with prefect_server(place.folder) as api_url:
-        return kill_beside(place, kills, strike, "run.task_runner=dask", PREFECT_API_URL=api_url)
+    return kill_beside(place, kills, strike, "run.task_runner=dask", PREFECT_API_URL=place.api_url)
 
 
 def kill_postgres(place: Place, kills: int) -> Account:
     """Kill PostgreSQL's postmaster, and start it again a little later; every run has a database of its own."""
     account = Account()
-    with prefect_server(place.folder) as api_url, Postgres() as postgres:
+    with Postgres() as postgres:
 
         def strike(_stage: Stage, _process: "subprocess.Popen[str]") -> float:
             killed_at = kill(postgres.pid)
@@ -149,7 +149,7 @@ def kill_postgres(place: Place, kills: int) -> Account:
             return killed_at
 
         for number in range(kills):
-            store = {"PREFECT_API_URL": api_url, "MALT_STORE_URL": postgres.database(f"round{number}")}
+            store = {"PREFECT_API_URL": place.api_url, "MALT_STORE_URL": postgres.database(f"round{number}")}
             add(account, kill_beside(place, 1, strike, **store))
     return account
 
@@ -232,15 +232,6 @@ def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Sta
     return account
 
 
-@contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
-    """A Prefect server that several runs report to, which saves them starting one each."""
-    server = PrefectServer(Path(tempfile.mkdtemp(dir=folder)))
-    server.wait_until_ready()
-    yield server.api_url
-    server.stop()
-
-
 FAULTS: dict[str, Torment] = {
     "`malt run`": kill_run,
     "its Prefect server": kill_server,
@@ -265,11 +256,14 @@ def place_for(seed: int) -> Iterator[Place]:
     """Run once in peace, and return what later runs are compared with."""
     os.environ.update(direct_to_loopback())
     with tempfile.TemporaryDirectory(prefix="malt-faults-") as folder, ScriptedProvider() as provider:
+        server = PrefectServer(Path(folder) / "prefect")
+        server.wait_until_ready()
         provider.latency_s = LATENCY_S
-        peace = ended(Stage(Path(folder) / "peace", provider, {}).start())
+        peace = ended(Stage(Path(folder) / "peace", provider, {"PREFECT_API_URL": server.api_url}).start())
         assert peace.code == 0, peace.said
         assert peace.digest is not None
-        yield Place(Path(folder), provider, Random(seed), peace.digest)
+        yield Place(Path(folder), provider, Random(seed), server.api_url, peace.digest)
+        server.stop()
 
 
 def main(kills: int = 50, seed: int = 4711) -> None:

@@ -40,16 +40,16 @@ def export(
     split: "Split | None",
     as_json: bool,
 ) -> None:
-    """Write a version's rows in another trainer's format to DIR: a new or empty folder, or an earlier export."""
-    from malt import console, console_versions
+    """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
+    from malt.console import sending, terminal
     from malt.datasets.export import Choice
     from malt.datasets.export import export as exported_to
     from malt.datasets.version import open_version
 
     choice = Choice(tuple(map(player, roles)), kinds, (split,) if split else ())
     exported = exported_to(open_version(version), to, directory, choice)
-    console_versions.show_export_warnings(exported)
-    console.emit(exported.as_json()) if as_json else console_versions.show_export(exported)
+    sending.show_export_warnings(exported)
+    terminal.emit(exported.as_json()) if as_json else sending.show_export(exported)
 
 
 def player(name: str) -> "Role":

@@ -16,8 +16,8 @@ from malt.commands.options import takes_grading, takes_json, takes_version
 def grade(
     file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
-    """Grade rows of question, ground_truth, answer[, label]; with labels, say how far the grades agree with them."""
-    from malt import console, console_grading
+    """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
+    from malt.console import grading, terminal
     from malt.grade_file import grade_file
     from malt.regrading import chosen_grading
     from malt.row_output import check_output, write_rows
@@ -27,7 +27,7 @@ def grade(
     rows, report = grade_file(file, chosen_grading(kinds, config, override))
     if out is not None:
         write_rows((row.as_columns() for row in rows), out)
-    console.emit(report.model_dump(mode="json")) if as_json else console_grading.show_grades(report)
+    terminal.emit(report.model_dump(mode="json")) if as_json else grading.show_grades(report)
 
 
 @click.command()
@@ -36,13 +36,13 @@ def grade(
 @takes_grading
 @takes_json
 def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
-    """Grade a version's leaves again with other graders: where they differ, and what would change."""
+    """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
     from malt import audit as auditing
-    from malt import console, console_grading
+    from malt.console import grading, terminal
     from malt.datasets.version import open_version
     from malt.regrading import declared_grading, grading_of, read_kinds
 
     opened = open_version(version)
-    grading = declared_grading(config, override, otherwise=grading_of(opened.spec))
-    report = auditing.audit(opened, grading, read_kinds(kinds, "--with"))
-    console.emit(report.model_dump(mode="json")) if as_json else console_grading.show_audit(report)
+    declared = declared_grading(config, override, otherwise=grading_of(opened.spec))
+    report = auditing.audit(opened, declared, read_kinds(kinds, "--with"))
+    terminal.emit(report.model_dump(mode="json")) if as_json else grading.show_audit(report)

@@ -17,8 +17,8 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 @click.option("--remove", is_flag=True, help="Remove the tag from VERSION's dataset.")
 @takes_json
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
-    """Give a version a name that stays with it: NAME@TAG opens it. A tagged version is never removed."""
-    from malt import console, console_lifecycle
+    """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
+    from malt.console import lifecycle, terminal
     from malt.datasets.folders import number_of
     from malt.datasets.tags import remove_tag, set_tag
     from malt.datasets.version import locate
@@ -29,9 +29,9 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
     folder, number = path.parent, None if remove else number_of(path)
     before = remove_tag(folder, tag) if number is None else set_tag(folder, tag, number, move=move)
     if as_json:
-        console.emit({"dataset": folder.name, "tag": tag, "version": number, "before": before})
+        terminal.emit({"dataset": folder.name, "tag": tag, "version": number, "before": before})
     else:
-        console_lifecycle.show_tag(folder.name, tag, number, before)
+        lifecycle.show_tag(folder.name, tag, number, before)
 
 
 @click.command()
@@ -43,15 +43,15 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
 @takes_json
 def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
-    """Make a version again from the store, of the same content: into DIR, else in its place where it is damaged."""
-    from malt import console, console_lifecycle
+    """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
+    from malt.console import lifecycle, terminal
     from malt.datasets import rebuild as rebuilding
     from malt.datasets.version import open_version
     from malt.settings import Settings
 
     sources = rebuilding.Sources(questions, prompts)
     rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)
-    console.emit(console_lifecycle.rebuilt_json(rebuilt)) if as_json else console_lifecycle.show_rebuilt(rebuilt)
+    terminal.emit(lifecycle.rebuilt_json(rebuilt)) if as_json else lifecycle.show_rebuilt(rebuilt)
     return 0 if rebuilt.path else 1
 
 
@@ -60,14 +60,14 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
 @takes_json
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
-    from malt import console, console_lifecycle
+    from malt.console import lifecycle, terminal
     from malt.datasets.removal import remove_version
 
     removed = remove_version(version)
     if as_json:
-        console.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
+        terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
-        console_lifecycle.show_removed(removed)
+        lifecycle.show_removed(removed)
 
 
 def seconds(age: str) -> float:
@@ -88,8 +88,8 @@ def seconds(age: str) -> float:
 @click.option("--compact", is_flag=True, help="Then give the space back to the disk; nobody may write meanwhile.")
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
-    """Say which rows of the store no version uses, and which unfinished folders are left; --delete removes them."""
-    from malt import console, console_lifecycle
+    """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
+    from malt.console import lifecycle, terminal
     from malt.datasets.garbage import collect
     from malt.llm.store import Store
     from malt.settings import Settings
@@ -100,6 +100,6 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
         with Store(settings.store) as store:
             store.compact()
     if as_json:
-        console.emit({"deleted": delete, "older_than_s": older_than, **found._asdict()})
+        terminal.emit({"deleted": delete, "older_than_s": older_than, **found._asdict()})
     else:
-        console_lifecycle.show_garbage(found, delete)
+        lifecycle.show_garbage(found, delete)

@@ -11,14 +11,15 @@ from malt.commands.options import takes_json, takes_version
 @click.option("--public", is_flag=True, help="Let anyone read it: a repository on the Hub is private otherwise.")
 @takes_json
 def push(version: str, dest: str, public: bool, as_json: bool) -> None:
-    """Put a version at DEST and check it there: hf://datasets/OWNER/NAME, s3://bucket/prefix, any fsspec URL, a folder.
+    """Put a version where others read it, and check it there.
 
-    Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag;
-    elsewhere it lands in DEST/<name>/v<N>/. Credentials come from the environment.
+    DEST is hf://datasets/OWNER/NAME, s3://bucket/prefix, any URL that fsspec knows, or a folder. Only what is missing
+    is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag; elsewhere it lands in
+    DEST/<name>/v<N>/. Credentials come from the environment.
     """
-    from malt import console, console_versions
+    from malt.console import sending, terminal
     from malt.datasets.pushing import push as pushed
     from malt.datasets.version import open_version
 
     done = pushed(open_version(version), dest, public=public)
-    console.emit(done.model_dump(mode="json")) if as_json else console_versions.show_pushed(done)
+    terminal.emit(done.model_dump(mode="json")) if as_json else sending.show_pushed(done)

@@ -1,7 +1,5 @@
 """Commands that grow and assemble: `plan`, `run`, `assemble`."""
 
-import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +12,12 @@ from malt.loading import loading
 
 if TYPE_CHECKING:
     from malt.inputs import Inputs
+    from malt.private_prefect import NamedServer, PrefectServer
     from malt.spec import RunSpec
     from malt.summary import RunSummary
     from malt.trees.assessment import Shortfall
+
+    Server = NamedServer | PrefectServer
 
 
 @click.command()
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 @click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
-    """Quote a run: requests, completions, tokens, cost, and what the store has. No model call, but for a pilot's."""
-    from malt import console
+    """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.console import runs, terminal
     from malt.llm.store import Store
     from malt.plan import plan as quote
     from malt.settings import Settings
@@ -34,8 +35,8 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
-    console.emit(quoted.model_dump(mode="json")) if as_json else console.show_plan(quoted)
-    return 0 if shortfall is None else console.show_shortfall(shortfall)
+    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
+    return 0 if shortfall is None else runs.show_shortfall(shortfall)
 
 
 @click.command()
@@ -43,16 +44,16 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
-    """Grow, grade and publish; asks only for what the store does not hold."""
-    from malt.console_progress import progress
+    """Grow, grade and publish. Asks only for what the store does not hold."""
+    from malt.console.progress import progress
     from malt.inputs import check_models
 
     if no_wait:
         override = (*override, "run.wait=false")
-    spec, inputs, wait_for_prefect = begun(config, override, limit)
+    spec, inputs, server = begun(config, override, limit)
     check_models(spec)
     with progress(spec, len(inputs.questions)):
-        summary = flow_summary("generate", spec, wait_for_prefect)
+        summary = flow_summary("generate", spec, server)
     return finish(summary, as_json=as_json)
 
 
@@ -60,10 +61,10 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
 @takes_config
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
-    """Make a dataset version from what the store holds; generator, verifier and refiner are not asked."""
-    spec, inputs, wait_for_prefect = begun(config, override, limit)
+    """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
+    spec, inputs, server = begun(config, override, limit)
     del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
-    return finish(flow_summary("assemble", spec, wait_for_prefect), as_json=as_json)
+    return finish(flow_summary("assemble", spec, server), as_json=as_json)
 
 
 def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
@@ -85,7 +86,7 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tup
     return spec, read_inputs(spec)
 
 
-def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Callable[[], None]]":
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Server]":
     """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
     from malt.config import load_spec
     from malt.inputs import read_inputs
@@ -93,11 +94,11 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     from malt.settings import Settings
 
     spec = load_spec(config, override, limit)
-    wait_for_prefect = connect(Settings().data_dir)
-    return spec, read_inputs(spec), wait_for_prefect
+    server = connect(Settings().data_dir)
+    return spec, read_inputs(spec), server
 
 
-def flow_summary(name: str, spec: "RunSpec", wait_for_prefect: Callable[[], None]) -> "RunSummary":
+def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
     from malt import interruption
     from malt.llm import provider
@@ -106,8 +107,8 @@ def flow_summary(name: str, spec: "RunSpec", wait_for_prefect: Callable[[], None
         flow = flow_named(name)
         if name == "generate":
             provider.warm_up()
-    wait_for_prefect()
-    result = interruption.run(ended(flow, spec))
+    server.wait_until_ready()
+    result = interruption.run(ended(flow, spec, server))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -123,7 +124,7 @@ def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
         raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
 
 
-async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+async def ended(flow: Any, spec: "RunSpec", server: "Server") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
     """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
     from httpx import HTTPError
 
@@ -132,19 +133,19 @@ async def ended(flow: Any, spec: "RunSpec") -> "RunSummary | BaseException":  # 
         result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
     except HTTPError as error:
         result = error
-    return PrefectLost(without_prefect(result)) if isinstance(result, HTTPError) else result
+    return PrefectLost(without(server, result)) if isinstance(result, HTTPError) else result
 
 
-def without_prefect(error: Exception) -> str:
+def without(server: "Server", error: Exception) -> str:
     """Say that Prefect's server went away while a flow ran."""
-    said = f"Prefect's server, {os.environ.get('PREFECT_API_URL')}, does not take what it is told any more: {error}"
-    return f"{' '.join(said.split())}. What was paid for is in the store: run again when it is up"
+    said = f"Prefect's server, {server.api_url}, does not take what it is told any more: {error}"
+    return f"{' '.join(said.split())}. What was paid for is in the store: {server.when_lost}"
 
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt import console
+    from malt.console import runs, terminal
 
-    console.emit(summary.model_dump(mode="json")) if as_json else console.show_summary(summary)
-    console.show_failures(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
+    runs.show_failures(summary)
     return summary.exit_code

@@ -14,7 +14,7 @@ from malt.errors import ConfigError
     "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Of the server and its UI."
 )
 def up(port: int) -> None:
-    """Serve Prefect's UI with all deployments and a worker, or add those to the server at PREFECT_API_URL."""
+    """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.service import up as serve
     from malt.settings import Settings
 
@@ -25,9 +25,9 @@ def up(port: int) -> None:
 @takes_config
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
-    """Try what a run needs, each endpoint by one cheap call: what works, what does not, what to do."""
-    from malt import console
+    """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
     from malt.config import load_spec
+    from malt.console import terminal
     from malt.doctor import examine
     from malt.settings import Settings
 
@@ -35,10 +35,10 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     for check in examine(load_spec(config, override, limit), Settings()):
         checks.append(check)
         if not as_json:
-            console.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
+            terminal.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
     works = all(check.works for check in checks)
     if as_json:
-        console.emit({"works": works, "checks": [check._asdict() for check in checks]})
+        terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})
     return 0 if works else 1
 
 

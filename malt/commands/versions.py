@@ -13,12 +13,12 @@ from malt.commands.options import takes_json, takes_version
 @takes_json
 def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
-    from malt import console
+    from malt.console import terminal, versions
     from malt.datasets.version import list_versions
     from malt.settings import Settings
 
     listed = list_versions(Settings().datasets_dir, name)
-    console.emit(console.listing(listed)) if as_json else console.show_versions(listed)
+    terminal.emit(versions.listing(listed)) if as_json else versions.show_versions(listed)
     return 1 if listed.unreadable else 0
 
 
@@ -27,18 +27,18 @@ def datasets(name: str | None, as_json: bool) -> int:
 @click.argument("question_id", required=False)
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
-    """Show what is in a version, or one question's tree with grades and values."""
-    from malt import console
+    """Show what is in a version, or one question's valued tree."""
+    from malt.console import terminal, versions
     from malt.datasets.version import open_version
 
     opened = open_version(version)
     if question_id is None:
-        console.emit(opened.manifest.model_dump(mode="json")) if as_json else console.show_version(opened)
+        terminal.emit(opened.manifest.model_dump(mode="json")) if as_json else versions.show_version(opened)
     elif as_json:
         nodes = json.loads(opened.tree_rows(question_id).to_json(orient="records"))
-        console.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
+        terminal.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
     else:
-        console.show_tree(opened, question_id)
+        versions.show_tree(opened, question_id)
 
 
 @click.command()
@@ -47,17 +47,17 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Name a version's report, one HTML file that needs no network; --open shows it."""
-    from malt import console
+    """Name a version's report, one HTML file. It needs no network; --open shows it."""
+    from malt.console import terminal
     from malt.datasets.report.reread import report_file
     from malt.datasets.version import open_version
 
     opened = open_version(version)
     path = report_file(opened, out)
     if as_json:
-        console.emit({"version": opened.reference, "report": str(path)})
+        terminal.emit({"version": opened.reference, "report": str(path)})
     else:
-        console.out.print(console.from_here(str(path)), markup=False, soft_wrap=True)
+        terminal.out.print(terminal.from_here(str(path)), markup=False, soft_wrap=True)
     if opens:
         click.launch(path.as_uri())
 
@@ -67,13 +67,13 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 @click.argument("row_id", metavar="ROW_ID")
 @takes_json
 def explain(version: str, row_id: str, as_json: bool) -> None:
-    """Explain a training row, kept or left out, or a node (QUESTION_ID/2.0.1): texts, grades, arithmetic, gates."""
-    from malt import console, console_versions
+    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
+    from malt.console import explaining, terminal
     from malt.datasets.explain import explain as explained
     from malt.datasets.version import open_version
 
     told = explained(open_version(version), row_id)
-    console.emit(told.model_dump(mode="json")) if as_json else console_versions.show_explanation(told)
+    terminal.emit(told.model_dump(mode="json")) if as_json else explaining.show_explanation(told)
 
 
 @click.command()
@@ -81,28 +81,28 @@ def explain(version: str, row_id: str, as_json: bool) -> None:
 @click.argument("new", metavar="B")
 @takes_json
 def diff(old: str, new: str, as_json: bool) -> None:
-    """Say what changed from version A to version B: inputs, and rows added, removed, relabelled, by question."""
-    from malt import console, console_versions
+    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
+    from malt.console import comparing, terminal
     from malt.datasets.compare import compare
     from malt.datasets.version import open_version
 
-    found = compare(open_version(old), open_version(new), None if as_json else console_versions.QUESTIONS_SHOWN)
-    console.emit(found.model_dump(mode="json")) if as_json else console_versions.show_diff(found)
+    found = compare(open_version(old), open_version(new), None if as_json else comparing.QUESTIONS_SHOWN)
+    terminal.emit(found.model_dump(mode="json")) if as_json else comparing.show_diff(found)
 
 
 @click.command()
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version; names what does not hold."""
-    from malt import console
+    """Recompute every digest and invariant of a version. Names what does not hold."""
+    from malt.console import terminal, versions
     from malt.datasets.verify import verify as problems_of
     from malt.datasets.version import open_version
 
     opened = open_version(version)
     problems = problems_of(opened)
     if as_json:
-        console.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+        terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
     else:
-        console.show_verdict(opened, problems)
+        versions.show_verdict(opened, problems)
     return 1 if problems else 0

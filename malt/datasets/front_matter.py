@@ -29,7 +29,7 @@ def front_matter(manifest: Manifest) -> str:
             "configs:",
             *(config_entry(manifest, config, listed(manifest, files)) for config, files in configs.items()),
             "dataset_info:",
-            *(info_entry(manifest, config, listed(manifest, files)) for config, files in configs.items()),
+            *(info_entry(config, files["train"]) for config, files in configs.items()),
             "---",
         ]
     )
@@ -71,12 +71,10 @@ def config_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) ->
     return f"- config_name: {config}\n  description: {described}\n  data_files:\n{data_files}"
 
 
-def info_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) -> str:
-    """Write one config's features, and how many rows its splits have."""
-    features = "\n".join(features_of(SCHEMAS[files["train"]], "  "))
-    rows = {split: rows_of(manifest, [path]) for split, path in files.items()}
-    splits = "\n".join(f"  - name: {split}\n    num_examples: {count}" for split, count in rows.items())
-    return f"- config_name: {config}\n  features:\n{features}\n  splits:\n{splits}"
+def info_entry(config: str, path: str) -> str:
+    """Write one config's features; no splits: `datasets` wants their size in memory, and the rows are told above."""
+    features = "\n".join(features_of(SCHEMAS[path], "  "))
+    return f"- config_name: {config}\n  features:\n{features}"
 
 
 def features_of(fields: Iterable[pa.Field], indent: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +31,7 @@ class DatasetVersion:
     """One immutable version on disk."""
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     created: bool = False
     """Whether the call that returned this made it; equal content makes no new version."""
 

@@ -7,12 +7,14 @@ had: a rerun goes on with what stood in, and asks neither model again.
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from malt.concurrency import all_of
-from malt.errors import RequestFailed, StoreError
+from malt.errors import ConfigError, RequestFailed, StoreError
+from malt.llm.batch_store import Batch
 from malt.llm.completion import Complete, Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
 from malt.llm.store import ASIDE, Store, StoredSample
@@ -82,11 +84,14 @@ class Noted:
 
 
 EVERY_ROLE = frozenset(Role)
+NO_BATCHES: Mapping[str, Batch] = MappingProxyType({})
 
 
 def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = "") -> "Asker":
     """Return what some questions of a run ask with: it knows their stored samples, and counts what they use."""
-    return Asker(session, session.store.rows(question_ids), asks, run)
+    ids = list(question_ids)
+    under_way = session.book.open_for(ids)  # before the rows: what is answered leaves the batches
+    return Asker(session, session.store.rows(ids), asks, run, under_way)
 
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
@@ -97,14 +102,21 @@ async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
 class Asker(Recall):
     """A `Complete` that asks for what is not stored, where the role is one that may be asked.
 
-    Made for a set of questions, whose rows it keeps at hand.
+    Made for a set of questions, whose rows it keeps at hand. What lies in a batch, by key in `under_way`, it does not
+    ask for beside it: that raises `ConfigError`.
     """
 
     def __init__(
-        self, session: Session, known: dict[str, StoredSample], asks: Collection[Role] = EVERY_ROLE, run: str = ""
+        self,
+        session: Session,
+        known: dict[str, StoredSample],
+        asks: Collection[Role] = EVERY_ROLE,
+        run: str = "",
+        under_way: Mapping[str, Batch] = NO_BATCHES,
     ) -> None:
         super().__init__(known)
         self.asks = asks
+        self.under_way = under_way
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
         self._turns: dict[str, asyncio.Lock] = {}
@@ -148,6 +160,7 @@ class Asker(Recall):
 
     async def _had(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
+        self._raise_if_under_way(request.keys[first : first + count])
         drawn = self.drawn(request, first)
         rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
         self.known.update((row.key, row) for row in rows)
@@ -155,6 +168,16 @@ class Asker(Recall):
         for one in bought:
             self.tally.add(request.role, usage_of(one))
         return len(bought)
+
+    def _raise_if_under_way(self, keys: Sequence[str]) -> None:
+        """End the run rather than pay twice."""
+        for batch in (self.under_way[key] for key in keys if key in self.under_way):
+            self.session.stopped = self.session.stopped or ConfigError(
+                f"dataset {batch.dataset}: what is missing is under way in batch {batch.told}, and would be paid for "
+                'twice; collect it with run.mode = "batch", or let it go with: '
+                f"malt batches --forget {batch.told}"
+            )
+            raise self.session.stopped
 
     def drawn(self, request: CompletionRequest, first: int) -> CompletionRequest:
         """Return a request with how often answers to its samples, from `first` on, were set aside."""

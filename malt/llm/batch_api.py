@@ -6,18 +6,20 @@ The calls block: LiteLLM's async ones cannot be made to close their connections.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
 from pydantic import JsonValue
 
-from malt.errors import MaltError
+from malt.errors import ConfigError, MaltError
 from malt.llm import embedded
-from malt.llm.completion import CompletionRequest
+from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.faults import Unavailable
 from malt.llm.gateway import Way, library, provider_of
 from malt.llm.meaning import meaning_of, place_of, reason_of
 from malt.llm.provider import Reply, arguments_of, cost_of, key_of, usual_key
+from malt.llm.tally import Usage
 from malt.spec import ModelSpec, RunSpec
 
 ENDPOINT = "/v1/chat/completions"
@@ -34,10 +36,12 @@ CALL_LIMIT_S = 600.0
 PER_PAGE = 100
 MARK = "malt_mark"
 """Name in a batch's metadata of what tells it from all others."""
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-ABOUT_SENDING = frozenset(
-    {"model", "messages", "api_base", "api_key", "timeout", "max_retries", "num_retries", "no-log", "client"}
-)
+GONE = "unknown there"
+"""Status of a batch that its provider knows no longer."""
+ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
+ABOUT_SENDING = frozenset({"model", "messages", "api_base", "api_key", "timeout"})
+IN_HEADERS = frozenset({"headers", "extra_headers", "organization"})
+"""What `extra` may set for requests that have headers of their own; items have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Job:
 
     batch_id: str
     status: str
-    """OpenAI's word: validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled."""
+    """validating, in_progress, finalizing, completed, failed, expired, cancelling, cancelled. Or `GONE`."""
     mark: str | None = None
     created_at: float = 0.0
     total: int = 0
@@ -84,6 +88,15 @@ def in_batches(model: ModelSpec, spec: RunSpec) -> bool:
     return spec.run.mode == "batch" and takes_batches(model)
 
 
+def check(model: ModelSpec) -> None:
+    """Find what a batch cannot say of a model. Raises `ConfigError`."""
+    if said := sorted(IN_HEADERS & model.extra.keys()):
+        raise ConfigError(
+            f"{model.model}: extra.{said[0]} is sent as a header, and the items of a batch have none; leave it out, or "
+            'set run.mode = "direct"'
+        )
+
+
 def custom_id(request: CompletionRequest, first: int) -> str:
     """Name an item after its first sample's key: how results find their way."""
     prompt, _, sample = request.keys[first].partition(".")
@@ -92,20 +105,35 @@ def custom_id(request: CompletionRequest, first: int) -> str:
 
 def item(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, JsonValue]:
     """Return one line of a batch: what a direct request for these samples would send. Raises as `send` does."""
-    arguments = arguments_of(request, way, first, count)
+    try:
+        body = _body(way, arguments_of(request, way, first, count))
+    except MaltError:
+        raise
+    except Exception as error:
+        raise meaning_of(error, request.model, way) from None
+    return {"custom_id": custom_id(request, first), "method": "POST", "url": ENDPOINT, "body": body}
+
+
+def _body(way: Way, arguments: Mapping[str, Any]) -> dict[str, Any]:
     service, _, name = way.name.partition("/")
-    litellm = library()
-    sampling = {key: value for key, value in arguments.items() if key not in ABOUT_SENDING}
+    litellm, own = library(), _own_parameters()
+    sampling = {key: value for key, value in arguments.items() if key not in ABOUT_SENDING | own}
     config = litellm.utils.ProviderConfigManager.get_provider_chat_config(
         model=name, provider=litellm.LlmProviders(service)
     )
     parameters = litellm.get_optional_params(model=name, custom_llm_provider=service, **sampling)
-    body = config.transform_request(
+    body: dict[str, Any] = config.transform_request(
         model=name, messages=arguments["messages"], optional_params=parameters, litellm_params={}, headers={}
     )
     body.pop("stream", None)
     body.update(body.pop("extra_body", {}))
-    return {"custom_id": custom_id(request, first), "method": "POST", "url": ENDPOINT, "body": body}
+    return body
+
+
+@cache
+def _own_parameters() -> frozenset[str]:
+    """Return what LiteLLM keeps to itself of a request's arguments, but for what its translation is told by."""
+    return frozenset(library().types.utils.all_litellm_params) - {"allowed_openai_params"}
 
 
 def upload(model: ModelSpec, way: Way, lines: bytes) -> str:
@@ -133,7 +161,7 @@ def look(model: ModelSpec, way: Way, batch_id: str) -> Job:
 
 def find(model: ModelSpec, way: Way, mark: str, since: float) -> Job | None:
     """Look for a batch by its mark among those that were made since a time, in seconds since the epoch."""
-    recent = takewhile(lambda job: job.created_at >= since, _newest_first(model, way))
+    recent = takewhile(lambda job: job.created_at >= since or not job.created_at, _newest_first(model, way))
     return next((job for job in recent if job.mark == mark), None)
 
 
@@ -161,12 +189,24 @@ def reply_of(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) 
             response_object=dict(body), model_response_object=library().ModelResponse()
         )
     except Exception as error:
-        raise Unavailable(f"{place_of(model)}: an item's answer cannot be read: {reason_of(error)}") from None
+        unreadable = f"{place_of(model)}: an item's answer cannot be read: {reason_of(error)}"
+        raise Unavailable(unreadable, perhaps_billed=True) from None
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):
         raise Unavailable(f"{place_of(model)} answered without choices", perhaps_billed=True)
     cost_usd = cost_of(model, getattr(answer, "usage", None), response.get("usage"), batched=True)
     return Reply(response, latency_s, cost_usd)
+
+
+def bill_of(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
+    """Return what an answer that cannot be used took all the same; its cost is None where it does not tell."""
+    counted = body.get("usage")
+    if not is_counted(counted):
+        return Usage(cost_usd=None)
+    prompt, completion = (token_count(counted.get(f"{kind}_tokens")) or 0 for kind in ("prompt", "completion"))
+    usage = library().Usage(prompt_tokens=prompt, completion_tokens=completion, cost=counted.get("cost"))
+    cost_usd = cost_of(model, usage, counted, batched=True)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost_usd)
 
 
 def refusal_of(result: Result, model: ModelSpec, way: Way, count: int, *, has_schema: bool) -> MaltError:

@@ -3,12 +3,15 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
-from malt.errors import ConfigError, EndpointDown, MaltError
+from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm import batch_api
-from malt.llm.batch_api import Job, Result
+from malt.llm.batch_api import GONE, MARK, Job, Result
+from malt.llm.batch_store import Batch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.gateway import Way, way_to
 from malt.llm.meaning import meaning_of, place_of
@@ -23,6 +26,10 @@ CLOCKS_DIFFER_S = 3600.0
 """How far back a batch is looked for before the time at which it was written down."""
 
 
+async def nothing() -> None:
+    """Have no answer."""
+
+
 class Gone(Exception):  # noqa: N818 - an answer, not an error
     """The provider knows no such thing: 404."""
 
@@ -31,36 +38,57 @@ class BatchDesk:
     """Where batches for one model are handed in.
 
     All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when what
-    they need stays away too long: two minutes as a rule, 20 s where nobody listens, an hour for a look.
+    they need stays away too long: two minutes as a rule, 20 s where nobody has listened yet, 15 minutes of nothing but
+    429, an hour for a look. Before each call `check` may raise, where the run has stopped.
     """
 
-    def __init__(self, model: ModelSpec, policy: Policy = PATIENT) -> None:
+    def __init__(self, model: ModelSpec, policy: Policy = PATIENT, check: Callable[[], None] = lambda: None) -> None:
         self.model = model
         self._policy = policy
+        self._check = check
 
-    async def hand_in(self, lines: bytes, mark: str) -> Job:
-        """Upload items and make a batch of them, once: where its making is in doubt, it is looked for first."""
+    async def upload(self, lines: bytes) -> str:
+        """Upload items, and return the file's id."""
         try:
-            file_id = await self._patiently(lambda way: batch_api.upload(self.model, way, lines))
-            return await self._create(file_id, mark, time.time())
+            return await self._patiently(lambda way: batch_api.upload(self.model, way, lines))
         except Gone:
-            raise ConfigError(
-                f'{place_of(self.model)} has no batch API (404); set run.mode = "direct", or check api_base'
-            ) from None
+            raise self._no_batches() from None
 
-    async def look(self, batch_id: str) -> Job:
-        """Return how a batch is; one that the provider no longer knows has expired."""
+    async def create(self, file_id: str, mark: str) -> Job:
+        """Make a batch of a file, once: where its making is in doubt, it is looked for before it is tried again.
+
+        Raises `ConfigError` where it was refused. All else that is raised leaves it in doubt.
+        """
+        look_first = partial(self.find, mark, time.time())
+        try:
+            return await self._patiently(lambda way: batch_api.create(self.model, way, file_id, mark), again=look_first)
+        except Gone:
+            raise self._no_batches() from None
+
+    async def look(self, batch: Batch) -> Job:
+        """Return how a batch is. Raises `RunStopped` where the provider does not know one that may not be over."""
+        batch_id = batch.batch_id or ""
         try:
             return await self._patiently(lambda way: batch_api.look(self.model, way, batch_id), LOOK_PATIENCE_S)
         except Gone:
-            return Job(batch_id, "expired")
+            if not batch.is_over:
+                raise RunStopped(self._unknown(batch)) from None
+            return Job(batch_id, GONE)
 
     async def find(self, mark: str, since: float) -> Job | None:
-        """Return the batch with this mark, made since a time in seconds since the epoch; None where none is listed."""
+        """Look for a batch whose making was tried at a time in seconds since the epoch; None where it was not made.
+
+        Raises `RunStopped` where the provider does not list its batches.
+        """
+        since -= CLOCKS_DIFFER_S
         try:
-            return await self._patiently(lambda way: self._listed(way, mark, since))
-        except Gone:  # some servers list nothing
-            return None
+            return await self._patiently(lambda way: batch_api.find(self.model, way, mark, since))
+        except (Gone, ConfigError) as refused:
+            raise RunStopped(
+                f"{str(refused) or f'{place_of(self.model)} lists no batches (404)'}; so whether batch {mark} was made "
+                f"there is in doubt. Look there for one with {MARK} = {mark} in its metadata, cancel it if there is "
+                f"one, let it go with: malt batches --forget {mark}, and run again"
+            ) from None
 
     async def results(self, job: Job) -> list[Result]:
         """Return what came of a batch's items, answers first; files that are gone have none."""
@@ -72,44 +100,51 @@ class BatchDesk:
                 continue
         return sorted(found, key=lambda result: result.status != batch_api.ANSWERED)
 
-    async def _create(self, file_id: str, mark: str, since: float) -> Job:
-        tried = False
+    def _no_batches(self) -> ConfigError:
+        return ConfigError(f'{place_of(self.model)} has no batch API (404); set run.mode = "direct", or check api_base')
 
-        def create(way: Way) -> Job:
-            nonlocal tried
-            if tried and (job := self._listed(way, mark, since)):
-                return job
-            tried = True
-            return batch_api.create(self.model, way, file_id, mark)
+    def _unknown(self, batch: Batch) -> str:
+        key = batch.api_key_env or "the environment"
+        since = datetime.fromtimestamp(batch.planned_at, UTC)
+        return (
+            f"{place_of(self.model)} does not know batch {batch.batch_id} (404), handed in {since:%Y-%m-%d %H:%M} UTC; "
+            f"is the key in {key} of another project? Set the one that it was handed in with, and run again; or let it "
+            f"go with: malt batches --forget {batch.batch_id}, and its items are paid for again"
+        )
 
-        return await self._patiently(create)
-
-    def _listed(self, way: Way, mark: str, since: float) -> Job | None:
-        return batch_api.find(self.model, way, mark, since - CLOCKS_DIFFER_S)
-
-    async def _patiently(self, call: Callable[[Way], T], at_least_s: float = 0.0) -> T:
-        """Make a blocking call until it is answered."""
+    async def _patiently(
+        self, call: Callable[[Way], T], at_least_s: float = 0.0, again: Callable[[], Awaitable[T | None]] = nothing
+    ) -> T:
+        """Make a blocking call until it is answered, or `again`, asked before each further one, has the answer."""
         way, started, failures = await way_to(self.model), time.monotonic(), 0
         while True:
+            self._check()
             try:
-                return await asyncio.to_thread(call, way)
+                answer = await asyncio.to_thread(call, way)
             except MaltError:
                 raise
             except Exception as error:
                 fault = self._fault(error, way)
+            else:
+                way.took_batches = True
+                return answer
             failures += 1
-            wait_s, patience_s = self._wait_s(fault, failures), max(at_least_s, self._patience_s(fault))
-            if time.monotonic() + wait_s - started > patience_s:
+            wait_s, patience_s = self._wait_s(fault, failures), max(at_least_s, self._patience_s(fault, way))
+            waited_s = time.monotonic() - started
+            if waited_s + wait_s > patience_s:
                 raise EndpointDown(
-                    f"{fault}; no better answer for {patience_s:g} s. What was handed in goes on there: run again "
+                    f"{fault}; no better answer for {waited_s:.0f} s. What was handed in goes on there: run again "
                     "when the endpoint is up"
                 )
             await asyncio.sleep(wait_s)
+            if (found := await again()) is not None:
+                return found
 
-    def _patience_s(self, fault: RateLimited | Unavailable) -> float:
+    def _patience_s(self, fault: RateLimited | Unavailable, way: Way) -> float:
         if isinstance(fault, RateLimited):
             return self._policy.limited_after_s
-        return self._policy.never_up_after_s if isinstance(fault, Unreachable) else self._policy.down_after_s
+        is_new = isinstance(fault, Unreachable) and not way.took_batches
+        return self._policy.never_up_after_s if is_new else self._policy.down_after_s
 
     def _fault(self, error: Exception, way: Way) -> RateLimited | Unavailable:
         """Return what passes; raise what does not."""

@@ -4,21 +4,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from malt.errors import ConfigError, MaltError, RequestFailed, RunStopped
+from pydantic import JsonValue
+
+from malt.errors import AccountEmpty, ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm.asker import completion, usage_of
-from malt.llm.batch_api import ANSWERED, Job, Result, refusal_of, reply_of
+from malt.llm.batch_api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
 from malt.llm.batch_store import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
 from malt.llm.completion import split_response
-from malt.llm.faults import NoSiblings
+from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Way
 from malt.llm.meaning import place_of
 from malt.llm.store import StoredSample
-from malt.llm.tally import Tally
+from malt.llm.tally import Tally, Usage
 from malt.spec import Role
 
 QUEUE_FULL = "token_limit_exceeded"
 """OpenAI's word for more tokens in its queue than an organization may have there."""
+UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
+"""OpenAI's words for an account that may spend no more."""
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Outcome:
     rows: list[StoredSample] = field(default_factory=list)
     """Answers, and the reasons why others cannot be had."""
     returned: list[Returned] = field(default_factory=list)
+    wasted: list[tuple[Role, Usage]] = field(default_factory=list)
+    """What answers took that cannot be used."""
     ends_run: MaltError | None = None
     has_siblings: bool = True
     """Whether the provider takes `n`, as far as this batch shows."""
@@ -50,6 +56,9 @@ class Outcome:
                 self._take(group, result)
         for group in groups.values():
             self._return(group, f"{self._place}: the batch ended ({self.job.status}) without an answer")
+        billed = sum(result.status == ANSWERED for result in results)
+        if self.job.status == GONE or billed < self.job.completed:  # answers that nobody can read any more
+            self._add_up(None, None)
         self.ends_run = self.ends_run or self._end_of_all()
 
     @property
@@ -93,17 +102,28 @@ class Outcome:
         except MaltError as fault:
             self._return(group, str(fault))
 
-    def _answer(self, group: Sequence[BatchItem], body: Mapping[str, object]) -> None:
-        reply = reply_of(self.batch.asked, body, time.time() - self.batch.planned_at)  # type: ignore[arg-type]
+    def _answer(self, group: Sequence[BatchItem], body: Mapping[str, JsonValue]) -> None:
+        try:
+            reply = reply_of(self.batch.asked, body, time.time() - self.batch.planned_at)
+        except Unavailable:
+            self._waste(Role(group[0].role), bill_of(self.batch.asked, body))
+            raise
         responses = split_response(reply.response, len(group))
         self.way.gave_siblings = self.way.gave_siblings or len(responses) > 1
         share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
         for item, response in zip(group, responses, strict=False):
             self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
         self._return(group[len(responses) :], "fewer samples came than were asked for", alone=True)
-        self.cost_usd = None if None in (self.cost_usd, reply.cost_usd) else self.cost_usd + reply.cost_usd  # type: ignore[operator]
-        counted = reply.total_tokens
-        self.tokens = None if self.tokens is None or counted is None else self.tokens + counted
+        self._add_up(reply.cost_usd, reply.total_tokens)
+
+    def _waste(self, role: Role, usage: Usage) -> None:
+        """Count an answer that cannot be used: it is billed all the same."""
+        self.wasted.append((role, usage))
+        self._add_up(usage.cost_usd, usage.prompt_tokens + usage.completion_tokens or None)
+
+    def _add_up(self, cost_usd: float | None, tokens: int | None) -> None:
+        self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
+        self.tokens = None if self.tokens is None or tokens is None else self.tokens + tokens
 
     def _return(
         self,
@@ -142,6 +162,8 @@ class Outcome:
     def _end_of_all(self) -> MaltError | None:
         """Return what a batch that failed or was cancelled as a whole means to the run."""
         name = f"{self._place}: batch {self.job.batch_id}"
+        if self.job.status == "failed" and self.job.error_code in UNPAID:
+            return AccountEmpty(f"{name} was refused: {self.job.error}; mend that, and run again")
         if self.job.status == "failed" and self.job.error_code != QUEUE_FULL:
             return ConfigError(
                 f"{name} failed validation: {self.job.error or 'no reason given'}; mend that, and run again"

@@ -23,6 +23,13 @@ class Amount(NamedTuple):
     usd: float
     tokens: int
 
+    def plus(self, other: "Amount") -> "Amount":
+        """Add up."""
+        return Amount(self.usd + other.usd, self.tokens + other.tokens)
+
+
+NOTHING = Amount(0.0, 0)
+
 
 class Answer(Protocol):
     """What an attempt returns, as far as budgets and limits care."""
@@ -45,6 +52,8 @@ class Account:
     def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
         self.cap = math.inf if cap is None else math.floor(cap * units)
         self.spent = self.held = self.promised = 0
+        self.pledged = 0
+        """What of `held` is held by name: it may be for days."""
         self._units, self._key, self._written = units, key, written
 
     def in_units(self, amount: float) -> int:
@@ -70,6 +79,8 @@ class Budget:
         )
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
         self._trees = 0
+        self._pledged: dict[str, Amount] = {}
+        self._redeemed: dict[str, Amount] = {}
 
     @property
     def spent(self) -> Amount:
@@ -107,17 +118,38 @@ class Budget:
         """Whether an amount can be held now."""
         return not self._too_short(self._in_units(worst))
 
-    def hold(self, worst: Amount) -> None:
-        """Hold an amount until `settle`, room or not: it is promised already."""
-        for account, amount in zip(self._accounts, self._in_units(worst), strict=True):
-            account.held += amount
+    @property
+    def pledged(self) -> dict[str, Amount]:
+        """What is held by name."""
+        return dict(self._pledged)
 
-    def settle(self, worst: Amount, taken: Amount) -> None:
-        """Let go what was held, and count what it took."""
-        self._settle(self._in_units(worst), self._in_units(taken))
+    @property
+    def spent_directly(self) -> Amount:
+        """What was spent and never pledged."""
+        taken = [self._in_units(amount) for amount in self._redeemed.values()]
+        dollars, tokens = (
+            account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
+        )
+        return Amount(dollars / PICO, tokens)
+
+    def pledge(self, name: str, worst: Amount) -> None:
+        """Hold an amount by name until `redeem`, room or not: it is promised already. Said again, it changes nothing
+        but the amount.
+        """
+        if name not in self._redeemed:
+            self._hold_by_name(self._pledged.get(name, NOTHING), -1)
+            self._pledged[name] = worst
+            self._hold_by_name(worst, 1)
+
+    def redeem(self, name: str, taken: Amount) -> None:
+        """Let go what is held by a name, and count what it took; said again, it changes nothing."""
+        if name not in self._redeemed:
+            self._redeemed[name] = taken
+            self._hold_by_name(self._pledged.pop(name, NOTHING), -1)
+            self._settle([0, 0], self._in_units(taken))
 
     def refusal(self, worst: Amount) -> BudgetSpent:
-        """Return what to raise where an amount does not fit."""
+        """Return what to raise where there is no room for an amount."""
         account, amount = self._too_short(self._in_units(worst))[0]
         return BudgetSpent(account.refusal(amount))
 
@@ -139,6 +171,11 @@ class Budget:
             self._promise([-amount for amount in promise], -1)
             self._tree_ended.set()
 
+    def _hold_by_name(self, amount: Amount, sign: int) -> None:
+        for account, units in zip(self._accounts, self._in_units(amount), strict=True):
+            account.held += sign * units
+            account.pledged += sign * units
+
     def _in_units(self, amount: Amount) -> list[int]:
         return [account.in_units(part) for account, part in zip(self._accounts, amount, strict=True)]
 
@@ -154,7 +191,7 @@ class Budget:
     async def _hold(self, amounts: list[int]) -> None:
         while short := self._too_short(amounts):
             for account, amount in short:
-                if account.spent + amount > account.cap or not account.held:
+                if account.spent + amount > account.cap or account.held == account.pledged:
                     raise BudgetSpent(account.refusal(amount))
             self._settled.clear()
             await self._settled.wait()

@@ -31,7 +31,10 @@ def engine_of(url: str) -> sa.Engine:
         needed = f"the store {hidden(url)} needs the package {error.name!r}"
         raise StoreError(f"{needed}: install malt-trees[postgres]") from error
     except OSError as error:
-        raise StoreError(f"the folder of the store {hidden(url)} cannot be made: {error}") from error
+        raise StoreError(
+            f"the folder of the store {hidden(url)} cannot be made: {error}; "
+            "set MALT_DATA_DIR to one that can be written"
+        ) from error
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tune_sqlite)
     return engine

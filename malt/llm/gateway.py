@@ -38,6 +38,8 @@ class Way:
     """OpenAI parameters that LiteLLM can pass on there."""
     takes_schema: bool
     gave_siblings: bool = False
+    took_batches: bool = False
+    """Whether a call about batches was answered there."""
 
     @property
     def is_compatible(self) -> bool:

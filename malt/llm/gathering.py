@@ -9,6 +9,7 @@ from malt.concurrency import all_of
 from malt.llm.asker import Asker, in_turn, runs_of
 from malt.llm.batch_api import custom_id, takes_batches
 from malt.llm.batch_store import BatchItem
+from malt.llm.budget import Amount
 from malt.llm.completion import CompletionRequest
 from malt.llm.session import Session
 from malt.llm.store import StoredSample
@@ -53,6 +54,10 @@ class Gathering(Asker):
         self.wanted: dict[str, Wanted] = {}
         self.waits_for: set[str] = set()
         """Marks of the batches that hold what is missing."""
+        self.put_off = 0
+        """Samples of other models that the budget has no room for while batches are under way."""
+        self.short: Amount | None = None
+        """What the first request for such may take."""
         self.stored: Counter[Role] = Counter()
         """Samples that an earlier run had."""
 
@@ -70,7 +75,7 @@ class Gathering(Asker):
             to_ask = [sample for sample in left if not self._is_given_up(asked, sample)]
             if takes_batches(asked.model):
                 self._note(asked, to_ask)
-            else:
+            elif not self._puts_off(asked, to_ask):
                 buy = partial(self._buy, asked, has_spare=place < fallbacks)
                 await all_of(buy(first, count) for first, count in runs_of(to_ask))
                 to_ask = [sample for sample in to_ask if self.answer(request, sample) is not None]
@@ -78,6 +83,16 @@ class Gathering(Asker):
             left = [sample for sample in left if sample not in to_ask]
             if not left:
                 return
+
+    def _puts_off(self, request: CompletionRequest, samples: Sequence[int]) -> bool:
+        """Leave samples to the next round where they would wait for what is held for batches."""
+        if not samples or not self.session.budget.pledged:
+            return False
+        worst = self.session.worst_case(request, len(samples))
+        if self.session.budget.has_room_for(worst):
+            return False
+        self.short, self.put_off = self.short or worst, self.put_off + len(samples)
+        return True
 
     def _is_given_up(self, request: CompletionRequest, sample: int) -> bool:
         key = request.keys[sample]

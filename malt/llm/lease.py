@@ -8,7 +8,6 @@ import asyncio
 import fcntl
 import hashlib
 import logging
-import multiprocessing
 import os
 import socket
 import threading
@@ -89,9 +88,9 @@ async def turn_of(lock: Lock, name: str) -> None:
 
 
 async def settled() -> None:
-    """Wait until the store has what this process and its workers still get, as long as a session may take to stop."""
+    """Wait until the store has what this process still gets, as long as a session may take to stop."""
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline and (is_asking() or multiprocessing.active_children()):  # noqa: ASYNC110
+    while time.monotonic() < deadline and is_asking():  # noqa: ASYNC110
         await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -37,6 +37,10 @@ MINUTE_S = 61.0
 """How long what a minute grants must last: requests arrive up to a second late, and so closer than they were sent."""
 
 
+async def at_once() -> None:
+    """Let a request begin."""
+
+
 class Endpoint:
     """The limiter that all requests of a process to one model at one address with one key share.
 
@@ -87,6 +91,10 @@ class Endpoint:
         self._users.remove(limits)
         self._limits = lowest(self._users) if self._users else limits
 
+    def look_again(self) -> None:
+        """Let those who wait for room look whether they may still begin."""
+        self._changed.set()
+
     @property
     def window(self) -> int:
         """How many requests may be under way now."""
@@ -98,11 +106,18 @@ class Endpoint:
         under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
         return self._waits_for or under_way
 
-    async def call(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str = "") -> AnswerT:
+    async def call(
+        self,
+        attempt: Callable[[], Awaitable[AnswerT]],
+        tokens: int,
+        question: str = "",
+        may_begin: Callable[[], Awaitable[None]] = at_once,
+    ) -> AnswerT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
         `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
-        question that always fails; without it each call counts as a question of its own.
+        question that always fails; without it each call counts as a question of its own. `may_begin` is waited for
+        before there is room, since what waits after that would all be sent in one moment.
 
         Raises `RequestFailed` after the last attempt or a rejection, `EndpointDown` when an outage outlasts patience;
         everything else that `attempt` raises goes through.
@@ -110,7 +125,7 @@ class Endpoint:
         question = question or f"#{next(self._anonymous)}"
         failures = 0
         while True:
-            await self._wait_for_room(tokens, question)
+            await self._wait_for_room(tokens, question, may_begin)
             try:
                 return await self._make(attempt, tokens, question)
             except AccountEmpty as error:
@@ -163,15 +178,17 @@ class Endpoint:
         known = [declared, None if told is None else told * part]
         return min((limit for limit in known if limit is not None), default=None)
 
-    async def _wait_for_room(self, tokens: int, question: str) -> None:
+    async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._turns.is_taken):
             self._take_over(now_s())
         async with self._turns.turn(question):
+            await may_begin()
             while (wait_s := self._wait_s(now_s())) > 0:
                 self._changed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if wait_s == math.inf else wait_s):
                         await self._changed.wait()
+                await may_begin()
             self.in_flight += 1
             self._take_turn(tokens, now_s())
 

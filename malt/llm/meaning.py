@@ -17,7 +17,7 @@ SHORTEST_KEY = 6
 
 
 def meaning_of(error: Exception, model: ModelSpec, way: Way, count: int = 1, *, has_schema: bool = False) -> MaltError:
-    """Say what an error of LiteLLM means to the run, where `count` samples were asked for, perhaps with a schema."""
+    """Say what an error of LiteLLM means to the run, where `count` samples were asked for; `has_schema`: with one."""
     status = getattr(error, "status_code", None)
     if isinstance(error, TimeoutError | library().Timeout):
         return Unavailable(f"{place_of(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
@@ -57,7 +57,7 @@ def _refused(error: Exception, way: Way, count: int, reason: str, *, has_schema:
     litellm, text = library(), str(error)
     if isinstance(error, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError):
         return Rejected(reason)
-    if has_schema and way.takes_schema and re.search("response_format|json_schema|schema", text):
+    if has_schema and re.search("response_format|json_schema|schema", text):
         way.takes_schema = False
         return Unavailable(f"{reason} (asked again without a JSON schema)")
     if count > 1 and (not way.gave_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):

@@ -2,50 +2,26 @@
 
 import asyncio
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import uuid4
 
-from malt.errors import ConfigError
+from malt.errors import ConfigError, MaltError, RunStopped
 from malt.fingerprint import canonical_json
 from malt.llm import batch_api
 from malt.llm.batch_desk import BatchDesk
+from malt.llm.batch_queues import Queues, Size
 from malt.llm.batch_store import Batch, BatchItem, BatchStore, handing_in, this_process
-from malt.llm.budget import Amount
+from malt.llm.budget import NOTHING, Amount
 from malt.llm.endpoints import Where, where_is
 from malt.llm.gateway import way_to
 from malt.llm.gathering import Wanted
+from malt.llm.meaning import place_of
+from malt.llm.pace import Policy
 from malt.llm.session import Session
 from malt.llm.tally import Tally, Usage
 from malt.spec import ModelSpec, Role
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much goes into one batch."""
-
-    items: int = batch_api.MOST_ITEMS
-    bytes: int = batch_api.MOST_BYTES
-    is_narrow: bool = False
-    """The provider's queue was full: one batch of a model at a time."""
-
-
-@dataclass
-class Parcel:
-    """Items for one model."""
-
-    model: ModelSpec
-    items: dict[str, "Packed"] = field(default_factory=dict)
-    bytes: int = 0
-
-    def has_room(self, item: "Packed", size: Size) -> bool:
-        """Whether one more item fits."""
-        return not self.items or (len(self.items) < size.items and self.bytes + len(item.line) <= size.bytes)
-
-    def add(self, item: "Packed", custom_id: str) -> None:
-        """Put one item in."""
-        self.items[custom_id] = item
-        self.bytes += len(item.line)
 
 
 class Packed(NamedTuple):
@@ -56,87 +32,133 @@ class Packed(NamedTuple):
     worst: Amount
 
 
-NOTHING = Amount(0.0, 0)
+@dataclass
+class Parcel:
+    """Items for one model, which become one batch."""
+
+    model: ModelSpec
+    mark: str = field(default_factory=lambda: uuid4().hex)
+    items: dict[str, Packed] = field(default_factory=dict)
+    size: int = 0
+    """Of the file, in bytes."""
+    worst: Amount = NOTHING
+
+    def has_room(self, item: Packed, size: Size) -> bool:
+        """Whether one more item fits."""
+        return not self.items or (len(self.items) < size.items and self.size + len(item.line) <= size.bytes)
+
+    def add(self, item: Packed, custom_id: str) -> None:
+        """Put one item in."""
+        self.items[custom_id] = item
+        self.size += len(item.line)
+        self.worst = self.worst.plus(item.worst)
+
+    def rows(self) -> list[BatchItem]:
+        """Return the rows of all its samples."""
+        return [replace(sample, mark=self.mark) for item in self.items.values() for sample in item.samples]
+
+    def lines(self, custom_ids: Iterable[str]) -> bytes:
+        """Return the file of some of its items."""
+        return b"".join(self.items[custom_id].line for custom_id in sorted(custom_ids))
 
 
 class Packer:
-    """Packs what a run wants, and hands in what is full; the rest with `finish`."""
+    """Packs what a run wants, and hands in what is full; the rest with `finish`. `close` lets go of what is left."""
 
-    def __init__(self, session: Session, book: BatchStore, dataset: str, tally: Tally, size: Size) -> None:
-        self.handed_in: set[str] = set()
-        """Marks of the batches."""
+    def __init__(
+        self, session: Session, book: BatchStore, dataset: str, tally: Tally, queues: Queues, patience: Policy
+    ) -> None:
         self.wanted = 0
         """Items, packed or not."""
         self.short: Amount | None = None
         """What the first item that the budget had no room for may take."""
-        self._session, self._book, self._dataset, self._tally, self._size = session, book, dataset, tally, size
+        self._session, self._book, self._dataset, self._tally = session, book, dataset, tally
+        self._queues, self._patience = queues, patience
         self._parcels: dict[Where, Parcel] = {}
-        self._queued: set[Where] = set()
 
     async def add(self, wanted: Wanted) -> None:
         """Pack one item; not where the budget has no room for it, or the provider's queue none for another batch."""
         self.wanted += 1
-        where = where_is(wanted.request.model)
+        model = wanted.request.model
         worst = self._session.worst_case(wanted.request, wanted.count, batched=True)
+        line = batch_api.item(wanted.request, await way_to(model), wanted.first, wanted.count)
+        item = Packed(canonical_json(line) + b"\n", samples_of(wanted, self._dataset), worst)
+        parcel = self._parcels.get(where_is(model))
+        if parcel is not None and not parcel.has_room(item, self._queues.size_for(model)):
+            await self._hand_in(parcel)
+            parcel = None
         if not self._session.budget.has_room_for(worst):
             self.short = self.short or worst
-            return
-        if self._size.is_narrow and where in self._queued:
-            return
-        line = batch_api.item(wanted.request, await way_to(wanted.request.model), wanted.first, wanted.count)
-        packed = Packed(canonical_json(line) + b"\n", samples_of(wanted, self._dataset), worst)
-        parcel = self._parcels.setdefault(where, Parcel(wanted.request.model))
-        if not parcel.has_room(packed, self._size):
-            await self._hand_in(self._parcels.pop(where))
-            await self.add(wanted)
-        else:
-            parcel.add(packed, wanted.custom_id)
-            self._session.budget.hold(worst)
+        elif parcel is not None or not self._queues.is_full_for(model):
+            parcel = parcel or self._begun(model)
+            parcel.add(item, wanted.custom_id)
+            self._session.budget.pledge(parcel.mark, parcel.worst)
+
+    def _begun(self, model: ModelSpec) -> Parcel:
+        parcel = self._parcels[where_is(model)] = Parcel(model)
+        handing_in.add(parcel.mark)
+        return parcel
 
     async def finish(self) -> None:
         """Hand in all that was packed."""
-        while self._parcels:
-            await self._hand_in(self._parcels.pop(next(iter(self._parcels))))
+        for parcel in list(self._parcels.values()):
+            await self._hand_in(parcel)
+
+    def close(self) -> None:
+        """Let go of what was packed and not handed in."""
+        for parcel in self._parcels.values():
+            handing_in.discard(parcel.mark)
+            self._session.budget.redeem(parcel.mark, NOTHING)
 
     async def _hand_in(self, parcel: Parcel) -> None:
         """Write a batch down, then hand it in: whoever comes after a crash looks for its mark at the provider."""
-        self._queued.add(where_is(parcel.model))
-        for item in parcel.items.values():
-            self._session.budget.settle(item.worst, NOTHING)
-        batch = self._batch(parcel)
-        handing_in.add(batch.mark)
+        ours = await asyncio.to_thread(self._book.plan, self._batch(parcel), parcel.rows())
         try:
-            await self._send(batch, parcel)
+            if ours:
+                await self._submit(parcel, ours)
+            else:
+                await self._forget(parcel)
         finally:
-            handing_in.discard(batch.mark)
+            handing_in.discard(parcel.mark)
+            del self._parcels[where_is(parcel.model)]
 
-    async def _send(self, batch: Batch, parcel: Parcel) -> None:
-        samples = [replace(sample, mark=batch.mark) for item in parcel.items.values() for sample in item.samples]
-        ours = await asyncio.to_thread(self._book.plan, batch, samples)
-        if not ours:
-            await asyncio.to_thread(self._book.release, batch.mark)
-            return
-        self._session.budget.hold(batch.amount)
-        lines = b"".join(parcel.items[custom_id].line for custom_id in sorted(ours))
+    async def _submit(self, parcel: Parcel, ours: Collection[str]) -> None:
+        """Hand a batch in. What fails before its making is tried, or refuses it, leaves nothing behind."""
+        desk = BatchDesk(parcel.model, self._patience, self._session.raise_if_stopped)
         try:
-            job = await BatchDesk(parcel.model).hand_in(lines, batch.mark)
-        except ConfigError:  # it was refused
-            await asyncio.to_thread(self._book.release, batch.mark)
+            file_id = await desk.upload(parcel.lines(ours))
+            if not await asyncio.to_thread(self._book.trying, parcel.mark):
+                raise RunStopped(f"batch {parcel.mark} was given up before it was made; run again to go on")
+        except MaltError:
+            await self._forget(parcel)
             raise
-        await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
-        self.handed_in.add(batch.mark)
+        try:
+            job = await desk.create(file_id, parcel.mark)
+        except ConfigError:
+            await self._forget(parcel)
+            raise
+        self._queues.enter(parcel.model)
+        if not await asyncio.to_thread(self._book.submitted, parcel.mark, job.batch_id):
+            raise RunStopped(
+                f"batch {job.batch_id} was made at {place_of(parcel.model)} after it had been given up here: cancel it "
+                "there, and run again"
+            )
         for custom_id in ours:
             self._tally.add(Role(parcel.items[custom_id].samples[0].role), Usage(requests=1))
 
+    async def _forget(self, parcel: Parcel) -> None:
+        await asyncio.to_thread(self._book.release, parcel.mark)
+        self._session.budget.redeem(parcel.mark, NOTHING)
+
     def _batch(self, parcel: Parcel) -> Batch:
         return Batch(
-            mark=uuid4().hex,
+            mark=parcel.mark,
             dataset=self._dataset,
             model=parcel.model.model,
             api_base=parcel.model.api_base,
             api_key_env=parcel.model.api_key_env,
-            usd=sum(item.worst.usd for item in parcel.items.values()),
-            tokens=sum(item.worst.tokens for item in parcel.items.values()),
+            usd=parcel.worst.usd,
+            tokens=parcel.worst.tokens,
             owner=this_process(),
             planned_at=time.time(),
         )

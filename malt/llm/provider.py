@@ -76,7 +76,7 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
             answer = await _complete(way, model, arguments)
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
-        raise meaning_of(error, model, way, count, has_schema=request.schema is not None) from None
+        raise meaning_of(error, model, way, count, has_schema="response_format" in arguments) from None
     latency_s = time.perf_counter() - started
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):

@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
+from malt.llm.batch_store import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
@@ -32,6 +34,8 @@ T = TypeVar("T")
 
 STOP_SECONDS = 6.0
 """How long a stopping session waits for answers that are already paid for, and for a store that is away."""
+LAST_WORDS_S = 1.0
+"""How long what a stopped session was given to do may take to notice."""
 LOOK_EVERY_S = 0.2
 """How often a request that is not sent while the store is away looks whether it is back."""
 
@@ -44,6 +48,9 @@ class Session:
         self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
+        self.book = BatchStore(self.store)
+        self.mark = uuid4().hex
+        """Tells it from all other sessions that write to the store."""
         self.batches = ""
         """How the batches under way stand, in the words of the progress line."""
         self._limits = limits
@@ -54,6 +61,7 @@ class Session:
         self._left = False
         self._writer = BatchedWriter(self.store)
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._work: set[concurrent.futures.Future[Any]] = set()
         self._closing = threading.Lock()
         atexit.register(self.close)
 
@@ -71,7 +79,10 @@ class Session:
         if self._left:
             work.close()
             raise self.stopped or closed()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._work.add(submitted)
+        submitted.add_done_callback(self._work.discard)
+        return submitted
 
     def close(self) -> None:
         """Stop asking, give answers under way a few seconds to arrive, and write them."""
@@ -82,12 +93,15 @@ class Session:
             self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
             self.run(self._drain())
             self._left = True
+            concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
             background.leave(provider.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
 
     async def _drain(self) -> None:
         self._writer.close()
+        for endpoint, _ in self._endpoints.values():
+            endpoint.look_again()
         if self._in_flight:
             _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
             for task in late:
@@ -117,6 +131,11 @@ class Session:
         finally:
             await self.call(growing.__aexit__(None, None, None))
 
+    def raise_if_stopped(self) -> None:
+        """Raise why nothing more is asked, where that is so."""
+        if self.stopped is not None:
+            raise self.stopped.with_traceback(None)  # which would grow: all who ask raise the same
+
     @property
     def is_asking(self) -> bool:
         """Whether answers are under way, or on their way to the store."""
@@ -140,8 +159,13 @@ class Session:
         """
         task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
         self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._in_flight.discard(task)
+        if not task.cancelled():
+            task.exception()  # where nobody waits for it any more, asyncio need not tell
 
     async def _ask(
         self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
@@ -162,12 +186,13 @@ class Session:
             return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
         return await self._put(answered_rows(request, first, asked, reply, tally.run))
 
-    async def _store_is_there(self) -> None:
+    async def _may_begin(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
         while self.store.is_away and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(LOOK_EVERY_S)
+        self.raise_if_stopped()
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
@@ -181,16 +206,14 @@ class Session:
         self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
     ) -> Reply:
         async def send() -> Reply:
+            self.raise_if_stopped()  # as may be since it waited for the budget
             tally.add(request.role, Usage(requests=1))
             return await provider.send(request, first, count)
 
         async def attempt() -> Reply:
-            await self._store_is_there()
-            if self.stopped is not None:
-                raise self.stopped
             return await self.budget.pay(self.worst_case(request, count), send)
 
-        return await endpoint.call(attempt, request.most_tokens(count), request.question_id)
+        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._may_begin)
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
@@ -265,6 +288,8 @@ def row_for(
 
 
 _sessions: dict[tuple[Settings, Limits, str], Session] = {}
+_stopped: set[str | None] = set()
+"""Runs that may not ask any more; None is all of them."""
 _opening = threading.Lock()
 
 
@@ -272,12 +297,25 @@ def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
     """Return the process's session for a run with these settings and limits; made at first use, closed at exit.
 
     A session that has stopped stays so for its `run`: no later batch may spend on. Without a name, a new one is made.
+    Raises `RunStopped` once `stop_sessions` was called, were it before the run came here.
     """
     with _opening:
+        raise_if_stopped(run)
         session = _sessions.get((settings, limits, run))
         if session is None or (session.stopped is not None and not run):
             session = _sessions[settings, limits, run] = Session(settings, limits)
-        return session
+    try:
+        raise_if_stopped(run)
+    except RunStopped:  # meanwhile: the session may not have been seen
+        stop_sessions(run)
+        raise
+    return session
+
+
+def raise_if_stopped(run: str) -> None:
+    """Raise `RunStopped` where a run, or all of them, may not ask any more."""
+    if not _stopped.isdisjoint((run, None)):
+        raise closed()
 
 
 def opened_session(settings: Settings, limits: Limits) -> Session | None:
@@ -292,17 +330,18 @@ def is_asking() -> bool:
 
 
 def stop_sessions(run: str | None = None) -> None:
-    """Close what `session_for` has made, for one run or all, for good: what it asks from now on raises `RunStopped`."""
-    for (*_, name), session in list(_sessions.items()):
-        if run in (None, name):
+    """Close what `session_for` has made, for one run or all, and make no more: who asks for one gets `RunStopped`."""
+    _stopped.add(run)
+    for key, session in list(_sessions.items()):
+        if run in (None, key[-1]):
             session.close()
+            _sessions.pop(key, None)
 
 
 def close_sessions() -> None:
     """Close what `session_for` has made; the next call makes new ones."""
-    with _opening:
-        stop_sessions()
-        _sessions.clear()
+    stop_sessions()
+    _stopped.clear()
 
 
 def default_session() -> Session:

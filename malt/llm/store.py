@@ -107,7 +107,12 @@ BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_t
 
 
 _seen: set[str] = set()
-"""URLs of the stores that this process has opened."""
+"""URLs of the stores that this process has opened, or whose like its run has."""
+
+
+def expect(url: str) -> None:
+    """Let a store be waited for that another process of the run has opened, though this one has not yet."""
+    _seen.add(url)
 
 
 class Store:
@@ -123,6 +128,7 @@ class Store:
         """Why it is not waited for any more."""
         self.patience_s = patience_s
         self._away_since: float | None = None
+        self._cannot_write = False
         self._engine = self._open()
         self._insert = self._upsert()
 
@@ -144,7 +150,7 @@ class Store:
                 found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
             return found
 
-        return self.transact(read)
+        return self.transact(read, writes=False)
 
     def count(self, question_ids: Iterable[str]) -> Counter[str]:
         """Return how many rows there are of each of these questions."""
@@ -221,8 +227,10 @@ class Store:
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
-    def transact(self, work: Callable[[sa.Connection], T]) -> T:
+    def transact(self, work: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
         """Do something in one transaction, all or nothing, waiting while the store is away.
+
+        One that could not be written to is away until it can, though it be read: its disk may be full.
 
         Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
         """
@@ -231,19 +239,20 @@ class Store:
                 with self._engine.begin() as connection:
                     done = work(connection)
             except DBAPIError as error:
-                self._wait_out(error)
+                self._wait_out(error, writes=writes)
             else:
-                self._away_since = None
+                if writes or not self._cannot_write:
+                    self._away_since, self._cannot_write = None, False
                 return done
 
     def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self.transact(lambda connection: connection.execute(query).all())
+        return self.transact(lambda connection: connection.execute(query).all(), writes=False)
 
     def _change(self, statement: sa.Delete) -> int:
         return self.transact(lambda connection: connection.execute(statement).rowcount)
 
     def _open(self) -> sa.Engine:
-        """Connect, waiting where this process has been connected before."""
+        """Connect, waiting where that was possible before."""
         while True:
             try:
                 engine = open_engine(self.url)
@@ -252,16 +261,16 @@ class Store:
                     raise
                 self._wait_out(error.__cause__)
             else:
-                _seen.add(self.url)
                 return engine
 
-    def _wait_out(self, error: DBAPIError) -> None:
+    def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""
         told = unusable(self.url, error)
         if not (self.patience_s and passes(error)):
             raise StoreError(told) from error
         now = time.monotonic()
         self._away_since = self._away_since or now
+        self._cannot_write = self._cannot_write or writes
         if now - self._away_since >= self.patience_s:
             self.lost = StoreLost(
                 f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
@@ -301,6 +310,7 @@ def open_engine(url: str) -> sa.Engine:
     engine = engine_of(url)
     with database_errors(url):
         _when_free(lambda: _create_or_check(engine, url))
+    _seen.add(url)
     return engine
 
 

@@ -7,7 +7,9 @@ from malt.spec import PLAYERS, Role
 
 @dataclass
 class Usage:
-    """What one role asked for and got. Tokens and cost count this run's new completions only."""
+    """What one role asked for and got. Tokens and cost count this run's new completions, and answers in batches that
+    were billed and could not be read.
+    """
 
     requests: int = 0
     completions: int = 0

@@ -32,7 +32,10 @@ from malt.trees.growth import expansion, had
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 PRIOR = 0.5
-"""Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly."""
+"""Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly.
+
+As much as that, or more, for nearly every model of which it is published (benchmarks/difficulty.py).
+"""
 
 DOUBTFUL = 0.75
 """How likely it must be what a further leaf is worth for siblings to be asked for one at a time."""

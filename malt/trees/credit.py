@@ -74,12 +74,12 @@ class ValuedTree:
     """
 
     tree: Tree
-    grades: Mapping[Address, Grade]
-    values: Mapping[Address, Value]
+    grades: Mapping[Address, Grade] = field(repr=False)
+    values: Mapping[Address, Value] = field(repr=False)
     threshold: float
-    diagnosis: Mapping[Address, OwnAnswer] = field(default_factory=dict)
+    diagnosis: Mapping[Address, OwnAnswer] = field(default_factory=dict, repr=False)
     """Every generation and refinement by the same graders, so that the two compare; empty where it was not made."""
-    lengths: Mapping[Address, Length] = field(default_factory=dict)
+    lengths: Mapping[Address, Length] = field(default_factory=dict, repr=False)
     """Of every node; empty until they were measured."""
 
     def label(self, address: Address) -> bool | None:

@@ -117,7 +117,7 @@ class Tree:
     """All nodes of one question by address, in depth-first order, and the branches that could not be had."""
 
     question: Question
-    nodes: Mapping[Address, Node]
+    nodes: Mapping[Address, Node] = field(repr=False)
     failures: tuple[FailedBranch, ...] = field(default=())
 
     @property

@@ -50,7 +50,7 @@ def api_url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in PRIVATE.items():
             environment.setenv(name, value)
-        with prefect_test_harness(server_startup_timeout=120):
+        with prefect_test_harness(server_startup_timeout=600):
             yield PREFECT_API_URL.value()
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()  # the last of the sockets below

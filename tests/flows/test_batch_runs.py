@@ -2,14 +2,15 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from malt.cli import exit_code
 from malt.datasets.version import open_version
 from malt.settings import Settings
 from tests.batches import BatchProvider
+from tests.batching import provider as provider
 from tests.configs import write_config
 from tests.flows.conftest import Malt
 from tests.flows.test_process import start
@@ -19,12 +20,6 @@ QUESTIONS = 3
 BATCH = ("-s", "run.mode=batch", "-s", "run.tracking=auto")
 LISTED = {"generator": "gpt-4o-mini", "verifier": "gpt-4o", "refiner": "gpt-4.1-nano"}
 """Models of which LiteLLM knows the prices, direct and in batches."""
-
-
-@pytest.fixture
-def provider() -> Iterator[BatchProvider]:
-    with BatchProvider() as server:
-        yield server
 
 
 @pytest.fixture
@@ -104,3 +99,36 @@ def test_a_run_that_is_not_to_wait_comes_again(malt: Malt, config: Path, provide
     assert codes == [4, 4, 4, 0]
     assert len(provider.items) == 13 * QUESTIONS
     assert (ran.summary.version, ran.summary.complete) == (1, QUESTIONS)
+
+
+def test_a_direct_run_is_refused_what_is_under_way(
+    malt: Malt, config: Path, provider: BatchProvider, capfd: pytest.CaptureFixture[str]
+) -> None:
+    provider.stages = ["in_progress", "completed"]
+    assert malt("run", config, *BATCH, "--no-wait").code == 4
+    assert exit_code(["run", str(config)]) == 2
+    said = capfd.readouterr().err
+    assert "under way in batch batch_0" in said
+    assert "malt batches --forget batch_0" in said
+    assert provider.requests == []
+    assert malt("run", config, *BATCH).code == 0
+
+
+def test_the_judge_of_assemble_is_refused_what_is_under_way(
+    malt: Malt, config: Path, provider: BatchProvider, capfd: pytest.CaptureFixture[str]
+) -> None:
+    judge = (
+        "-s",
+        "evaluator.kind=llm",
+        "-s",
+        "evaluator.model=openai/judge",
+        "-s",
+        f"evaluator.api_base={provider.url}",
+    )
+    judged = (config, *judge, "-s", "evaluator.api_key_env=TEST_KEY")
+    provider.later_stages = {3: ["in_progress"] * 3 + ["completed"]}
+    assert malt("run", *judged, *BATCH, "--no-wait").code == 4
+    assert exit_code(["assemble", *map(str, judged)]) == 2
+    assert "under way in batch batch_3" in capfd.readouterr().err
+    assert "judge" not in {asked.model for asked in provider.requests}
+    assert malt("run", *judged, *BATCH).code == 0

@@ -113,10 +113,12 @@ def test_answers_are_not_set_aside_under_a_run(
     assert provider.request_count == ALL
 
 
-@pytest.mark.parametrize("runner", ["threads", "processes"])
+@pytest.mark.parametrize("runner", ["threads", "processes", "dask", "ray"])
 def test_what_an_interrupted_run_still_gets_is_not_asked_for_by_the_next(
     config: Path, provider: ScriptedProvider, runner: str
 ) -> None:
+    if runner in ("dask", "ray"):
+        pytest.importorskip(f"prefect_{runner}")
     with two_runs(config, provider, "-s", f"run.task_runner={runner}") as (first, second, _):
         first.send_signal(signal.SIGINT)
         time.sleep(1.0)  # in which a run that did not care would let go of the lease

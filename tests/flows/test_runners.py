@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +12,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.runners import crew_of
+from flows.runners import DIED, crew_of
+from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.cli import exit_code
 from malt.config import load_spec
 from malt.settings import Settings
+from malt.spec import RunSpec
+from malt.tied import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests
@@ -83,6 +88,31 @@ def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
     monkeypatch.setenv("MALT_STORE_URL", database)
     assert "no Dask scheduler answers there" in refusal(capfd, config, elsewhere)
     assert provider.request_count == 0
+
+
+def test_a_worker_that_could_not_take_part_says_why(provider: ScriptedProvider, tmp_path: Path) -> None:
+    spec, settings = load_spec(write_config(tmp_path, provider)), Settings()
+    here, nowhere = prefect_of_run(), f"http://127.0.0.1:{free_port()}/api"
+    assert problem_of(spec, settings, here) is None
+    with temporary_settings({PREFECT_API_URL: nowhere}):
+        assert f"no way to the run's Prefect server, {nowhere}" in (problem_of(spec, settings, prefect_of_run()) or "")
+    roles = {
+        role: {**model, "api_key_env": None, "api_key_block": "absent"}
+        for role, model in spec.as_config()["roles"].items()
+    }
+    keyless = RunSpec.model_validate({**spec.as_config(), "roles": roles})
+    assert "has no Secret block of that name" in (problem_of(keyless, settings, here) or "")
+    elsewhere = Settings(store_url=f"postgresql://malt@127.0.0.1:{free_port()}/postgres")
+    assert "cannot be used" in (problem_of(spec, elsewhere, here) or "")
+
+
+def test_a_worker_of_another_version_says_so() -> None:
+    wanted = versions(["prefect"])
+    assert outdated(wanted) is None
+    assert (
+        outdated({**wanted, "prefect": "2.0"})
+        == f"it has prefect {wanted['prefect']}, and this run 2.0; install the same"
+    )
 
 
 def refusal(capfd: pytest.CaptureFixture[str], config: Path, options: list[str]) -> str:
@@ -179,6 +209,29 @@ def test_workers_that_are_killed_and_join_stay_inside_the_limits_and_make_the_da
     assert provider.max_in_flight <= IN_FLIGHT
     assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * 2
     assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
+
+
+def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_others_write_what_they_get(
+    malt: Malt, tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    config = write_config(tmp_path, provider)
+    provider.latency_s = 0.4
+    with start(config, *chosen("run.task_runner=processes", "run.tracking=shard")) as process:
+        wait_for_requests(provider, 25, process)
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        killed_at = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (3, "")
+    assert beside_progress(err) == f"error: {DIED}"
+    had = had_before(provider, 0, killed_at)
+    provider.latency_s, sent = 0.0, provider.request_count
+    assert malt("run", config).code == 0
+    assert repeated(provider.requests[sent:], had) == []
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that work for a run."""
+    return [each for each in descendants(pid) if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
 
 def most_above(per_second: float, times: Sequence[float]) -> float:

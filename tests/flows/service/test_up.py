@@ -7,8 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.flows.service.conftest import MALT, PROJECT, RUN_LIMIT_S, Prefect, Up, declared, free_port, in_form, start
-from tests.providers import ScriptedProvider
+from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, start
 
 STOP_LIMIT_S = 30.0
 
@@ -31,22 +30,6 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
         "MALT: tell of a failed run": "Reactive",
         "MALT: a silent run has crashed": "Proactive",
     }
-
-
-def test_ctrl_c_ends_the_run_under_way_the_worker_and_the_server(tmp_path: Path, provider: ScriptedProvider) -> None:
-    provider.latency_s = 600.0
-    up = start(tmp_path / "data", "--port", free_port())
-    client = Prefect(up)
-    client.trigger("generate", spec=in_form(declared("stopped", tmp_path, provider, 1))).raise_for_status()
-    deadline = time.monotonic() + RUN_LIMIT_S
-    while provider.request_count == 0 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    client.http.close()
-    assert provider.request_count == 1
-    assert len(up.processes()) >= 4  # server, worker and what ties it, the run
-    assert up.stop() < STOP_LIMIT_S
-    assert up.process.returncode == 0
-    assert up.processes() == []
 
 
 def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from malt.console import dollars, one_line, out, table_of
+from malt.console.terminal import dollars, one_line, out, table_of
 from malt.grade_file import GradeReport, LabelledReport, UnknownRow
 from malt.trees.grading import Outcome, brief
 

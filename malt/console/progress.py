@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from malt.console import err
+from malt.console.terminal import err
 from malt.spec import Role, RunSpec
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""What the commands print for people."""
+"""The terminal that no text steers."""
 
 import io
 
 from rich.markup import escape
 from rich.tree import Tree
 
-from malt.console import SafeConsole, one_line, table_of
+from malt.console.terminal import SafeConsole, one_line, table_of
 
 STEERING = "\x1b[2J\x9b31m\x07\u202e"
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from malt.console_progress import Busy, held_back_by
+from malt.console.progress import Busy, held_back_by
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.limits import Endpoint
 from malt.llm.pace import Policy

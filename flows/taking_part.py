@@ -1,0 +1,60 @@
+"""Whether a worker elsewhere could take part in a run; what is missing there is said before anybody is asked."""
+
+import asyncio
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from prefect.context import hydrated_context, serialize_context
+from prefect.settings import PREFECT_API_URL
+
+from malt.errors import ConfigError, MaltError
+from malt.inputs import check_models
+from malt.llm.store import Store
+from malt.private_prefect import check_answers
+from malt.settings import Settings
+from malt.spec import RunSpec
+from tasks.growing import keyed
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of some packages here."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def outdated(wanted: dict[str, str]) -> str | None:
+    """On a worker, say which version differs from the run's."""
+    here = versions(wanted.keys() - {"Python"})
+    for name, needed in wanted.items():
+        if here[name] != needed:
+            return f"it has {name} {here[name]}, and this run {needed}; install the same"
+    return None
+
+
+def prefect_of_run() -> dict[str, Any]:
+    """Return how Prefect's server is asked in this run, for its workers."""
+    return {"settings_context": serialize_context()["settings_context"]}
+
+
+def problem_of(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
+    """On a worker, say why a run could not work here: no way to the store or to Prefect, a key that is missing."""
+    try:
+        Store(settings.store).close()
+        with hydrated_context(prefect):
+            check_prefect(PREFECT_API_URL.value() or "")
+            check_models(asyncio.run(keyed(spec)))
+    except MaltError as error:
+        return str(error)
+    return None
+
+
+def check_prefect(api_url: str) -> None:
+    """Raise `ConfigError` where the run's server cannot be reached from here."""
+    try:
+        check_answers(api_url)
+    except ConfigError as error:
+        raise ConfigError(
+            f"it has no way to the run's Prefect server, {api_url}; set PREFECT_API_URL where the run is started to a "
+            "server that all workers reach"
+        ) from error

@@ -1,0 +1,63 @@
+"""A run that is cancelled in the UI, or ended with the service: it asks no more, and stores what it still gets."""
+
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, Up, declared, free_port, in_form, start
+from tests.providers import ScriptedProvider
+
+STOP_LIMIT_S = 30.0
+QUESTIONS = 8
+ALL = 13 * QUESTIONS
+UNDER_WAY = 4
+BRANCHES: Json = {"tracking": "branch"}
+PROCESSES: Json = {"tracking": "shard", "task_runner": "processes"}
+
+
+def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json) -> str:
+    """Start a run that takes a minute, a few requests at a time; return its id once it has asked for some."""
+    provider.latency_s = 2.0
+    spec = declared("stopped", folder, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY}, run=run)
+    flow_run_id = client.trigger("generate", spec=in_form(spec)).raise_for_status().json()["id"]
+    deadline = time.monotonic() + RUN_LIMIT_S
+    while provider.request_count <= UNDER_WAY:
+        assert time.monotonic() < deadline, (client.service.data_dir / "prefect" / "worker.log").read_text()[-3000:]
+        time.sleep(0.1)
+    return str(flow_run_id)
+
+
+def stored(service: Up, flow_run_id: str) -> int:
+    """How many answers the store has from a run."""
+    engine = sa.create_engine(f"sqlite:///{service.data_dir / 'store.db'}")
+    with engine.connect() as connection:
+        counted = sa.text("SELECT count(response) FROM samples WHERE run LIKE :run")
+        return int(connection.scalar(counted, {"run": f"%-{flow_run_id[:8]}"}) or 0)
+
+
+@pytest.mark.parametrize("run", [BRANCHES, PROCESSES], ids=["branches", "processes"])
+def test_a_cancelled_run_asks_no_more_and_stores_what_it_still_gets(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path, run: Json
+) -> None:
+    flow_run_id = begin(prefect, provider, tmp_path, run)
+    prefect.post(f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}}).raise_for_status()
+    assert prefect.ended(flow_run_id)["state_type"] == "CANCELLED"
+    assert len(provider.sent) == provider.request_count < ALL
+    assert stored(prefect.service, flow_run_id) == provider.completions_sent
+
+
+def test_ctrl_c_ends_the_run_under_way_once_it_has_stored_what_it_gets_the_worker_and_the_server(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    up = start(tmp_path / "data", "--port", free_port())
+    client = Prefect(up)
+    flow_run_id = begin(client, provider, tmp_path, PROCESSES)
+    client.http.close()
+    assert len(up.processes()) >= 6  # server, worker and what ties it, the run and its workers
+    assert up.stop() < STOP_LIMIT_S
+    assert up.process.returncode == 0
+    assert up.processes() == []
+    assert len(provider.sent) == provider.request_count < ALL
+    assert stored(up, flow_run_id) == provider.completions_sent
