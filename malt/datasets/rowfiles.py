@@ -221,7 +221,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
-    """Turn rows into columns."""
+    """Turn rows, which have a value for every column, into columns."""
     try:
         values = zip(*map(itemgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
         columns = [as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
