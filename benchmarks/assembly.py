@@ -25,7 +25,7 @@ import psutil
 from pydantic import JsonValue
 
 from malt.config import load_spec
-from malt.inputs import read_inputs, windows
+from malt.inputs import read_inputs
 from malt.llm.asker import completion
 from malt.llm.completion import Completion, CompletionRequest
 from malt.llm.provider import Reply
@@ -35,6 +35,7 @@ from malt.prompts import PromptSet
 from malt.questions import Question
 from malt.spec import Role, RunSpec
 from malt.trees.growth import grow
+from malt.trees.stored import windows
 
 CONFIG = """
 name = "made-up"

@@ -17,11 +17,10 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from malt.datasets.formats import FORMATS
-from malt.datasets.publishing import Provenance, publish
 from malt.datasets.tables import SCHEMAS
 from malt.llm.completion import Message
 from malt.trees.credit import ValuedTree
-from tests.published import mixed_tree, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 SMALL = 500
 """Questions of the version that is repeated."""
@@ -103,7 +102,7 @@ def main() -> None:
         folder = Path(name)
         trees = (tree_of_texts(f"question {number}") for number in range(SMALL))
         spec = spec_of(generator_dpo=True, duplicate_questions="keep")
-        small = publish(trees, spec, Provenance({}), folder / "datasets").path
+        small = publish(trees, spec, PROVENANCE, folder / "datasets").path
         for questions in arguments.questions:
             version = make_version(small, folder, questions)
             for form in arguments.to:

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from math import ceil
+from threading import Event
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -16,7 +17,7 @@ from malt.concurrency import to_its_end
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.tally import Tally
+from malt.llm.tally import Tally, Usage
 from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
@@ -25,6 +26,8 @@ from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.stored import Source
+from malt.trees.survey import survey
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone
@@ -101,12 +104,12 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
 
 
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Map `grow_batch` over batches of questions; the task runner is the engine, on one machine or many."""
+    """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
+    is_here, stopped = spec.run.task_runner == "threads", Event()
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
-    is_here = spec.run.task_runner == "threads"
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
-    batches = [inputs.questions[start : start + size] for start in range(0, len(inputs.questions), size)]
-    counted = Counted(session_for(settings, spec.limits, run=run).tally if is_here else None)
+    so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
+    had = Tally(above=so_far)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
         shared = spec.model_copy(update={"limits": share})
@@ -114,37 +117,63 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
         future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
         return future
 
-    async with progress(spec.name, nodes_of(spec, inputs.questions), counted.answers):
-        work = partial(crew.work, batches, submit, counted.add)
-        return merged(await to_its_end(work, crew.stop, STOP_SECONDS + 1))
+    def count(part: Grown) -> None:
+        if not is_here:
+            so_far.merge(part.tally)
+
+    def work() -> list[Grown]:
+        lacking = lacking_in(inputs, spec, settings, had, stopped)
+        batches = chain(cut(next(lacking), size), cut(chain.from_iterable(lacking), size))
+        first = next(batches, None)
+        return [] if first is None else crew.work(chain([first], batches), submit, count)
+
+    def stop() -> None:
+        stopped.set()
+        crew.stop()
+
+    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
+        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, had)])
 
 
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Ask for a level of all trees at a time, in batches."""
-    spec = await keyed(spec)
+    """Ask for a level of all trees that lack something at a time, in batches."""
+    spec, stopped = await keyed(spec), Event()
     session = session_for(settings, spec.limits, run=run)
+    had = Tally(above=session.tally)
+
+    def work() -> list[Question]:
+        lacking = {
+            question.question_id for part in lacking_in(inputs, spec, settings, had, stopped) for question in part
+        }
+        return [question for question in inputs.questions if question.question_id in lacking]
+
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        return Grown(*await ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, asks))
+        lacking = await to_its_end(work, stopped.set, STOP_SECONDS)
+        shortfall, tally = await ask_in_batches(lacking, spec, inputs.prompts, session, run, asks)
+    tally.merge(had)
+    return Grown(shortfall, tally)
 
 
 GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
 
 
-class Counted:
-    """The answers of a run so far: as this process's session counts them, else batch by batch."""
+def lacking_in(
+    inputs: Inputs, spec: RunSpec, settings: Settings, had: Tally, stopped: Event
+) -> Iterator[Sequence[Question]]:
+    """Yield the questions that the store does not answer as yet; what it has of the others is added to `had`."""
+    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
+    for part in survey(inputs.questions, source):
+        for role, samples in part.had.items():
+            had.add(role, Usage(cached_completions=samples))
+        yield part.lacking
+        if stopped.is_set():
+            return
 
-    def __init__(self, live: Tally | None) -> None:
-        self.live = live
-        self.before = live.answers if live else 0
-        self.ended = 0
 
-    def add(self, part: Grown) -> None:
-        """Count a batch that has ended."""
-        self.ended += part.tally.answers
-
-    def answers(self) -> int:
-        """Return how many completions there are, new and stored."""
-        return self.live.answers - self.before if self.live else self.ended
+def cut(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    """Cut questions into batches."""
+    left = iter(questions)
+    return iter(lambda: list(islice(left, size)), [])
 
 
 def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:

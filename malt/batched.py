@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from malt.errors import BudgetSpent, RunStopped
-from malt.inputs import windows
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.batch_api import Job
 from malt.llm.batch_desk import BatchDesk
@@ -34,6 +33,7 @@ from malt.prompts import PromptSet
 from malt.questions import Question
 from malt.spec import Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.stored import windows
 from malt.trees.tree import FailedBranch
 
 DAILY_SIZE = Size()

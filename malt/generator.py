@@ -10,11 +10,12 @@ from uuid import uuid4
 from malt.batched import ask_in_batches
 from malt.concurrency import all_of
 from malt.datasets.manifest import MANIFEST_FILE
+from malt.datasets.portion import portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.screening import screen
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
-from malt.inputs import check_models, windows
+from malt.inputs import check_models
 from malt.llm.asker import EVERY_ROLE, asker
 from malt.llm.lease import lease
 from malt.llm.session import Session, session_for
@@ -28,6 +29,7 @@ from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.references import check_references
+from malt.trees.stored import windows
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""
@@ -122,11 +124,12 @@ class TrainingDataGenerator:
 
     async def _version(self, questions: Sequence[Question]) -> DatasetVersion:
         await self._ask_in_batches(questions)
-        provenance = Provenance(self.prompts.digests, screen(questions, self.spec.dataset))
+        screening = screen(questions, self.spec.dataset)
+        provenance = Provenance(self.prompts.digests, screening)
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
-                for valued in await all_of(self._tree(question) for question in window):
-                    writer.add(valued)
+                trees = await all_of(self._tree(question) for question in window)
+                writer.add(portion_of(trees, self.spec, screening))
             return writer.publish()
 
     async def _ask_in_batches(self, questions: Sequence[Question]) -> None:

@@ -1,6 +1,5 @@
 """Inputs: what a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from malt.datasets.lengths import token_counter
@@ -10,9 +9,6 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.grading import check_references
-
-WINDOW = 200
-"""Questions whose trees are held in memory at once."""
 
 
 class Inputs(NamedTuple):
@@ -56,9 +52,3 @@ def check_models(spec: RunSpec) -> None:
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
             "leave mode out"
         )
-
-
-def windows(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
-    """Cut the questions into what is held in memory at once."""
-    for start in range(0, len(questions), WINDOW):
-        yield questions[start : start + WINDOW]

@@ -21,7 +21,7 @@ from malt.estimate import (
     tokens_of,
     total_of,
 )
-from malt.inputs import Inputs, models_asked, windows
+from malt.inputs import Inputs, models_asked
 from malt.llm import provider
 from malt.llm.asker import Recall
 from malt.llm.batch_api import in_batches
@@ -32,6 +32,7 @@ from malt.questions import Question
 from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.stored import windows
 from malt.trees.tree import Tree
 
 

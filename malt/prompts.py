@@ -192,6 +192,8 @@ def read_example(line: str, where: str) -> Example:
 
 def fill(text: str, slots: Mapping[str, str], where: str) -> str:
     """Render a template. Slot values are never read as templates."""
+    if "{" not in text:
+        return text
     try:
         return compiled(text).render(slots)
     except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:

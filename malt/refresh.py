@@ -7,14 +7,14 @@ another one, and found in the store where it is not.
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
-from malt.inputs import Inputs, windows
-from malt.llm.asker import recall
-from malt.llm.completion import Complete, Completion, CompletionRequest
+from malt.inputs import Inputs
+from malt.llm.asker import Noted, recall
 from malt.llm.store import Store
 from malt.questions import Question
 from malt.settings import Settings
 from malt.spec import Role, RunSpec
 from malt.trees.assessment import ask_all
+from malt.trees.stored import windows
 
 
 def set_aside(
@@ -39,21 +39,6 @@ def keys_of(
     questions: Sequence[Question], inputs: Inputs, spec: RunSpec, roles: Collection[Role], store: Store
 ) -> Iterable[str]:
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
-    asked = KeysNoted(recall(store, [question.question_id for question in questions]), roles)
-    asyncio.run(ask_all(questions, spec, inputs.prompts, asked))
-    return asked.keys
-
-
-class KeysNoted:
-    """A `Complete` that notes what some roles are asked for."""
-
-    def __init__(self, complete: Complete, roles: Collection[Role]) -> None:
-        self.complete = complete
-        self.roles = roles
-        self.keys: list[str] = []
-
-    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return the samples; raises what `complete` raises."""
-        if request.role in self.roles:
-            self.keys.extend(request.keys)
-        return await self.complete(request)
+    noted = Noted(recall(store, [question.question_id for question in questions]))
+    asyncio.run(ask_all(questions, spec, inputs.prompts, noted))
+    return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from malt.datasets.publishing import Provenance, publish
+from malt.datasets.census import UsageCount
+from malt.datasets.portion import Portion, portion_of
+from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
 from malt.spec import PLAYERS, Roles, RunSpec
 from malt.trees.credit import ValuedTree
@@ -36,6 +38,26 @@ def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:
 def mixed_tree(question_id: str) -> ValuedTree:
     """A tree that gives rows of every kind."""
     return valued(tree_of(question_id), MIXED)
+
+
+def publish(
+    trees: Iterable[ValuedTree],
+    spec: RunSpec,
+    provenance: Provenance,
+    datasets_dir: Path,
+    judge: UsageCount | None = None,
+) -> DatasetVersion:
+    """Publish trees; `judge` is what their grades took."""
+    with VersionWriter(spec, provenance, datasets_dir / spec.name) as writer:
+        for valued_tree in trees:
+            writer.add(portion_of([valued_tree], spec, provenance.screening))
+        writer.figures.judge = judge
+        return writer.publish()
+
+
+def mixed_portion(question_id: str) -> Portion:
+    """What a mixed tree gives to a version."""
+    return portion_of([mixed_tree(question_id)], spec_of(), PROVENANCE.screening)
 
 
 def publish_small(datasets_dir: Path, question_id: str) -> DatasetVersion:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from malt.cli import exit_code
-from malt.datasets.publishing import publish
 from malt.datasets.version import DatasetVersion
 from malt.generator import TrainingDataGenerator
 from malt.llm.completion import FinishReason
@@ -19,7 +18,7 @@ from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.configs import write_judge_config
 from tests.providers import ScriptedProvider
-from tests.published import PROVENANCE
+from tests.published import PROVENANCE, publish
 from tests.specs import spec_of
 from tests.strategies import addresses, node_of, question_of, valued
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.datasets.compare import VersionDiff, compare
 from malt.datasets.marks import by_meaning, hashed_together, numbered
-from malt.datasets.publishing import publish
 from malt.datasets.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
@@ -22,7 +21,7 @@ from malt.settings import Settings
 from malt.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
-from tests.published import MIXED, PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.published import MIXED, PROVENANCE, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued, valued_trees
 
 QUESTIONS = ["q1", "a/b", "q17"]

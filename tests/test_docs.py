@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from malt.cli import exit_code
-from malt.datasets.publishing import publish
 from malt.datasets.version import DatasetVersion
 from malt.settings import Settings
 from malt.spec import DatasetSpec, Role
 from malt.trees.credit import OwnAnswer, ValuedTree
-from tests.published import PROVENANCE, mixed_tree, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "explore.md").read_text(), re.DOTALL)

@@ -14,7 +14,7 @@ from malt.cli import exit_code
 from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
 from malt.datasets.gates import Context
-from malt.datasets.publishing import Provenance, publish
+from malt.datasets.publishing import Provenance
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
@@ -26,7 +26,7 @@ from malt.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address
-from tests.published import PROVENANCE, copied, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued, valued_trees
 
 SWITCHES = [

@@ -18,7 +18,6 @@ import pytest
 from malt.cli import exit_code
 from malt.datasets.export import Choice, export
 from malt.datasets.formats import FORMATS
-from malt.datasets.publishing import publish
 from malt.datasets.reading import parquet_rows
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import ROLE_FILES
@@ -27,7 +26,7 @@ from malt.errors import InputError, NothingToExport, VersionError
 from malt.llm.completion import Message
 from malt.spec import PLAYERS, Role
 from malt.trees.credit import ValuedTree
-from tests.published import PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import tree_of, valued
 
 Row = Mapping[str, Any]

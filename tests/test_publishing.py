@@ -16,7 +16,7 @@ import pytest
 
 from malt.datasets.census import UsageCount
 from malt.datasets.folders import STAGING_SECONDS
-from malt.datasets.publishing import VersionWriter, publish
+from malt.datasets.publishing import VersionWriter
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import MEASURED, SCHEMAS
 from malt.datasets.version import DatasetVersion, open_version
@@ -25,7 +25,7 @@ from malt.llm.completion import Completion
 from malt.spec import PLAYERS, CreditSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Node
-from tests.published import MIXED, PROVENANCE, mixed_tree, publish_questions, spec_of
+from tests.published import MIXED, PROVENANCE, mixed_portion, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued
 
 
@@ -247,7 +247,7 @@ def test_the_ledger_says_which_run_paid_for_what(tmp_path: Path) -> None:
     first, later = mixed_tree("q1"), with_completion(mixed_tree("q2"), run="second", model="dearer", cost_usd=None)
     judge = UsageCount()
     judge.add(Completion("k", "{}", None, "stop", "judge", prompt_tokens=5, completion_tokens=5, cost_usd=0.5))
-    manifest = publish([first, later], spec_of(), replace(PROVENANCE, judge=judge), tmp_path).manifest
+    manifest = publish([first, later], spec_of(), PROVENANCE, tmp_path, judge).manifest
     assert [(entry.run, entry.role, entry.model) for entry in manifest.ledger] == [
         *(("", role, "served-model") for role in PLAYERS),
         ("", "evaluator", "judge"),
@@ -269,7 +269,7 @@ def test_an_unknown_cost_is_never_zero(tmp_path: Path) -> None:
 def test_the_total_cost_needs_the_judge_s_where_a_judge_was_asked(tmp_path: Path) -> None:
     judge = UsageCount()
     judge.add(Completion("k", "{}", None, "stop", "judge", prompt_tokens=5, completion_tokens=5, cost_usd=0.5))
-    told = publish([mixed_tree("q1")], spec_of(), replace(PROVENANCE, judge=judge), tmp_path / "told")
+    told = publish([mixed_tree("q1")], spec_of(), PROVENANCE, tmp_path / "told", judge)
     assert told.manifest.total_cost_usd == pytest.approx(0.539)
     assert told.manifest.tokens["evaluator"].completions == 1
     assert publish_questions(["q1"], tmp_path).manifest.total_cost_usd is None
@@ -296,7 +296,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
     def run(question_id: str) -> None:
         with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
-            writer.add(mixed_tree(question_id))
+            writer.add(mixed_portion(question_id))
             together.wait()
             made.append(writer.publish())
 
@@ -312,7 +312,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
 def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> None:
     with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
-        slow.add(mixed_tree("q1"))
+        slow.add(mixed_portion("q1"))
         fast = publish_questions(["q1"], tmp_path)
         assert slow.publish().path == fast.path
     assert [entry.name for entry in (tmp_path / "arith").glob("v*")] == ["v1"]
@@ -324,7 +324,7 @@ def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) 
 
     def run() -> None:
         with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
-            writer.add(mixed_tree("q1"))
+            writer.add(mixed_portion("q1"))
             together.wait()
             made.append(writer.publish())
 
@@ -341,9 +341,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from malt.datasets.publishing import VersionWriter
-from tests.published import PROVENANCE, mixed_tree, spec_of
+from tests.published import PROVENANCE, mixed_portion, spec_of
 with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1]) / "arith") as writer:
-    writer.add(mixed_tree("q2"))
+    writer.add(mixed_portion("q2"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -363,7 +363,7 @@ def test_a_killed_publisher_leaves_the_old_version_and_the_next_one_clears_up(tm
 
 def test_a_living_publisher_s_folder_is_left_alone(tmp_path: Path) -> None:
     with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
-        slow.add(mixed_tree("q1"))
+        slow.add(mixed_portion("q1"))
         publish_questions(["q2"], tmp_path)
         assert slow.publish().number == 2
 

@@ -12,7 +12,7 @@ from malt.datasets.removal import remove_version
 from malt.datasets.tags import remove_tag, set_tag, tags_of
 from malt.datasets.version import open_version
 from malt.errors import VersionError
-from tests.published import PROVENANCE, mixed_tree, publish_questions, publish_small, spec_of
+from tests.published import PROVENANCE, mixed_portion, publish_questions, publish_small, spec_of
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_removed_version_s_number_is_not_given_again(folder: Path) -> None:
 def test_a_publisher_who_meant_to_take_a_number_that_came_and_went_takes_the_next(folder: Path) -> None:
     """Version 4 is made and removed while the slow one is about to take its number."""
     with VersionWriter(spec_of(), PROVENANCE, folder) as slow:
-        slow.add(mixed_tree("slow"))
+        slow.add(mixed_portion("slow"))
         for question_id in ("q4", "q5"):
             publish_questions([question_id], folder.parent)
         remove_version("arith@v4", folder.parent)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.datasets import examples
 from malt.datasets.manifest import Failure, Manifest
-from malt.datasets.publishing import publish
 from malt.datasets.report.drawing import flip_picture, histogram
 from malt.datasets.report.figures import Flip, ValueBin
 from malt.datasets.report.markdown import figures_markdown
@@ -29,7 +28,7 @@ from malt.datasets.version import DatasetVersion, open_version
 from malt.spec import RunSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree
-from tests.published import PROVENANCE, asking_for, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, asking_for, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import incomplete_tree_of, leaf_addresses, tree_of, valued
 
 HOSTILE = (

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from malt.datasets.publishing import publish
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Address, Node
 from tests.browser import Page, chromium
-from tests.published import PROVENANCE, mixed_tree, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued
 
 PLANTED = "<script>window.ran = 1</script></script><img src=x onerror='window.ran = 1'>]]><!-- **not bold** \u202eabc"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowsDigest, example_lines
+from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowsDigest, as_batch, example_lines, json_line
 from malt.datasets.tables import MESSAGES
 
 SCHEMA = pa.schema(
@@ -100,18 +100,18 @@ def test_rows_read_back_have_the_digest_they_were_written_with(
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     file = ParquetRows(path, SCHEMA)
-    file.add(some)
+    file.add(as_batch([*some], SCHEMA))
     assert file.close() == (len(some), digest_of(*pq.ParquetFile(path).iter_batches(batch_size=3)))
     assert pq.read_table(path).to_pylist() == some
 
 
 def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
     file = ParquetRows(tmp_path / "rows.parquet", SCHEMA)
-    for number in range(6_000):
-        file.add([{"question_id": f"{number:08}" * 1_000}])
+    for _ in range(6):
+        file.add(batch_of([{"question_id": f"{number:08}" * 1_000} for number in range(1_000)]))
     file.close()
     metadata = pq.read_metadata(tmp_path / "rows.parquet")
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3_000, 3_000]
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2_000] * 3
 
 
 def test_an_empty_file_still_has_its_columns(tmp_path: Path) -> None:
@@ -121,17 +121,19 @@ def test_an_empty_file_still_has_its_columns(tmp_path: Path) -> None:
 
 def test_half_characters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
     file = ParquetRows(tmp_path / "rows.parquet", SCHEMA)
-    file.add([{"question_id": "a\ud83d", "turns": [{"role": "user", "content": "\udc00b"}], "value": 0.5}])
+    empty: Row = dict.fromkeys(COLUMNS)
+    row = {**empty, "question_id": "a\ud83d", "turns": [{"role": "user", "content": "\udc00b"}], "value": 0.5}
+    file.add(as_batch([row], SCHEMA))
     file.close()
-    (row,) = pq.read_table(tmp_path / "rows.parquet").to_pylist()
-    assert (row["question_id"], row["turns"][0]["content"], row["value"]) == ("a\ufffd", "\ufffdb", 0.5)
+    (read,) = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert (read["question_id"], read["turns"][0]["content"], read["value"]) == ("a\ufffd", "\ufffdb", 0.5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 12])
 def test_examples_are_plain_json_with_their_number_in_front(tmp_path: Path, count: int) -> None:
     path = tmp_path / "generator_training.json"
     file = JsonExamples(path, {"model": "m"})
-    file.add({"question": f"é{number}"} for number in range(count))
+    file.add([json_line({"question": f"é{number}"}) for number in range(count)])
     assert file.close().rows == count
     parsed = json.loads(path.read_bytes())
     assert parsed["metadata"] == {"model": "m", "total_examples": count}

@@ -46,6 +46,12 @@ def test_many_questions_are_read_at_once(url: str) -> None:
         assert len(store.rows(f"q{i}" for i in range(1200))) == 1200
 
 
+def test_rows_are_counted_by_question_whatever_they_hold(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a"), answered("b", response=None, error="down"), answered("c", "q2")])
+        assert store.count(["q1", "q2", "q3", "q1"]) == {"q1": 2, "q2": 1}
+
+
 def test_an_answer_is_never_overwritten(url: str) -> None:
     with Store(url) as store:
         store.write([answered("a", response='"first"')])

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from malt.llm.session import session_for
 from malt.settings import Settings
 from malt.spec import RunSpec
 from malt.trees.assessment import ask_all
-from malt.trees.stored import MANY, Source, Window, assess_window, assess_windows
+from malt.trees.stored import MANY, Source, Window, assess_window, made_of_each
 from tests import mishaps
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
@@ -49,13 +50,13 @@ def single(inputs: Inputs) -> Sequence[Window]:
 
 def test_many_windows_give_the_trees_that_one_gives(inputs: Inputs, spec: RunSpec) -> None:
     source = source_of(inputs, spec)
-    ahead = list(assess_windows(single(inputs), source))
+    ahead = list(chain.from_iterable(made_of_each(assess_window, single(inputs), source)))
     assert ahead == assess_window(inputs.questions, source)
-    assert [tree.valued.tree.complete for tree in ahead] == [True, False, True]
+    assert [tree.valued.tree.complete for tree in ahead] == [place != 1 for place in range(MANY)]
 
 
 def test_a_damaged_answer_is_the_store_s_fault_wherever_it_is_read(inputs: Inputs, spec: RunSpec) -> None:
     with closing(sqlite3.connect(Settings().store.removeprefix("sqlite:///"))) as store, store:
         store.execute("UPDATE samples SET response = 'half of {' WHERE role = 'refiner'")
     with pytest.raises(StoreError, match="is damaged"):
-        list(assess_windows(single(inputs), source_of(inputs, spec)))
+        list(made_of_each(assess_window, single(inputs), source_of(inputs, spec)))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
-from malt.datasets.publishing import described, publish
+from malt.datasets.publishing import described
 from malt.datasets.rowfiles import RowsWritten
 from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import SCHEMAS
@@ -25,7 +25,7 @@ from malt.llm.completion import FinishReason
 from malt.spec import CreditSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
-from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish_questions, spec_of
+from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued
 
 Rows = list[dict[str, Any]]

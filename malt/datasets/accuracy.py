@@ -43,6 +43,14 @@ class TruthCount:
         self._right_known += right * known
         self._known_squared += known * known
 
+    def merge(self, other: "TruthCount") -> None:
+        """Count what another has counted, of other questions."""
+        self._truths.update(other._truths)
+        self._questions += other._questions
+        self._right_squared += other._right_squared
+        self._right_known += other._right_known
+        self._known_squared += other._known_squared
+
     @property
     def accuracy(self) -> Accuracy:
         """How many are right so far."""

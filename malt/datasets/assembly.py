@@ -4,20 +4,16 @@ Trees are grown again by the growth that asked for them, over what the store rec
 does not grow with their number.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from malt.datasets.census import UsageCount
-from malt.datasets.publishing import Provenance, publish
+from malt.datasets.portion import stored_portions
+from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion
 from malt.errors import NothingToPublish
-from malt.inputs import Inputs, windows
-from malt.questions import Question
+from malt.inputs import Inputs
 from malt.settings import Settings
 from malt.spec import RunSpec
-from malt.trees.assessment import asks_judge
-from malt.trees.credit import ValuedTree
-from malt.trees.stored import Source, assess_windows, collecting_seldom
+from malt.trees.stored import Source, collecting_seldom
 from malt.trees.tree import FailedBranch
 
 
@@ -30,32 +26,13 @@ class Assembled(NamedTuple):
 
 def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:
     """Publish the trees that the store holds whole."""
-    failures: list[FailedBranch] = []
-    judge = UsageCount()
-
-    def noted(trees: Iterator[ValuedTree]) -> Iterator[ValuedTree]:
-        for valued in trees:
-            failures.extend(valued.tree.failures)
-            yield valued
-
-    provenance = Provenance(inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None)
-    with collecting_seldom():
+    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
+    provenance = Provenance(inputs.prompts.digests, inputs.screening)
+    with collecting_seldom(), VersionWriter(spec, provenance, settings.datasets_dir / spec.name) as writer:
+        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures):
+            writer.add(portion)
         try:
-            source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
-            trees = noted(valued_trees(inputs.questions, source, judge))
-            version = publish(trees, spec, provenance, settings.datasets_dir)
+            version = writer.publish()
         except NothingToPublish:
             version = None
-    return Assembled(version, tuple(failures))
-
-
-def valued_trees(questions: Sequence[Question], source: Source, judge: UsageCount) -> Iterator[ValuedTree]:
-    """Yield every question's tree, in their order.
-
-    What the judge's completions behind complete trees took is added to `judge`.
-    """
-    for valued, judged in assess_windows(list(windows(questions)), source):
-        if valued.tree.complete:
-            for completion in judged:
-                judge.add(completion)
-        yield valued
+    return Assembled(version, tuple(writer.figures.census.failures))

@@ -19,6 +19,10 @@ from malt.trees.tree import Address, FailedBranch
 DISTRIBUTION = "malt-trees"
 
 
+FRACTIONS = 2.0**80
+"""Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+
+
 class UsageCount:
     """Adds up what completions took and cost; what one does not say, the sum does not know."""
 
@@ -28,21 +32,32 @@ class UsageCount:
         self._completions = 0
         self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
         self._known = 0
-        self._usd = 0.0
+        self._fractions = 0
 
     def add(self, completion: Completion) -> None:
         """Count one completion."""
         self._add(completion)
         self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
 
+    def merge(self, other: "UsageCount") -> None:
+        """Count what another has counted."""
+        self._merge(other)
+        for key, part in other.parts.items():
+            self.parts.setdefault(key, UsageCount())._merge(part)
+
+    def _merge(self, other: "UsageCount") -> None:
+        self._completions += other._completions
+        self._tokens = {name: sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
+        self._known += other._known
+        self._fractions += other._fractions
+
     def _add(self, completion: Completion) -> None:
         self._completions += 1
         for name, total in self._tokens.items():
-            count: int | None = getattr(completion, name)
-            self._tokens[name] = None if total is None or count is None else total + count
+            self._tokens[name] = sum_known(total, getattr(completion, name))
         if completion.cost_usd is not None:
             self._known += 1
-            self._usd += completion.cost_usd
+            self._fractions += int(completion.cost_usd * FRACTIONS)
 
     @property
     def tokens(self) -> Tokens:
@@ -51,9 +66,14 @@ class UsageCount:
 
     @property
     def cost(self) -> Cost:
-        """What they cost, to a billionth of a cent: sums of floating point numbers say no more."""
-        usd = round(self._usd, 11)
+        """What they cost, to a billionth of a cent."""
+        usd = round(self._fractions / FRACTIONS, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
+
+
+def sum_known(one: int | None, other: int | None) -> int | None:
+    """Add two counts; what is not known of one is not known of both."""
+    return None if one is None or other is None else one + other
 
 
 def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
@@ -90,7 +110,7 @@ class Census:
 
     def __init__(self) -> None:
         self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
-        self.failures: list[Failure] = []
+        self.failures: list[FailedBranch] = []
         self._questions = 0
         self._complete = 0
         self._nodes: Counter[str] = Counter()
@@ -101,11 +121,23 @@ class Census:
     def add(self, valued: ValuedTree) -> None:
         """Count one tree; of an incomplete one, only its failures."""
         self._questions += 1
-        self.failures += [as_failure(branch) for branch in valued.tree.failures]
+        self.failures += valued.tree.failures
         if valued.tree.complete:
             self._complete += 1
             for address in valued.tree.nodes:
                 self._add_node(valued, address)
+
+    def merge(self, other: "Census") -> None:
+        """Count what another has counted, of questions that come after these."""
+        for role, usage in self.usage.items():
+            usage.merge(other.usage[role])
+        self.failures += other.failures
+        self._questions += other._questions
+        self._complete += other._complete
+        self._nodes.update(other._nodes)
+        self._statuses.update(other._statuses)
+        self._outcomes.update(other._outcomes)
+        self._labels.update(other._labels)
 
     @property
     def counts(self) -> Counts:

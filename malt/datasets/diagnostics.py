@@ -63,6 +63,24 @@ class DiagnosticsCount:
         labels = {valued.label(leaf.address) for leaf in valued.tree.leaves}
         self._questions[frozenset(label for label in labels if label is not None)] += 1
 
+    def merge(self, other: "DiagnosticsCount") -> None:
+        """Count what another has counted, of other questions and with the same spec."""
+        for truths, others in zip(self._truths, other._truths, strict=True):
+            truths.merge(others)
+        self._values.update(other._values)
+        self._flips.update(other._flips)
+        self._verdicts.update(other._verdicts)
+        self._same.update(other._same)
+        self._graded_by.update(other._graded_by)
+        self._questions.update(other._questions)
+        for key, counts in other._texts.items():
+            self._texts.setdefault(key, Counter()).update(counts)
+
+    @property
+    def _truths(self) -> tuple[TruthCount, ...]:
+        singly = (self._generations, self._refinements, self._leaves)
+        return (*singly, self._generations_vote, self._leaves_vote, self._any_leaf)
+
     @property
     def result(self) -> Diagnostics:
         """All figures so far."""

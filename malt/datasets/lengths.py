@@ -76,6 +76,10 @@ class LengthCount:
         """Count one row."""
         self._rows[tokens] += 1
 
+    def merge(self, other: "LengthCount") -> None:
+        """Count what another has counted."""
+        self._rows.update(other._rows)
+
     @property
     def result(self) -> LengthCounts:
         """How the lengths are spread."""
@@ -111,6 +115,14 @@ class BiasCount:
         self._rejected += rejected
         self._longer += chosen > rejected
         self._shorter += chosen < rejected
+
+    def merge(self, other: "BiasCount") -> None:
+        """Count what another has counted."""
+        self._pairs += other._pairs
+        self._chosen += other._chosen
+        self._rejected += other._rejected
+        self._longer += other._longer
+        self._shorter += other._shorter
 
     @property
     def result(self) -> LengthBias:

@@ -1,8 +1,8 @@
-"""Publishing: valued trees in, an immutable version out. Streams: memory does not grow with the number of trees."""
+"""Publishing: portions in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,12 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from malt.datasets import examples
 from malt.datasets.card import render_card
-from malt.datasets.census import Census, UsageCount, as_failure, code_version, growth_of, ledger_of
-from malt.datasets.diagnostics import DiagnosticsCount
+from malt.datasets.census import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
-from malt.datasets.lengths import measured, token_counter
 from malt.datasets.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -26,26 +23,15 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
+from malt.datasets.portion import Figures, Portion
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
-from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowFile, RowsDigest, RowsWritten
-from malt.datasets.screening import Exclusion, Screening
-from malt.datasets.selection import SelectionCount, rows_by_kind, select
-from malt.datasets.tables import (
-    KINDS,
-    QUESTION_COLUMNS,
-    QUESTIONS,
-    QUESTIONS_FILE,
-    SCHEMAS,
-    TRAJECTORIES_FILE,
-    Split,
-    role_file,
-    training_file,
-)
+from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowsDigest, RowsWritten
+from malt.datasets.screening import Screening
+from malt.datasets.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.version import DatasetVersion, newest_version
 from malt.errors import NothingToPublish, VersionError
 from malt.spec import PLAYERS, Role, RunSpec
-from malt.trees.credit import ValuedTree
 
 log = logging.getLogger(__name__)
 
@@ -60,38 +46,26 @@ class Provenance:
     """SHA-256 of every prompt file, by its path below the set's folder."""
     screening: Screening = field(default_factory=Screening)
     """What was known of the questions before they were asked."""
-    judge: UsageCount | None = None
-    """The judge's completions behind the grades, read after the last tree; None where that is not known."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-def publish(trees: Iterable[ValuedTree], spec: RunSpec, provenance: Provenance, datasets_dir: Path) -> DatasetVersion:
-    """Write trees, in the order of their questions, as the next version; return the newest if it has this content.
-
-    Incomplete trees leave a line in `questions.parquet` and their failures in the manifest. Raises `NothingToPublish`
-    where no tree is complete. A crash at any moment leaves the newest version whole: the old one or the new one.
-    """
-    with VersionWriter(spec, provenance, datasets_dir / spec.name) as writer:
-        for valued in trees:
-            writer.add(valued)
-        return writer.publish()
-
-
 class VersionWriter:
-    """Writes one version beside its place, in the dataset's folder; leaving without having put it there discards it."""
+    """Writes one version beside its place, in the dataset's folder; leaving without having put it there discards it.
+
+    A crash at any moment leaves the newest version whole: the old one or the new one.
+    """
 
     def __init__(self, spec: RunSpec, provenance: Provenance, folder: Path) -> None:
         self.spec = spec
         self.provenance = provenance
         self.folder = folder
-        self.census = Census()
-        self.diagnostics = DiagnosticsCount(spec)
-        self.selection = SelectionCount()
-        self.trees = TreeSample()
-        self._count_tokens = token_counter(spec.dataset)
+        self.figures = Figures(spec)
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
-        self._files = self._open_files()
+        for kind in KINDS:
+            (self._staging / kind).mkdir()
+        self._tables = {path: self._open_table(path) for path in SCHEMAS}
+        self._lines = {training_file(role): self._open_lines(role) for role in PLAYERS}
 
     def __enter__(self) -> Self:
         return self
@@ -104,27 +78,24 @@ class VersionWriter:
                 file.discard()
         discard(self._staging)
 
-    def add(self, valued: ValuedTree) -> None:
-        """Take one question's tree."""
-        question_id, screening = valued.tree.question.question_id, self.provenance.screening
-        split, excluded = screening.split_of(question_id, self.spec.dataset), screening.excluded.get(question_id)
-        self.census.add(valued)
-        question = examples.question_row(valued.tree, split, excluded)
-        nodes: list[examples.TrajectoryRow] = []
-        self._files[QUESTIONS_FILE].add([question])
-        if valued.tree.complete:
-            valued = measured(valued, self._count_tokens)
-            nodes = list(examples.trajectory_rows(valued))
-            self.diagnostics.add(valued)
-            self._files[TRAJECTORIES_FILE].add(nodes)
-            for role in PLAYERS:
-                self._add_role(valued, role, split, excluded)
-        self.trees.add(question, nodes, [as_failure(branch) for branch in valued.tree.failures])
+    def add(self, portion: Portion) -> None:
+        """Take what further questions' trees give, in the order of the questions.
+
+        Incomplete trees leave a line in `questions.parquet` and their failures in the manifest.
+        """
+        self.figures.merge(portion.figures)
+        for path, rows in portion.tables.items():
+            self._tables[path].add(rows)
+        for path, lines in portion.lines.items():
+            self._lines[path].add(lines)
 
     def publish(self) -> DatasetVersion:
-        """Finish the files and make them the next version, unless the newest one has the same content."""
-        if not self.census.counts.complete:
-            asked = self.census.counts.questions
+        """Finish the files and make them the next version; return the newest one if that has the same content.
+
+        Raises `NothingToPublish` where no tree is complete.
+        """
+        if not self.figures.census.counts.complete:
+            asked = self.figures.census.counts.questions
             raise NothingToPublish(
                 f"no version of {self.spec.name!r} was made: none of {asked} questions has a whole tree; "
                 "run again to ask for what is missing"
@@ -147,28 +118,24 @@ class VersionWriter:
         """Close the files of rows, and describe them."""
         return {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
 
-    def _open_files(self) -> dict[str, RowFile]:
-        for kind in KINDS:
-            (self._staging / kind).mkdir()
-        files: dict[str, RowFile] = {path: ParquetRows(self._staging / path, SCHEMAS[path]) for path in SCHEMAS}
-        files[QUESTIONS_FILE] = ParquetRows(self._staging / QUESTIONS_FILE, QUESTIONS, self._asked)
-        for role in PLAYERS:
-            metadata = training_metadata(self.spec, role, self.provenance.created_at)
-            files[training_file(role)] = JsonExamples(self._staging / training_file(role), metadata)
-        return files
+    @property
+    def _files(self) -> dict[str, ParquetRows | JsonExamples]:
+        return {**self._tables, **self._lines}
 
-    def _add_role(self, valued: ValuedTree, role: Role, split: Split, excluded: Exclusion | None) -> None:
-        selected = select(valued, role, self.spec.dataset, excluded)
-        self.selection.add(role, selected)
-        for kind, rows in rows_by_kind(valued, role, selected).items():
-            self._files[role_file(kind, role, split)].add(rows)
-        self._files[training_file(role)].add(examples.scored_examples(valued, role))
+    def _open_table(self, path: str) -> ParquetRows:
+        digests = (self._asked,) if path == QUESTIONS_FILE else ()
+        return ParquetRows(self._staging / path, SCHEMAS[path], *digests)
+
+    def _open_lines(self, role: Role) -> JsonExamples:
+        metadata = training_metadata(self.spec, role, self.provenance.created_at)
+        return JsonExamples(self._staging / training_file(role), metadata)
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
         """Say what these files, finished, are as a version of this number."""
-        usage = dict(self.census.usage)
-        if self.provenance.judge is not None:
-            usage[Role.EVALUATOR] = self.provenance.judge
+        census, selection = self.figures.census, self.figures.selection
+        usage = dict(census.usage)
+        if self.figures.judge is not None:
+            usage[Role.EVALUATOR] = self.figures.judge
         return Manifest(
             name=self.spec.name,
             version=number,
@@ -180,22 +147,22 @@ class VersionWriter:
             prompts=dict(self.provenance.prompts),
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
-            counts=self.census.counts,
-            growth=growth_of(self.spec, self.census.counts),
+            counts=census.counts,
+            growth=growth_of(self.spec, census.counts),
             screening=self.provenance.screening.counts,
-            selection=self.selection.counts,
-            lengths=self.selection.lengths,
-            length_bias=self.selection.length_bias,
-            diagnostics=self.diagnostics.result,
+            selection=selection.counts,
+            lengths=selection.lengths,
+            length_bias=selection.length_bias,
+            diagnostics=self.figures.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},
             ledger=ledger_of(usage),
-            failures=tuple(self.census.failures),
+            failures=tuple(map(as_failure, census.failures)),
         )
 
     def name(self, manifest: Manifest) -> None:
         """Write what tells of the version by its number: the card, the report and the manifest."""
-        pages = pages_of(manifest, self.trees)
+        pages = pages_of(manifest, self.figures.trees)
         for name, text in pages.items():
             (self._staging / name).write_text(text, encoding="utf-8")
         files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from malt.datasets.assembly import valued_trees
-from malt.datasets.census import UsageCount
 from malt.datasets.examples import QuestionRow, question_row
 from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import Code, Manifest, seal_holds
+from malt.datasets.portion import stored_portions
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.reading import parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question
@@ -27,8 +26,6 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
 from malt.settings import Settings
 from malt.spec import Role
-from malt.trees.assessment import asks_judge
-from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import check_references
 from malt.trees.stored import Source
 from malt.trees.tree import FailedBranch, Tree
@@ -138,14 +135,15 @@ def digest_of(questions: Sequence[Question]) -> str:
 
 def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
     """Write the version beside its place, and put it there if its content is what the manifest says."""
-    then, spec, judge = version.manifest, version.spec, UsageCount()
+    then, spec = version.manifest, version.spec
     place = version.path if out is None else out.resolve()
-    provenance = Provenance(
-        inputs.prompts.digests, inputs.screening, judge if asks_judge(spec) else None, then.created_at
-    )
+    provenance = Provenance(inputs.prompts.digests, inputs.screening, then.created_at)
+    source = Source(spec, inputs.prompts, settings.store, then.created_at)
+    failed = failed_then(then)
     with VersionWriter(spec, provenance, place.parent) as writer:
-        source = Source(spec, inputs.prompts, settings.store, then.created_at)
-        missing = write_trees(writer, then, inputs, source, judge)
+        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures, failed):
+            writer.add(portion)
+        missing = [branch for branch in writer.figures.census.failures if branch.question_id not in failed]
         now = writer.manifest(writer.finish(), then.version, then.parent)
         differences = told_missing(missing) or told_rows(version, now)
         if differences:
@@ -157,28 +155,13 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
     return Rebuilt(version, place, written=True)
 
 
-def write_trees(
-    writer: VersionWriter, then: Manifest, inputs: Inputs, source: Source, judge: UsageCount
-) -> list[FailedBranch]:
-    """Write every question's tree, one that was incomplete then by its failures; return what the store lacks now."""
+def failed_then(then: Manifest) -> dict[str, list[FailedBranch]]:
+    """Return what was missing of the questions that were incomplete: they stay so."""
     failed: dict[str, list[FailedBranch]] = {}
     for failure in then.failures:
         branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
         failed.setdefault(failure.question_id, []).append(branch)
-    whole = [question for question in inputs.questions if question.question_id not in failed]
-    grown = valued_trees(whole, source, judge)
-    missing: list[FailedBranch] = []
-    for question in inputs.questions:
-        failures = failed.get(question.question_id)
-        valued = next(grown) if failures is None else without_tree(question, failures, writer)
-        missing += valued.tree.failures if failures is None else ()
-        writer.add(valued)
-    return missing
-
-
-def without_tree(question: Question, failures: Sequence[FailedBranch], writer: VersionWriter) -> ValuedTree:
-    """Return a question as a version has it that could not grow its tree."""
-    return value_tree(Tree(question, {}, tuple(failures)), {}, writer.spec.credit)
+    return failed
 
 
 def told_missing(missing: Sequence[FailedBranch]) -> list[str]:

@@ -6,9 +6,10 @@ values do not.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,9 +18,7 @@ import pyarrow.parquet as pq
 from malt.datasets.tables import MEASURED
 from malt.fingerprint import digest
 
-CONVERT_ROWS = 1_000
-"""Rows held as Python objects before they become columns."""
-ROW_GROUP_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 8 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""
 
 EXAMPLES_END = b"]}\n"
@@ -38,10 +37,13 @@ class RowsWritten(NamedTuple):
     sha256: str
 
 
-class RowFile(Protocol):
-    """A file that takes rows one after another."""
+Rows = TypeVar("Rows", contravariant=True)
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+
+class RowFile(Protocol[Rows]):
+    """A file that takes rows one after another, as they lie in it."""
+
+    def add(self, rows: Rows) -> None:
         """Take further rows; they are on disk once the file is closed."""
         ...
 
@@ -124,19 +126,20 @@ class ParquetRows:
         self._digests = (self._digest, *digests)
         # Statistics find one question's row groups; those of texts would only make the footer grow with the rows.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["question_id"])
-        self._rows: list[Mapping[str, object]] = []
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
+    def add(self, rows: pa.RecordBatch) -> None:
         """Take further rows; they are on disk once the file is closed."""
-        self._rows.extend(rows)
-        if len(self._rows) >= CONVERT_ROWS:
-            self._convert()
+        for rows_digest in self._digests:
+            rows_digest.update(rows)
+        self._batches.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= ROW_GROUP_BYTES:
+            self._write()
 
     def close(self) -> RowsWritten:
         """Write what is left and finish the file."""
-        self._convert()
         self._write()
         self._writer.close()
         return RowsWritten(self._digest.rows, self._digest.hexdigest())
@@ -144,16 +147,6 @@ class ParquetRows:
     def discard(self) -> None:
         """Let go of the file, finished or not."""
         self._writer.close()
-
-    def _convert(self) -> None:
-        batch = as_batch(self._rows, self.schema)
-        self._rows = []
-        for rows_digest in self._digests:
-            rows_digest.update(batch)
-        self._batches.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes >= ROW_GROUP_BYTES:
-            self._write()
 
     def _write(self) -> None:
         table = pa.Table.from_batches(self._batches, self.schema)
@@ -175,13 +168,12 @@ class JsonExamples:
         self._rows = 0
         self._file.write(self._head())
 
-    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Take further examples; they are on disk once the file is closed."""
-        lines = [json_line(row) for row in rows]
-        if lines:
-            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(lines))
-            self._sha256.update(b"\n".join([*lines, b""]))
-            self._rows += len(lines)
+    def add(self, rows: Sequence[bytes]) -> None:
+        """Take further examples, a line each; they are on disk once the file is closed."""
+        if rows:
+            self._file.write((b",\n" if self._rows else b"\n") + b",\n".join(rows))
+            self._sha256.update(b"\n".join([*rows, b""]))
+            self._rows += len(rows)
 
     def close(self) -> RowsWritten:
         """Finish the file: close the list, and put the number of examples in front."""
@@ -229,16 +221,16 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
-    """Turn rows into columns."""
+    """Turn rows, which have a value for every column, into columns."""
     try:
-        kinds = zip(schema.names, schema.types, strict=True)
-        columns = [as_column([row.get(name) for row in rows], kind) for name, kind in kinds]
+        values = zip(*map(itemgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
+        columns = [as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
         return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
 
 
-def as_column(values: list[object], kind: pa.DataType) -> pa.Array:
+def as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
     distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
     if not 0 < len(distinct) <= len(values) // 2:

@@ -7,8 +7,8 @@ of the first that asks it, so that adding questions moves none, and no validatio
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,13 @@ class Screening:
     def split_of(self, question_id: str, spec: DatasetSpec) -> Split:
         """Where a question's rows go."""
         return split_of(self.originals.get(question_id, question_id), spec.validation)
+
+    def of(self, question_ids: Iterable[str]) -> "Screening":
+        """Return what it says of some questions."""
+        ids = list(question_ids)
+        excluded = {each: self.excluded[each] for each in ids if each in self.excluded}
+        originals = {each: self.originals[each] for each in ids if each in self.originals}
+        return replace(self, excluded=excluded, originals=originals)
 
     @property
     def counts(self) -> ScreeningCounts:

@@ -83,6 +83,15 @@ class SelectionCount:
         for pair in selected.dpo.kept:
             self._bias[role].add(*(len(text.node.text) for text in texts_of(pair)))
 
+    def merge(self, other: "SelectionCount") -> None:
+        """Count what another has counted."""
+        self._candidates.update(other._candidates)
+        for each, dropped in self._dropped.items():
+            dropped.update(other._dropped[each])
+            self._lengths[each].merge(other._lengths[each])
+        for role, bias in self._bias.items():
+            bias.merge(other._bias[role])
+
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:
         """All counts so far, by role, then by kind of row."""

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
@@ -43,6 +42,8 @@ def runs(text: str, length: int) -> Hashes:
 @lru_cache(maxsize=256)
 def hashed_runs(spoken: tuple[str, ...], length: int) -> Hashes:
     """Hash every run of `length` words; sorted, each once."""
+    import pandas as pd  # not before: what merely reads words has no use for it
+
     hashes = np.asarray(pd.util.hash_array(np.array(spoken, dtype=object), categorize=False), dtype=np.uint64)
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)

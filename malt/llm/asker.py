@@ -15,7 +15,7 @@ from types import MappingProxyType
 from malt.concurrency import all_of
 from malt.errors import ConfigError, RequestFailed, StoreError
 from malt.llm.batch_store import Batch
-from malt.llm.completion import Completion, CompletionRequest, read_response
+from malt.llm.completion import Complete, Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
 from malt.llm.store import ASIDE, Store, StoredSample
 from malt.llm.tally import Tally, Usage
@@ -68,6 +68,19 @@ def in_turn(request: CompletionRequest) -> Iterator[CompletionRequest]:
 def recall(store: Store, question_ids: Iterable[str]) -> Recall:
     """Return what the store holds of some questions."""
     return Recall(store.rows(question_ids))
+
+
+class Noted:
+    """A `Complete` that notes what is asked for."""
+
+    def __init__(self, complete: Complete) -> None:
+        self.complete = complete
+        self.requests: list[CompletionRequest] = []
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Return the samples; raises what `complete` raises."""
+        self.requests.append(request)
+        return await self.complete(request)
 
 
 EVERY_ROLE = frozenset(Role)

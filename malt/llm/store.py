@@ -8,6 +8,7 @@ disk is full, is waited for.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self, TypeVar
@@ -150,6 +151,14 @@ class Store:
             return found
 
         return self.transact(read, writes=False)
+
+    def count(self, question_ids: Iterable[str]) -> Counter[str]:
+        """Return how many rows there are of each of these questions."""
+        asked, counted = samples_table.c.question_id, Counter[str]()
+        for chunk in chunks(list(dict.fromkeys(question_ids))):
+            query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
+            counted.update({row[0]: row[1] for row in self._fetch(query)})
+        return counted
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
         """Write rows in one transaction, all or none, and return what the store then holds for their keys.

@@ -219,6 +219,7 @@ def closing_brace(text: str, opening: int, end: int) -> int | None:
 # Markup around an answer.
 
 PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("<answer>", "</answer>"))
+OPENINGS = tuple(opening for opening, _ in PAIRS)
 COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*(?=\{)")
 LEAD_IN = re.compile(
     r"(?:(?:so|therefore|thus|hence),?\s+)?(?:(?:the|my)\s+)?(?:final|correct)?\s*answer(?:\s+is(?!\w)\s*:?|\s*[:=])\s*",
@@ -240,7 +241,7 @@ def clean(text: str) -> str:
 
 def unwrapped(text: str) -> str:
     """Take off one layer."""
-    for opening, closing in PAIRS:
+    for opening, closing in PAIRS if text.startswith(OPENINGS) else ():
         inner = text.removeprefix(opening).removesuffix(closing)
         if len(text) - len(inner) == len(opening) + len(closing) and opening not in inner:
             return inner

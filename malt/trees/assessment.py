@@ -83,13 +83,16 @@ async def ask_all(
     prompts: PromptSet,
     complete: Complete,
     begin: Begin = lambda _question: nullcontext(),
+    wait: Wait = all_of,
 ) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
         async with begin(question):
-            tree = await grown(question, spec, prompts, complete)
-            return (await value(tree, spec, prompts, complete)).tree.failures if asks_judge(spec) else tree.failures
+            tree = await grown(question, spec, prompts, complete, wait=wait)
+            if asks_judge(spec):
+                tree = (await value(tree, spec, prompts, complete, wait=wait)).tree
+            return tree.failures
 
     return await shortfall_of(missing_of(question) for question in questions)
 

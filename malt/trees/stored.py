@@ -1,17 +1,17 @@
-"""Trees out of the store alone: grown, graded and valued again, a window of questions at a time, in order.
+"""Trees out of the store alone: grown, graded and valued again, some questions at a time.
 
-Many windows are assessed in the pool's processes, ahead of whoever takes the trees.
+What is made of many questions is made in the pool's processes, ahead of whoever takes it, in order.
 """
 
 import asyncio
 import gc
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import chain
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
 from malt.llm.asker import recall
@@ -25,14 +25,20 @@ from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.pool import CallFailed, submit
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 AHEAD = 2
-"""Windows assessed while another is taken; each more is held in memory."""
-MANY = 3
-"""Windows from which on processes are worth their start."""
-WINDOW_LIMIT_S = 600.0
-"""Seconds one window may take in a process; as a rule it is less than one."""
+"""Items under way while another is taken; each more is held in memory."""
+MANY = 10
+"""Items from which on processes are worth their start."""
+ITEM_LIMIT_S = 600.0
+"""Seconds one item may take in a process; as a rule it is less than one."""
 SELDOM = 1_000_000
 """Objects made, less those let go, between two searches for cycles."""
+
+WINDOW = 200
+"""Questions whose trees are held in memory at once."""
 
 Window = Sequence[Question]
 
@@ -67,32 +73,48 @@ class Assessed(NamedTuple):
     judged: tuple[Completion, ...]
 
 
-def assess_windows(windows: Sequence[Window], source: Source) -> Iterator[Assessed]:
-    """Yield every question's tree; what the store lacks is a failed branch."""
-    if len(windows) < MANY or source.takes_processes:
-        return chain.from_iterable(assess_window(window, source) for window in windows)
-    return chain.from_iterable(assessed_ahead(windows, source))
-
-
-def assessed_ahead(windows: Iterable[Window], source: Source) -> Iterator[list[Assessed]]:
-    """Yield windows that were assessed in other processes; one that fails there is done here, where its error shows."""
-    waiting = deque[tuple[Window, Future[list[Assessed]]]]()
-    for window in windows:
-        waiting.append((window, submit(assess_window, window, source, timeout_s=WINDOW_LIMIT_S)))
-        if len(waiting) > AHEAD:
-            yield taken(*waiting.popleft(), source)
-    for left in waiting:
-        yield taken(*left, source)
-
-
-def taken(window: Window, future: Future[list[Assessed]], source: Source) -> list[Assessed]:
-    """Wait for a window."""
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
+    usual = gc.get_threshold()
+    gc.set_threshold(SELDOM, *usual[1:])
     try:
-        return future.result()
-    except CallFailed:
-        return assess_window(window, source)
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
+def made_of_each(
+    make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source, *, grades: bool = True
+) -> Iterator[Made]:
+    """Yield what is made of every item, in order: of many, in other processes, unless it `grades` with those itself."""
+    left = iter(items)
+    first = list(islice(left, MANY))
+    if len(first) < MANY or (grades and source.takes_processes):
+        return (make(item, source) for item in chain(first, left))
+    return made_ahead(make, chain(first, left), source)
+
+
+def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:
+    """Yield what other processes make; an item on which one fails is made here, where its error shows."""
+    waiting = deque[tuple[Item, Future[Made]]]()
+
+    def taken() -> Made:
+        item, future = waiting.popleft()
+        try:
+            return future.result()
+        except CallFailed:
+            return make(item, source)
+
+    for item in items:
+        waiting.append((item, submit(make, item, source, timeout_s=ITEM_LIMIT_S)))
+        if len(waiting) > AHEAD:
+            yield taken()
+    while waiting:
+        yield taken()
+
+
+@collecting_seldom()
 def assess_window(window: Window, source: Source) -> list[Assessed]:
     """Assess some questions."""
     with source.open_store() as store:
@@ -106,8 +128,7 @@ def assess_window(window: Window, source: Source) -> list[Assessed]:
     async def all_assessed() -> list[Assessed]:
         return await asyncio.gather(*(assessed(question) for question in window))
 
-    with collecting_seldom():
-        return asyncio.run(all_assessed())
+    return asyncio.run(all_assessed())
 
 
 class JudgeNoted:
@@ -125,12 +146,6 @@ class JudgeNoted:
         return completions
 
 
-@contextmanager
-def collecting_seldom() -> Iterator[None]:
-    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
-    usual = gc.get_threshold()
-    gc.set_threshold(SELDOM, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
+def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
+    """Cut the questions into what is held in memory at once."""
+    return (questions[start : start + size] for start in range(0, len(questions), size))

@@ -199,6 +199,16 @@ def test_a_batch_of_questions_is_one_task_run(malt: Malt, config: Path) -> None:
     assert states(task_runs) == {("grow", "Completed"): 1, ("publish", "Completed"): 1}
 
 
+def test_a_question_whose_tree_is_whole_is_in_no_batch(malt: Malt, config: Path) -> None:
+    malt("run", config, *SHARD, "--limit", 1)
+    grown = malt("run", config, *SHARD).summary
+    assert (grown.requests, grown.cached_completions) == (13, 39)
+    again = malt("run", config, *SHARD).summary
+    assert (again.requests, again.cached_completions) == (0, 78)
+    _, task_runs = tracked(1)
+    assert states(task_runs) == {("publish", "Completed"): 1}
+
+
 def test_auto_tracks_branches_while_they_are_few(malt: Malt, config: Path) -> None:
     malt("run", config, "-s", "run.tracking=auto", "--limit", 1)
     _, task_runs = tracked(15)

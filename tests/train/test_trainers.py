@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from malt.datasets.publishing import publish
 from malt.datasets.version import DatasetVersion
 from malt.spec import PLAYERS, Role
-from tests.published import PROVENANCE, mixed_tree, spec_of
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 WHY = "the extra `train` is not installed (pip install -e '.[train]')"
 torch = pytest.importorskip("torch", reason=WHY)

@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from malt.datasets.examples import QuestionRow, TrajectoryRow
@@ -66,20 +67,49 @@ class Candidate(NamedTuple):
     """As JSON that may stand in a script element."""
 
 
-class TreeSample:
-    """Keeps some of the trees that pass."""
+Bar = Mapping[Kind, int]
+"""The negative rank that a tree of a kind has to exceed to be kept."""
+NO_BAR: Bar = MappingProxyType({})
 
-    def __init__(self) -> None:
+
+class TreeSample:
+    """Keeps some of the trees that pass; with the `bar` of another, only those that the other would keep too."""
+
+    def __init__(self, bar: Bar = NO_BAR) -> None:
         self._places = 0
+        self._bar = dict(bar)
         self._kept: dict[Kind, list[Candidate]] = {kind: [] for kind in SHARES}
+
+    @property
+    def bar(self) -> Bar:
+        """What further trees have to exceed."""
+        full = {kind: kept[0].negative_rank for kind, kept in self._kept.items() if len(kept) == KEPT}
+        return {**self._bar, **full}
 
     def add(self, question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure] = ()) -> None:
         """Take one question with its nodes, which are none where it failed, and its failed branches."""
-        kept, rank = self._kept[kind_of(question, nodes)], -rank_of(question["question_id"])
-        if len(kept) < KEPT or rank > kept[0].negative_rank:
-            candidate = Candidate(rank, self._places, tree_json(question, nodes, failures))
-            (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, candidate)
+        kind, rank = kind_of(question, nodes), -rank_of(question["question_id"])
+        if self._has_room(kind, rank):
+            self._keep(kind, Candidate(rank, self._places, tree_json(question, nodes, failures)))
         self._places += 1
+
+    def merge(self, other: "TreeSample") -> None:
+        """Take what another has kept of questions that come after these."""
+        for kind, kept in other._kept.items():
+            for candidate in kept:
+                if self._has_room(kind, candidate.negative_rank):
+                    self._keep(kind, candidate._replace(place=self._places + candidate.place))
+        self._places += other._places
+
+    def _has_room(self, kind: Kind, negative_rank: int) -> bool:
+        kept = self._kept[kind]
+        if len(kept) == KEPT:
+            return negative_rank > kept[0].negative_rank
+        return kind not in self._bar or negative_rank > self._bar[kind]
+
+    def _keep(self, kind: Kind, candidate: Candidate) -> None:
+        kept = self._kept[kind]
+        (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, candidate)
 
     @property
     def chosen(self) -> list[bytes]:

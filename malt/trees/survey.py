@@ -1,0 +1,54 @@
+"""Survey: which questions' trees the store holds whole, so that nobody need be asked about them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from malt.concurrency import in_turn
+from malt.llm.asker import Noted, recall
+from malt.questions import Question
+from malt.spec import Role, RunSpec
+from malt.trees.assessment import ask_all, asks_judge
+from malt.trees.growth import nodes_per_question
+from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows
+
+WINDOW = 50
+"""Questions looked at in one go."""
+
+
+class Surveyed(NamedTuple):
+    """What the store has of some questions."""
+
+    lacking: Sequence[Question]
+    """Those whose trees, or their grades, are not whole."""
+    had: Mapping[Role, int]
+    """The samples that the other questions' trees are made of, by role."""
+
+
+def survey(questions: Sequence[Question], source: Source) -> Iterator[Surveyed]:
+    """Yield questions as it shows what they lack: first, at once, those of which the store has too little anyway."""
+    with source.open_store() as store:
+        rows = store.count(question.question_id for question in questions)
+    least = least_rows(source.spec)
+    yield Surveyed([question for question in questions if rows[question.question_id] < least], {})
+    begun = [question for question in questions if rows[question.question_id] >= least]
+    grades = asks_judge(source.spec) or source.spec.growth.mode == "adaptive"
+    yield from made_of_each(survey_window, windows(begun, WINDOW), source, grades=grades)
+
+
+def least_rows(spec: RunSpec) -> int:
+    """Rows below which no tree is whole."""
+    return sum(nodes_per_question(spec).values()) if spec.growth.mode == "full" else 1
+
+
+@collecting_seldom()
+def survey_window(window: Window, source: Source) -> Surveyed:
+    """Grow some questions' trees again, and their judge's grades, as far as the store goes."""
+    with source.open_store() as store:
+        noted = Noted(recall(store, [question.question_id for question in window]))
+    shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, wait=in_turn))
+    lacking = {branch.question_id for branch in shortfall.failures}
+    whole = [request for request in noted.requests if request.question_id not in lacking]
+    had = Counter(role for _, role in {(key, request.role) for request in whole for key in request.keys})
+    return Surveyed([question for question in window if question.question_id in lacking], had)
