@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from math import ceil
-from threading import Event
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -17,7 +16,7 @@ from malt.concurrency import to_its_end
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.tally import Tally, Usage
+from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.questions import Question
 from malt.settings import Settings
@@ -27,7 +26,7 @@ from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_o
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.stored import Source
-from malt.trees.survey import survey
+from malt.trees.survey import Lacking
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone
@@ -105,11 +104,11 @@ async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks
 
 async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
-    is_here, stopped = spec.run.task_runner == "threads", Event()
+    is_here = spec.run.task_runner == "threads"
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
     so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
-    had = Tally(above=so_far)
+    lacking = lacking_in(inputs, spec, settings, so_far)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
         shared = spec.model_copy(update={"limits": share})
@@ -122,58 +121,42 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
             so_far.merge(part.tally)
 
     def work() -> list[Grown]:
-        lacking = lacking_in(inputs, spec, settings, had, stopped)
-        batches = chain(cut(next(lacking), size), cut(chain.from_iterable(lacking), size))
+        batches = lacking.batches(size)
         first = next(batches, None)
         return [] if first is None else crew.work(chain([first], batches), submit, count)
 
     def stop() -> None:
-        stopped.set()
+        lacking.stop()
         crew.stop()
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
-        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, had)])
+        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, lacking.had)])
 
 
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for a level of all trees that lack something at a time, in batches."""
-    spec, stopped = await keyed(spec), Event()
+    spec = await keyed(spec)
     session = session_for(settings, spec.limits, run=run)
-    had = Tally(above=session.tally)
+    lacking = lacking_in(inputs, spec, settings, session.tally)
 
-    def work() -> list[Question]:
-        lacking = {
-            question.question_id for part in lacking_in(inputs, spec, settings, had, stopped) for question in part
-        }
-        return [question for question in inputs.questions if question.question_id in lacking]
+    def look() -> list[Question]:
+        found = {question.question_id for question in lacking}
+        return [question for question in inputs.questions if question.question_id in found]
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        lacking = await to_its_end(work, stopped.set, STOP_SECONDS)
-        shortfall, tally = await ask_in_batches(lacking, spec, inputs.prompts, session, run, asks)
-    tally.merge(had)
+        questions = await to_its_end(look, lacking.stop, STOP_SECONDS)
+        shortfall, tally = await ask_in_batches(questions, spec, inputs.prompts, session, run, asks)
+    tally.merge(lacking.had)
     return Grown(shortfall, tally)
 
 
 GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
 
 
-def lacking_in(
-    inputs: Inputs, spec: RunSpec, settings: Settings, had: Tally, stopped: Event
-) -> Iterator[Sequence[Question]]:
-    """Yield the questions that the store does not answer as yet; what it has of the others is added to `had`."""
+def lacking_in(inputs: Inputs, spec: RunSpec, settings: Settings, so_far: Tally) -> Lacking:
+    """Return the questions to be grown; what the store has of the others is added to `so_far`."""
     source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
-    for part in survey(inputs.questions, source):
-        for role, samples in part.had.items():
-            had.add(role, Usage(cached_completions=samples))
-        yield part.lacking
-        if stopped.is_set():
-            return
-
-
-def cut(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    """Cut questions into batches."""
-    left = iter(questions)
-    return iter(lambda: list(islice(left, size)), [])
+    return Lacking(inputs.questions, source, so_far)
 
 
 def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:

@@ -69,15 +69,18 @@ class StartsAlone(uvicorn.Server):
                 copied(self._database, made_before())
 
 
-def made_before() -> Path:
-    """Return where a database without records is kept: making one takes Prefect's hundred migrations, 3 s of CPU."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "malt" / f"prefect-{version('prefect')}.db"
+def made_before() -> Path | None:
+    """Return where a database without records is kept: making one takes Prefect's hundred migrations, 3 s of CPU.
+
+    A user without a home folder has no such place.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path's raises there
+    return caches / "malt" / f"prefect-{version('prefect')}.db" if caches.is_absolute() else None
 
 
-def copied(source: Path, target: Path) -> bool:
+def copied(source: Path | None, target: Path | None) -> bool:
     """Copy a database, whole or not at all, and say whether that was done; where it was not, Prefect makes its own."""
-    if not source.exists():
+    if source is None or target is None or not source.exists():
         return False
     with suppress(OSError, sqlite3.Error):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ never the run. The processes start Python afresh, so they need no `if __name__ =
 
 import asyncio
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from typing import NamedTuple, TypeVar, cast
 
 Result = TypeVar("Result")
 
+M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
 """Seconds a process may take to start Python and import what a call needs; no call's own limit covers this."""
 
@@ -87,10 +89,20 @@ def pool_of(_pid: int) -> "Pool":
     return pool
 
 
+def free_at_once() -> None:
+    """Let blocks of 1 MiB and more go back to the system when they are freed: what processes send lies in such.
+
+    Otherwise glibc keeps them for others to come, the more the longer a program runs (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
 class Pool:
     """`size` threads, each with a process that it starts when it first has a call to make."""
 
     def __init__(self, size: int) -> None:
+        free_at_once()
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._workers = [Worker() for _ in range(size)]
         for worker in self._workers:

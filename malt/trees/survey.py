@@ -2,11 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from threading import Event
 from typing import NamedTuple
 
 from malt.concurrency import in_turn
 from malt.llm.asker import Noted, recall
+from malt.llm.tally import Tally, Usage
 from malt.questions import Question
 from malt.spec import Role, RunSpec
 from malt.trees.assessment import ask_all, asks_judge
@@ -24,6 +27,44 @@ class Surveyed(NamedTuple):
     """Those whose trees, or their grades, are not whole."""
     had: Mapping[Role, int]
     """The samples that the other questions' trees are made of, by role."""
+
+
+class Lacking:
+    """The questions that the store does not answer as yet; what it has of the others is counted meanwhile."""
+
+    def __init__(self, questions: Sequence[Question], source: Source, above: Tally) -> None:
+        self.questions = questions
+        self.source = source
+        self.had = Tally(above=above)
+        """The samples that whole trees are made of, as far as those were looked at."""
+        self._stopped = Event()
+
+    def __iter__(self) -> Iterator[Question]:
+        """Yield them as it shows that they lack something."""
+        return chain.from_iterable(self._parts())
+
+    def batches(self, size: int) -> Iterator[list[Question]]:
+        """Yield them so many at a time; the first do not wait for those that must be looked at."""
+        parts = self._parts()
+        return chain(cut(next(parts), size), cut(chain.from_iterable(parts), size))
+
+    def stop(self) -> None:
+        """Look no further."""
+        self._stopped.set()
+
+    def _parts(self) -> Iterator[Sequence[Question]]:
+        for part in survey(self.questions, self.source):
+            for role, samples in part.had.items():
+                self.had.add(role, Usage(cached_completions=samples))
+            yield part.lacking
+            if self._stopped.is_set():
+                return
+
+
+def cut(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    """Cut questions into batches."""
+    left = iter(questions)
+    return iter(lambda: list(islice(left, size)), [])
 
 
 def survey(questions: Sequence[Question], source: Source) -> Iterator[Surveyed]:
