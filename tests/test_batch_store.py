@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -94,10 +94,13 @@ def test_a_plan_that_is_written_again_changes_nothing(book: BatchStore) -> None:
     assert [each.mark for each in book.under_way("sums")] == ["one"]
 
 
-def test_a_batch_that_was_given_up_is_not_to_be_made(book: BatchStore) -> None:
+@pytest.mark.parametrize("give_up", [BatchStore.release, BatchStore.forget])
+def test_a_batch_that_was_given_up_is_not_to_be_made(
+    book: BatchStore, give_up: Callable[[BatchStore, str], None]
+) -> None:
     book.plan(batch("one"), [item("a", "one")])
     assert book.trying("one")
-    book.release("one")
+    give_up(book, "one")
     assert not book.trying("one")
     assert not book.submitted("one", "batch_1")
 
