@@ -115,6 +115,14 @@ def test_a_batch_is_in_doubt_from_when_its_making_is_tried_until_its_name_is_kno
     assert time.time() - tried.planned_at < 60
 
 
+def test_a_batch_of_an_earlier_release_whose_name_is_not_known_is_in_doubt(book: BatchStore) -> None:
+    before = replace(batch("one"), owner=f"{socket.gethostname()}:{2**22 + 1}")
+    book.plan(before, [item("a", "one")])
+    doubts = [book.under_way("sums")[0].is_in_doubt]
+    book.submitted("one", "batch_1")
+    assert [*doubts, book.under_way("sums")[0].is_in_doubt] == [True, False]
+
+
 def test_what_one_dataset_has_given_up_another_asks_for(book: BatchStore) -> None:
     book.plan(batch("one"), [item("a", "one")])
     book.settle("one", Amount(0, 0), [], [Returned("a", 5, True, True)])
