@@ -3,12 +3,14 @@
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from multiprocessing import Pipe
 from types import ModuleType
 from typing import Any, TypeVar
@@ -50,20 +52,22 @@ class Crew:
     def work(
         self, batches: Iterable[B], submit: Callable[[B, Limits], PrefectFuture[G]], count: Callable[[G], None]
     ) -> list[G]:
-        """Return what comes of each batch, in order; once `stop` was called or one has failed, no more is begun.
+        """Return what comes of each batch, in order.
 
-        Raises `WorkerDied` where a process was killed, once the others have written what they still got.
+        Once `stop` was called or one has failed, no more is begun, or taken from `batches`. Raises `WorkerDied` where a
+        process was killed, once the others have written what they still got.
         """
         free = list(self.shares)
 
         def work_on(batch: B) -> list[G]:
-            with self._one_at_a_time:
-                if self._ended:
-                    return []
-                self._began = True
-                share = free.pop()
-                future = submit(batch, share)
-            grown = self._result(future)
+            with self._ended_by_failure():
+                with self._one_at_a_time:
+                    if self._ended:
+                        return []
+                    self._began = True
+                    share = free.pop()
+                    future = submit(batch, share)
+                grown = future.result()
             with self._one_at_a_time:
                 free.append(share)
                 count(grown)
@@ -71,7 +75,8 @@ class Crew:
 
         with self.runner, ThreadPoolExecutor(len(self.shares)) as hands:
             try:
-                done = [hands.submit(copy_context().run, work_on, batch) for batch in batches]
+                begun = takewhile(lambda _: not self._ended, batches)
+                done = [hands.submit(copy_context().run, work_on, batch) for batch in begun]
                 return [grown for each in done for grown in each.result()]
             finally:
                 self.stop()
@@ -83,9 +88,10 @@ class Crew:
         if self._began:
             self.dismiss()
 
-    def _result(self, future: PrefectFuture[G]) -> G:
+    @contextmanager
+    def _ended_by_failure(self) -> Iterator[None]:
         try:
-            return future.result()
+            yield
         except BaseException as error:
             with self._one_at_a_time:
                 self._ended = True

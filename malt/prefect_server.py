@@ -88,6 +88,8 @@ def copied(source: Path | None, target: Path | None) -> bool:
             copy = Path(folder, target.name)
             with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(copy)) as writing:
                 reading.backup(writing)
+            for end in ("-wal", "-shm"):  # of a database that was removed by hand: SQLite would write it over the copy
+                target.with_name(target.name + end).unlink(missing_ok=True)
             copy.rename(target)
         return True
     return False

@@ -1,5 +1,6 @@
 """What is in doubt is never paid for twice: batches that cannot be seen, making that was not answered, direct runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from malt.cli import exit_code
 from malt.errors import ConfigError
 from malt.inputs import read_inputs
 from malt.llm.asker import asker
-from malt.llm.batch_store import LIFE_S, batches_table
+from malt.llm.batch_store import LIFE_S, BatchStore, batches_table
 from malt.llm.session import Session, close_sessions, session_for
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, Role, RunSpec
@@ -128,26 +129,38 @@ def the_session(spec: RunSpec) -> Session:
     return session_for(Settings(), spec.limits, run="one")
 
 
-def given_up_as(provider: BatchProvider, spec: RunSpec, call: str) -> Shortfall:
-    """Grow while another process gives the first batch up as a call is answered: it took this one for dead."""
+GiveUp = Callable[[BatchStore, str], None]
+GIVEN_UP = pytest.mark.parametrize("give_up", [BatchStore.release, BatchStore.forget])
+"""By another process, which took this one for dead, or by hand."""
 
-    def give_up(name: str, number: int) -> None:
+
+def given_up_as(provider: BatchProvider, spec: RunSpec, call: str, give_up: GiveUp) -> Shortfall:
+    """Grow while somebody gives the first batch up as a call is answered."""
+
+    def meanwhile(name: str, number: int) -> None:
         if (name, number) == (call, 0):
             book = the_session(spec).book
-            book.release(book.under_way()[0].mark)
+            give_up(book, book.under_way()[0].mark)
 
-    provider.afterwards = give_up
+    provider.afterwards = meanwhile
     return grown(spec)[0]
 
 
-def test_a_batch_that_was_given_up_meanwhile_is_not_made(provider: BatchProvider, spec: RunSpec) -> None:
-    assert "was given up before it was made" in (given_up_as(provider, spec, "upload").stopped or "")
+@GIVEN_UP
+def test_a_batch_that_was_given_up_meanwhile_is_not_made(
+    provider: BatchProvider, spec: RunSpec, give_up: GiveUp
+) -> None:
+    assert "was given up before it was made" in (given_up_as(provider, spec, "upload", give_up).stopped or "")
     assert provider.batches == []
     assert grown(spec, run="two")[0] == NOTHING_MISSING
 
 
-def test_a_batch_that_was_given_up_as_it_was_made_is_to_be_cancelled(provider: BatchProvider, spec: RunSpec) -> None:
-    assert "batch batch_0 was made at openai/generator-model" in (given_up_as(provider, spec, "create").stopped or "")
+@GIVEN_UP
+def test_a_batch_that_was_given_up_as_it_was_made_is_to_be_cancelled(
+    provider: BatchProvider, spec: RunSpec, give_up: GiveUp
+) -> None:
+    stopped = given_up_as(provider, spec, "create", give_up).stopped or ""
+    assert "batch batch_0 was made at openai/generator-model" in stopped
 
 
 def test_a_session_that_was_stopped_hands_in_nothing_more(provider: BatchProvider, spec: RunSpec) -> None:

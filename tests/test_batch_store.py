@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -94,10 +94,13 @@ def test_a_plan_that_is_written_again_changes_nothing(book: BatchStore) -> None:
     assert [each.mark for each in book.under_way("sums")] == ["one"]
 
 
-def test_a_batch_that_was_given_up_is_not_to_be_made(book: BatchStore) -> None:
+@pytest.mark.parametrize("give_up", [BatchStore.release, BatchStore.forget])
+def test_a_batch_that_was_given_up_is_not_to_be_made(
+    book: BatchStore, give_up: Callable[[BatchStore, str], None]
+) -> None:
     book.plan(batch("one"), [item("a", "one")])
     assert book.trying("one")
-    book.release("one")
+    give_up(book, "one")
     assert not book.trying("one")
     assert not book.submitted("one", "batch_1")
 
@@ -110,6 +113,14 @@ def test_a_batch_is_in_doubt_from_when_its_making_is_tried_until_its_name_is_kno
     book.submitted("one", "batch_1")
     assert [*doubts, tried.is_in_doubt, book.under_way("sums")[0].is_in_doubt] == [False, True, False]
     assert time.time() - tried.planned_at < 60
+
+
+def test_a_batch_of_an_earlier_release_whose_name_is_not_known_is_in_doubt(book: BatchStore) -> None:
+    before = replace(batch("one"), owner=f"{socket.gethostname()}:{2**22 + 1}")
+    book.plan(before, [item("a", "one")])
+    doubts = [book.under_way("sums")[0].is_in_doubt]
+    book.submitted("one", "batch_1")
+    assert [*doubts, book.under_way("sums")[0].is_in_doubt] == [True, False]
 
 
 def test_what_one_dataset_has_given_up_another_asks_for(book: BatchStore) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from malt.commands.runs import without
 from malt.errors import ConfigError
+from malt.prefect_server import copied
 from malt.private_prefect import NamedServer, PrefectServer, connect
 
 HOLDER = """
@@ -29,6 +30,13 @@ server = PrefectServer(Path(sys.argv[1]))
 server.wait_until_ready()
 print(server.api_url, flush=True)
 time.sleep(600)
+"""
+WRITES_AND_IS_KILLED = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA journal_mode = WAL")
+database.execute(f"CREATE TABLE {sys.argv[2]} (x)")
+os.kill(os.getpid(), signal.SIGKILL)
 """
 STOPPED_WITHIN_S = 30.0
 """On a busy machine; one that is not told to stop never does."""
@@ -163,6 +171,16 @@ def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
     with closing(sqlite3.connect(new)) as reading:
         assert reading.execute("PRAGMA user_version").fetchone() == (7,)
     assert revision(new) == revision(kept)
+
+
+def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: Path) -> None:
+    kept, new = tmp_path / "kept.db", tmp_path / "new.db"
+    for path in (kept, new):
+        subprocess.run([sys.executable, "-c", WRITES_AND_IS_KILLED, path, path.stem], check=False)
+    new.unlink()
+    assert copied(kept, new)
+    with closing(sqlite3.connect(new)) as reading:
+        assert reading.execute("SELECT name FROM sqlite_master").fetchall() == [("kept",)]
 
 
 def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(

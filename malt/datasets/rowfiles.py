@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,25 +35,6 @@ class RowsWritten(NamedTuple):
 
     rows: int
     sha256: str
-
-
-Rows = TypeVar("Rows", contravariant=True)
-
-
-class RowFile(Protocol[Rows]):
-    """A file that takes rows one after another, as they lie in it."""
-
-    def add(self, rows: Rows) -> None:
-        """Take further rows; they are on disk once the file is closed."""
-        ...
-
-    def close(self) -> RowsWritten:
-        """Write what is left and finish the file."""
-        ...
-
-    def discard(self) -> None:
-        """Let go of the file, finished or not."""
-        ...
 
 
 class RowsDigest:

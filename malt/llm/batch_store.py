@@ -111,7 +111,8 @@ class Batch:
     @property
     def is_in_doubt(self) -> bool:
         """Whether it may have been made, and its name is not known."""
-        return self.batch_id == IN_DOUBT
+        is_from_before = "/" not in self.owner  # by a release that did not note that it tries; or no Linux
+        return self.batch_id == IN_DOUBT or (self.batch_id is None and is_from_before)
 
     @property
     def is_over(self) -> bool:
@@ -189,7 +190,7 @@ class BatchStore:
         return {item.custom_id for item in items} - self._transact(claim)
 
     def trying(self, mark: str) -> bool:
-        """Note that a batch is just being made; False where nobody is to make it any more."""
+        """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
         return self._change(mark, batch_id=IN_DOUBT, planned_at=time.time())
 
     def submitted(self, mark: str, batch_id: str) -> bool:
@@ -293,7 +294,7 @@ class BatchStore:
         self._transact(forget)
 
     def _change(self, mark: str, **values: object) -> bool:
-        change = sa.update(batches_table).where(batches_table.c.mark == mark).values(values)
+        change = sa.update(batches_table).where(is_open(mark)).values(values)
         return self._transact(lambda connection: connection.execute(change).rowcount) == 1
 
     def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:

@@ -8,18 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.runners import DIED, crew_of
+from flows.runners import DIED, Crew, crew_of
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.cli import exit_code
 from malt.config import load_spec
 from malt.settings import Settings
-from malt.spec import RunSpec
+from malt.spec import Limits, RunSpec
 from malt.tied import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
@@ -72,6 +75,18 @@ def test_there_are_no_more_processes_than_requests_in_flight(
     config = write_config(tmp_path, provider)
     spec = load_spec(config, [f"run.task_runner={runner}", "limits.max_in_flight=1"])
     assert len(crew_of(spec, Settings(), "run").shares) == 1
+
+
+@pytest.mark.parametrize(("failure", "told"), [(ValueError("failed"), "failed"), (BrokenProcessPool(), DIED)])
+def test_once_a_batch_has_failed_no_more_are_looked_for(failure: Exception, told: str) -> None:
+    def submit(*_: object) -> PrefectFuture[None]:
+        raise failure
+
+    looked_for = iter(range(1_000_000))
+    crew = Crew(ThreadPoolTaskRunner(max_workers=1), [Limits()], lambda: None, deaths=(BrokenProcessPool,))
+    with pytest.raises(Exception, match=told):
+        crew.work(looked_for, submit, print)
+    assert next(looked_for, None) is not None
 
 
 def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
