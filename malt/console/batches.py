@@ -48,7 +48,8 @@ def show_batches(batches: Sequence[BatchTold], *, forgotten: bool) -> None:
         out.print("no batch is under way")
     for batch in batches:
         place = f"{batch.model} at {batch.api_base}" if batch.api_base else batch.model
-        since_and_most = f"since {batch.since}, ${batch.most_usd:.4f} at most"
+        cost = f", ${batch.most_usd:.4f}" if batch.most_usd else ""
+        since_and_most = f"since {batch.since}, at most {batch.most_tokens:,} tokens{cost}"
         out.print(escape(f"{batch.batch}  {batch.dataset}, {place}, {batch.samples:,} samples, {since_and_most}"))
     if forgotten:
         out.print("let go here: its items are asked for again. What goes on at the provider is billed: cancel it there")

@@ -63,6 +63,7 @@ class Session:
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._work: set[concurrent.futures.Future[Any]] = set()
         self._closing = threading.Lock()
+        self._leaving = threading.Lock()
         atexit.register(self.close)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -76,11 +77,12 @@ class Session:
         return await asyncio.wrap_future(self._submit(work))
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._left:
-            work.close()
-            raise self.stopped or closed()
-        submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self._work.add(submitted)
+        with self._leaving:  # the loop ends only after what it was given
+            if self._left:
+                work.close()
+                raise self.stopped or closed()
+            submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._work.add(submitted)
         submitted.add_done_callback(self._work.discard)
         return submitted
 
@@ -92,7 +94,8 @@ class Session:
             self.stopped = self.stopped or closed()
             self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
             self.run(self._drain())
-            self._left = True
+            with self._leaving:
+                self._left = True
             concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
             background.leave(provider.close)
             self.store.close()

@@ -320,7 +320,7 @@ def _when_free(open_store: Callable[[], None]) -> None:
         try:
             open_store()
         except OperationalError as error:
-            passes = any(sign in str(error.orig) for sign in ("locked", "duplicate column"))
+            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock", "duplicate column"))
             if not passes or attempt == OPEN_ATTEMPTS - 1:
                 raise
             time.sleep(0.02 * (attempt + 1))
