@@ -30,7 +30,7 @@ Made = TypeVar("Made")
 
 AHEAD = 2
 """Items under way while another is taken; each more is held in memory."""
-MANY = 10
+MANY = 20
 """Items from which on processes are worth their start."""
 ITEM_LIMIT_S = 600.0
 """Seconds one item may take in a process; as a rule it is less than one."""
