@@ -247,14 +247,20 @@ class BatchedRun:
         self.session.raise_if_stopped()
         desk = BatchDesk(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
         if not batch.batch_id:
-            return batch.is_abandoned and await self._adopt(batch, desk)
+            return batch.is_abandoned and await self._adopt(batch.mark, desk)
         job = self._jobs[batch.mark] = await desk.look(batch)
         if job.has_ended:
             await self._collect(batch, job, desk)
         return job.has_ended
 
-    async def _adopt(self, batch: Batch, desk: BatchDesk) -> bool:
-        """Find out whether a batch was made before the process that wrote it down ended; else forget it."""
+    async def _adopt(self, mark: str, desk: BatchDesk) -> bool:
+        """Find out whether a batch was made before the process that wrote it down ended; else forget it.
+
+        It is read again: it may have been handed in since, and only then was nobody at it any more.
+        """
+        batch = (await asyncio.to_thread(self._book.by_mark, [mark])).get(mark)
+        if batch is None or batch.ended_at is not None or batch.batch_id or not batch.is_abandoned:
+            return False
         job = await desk.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
         if job is None:
             await asyncio.to_thread(self._book.release, batch.mark)
