@@ -3,19 +3,21 @@
 import asyncio
 import socket
 import threading
+from abc import ABC, abstractmethod
 from typing import Self
 
 from aiohttp import web
 
 
-class Served:
+class Served(ABC):
     """A server; a context manager. A kind of server says what its application is."""
 
     address: str = ""
     """Where it listens: `http://127.0.0.1:<port>`."""
 
+    @abstractmethod
     def application(self) -> web.Application:
-        raise NotImplementedError
+        """Return what is served."""
 
     def __enter__(self) -> Self:
         started = threading.Event()

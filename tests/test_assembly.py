@@ -10,15 +10,14 @@ from malt.datasets.assembly import Assembled, assemble_version
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
-from malt.llm.asker import asker
-from malt.llm.session import session_for
 from malt.llm.tally import Tally
 from malt.prompts import SLOTS
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.summary import summarise
-from malt.trees.assessment import NOTHING_MISSING, ask_all
+from malt.trees.assessment import NOTHING_MISSING
 from tests import mishaps, providers
+from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -33,11 +32,7 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 
 def assembled(spec: RunSpec) -> Assembled:
     """Ask for everything, as far as it can be had, then assemble."""
-    inputs, settings = read_inputs(spec), Settings()
-    session = session_for(settings, spec.limits)
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-    return assemble_version(inputs, spec, settings)
+    return assemble_version(asked_directly(spec), spec, Settings())
 
 
 def version_of(spec: RunSpec) -> DatasetVersion:

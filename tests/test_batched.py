@@ -11,12 +11,11 @@ from malt.datasets.assembly import assemble_version
 from malt.datasets.version import DatasetVersion
 from malt.errors import ConfigError
 from malt.inputs import check_models, read_inputs
-from malt.llm.asker import asker
 from malt.llm.batch_queues import Size
-from malt.llm.session import session_for
 from malt.settings import Settings
 from malt.spec import Fallback, Role, RunSpec
-from malt.trees.assessment import NOTHING_MISSING, ask_all
+from malt.trees.assessment import NOTHING_MISSING
+from tests.asking import asked_directly
 from tests.batches import BatchProvider, StandInBatch
 from tests.batching import QUICK, batched, grown
 from tests.batching import provider as provider
@@ -51,12 +50,6 @@ def directly(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"run": spec.run.model_copy(update={"mode": "direct"})})
 
 
-def grown_directly(spec: RunSpec, run: str = "direct") -> None:
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
-    ask = asker(session, [question.question_id for question in inputs.questions], run=run)
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-
-
 def test_the_dataset_is_the_one_that_direct_requests_make(
     provider: BatchProvider, spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,32 +57,25 @@ def test_the_dataset_is_the_one_that_direct_requests_make(
     batched = published(spec)
     assert provider.calls["download"] == len(provider.batches)
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
-    grown_directly(directly(spec))
+    asked_directly(directly(spec), "direct")
     assert published(directly(spec)).manifest.content_sha256 == batched.manifest.content_sha256
-
-
-def test_an_item_asks_for_what_a_direct_request_would(
-    provider: BatchProvider, spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grown(spec)
-    items = bodies(provider)
-    provider.requests.clear()
-    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
-    grown_directly(directly(spec))
-    assert bodies(provider) == items
 
 
 @pytest.mark.parametrize(
     "extra",
-    [{"user": "u"}, {"top_k": 4}, {"extra_body": {"min_p": 0.1}}, {"metadata": {"a": "b"}}, {"tags": ["a"]}],
+    [{}, {"user": "u"}, {"top_k": 4}, {"extra_body": {"min_p": 0.1}}, {"metadata": {"a": "b"}}, {"tags": ["a"]}],
     ids=str,
 )
-def test_extra_is_sent_in_an_item_as_it_is_directly(
+def test_an_item_asks_for_what_a_direct_request_would(
     provider: BatchProvider, spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, JsonValue]
 ) -> None:
-    test_an_item_asks_for_what_a_direct_request_would(
-        provider, with_role(spec, "generator", extra=extra), tmp_path, monkeypatch
-    )
+    with_extra = with_role(spec, "generator", extra=extra)
+    grown(with_extra)
+    items = bodies(provider)
+    provider.requests.clear()
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
+    asked_directly(directly(with_extra), "direct")
+    assert bodies(provider) == items
 
 
 @pytest.mark.parametrize("extra", [{"extra_headers": {"X-Team": "a"}}, {"organization": "org-1"}], ids=str)
@@ -113,7 +99,7 @@ def test_what_the_store_has_is_not_asked_for(provider: BatchProvider, spec: RunS
     assert shortfall == NOTHING_MISSING
     assert len(provider.batches) == made
     assert tally.total.cached_completions == 2 * (3 + 9 + 27)
-    grown_directly(directly(spec))
+    asked_directly(directly(spec), "direct")
     assert provider.calls["create"] == made
 
 

@@ -15,15 +15,13 @@ from malt.datasets.rebuild import Rebuilt, Sources, rebuild
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import InputError, PromptError, QuestionError, VersionError
-from malt.inputs import read_inputs
-from malt.llm.asker import asker
-from malt.llm.session import close_sessions, session_for
+from malt.llm.session import close_sessions
 from malt.llm.store import ASIDE, Store
 from malt.prompts import find_set
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, RunSpec
-from malt.trees.assessment import ask_all
 from tests import mishaps, providers
+from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -42,11 +40,7 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 
 def published(spec: RunSpec) -> DatasetVersion:
     """Ask for everything, as far as it can be had, and publish it."""
-    inputs, settings = read_inputs(spec), Settings()
-    session = session_for(settings, spec.limits)
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-    version = assemble_version(inputs, spec, settings).version
+    version = assemble_version(asked_directly(spec), spec, Settings()).version
     assert version is not None
     close_sessions()
     return version

@@ -110,7 +110,7 @@ def test_one_kind_needs_no_brackets() -> None:
 )
 def test_what_a_config_may_write_short_the_form_takes_as_well(short: dict[str, object]) -> None:
     RunSpec.model_validate(SMALLEST | short)
-    Draft202012Validator(RunSpec.model_json_schema()).validate(SMALLEST | short)
+    assert [*Draft202012Validator(RunSpec.model_json_schema()).iter_errors(SMALLEST | short)] == []
 
 
 @pytest.mark.parametrize("wrong", [{"evaluator": {"kind": "guess"}}, {"evaluator": {"kind": []}}, {"growth": "half"}])

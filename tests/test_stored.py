@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 
 from malt.errors import StoreError
-from malt.inputs import Inputs, read_inputs
-from malt.llm.asker import asker
-from malt.llm.session import session_for
+from malt.inputs import Inputs
 from malt.settings import Settings
 from malt.spec import RunSpec
-from malt.trees.assessment import ask_all
 from malt.trees.stored import MANY, Source, Window, assess_window, made_of_each
 from tests import mishaps
+from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -32,11 +30,7 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def inputs(spec: RunSpec) -> Inputs:
     """The questions, once everything about them was asked that can be had."""
-    inputs = read_inputs(spec)
-    session = session_for(Settings(), spec.limits)
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-    return inputs
+    return asked_directly(spec)
 
 
 def source_of(inputs: Inputs, spec: RunSpec) -> Source:

@@ -10,14 +10,12 @@ import pytest
 
 from malt.errors import StoreError
 from malt.inputs import Inputs, read_inputs
-from malt.llm.asker import asker
-from malt.llm.session import session_for
 from malt.settings import Settings
 from malt.spec import EvaluatorSpec, Role, RunSpec
-from malt.trees.assessment import ask_all
 from malt.trees.stored import MANY, Source, made_of_each
 from malt.trees.survey import Surveyed, survey, survey_window
 from tests import mishaps, providers
+from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -30,15 +28,6 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
     """Three sums."""
     monkeypatch.setenv("TEST_KEY", "key")
     return spec_of(provider, write_questions(tmp_path, 3), samples=2)
-
-
-def asked(spec: RunSpec) -> Inputs:
-    """Ask for everything, as far as it can be had."""
-    inputs = read_inputs(spec)
-    session = session_for(Settings(), spec.limits)
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-    return inputs
 
 
 def surveyed(inputs: Inputs, spec: RunSpec) -> Sequence[Surveyed]:
@@ -65,7 +54,7 @@ def test_of_an_empty_store_all_is_lacking_at_once(spec: RunSpec) -> None:
 
 
 def test_what_is_whole_is_not_lacking_and_is_counted_by_role(spec: RunSpec) -> None:
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     assert lacking(inputs, spec) == []
     assert had(inputs, spec) == {role: 3 * samples for role, samples in SAMPLES.items()}
 
@@ -74,13 +63,13 @@ def test_a_branch_that_failed_is_lacking(spec: RunSpec, provider: ScriptedProvid
     provider.faults = mishaps.when(
         lambda asked: asked.model == "refiner-model" and "What is 1 + 10?" in asked.prompt, mishaps.context_overflow()
     )
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     assert lacking(inputs, spec) == ["What is 1 + 10?"]
     assert had(inputs, spec) == {role: 2 * samples for role, samples in SAMPLES.items()}
 
 
 def test_those_of_which_too_little_is_stored_come_first(spec: RunSpec) -> None:
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     first, last = inputs.questions[0].question_id, inputs.questions[2].question_id
     change(f"UPDATE samples SET response = NULL, error = 'was lost' WHERE question_id = '{first}'")
     change(f"DELETE FROM samples WHERE question_id = '{last}' AND role = 'refiner' AND sample = 1")
@@ -88,7 +77,7 @@ def test_those_of_which_too_little_is_stored_come_first(spec: RunSpec) -> None:
 
 
 def test_rows_of_other_models_are_no_tree(spec: RunSpec) -> None:
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     other = spec.model_copy(update={"roles": spec.roles.model_copy(update={"refiner": spec.roles.generator})})
     assert len(lacking(inputs, other)) == 3
 
@@ -101,16 +90,16 @@ def test_a_grade_that_the_judge_has_not_given_is_lacking_and_one_it_has_given_is
     )
     judge = EvaluatorSpec(kind=("exact", "llm"), model="openai/judge", api_base=provider.url, api_key_env="TEST_KEY")
     judged = spec.model_copy(update={"evaluator": judge})
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     assert len(lacking(inputs, judged)) == 3
-    asked(judged)
+    asked_directly(judged)
     assert lacking(inputs, judged) == []
     assert had(inputs, judged)[Role.EVALUATOR] == len(provider.requests_to("judge")) == 3 * 2
 
 
 def test_an_adaptive_tree_is_whole_with_what_it_would_ask_for(spec: RunSpec) -> None:
     adaptive = spec.model_copy(update={"growth": spec.growth.model_copy(update={"mode": "adaptive"})})
-    inputs = asked(adaptive)
+    inputs = asked_directly(adaptive)
     assert lacking(inputs, adaptive) == []
     assert 0 < had(inputs, adaptive)[Role.REFINER] <= 3 * SAMPLES[Role.REFINER]
 
@@ -118,7 +107,7 @@ def test_an_adaptive_tree_is_whole_with_what_it_would_ask_for(spec: RunSpec) -> 
 def test_other_processes_see_what_this_one_would(spec: RunSpec, tmp_path: Path) -> None:
     source = str(write_questions(tmp_path, MANY))
     many = spec.model_copy(update={"questions": spec.questions.model_copy(update={"source": source})})
-    inputs = asked(many)
+    inputs = asked_directly(many)
     missing = inputs.questions[7].question_id
     change(f"UPDATE samples SET response = NULL, error = 'lost' WHERE question_id = '{missing}' AND role = 'verifier'")
     windows = [[question] for question in inputs.questions]
@@ -128,7 +117,7 @@ def test_other_processes_see_what_this_one_would(spec: RunSpec, tmp_path: Path) 
 
 
 def test_a_damaged_answer_is_the_store_s_fault(spec: RunSpec) -> None:
-    inputs = asked(spec)
+    inputs = asked_directly(spec)
     change("UPDATE samples SET response = 'half of {' WHERE role = 'refiner'")
     with pytest.raises(StoreError, match="is damaged"):
         surveyed(inputs, spec)

@@ -1,0 +1,16 @@
+"""Asking in earnest, without Prefect, for all that a spec needs."""
+
+from malt.inputs import Inputs, read_inputs
+from malt.llm.asker import asker
+from malt.llm.session import session_for
+from malt.settings import Settings
+from malt.spec import RunSpec
+from malt.trees.assessment import ask_all
+
+
+def asked_directly(spec: RunSpec, run: str = "") -> Inputs:
+    """Return the questions, once everything about them was asked that can be had."""
+    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
+    ask = asker(session, [question.question_id for question in inputs.questions], run=run)
+    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    return inputs
