@@ -17,7 +17,9 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.difficulty import fitted
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.selection import select
 from malt.inputs import read_inputs
@@ -26,8 +28,6 @@ from malt.llm.completion import Complete, Completion, CompletionRequest, FinishR
 from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
 from malt.trees.assessment import ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

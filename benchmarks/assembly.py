@@ -24,7 +24,8 @@ from typing import NamedTuple
 import psutil
 from pydantic import JsonValue
 
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.spec import Role, RunSpec
 from malt.inputs import read_inputs
 from malt.llm.asker import completion
 from malt.llm.completion import Completion, CompletionRequest
@@ -33,7 +34,6 @@ from malt.llm.session import answered_rows
 from malt.llm.store import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import Role, RunSpec
 from malt.trees.growth import grow
 from malt.trees.stored import windows
 

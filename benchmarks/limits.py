@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits
 from malt.errors import RunStopped
 from malt.llm.asker import asker
 from malt.llm.endpoints import Endpoints
@@ -19,8 +21,6 @@ from malt.llm.pace import PATIENT, Policy
 from malt.llm.session import Session
 from malt.prompts import load_prompts
 from malt.questions import read_questions
-from malt.settings import Settings
-from malt.spec import Limits
 from malt.trees.assessment import Shortfall, ask_all
 from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
 from tests.providers import ScriptedProvider

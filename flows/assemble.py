@@ -6,11 +6,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.generate import grow_by_shard
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
 from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
 from malt.llm.tally import Tally, Usage
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown

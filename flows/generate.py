@@ -13,14 +13,14 @@ from prefect.futures import PrefectFuture
 from flows.runners import crew_of
 from malt.batched import ask_in_batches
 from malt.concurrency import to_its_end
+from malt.config.settings import Settings
+from malt.config.spec import Limits, Role, RunSpec
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Limits, Role, RunSpec
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.evaluator import LLMEvaluator

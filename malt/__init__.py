@@ -11,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from malt.config.spec import RunSpec
     from malt.datasets.version import DatasetVersion, open_version
     from malt.generator import TrainingDataGenerator
-    from malt.spec import RunSpec
     from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version",
     "JudgeReply": "malt.trees.evaluator",
     "LLMEvaluator": "malt.trees.evaluator",
-    "RunSpec": "malt.spec",
+    "RunSpec": "malt.config.spec",
     "Score": "malt.trees.evaluator",
     "TrainingDataGenerator": "malt.generator",
     "open_version": "malt.datasets.version",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from malt.agreement import Verdicts, agreement_of, verdict
+from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.datasets.reading import StoredTree, stored_trees
 from malt.datasets.restore import exclusion_of
 from malt.datasets.screening import Exclusion
@@ -23,7 +24,6 @@ from malt.datasets.selection import select
 from malt.datasets.version import DatasetVersion
 from malt.llm.tally import Usage
 from malt.regrading import Grading, OpenedGraders, grade_all
-from malt.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.trees.assessment import grade_text
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Grade, Outcome

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
+from malt.config.spec import Role, RunSpec
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.asker import EVERY_ROLE
 from malt.llm.batch_api import Job
@@ -31,7 +32,6 @@ from malt.llm.tally import Tally, Usage
 from malt.outlay import most_for_tree
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.stored import windows
 from malt.trees.tree import FailedBranch

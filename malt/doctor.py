@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from malt.config.settings import Settings
+from malt.config.spec import ModelSpec, Role, RunSpec
 from malt.errors import MaltError
 from malt.inputs import models_asked, read_inputs
 from malt.llm import provider
@@ -14,8 +16,6 @@ from malt.llm.completion import CompletionRequest, Message
 from malt.llm.database import hidden
 from malt.llm.store import Store
 from malt.private_prefect import check_answers
-from malt.settings import Settings
-from malt.spec import ModelSpec, Role, RunSpec
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 MOST_TOKENS = 16

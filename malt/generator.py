@@ -9,6 +9,8 @@ from uuid import uuid4
 
 from malt.batched import ask_in_batches
 from malt.concurrency import all_of
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.portion import portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
@@ -23,8 +25,6 @@ from malt.outlay import beginning
 from malt.prompts import load_prompts
 from malt.question_rows import Row
 from malt.questions import Question, read_question
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.evaluator import LLMEvaluator

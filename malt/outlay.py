@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.inputs import models_asked
 from malt.llm import provider
 from malt.llm.asker import Asker
@@ -10,7 +11,6 @@ from malt.llm.budget import Amount, worst_case
 from malt.llm.completion import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.assessment import Begin
 from malt.trees.growth import nodes_per_question, requests_per_question
 

@@ -2,14 +2,14 @@
 
 from datetime import UTC, datetime
 
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
 from malt.inputs import Inputs
 from malt.llm.asker import asker
 from malt.llm.lease import lease
 from malt.llm.session import session_for
 from malt.outlay import beginning
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import RunSpec
 from malt.trees.assessment import Shortfall, ask_all
 
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from malt.concurrency import all_of
+from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.errors import RequestFailed
 from malt.estimate import (
     NOTHING,
@@ -29,7 +30,6 @@ from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionReques
 from malt.llm.store import Store, StoredSample
 from malt.outlay import SHOWN
 from malt.questions import Question
-from malt.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.stored import windows

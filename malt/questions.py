@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
 from malt.fingerprint import digest
 from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
-from malt.spec import QuestionSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

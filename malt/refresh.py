@@ -7,12 +7,12 @@ another one, and found in the store where it is not.
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
 from malt.inputs import Inputs
 from malt.llm.asker import Noted, recall
 from malt.llm.store import Store
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
 from malt.trees.assessment import ask_all
 from malt.trees.stored import windows
 

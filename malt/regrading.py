@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from malt.concurrency import all_of
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.errors import ConfigError, RequestFailed
 from malt.llm.asker import asker
 from malt.llm.session import session_for
 from malt.llm.tally import Tally, Usage
 from malt.prompts import load_prompts
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.grading import Grade, Grader, Outcome, graders_for
 from malt.trees.references import check_import

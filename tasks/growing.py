@@ -15,6 +15,8 @@ from prefect.states import Completed, Failed
 from prefect.task_engine import run_task_async
 from prefect.utilities.annotations import quote
 
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.asker import Asker, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
@@ -24,8 +26,6 @@ from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
 from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome

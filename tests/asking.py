@@ -1,10 +1,10 @@
 """Asking in earnest, without Prefect, for all that a spec needs."""
 
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
 from malt.inputs import Inputs, read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import session_for
-from malt.settings import Settings
-from malt.spec import RunSpec
 from malt.trees.assessment import ask_all
 
 

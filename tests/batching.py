@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from malt.batched import Rhythm, ask_in_batches
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
 from malt.inputs import read_inputs
 from malt.llm.pace import Policy
 from malt.llm.session import session_for
 from malt.llm.tally import Tally
-from malt.settings import Settings
-from malt.spec import RunSpec
 from malt.trees.assessment import Shortfall
 from tests.batches import BatchProvider
 

@@ -14,8 +14,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from malt.config.settings import Settings
 from malt.llm.session import close_sessions
-from malt.settings import Settings
 from tests.providers import ScriptedProvider
 from tests.virtual_time import VirtualLoop
 

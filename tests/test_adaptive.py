@@ -8,6 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from malt.config.settings import Settings
+from malt.config.spec import (
+    PLAYERS,
+    CreditSpec,
+    EvaluatorSpec,
+    GrowthSpec,
+    Limits,
+    QuestionSource,
+    Roles,
+    RoleSpec,
+    RunSpec,
+)
 from malt.errors import RequestFailed
 from malt.llm.asker import Recall, asker
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
@@ -15,8 +27,6 @@ from malt.llm.session import session_for
 from malt.llm.store import Store
 from malt.prompts import load_prompts
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import PLAYERS, CreditSpec, EvaluatorSpec, GrowthSpec, Limits, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.trees.adaptive import Belief, Rule, at_least, grow_adaptively, nodes_grown
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree, propagate

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.datasets.assembly import Assembled, assemble_version
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
 from malt.llm.tally import Tally
 from malt.prompts import SLOTS
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.summary import summarise
 from malt.trees.assessment import NOTHING_MISSING
 from tests import mishaps, providers

@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
 from malt.llm.asker import asker
 from malt.llm.session import Session, session_for
 from malt.prompts import load_prompts
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.version import DatasetVersion
 from malt.generator import TrainingDataGenerator
 from malt.llm.completion import FinishReason
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, RunSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.configs import write_judge_config

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.batched import ask_in_batches
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
 from malt.inputs import read_inputs
 from malt.llm.batch_store import BatchStore
@@ -13,8 +15,6 @@ from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store import Store
 from malt.outlay import most_for_tree
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Limits, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown

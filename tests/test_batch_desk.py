@@ -4,10 +4,10 @@ import time
 
 import pytest
 
+from malt.config.spec import ModelSpec
 from malt.errors import EndpointDown
 from malt.llm.batch_desk import BatchDesk
 from malt.llm.pace import Policy
-from malt.spec import ModelSpec
 from tests.batches import BatchProvider
 
 HOUR_S = 3600.0

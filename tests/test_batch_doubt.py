@@ -7,13 +7,13 @@ import pytest
 import sqlalchemy as sa
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.errors import ConfigError
 from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.batch_store import LIFE_S, BatchStore, batches_table
 from malt.llm.session import Session, close_sessions, session_for
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown

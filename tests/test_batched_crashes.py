@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.spec import RunSpec
+from malt.config.spec import RunSpec
 from malt.trees.assessment import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import batched, grow_there, grown

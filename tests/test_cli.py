@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
 from malt.datasets.version import DatasetVersion
-from malt.settings import Settings
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 from tests.published import publish_questions

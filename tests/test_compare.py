@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.datasets.compare import VersionDiff, compare
 from malt.datasets.marks import by_meaning, hashed_together, numbered
 from malt.datasets.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
-from malt.settings import Settings
-from malt.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.published import MIXED, PROVENANCE, mixed_tree, publish, publish_questions, spec_of

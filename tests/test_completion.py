@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
+from malt.config.spec import ModelSpec, Role
 from malt.llm.completion import (
     CompletionRequest,
     FinishReason,
@@ -16,7 +17,6 @@ from malt.llm.completion import (
     shared,
     split_response,
 )
-from malt.spec import ModelSpec, Role
 from malt.trees.replies import JudgeReply
 
 REQUEST = CompletionRequest(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.spec import CreditSpec
+from malt.config.spec import CreditSpec
 from malt.trees.credit import Value, ValuedTree, propagate, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address

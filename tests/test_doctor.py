@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
 from malt.llm.store import Store
-from malt.settings import Settings
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import EndpointDown
 from malt.llm.asker import asker
 from malt.llm.completion import Completion, CompletionRequest, Message
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import Policy
 from malt.llm.session import Session, session_for
-from malt.settings import Settings
-from malt.spec import Limits, ModelSpec, Role
 from tests.providers import ScriptedProvider
 
 

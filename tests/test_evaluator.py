@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, TypeAdapter
 
+from malt.config.spec import EvaluatorSpec, Role
 from malt.errors import ConfigError, EvaluationUnknown, MaltError, RequestFailed
 from malt.llm.completion import Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, known_sets, load_prompts
 from malt.questions import Question
-from malt.spec import EvaluatorSpec, Role
 from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score, inert, tags_in
 from malt.trees.grading import Outcome
 from malt.trees.replies import read_reply

@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 from hypothesis import given
 
+from malt.config.spec import PLAYERS, Role
 from malt.datasets.examples import (
     DpoRow,
     KtoRow,
@@ -20,7 +21,6 @@ from malt.datasets.examples import (
     trajectory_rows,
 )
 from malt.llm.completion import FinishReason
-from malt.spec import PLAYERS, Role
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address, NodeStatus

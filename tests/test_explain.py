@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
 from malt.datasets.gates import Context
@@ -21,8 +23,6 @@ from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.llm.completion import FinishReason
 from malt.prompts import load_prompts
-from malt.settings import Settings
-from malt.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address

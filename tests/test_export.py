@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from malt.cli import exit_code
+from malt.config.spec import PLAYERS, Role
 from malt.datasets.export import Choice, export
 from malt.datasets.formats import FORMATS
 from malt.datasets.reading import parquet_rows
@@ -24,7 +25,6 @@ from malt.datasets.tables import ROLE_FILES
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport, VersionError
 from malt.llm.completion import Message
-from malt.spec import PLAYERS, Role
 from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import tree_of, valued

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.errors import ConfigError, RequestFailed
 from malt.generator import TrainingDataGenerator
 from malt.llm.asker import asker, recall
@@ -13,8 +15,6 @@ from malt.llm.completion import Completion, CompletionRequest, Message
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import Policy
 from malt.llm.session import Session
-from malt.settings import Settings
-from malt.spec import Fallback, Limits, ModelSpec, Role
 from tests import mishaps
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed
 from malt.llm.asker import asker
 from malt.llm.completion import Completion, CompletionRequest, Message
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import Policy
 from malt.llm.session import Session
-from malt.settings import Settings
-from malt.spec import Limits, ModelSpec, Role
 from tests import mishaps
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider

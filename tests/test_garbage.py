@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import Role
 from malt.datasets.folders import open_staging
 from malt.datasets.garbage import Garbage, collect
 from malt.datasets.removal import remove_version
 from malt.datasets.version import open_version
 from malt.errors import ConfigError, VersionError
 from malt.llm.store import ASIDE, Store, StoredSample
-from malt.settings import Settings
-from malt.spec import Role
 from tests.postgres import postgres as postgres
 from tests.published import publish_questions
 from tests.strategies import addresses

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
+from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.lengths import estimated, measured
 from malt.datasets.screening import Exclusion
 from malt.datasets.selection import Sifted, select
 from malt.datasets.tables import KINDS
 from malt.llm.completion import FinishReason
 from malt.questions import Question
-from malt.spec import CreditSpec, DatasetSpec, Role
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
 from malt.questions import Question
-from malt.spec import EvaluatorSpec
 from malt.trees.grading import (
     Evaluation,
     Grade,

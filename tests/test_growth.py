@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RequestFailed, RunStopped
 from malt.llm.asker import asker
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for
 from malt.prompts import load_prompts
 from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.trees.growth import grow, nodes_per_question, requests_per_question
 from malt.trees.tree import Address, FailedBranch, NodeStatus, Tree
 from tests import mishaps

@@ -12,12 +12,12 @@ import pytest
 from huggingface_hub import constants
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import Pushed, pack
 from malt.datasets.pushing import push
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
-from malt.settings import Settings
 from tests.hub import OWNER, READ_TOKEN, Blob, Hub
 from tests.published import publish_questions, publish_two_datasets
 

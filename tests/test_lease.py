@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
 from malt.llm.lease import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, lease
-from malt.settings import Settings
 from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
@@ -21,7 +21,7 @@ LIMIT_S = 30.0
 HOLDER = """
 import asyncio
 from malt.llm.lease import lease
-from malt.settings import Settings
+from malt.config.settings import Settings
 
 async def hold():
     async with lease("sums", Settings(), "a process of its own"):

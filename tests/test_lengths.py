@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.spec import DatasetSpec
 from malt.datasets.lengths import BiasCount, LengthCount, estimated, measured, quantile, token_counter
 from malt.errors import ConfigError
-from malt.spec import DatasetSpec
 from tests.strategies import tree_of, valued
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from malt.cli import exit_code
-from malt.settings import Settings
+from malt.config.settings import Settings
 from tests.published import publish_questions
 
 Said = tuple[int, str, str]

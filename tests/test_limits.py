@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from malt.config.spec import Limits
 from malt.errors import ConfigError, EndpointDown, RequestFailed, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.limits import Endpoint, now_s
 from malt.llm.pace import Policy
-from malt.spec import Limits
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 
+from malt.config.spec import Limits
 from malt.errors import EndpointDown
 from malt.llm.faults import RateLimited, Unavailable, Unreachable
 from malt.llm.limits import Endpoint, now_s
 from malt.llm.pace import PATIENT
-from malt.spec import Limits
 from tests.replies import Reply
 from tests.virtual_time import run
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.inputs import read_inputs
 from malt.llm.asker import asker
 from malt.llm.session import session_for
 from malt.llm.store import Store
 from malt.pilot import pilot, spread
 from malt.plan import Plan, plan
-from malt.settings import Settings
-from malt.spec import PLAYERS, Limits, Role, RunSpec
 from malt.trees.assessment import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
 from tests.configs import write_config

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from malt.config.spec import Limits
 from malt.console.progress import Busy, held_back_by
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.limits import Endpoint
 from malt.llm.pace import Policy
-from malt.spec import Limits
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time

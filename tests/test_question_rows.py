@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
 from malt.question_rows import Row, read_rows
 from malt.questions import read_questions
-from malt.spec import QuestionSource
 
 ROWS: list[dict[str, Any]] = [{"question": "1 + 1?", "answer": "2"}, {"question": "é, “ü”\nor 😀?", "answer": "x, y"}]
 

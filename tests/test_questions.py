@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
 from malt.questions import Question, content_id, last_boxed, read_questions, read_reference
-from malt.spec import QuestionSource
 
 Cells = dict[str, Any]
 

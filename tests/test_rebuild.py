@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from malt.cli import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.assembly import assemble_version
 from malt.datasets.manifest import read_manifest
 from malt.datasets.rebuild import Rebuilt, Sources, rebuild
@@ -18,8 +20,6 @@ from malt.errors import InputError, PromptError, QuestionError, VersionError
 from malt.llm.session import close_sessions
 from malt.llm.store import ASIDE, Store
 from malt.prompts import find_set
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, RunSpec
 from tests import mishaps, providers
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider

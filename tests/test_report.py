@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.cli import exit_code
+from malt.config.spec import RunSpec
 from malt.datasets import examples
 from malt.datasets.manifest import Failure, Manifest
 from malt.datasets.report.drawing import flip_picture, histogram
@@ -25,7 +26,6 @@ from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
-from malt.spec import RunSpec
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree
 from tests.published import PROVENANCE, asking_for, mixed_tree, publish, publish_questions, spec_of

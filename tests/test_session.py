@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import RunStopped
 from malt.llm.asker import asker
 from malt.llm.completion import Completion, CompletionRequest, Message
 from malt.llm.session import Session, opened_session, session_for, stop_sessions
-from malt.settings import Settings
-from malt.spec import Limits, ModelSpec, Role
 from tests.providers import ScriptedProvider
 
 LIMITS = Limits()

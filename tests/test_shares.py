@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.spec import Limits
 from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.limits import Endpoint, now_s
-from malt.spec import Limits
 from tests.virtual_time import run
 
 

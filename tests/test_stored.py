@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
 from malt.errors import StoreError
 from malt.inputs import Inputs
-from malt.settings import Settings
-from malt.spec import RunSpec
 from malt.trees.stored import MANY, Source, Window, assess_window, made_of_each
 from tests import mishaps
 from tests.asking import asked_directly

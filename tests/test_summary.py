@@ -2,8 +2,8 @@
 
 import pytest
 
+from malt.config.spec import Role
 from malt.llm.tally import Tally
-from malt.spec import Role
 from malt.summary import summarise
 from malt.trees.assessment import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch

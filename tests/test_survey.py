@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.errors import StoreError
 from malt.inputs import Inputs, read_inputs
-from malt.settings import Settings
-from malt.spec import EvaluatorSpec, Role, RunSpec
 from malt.trees.stored import MANY, Source, made_of_each
 from malt.trees.survey import Surveyed, survey, survey_window
 from tests import mishaps, providers

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import httpx
 
 from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
-from malt.config import load_spec
+from malt.config.loader import load_spec
 from malt.datasets.version import open_version
 from malt.private_prefect import PrefectServer, direct_to_loopback
 from malt.tied import descendants

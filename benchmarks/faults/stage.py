@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.config import load_spec
+from malt.config.loader import load_spec
 from malt.inputs import read_inputs
 from malt.llm.store import Store
 from tests.configs import REQUESTS, write_config

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @takes_json
 def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
     """List the batches that are under way. Those of NAME, or all; --forget lets one go that nobody can collect."""
+    from malt.config.settings import Settings
     from malt.console import terminal
     from malt.console.batches import batch_told, show_batches
     from malt.llm.batch_store import BatchStore
     from malt.llm.store import Store
-    from malt.settings import Settings
 
     with Store(Settings().store) as store:
         book = BatchStore(store)

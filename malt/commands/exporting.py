@@ -8,8 +8,8 @@ import click
 from malt.commands.options import takes_json, takes_version
 
 if TYPE_CHECKING:
+    from malt.config.spec import Role
     from malt.datasets.tables import Split
-    from malt.spec import Role
 
 
 class ListsFormats(click.Command):
@@ -54,8 +54,8 @@ def export(
 
 def player(name: str) -> "Role":
     """Return the trained role of a name. Raises `InputError`."""
+    from malt.config.spec import PLAYERS
     from malt.errors import InputError
-    from malt.spec import PLAYERS
 
     found = [role for role in PLAYERS if role.value == name]
     if not found:

@@ -44,10 +44,10 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @takes_json
 def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
+    from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
     from malt.datasets import rebuild as rebuilding
     from malt.datasets.version import open_version
-    from malt.settings import Settings
 
     sources = rebuilding.Sources(questions, prompts)
     rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)
@@ -89,10 +89,10 @@ def seconds(age: str) -> float:
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
     """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
+    from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
     from malt.datasets.garbage import collect
     from malt.llm.store import Store
-    from malt.settings import Settings
 
     settings = Settings()
     found = collect(settings, older_than, delete=delete, also_in=also_in)

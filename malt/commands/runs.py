@@ -11,9 +11,9 @@ from malt.errors import ConfigError, PrefectLost
 from malt.loading import loading
 
 if TYPE_CHECKING:
+    from malt.config.spec import RunSpec
     from malt.inputs import Inputs
     from malt.private_prefect import NamedServer, PrefectServer
-    from malt.spec import RunSpec
     from malt.summary import RunSummary
     from malt.trees.assessment import Shortfall
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.config.settings import Settings
     from malt.console import runs, terminal
     from malt.llm.store import Store
     from malt.plan import plan as quote
-    from malt.settings import Settings
 
     spec, inputs = declared(config, override, limit)
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
@@ -69,9 +69,9 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json
 
 def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
     """Ask a few questions; what went wrong is told beside the quote."""
+    from malt.config.settings import Settings
     from malt.inputs import check_models
     from malt.pilot import pilot
-    from malt.settings import Settings
 
     check_models(spec)
     return pilot(inputs, spec, Settings(), questions)
@@ -79,7 +79,7 @@ def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
 
 def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
     """Read a config and all that it names, so that what is wrong with it is said at once."""
-    from malt.config import load_spec
+    from malt.config.loader import load_spec
     from malt.inputs import read_inputs
 
     spec = load_spec(config, override, limit)
@@ -88,10 +88,10 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tup
 
 def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Server]":
     """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
-    from malt.config import load_spec
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
     from malt.inputs import read_inputs
     from malt.private_prefect import connect
-    from malt.settings import Settings
 
     spec = load_spec(config, override, limit)
     server = connect(Settings().data_dir)

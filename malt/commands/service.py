@@ -15,8 +15,8 @@ from malt.errors import ConfigError
 )
 def up(port: int) -> None:
     """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
+    from malt.config.settings import Settings
     from malt.service import up as serve
-    from malt.settings import Settings
 
     serve(project(), Settings().data_dir, port, click.echo)
 
@@ -26,10 +26,10 @@ def up(port: int) -> None:
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
-    from malt.config import load_spec
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
     from malt.console import terminal
     from malt.doctor import examine
-    from malt.settings import Settings
 
     checks = []
     for check in examine(load_spec(config, override, limit), Settings()):

@@ -13,9 +13,9 @@ from malt.commands.options import takes_json, takes_version
 @takes_json
 def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
+    from malt.config.settings import Settings
     from malt.console import terminal, versions
     from malt.datasets.version import list_versions
-    from malt.settings import Settings
 
     listed = list_versions(Settings().datasets_dir, name)
     terminal.emit(versions.listing(listed)) if as_json else versions.show_versions(listed)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from malt.config.spec import Role, RunSpec
 from malt.console.terminal import err
-from malt.spec import Role, RunSpec
 
 if TYPE_CHECKING:
     from malt.llm.session import Session
@@ -42,8 +42,8 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
 
 def session_of(spec: RunSpec) -> "Session | None":
     """Return this process's session, once there is one."""
+    from malt.config.settings import Settings
     from malt.llm.session import opened_session
-    from malt.settings import Settings
 
     return opened_session(Settings(), spec.limits)
 

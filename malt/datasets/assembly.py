@@ -6,13 +6,13 @@ does not grow with their number.
 
 from typing import NamedTuple
 
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
 from malt.datasets.portion import stored_portions
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion
 from malt.errors import NothingToPublish
 from malt.inputs import Inputs
-from malt.settings import Settings
-from malt.spec import RunSpec
 from malt.trees.stored import Source, collecting_seldom
 from malt.trees.tree import FailedBranch
 

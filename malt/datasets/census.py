@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import malt
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
 from malt.datasets.rowfiles import LONE_SURROGATES
 from malt.llm.completion import Completion
-from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question
 from malt.trees.tree import Address, FailedBranch

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
 from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
-from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.assessment import diagnosing
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.grading import Outcome

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
+from malt.config.spec import Role
 from malt.datasets.screening import Exclusion
 from malt.datasets.tables import Split
 from malt.fingerprint import canonical_json
 from malt.llm.completion import Message
 from malt.questions import Question
-from malt.spec import Role
 from malt.trees.credit import Length, Value, ValuedTree, role_nodes
 from malt.trees.tree import Address, Node, NodeStatus, Tree
 from malt.trees.uncertainty import Interval, order_probability, wilson

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from malt.config.spec import Role
 from malt.datasets.decisions import Decision, Decisions
 from malt.datasets.examples import (
     DpoRow,
@@ -25,7 +26,6 @@ from malt.datasets.verify import parent_of
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError
 from malt.prompts import load_prompts
-from malt.spec import Role
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Evaluation
 from malt.trees.growth import expansion

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from malt.config.spec import PLAYERS, Role
 from malt.datasets.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
 from malt.datasets.formats import FORMATS, STEPWISE, Format, Part, source_file
 from malt.datasets.publishing import CARD_FILE
@@ -15,7 +16,6 @@ from malt.datasets.tables import KINDS, SPLITS, Split
 from malt.datasets.tool_files import README_FILE, readme
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport
-from malt.spec import PLAYERS, Role
 
 
 class Choice(NamedTuple):

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from malt.config.spec import PLAYERS
 from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, Portion, TextCounts
-from malt.spec import PLAYERS
 
 NOT_DIAGNOSED = 'not known: the judge graded the leaves alone; add an objective grader, or set scope = "all"'
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from malt.config.spec import Role
 from malt.datasets import records, tool_files
 from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.reading import Cursor, parquet_rows
@@ -21,7 +22,6 @@ from malt.datasets.stepwise import COLUMNS, StepwiseRow, stepwise_rows
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
-from malt.spec import Role
 
 STEPWISE = "prm"
 """The kind of row that is in no file of a version, and holds all roles."""

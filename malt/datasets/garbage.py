@@ -17,13 +17,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from malt.config.settings import Settings
+from malt.config.spec import Role
 from malt.datasets.folders import STAGING, discard, is_abandoned, links, numbered, size_of, version_numbers
 from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError
 from malt.llm.store import ASIDE, OldRow, Store
-from malt.settings import Settings
-from malt.spec import Role
 
 Digests = npt.NDArray[np.uint64]
 

@@ -6,6 +6,7 @@ A gate looks at one tree's candidates for one role and one kind of row. What two
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from malt.config.spec import DatasetSpec, Role
 from malt.datasets.examples import Labelled, Pair, texts_of
 from malt.datasets.likeness import (
     answer_of,
@@ -17,7 +18,6 @@ from malt.datasets.likeness import (
     similarity,
 )
 from malt.datasets.screening import CONTAMINATED, DUPLICATE, Exclusion
-from malt.spec import DatasetSpec, Role
 from malt.trees.credit import ROUNDING, ValuedTree
 
 C = TypeVar("C", Labelled, Pair)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts
 from malt.errors import ConfigError
 from malt.llm.completion import Message
-from malt.spec import DatasetSpec
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets import examples
 from malt.datasets.census import Census, UsageCount, as_failure
 from malt.datasets.diagnostics import DiagnosticsCount
@@ -20,7 +21,6 @@ from malt.datasets.screening import Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
 from malt.questions import Question
-from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question

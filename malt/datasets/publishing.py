@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.card import render_card
 from malt.datasets.census import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
@@ -31,7 +32,6 @@ from malt.datasets.screening import Screening
 from malt.datasets.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.version import DatasetVersion, newest_version
 from malt.errors import NothingToPublish, VersionError
-from malt.spec import PLAYERS, Role, RunSpec
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from malt.config.settings import Settings
+from malt.config.spec import Role
 from malt.datasets.examples import QuestionRow, question_row
 from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import Code, Manifest, seal_holds
@@ -24,8 +26,6 @@ from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import Inputs
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, read_questions
-from malt.settings import Settings
-from malt.spec import Role
 from malt.trees.grading import check_references
 from malt.trees.stored import Source
 from malt.trees.tree import FailedBranch, Tree

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from malt.config.spec import Role
 from malt.datasets.tables import Split
 from malt.errors import InputError
-from malt.spec import Role
 
 RECEIPT_FILE = "export.json"
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
+from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
 from malt.datasets.screening import Exclusion
 from malt.llm.completion import Completion, Message
 from malt.questions import Question
-from malt.spec import PLAYERS, EvaluatorSpec, RunSpec
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import HeldOutSet, ScreeningCounts
 from malt.datasets.tables import Split
 from malt.datasets.wording import Hashes, earlier_alike, runs, words
@@ -20,7 +21,6 @@ from malt.errors import QuestionError
 from malt.fingerprint import digest
 from malt.question_rows import read_rows, without_secrets
 from malt.questions import Question, cell_text
-from malt.spec import DatasetSpec
 
 CONTAMINATED, DUPLICATE = "decontaminate", "duplicate_questions"
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from malt.spec import PLAYERS, Role
+from malt.config.spec import PLAYERS, Role
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")

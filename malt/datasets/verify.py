@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets import examples
 from malt.datasets.census import Census, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
@@ -44,7 +45,6 @@ from malt.datasets.tables import (
     training_file,
 )
 from malt.datasets.version import DatasetVersion
-from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

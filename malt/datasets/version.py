@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
 from malt.datasets.folders import LATEST, version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.tags import TAG, tags_of
 from malt.errors import VersionError
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd

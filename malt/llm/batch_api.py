@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from malt.config.spec import ModelSpec, RunSpec
 from malt.errors import ConfigError, MaltError
 from malt.llm import embedded
 from malt.llm.completion import CompletionRequest, is_counted, token_count
@@ -20,7 +21,6 @@ from malt.llm.gateway import Way, library, provider_of
 from malt.llm.meaning import meaning_of, place_of, reason_of
 from malt.llm.provider import Reply, arguments_of, cost_of, key_of, usual_key
 from malt.llm.tally import Usage
-from malt.spec import ModelSpec, RunSpec
 
 ENDPOINT = "/v1/chat/completions"
 WINDOW = "24h"

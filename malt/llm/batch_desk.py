@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
+from malt.config.spec import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm import batch_api
 from malt.llm.batch_api import GONE, MARK, Job, Result
@@ -16,7 +17,6 @@ from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.gateway import Way, way_to
 from malt.llm.meaning import meaning_of, place_of
 from malt.llm.pace import PATIENT, Policy
-from malt.spec import ModelSpec
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from malt.config.spec import ModelSpec
 from malt.llm import batch_api
 from malt.llm.batch_store import Batch
 from malt.llm.endpoints import Where, where_is
-from malt.spec import ModelSpec
 
 GROWTH = 4
 """How many times as many items the next batch may have as one that there was room for."""

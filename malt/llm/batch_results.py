@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
+from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RequestFailed, RunStopped
 from malt.llm.asker import completion, usage_of
 from malt.llm.batch_api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
@@ -17,7 +18,6 @@ from malt.llm.gateway import Way
 from malt.llm.meaning import place_of
 from malt.llm.store import StoredSample
 from malt.llm.tally import Tally, Usage
-from malt.spec import Role
 
 QUEUE_FULL = "token_limit_exceeded"
 """OpenAI's word for more tokens in its queue than an organization may have there."""

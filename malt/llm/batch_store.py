@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from malt.config.spec import ModelSpec
 from malt.llm.budget import Amount
 from malt.llm.store import Store, chunks, create_tables, metadata, samples_table
 from malt.processes import here, is_running
-from malt.spec import ModelSpec
 
 LEASE_S = 1800.0
 """How long a process of another machine may take to upload what it wrote down, and again to make a batch of it: longer

@@ -3,9 +3,9 @@
 import os
 from typing import NamedTuple
 
+from malt.config.spec import Limits, ModelSpec
 from malt.llm.limits import Endpoint
 from malt.llm.pace import PATIENT, Policy
-from malt.spec import Limits, ModelSpec
 
 
 class Where(NamedTuple):

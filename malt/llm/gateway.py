@@ -12,10 +12,10 @@ from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
+from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
 from malt.llm import embedded
 from malt.loading import loading
-from malt.spec import ModelSpec
 
 COMPATIBLE = "hosted_vllm"
 """LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""

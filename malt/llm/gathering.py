@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from malt.concurrency import all_of
+from malt.config.spec import Role
 from malt.llm.asker import Asker, in_turn, runs_of
 from malt.llm.batch_api import custom_id, takes_batches
 from malt.llm.batch_store import BatchItem
@@ -14,7 +15,6 @@ from malt.llm.completion import CompletionRequest
 from malt.llm.session import Session
 from malt.llm.store import StoredSample
 from malt.llm.tally import Tally
-from malt.spec import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Protocol, TypeVar
 
+from malt.config.spec import Limits
 from malt.errors import AccountEmpty, EndpointDown, RequestFailed, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
@@ -19,7 +20,6 @@ from malt.llm.headers import NOTHING_TOLD, Granted
 from malt.llm.health import Health
 from malt.llm.pace import PATIENT, Pace, Policy, Schedule
 from malt.llm.turns import Turns
-from malt.spec import Limits
 
 
 class Answer(budget.Answer, Protocol):

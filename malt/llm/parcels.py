@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import uuid4
 
+from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.fingerprint import canonical_json
 from malt.llm import batch_api
@@ -21,7 +22,6 @@ from malt.llm.meaning import place_of
 from malt.llm.pace import Policy
 from malt.llm.session import Session
 from malt.llm.tally import Tally, Usage
-from malt.spec import ModelSpec, Role
 
 
 class Packed(NamedTuple):

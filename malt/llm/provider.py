@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
+from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
 from malt.fingerprint import digest
 from malt.llm import compatible, embedded
@@ -24,7 +25,6 @@ from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
 from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.meaning import meaning_of, place_of, reason_of
-from malt.spec import Limits, ModelSpec
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}

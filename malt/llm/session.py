@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm import embedded, provider
 from malt.llm.background import background
@@ -27,8 +29,6 @@ from malt.llm.provider import Reply
 from malt.llm.store import Store, StoredSample
 from malt.llm.tally import Tally, Usage
 from malt.llm.writer import BatchedWriter
-from malt.settings import Settings
-from malt.spec import Limits, ModelSpec
 
 T = TypeVar("T")
 

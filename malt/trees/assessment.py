@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from malt.concurrency import Wait, all_of
+from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RequestFailed, RunStopped
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.trees.adaptive import grow_adaptively
 from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
 from malt.trees.evaluator import LLMEvaluator

@@ -12,11 +12,11 @@ from typing import ClassVar, Self
 
 from pydantic import JsonValue, ValidationError
 
+from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
 from malt.questions import Question, content_id
-from malt.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.trees.answers import final_answer
 from malt.trees.grading import Evaluation, Grade, Outcome, Verdict
 from malt.trees.replies import JudgeReply, Score, nothing, read_reply

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import GradingError, RequestFailed
 from malt.questions import Question
-from malt.spec import EvaluatorSpec, GraderKind
 from malt.trees.answers import clean, final_answer, normalised, read_choice, read_number
 from malt.trees.pool import CallFailed, run_in_pool
 from malt.trees.quantities import equal

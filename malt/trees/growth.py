@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from malt.concurrency import Wait, all_of
+from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.errors import RequestFailed
 from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import PLAYERS, Role, RunSpec
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 

@@ -14,13 +14,13 @@ from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
+from malt.config.spec import Role, RunSpec
 from malt.llm.asker import recall
 from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.llm.history import StoreThen
 from malt.llm.store import Store
 from malt.prompts import PromptSet
 from malt.questions import Question
-from malt.spec import Role, RunSpec
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.pool import CallFailed, submit

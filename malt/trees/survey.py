@@ -8,10 +8,10 @@ from threading import Event
 from typing import NamedTuple
 
 from malt.concurrency import in_turn
+from malt.config.spec import Role, RunSpec
 from malt.llm.asker import Noted, recall
 from malt.llm.tally import Tally, Usage
 from malt.questions import Question
-from malt.spec import Role, RunSpec
 from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question
 from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.spec import Role
 from malt.interruption import MESSAGE
-from malt.spec import Role
 from malt.summary import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import beside_progress

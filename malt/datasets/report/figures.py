@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from malt.config.spec import PLAYERS, Role
 from malt.datasets.manifest import Accuracy, Manifest
-from malt.spec import PLAYERS, Role
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from malt.config.spec import PLAYERS, Role
 from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.manifest import Failure
-from malt.spec import PLAYERS, Role
 from malt.visible import visible
 
 Kind = Literal["mixed", "all wrong", "all right", "failed", "unknown"]

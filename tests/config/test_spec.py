@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
-from malt.spec import PLAYERS, EvaluatorSpec, ModelSpec, RoleSpec, RunSpec
+from malt.config.spec import PLAYERS, EvaluatorSpec, ModelSpec, RoleSpec, RunSpec
 
 SMALLEST = {"name": "sums", "questions": {"source": "sums.jsonl"}}
 

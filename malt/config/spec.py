@@ -6,8 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
 
-from malt.declared import Declared
-from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, names_alone, schema_without_keys, text_like
+from malt.config.base import Declared
+from malt.config.secret_scan import (
+    BLOCK,
+    PASSWORD_IN_URL,
+    VARIABLE,
+    forbidden,
+    names_alone,
+    schema_without_keys,
+    text_like,
+)
 
 
 class Role(StrEnum):

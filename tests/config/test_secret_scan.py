@@ -4,7 +4,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, ValidationError
 
-from malt.spec import ModelSpec, RunSpec
+from malt.config.spec import ModelSpec, RunSpec
 
 KEY = "sk-ant-0123456789abcdefghij"
 SECRET: list[dict[str, JsonValue]] = [

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 from malt.inputs import check_models
-from malt.spec import RunSpec
 
 SMALLEST = 'name = "sums"\n[questions]\nsource = "sums.jsonl"\n'
 

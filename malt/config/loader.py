@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeGuard
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from malt.config.secret_scan import forbidden
+from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError
-from malt.secrecy import forbidden
-from malt.spec import Role, RunSpec
 
 Table = dict[str, Any]
 Key = tuple[str, ...]
