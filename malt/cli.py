@@ -16,7 +16,7 @@ import click
 
 from malt.commands import batches, exporting, grading, lifecycle, pushing, runs, service, versions
 from malt.errors import MaltError, RunStopped
-from malt.visible import visible
+from malt.sanitize import visible
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOTHING_LOST = "what was paid for is in the store, and no version is half written: make room, and run again"

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from malt.canonical_json import digest
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.fingerprint import digest
 from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
 
 

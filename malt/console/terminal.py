@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from malt.visible import visible
+from malt.sanitize import visible
 
 
 class SafeConsole(Console):

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, TypedDict
 
+from malt.canonical_json import canonical_json
 from malt.config.spec import Role
 from malt.datasets.screening import Exclusion
 from malt.datasets.tables import Split
-from malt.fingerprint import canonical_json
 from malt.llm.completion import Message
 from malt.questions import Question
 from malt.trees.credit import Length, Value, ValuedTree, role_nodes

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from malt.canonical_json import digest
 from malt.config.spec import Role, RunSpec
 from malt.errors import VersionError
-from malt.fingerprint import digest
 
 MANIFEST_FILE = "manifest.json"
 SEAL = "manifest_sha256"

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from malt.canonical_json import digest
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import HeldOutSet, ScreeningCounts
 from malt.datasets.tables import Split
 from malt.datasets.wording import Hashes, earlier_alike, runs, words
 from malt.errors import QuestionError
-from malt.fingerprint import digest
 from malt.question_rows import read_rows, without_secrets
 from malt.questions import Question, cell_text
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 from pydantic import BaseModel, JsonValue
 from pydantic_core import from_json
 
+from malt.canonical_json import digest
 from malt.config.spec import ModelSpec, Role
-from malt.fingerprint import digest
 
 DEFAULT_MAX_TOKENS = 4096
 """What is reserved for a completion whose length the config leaves to the provider."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import uuid4
 
+from malt.canonical_json import canonical_json
 from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.fingerprint import canonical_json
 from malt.llm import batch_api
 from malt.llm.batch_desk import BatchDesk
 from malt.llm.batch_queues import Queues, Size

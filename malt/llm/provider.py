@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
+from malt.canonical_json import digest
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
-from malt.fingerprint import digest
 from malt.llm import compatible, embedded
 from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.faults import NoSiblings, Unavailable

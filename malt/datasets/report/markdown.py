@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from malt.datasets.manifest import Manifest
 from malt.datasets.report import figures
 from malt.datasets.report.page import count, dollars, render_picture, share
-from malt.visible import visible
+from malt.sanitize import visible
 
 BAR = 20
 """Characters of a bar for the whole."""

@@ -18,7 +18,7 @@ from malt.datasets.manifest import Manifest
 from malt.datasets.report import figures
 from malt.datasets.report.drawing import flip_picture, histogram
 from malt.datasets.report.sample import embeddable
-from malt.visible import visible
+from malt.sanitize import visible
 
 FOLDER = Path(__file__).parent
 REPORT_FILE = "report.html"

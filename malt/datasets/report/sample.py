@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.manifest import Failure
-from malt.visible import visible
+from malt.sanitize import visible
 
 Kind = Literal["mixed", "all wrong", "all right", "failed", "unknown"]
 """What became of a question: by the labels of its known leaves, none known, or no whole tree."""

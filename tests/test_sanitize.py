@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.visible import visible
+from malt.sanitize import visible
 
 
 @pytest.mark.parametrize(
