@@ -27,7 +27,7 @@ from malt.llm.asker import Recall, asker
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

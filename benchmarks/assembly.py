@@ -33,7 +33,7 @@ from malt.llm.provider import Reply
 from malt.llm.session import answered_rows
 from malt.llm.store import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.growth import grow
 from malt.trees.stored import windows
 

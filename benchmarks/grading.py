@@ -6,7 +6,7 @@ import time
 from typing import get_args
 
 from malt.config.spec import EvaluatorSpec, GraderKind
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.grading import Grader, grade, graders_for
 
 WORK = "So she has 5 + 7 = 12 eggs. She sells them for $2 each and so on.\n" * 14

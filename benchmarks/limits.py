@@ -20,7 +20,7 @@ from malt.llm.endpoints import Endpoints
 from malt.llm.pace import PATIENT, Policy
 from malt.llm.session import Session
 from malt.prompts import load_prompts
-from malt.questions import read_questions
+from malt.questions.question import read_questions
 from malt.trees.assessment import Shortfall, ask_all
 from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
 from tests.providers import ScriptedProvider

@@ -18,7 +18,7 @@ from malt.config.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Rol
 from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.limits import Endpoint
 from malt.prompts import load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import ask_all
 from tests.replies import Reply
 from tests.virtual_time import run

@@ -14,7 +14,7 @@ from malt.config.spec import QuestionSource, RunSpec
 from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.private_prefect import PrefectServer
 from malt.prompts import load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.service import SHARED
 from malt.trees.growth import grow, requests_per_question
 

@@ -20,7 +20,7 @@ from malt.llm.asker import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.tally import Tally
 from malt.outlay import beginning
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.evaluator import LLMEvaluator

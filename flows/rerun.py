@@ -19,7 +19,7 @@ from malt.datasets.version import open_version
 from malt.errors import ConfigError, QuestionError
 from malt.inputs import read_inputs
 from malt.llm.asker import EVERY_ROLE
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.refresh import set_aside
 from malt.summary import RunSummary
 from tasks.leasing import alone

@@ -19,10 +19,10 @@ from malt.agreement import Verdicts, agreement_of, verdict
 from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.datasets.reading import StoredTree, stored_trees
 from malt.datasets.restore import exclusion_of
-from malt.datasets.screening import Exclusion
 from malt.datasets.selection import select
 from malt.datasets.version import DatasetVersion
 from malt.llm.tally import Usage
+from malt.questions.screening import Exclusion
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.trees.assessment import grade_text
 from malt.trees.credit import ValuedTree, value_tree

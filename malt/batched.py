@@ -31,7 +31,7 @@ from malt.llm.store import chunks
 from malt.llm.tally import Tally, Usage
 from malt.outlay import most_for_tree
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.stored import windows
 from malt.trees.tree import FailedBranch

@@ -14,7 +14,6 @@ from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, R
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.portion import portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
-from malt.datasets.screening import screen
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.inputs import check_models
@@ -23,8 +22,9 @@ from malt.llm.lease import lease
 from malt.llm.session import Session, session_for
 from malt.outlay import beginning
 from malt.prompts import load_prompts
-from malt.question_rows import Row
-from malt.questions import Question, read_question
+from malt.questions.question import Question, read_question
+from malt.questions.readers import Row
+from malt.questions.screening import screen
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.evaluator import LLMEvaluator

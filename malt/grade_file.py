@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from malt.agreement import Agreement, Verdicts, agreement_of, verdict
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
-from malt.questions import Question, cell_text, read_question
+from malt.questions.question import Question, cell_text, read_question
+from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.trees.grading import Grade, Outcome, grade
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.datasets.lengths import token_counter
-from malt.datasets.screening import Screening, screen
 from malt.errors import ConfigError
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question, read_questions
+from malt.questions.question import Question, read_questions
+from malt.questions.screening import Screening, screen
 from malt.trees.grading import check_references
 
 

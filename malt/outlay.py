@@ -10,7 +10,7 @@ from malt.llm.batch_api import in_batches
 from malt.llm.budget import Amount, worst_case
 from malt.llm.completion import CompletionRequest, Message
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import Begin
 from malt.trees.growth import nodes_per_question, requests_per_question
 

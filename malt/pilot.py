@@ -9,7 +9,7 @@ from malt.llm.asker import asker
 from malt.llm.lease import lease
 from malt.llm.session import session_for
 from malt.outlay import beginning
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import Shortfall, ask_all
 
 

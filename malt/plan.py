@@ -29,7 +29,7 @@ from malt.llm.batch_api import in_batches
 from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store import Store, StoredSample
 from malt.outlay import SHOWN
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import assess
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.stored import windows

@@ -12,7 +12,7 @@ from malt.config.spec import Role, RunSpec
 from malt.inputs import Inputs
 from malt.llm.asker import Noted, recall
 from malt.llm.store import Store
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import ask_all
 from malt.trees.stored import windows
 

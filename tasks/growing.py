@@ -25,7 +25,7 @@ from malt.llm.store import expect
 from malt.llm.tally import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome

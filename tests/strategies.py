@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, CreditSpec, Role
 from malt.llm.completion import Completion, FinishReason, Message
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, FailedBranch, Node, Tree

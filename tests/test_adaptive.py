@@ -26,7 +26,7 @@ from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for
 from malt.llm.store import Store
 from malt.prompts import load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.adaptive import Belief, Rule, at_least, grow_adaptively, nodes_grown
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree, propagate

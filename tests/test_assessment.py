@@ -10,7 +10,7 @@ from malt.errors import ConfigError, RunStopped
 from malt.llm.asker import asker
 from malt.llm.session import Session, session_for
 from malt.prompts import load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.credit import ValuedTree
 from malt.trees.grading import Outcome

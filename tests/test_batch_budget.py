@@ -14,7 +14,7 @@ from malt.llm.batch_store import BatchStore
 from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store import Store
 from malt.outlay import most_for_tree
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown

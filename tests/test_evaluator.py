@@ -17,7 +17,7 @@ from malt.config.spec import EvaluatorSpec, Role
 from malt.errors import ConfigError, EvaluationUnknown, MaltError, RequestFailed
 from malt.llm.completion import Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, known_sets, load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score, inert, tags_in
 from malt.trees.grading import Outcome
 from malt.trees.replies import read_reply

@@ -17,12 +17,12 @@ from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
 from malt.datasets.gates import Context
 from malt.datasets.publishing import Provenance
-from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.llm.completion import FinishReason
 from malt.prompts import load_prompts
+from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address

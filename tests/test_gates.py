@@ -7,11 +7,11 @@ import pytest
 
 from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.lengths import estimated, measured
-from malt.datasets.screening import Exclusion
 from malt.datasets.selection import Sifted, select
 from malt.datasets.tables import KINDS
 from malt.llm.completion import FinishReason
-from malt.questions import Question
+from malt.questions.question import Question
+from malt.questions.screening import Exclusion
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address

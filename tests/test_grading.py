@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.grading import (
     Evaluation,
     Grade,

@@ -15,7 +15,7 @@ from malt.llm.asker import asker
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for
 from malt.prompts import load_prompts
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.growth import grow, nodes_per_question, requests_per_question
 from malt.trees.tree import Address, FailedBranch, NodeStatus, Tree
 from tests import mishaps

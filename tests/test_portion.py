@@ -10,7 +10,7 @@ from malt.datasets.manifest import Manifest
 from malt.datasets.portion import portion_of
 from malt.datasets.publishing import VersionWriter
 from malt.datasets.report.sample import KEPT
-from malt.datasets.screening import Screening
+from malt.questions.screening import Screening
 from tests.published import PROVENANCE, mixed_tree, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued
 

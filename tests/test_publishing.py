@@ -18,11 +18,11 @@ from malt.config.spec import PLAYERS, CreditSpec
 from malt.datasets.census import UsageCount
 from malt.datasets.folders import STAGING_SECONDS
 from malt.datasets.publishing import VersionWriter
-from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import MEASURED, SCHEMAS
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import NothingToPublish
 from malt.llm.completion import Completion
+from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Node
 from tests.published import MIXED, PROVENANCE, mixed_portion, mixed_tree, publish, publish_questions, spec_of

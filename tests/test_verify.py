@@ -18,11 +18,11 @@ from malt.config.spec import CreditSpec
 from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
 from malt.datasets.publishing import described
 from malt.datasets.rowfiles import RowsWritten
-from malt.datasets.screening import Exclusion, Screening
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.llm.completion import FinishReason
+from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome
 from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish, publish_questions, spec_of

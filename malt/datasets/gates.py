@@ -17,7 +17,7 @@ from malt.datasets.likeness import (
     ratio,
     similarity,
 )
-from malt.datasets.screening import CONTAMINATED, DUPLICATE, Exclusion
+from malt.questions.screening import CONTAMINATED, DUPLICATE, Exclusion
 from malt.trees.credit import ROUNDING, ValuedTree
 
 C = TypeVar("C", Labelled, Pair)

@@ -17,10 +17,10 @@ from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.report.sample import NO_BAR, Bar, TreeSample
 from malt.datasets.rowfiles import as_batch, json_line
-from malt.datasets.screening import Screening
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
-from malt.questions import Question
+from malt.questions.question import Question
+from malt.questions.screening import Screening
 from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question

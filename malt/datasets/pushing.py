@@ -17,7 +17,7 @@ from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, MaltError, PushDamaged, PushError
-from malt.question_rows import without_secrets
+from malt.questions.readers import without_secrets
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -18,14 +18,14 @@ from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.reading import parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question
 from malt.datasets.rowfiles import RowsDigest, as_batch
-from malt.datasets.screening import CONTAMINATED, Screening, screen, screened
 from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.inputs import Inputs
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question, read_questions
+from malt.questions.question import Question, read_questions
+from malt.questions.screening import CONTAMINATED, Screening, screen, screened
 from malt.trees.grading import check_references
 from malt.trees.stored import Source
 from malt.trees.tree import FailedBranch, Tree

@@ -12,7 +12,7 @@ from malt.datasets.examples import Labelled, Pair, dpo_row, kto_row, labelled, p
 from malt.datasets.gates import Candidates, Context, Gate, dpo_gates, kto_gates, length_of, sft_gates
 from malt.datasets.lengths import BiasCount, LengthCount
 from malt.datasets.manifest import LengthBias, LengthCounts, RowCounts
-from malt.datasets.screening import Exclusion
+from malt.questions.screening import Exclusion
 from malt.trees.credit import ValuedTree
 
 C = TypeVar("C", Labelled, Pair)

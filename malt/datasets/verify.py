@@ -30,7 +30,6 @@ from malt.datasets.report.reread import failures_by_question
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.restore import exclusion_of, restore_question, restore_tree
 from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.screening import CONTAMINATED, Screening, screened
 from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import (
     KINDS,
@@ -45,6 +44,7 @@ from malt.datasets.tables import (
     training_file,
 )
 from malt.datasets.version import DatasetVersion
+from malt.questions.screening import CONTAMINATED, Screening, screened
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

@@ -26,7 +26,7 @@ from malt.concurrency import Wait, all_of
 from malt.config.spec import RunSpec
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate
 from malt.trees.growth import expansion, had
 from malt.trees.tree import Address, FailedBranch, Node, Tree

@@ -11,7 +11,7 @@ from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RequestFailed, RunStopped
 from malt.llm.completion import Complete
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.adaptive import grow_adaptively
 from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
 from malt.trees.evaluator import LLMEvaluator

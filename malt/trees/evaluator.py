@@ -16,7 +16,7 @@ from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question, content_id
+from malt.questions.question import Question, content_id
 from malt.trees.answers import final_answer
 from malt.trees.grading import Evaluation, Grade, Outcome, Verdict
 from malt.trees.replies import JudgeReply, Score, nothing, read_reply

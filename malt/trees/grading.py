@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import GradingError, RequestFailed
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.answers import clean, final_answer, normalised, read_choice, read_number
 from malt.trees.pool import CallFailed, run_in_pool
 from malt.trees.quantities import equal

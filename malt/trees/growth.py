@@ -8,7 +8,7 @@ from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.errors import RequestFailed
 from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.answers import clean, normalised, parse_choice
 from malt.trees.pool import START_LIMIT_S, CallFailed, submit
 from malt.trees.quantities import Quantity, parse_quantity

@@ -20,7 +20,7 @@ from malt.llm.completion import Complete, Completion, CompletionRequest
 from malt.llm.history import StoreThen
 from malt.llm.store import Store
 from malt.prompts import PromptSet
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
 from malt.trees.pool import CallFailed, submit

@@ -11,7 +11,7 @@ from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
 from malt.llm.asker import Noted, recall
 from malt.llm.tally import Tally, Usage
-from malt.questions import Question
+from malt.questions.question import Question
 from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question
 from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows

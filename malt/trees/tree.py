@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, Role
 from malt.llm.completion import Completion, FinishReason, Message
-from malt.questions import Question
+from malt.questions.question import Question
 
 
 class Address(tuple[int, ...]):

@@ -1,6 +1,6 @@
 """Row, and reading a file or address into rows: .jsonl .json .csv .parquet, checked, as plain JSON values.
 
-What the columns mean is left to `malt.questions`.
+What the columns mean is left to `malt.questions.question`.
 """
 
 import csv

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.question_rows import Row, excerpt, listed, read_rows, without_secrets
+from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from malt.canonical_json import digest
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import HeldOutSet, ScreeningCounts
 from malt.datasets.tables import Split
-from malt.datasets.wording import Hashes, earlier_alike, runs, words
 from malt.errors import QuestionError
-from malt.question_rows import read_rows, without_secrets
-from malt.questions import Question, cell_text
+from malt.questions.question import Question, cell_text
+from malt.questions.readers import read_rows, without_secrets
+from malt.questions.shingles import Hashes, earlier_alike, runs, words
 
 CONTAMINATED, DUPLICATE = "decontaminate", "duplicate_questions"
 

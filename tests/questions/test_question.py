@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.questions import Question, content_id, last_boxed, read_questions, read_reference
+from malt.questions.question import Question, content_id, last_boxed, read_questions, read_reference
 
 Cells = dict[str, Any]
 

@@ -20,8 +20,8 @@ from pyarrow import parquet
 
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.question_rows import Row, read_rows
-from malt.questions import read_questions
+from malt.questions.question import read_questions
+from malt.questions.readers import Row, read_rows
 
 ROWS: list[dict[str, Any]] = [{"question": "1 + 1?", "answer": "2"}, {"question": "é, “ü”\nor 😀?", "answer": "x, y"}]
 
