@@ -23,8 +23,8 @@ from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource,
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.selection import select
 from malt.inputs import read_inputs
-from malt.llm.asker import Recall, asker
-from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
+from malt.llm.completers import Recall, asker
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question

@@ -27,9 +27,9 @@ from pydantic import JsonValue
 from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
 from malt.inputs import read_inputs
-from malt.llm.asker import completion
-from malt.llm.completion import Completion, CompletionRequest
+from malt.llm.completers import completion
 from malt.llm.provider import Reply
+from malt.llm.request import Completion, CompletionRequest
 from malt.llm.session import answered_rows
 from malt.llm.store import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet

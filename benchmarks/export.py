@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from malt.datasets.formats import FORMATS
 from malt.datasets.tables import SCHEMAS
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 

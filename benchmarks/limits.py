@@ -15,7 +15,7 @@ from typing import NamedTuple
 from malt.config.settings import Settings
 from malt.config.spec import Limits
 from malt.errors import RunStopped
-from malt.llm.asker import asker
+from malt.llm.completers import asker
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import PATIENT, Policy
 from malt.llm.session import Session

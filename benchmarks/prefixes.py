@@ -15,8 +15,8 @@ from random import Random
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Role, RunSpec
-from malt.llm.completion import Completion, CompletionRequest, FinishReason
 from malt.llm.limits import Endpoint
+from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.assessment import ask_all

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from malt.config.spec import QuestionSource, RunSpec
-from malt.llm.completion import Complete, Completion, CompletionRequest
+from malt.llm.request import Complete, Completion, CompletionRequest
 from malt.private_prefect import PrefectServer
 from malt.prompts import load_prompts
 from malt.questions.question import Question

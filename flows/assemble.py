@@ -10,7 +10,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown

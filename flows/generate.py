@@ -16,9 +16,9 @@ from malt.concurrency import to_its_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, Role, RunSpec
 from malt.inputs import Inputs, check_models, read_inputs
-from malt.llm.asker import EVERY_ROLE
+from malt.llm.completers import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 from malt.outlay import beginning
 from malt.questions.question import Question
 from malt.summary import RunSummary

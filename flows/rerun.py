@@ -18,7 +18,7 @@ from malt.config.spec import Role, RunSpec
 from malt.datasets.version import open_version
 from malt.errors import ConfigError, QuestionError
 from malt.inputs import read_inputs
-from malt.llm.asker import EVERY_ROLE
+from malt.llm.completers import EVERY_ROLE
 from malt.questions.question import Question
 from malt.refresh import set_aside
 from malt.summary import RunSummary

@@ -21,7 +21,7 @@ from malt.datasets.reading import StoredTree, stored_trees
 from malt.datasets.restore import exclusion_of
 from malt.datasets.selection import select
 from malt.datasets.version import DatasetVersion
-from malt.llm.tally import Usage
+from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.trees.assessment import grade_text

@@ -14,13 +14,13 @@ from datetime import timedelta
 
 from malt.config.spec import Role, RunSpec
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.asker import EVERY_ROLE
 from malt.llm.batch_api import Job
 from malt.llm.batch_desk import BatchDesk
 from malt.llm.batch_queues import Queues, Size
 from malt.llm.batch_results import QUEUE_FULL, Outcome
 from malt.llm.batch_store import Batch, handing_in, this_process
 from malt.llm.budget import NOTHING, Amount
+from malt.llm.completers import EVERY_ROLE
 from malt.llm.gateway import way_to
 from malt.llm.gathering import Gathering
 from malt.llm.meaning import place_of
@@ -28,7 +28,7 @@ from malt.llm.pace import PATIENT, Policy
 from malt.llm.parcels import Packer
 from malt.llm.session import Session
 from malt.llm.store import chunks
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 from malt.outlay import most_for_tree
 from malt.prompts import PromptSet
 from malt.questions.question import Question

@@ -12,8 +12,8 @@ from malt.config.spec import ModelSpec, Role, RunSpec
 from malt.errors import MaltError
 from malt.inputs import models_asked, read_inputs
 from malt.llm import provider
-from malt.llm.completion import CompletionRequest, Message
 from malt.llm.database import hidden
+from malt.llm.request import CompletionRequest, Message
 from malt.llm.store import Store
 from malt.private_prefect import check_answers
 

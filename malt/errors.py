@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from malt.llm.completion import Completion
+    from malt.llm.request import Completion
 
 
 class MaltError(Exception):

@@ -8,7 +8,7 @@ from math import ceil, sqrt
 from statistics import stdev
 from typing import NamedTuple
 
-from malt.llm.completion import Completion
+from malt.llm.request import Completion
 
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 """Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""

@@ -17,8 +17,8 @@ from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.inputs import check_models
-from malt.llm.asker import EVERY_ROLE, asker
-from malt.llm.lease import lease
+from malt.llm.completers import EVERY_ROLE, asker
+from malt.llm.run_lock import lease
 from malt.llm.session import Session, session_for
 from malt.outlay import beginning
 from malt.prompts import load_prompts

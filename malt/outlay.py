@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.inputs import models_asked
 from malt.llm import provider
-from malt.llm.asker import Asker
 from malt.llm.batch_api import in_batches
 from malt.llm.budget import Amount, worst_case
-from malt.llm.completion import CompletionRequest, Message
+from malt.llm.completers import Asker
+from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.assessment import Begin

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.inputs import Inputs
-from malt.llm.asker import asker
-from malt.llm.lease import lease
+from malt.llm.completers import asker
+from malt.llm.run_lock import lease
 from malt.llm.session import session_for
 from malt.outlay import beginning
 from malt.questions.question import Question

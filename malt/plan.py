@@ -24,9 +24,9 @@ from malt.estimate import (
 )
 from malt.inputs import Inputs, models_asked
 from malt.llm import provider
-from malt.llm.asker import Recall
 from malt.llm.batch_api import in_batches
-from malt.llm.completion import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
+from malt.llm.completers import Recall
+from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store import Store, StoredSample
 from malt.outlay import SHOWN
 from malt.questions.question import Question

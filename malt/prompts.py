@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.config.spec import PLAYERS, Role
 from malt.errors import PromptError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 
 SLOTS: Mapping[Role, frozenset[str]] = {
     Role.GENERATOR: frozenset({"question"}),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.inputs import Inputs
-from malt.llm.asker import Noted, recall
+from malt.llm.completers import Noted, recall
 from malt.llm.store import Store
 from malt.questions.question import Question
 from malt.trees.assessment import ask_all

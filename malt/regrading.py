@@ -11,9 +11,9 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.errors import ConfigError, RequestFailed
-from malt.llm.asker import asker
+from malt.llm.completers import asker
 from malt.llm.session import session_for
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 from malt.trees.evaluator import LLMEvaluator
 from malt.trees.grading import Grade, Grader, Outcome, graders_for

@@ -18,11 +18,11 @@ from prefect.utilities.annotations import quote
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.llm.asker import Asker, asker
-from malt.llm.completion import Completion, CompletionRequest, FinishReason
+from malt.llm.completers import Asker, asker
+from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
 from malt.llm.store import expect
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question

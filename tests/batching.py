@@ -13,7 +13,7 @@ from malt.config.spec import RunSpec
 from malt.inputs import read_inputs
 from malt.llm.pace import Policy
 from malt.llm.session import session_for
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 from malt.trees.assessment import Shortfall
 from tests.batches import BatchProvider
 

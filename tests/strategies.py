@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, CreditSpec, Role
-from malt.llm.completion import Completion, FinishReason, Message
+from malt.llm.request import Completion, FinishReason, Message
 from malt.questions.question import Question
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome

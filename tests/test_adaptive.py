@@ -21,8 +21,8 @@ from malt.config.spec import (
     RunSpec,
 )
 from malt.errors import RequestFailed
-from malt.llm.asker import Recall, asker
-from malt.llm.completion import Completion, CompletionRequest, FinishReason
+from malt.llm.completers import Recall, asker
+from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for
 from malt.llm.store import Store
 from malt.prompts import load_prompts

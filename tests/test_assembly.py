@@ -12,7 +12,7 @@ from malt.datasets.assembly import Assembled, assemble_version
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 from malt.prompts import SLOTS
 from malt.summary import summarise
 from malt.trees.assessment import NOTHING_MISSING

@@ -13,7 +13,7 @@ from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.version import DatasetVersion
 from malt.generator import TrainingDataGenerator
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.configs import write_judge_config

@@ -13,7 +13,7 @@ from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.diagnostics import DiagnosticsCount, stated_verdict
 from malt.datasets.findings import findings
 from malt.datasets.manifest import Diagnostics, Flips
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.trees.assessment import diagnose, diagnosing
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome

@@ -9,10 +9,10 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import EndpointDown
-from malt.llm.asker import asker
-from malt.llm.completion import Completion, CompletionRequest, Message
+from malt.llm.completers import asker
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import Policy
+from malt.llm.request import Completion, CompletionRequest, Message
 from malt.llm.session import Session, session_for
 from tests.providers import ScriptedProvider
 

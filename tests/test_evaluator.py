@@ -15,7 +15,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from malt.config.spec import EvaluatorSpec, Role
 from malt.errors import ConfigError, EvaluationUnknown, MaltError, RequestFailed
-from malt.llm.completion import Completion, CompletionRequest, FinishReason, Message
+from malt.llm.request import Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, known_sets, load_prompts
 from malt.questions.question import Question
 from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score, inert, tags_in

@@ -20,7 +20,7 @@ from malt.datasets.examples import (
     sft_row,
     trajectory_rows,
 )
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.grading import Outcome
 from malt.trees.tree import Address, NodeStatus

@@ -20,7 +20,7 @@ from malt.datasets.publishing import Provenance
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.prompts import load_prompts
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree

@@ -23,7 +23,7 @@ from malt.datasets.reading import parquet_rows
 from malt.datasets.tables import ROLE_FILES
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport, VersionError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, spec_of

@@ -10,10 +10,10 @@ from malt.config.settings import Settings
 from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.errors import ConfigError, RequestFailed
 from malt.generator import TrainingDataGenerator
-from malt.llm.asker import asker, recall
-from malt.llm.completion import Completion, CompletionRequest, Message
+from malt.llm.completers import asker, recall
 from malt.llm.endpoints import Endpoints
 from malt.llm.pace import Policy
+from malt.llm.request import Completion, CompletionRequest, Message
 from malt.llm.session import Session
 from tests import mishaps
 from tests.mishaps import Fault

@@ -9,7 +9,7 @@ from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.lengths import estimated, measured
 from malt.datasets.selection import Sifted, select
 from malt.datasets.tables import KINDS
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
 from malt.trees.credit import OwnAnswer, ValuedTree

@@ -11,7 +11,7 @@ from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
 from malt.config.spec import Role
 from malt.datasets.verify import verify
 from malt.errors import ConfigError, NothingToPublish, QuestionError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from tests import mishaps
 from tests.batches import BatchProvider
 from tests.batching import batched

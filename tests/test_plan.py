@@ -8,7 +8,7 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.inputs import read_inputs
-from malt.llm.asker import asker
+from malt.llm.completers import asker
 from malt.llm.session import session_for
 from malt.llm.store import Store
 from malt.pilot import pilot, spread

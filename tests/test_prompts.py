@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, Role
 from malt.errors import PromptError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from malt.prompts import PROJECT_SETS, SLOTS, PromptSet, load_prompts
 
 SHIPPED = ("choice", "general", "math")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, JsonValue
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError
 from malt.llm import provider as llm
-from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.request import CompletionRequest, Message
 from tests import mishaps, providers
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider

@@ -21,7 +21,7 @@ from malt.datasets.publishing import VersionWriter
 from malt.datasets.tables import MEASURED, SCHEMAS
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import NothingToPublish
-from malt.llm.completion import Completion
+from malt.llm.request import Completion
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Node

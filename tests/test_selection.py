@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.datasets.examples import Labelled, Pair, labelled, pairs
 from malt.datasets.selection import SelectionCount, select
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 from tests.strategies import tree_of, valued, valued_trees

@@ -4,7 +4,7 @@ from hypothesis import given
 
 from malt.datasets.examples import question_row, trajectory_rows
 from malt.datasets.stepwise import Paths, stepwise_rows
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

@@ -3,7 +3,7 @@
 import pytest
 
 from malt.config.spec import Role
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 from malt.summary import summarise
 from malt.trees.assessment import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch

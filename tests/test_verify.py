@@ -21,7 +21,7 @@ from malt.datasets.rowfiles import RowsWritten
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
-from malt.llm.completion import FinishReason
+from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.grading import Evaluation, Grade, Outcome

@@ -14,7 +14,7 @@ from malt.console.terminal import err
 
 if TYPE_CHECKING:
     from malt.llm.session import Session
-    from malt.llm.tally import Tally
+    from malt.llm.usage import Tally
 
 REFRESH_S = 0.5
 PLAIN_EVERY_S = 10.0

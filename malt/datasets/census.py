@@ -11,7 +11,7 @@ import malt
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
 from malt.datasets.rowfiles import LONE_SURROGATES
-from malt.llm.completion import Completion
+from malt.llm.request import Completion
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question
 from malt.trees.tree import Address, FailedBranch

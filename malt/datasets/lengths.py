@@ -12,7 +12,7 @@ from pathlib import Path
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts
 from malt.errors import ConfigError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
-from malt.llm.completion import Completion, Message
+from malt.llm.request import Completion, Message
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree

@@ -8,16 +8,16 @@ from pydantic import JsonValue
 
 from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RequestFailed, RunStopped
-from malt.llm.asker import completion, usage_of
 from malt.llm.batch_api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
 from malt.llm.batch_store import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
-from malt.llm.completion import split_response
+from malt.llm.completers import completion, usage_of
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Way
 from malt.llm.meaning import place_of
+from malt.llm.request import split_response
 from malt.llm.store import StoredSample
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 
 QUEUE_FULL = "token_limit_exceeded"
 """OpenAI's word for more tokens in its queue than an organization may have there."""

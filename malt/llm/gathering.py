@@ -7,14 +7,14 @@ from functools import partial
 
 from malt.concurrency import all_of
 from malt.config.spec import Role
-from malt.llm.asker import Asker, in_turn, runs_of
 from malt.llm.batch_api import custom_id, takes_batches
 from malt.llm.batch_store import BatchItem
 from malt.llm.budget import Amount
-from malt.llm.completion import CompletionRequest
+from malt.llm.completers import Asker, in_turn, runs_of
+from malt.llm.request import CompletionRequest
 from malt.llm.session import Session
 from malt.llm.store import StoredSample
-from malt.llm.tally import Tally
+from malt.llm.usage import Tally
 
 
 @dataclass(frozen=True, slots=True)

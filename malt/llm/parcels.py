@@ -21,7 +21,7 @@ from malt.llm.gathering import Wanted
 from malt.llm.meaning import place_of
 from malt.llm.pace import Policy
 from malt.llm.session import Session
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 
 
 class Packed(NamedTuple):

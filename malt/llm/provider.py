@@ -20,11 +20,11 @@ from malt.canonical_json import digest
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
 from malt.llm import compatible, embedded
-from malt.llm.completion import CompletionRequest, is_counted, token_count
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
 from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.meaning import meaning_of, place_of, reason_of
+from malt.llm.request import CompletionRequest, is_counted, token_count
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}

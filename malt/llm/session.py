@@ -21,13 +21,13 @@ from malt.llm import embedded, provider
 from malt.llm.background import background
 from malt.llm.batch_store import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
-from malt.llm.completion import CompletionRequest, split_response
 from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
 from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
+from malt.llm.request import CompletionRequest, split_response
 from malt.llm.store import Store, StoredSample
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 from malt.llm.writer import BatchedWriter
 
 T = TypeVar("T")

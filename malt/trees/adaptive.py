@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from malt.concurrency import Wait, all_of
 from malt.config.spec import RunSpec
-from malt.llm.completion import Complete
+from malt.llm.request import Complete
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from malt.concurrency import Wait, all_of
 from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RequestFailed, RunStopped
-from malt.llm.completion import Complete
+from malt.llm.request import Complete
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.adaptive import grow_adaptively

@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 
 from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
-from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason, Message
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id
 from malt.trees.answers import final_answer
@@ -211,7 +211,7 @@ class LLMEvaluator:
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
-    from malt.llm.asker import ask_default as ask
+    from malt.llm.completers import ask_default as ask
 
     return await ask(request)
 

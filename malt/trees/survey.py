@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
-from malt.llm.asker import Noted, recall
-from malt.llm.tally import Tally, Usage
+from malt.llm.completers import Noted, recall
+from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, Role
-from malt.llm.completion import Completion, FinishReason, Message
+from malt.llm.request import Completion, FinishReason, Message
 from malt.questions.question import Question
 
 

@@ -16,10 +16,10 @@ from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.errors import ConfigError, RequestFailed, StoreError
 from malt.llm.batch_store import Batch
-from malt.llm.completion import Complete, Completion, CompletionRequest, read_response
+from malt.llm.request import Complete, Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
 from malt.llm.store import ASIDE, Store, StoredSample
-from malt.llm.tally import Tally, Usage
+from malt.llm.usage import Tally, Usage
 
 
 class Recall:

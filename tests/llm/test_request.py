@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from malt.config.spec import ModelSpec, Role
-from malt.llm.completion import (
+from malt.llm.request import (
     CompletionRequest,
     FinishReason,
     Message,

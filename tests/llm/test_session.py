@@ -11,8 +11,8 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import RunStopped
-from malt.llm.asker import asker
-from malt.llm.completion import Completion, CompletionRequest, Message
+from malt.llm.completers import asker
+from malt.llm.request import Completion, CompletionRequest, Message
 from malt.llm.session import Session, opened_session, session_for, stop_sessions
 from tests.providers import ScriptedProvider
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import BudgetSpent
 from malt.llm.budget import NOTHING, Amount, Budget, worst_case
-from malt.llm.completion import CompletionRequest, Message
 from malt.llm.faults import RateLimited, Unavailable
+from malt.llm.request import CompletionRequest, Message
 from tests.replies import Reply
 
 RUNS = 1_000
