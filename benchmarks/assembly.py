@@ -31,7 +31,7 @@ from malt.llm.completers import completion
 from malt.llm.provider import Reply
 from malt.llm.request import Completion, CompletionRequest
 from malt.llm.session import answered_rows
-from malt.llm.store import COLUMNS, Store, StoredSample
+from malt.llm.store.samples import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import grow

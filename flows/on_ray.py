@@ -14,7 +14,7 @@ from flows.taking_part import prefect_of_run, problem_of
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.database import hidden
+from malt.llm.store.database import hidden
 
 DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 

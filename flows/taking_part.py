@@ -13,7 +13,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.errors import ConfigError, MaltError
 from malt.inputs import check_models
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from malt.private_prefect import check_answers
 from tasks.growing import keyed
 

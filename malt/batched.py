@@ -27,7 +27,7 @@ from malt.llm.meaning import place_of
 from malt.llm.pace import PATIENT, Policy
 from malt.llm.parcels import Packer
 from malt.llm.session import Session
-from malt.llm.store import chunks
+from malt.llm.store.samples import chunks
 from malt.llm.usage import Tally, Usage
 from malt.outlay import most_for_tree
 from malt.prompts import PromptSet

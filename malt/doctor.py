@@ -12,9 +12,9 @@ from malt.config.spec import ModelSpec, Role, RunSpec
 from malt.errors import MaltError
 from malt.inputs import models_asked, read_inputs
 from malt.llm import provider
-from malt.llm.database import hidden
 from malt.llm.request import CompletionRequest, Message
-from malt.llm.store import Store
+from malt.llm.store.database import hidden
+from malt.llm.store.samples import Store
 from malt.private_prefect import check_answers
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")

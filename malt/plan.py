@@ -27,7 +27,7 @@ from malt.llm import provider
 from malt.llm.batch_api import in_batches
 from malt.llm.completers import Recall
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
-from malt.llm.store import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample
 from malt.outlay import SHOWN
 from malt.questions.question import Question
 from malt.trees.assessment import assess

@@ -11,7 +11,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.inputs import Inputs
 from malt.llm.completers import Noted, recall
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.assessment import ask_all
 from malt.trees.stored import windows

@@ -21,7 +21,7 @@ from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.completers import Asker, asker
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
-from malt.llm.store import expect
+from malt.llm.store.samples import expect
 from malt.llm.usage import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts

@@ -24,7 +24,7 @@ from malt.errors import RequestFailed
 from malt.llm.completers import Recall, asker
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.adaptive import Belief, Rule, at_least, grow_adaptively, nodes_grown

@@ -12,7 +12,7 @@ from malt.errors import ConfigError
 from malt.inputs import read_inputs
 from malt.llm.batch_store import BatchStore
 from malt.llm.session import Session, close_sessions, session_for
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from malt.outlay import most_for_tree
 from malt.questions.question import Question
 from malt.trees.assessment import NOTHING_MISSING, Shortfall

@@ -12,7 +12,7 @@ import pytest
 
 from malt.llm.batch_store import LEASE_S, Batch, BatchItem, BatchStore, Returned, this_process
 from malt.llm.budget import Amount
-from malt.llm.store import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample
 from tests.crashing import PROCESSES
 
 

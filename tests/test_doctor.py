@@ -7,7 +7,7 @@ import pytest
 
 from malt.cli import exit_code
 from malt.config.settings import Settings
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 

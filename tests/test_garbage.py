@@ -18,7 +18,7 @@ from malt.datasets.garbage import Garbage, collect
 from malt.datasets.removal import remove_version
 from malt.datasets.version import open_version
 from malt.errors import ConfigError, VersionError
-from malt.llm.store import ASIDE, Store, StoredSample
+from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres
 from tests.published import publish_questions
 from tests.strategies import addresses

@@ -10,7 +10,7 @@ from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.inputs import read_inputs
 from malt.llm.completers import asker
 from malt.llm.session import session_for
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from malt.pilot import pilot, spread
 from malt.plan import Plan, plan
 from malt.trees.assessment import NOTHING_MISSING, ask_all

@@ -18,7 +18,7 @@ from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import InputError, PromptError, QuestionError, VersionError
 from malt.llm.session import close_sessions
-from malt.llm.store import ASIDE, Store
+from malt.llm.store.samples import ASIDE, Store
 from malt.prompts import find_set
 from tests import mishaps, providers
 from tests.asking import asked_directly

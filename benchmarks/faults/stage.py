@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from malt.config.loader import load_spec
 from malt.inputs import read_inputs
-from malt.llm.store import Store
+from malt.llm.store.samples import Store
 from tests.configs import REQUESTS, write_config
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, Sent

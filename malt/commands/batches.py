@@ -24,7 +24,7 @@ def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
     from malt.console import terminal
     from malt.console.batches import batch_told, show_batches
     from malt.llm.batch_store import BatchStore
-    from malt.llm.store import Store
+    from malt.llm.store.samples import Store
 
     with Store(Settings().store) as store:
         book = BatchStore(store)

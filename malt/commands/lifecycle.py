@@ -92,7 +92,7 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
     from malt.datasets.garbage import collect
-    from malt.llm.store import Store
+    from malt.llm.store.samples import Store
 
     settings = Settings()
     found = collect(settings, older_than, delete=delete, also_in=also_in)

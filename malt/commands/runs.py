@@ -28,7 +28,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
     from malt.config.settings import Settings
     from malt.console import runs, terminal
-    from malt.llm.store import Store
+    from malt.llm.store.samples import Store
     from malt.plan import plan as quote
 
     spec, inputs = declared(config, override, limit)

@@ -23,7 +23,7 @@ from malt.datasets.folders import STAGING, discard, is_abandoned, links, numbere
 from malt.datasets.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError
-from malt.llm.store import ASIDE, OldRow, Store
+from malt.llm.store.samples import ASIDE, OldRow, Store
 
 Digests = npt.NDArray[np.uint64]
 

@@ -16,7 +16,7 @@ from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.gateway import Way
 from malt.llm.meaning import place_of
 from malt.llm.request import split_response
-from malt.llm.store import StoredSample
+from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally, Usage
 
 QUEUE_FULL = "token_limit_exceeded"

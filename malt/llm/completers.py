@@ -18,7 +18,7 @@ from malt.errors import ConfigError, RequestFailed, StoreError
 from malt.llm.batch_store import Batch
 from malt.llm.request import Complete, Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
-from malt.llm.store import ASIDE, Store, StoredSample
+from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.llm.usage import Tally, Usage
 
 

@@ -13,7 +13,7 @@ from malt.llm.budget import Amount
 from malt.llm.completers import Asker, in_turn, runs_of
 from malt.llm.request import CompletionRequest
 from malt.llm.session import Session
-from malt.llm.store import StoredSample
+from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally
 
 

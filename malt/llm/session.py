@@ -26,9 +26,9 @@ from malt.llm.faults import NoSiblings
 from malt.llm.limits import Endpoint
 from malt.llm.provider import Reply
 from malt.llm.request import CompletionRequest, split_response
-from malt.llm.store import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.writer import BatchedWriter
 from malt.llm.usage import Tally, Usage
-from malt.llm.writer import BatchedWriter
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from malt.config.spec import Role
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.llm.session import close_sessions
-from malt.llm.store import ASIDE, Store, StoredSample
+from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.summary import RunSummary
 from tests import mishaps
 from tests.configs import REQUESTS, write_config

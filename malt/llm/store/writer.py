@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from malt.llm.store import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample
 
 
 class BatchedWriter:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from malt.llm.store import ASIDE, Store, StoredSample
+from malt.llm.store.samples import ASIDE, Store, StoredSample
 
 
 class StoreThen(Store):

@@ -18,9 +18,9 @@ from threading import Barrier
 import pytest
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.database import hidden
-from malt.llm.store import ASIDE, FORMAT, Store, StoredSample, expect
-from malt.llm.writer import BatchedWriter
+from malt.llm.store.database import hidden
+from malt.llm.store.samples import ASIDE, FORMAT, Store, StoredSample, expect
+from malt.llm.store.writer import BatchedWriter
 from tests.postgres import Postgres
 
 
@@ -164,7 +164,7 @@ async def test_a_failed_write_is_told_to_all_who_wait(url: str, tmp_path: Path) 
 
 WRITE_MANY = """
 import sys
-from malt.llm.store import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample
 with Store(sys.argv[1]) as store:
     for i in range(100):
         store.write([StoredSample(f"{sys.argv[2]}-{i}", "q1", "generator", "m", "", 0, "{}", None, None, 0.5)])

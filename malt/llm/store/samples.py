@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.database import database_errors, engine_of, hidden, passes, unusable
+from malt.llm.store.database import database_errors, engine_of, hidden, passes, unusable
 
 T = TypeVar("T")
 
