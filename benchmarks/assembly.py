@@ -28,7 +28,7 @@ from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
 from malt.inputs import read_inputs
 from malt.llm.completers import completion
-from malt.llm.provider import Reply
+from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
 from malt.llm.session import answered_rows
 from malt.llm.store.samples import COLUMNS, Store, StoredSample

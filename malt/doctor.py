@@ -11,7 +11,7 @@ from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
 from malt.errors import MaltError
 from malt.inputs import models_asked, read_inputs
-from malt.llm import provider
+from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hidden
 from malt.llm.store.samples import Store
@@ -81,7 +81,7 @@ def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
 
 def told_of_endpoint(role: Role, model: ModelSpec) -> str:
     """Ask a model for a few tokens; nothing of it is stored."""
-    provider.check(model)
+    call.check(model)
     if model.api_key_block:
         return f"not asked: its key is in the block {model.api_key_block!r}, which the flows alone read"
     brief = model.model_copy(update={"max_tokens": min(MOST_TOKENS, model.max_tokens or MOST_TOKENS)})
@@ -93,9 +93,9 @@ def told_of_endpoint(role: Role, model: ModelSpec) -> str:
 async def ask(request: CompletionRequest) -> None:
     """Send one request, and close the connection."""
     try:
-        await provider.send(request, 0, 1)
+        await call.send(request, 0, 1)
     finally:
-        await provider.close()
+        await call.close()
 
 
 def told_of_prefect() -> str:

@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.inputs import models_asked
-from malt.llm import provider
 from malt.llm.batch_api import in_batches
 from malt.llm.budget import Amount, worst_case
 from malt.llm.completers import Asker
+from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions.question import Question
@@ -33,10 +33,10 @@ def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amou
 
 def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return one role's part of it."""
-    prices = provider.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
+    prices = call.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)
     completions = nodes.get(role, nodes[Role.REFINER])
-    requests = requests_per_question(spec).get(role, completions) if provider.takes_siblings(model) else completions
+    requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
     shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
     request = CompletionRequest(role, model, empty_prompt(role, question, prompts), question.question_id)
     prompt = worst_case(request, 0, prices)

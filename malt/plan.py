@@ -23,9 +23,9 @@ from malt.estimate import (
     total_of,
 )
 from malt.inputs import Inputs, models_asked
-from malt.llm import provider
 from malt.llm.batch_api import in_batches
 from malt.llm.completers import Recall
+from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store.samples import Store, StoredSample
 from malt.outlay import SHOWN
@@ -197,7 +197,7 @@ def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, count
     """Quote one role."""
     count, questions = counts[role], len(inputs.questions)
     requests, completions = still_to_ask(role, questions, spec, counts)
-    if spec.growth.mode == "adaptive" or not provider.takes_siblings(model):
+    if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
         requests = completions
     expected = expect(role, model, spec, counts, requests, completions)
     if spec.growth.mode == "adaptive":
@@ -282,7 +282,7 @@ def expect(
 
 def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
     """Add the cost by LiteLLM's prices, where it has any."""
-    prices = provider.price(model, batched=in_batches(model, spec))
+    prices = call.price(model, batched=in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
     return Expected(prompt, completion, cost, basis)
 

@@ -112,9 +112,9 @@ class OpenedGraders:
 
 def check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
     """Check a judge's model, key and price. Raises `ConfigError`."""
-    from malt.llm import provider
+    from malt.llm.provider import call
 
-    provider.check(spec, limits)
+    call.check(spec, limits)
 
 
 async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:

@@ -101,12 +101,12 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
 def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
     from malt import interruption
-    from malt.llm import provider
+    from malt.llm.provider import call
 
     with loading():
         flow = flow_named(name)
         if name == "generate":
-            provider.warm_up()
+            call.warm_up()
     server.wait_until_ready()
     result = interruption.run(ended(flow, spec, server))
     if isinstance(result, BaseException):

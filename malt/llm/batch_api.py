@@ -14,11 +14,11 @@ from pydantic import JsonValue
 
 from malt.config.spec import ModelSpec, RunSpec
 from malt.errors import ConfigError, MaltError
-from malt.llm import embedded
 from malt.llm.faults import Unavailable
-from malt.llm.gateway import Way, library, provider_of
-from malt.llm.meaning import meaning_of, place_of, reason_of
-from malt.llm.provider import Reply, arguments_of, cost_of, key_of, usual_key
+from malt.llm.provider import embedded
+from malt.llm.provider.call import Reply, arguments_of, cost_of, key_of, usual_key
+from malt.llm.provider.errors import meaning_of, place_of, reason_of
+from malt.llm.provider.routing import Way, library, provider_of
 from malt.llm.request import CompletionRequest, is_counted, token_count
 from malt.llm.usage import Usage
 

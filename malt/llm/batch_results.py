@@ -13,8 +13,8 @@ from malt.llm.batch_store import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
 from malt.llm.completers import completion, usage_of
 from malt.llm.faults import NoSiblings, Unavailable
-from malt.llm.gateway import Way
-from malt.llm.meaning import place_of
+from malt.llm.provider.errors import place_of
+from malt.llm.provider.routing import Way
 from malt.llm.request import split_response
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally, Usage

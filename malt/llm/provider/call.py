@@ -19,11 +19,11 @@ from pydantic import BaseModel, JsonValue
 from malt.canonical_json import digest
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
-from malt.llm import compatible, embedded
 from malt.llm.faults import NoSiblings, Unavailable
-from malt.llm.gateway import Prices, Way, library, listed_price, provider_of, supported_by, way_to
 from malt.llm.headers import NOTHING_TOLD, Granted, granted
-from malt.llm.meaning import meaning_of, place_of, reason_of
+from malt.llm.provider import embedded, openai_compatible
+from malt.llm.provider.errors import meaning_of, place_of, reason_of
+from malt.llm.provider.routing import Prices, Way, library, listed_price, provider_of, supported_by, way_to
 from malt.llm.request import CompletionRequest, is_counted, token_count
 
 OWN_KEYS = frozenset(
@@ -92,7 +92,7 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
 async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
     """Ask by the shortest way; what `extra` means is for all of LiteLLM to say."""
     if way.is_compatible and not model.extra:
-        return await compatible.complete(way, arguments)
+        return await openai_compatible.complete(way, arguments)
     return await library().acompletion(**arguments)
 
 
@@ -142,7 +142,7 @@ async def close() -> None:
     """Close LiteLLM's connections; those of the running loop, so call it there."""
     if library.cache_info().currsize:
         await library().close_litellm_async_clients()
-    await compatible.close()
+    await openai_compatible.close()
 
 
 def key_of(model: ModelSpec) -> str | None:
@@ -203,7 +203,7 @@ def arguments_of(request: CompletionRequest, way: Way, first: int, count: int) -
         **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
     }
     if way.is_compatible and model.extra:
-        arguments["client"] = compatible.http_client()
+        arguments["client"] = openai_compatible.http_client()
     if count > 1:
         if "n" not in way.supported:
             raise NoSiblings(f"{model.model} takes no `n`")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from malt.llm.gateway import COMPATIBLE, Way, library
+from malt.llm.provider.routing import COMPATIBLE, Way, library
 
 
 async def complete(way: Way, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM is not typed

@@ -10,8 +10,8 @@ from pydantic import BaseModel, JsonValue
 
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError
-from malt.llm import provider as llm
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.provider import call as llm
 from malt.llm.request import CompletionRequest, Message
 from tests import mishaps, providers
 from tests.mishaps import Fault

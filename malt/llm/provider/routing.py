@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
-from malt.llm import embedded
+from malt.llm.provider import embedded
 from malt.loading import loading
 
 COMPATIBLE = "hosted_vllm"
