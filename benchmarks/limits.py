@@ -16,8 +16,8 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits
 from malt.errors import RunStopped
 from malt.llm.completers import asker
-from malt.llm.endpoints import Endpoints
-from malt.llm.pace import PATIENT, Policy
+from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.session import Session
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions

@@ -15,7 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Role, RunSpec
-from malt.llm.limits import Endpoint
+from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts
 from malt.questions.question import Question

@@ -22,10 +22,10 @@ from malt.llm.batch_store import Batch, handing_in, this_process
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.completers import EVERY_ROLE
 from malt.llm.gathering import Gathering
-from malt.llm.pace import PATIENT, Policy
 from malt.llm.parcels import Packer
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
+from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.session import Session
 from malt.llm.store.samples import chunks
 from malt.llm.usage import Tally, Usage

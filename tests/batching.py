@@ -11,7 +11,7 @@ from malt.batched import Rhythm, ask_in_batches
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.inputs import read_inputs
-from malt.llm.pace import Policy
+from malt.llm.rate_limit.rate import Policy
 from malt.llm.session import session_for
 from malt.llm.usage import Tally
 from malt.trees.assessment import Shortfall

@@ -9,8 +9,8 @@ import pytest
 from malt.config.spec import Limits
 from malt.console.progress import Busy, held_back_by
 from malt.llm.faults import RateLimited, Unreachable
-from malt.llm.limits import Endpoint
-from malt.llm.pace import Policy
+from malt.llm.rate_limit.limiter import Endpoint
+from malt.llm.rate_limit.rate import Policy
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time

@@ -14,9 +14,9 @@ from malt.llm import batch_api
 from malt.llm.batch_api import GONE, MARK, Job, Result
 from malt.llm.batch_store import Batch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.pace import PATIENT, Policy
 from malt.llm.provider.errors import meaning_of, place_of
 from malt.llm.provider.routing import Way, way_to
+from malt.llm.rate_limit.rate import PATIENT, Policy
 
 T = TypeVar("T")
 

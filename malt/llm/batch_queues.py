@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from malt.config.spec import ModelSpec
 from malt.llm import batch_api
 from malt.llm.batch_store import Batch
-from malt.llm.endpoints import Where, where_is
+from malt.llm.rate_limit.endpoints import Where, where_is
 
 GROWTH = 4
 """How many times as many items the next batch may have as one that there was room for."""

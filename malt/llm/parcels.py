@@ -15,11 +15,11 @@ from malt.llm.batch_desk import BatchDesk
 from malt.llm.batch_queues import Queues, Size
 from malt.llm.batch_store import Batch, BatchItem, BatchStore, handing_in, this_process
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.endpoints import Where, where_is
 from malt.llm.gathering import Wanted
-from malt.llm.pace import Policy
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
+from malt.llm.rate_limit.endpoints import Where, where_is
+from malt.llm.rate_limit.rate import Policy
 from malt.llm.session import Session
 from malt.llm.usage import Tally, Usage
 

@@ -20,11 +20,11 @@ from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, Requ
 from malt.llm.background import background
 from malt.llm.batch_store import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
-from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
-from malt.llm.limits import Endpoint
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
+from malt.llm.rate_limit.endpoints import Endpoints, Where, endpoints, where_is
+from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.request import CompletionRequest, split_response
 from malt.llm.store.samples import Store, StoredSample
 from malt.llm.store.writer import BatchedWriter

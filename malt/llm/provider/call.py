@@ -20,10 +20,10 @@ from malt.canonical_json import digest
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
 from malt.llm.faults import NoSiblings, Unavailable
-from malt.llm.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.provider import embedded, openai_compatible
 from malt.llm.provider.errors import meaning_of, place_of, reason_of
 from malt.llm.provider.routing import Prices, Way, library, listed_price, provider_of, supported_by, way_to
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted, granted
 from malt.llm.request import CompletionRequest, is_counted, token_count
 
 OWN_KEYS = frozenset(

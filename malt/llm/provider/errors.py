@@ -9,8 +9,8 @@ from contextlib import suppress
 from malt.config.spec import ModelSpec
 from malt.errors import AccountEmpty, ConfigError, MaltError
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.headers import retry_after_s
 from malt.llm.provider.routing import Way, library
+from malt.llm.rate_limit.headers import retry_after_s
 
 SHORTEST_KEY = 6
 """Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""

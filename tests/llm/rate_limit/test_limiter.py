@@ -9,8 +9,8 @@ import pytest
 from malt.config.spec import Limits
 from malt.errors import ConfigError, EndpointDown, RequestFailed, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.limits import Endpoint, now_s
-from malt.llm.pace import Policy
+from malt.llm.rate_limit.limiter import Endpoint, now_s
+from malt.llm.rate_limit.rate import Policy
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time

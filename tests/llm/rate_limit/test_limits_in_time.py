@@ -12,8 +12,8 @@ import pytest
 from malt.config.spec import Limits
 from malt.errors import EndpointDown
 from malt.llm.faults import RateLimited, Unavailable, Unreachable
-from malt.llm.limits import Endpoint, now_s
-from malt.llm.pace import PATIENT
+from malt.llm.rate_limit.limiter import Endpoint, now_s
+from malt.llm.rate_limit.rate import PATIENT
 from tests.replies import Reply
 from tests.virtual_time import run
 

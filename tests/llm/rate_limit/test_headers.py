@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from malt.llm.headers import Granted, granted, retry_after_s, seconds
+from malt.llm.rate_limit.headers import Granted, granted, retry_after_s, seconds
 
 OPENAI = {
     "x-ratelimit-limit-requests": "500",

@@ -16,10 +16,10 @@ from malt.config.spec import Limits
 from malt.errors import AccountEmpty, EndpointDown, RequestFailed, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.headers import NOTHING_TOLD, Granted
-from malt.llm.health import Health
-from malt.llm.pace import PATIENT, Pace, Policy, Schedule
-from malt.llm.turns import Turns
+from malt.llm.rate_limit.circuit_breaker import Health
+from malt.llm.rate_limit.fair_lock import Turns
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.rate import PATIENT, Pace, Policy, Schedule
 
 
 class Answer(budget.Answer, Protocol):

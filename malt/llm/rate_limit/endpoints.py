@@ -4,8 +4,8 @@ import os
 from typing import NamedTuple
 
 from malt.config.spec import Limits, ModelSpec
-from malt.llm.limits import Endpoint
-from malt.llm.pace import PATIENT, Policy
+from malt.llm.rate_limit.limiter import Endpoint
+from malt.llm.rate_limit.rate import PATIENT, Policy
 
 
 class Where(NamedTuple):

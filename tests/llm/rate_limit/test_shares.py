@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import Limits
-from malt.llm.headers import NOTHING_TOLD, Granted
-from malt.llm.limits import Endpoint, now_s
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.limiter import Endpoint, now_s
 from tests.virtual_time import run
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from malt.llm.pace import Policy
+from malt.llm.rate_limit.rate import Policy
 
 
 class Health:

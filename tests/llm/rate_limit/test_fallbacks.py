@@ -11,8 +11,8 @@ from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.errors import ConfigError, RequestFailed
 from malt.generator import TrainingDataGenerator
 from malt.llm.completers import asker, recall
-from malt.llm.endpoints import Endpoints
-from malt.llm.pace import Policy
+from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
 from malt.llm.session import Session
 from tests import mishaps
