@@ -14,15 +14,15 @@ from datetime import timedelta
 
 from malt.config.spec import Role, RunSpec
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.batch_api import Job
-from malt.llm.batch_desk import BatchDesk
-from malt.llm.batch_queues import Queues, Size
-from malt.llm.batch_results import QUEUE_FULL, Outcome
-from malt.llm.batch_store import Batch, handing_in, this_process
+from malt.llm.batch.api import Job
+from malt.llm.batch.collector import Gathering
+from malt.llm.batch.ledger import Batch, handing_in, this_process
+from malt.llm.batch.queues import Queues, Size
+from malt.llm.batch.results import QUEUE_FULL, Outcome
+from malt.llm.batch.retrying import BatchDesk
+from malt.llm.batch.submit import Packer
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.completers import EVERY_ROLE
-from malt.llm.gathering import Gathering
-from malt.llm.parcels import Packer
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
 from malt.llm.rate_limit.rate import PATIENT, Policy

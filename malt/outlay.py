@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.inputs import models_asked
-from malt.llm.batch_api import in_batches
+from malt.llm.batch.api import in_batches
 from malt.llm.budget import Amount, worst_case
 from malt.llm.completers import Asker
 from malt.llm.provider import call

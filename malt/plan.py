@@ -23,7 +23,7 @@ from malt.estimate import (
     total_of,
 )
 from malt.inputs import Inputs, models_asked
-from malt.llm.batch_api import in_batches
+from malt.llm.batch.api import in_batches
 from malt.llm.completers import Recall
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest

@@ -9,7 +9,7 @@ from rich.markup import escape
 from malt.console.terminal import out
 
 if TYPE_CHECKING:
-    from malt.llm.batch_store import Batch
+    from malt.llm.batch.ledger import Batch
 
 
 class BatchTold(NamedTuple):

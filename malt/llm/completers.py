@@ -15,7 +15,7 @@ from types import MappingProxyType
 from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.errors import ConfigError, RequestFailed, StoreError
-from malt.llm.batch_store import Batch
+from malt.llm.batch.ledger import Batch
 from malt.llm.request import Complete, Completion, CompletionRequest, read_response
 from malt.llm.session import Session, default_session
 from malt.llm.store.samples import ASIDE, Store, StoredSample

@@ -18,7 +18,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
 from malt.llm.background import background
-from malt.llm.batch_store import BatchStore
+from malt.llm.batch.ledger import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.faults import NoSiblings
 from malt.llm.provider import call, embedded

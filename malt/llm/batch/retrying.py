@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
-from malt.llm import batch_api
-from malt.llm.batch_api import GONE, MARK, Job, Result
-from malt.llm.batch_store import Batch
+from malt.llm.batch import api
+from malt.llm.batch.api import GONE, MARK, Job, Result
+from malt.llm.batch.ledger import Batch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.provider.errors import meaning_of, place_of
 from malt.llm.provider.routing import Way, way_to
@@ -50,7 +50,7 @@ class BatchDesk:
     async def upload(self, lines: bytes) -> str:
         """Upload items, and return the file's id."""
         try:
-            return await self._patiently(lambda way: batch_api.upload(self.model, way, lines))
+            return await self._patiently(lambda way: api.upload(self.model, way, lines))
         except Gone:
             raise self._no_batches() from None
 
@@ -61,7 +61,7 @@ class BatchDesk:
         """
         look_first = partial(self.find, mark, time.time())
         try:
-            return await self._patiently(lambda way: batch_api.create(self.model, way, file_id, mark), again=look_first)
+            return await self._patiently(lambda way: api.create(self.model, way, file_id, mark), again=look_first)
         except Gone:
             raise self._no_batches() from None
 
@@ -69,7 +69,7 @@ class BatchDesk:
         """Return how a batch is. Raises `RunStopped` where the provider does not know one that may not be over."""
         batch_id = batch.batch_id or ""
         try:
-            return await self._patiently(lambda way: batch_api.look(self.model, way, batch_id), LOOK_PATIENCE_S)
+            return await self._patiently(lambda way: api.look(self.model, way, batch_id), LOOK_PATIENCE_S)
         except Gone:
             if not batch.is_over:
                 raise RunStopped(self._unknown(batch)) from None
@@ -82,7 +82,7 @@ class BatchDesk:
         """
         since -= CLOCKS_DIFFER_S
         try:
-            return await self._patiently(lambda way: batch_api.find(self.model, way, mark, since))
+            return await self._patiently(lambda way: api.find(self.model, way, mark, since))
         except (Gone, ConfigError) as refused:
             raise RunStopped(
                 f"{str(refused) or f'{place_of(self.model)} lists no batches (404)'}; so whether batch {mark} was made "
@@ -95,10 +95,10 @@ class BatchDesk:
         found: list[Result] = []
         for file in job.files:
             try:
-                found += await self._patiently(lambda way, file=file: batch_api.read(self.model, way, file))  # type: ignore[misc]
+                found += await self._patiently(lambda way, file=file: api.read(self.model, way, file))  # type: ignore[misc]
             except Gone:
                 continue
-        return sorted(found, key=lambda result: result.status != batch_api.ANSWERED)
+        return sorted(found, key=lambda result: result.status != api.ANSWERED)
 
     def _no_batches(self) -> ConfigError:
         return ConfigError(f'{place_of(self.model)} has no batch API (404); set run.mode = "direct", or check api_base')
@@ -150,7 +150,7 @@ class BatchDesk:
         """Return what passes; raise what does not."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
-        fault = meaning_of(batch_api.known(error, way), self.model, way)
+        fault = meaning_of(api.known(error, way), self.model, way)
         if isinstance(fault, RateLimited | Unavailable):
             return fault
         raise ConfigError(str(fault)) if isinstance(fault, Rejected) else fault from None

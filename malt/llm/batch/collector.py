@@ -7,8 +7,8 @@ from functools import partial
 
 from malt.concurrency import all_of
 from malt.config.spec import Role
-from malt.llm.batch_api import custom_id, takes_batches
-from malt.llm.batch_store import BatchItem
+from malt.llm.batch.api import custom_id, takes_batches
+from malt.llm.batch.ledger import BatchItem
 from malt.llm.budget import Amount
 from malt.llm.completers import Asker, in_turn, runs_of
 from malt.llm.request import CompletionRequest

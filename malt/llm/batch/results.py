@@ -8,8 +8,8 @@ from pydantic import JsonValue
 
 from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RequestFailed, RunStopped
-from malt.llm.batch_api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
-from malt.llm.batch_store import Batch, BatchItem, Returned
+from malt.llm.batch.api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
+from malt.llm.batch.ledger import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
 from malt.llm.completers import completion, usage_of
 from malt.llm.faults import NoSiblings, Unavailable

@@ -11,7 +11,7 @@ from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.errors import ConfigError
 from malt.inputs import read_inputs
-from malt.llm.batch_store import LIFE_S, BatchStore, batches_table
+from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
 from malt.llm.completers import asker
 from malt.llm.session import Session, close_sessions, session_for
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all

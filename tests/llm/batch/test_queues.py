@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.config.spec import ModelSpec, RunSpec
-from malt.llm.batch_queues import Queues, Size
-from malt.llm.batch_store import Batch
+from malt.llm.batch.ledger import Batch
+from malt.llm.batch.queues import Queues, Size
 from malt.trees.assessment import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown

@@ -10,12 +10,12 @@ from uuid import uuid4
 from malt.canonical_json import canonical_json
 from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.llm import batch_api
-from malt.llm.batch_desk import BatchDesk
-from malt.llm.batch_queues import Queues, Size
-from malt.llm.batch_store import Batch, BatchItem, BatchStore, handing_in, this_process
+from malt.llm.batch import api
+from malt.llm.batch.collector import Wanted
+from malt.llm.batch.ledger import Batch, BatchItem, BatchStore, handing_in, this_process
+from malt.llm.batch.queues import Queues, Size
+from malt.llm.batch.retrying import BatchDesk
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.gathering import Wanted
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
 from malt.llm.rate_limit.endpoints import Where, where_is
@@ -81,7 +81,7 @@ class Packer:
         self.wanted += 1
         model = wanted.request.model
         worst = self._session.worst_case(wanted.request, wanted.count, batched=True)
-        line = batch_api.item(wanted.request, await way_to(model), wanted.first, wanted.count)
+        line = api.item(wanted.request, await way_to(model), wanted.first, wanted.count)
         item = Packed(canonical_json(line) + b"\n", samples_of(wanted, self._dataset), worst)
         parcel = self._parcels.get(where_is(model))
         if parcel is not None and not parcel.has_room(item, self._queues.size_for(model)):

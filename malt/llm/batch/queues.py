@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from malt.config.spec import ModelSpec
-from malt.llm import batch_api
-from malt.llm.batch_store import Batch
+from malt.llm.batch import api
+from malt.llm.batch.ledger import Batch
 from malt.llm.rate_limit.endpoints import Where, where_is
 
 GROWTH = 4
@@ -18,8 +18,8 @@ GROWTH = 4
 class Size:
     """How much goes into one batch."""
 
-    items: int = batch_api.MOST_ITEMS
-    bytes: int = batch_api.MOST_BYTES
+    items: int = api.MOST_ITEMS
+    bytes: int = api.MOST_BYTES
 
 
 @dataclass

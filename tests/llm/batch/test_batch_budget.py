@@ -10,7 +10,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
 from malt.inputs import read_inputs
-from malt.llm.batch_store import BatchStore
+from malt.llm.batch.ledger import BatchStore
 from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store.samples import Store
 from malt.outlay import most_for_tree

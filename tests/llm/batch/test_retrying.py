@@ -6,7 +6,7 @@ import pytest
 
 from malt.config.spec import ModelSpec
 from malt.errors import EndpointDown
-from malt.llm.batch_desk import BatchDesk
+from malt.llm.batch.retrying import BatchDesk
 from malt.llm.rate_limit.rate import Policy
 from tests.batches import BatchProvider
 
