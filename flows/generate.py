@@ -15,6 +15,7 @@ from malt.batched import ask_in_batches
 from malt.concurrency import to_its_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, Role, RunSpec
+from malt.grading.judge import LLMEvaluator
 from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.completers import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
@@ -23,7 +24,6 @@ from malt.outlay import beginning
 from malt.questions.question import Question
 from malt.summary import RunSummary
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
-from malt.trees.evaluator import LLMEvaluator
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.stored import Source
 from malt.trees.survey import Lacking

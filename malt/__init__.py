@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.datasets.version import DatasetVersion, open_version
     from malt.generator import TrainingDataGenerator
-    from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score
+    from malt.grading.judge import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version",
-    "JudgeReply": "malt.trees.evaluator",
-    "LLMEvaluator": "malt.trees.evaluator",
+    "JudgeReply": "malt.grading.judge",
+    "LLMEvaluator": "malt.grading.judge",
     "RunSpec": "malt.config.spec",
-    "Score": "malt.trees.evaluator",
+    "Score": "malt.grading.judge",
     "TrainingDataGenerator": "malt.generator",
     "open_version": "malt.datasets.version",
 }

@@ -21,12 +21,12 @@ from malt.datasets.reading import StoredTree, stored_trees
 from malt.datasets.restore import exclusion_of
 from malt.datasets.selection import select
 from malt.datasets.version import DatasetVersion
+from malt.grading.graders import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
 from malt.regrading import Grading, OpenedGraders, grade_all
 from malt.trees.assessment import grade_text
 from malt.trees.credit import ValuedTree, value_tree
-from malt.trees.grading import Grade, Outcome
 from malt.trees.tree import Address, Node, NodeStatus
 
 TREES_AT_ONCE = 100

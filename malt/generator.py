@@ -16,6 +16,8 @@ from malt.datasets.portion import portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import ConfigError, QuestionError, RunStopped
+from malt.grading.judge import LLMEvaluator
+from malt.grading.references import check_references
 from malt.inputs import check_models
 from malt.llm.completers import EVERY_ROLE, asker
 from malt.llm.run_lock import lease
@@ -27,8 +29,6 @@ from malt.questions.readers import Row
 from malt.questions.screening import screen
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
-from malt.trees.evaluator import LLMEvaluator
-from malt.trees.references import check_references
 from malt.trees.stored import windows
 
 OBJECTIVE = ("exact", "contains")

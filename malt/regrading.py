@@ -11,13 +11,13 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.errors import ConfigError, RequestFailed
+from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.judge import LLMEvaluator
+from malt.grading.references import check_import
 from malt.llm.completers import asker
 from malt.llm.session import session_for
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
-from malt.trees.evaluator import LLMEvaluator
-from malt.trees.grading import Grade, Grader, Outcome, graders_for
-from malt.trees.references import check_import
 
 KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
 AT_ONCE = 64

@@ -18,6 +18,7 @@ from prefect.utilities.annotations import quote
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError, MaltError, RunStopped
+from malt.grading.graders import Outcome
 from malt.llm.completers import Asker, asker
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
@@ -28,7 +29,6 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
 from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
-from malt.trees.grading import Outcome
 from malt.trees.tree import Address, FailedBranch, Tree
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.agreement import Verdicts, agreement_of, verdict
-from malt.trees.grading import Outcome
+from malt.grading.graders import Outcome
 
 VERDICT_PAIRS = st.tuples(st.sampled_from([True, False, None]), st.sampled_from([True, False, None]))
 

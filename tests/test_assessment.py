@@ -7,13 +7,13 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
+from malt.grading.graders import Outcome
 from malt.llm.completers import asker
 from malt.llm.session import Session, session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.credit import ValuedTree
-from malt.trees.grading import Outcome
 from malt.trees.tree import Address
 from tests import mishaps, providers
 from tests.providers import ScriptedProvider

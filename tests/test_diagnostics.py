@@ -13,10 +13,10 @@ from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.diagnostics import DiagnosticsCount, stated_verdict
 from malt.datasets.findings import findings
 from malt.datasets.manifest import Diagnostics, Flips
+from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.trees.assessment import diagnose, diagnosing
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
-from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Tree
 from tests.strategies import addresses, diagnosed_trees, grade_of, node_of, question_of, tree_of, valued
 

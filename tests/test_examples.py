@@ -20,9 +20,9 @@ from malt.datasets.examples import (
     sft_row,
     trajectory_rows,
 )
+from malt.grading.graders import Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
-from malt.trees.grading import Outcome
 from malt.trees.tree import Address, NodeStatus
 from malt.trees.uncertainty import order_probability, wilson
 from tests.strategies import tree_of, valued, valued_trees

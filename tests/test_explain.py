@@ -20,11 +20,11 @@ from malt.datasets.publishing import Provenance
 from malt.datasets.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
+from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.prompts import load_prompts
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree
-from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address
 from tests.published import PROVENANCE, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued, valued_trees

@@ -9,11 +9,11 @@ from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.lengths import estimated, measured
 from malt.datasets.selection import Sifted, select
 from malt.datasets.tables import KINDS
+from malt.grading.graders import Outcome
 from malt.llm.request import FinishReason
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
 from malt.trees.credit import OwnAnswer, ValuedTree
-from malt.trees.grading import Outcome
 from malt.trees.tree import Address
 from tests.strategies import saying, tree_of, valued
 

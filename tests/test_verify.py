@@ -21,10 +21,10 @@ from malt.datasets.rowfiles import RowsWritten
 from malt.datasets.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
+from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree, value_tree
-from malt.trees.grading import Evaluation, Grade, Outcome
 from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from malt.config.spec import PLAYERS
 from malt.console.terminal import one_line, out, show_rest, table_of
-from malt.trees.grading import brief
+from malt.grading.graders import brief
 
 if TYPE_CHECKING:
     from malt.datasets.decisions import Decision

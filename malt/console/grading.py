@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from malt.console.terminal import dollars, one_line, out, table_of
 from malt.grade_file import GradeReport, LabelledReport, UnknownRow
-from malt.trees.grading import Outcome, brief
+from malt.grading.graders import Outcome, brief
 
 if TYPE_CHECKING:
     from malt.audit import AuditReport, Difference, GraderPair

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from malt.datasets.manifest import Accuracy
-from malt.trees.answers import normalised
+from malt.grading.answers import normalised
 from malt.trees.uncertainty import Interval, wilson
 
 plain = lru_cache(maxsize=4096)(normalised)

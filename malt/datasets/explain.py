@@ -25,9 +25,9 @@ from malt.datasets.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.verify import parent_of
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError
+from malt.grading.graders import Evaluation
 from malt.prompts import load_prompts
 from malt.trees.credit import ValuedTree
-from malt.trees.grading import Evaluation
 from malt.trees.growth import expansion
 from malt.trees.tree import Address, Node
 

@@ -22,11 +22,11 @@ from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError, QuestionError, VersionError
+from malt.grading.graders import check_references
 from malt.inputs import Inputs
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screened
-from malt.trees.grading import check_references
 from malt.trees.stored import Source
 from malt.trees.tree import FailedBranch, Tree
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
 from malt.datasets.examples import MessageRow, QuestionRow, TrajectoryRow
+from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
-from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
 Prompts = Mapping[str, list[MessageRow]]

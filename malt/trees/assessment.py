@@ -9,13 +9,13 @@ from typing import NamedTuple
 from malt.concurrency import Wait, all_of
 from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RequestFailed, RunStopped
+from malt.grading.graders import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
+from malt.grading.judge import LLMEvaluator
 from malt.llm.request import Complete
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.adaptive import grow_adaptively
 from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
-from malt.trees.evaluator import LLMEvaluator
-from malt.trees.grading import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
 from malt.trees.growth import grow
 from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
+from malt.grading.process_pool import CallFailed, submit
 from malt.llm.completers import recall
 from malt.llm.request import Complete, Completion, CompletionRequest
 from malt.llm.store.history import StoreThen
@@ -23,7 +24,6 @@ from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
-from malt.trees.pool import CallFailed, submit
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

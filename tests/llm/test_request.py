@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from malt.config.spec import ModelSpec, Role
+from malt.grading.judge_reply import JudgeReply
 from malt.llm.request import (
     CompletionRequest,
     FinishReason,
@@ -17,7 +18,6 @@ from malt.llm.request import (
     shared,
     split_response,
 )
-from malt.trees.replies import JudgeReply
 
 REQUEST = CompletionRequest(
     role=Role.VERIFIER,

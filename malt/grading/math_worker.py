@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from malt.trees.pool import resolve
+from malt.grading.process_pool import resolve
 
 if TYPE_CHECKING:
     from sympy import Basic

@@ -15,15 +15,15 @@ from pydantic import JsonValue, TypeAdapter
 
 from malt.config.spec import EvaluatorSpec, Role
 from malt.errors import ConfigError, EvaluationUnknown, MaltError, RequestFailed
+from malt.grading.graders import Outcome
+from malt.grading.judge import JudgeReply, LLMEvaluator, Score, inert, tags_in
+from malt.grading.judge_reply import read_reply
 from malt.llm.request import Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, known_sets, load_prompts
 from malt.questions.question import Question
-from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score, inert, tags_in
-from malt.trees.grading import Outcome
-from malt.trees.replies import read_reply
 from tests.providers import ScriptedProvider
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 QUESTION = Question(question_id="q1", question="What is 3 + 4?", ground_truth="7")
 RIGHT = '{"explanation": ["agrees"], "key_matches": ["7"], "correctness_score": 1, "reasoning_score": 0.6}'
 GENERAL = load_prompts("general")

@@ -32,7 +32,7 @@ START_LIMIT_S = 120.0
 BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
-from malt.trees.pool import work
+from malt.grading.process_pool import work
 work(int(sys.argv[1]))
 """
 

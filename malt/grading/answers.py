@@ -22,7 +22,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 
-from malt.trees.quantities import LONGEST, Quantity, last_quantity, leading_quantity, parse_quantity, read_quantity
+from malt.grading.numbers import LONGEST, Quantity, last_quantity, leading_quantity, parse_quantity, read_quantity
 
 MOST_MARKS = 50
 """Places looked at for a mark, from the end: no real reply needs more, and a hostile one shall not cost more."""

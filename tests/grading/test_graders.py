@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
-from malt.questions.question import Question
-from malt.trees.grading import (
+from malt.grading.graders import (
     Evaluation,
     Grade,
     Grader,
@@ -28,9 +27,10 @@ from malt.trees.grading import (
     graders_for,
     truncated_grade,
 )
-from malt.trees.pool import worker_pids
+from malt.grading.process_pool import worker_pids
+from malt.questions.question import Question
 
-TABLES = sorted((Path(__file__).parent / "cases").glob("grading_*.jsonl"))
+TABLES = sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))
 CASES = [json.loads(line) for table in TABLES for line in table.read_text("utf-8").splitlines()]
 
 

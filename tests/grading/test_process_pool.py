@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from malt.trees.pool import CallFailed, run_in_pool, submit, worker_pids
-from malt.trees.workload import call_function
+from malt.grading.math_worker import call_function
+from malt.grading.process_pool import CallFailed, run_in_pool, submit, worker_pids
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import asyncio, math
-from malt.trees.pool import run_in_pool
+from malt.grading.process_pool import run_in_pool
 print(asyncio.run(run_in_pool(math.factorial, 5, timeout_s=10)))
 """
 
@@ -108,7 +108,10 @@ def test_a_script_file_without_a_main_guard_can_use_it(tmp_path: Path) -> None:
 
 
 def test_the_processes_end_with_the_program_even_when_it_is_killed() -> None:
-    script = SCRIPT + "from malt.trees.pool import worker_pids\nimport os, signal\nprint(worker_pids(), flush=True)\n"
+    script = (
+        SCRIPT
+        + "from malt.grading.process_pool import worker_pids\nimport os, signal\nprint(worker_pids(), flush=True)\n"
+    )
     script += "os.kill(os.getpid(), signal.SIGKILL)\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     pid = int(done.stdout.splitlines()[1].strip("[]"))

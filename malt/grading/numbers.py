@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from malt.trees.notation import plain
+from malt.grading.normalize import plain
 
 LONGEST = 10_000
 """Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""

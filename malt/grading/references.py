@@ -7,11 +7,11 @@ from functools import lru_cache
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
+from malt.grading.answers import clean, normalised, parse_choice
+from malt.grading.math_worker import check_function, is_mathematics
+from malt.grading.numbers import Quantity, parse_quantity
+from malt.grading.process_pool import START_LIMIT_S, CallFailed, submit
 from malt.questions.question import Question
-from malt.trees.answers import clean, normalised, parse_choice
-from malt.trees.pool import START_LIMIT_S, CallFailed, submit
-from malt.trees.quantities import Quantity, parse_quantity
-from malt.trees.workload import check_function, is_mathematics
 
 NOT_USABLE = {
     "number": "is not a number",

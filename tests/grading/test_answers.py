@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.trees.answers import final_answer, normalised, read_choice, read_number
-from malt.trees.quantities import equal, parse_quantity
+from malt.grading.answers import final_answer, normalised, read_choice, read_number
+from malt.grading.numbers import equal, parse_quantity
 
 CHOICES = ("doctor", "bookstore", "market", "train station", "mortuary")
 
