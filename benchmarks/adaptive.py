@@ -28,8 +28,8 @@ from malt.llm.request import Complete, Completion, CompletionRequest, FinishReas
 from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
-from malt.trees.assessment import ask_all, assess
 from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import ask_all, assess
 from malt.trees.tree import Address
 
 MODELS = {0.2: "Llama-3.1-8B-Instruct", 0.5: "Qwen2.5-7B-Instruct", 0.85: "DeepSeek-R1-Distill-Qwen-7B"}

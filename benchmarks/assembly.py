@@ -35,7 +35,7 @@ from malt.llm.store.samples import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import grow
-from malt.trees.stored import windows
+from malt.trees.replay import windows
 
 CONFIG = """
 name = "made-up"

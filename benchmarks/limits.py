@@ -21,7 +21,7 @@ from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.session import Session
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
-from malt.trees.assessment import Shortfall, ask_all
+from malt.trees.pipeline import Shortfall, ask_all
 from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions

@@ -19,7 +19,7 @@ from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts
 from malt.questions.question import Question
-from malt.trees.assessment import ask_all
+from malt.trees.pipeline import ask_all
 from tests.replies import Reply
 from tests.virtual_time import run
 

@@ -12,7 +12,7 @@ from malt.datasets.version import DatasetVersion
 from malt.inputs import read_inputs
 from malt.llm.usage import Tally, Usage
 from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown
 from tasks.leasing import alone
 from tasks.publishing import ended, publish

@@ -23,10 +23,10 @@ from malt.llm.usage import Tally
 from malt.outlay import beginning
 from malt.questions.question import Question
 from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
 from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.stored import Source
-from malt.trees.survey import Lacking
+from malt.trees.missing import Lacking
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, grown, shortfall_of
+from malt.trees.replay import Source
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone

@@ -25,8 +25,8 @@ from malt.grading.graders import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
 from malt.regrading import Grading, OpenedGraders, grade_all
-from malt.trees.assessment import grade_text
 from malt.trees.credit import ValuedTree, value_tree
+from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus
 
 TREES_AT_ONCE = 100

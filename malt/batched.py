@@ -32,8 +32,8 @@ from malt.llm.usage import Tally, Usage
 from malt.outlay import most_for_tree
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
-from malt.trees.stored import windows
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.replay import windows
 from malt.trees.tree import FailedBranch
 
 DAILY_SIZE = Size()

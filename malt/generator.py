@@ -27,9 +27,9 @@ from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row
 from malt.questions.screening import screen
-from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
-from malt.trees.stored import windows
+from malt.trees.pipeline import assess
+from malt.trees.replay import windows
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""

@@ -11,8 +11,8 @@ from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.assessment import Begin
 from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.pipeline import Begin
 
 SHOWN = {Role.GENERATOR: (), Role.VERIFIER: PLAYERS[:1], Role.REFINER: PLAYERS[:2], Role.EVALUATOR: PLAYERS[2:]}
 """Whose texts each role is shown."""

@@ -10,7 +10,7 @@ from malt.llm.run_lock import lease
 from malt.llm.session import session_for
 from malt.outlay import beginning
 from malt.questions.question import Question
-from malt.trees.assessment import Shortfall, ask_all
+from malt.trees.pipeline import Shortfall, ask_all
 
 
 def pilot(inputs: Inputs, spec: RunSpec, settings: Settings, questions: int) -> Shortfall:

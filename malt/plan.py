@@ -30,9 +30,9 @@ from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store.samples import Store, StoredSample
 from malt.outlay import SHOWN
 from malt.questions.question import Question
-from malt.trees.assessment import assess
 from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.stored import windows
+from malt.trees.pipeline import assess
+from malt.trees.replay import windows
 from malt.trees.tree import Tree
 
 

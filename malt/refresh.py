@@ -13,8 +13,8 @@ from malt.inputs import Inputs
 from malt.llm.completers import Noted, recall
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
-from malt.trees.assessment import ask_all
-from malt.trees.stored import windows
+from malt.trees.pipeline import ask_all
+from malt.trees.replay import windows
 
 
 def set_aside(

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.datasets.version import DatasetVersion
 from malt.llm.usage import Tally
-from malt.trees.assessment import Shortfall
+from malt.trees.pipeline import Shortfall
 from malt.trees.tree import FailedBranch
 
 

@@ -27,8 +27,8 @@ from malt.llm.usage import Tally
 from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
-from malt.trees.assessment import Shortfall, ask_all, value
 from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import Shortfall, ask_all, value
 from malt.trees.tree import Address, FailedBranch, Tree
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from malt.config.spec import RunSpec
 from malt.inputs import Inputs, read_inputs
 from malt.llm.completers import asker
 from malt.llm.session import session_for
-from malt.trees.assessment import ask_all
+from malt.trees.pipeline import ask_all
 
 
 def asked_directly(spec: RunSpec, run: str = "") -> Inputs:

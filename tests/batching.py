@@ -14,7 +14,7 @@ from malt.inputs import read_inputs
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.session import session_for
 from malt.llm.usage import Tally
-from malt.trees.assessment import Shortfall
+from malt.trees.pipeline import Shortfall
 from tests.batches import BatchProvider
 
 HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)

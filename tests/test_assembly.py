@@ -15,7 +15,7 @@ from malt.inputs import read_inputs
 from malt.llm.usage import Tally
 from malt.prompts import SLOTS
 from malt.summary import summarise
-from malt.trees.assessment import NOTHING_MISSING
+from malt.trees.pipeline import NOTHING_MISSING
 from tests import mishaps, providers
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider

@@ -14,7 +14,7 @@ from malt.datasets.version import DatasetVersion
 from malt.errors import ConfigError
 from malt.inputs import check_models, read_inputs
 from malt.llm.batch.queues import Size
-from malt.trees.assessment import NOTHING_MISSING
+from malt.trees.pipeline import NOTHING_MISSING
 from tests.asking import asked_directly
 from tests.batches import BatchProvider, StandInBatch
 from tests.batching import QUICK, batched, grown

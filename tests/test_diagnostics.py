@@ -15,8 +15,8 @@ from malt.datasets.findings import findings
 from malt.datasets.manifest import Diagnostics, Flips
 from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
-from malt.trees.assessment import diagnose, diagnosing
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
+from malt.trees.pipeline import diagnose, diagnosing
 from malt.trees.tree import Address, Tree
 from tests.strategies import addresses, diagnosed_trees, grade_of, node_of, question_of, tree_of, valued
 

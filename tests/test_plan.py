@@ -13,7 +13,7 @@ from malt.llm.session import session_for
 from malt.llm.store.samples import Store
 from malt.pilot import pilot, spread
 from malt.plan import Plan, plan
-from malt.trees.assessment import NOTHING_MISSING, ask_all
+from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
 from tests.configs import write_config
 from tests.providers import ScriptedProvider

@@ -5,7 +5,7 @@ import pytest
 from malt.config.spec import Role
 from malt.llm.usage import Tally
 from malt.summary import summarise
-from malt.trees.assessment import NOTHING_MISSING, Shortfall
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch
 
 FAILED = Shortfall((FailedBranch("q1", "0", Role.VERIFIER, "it is down"),), None)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from malt.inputs import Inputs
     from malt.private_prefect import NamedServer, PrefectServer
     from malt.summary import RunSummary
-    from malt.trees.assessment import Shortfall
+    from malt.trees.pipeline import Shortfall
 
     Server = NamedServer | PrefectServer
 

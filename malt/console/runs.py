@@ -10,7 +10,7 @@ from malt.console.terminal import dollars, err, from_here, out, show_rows, table
 if TYPE_CHECKING:
     from malt.plan import Plan, RolePlan
     from malt.summary import RunSummary
-    from malt.trees.assessment import Shortfall
+    from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 
 FAILURES_SHOWN = 10

@@ -13,7 +13,7 @@ from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion
 from malt.errors import NothingToPublish
 from malt.inputs import Inputs
-from malt.trees.stored import Source, collecting_seldom
+from malt.trees.replay import Source, collecting_seldom
 from malt.trees.tree import FailedBranch
 
 

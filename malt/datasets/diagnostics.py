@@ -7,8 +7,8 @@ from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
 from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
 from malt.grading.graders import Outcome
-from malt.trees.assessment import diagnosing
 from malt.trees.credit import OwnAnswer, ValuedTree
+from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
 VERDICT = re.compile(

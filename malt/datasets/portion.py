@@ -21,10 +21,10 @@ from malt.datasets.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
 from malt.questions.question import Question
 from malt.questions.screening import Screening
-from malt.trees.assessment import asks_judge
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question
-from malt.trees.stored import Source, assess_window, collecting_seldom, made_of_each, windows
+from malt.trees.pipeline import asks_judge
+from malt.trees.replay import Source, assess_window, collecting_seldom, made_of_each, windows
 from malt.trees.tree import FailedBranch, Tree
 
 NODES = 1_000

@@ -27,7 +27,7 @@ from malt.inputs import Inputs
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screened
-from malt.trees.stored import Source
+from malt.trees.replay import Source
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5

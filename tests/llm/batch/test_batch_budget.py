@@ -15,7 +15,7 @@ from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store.samples import Store
 from malt.outlay import most_for_tree
 from malt.questions.question import Question
-from malt.trees.assessment import NOTHING_MISSING, Shortfall
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown
 from tests.batching import provider as provider

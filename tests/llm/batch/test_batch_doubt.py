@@ -14,7 +14,7 @@ from malt.inputs import read_inputs
 from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
 from malt.llm.completers import asker
 from malt.llm.session import Session, close_sessions, session_for
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown
 from tests.batching import provider as provider

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.trees.assessment import NOTHING_MISSING
+from malt.trees.pipeline import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import batched, grow_there, grown
 from tests.batching import provider as provider

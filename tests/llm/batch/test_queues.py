@@ -8,7 +8,7 @@ import pytest
 from malt.config.spec import ModelSpec, RunSpec
 from malt.llm.batch.ledger import Batch
 from malt.llm.batch.queues import Queues, Size
-from malt.trees.assessment import NOTHING_MISSING
+from malt.trees.pipeline import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown
 from tests.batching import provider as provider

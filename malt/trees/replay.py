@@ -22,8 +22,8 @@ from malt.llm.store.history import StoreThen
 from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import assess
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

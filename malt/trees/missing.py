@@ -12,9 +12,9 @@ from malt.config.spec import Role, RunSpec
 from malt.llm.completers import Noted, recall
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
-from malt.trees.assessment import ask_all, asks_judge
 from malt.trees.growth import nodes_per_question
-from malt.trees.stored import Source, Window, collecting_seldom, made_of_each, windows
+from malt.trees.pipeline import ask_all, asks_judge
+from malt.trees.replay import Source, Window, collecting_seldom, made_of_each, windows
 
 WINDOW = 50
 """Questions looked at in one go."""

@@ -12,8 +12,8 @@ from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.errors import StoreError
 from malt.inputs import Inputs, read_inputs
-from malt.trees.stored import MANY, Source, made_of_each
-from malt.trees.survey import Surveyed, survey, survey_window
+from malt.trees.missing import Surveyed, survey, survey_window
+from malt.trees.replay import MANY, Source, made_of_each
 from tests import mishaps, providers
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider

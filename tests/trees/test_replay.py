@@ -12,7 +12,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.errors import StoreError
 from malt.inputs import Inputs
-from malt.trees.stored import MANY, Source, Window, assess_window, made_of_each
+from malt.trees.replay import MANY, Source, Window, assess_window, made_of_each
 from tests import mishaps
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider

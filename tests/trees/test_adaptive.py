@@ -28,8 +28,8 @@ from malt.llm.store.samples import Store
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.adaptive import Belief, Rule, at_least, grow_adaptively, nodes_grown
-from malt.trees.assessment import assess
 from malt.trees.credit import ValuedTree, propagate
+from malt.trees.pipeline import assess
 from malt.trees.tree import Address, Node, Tree
 from tests.providers import ScriptedProvider, answering
 from tests.strategies import Branching, branchings, leaf_addresses, rewards_of

@@ -12,8 +12,8 @@ from malt.llm.completers import asker
 from malt.llm.session import Session, session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.tree import Address
 from tests import mishaps, providers
 from tests.providers import ScriptedProvider
