@@ -22,7 +22,7 @@ from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
 from malt.datasets.lengths import measured, token_counter
 from malt.datasets.selection import select
-from malt.inputs import read_inputs
+from malt.engine.job import read_inputs
 from malt.llm.completers import Recall, asker
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import close_sessions, session_for

@@ -26,7 +26,7 @@ from pydantic import JsonValue
 
 from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
-from malt.inputs import read_inputs
+from malt.engine.job import read_inputs
 from malt.llm.completers import completion
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest

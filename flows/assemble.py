@@ -9,9 +9,9 @@ from flows.generate import grow_by_shard
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.version import DatasetVersion
-from malt.inputs import read_inputs
+from malt.engine.job import read_inputs
+from malt.engine.summary import RunSummary
 from malt.llm.usage import Tally, Usage
-from malt.summary import RunSummary
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown
 from tasks.leasing import alone

@@ -11,18 +11,18 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
-from malt.batched import ask_in_batches
 from malt.concurrency import to_its_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, Role, RunSpec
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import Inputs, check_models, read_inputs
+from malt.engine.summary import RunSummary
+from malt.engine.tree_cost import beginning
 from malt.grading.judge import LLMEvaluator
-from malt.inputs import Inputs, check_models, read_inputs
 from malt.llm.completers import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.usage import Tally
-from malt.outlay import beginning
 from malt.questions.question import Question
-from malt.summary import RunSummary
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.missing import Lacking
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, grown, shortfall_of

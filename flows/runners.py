@@ -20,8 +20,8 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
+from malt.engine.signals import begin_worker
 from malt.errors import ConfigError, WorkerDied
-from malt.interruption import begin_worker
 from malt.llm.session import stop_sessions
 
 B = TypeVar("B")

@@ -11,8 +11,8 @@ from prefect.settings import PREFECT_API_URL
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
+from malt.engine.job import check_models
 from malt.errors import ConfigError, MaltError
-from malt.inputs import check_models
 from malt.llm.store.samples import Store
 from malt.private_prefect import check_answers
 from tasks.growing import keyed

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.datasets.version import DatasetVersion, open_version
-    from malt.generator import TrainingDataGenerator
+    from malt.engine.python_api import TrainingDataGenerator
     from malt.grading.judge import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "LLMEvaluator": "malt.grading.judge",
     "RunSpec": "malt.config.spec",
     "Score": "malt.grading.judge",
-    "TrainingDataGenerator": "malt.generator",
+    "TrainingDataGenerator": "malt.engine.python_api",
     "open_version": "malt.datasets.version",
 }
 

@@ -76,7 +76,7 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
     except click.ClickException as error:
         return failed(f"{error.format_message()} See: malt --help", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
-        from malt.interruption import MESSAGE
+        from malt.engine.signals import MESSAGE
 
         return failed(MESSAGE, INTERRUPTED, debug=debug)
     except OSError as error:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
+from malt.engine.job import models_asked, read_inputs
 from malt.errors import MaltError
-from malt.inputs import models_asked, read_inputs
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hidden

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
+from malt.engine.signals import on_signal
 from malt.errors import ConfigError
-from malt.interruption import on_signal
 from malt.private_prefect import (
     ANSWER_LIMIT_S,
     TUNED,

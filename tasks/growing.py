@@ -17,6 +17,7 @@ from prefect.utilities.annotations import quote
 
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
+from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.grading.graders import Outcome
 from malt.llm.completers import Asker, asker
@@ -24,7 +25,6 @@ from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
 from malt.llm.store.samples import expect
 from malt.llm.usage import Tally
-from malt.outlay import beginning
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree

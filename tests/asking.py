@@ -2,7 +2,7 @@
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.inputs import Inputs, read_inputs
+from malt.engine.job import Inputs, read_inputs
 from malt.llm.completers import asker
 from malt.llm.session import session_for
 from malt.trees.pipeline import ask_all

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from malt.batched import Rhythm, ask_in_batches
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.inputs import read_inputs
+from malt.engine.batch_mode import Rhythm, ask_in_batches
+from malt.engine.job import read_inputs
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.session import session_for
 from malt.llm.usage import Tally

@@ -12,7 +12,7 @@ from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.version import DatasetVersion
-from malt.generator import TrainingDataGenerator
+from malt.engine.python_api import TrainingDataGenerator
 from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree

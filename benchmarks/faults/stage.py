@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from malt.config.loader import load_spec
-from malt.inputs import read_inputs
+from malt.engine.job import read_inputs
 from malt.llm.store.samples import Store
 from tests.configs import REQUESTS, write_config
 from tests.mishaps import Asked

@@ -46,8 +46,8 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
     from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
-    from malt.datasets import rebuild as rebuilding
     from malt.datasets.version import open_version
+    from malt.engine import rebuild as rebuilding
 
     sources = rebuilding.Sources(questions, prompts)
     rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)

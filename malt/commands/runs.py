@@ -12,9 +12,9 @@ from malt.loading import loading
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
-    from malt.inputs import Inputs
+    from malt.engine.job import Inputs
+    from malt.engine.summary import RunSummary
     from malt.private_prefect import NamedServer, PrefectServer
-    from malt.summary import RunSummary
     from malt.trees.pipeline import Shortfall
 
     Server = NamedServer | PrefectServer
@@ -28,8 +28,8 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
     from malt.config.settings import Settings
     from malt.console import runs, terminal
+    from malt.engine.plan import plan as quote
     from malt.llm.store.samples import Store
-    from malt.plan import plan as quote
 
     spec, inputs = declared(config, override, limit)
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
@@ -46,7 +46,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
     from malt.console.progress import progress
-    from malt.inputs import check_models
+    from malt.engine.job import check_models
 
     if no_wait:
         override = (*override, "run.wait=false")
@@ -70,8 +70,8 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json
 def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
     """Ask a few questions; what went wrong is told beside the quote."""
     from malt.config.settings import Settings
-    from malt.inputs import check_models
-    from malt.pilot import pilot
+    from malt.engine.job import check_models
+    from malt.engine.pilot import pilot
 
     check_models(spec)
     return pilot(inputs, spec, Settings(), questions)
@@ -80,7 +80,7 @@ def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
 def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
     """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config.loader import load_spec
-    from malt.inputs import read_inputs
+    from malt.engine.job import read_inputs
 
     spec = load_spec(config, override, limit)
     return spec, read_inputs(spec)
@@ -90,7 +90,7 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
-    from malt.inputs import read_inputs
+    from malt.engine.job import read_inputs
     from malt.private_prefect import connect
 
     spec = load_spec(config, override, limit)
@@ -100,7 +100,7 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
 
 def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
-    from malt import interruption
+    from malt.engine import signals
     from malt.llm.provider import call
 
     with loading():
@@ -108,7 +108,7 @@ def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
-    result = interruption.run(ended(flow, spec, server))
+    result = signals.run(ended(flow, spec, server))
     if isinstance(result, BaseException):
         raise result
     return result

@@ -9,8 +9,8 @@ from malt.console.terminal import err, from_here, out
 
 if TYPE_CHECKING:
     from malt.datasets.garbage import Garbage
-    from malt.datasets.rebuild import Rebuilt
     from malt.datasets.removal import Removed
+    from malt.engine.rebuild import Rebuilt
 
 
 def show_tag(dataset: str, tag: str, number: int | None, before: int | None) -> None:

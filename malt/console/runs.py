@@ -8,8 +8,8 @@ from rich.markup import escape
 from malt.console.terminal import dollars, err, from_here, out, show_rows, table_of
 
 if TYPE_CHECKING:
-    from malt.plan import Plan, RolePlan
-    from malt.summary import RunSummary
+    from malt.engine.plan import Plan, RolePlan
+    from malt.engine.summary import RunSummary
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from malt.config.loader import load_spec
 from malt.config.spec import RunSpec
+from malt.engine.job import check_models
 from malt.errors import ConfigError
-from malt.inputs import check_models
 
 SMALLEST = 'name = "sums"\n[questions]\nsource = "sums.jsonl"\n'
 

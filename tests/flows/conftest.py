@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from malt.cli import exit_code
+from malt.engine.summary import RunSummary
 from malt.private_prefect import PRIVATE
-from malt.summary import RunSummary
 
 # Prefect reads these when it is imported, which happens when the tests are collected.
 HOME = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")

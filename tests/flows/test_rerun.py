@@ -13,10 +13,10 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.version import DatasetVersion, open_version
+from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.llm.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store, StoredSample
-from malt.summary import RunSummary
 from tests import mishaps
 from tests.configs import REQUESTS, write_config
 from tests.providers import ScriptedProvider

@@ -10,8 +10,8 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
+from malt.engine.job import Inputs, read_inputs
 from malt.errors import StoreError
-from malt.inputs import Inputs, read_inputs
 from malt.trees.missing import Surveyed, survey, survey_window
 from malt.trees.replay import MANY, Source, made_of_each
 from tests import mishaps, providers

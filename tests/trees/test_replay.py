@@ -10,8 +10,8 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
+from malt.engine.job import Inputs
 from malt.errors import StoreError
-from malt.inputs import Inputs
 from malt.trees.replay import MANY, Source, Window, assess_window, made_of_each
 from tests import mishaps
 from tests.asking import asked_directly

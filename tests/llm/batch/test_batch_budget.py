@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from malt.batched import ask_in_batches
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import read_inputs
+from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
-from malt.inputs import read_inputs
 from malt.llm.batch.ledger import BatchStore
 from malt.llm.session import Session, close_sessions, session_for
 from malt.llm.store.samples import Store
-from malt.outlay import most_for_tree
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider

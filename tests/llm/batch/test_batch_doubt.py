@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
+from malt.engine.job import read_inputs
 from malt.errors import ConfigError
-from malt.inputs import read_inputs
 from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
 from malt.llm.completers import asker
 from malt.llm.session import Session, close_sessions, session_for

@@ -8,8 +8,8 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.config.spec import Fallback, Limits, ModelSpec, Role
+from malt.engine.python_api import TrainingDataGenerator
 from malt.errors import ConfigError, RequestFailed
-from malt.generator import TrainingDataGenerator
 from malt.llm.completers import asker, recall
 from malt.llm.rate_limit.endpoints import Endpoints
 from malt.llm.rate_limit.rate import Policy

@@ -11,8 +11,8 @@ from malt.config.spec import RunSpec
 from malt.datasets.portion import stored_portions
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion
+from malt.engine.job import Inputs
 from malt.errors import NothingToPublish
-from malt.inputs import Inputs
 from malt.trees.replay import Source, collecting_seldom
 from malt.trees.tree import FailedBranch
 

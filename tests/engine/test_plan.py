@@ -7,12 +7,12 @@ import pytest
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, Role, RunSpec
-from malt.inputs import read_inputs
+from malt.engine.job import read_inputs
+from malt.engine.pilot import pilot, spread
+from malt.engine.plan import Plan, plan
 from malt.llm.completers import asker
 from malt.llm.session import session_for
 from malt.llm.store.samples import Store
-from malt.pilot import pilot, spread
-from malt.plan import Plan, plan
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
 from tests.configs import write_config

@@ -11,11 +11,11 @@ import pytest
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
-from malt.datasets.assembly import assemble_version
 from malt.datasets.manifest import read_manifest
-from malt.datasets.rebuild import Rebuilt, Sources, rebuild
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion, open_version
+from malt.engine.build import assemble_version
+from malt.engine.rebuild import Rebuilt, Sources, rebuild
 from malt.errors import InputError, PromptError, QuestionError, VersionError
 from malt.llm.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
-from malt.inputs import Inputs
+from malt.engine.job import Inputs
 from malt.llm.completers import Noted, recall
 from malt.llm.store.samples import Store
 from malt.questions.question import Question

@@ -21,9 +21,9 @@ from malt.datasets.rowfiles import RowsDigest, as_batch
 from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
+from malt.engine.job import Inputs
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.graders import check_references
-from malt.inputs import Inputs
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screened

@@ -3,8 +3,8 @@
 import pytest
 
 from malt.config.spec import Role
+from malt.engine.summary import summarise
 from malt.llm.usage import Tally
-from malt.summary import summarise
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch
 

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.concurrency import all_of
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
-from malt.errors import RequestFailed
-from malt.estimate import (
+from malt.engine.estimate import (
     NOTHING,
     SHARE_OF_MAX_TOKENS,
     Range,
@@ -22,13 +21,14 @@ from malt.estimate import (
     tokens_of,
     total_of,
 )
-from malt.inputs import Inputs, models_asked
+from malt.engine.job import Inputs, models_asked
+from malt.engine.tree_cost import SHOWN
+from malt.errors import RequestFailed
 from malt.llm.batch.api import in_batches
 from malt.llm.completers import Recall
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
 from malt.llm.store.samples import Store, StoredSample
-from malt.outlay import SHOWN
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess

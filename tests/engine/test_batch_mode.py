@@ -9,10 +9,10 @@ from pydantic import JsonValue
 
 from malt.config.settings import Settings
 from malt.config.spec import Fallback, Role, RunSpec
-from malt.datasets.assembly import assemble_version
 from malt.datasets.version import DatasetVersion
+from malt.engine.build import assemble_version
+from malt.engine.job import check_models, read_inputs
 from malt.errors import ConfigError
-from malt.inputs import check_models, read_inputs
 from malt.llm.batch.queues import Size
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.asking import asked_directly

@@ -8,13 +8,13 @@ import pytest
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
-from malt.datasets.assembly import Assembled, assemble_version
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
-from malt.inputs import read_inputs
+from malt.engine.build import Assembled, assemble_version
+from malt.engine.job import read_inputs
+from malt.engine.summary import summarise
 from malt.llm.usage import Tally
 from malt.prompts import SLOTS
-from malt.summary import summarise
 from malt.trees.pipeline import NOTHING_MISSING
 from tests import mishaps, providers
 from tests.asking import asked_directly

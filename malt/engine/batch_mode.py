@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from malt.config.spec import Role, RunSpec
+from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import Job
 from malt.llm.batch.collector import Gathering
@@ -29,7 +30,6 @@ from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.session import Session
 from malt.llm.store.samples import chunks
 from malt.llm.usage import Tally, Usage
-from malt.outlay import most_for_tree
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from malt.batched import ask_in_batches
 from malt.concurrency import all_of
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
@@ -15,14 +14,15 @@ from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.portion import portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import check_models
+from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
-from malt.inputs import check_models
 from malt.llm.completers import EVERY_ROLE, asker
 from malt.llm.run_lock import lease
 from malt.llm.session import Session, session_for
-from malt.outlay import beginning
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row

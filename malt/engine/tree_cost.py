@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
-from malt.inputs import models_asked
+from malt.engine.job import models_asked
 from malt.llm.batch.api import in_batches
 from malt.llm.budget import Amount, worst_case
 from malt.llm.completers import Asker
