@@ -20,8 +20,8 @@ from benchmarks.difficulty import fitted
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
-from malt.datasets.lengths import measured, token_counter
-from malt.datasets.selection import select
+from malt.datasets.rows.lengths import measured, token_counter
+from malt.datasets.rows.selection import select
 from malt.engine.job import read_inputs
 from malt.llm.completers import Recall, asker
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from malt.datasets.formats import FORMATS
-from malt.datasets.tables import SCHEMAS
+from malt.datasets.rows.tables import SCHEMAS
 from malt.llm.request import Message
 from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of

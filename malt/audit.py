@@ -19,7 +19,7 @@ from malt.agreement import Verdicts, agreement_of, verdict
 from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.datasets.reading import StoredTree, stored_trees
 from malt.datasets.restore import exclusion_of
-from malt.datasets.selection import select
+from malt.datasets.rows.selection import select
 from malt.datasets.version import DatasetVersion
 from malt.grading.graders import Grade, Outcome
 from malt.llm.usage import Usage

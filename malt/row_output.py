@@ -32,7 +32,7 @@ def write_rows(rows: Iterable[Columns], path: Path) -> None:
 
 def write_jsonl(rows: Sequence[Columns], path: Path) -> None:
     """Write one object a line."""
-    from malt.datasets.rowfiles import json_line
+    from malt.datasets.rows.files import json_line
 
     with path.open("wb") as file:
         file.writelines(json_line(row) + b"\n" for row in rows)
@@ -43,7 +43,7 @@ def write_parquet(rows: Sequence[Columns], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from malt.datasets.rowfiles import writable
+    from malt.datasets.rows.files import writable
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}

@@ -16,7 +16,7 @@ from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.datasets.compare import VersionDiff, compare
 from malt.datasets.marks import by_meaning, hashed_together, numbered
-from malt.datasets.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
+from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
@@ -179,7 +179,7 @@ def test_the_counts_are_those_of_a_row_by_row_comparison(
 
 @given(valued_trees(), st.integers(0, 10), st.integers(1, 10))
 def test_a_row_s_marks_do_not_depend_on_its_batch(tree: ValuedTree, start: int, length: int) -> None:
-    from malt.datasets.examples import trajectory_rows
+    from malt.datasets.rows.examples import trajectory_rows
 
     batch = pa.RecordBatch.from_pylist(list(trajectory_rows(tree)), schema=TRAJECTORIES)
     for names in by_meaning(batch.schema.names):

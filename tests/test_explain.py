@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
-from malt.datasets.decisions import Decisions
 from malt.datasets.explain import Explanation, arithmetic, explain
-from malt.datasets.gates import Context
 from malt.datasets.publishing import Provenance
-from malt.datasets.selection import rows_by_kind, select
+from malt.datasets.rows.gate_trace import Decisions
+from malt.datasets.rows.gates import Context
+from malt.datasets.rows.selection import rows_by_kind, select
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.grading.graders import Evaluation, Grade, Outcome

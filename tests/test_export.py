@@ -20,7 +20,7 @@ from malt.config.spec import PLAYERS, Role
 from malt.datasets.export import Choice, export
 from malt.datasets.formats import FORMATS
 from malt.datasets.reading import parquet_rows
-from malt.datasets.tables import ROLE_FILES
+from malt.datasets.rows.tables import ROLE_FILES
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport, VersionError
 from malt.llm.request import Message

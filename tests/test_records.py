@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.datasets import records
-from malt.datasets.examples import DpoRow, KtoRow, MessageRow, SftRow
-from malt.datasets.rowfiles import json_line
+from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow
+from malt.datasets.rows.files import json_line
 from malt.errors import VersionError
 
 Record = Mapping[str, Any]

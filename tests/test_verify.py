@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from malt.config.spec import CreditSpec
 from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
 from malt.datasets.publishing import described
-from malt.datasets.rowfiles import RowsWritten
-from malt.datasets.tables import SCHEMAS
+from malt.datasets.rows.files import RowsWritten
+from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify
 from malt.datasets.version import DatasetVersion, open_version
 from malt.grading.graders import Evaluation, Grade, Outcome

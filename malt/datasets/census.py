@@ -10,7 +10,7 @@ from pathlib import Path
 import malt
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
-from malt.datasets.rowfiles import LONE_SURROGATES
+from malt.datasets.rows.files import LONE_SURROGATES
 from malt.llm.request import Completion
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question

@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from malt.config.spec import Role
-from malt.datasets.decisions import Decision, Decisions
-from malt.datasets.examples import (
+from malt.datasets.lookup import Asked, find_nodes, find_question
+from malt.datasets.manifest import Recorded
+from malt.datasets.reading import Row, read_rows, stored_tree
+from malt.datasets.restore import exclusion_of
+from malt.datasets.rows.examples import (
     DpoRow,
     KtoRow,
     MessageRow,
     SftRow,
     interval_of,
 )
-from malt.datasets.gates import Context
-from malt.datasets.lookup import Asked, find_nodes, find_question
-from malt.datasets.manifest import Recorded
-from malt.datasets.reading import Row, read_rows, stored_tree
-from malt.datasets.restore import exclusion_of
-from malt.datasets.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
+from malt.datasets.rows.gate_trace import Decision, Decisions
+from malt.datasets.rows.gates import Context
+from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.verify import parent_of
 from malt.datasets.version import DatasetVersion
 from malt.errors import PromptError

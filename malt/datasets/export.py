@@ -12,7 +12,7 @@ from malt.datasets.folders import discard, open_staging, refuse_in_versions, syn
 from malt.datasets.formats import FORMATS, STEPWISE, Format, Part, source_file
 from malt.datasets.publishing import CARD_FILE
 from malt.datasets.receipt import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
-from malt.datasets.tables import KINDS, SPLITS, Split
+from malt.datasets.rows.tables import KINDS, SPLITS, Split
 from malt.datasets.tool_files import README_FILE, readme
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, NothingToExport

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.examples import QuestionRow, RowSource, parse_row_id
 from malt.datasets.reading import question_row, read_rows
-from malt.datasets.tables import KINDS, QUESTIONS_FILE
+from malt.datasets.rows.examples import QuestionRow, RowSource, parse_row_id
+from malt.datasets.rows.tables import KINDS, QUESTIONS_FILE
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree

@@ -27,8 +27,8 @@ from malt.datasets.manifest import (
 from malt.datasets.portion import Figures, Portion
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
-from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowsDigest, RowsWritten
-from malt.datasets.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
+from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
+from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.version import DatasetVersion, newest_version
 from malt.errors import NothingToPublish, VersionError
 from malt.questions.screening import Screening

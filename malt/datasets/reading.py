@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.restore import restore_tree
-from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
+from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 

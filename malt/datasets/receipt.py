@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.config.spec import Role
-from malt.datasets.tables import Split
+from malt.datasets.rows.tables import Split
 from malt.errors import InputError
 
 RECEIPT_FILE = "export.json"

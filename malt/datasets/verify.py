@@ -17,11 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets import examples
 from malt.datasets.census import Census, code_version, growth_of, ledger_of
 from malt.datasets.diagnostics import DiagnosticsCount
-from malt.datasets.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
-from malt.datasets.lengths import estimated, measured
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
 from malt.datasets.publishing import CARD_FILE, pages_of, training_metadata
 from malt.datasets.reading import Cursor, Row, parquet_rows
@@ -29,9 +26,12 @@ from malt.datasets.report.page import REPORT_FILE
 from malt.datasets.report.reread import failures_by_question
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.restore import exclusion_of, restore_question, restore_tree
-from malt.datasets.rowfiles import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.selection import SelectionCount, rows_by_kind, select
-from malt.datasets.tables import (
+from malt.datasets.rows import examples
+from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
+from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
+from malt.datasets.rows.lengths import estimated, measured
+from malt.datasets.rows.selection import SelectionCount, rows_by_kind, select
+from malt.datasets.rows.tables import (
     KINDS,
     QUESTION_COLUMNS,
     QUESTIONS,

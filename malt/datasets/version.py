@@ -13,7 +13,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.folders import LATEST, version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
-from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.tags import TAG, tags_of
 from malt.errors import VersionError
 

@@ -10,15 +10,15 @@ from typing import NamedTuple, cast
 
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.examples import QuestionRow, question_row
 from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.portion import stored_portions
 from malt.datasets.publishing import Provenance, VersionWriter
 from malt.datasets.reading import parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question
-from malt.datasets.rowfiles import RowsDigest, as_batch
-from malt.datasets.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
+from malt.datasets.rows.examples import QuestionRow, question_row
+from malt.datasets.rows.files import RowsDigest, as_batch
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import verify
 from malt.datasets.version import DatasetVersion
 from malt.engine.job import Inputs

@@ -16,7 +16,7 @@ import numpy as np
 from malt.canonical_json import digest
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import HeldOutSet, ScreeningCounts
-from malt.datasets.tables import Split
+from malt.datasets.rows.tables import Split
 from malt.errors import QuestionError
 from malt.questions.question import Question, cell_text
 from malt.questions.readers import read_rows, without_secrets

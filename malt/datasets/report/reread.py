@@ -5,12 +5,12 @@ from typing import cast
 
 import pyarrow as pa
 
-from malt.datasets.examples import QuestionRow, TrajectoryRow
 from malt.datasets.manifest import Failure
 from malt.datasets.reading import Cursor, parquet_rows
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
-from malt.datasets.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
+from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion
 from malt.errors import VersionError
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from malt.config.spec import DatasetSpec, Role
-from malt.datasets.examples import Labelled, Pair, texts_of
-from malt.datasets.likeness import (
+from malt.datasets.rows.examples import Labelled, Pair, texts_of
+from malt.datasets.rows.similarity import (
     answer_of,
     answers_alike,
     is_identical,

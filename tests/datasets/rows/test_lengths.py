@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import DatasetSpec
-from malt.datasets.lengths import BiasCount, LengthCount, estimated, measured, quantile, token_counter
+from malt.datasets.rows.lengths import BiasCount, LengthCount, estimated, measured, quantile, token_counter
 from malt.errors import ConfigError
 from tests.strategies import tree_of, valued
 

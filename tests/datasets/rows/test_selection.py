@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
-from malt.datasets.examples import Labelled, Pair, labelled, pairs
-from malt.datasets.selection import SelectionCount, select
+from malt.datasets.rows.examples import Labelled, Pair, labelled, pairs
+from malt.datasets.rows.selection import SelectionCount, select
 from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

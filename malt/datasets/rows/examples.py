@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict
 
 from malt.canonical_json import canonical_json
 from malt.config.spec import Role
-from malt.datasets.tables import Split
+from malt.datasets.rows.tables import Split
 from malt.llm.request import Message
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from malt.config.spec import CreditSpec, DatasetSpec, Role
-from malt.datasets.lengths import estimated, measured
-from malt.datasets.selection import Sifted, select
-from malt.datasets.tables import KINDS
+from malt.datasets.rows.lengths import estimated, measured
+from malt.datasets.rows.selection import Sifted, select
+from malt.datasets.rows.tables import KINDS
 from malt.grading.graders import Outcome
 from malt.llm.request import FinishReason
 from malt.questions.question import Question

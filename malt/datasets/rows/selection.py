@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from malt.config.spec import PLAYERS, DatasetSpec, Role
-from malt.datasets.examples import Labelled, Pair, dpo_row, kto_row, labelled, pairs, sft_row, texts_of
-from malt.datasets.gates import Candidates, Context, Gate, dpo_gates, kto_gates, length_of, sft_gates
-from malt.datasets.lengths import BiasCount, LengthCount
 from malt.datasets.manifest import LengthBias, LengthCounts, RowCounts
+from malt.datasets.rows.examples import Labelled, Pair, dpo_row, kto_row, labelled, pairs, sft_row, texts_of
+from malt.datasets.rows.gates import Candidates, Context, Gate, dpo_gates, kto_gates, length_of, sft_gates
+from malt.datasets.rows.lengths import BiasCount, LengthCount
 from malt.questions.screening import Exclusion
 from malt.trees.credit import ValuedTree
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.datasets.rowfiles import JsonExamples, ParquetRows, RowsDigest, as_batch, example_lines, json_line
-from malt.datasets.tables import MESSAGES
+from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, as_batch, example_lines, json_line
+from malt.datasets.rows.tables import MESSAGES
 
 SCHEMA = pa.schema(
     [

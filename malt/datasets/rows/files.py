@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from malt.canonical_json import digest
-from malt.datasets.tables import MEASURED
+from malt.datasets.rows.tables import MEASURED
 
 ROW_GROUP_BYTES = 8 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.examples import (
+from malt.datasets.rows.examples import (
     DpoRow,
     KtoRow,
     SftRow,

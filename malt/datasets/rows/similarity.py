@@ -5,7 +5,7 @@ from functools import lru_cache
 from rapidfuzz import fuzz
 
 from malt.datasets.diagnostics import is_same, stated_verdict
-from malt.datasets.examples import Pair, texts_of
+from malt.datasets.rows.examples import Pair, texts_of
 from malt.questions.shingles import figures, words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
