@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from malt.config.spec import PLAYERS, Roles, RunSpec
-from malt.datasets.census import UsageCount
 from malt.datasets.portion import Portion, portion_of
 from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree

@@ -15,10 +15,10 @@ from random import Random
 import pytest
 
 from malt.config.spec import PLAYERS, CreditSpec
-from malt.datasets.census import UsageCount
 from malt.datasets.folders import STAGING_SECONDS
 from malt.datasets.publishing import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
+from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version import DatasetVersion, open_version
 from malt.errors import NothingToPublish
 from malt.llm.request import Completion

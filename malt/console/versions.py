@@ -112,7 +112,7 @@ def show_ledger(version: "DatasetVersion") -> None:
 
 def show_findings(version: "DatasetVersion") -> None:
     """Print a version's diagnostics, and what its gates left out."""
-    from malt.datasets.findings import findings, losses
+    from malt.datasets.stats.findings import findings, losses
 
     for subject, told in findings(version.manifest.diagnostics):
         out.print(f"  {subject:<12} {escape(told)}")

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.census import Census, UsageCount, as_failure
-from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.report.sample import NO_BAR, Bar, TreeSample
 from malt.datasets.rows import examples
 from malt.datasets.rows.files import as_batch, json_line
 from malt.datasets.rows.lengths import measured, token_counter
 from malt.datasets.rows.selection import SelectionCount, rows_by_kind, select
 from malt.datasets.rows.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, role_file, training_file
+from malt.datasets.stats.counts import Census, UsageCount, as_failure
+from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.questions.question import Question
 from malt.questions.screening import Screening
 from malt.trees.credit import ValuedTree, value_tree

@@ -12,7 +12,6 @@ from typing import Self
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.card import render_card
-from malt.datasets.census import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.manifest import (
     MANIFEST_FILE,
@@ -29,6 +28,7 @@ from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
+from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.version import DatasetVersion, newest_version
 from malt.errors import NothingToPublish, VersionError
 from malt.questions.screening import Screening

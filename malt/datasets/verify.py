@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.census import Census, code_version, growth_of, ledger_of
-from malt.datasets.diagnostics import DiagnosticsCount
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
 from malt.datasets.publishing import CARD_FILE, pages_of, training_metadata
 from malt.datasets.reading import Cursor, Row, parquet_rows
@@ -43,6 +41,8 @@ from malt.datasets.rows.tables import (
     role_file,
     training_file,
 )
+from malt.datasets.stats.counts import Census, code_version, growth_of, ledger_of
+from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version import DatasetVersion
 from malt.questions.screening import CONTAMINATED, Screening, screened
 from malt.trees.adaptive import Rule, nodes_grown

@@ -4,8 +4,8 @@ from functools import lru_cache
 
 from rapidfuzz import fuzz
 
-from malt.datasets.diagnostics import is_same, stated_verdict
 from malt.datasets.rows.examples import Pair, texts_of
+from malt.datasets.stats.diagnostics import is_same, stated_verdict
 from malt.questions.shingles import figures, words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node

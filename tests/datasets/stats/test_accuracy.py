@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS
-from malt.datasets.accuracy import Ballot, Truth, TruthCount, any_right, majority
-from malt.datasets.census import Census
-from malt.datasets.diagnostics import DiagnosticsCount, bin_of
 from malt.datasets.manifest import Accuracy
+from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority
+from malt.datasets.stats.counts import Census
+from malt.datasets.stats.diagnostics import DiagnosticsCount, bin_of
 from malt.trees.credit import ValuedTree
 from malt.trees.uncertainty import wilson
 from tests.published import spec_of
