@@ -5,7 +5,7 @@ import asyncio
 from prefect.artifacts import acreate_markdown_artifact
 
 from malt.datasets.compare import compare
-from malt.datasets.folders import version_numbers
+from malt.datasets.publish.folders import version_numbers
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from tasks.telling import told

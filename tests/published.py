@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from malt.config.spec import PLAYERS, Roles, RunSpec
-from malt.datasets.portion import Portion, portion_of
-from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.publish.shard import Portion, portion_of
+from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree

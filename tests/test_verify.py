@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
 from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
-from malt.datasets.publishing import described
+from malt.datasets.publish.writer import described
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.verify import rows_of, verify

@@ -19,8 +19,8 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
     """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
     from malt.console import lifecycle, terminal
-    from malt.datasets.folders import number_of
-    from malt.datasets.tags import remove_tag, set_tag
+    from malt.datasets.publish.folders import number_of
+    from malt.datasets.publish.tags import remove_tag, set_tag
     from malt.datasets.version import locate
 
     if move and remove:
@@ -61,7 +61,7 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
     from malt.console import lifecycle, terminal
-    from malt.datasets.removal import remove_version
+    from malt.datasets.publish.removal import remove_version
 
     removed = remove_version(version)
     if as_json:
@@ -91,7 +91,7 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
     from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
-    from malt.datasets.garbage import collect
+    from malt.datasets.publish.garbage import collect
     from malt.llm.store.samples import Store
 
     settings = Settings()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import PackedFile, Parcel, Pushed, listed, pack
+from malt.datasets.publish.folders import refuse_in_versions
 from malt.datasets.version import DatasetVersion
 from malt.errors import InputError, MaltError, PushDamaged, PushError
 from malt.questions.readers import without_secrets

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
-from malt.datasets.publishing import CARD_FILE, pages_of, training_metadata
+from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
 from malt.datasets.reading import Cursor, Row, parquet_rows
 from malt.datasets.report.page import REPORT_FILE
 from malt.datasets.report.reread import failures_by_question

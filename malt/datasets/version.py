@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
-from malt.datasets.folders import LATEST, version_numbers
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
+from malt.datasets.publish.folders import LATEST, version_numbers
+from malt.datasets.publish.tags import TAG, tags_of
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
-from malt.datasets.tags import TAG, tags_of
 from malt.errors import VersionError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.portion import stored_portions
-from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion
 from malt.engine.job import Inputs
 from malt.errors import NothingToPublish

@@ -11,8 +11,8 @@ from malt.concurrency import all_of
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.portion import portion_of
-from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.publish.shard import portion_of
+from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version import DatasetVersion, open_version
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import check_models

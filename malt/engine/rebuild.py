@@ -10,10 +10,10 @@ from typing import NamedTuple, cast
 
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.folders import refuse_in_versions
 from malt.datasets.manifest import Code, Manifest, seal_holds
-from malt.datasets.portion import stored_portions
-from malt.datasets.publishing import Provenance, VersionWriter
+from malt.datasets.publish.folders import refuse_in_versions
+from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.reading import parquet_rows
 from malt.datasets.restore import exclusion_of, restore_question
 from malt.datasets.rows.examples import QuestionRow, question_row

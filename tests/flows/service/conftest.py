@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.datasets.folders import version_numbers
+from malt.datasets.publish.folders import version_numbers
 from malt.datasets.version import DatasetVersion, list_versions
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.datasets.folders import LATEST, changing, discard, number_of, point, retire, size_of, version_numbers
-from malt.datasets.tags import tags_of
+from malt.datasets.publish.folders import LATEST, changing, discard, number_of, point, retire, size_of, version_numbers
+from malt.datasets.publish.tags import tags_of
 from malt.datasets.version import locate
 from malt.errors import VersionError
 

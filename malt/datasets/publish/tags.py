@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from malt.datasets.folders import changing, links, number_named, point, sync
+from malt.datasets.publish.folders import changing, links, number_named, point, sync
 from malt.errors import VersionError
 
 TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")

@@ -15,8 +15,8 @@ from random import Random
 import pytest
 
 from malt.config.spec import PLAYERS, CreditSpec
-from malt.datasets.folders import STAGING_SECONDS
-from malt.datasets.publishing import VersionWriter
+from malt.datasets.publish.folders import STAGING_SECONDS
+from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version import DatasetVersion, open_version
@@ -340,7 +340,7 @@ def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from malt.datasets.publishing import VersionWriter
+from malt.datasets.publish.writer import VersionWriter
 from tests.published import PROVENANCE, mixed_portion, spec_of
 with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1]) / "arith") as writer:
     writer.add(mixed_portion("q2"))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.folders import STAGING, discard, is_abandoned, links, numbered, size_of, version_numbers
+from malt.datasets.publish.folders import STAGING, discard, is_abandoned, links, numbered, size_of, version_numbers
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError

@@ -12,7 +12,6 @@ from typing import Self
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.card import render_card
-from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -23,7 +22,8 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
-from malt.datasets.portion import Figures, Portion
+from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, put
+from malt.datasets.publish.shard import Figures, Portion
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.portion import portion_of
-from malt.datasets.publishing import VersionWriter
+from malt.datasets.publish.shard import portion_of
+from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.report.sample import KEPT
 from malt.questions.screening import Screening
 from tests.published import PROVENANCE, mixed_tree, spec_of
