@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.generate import grow_by_shard
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import read_inputs
 from malt.engine.summary import RunSummary
 from malt.llm.usage import Tally, Usage

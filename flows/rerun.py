@@ -15,7 +15,7 @@ from flows.generate import grow_and_publish
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import read_inputs
 from malt.engine.refresh import set_aside
 from malt.engine.summary import RunSummary

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.agreement import Verdicts, agreement_of, verdict
 from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
-from malt.datasets.reading import StoredTree, stored_trees
-from malt.datasets.restore import exclusion_of
 from malt.datasets.rows.selection import select
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import StoredTree, stored_trees
+from malt.datasets.version.restore import exclusion_of
 from malt.grading.graders import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion

@@ -12,7 +12,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.report.markdown import figures_markdown
 from malt.datasets.report.page import REPORT_FILE
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Assembled, assemble_version
 from malt.engine.job import Inputs
 from malt.engine.summary import RunSummary, summarise

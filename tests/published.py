@@ -9,7 +9,7 @@ from malt.config.spec import PLAYERS, Roles, RunSpec
 from malt.datasets.publish.shard import Portion, portion_of
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.stats.counts import UsageCount
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.strategies import tree_of, valued

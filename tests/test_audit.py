@@ -11,7 +11,7 @@ import pytest
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.python_api import TrainingDataGenerator
 from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree

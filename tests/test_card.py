@@ -11,7 +11,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.card import render_card
 from malt.datasets.front_matter import config_files
 from malt.datasets.rows.tables import SCHEMAS
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import PROVENANCE, publish, publish_questions, spec_of
 from tests.strategies import tree_of, valued
 

@@ -12,7 +12,7 @@ import pytest
 
 from malt.cli import exit_code
 from malt.config.settings import Settings
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 from tests.published import publish_questions

@@ -17,7 +17,7 @@ from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.datasets.compare import VersionDiff, compare
 from malt.datasets.marks import by_meaning, hashed_together, numbered
 from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree

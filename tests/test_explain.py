@@ -18,7 +18,7 @@ from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.gate_trace import Decisions
 from malt.datasets.rows.gates import Context
 from malt.datasets.rows.selection import rows_by_kind, select
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason

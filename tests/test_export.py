@@ -19,9 +19,9 @@ from malt.cli import exit_code
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.export import Choice, export
 from malt.datasets.formats import FORMATS
-from malt.datasets.reading import parquet_rows
 from malt.datasets.rows.tables import ROLE_FILES
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import parquet_rows
 from malt.errors import InputError, NothingToExport, VersionError
 from malt.llm.request import Message
 from malt.questions.screening import Exclusion, Screening
@@ -405,7 +405,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from malt.datasets.export import export
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 version = open_version(sys.argv[1])
 for number in range(1000):
     export(version, "axolotl", Path(sys.argv[2]) / f"out{number}")

@@ -16,7 +16,7 @@ from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import Pushed, pack
 from malt.datasets.pushing import push
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
 from tests.hub import OWNER, READ_TOKEN, Blob, Hub
 from tests.published import publish_questions, publish_two_datasets

@@ -16,7 +16,7 @@ from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import pack
 from malt.datasets.pushing import PARTIAL_FILE, push
 from malt.datasets.verify import verify
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError, VersionError
 from tests.published import copied, publish_questions
 from tests.s3 import S3

@@ -25,7 +25,7 @@ from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
 from malt.datasets.rows import examples
 from malt.datasets.verify import verify
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree
 from tests.published import PROVENANCE, asking_for, mixed_tree, publish, publish_questions, spec_of

@@ -23,7 +23,7 @@ import httpx
 
 from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
 from malt.config.loader import load_spec
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 from malt.private_prefect import PrefectServer, direct_to_loopback
 from malt.tied import descendants
 from tests.flows.service.conftest import Prefect, Up, free_port, in_form

@@ -44,7 +44,7 @@ def export(
     from malt.console import sending, terminal
     from malt.datasets.export import Choice
     from malt.datasets.export import export as exported_to
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     choice = Choice(tuple(map(player, roles)), kinds, (split,) if split else ())
     exported = exported_to(open_version(version), to, directory, choice)

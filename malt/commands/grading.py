@@ -39,7 +39,7 @@ def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: t
     """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
     from malt import audit as auditing
     from malt.console import grading, terminal
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
     from malt.regrading import declared_grading, grading_of, read_kinds
 
     opened = open_version(version)

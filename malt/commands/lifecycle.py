@@ -21,7 +21,7 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
     from malt.console import lifecycle, terminal
     from malt.datasets.publish.folders import number_of
     from malt.datasets.publish.tags import remove_tag, set_tag
-    from malt.datasets.version import locate
+    from malt.datasets.version.dataset_version import locate
 
     if move and remove:
         raise click.UsageError("--move and --remove exclude each other.")
@@ -46,7 +46,7 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
     from malt.config.settings import Settings
     from malt.console import lifecycle, terminal
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
 
     sources = rebuilding.Sources(questions, prompts)

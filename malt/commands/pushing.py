@@ -19,7 +19,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     """
     from malt.console import sending, terminal
     from malt.datasets.pushing import push as pushed
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     done = pushed(open_version(version), dest, public=public)
     terminal.emit(done.model_dump(mode="json")) if as_json else sending.show_pushed(done)

@@ -15,7 +15,7 @@ def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
     from malt.config.settings import Settings
     from malt.console import terminal, versions
-    from malt.datasets.version import list_versions
+    from malt.datasets.version.dataset_version import list_versions
 
     listed = list_versions(Settings().datasets_dir, name)
     terminal.emit(versions.listing(listed)) if as_json else versions.show_versions(listed)
@@ -29,7 +29,7 @@ def datasets(name: str | None, as_json: bool) -> int:
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
     from malt.console import terminal, versions
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
     if question_id is None:
@@ -50,7 +50,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Name a version's report, one HTML file. It needs no network; --open shows it."""
     from malt.console import terminal
     from malt.datasets.report.reread import report_file
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
     path = report_file(opened, out)
@@ -70,7 +70,7 @@ def explain(version: str, row_id: str, as_json: bool) -> None:
     """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
     from malt.console import explaining, terminal
     from malt.datasets.explain import explain as explained
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     told = explained(open_version(version), row_id)
     terminal.emit(told.model_dump(mode="json")) if as_json else explaining.show_explanation(told)
@@ -84,7 +84,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt.console import comparing, terminal
     from malt.datasets.compare import compare
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     found = compare(open_version(old), open_version(new), None if as_json else comparing.QUESTIONS_SHOWN)
     terminal.emit(found.model_dump(mode="json")) if as_json else comparing.show_diff(found)
@@ -97,7 +97,7 @@ def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold."""
     from malt.console import terminal, versions
     from malt.datasets.verify import verify as problems_of
-    from malt.datasets.version import open_version
+    from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
     problems = problems_of(opened)

@@ -12,7 +12,7 @@ from malt.config.spec import PLAYERS
 from malt.console.terminal import dollars, err, one_line, out, show_rows, table_of
 
 if TYPE_CHECKING:
-    from malt.datasets.version import DatasetVersion, Listed
+    from malt.datasets.version.dataset_version import DatasetVersion, Listed
 
 QUESTIONS_SHOWN = 10
 

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from malt.datasets.manifest import Manifest, Recorded
 from malt.datasets.marks import mark_rows, no_marks, rows_by_key
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 
 Kind = Literal["added", "removed", "changed"]

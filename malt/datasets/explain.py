@@ -10,8 +10,6 @@ from typing import cast
 from malt.config.spec import Role
 from malt.datasets.lookup import Asked, find_nodes, find_question
 from malt.datasets.manifest import Recorded
-from malt.datasets.reading import Row, read_rows, stored_tree
-from malt.datasets.restore import exclusion_of
 from malt.datasets.rows.examples import (
     DpoRow,
     KtoRow,
@@ -23,7 +21,9 @@ from malt.datasets.rows.gate_trace import Decision, Decisions
 from malt.datasets.rows.gates import Context
 from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.verify import parent_of
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Row, read_rows, stored_tree
+from malt.datasets.version.restore import exclusion_of
 from malt.errors import PromptError
 from malt.grading.graders import Evaluation
 from malt.prompts import load_prompts

@@ -14,7 +14,7 @@ from malt.datasets.publish.writer import CARD_FILE
 from malt.datasets.receipt import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
 from malt.datasets.rows.tables import KINDS, SPLITS, Split
 from malt.datasets.tool_files import README_FILE, readme
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import InputError, NothingToExport
 
 

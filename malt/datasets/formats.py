@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from malt.config.spec import Role
 from malt.datasets import records, tool_files
-from malt.datasets.reading import Cursor, parquet_rows
 from malt.datasets.receipt import ExportedFile, Receipt
 from malt.datasets.records import Record
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.files import json_line
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
 from malt.datasets.stepwise import COLUMNS, StepwiseRow, stepwise_rows
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError
 
 STEPWISE = "prm"

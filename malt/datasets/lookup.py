@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.reading import question_row, read_rows
 from malt.datasets.rows.examples import QuestionRow, RowSource, parse_row_id
 from malt.datasets.rows.tables import KINDS, QUESTIONS_FILE
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import question_row, read_rows
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 from pydantic import BaseModel, ConfigDict
 
 from malt.datasets.manifest import MANIFEST_FILE, seal_holds
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 
 

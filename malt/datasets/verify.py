@@ -19,11 +19,9 @@ from pydantic import ValidationError
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
 from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
-from malt.datasets.reading import Cursor, Row, parquet_rows
 from malt.datasets.report.page import REPORT_FILE
 from malt.datasets.report.reread import failures_by_question
 from malt.datasets.report.sample import TreeSample
-from malt.datasets.restore import exclusion_of, restore_question, restore_tree
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
@@ -43,7 +41,9 @@ from malt.datasets.rows.tables import (
 )
 from malt.datasets.stats.counts import Census, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Cursor, Row, parquet_rows
+from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
 from malt.questions.screening import CONTAMINATED, Screening, screened
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree

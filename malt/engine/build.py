@@ -10,7 +10,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.publish.shard import stored_portions
 from malt.datasets.publish.writer import Provenance, VersionWriter
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import Inputs
 from malt.errors import NothingToPublish
 from malt.trees.replay import Source, collecting_seldom

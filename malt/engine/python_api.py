@@ -13,7 +13,7 @@ from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, R
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.publish.shard import portion_of
 from malt.datasets.publish.writer import Provenance, VersionWriter
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import check_models
 from malt.engine.tree_cost import beginning

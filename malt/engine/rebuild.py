@@ -14,13 +14,13 @@ from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publish.folders import refuse_in_versions
 from malt.datasets.publish.shard import stored_portions
 from malt.datasets.publish.writer import Provenance, VersionWriter
-from malt.datasets.reading import parquet_rows
-from malt.datasets.restore import exclusion_of, restore_question
 from malt.datasets.rows.examples import QuestionRow, question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.verify import verify
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import parquet_rows
+from malt.datasets.version.restore import exclusion_of, restore_question
 from malt.engine.job import Inputs
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.graders import check_references

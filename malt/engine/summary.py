@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.llm.usage import Tally
 from malt.trees.pipeline import Shortfall
 from malt.trees.tree import FailedBranch

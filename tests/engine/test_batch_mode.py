@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from malt.config.settings import Settings
 from malt.config.spec import Fallback, Role, RunSpec
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import assemble_version
 from malt.engine.job import check_models, read_inputs
 from malt.errors import ConfigError

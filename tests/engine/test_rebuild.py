@@ -13,7 +13,7 @@ from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.manifest import read_manifest
 from malt.datasets.verify import verify
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import assemble_version
 from malt.engine.rebuild import Rebuilt, Sources, rebuild
 from malt.errors import InputError, PromptError, QuestionError, VersionError

@@ -21,7 +21,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.publish.folders import STAGING, discard, is_abandoned, links, numbered, size_of, version_numbers
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
-from malt.datasets.version import DatasetVersion, open_folder
+from malt.datasets.version.dataset_version import DatasetVersion, open_folder
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 

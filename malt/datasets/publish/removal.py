@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from malt.datasets.publish.folders import LATEST, changing, discard, number_of, point, retire, size_of, version_numbers
 from malt.datasets.publish.tags import tags_of
-from malt.datasets.version import locate
+from malt.datasets.version.dataset_version import locate
 from malt.errors import VersionError
 
 

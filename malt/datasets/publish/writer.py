@@ -29,7 +29,7 @@ from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
-from malt.datasets.version import DatasetVersion, newest_version
+from malt.datasets.version.dataset_version import DatasetVersion, newest_version
 from malt.errors import NothingToPublish, VersionError
 from malt.questions.screening import Screening
 

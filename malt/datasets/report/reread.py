@@ -6,12 +6,12 @@ from typing import cast
 import pyarrow as pa
 
 from malt.datasets.manifest import Failure
-from malt.datasets.reading import Cursor, parquet_rows
 from malt.datasets.report.page import REPORT_FILE, render_report
 from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
-from malt.datasets.version import DatasetVersion
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError
 
 

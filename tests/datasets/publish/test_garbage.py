@@ -16,7 +16,7 @@ from malt.config.spec import Role
 from malt.datasets.publish.folders import open_staging
 from malt.datasets.publish.garbage import Garbage, collect
 from malt.datasets.publish.removal import remove_version
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres

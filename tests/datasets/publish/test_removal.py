@@ -10,7 +10,7 @@ from malt.datasets.publish.folders import links, version_numbers
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
 from malt.datasets.publish.writer import VersionWriter
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 from malt.errors import VersionError
 from tests.published import PROVENANCE, mixed_portion, publish_questions, publish_small, spec_of
 

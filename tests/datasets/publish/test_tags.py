@@ -8,7 +8,7 @@ import pytest
 
 from malt.datasets.publish.folders import links
 from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
-from malt.datasets.version import list_versions, open_version
+from malt.datasets.version.dataset_version import list_versions, open_version
 from malt.errors import VersionError
 from tests.published import copied, publish_questions
 

@@ -19,7 +19,7 @@ from malt.datasets.publish.folders import STAGING_SECONDS
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.stats.counts import UsageCount
-from malt.datasets.version import DatasetVersion, open_version
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import NothingToPublish
 from malt.llm.request import Completion
 from malt.questions.screening import Exclusion, Screening

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.datasets.restore import restore_tree
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
+from malt.datasets.version.restore import restore_tree
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 
 if TYPE_CHECKING:
-    from malt.datasets.version import DatasetVersion
+    from malt.datasets.version.dataset_version import DatasetVersion
 
 Row = Mapping[str, object]
 

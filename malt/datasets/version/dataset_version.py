@@ -110,7 +110,7 @@ class DatasetVersion:
 
     def tree(self, question_id: str) -> "ValuedTree":
         """One question's tree, with grades and values. Raises `VersionError` where it is not in the version."""
-        from malt.datasets.reading import question_row, stored_tree
+        from malt.datasets.version.reading import question_row, stored_tree
 
         question = question_row(self, question_id)
         if question is None:
@@ -119,7 +119,7 @@ class DatasetVersion:
 
     def trees(self) -> "Iterator[ValuedTree]":
         """All whole trees in the order of their questions, one in memory at a time."""
-        from malt.datasets.reading import stored_trees
+        from malt.datasets.version.reading import stored_trees
 
         return (stored.valued for stored in stored_trees(self))
 
