@@ -12,10 +12,10 @@ import pytest
 
 from malt.cli import exit_code
 from malt.config.settings import Settings
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.parcel import pack
 from malt.datasets.pushing import PARTIAL_FILE, push
-from malt.datasets.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError, VersionError
 from tests.published import copied, publish_questions

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from malt.cli import exit_code
 from malt.config.spec import RunSpec
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest
 from malt.datasets.report.drawing import flip_picture, histogram
 from malt.datasets.report.figures import Flip, ValueBin
@@ -24,7 +25,6 @@ from malt.datasets.report.page import compact, render_picture, render_report
 from malt.datasets.report.reread import redraw
 from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
 from malt.datasets.rows import examples
-from malt.datasets.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree

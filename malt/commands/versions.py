@@ -69,7 +69,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 def explain(version: str, row_id: str, as_json: bool) -> None:
     """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
     from malt.console import explaining, terminal
-    from malt.datasets.explain import explain as explained
+    from malt.datasets.check.explain import explain as explained
     from malt.datasets.version.dataset_version import open_version
 
     told = explained(open_version(version), row_id)
@@ -83,7 +83,7 @@ def explain(version: str, row_id: str, as_json: bool) -> None:
 def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt.console import comparing, terminal
-    from malt.datasets.compare import compare
+    from malt.datasets.check.compare import compare
     from malt.datasets.version.dataset_version import open_version
 
     found = compare(open_version(old), open_version(new), None if as_json else comparing.QUESTIONS_SHOWN)
@@ -96,7 +96,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
 def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold."""
     from malt.console import terminal, versions
-    from malt.datasets.verify import verify as problems_of
+    from malt.datasets.check.verify import verify as problems_of
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)

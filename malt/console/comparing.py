@@ -11,7 +11,7 @@ from rich.markup import escape
 from malt.console.terminal import out, show_rest, table_of
 
 if TYPE_CHECKING:
-    from malt.datasets.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
+    from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
 
 QUESTIONS_SHOWN = 3
 """Questions whose rows are told of, for each file that differs."""

@@ -10,7 +10,7 @@ from malt.console.terminal import one_line, out, show_rest, table_of
 from malt.grading.graders import brief
 
 if TYPE_CHECKING:
-    from malt.datasets.explain import Explanation, LeafTold, TextTold
+    from malt.datasets.check.explain import Explanation, LeafTold, TextTold
     from malt.datasets.rows.gate_trace import Decision
 
 SHOWN = 10

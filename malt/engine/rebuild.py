@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 from malt.config.settings import Settings
 from malt.config.spec import Role
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publish.folders import refuse_in_versions
 from malt.datasets.publish.shard import stored_portions
@@ -17,7 +18,6 @@ from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.rows.examples import QuestionRow, question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
-from malt.datasets.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question

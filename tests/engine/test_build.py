@@ -8,7 +8,7 @@ import pytest
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
-from malt.datasets.verify import verify
+from malt.datasets.check.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Assembled, assemble_version
 from malt.engine.job import read_inputs

@@ -9,7 +9,7 @@ import pytest
 
 from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
 from malt.config.spec import Role
-from malt.datasets.verify import verify
+from malt.datasets.check.verify import verify
 from malt.errors import ConfigError, NothingToPublish, QuestionError
 from malt.llm.request import Message
 from tests import mishaps

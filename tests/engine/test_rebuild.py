@@ -11,8 +11,8 @@ import pytest
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import read_manifest
-from malt.datasets.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import assemble_version
 from malt.engine.rebuild import Rebuilt, Sources, rebuild

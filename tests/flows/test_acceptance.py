@@ -7,8 +7,8 @@ import pytest
 
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import write_manifest
-from malt.datasets.verify import verify
 from malt.datasets.version.dataset_version import open_version
 from malt.llm.store.samples import Store
 from malt.questions.question import read_questions

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
-from malt.datasets.compare import VersionDiff, compare
-from malt.datasets.marks import by_meaning, hashed_together, numbered
+from malt.datasets.check.compare import VersionDiff, compare
+from malt.datasets.check.row_hashes import by_meaning, hashed_together, numbered
 from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError

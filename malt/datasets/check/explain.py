@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from malt.config.spec import Role
-from malt.datasets.lookup import Asked, find_nodes, find_question
+from malt.datasets.check.lookup import Asked, find_nodes, find_question
+from malt.datasets.check.verify import parent_of
 from malt.datasets.manifest import Recorded
 from malt.datasets.rows.examples import (
     DpoRow,
@@ -20,7 +21,6 @@ from malt.datasets.rows.examples import (
 from malt.datasets.rows.gate_trace import Decision, Decisions
 from malt.datasets.rows.gates import Context
 from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
-from malt.datasets.verify import parent_of
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Row, read_rows, stored_tree
 from malt.datasets.version.restore import exclusion_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
-from malt.datasets.explain import Explanation, arithmetic, explain
+from malt.datasets.check.explain import Explanation, arithmetic, explain
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.gate_trace import Decisions
 from malt.datasets.rows.gates import Context
