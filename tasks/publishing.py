@@ -10,8 +10,8 @@ from prefect.states import Completed, Failed
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.report.markdown import figures_markdown
-from malt.datasets.report.page import REPORT_FILE
+from malt.datasets.pages.markdown import figures_markdown
+from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Assembled, assemble_version
 from malt.engine.job import Inputs

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from malt.datasets.card import table
+from malt.datasets.pages.card import table
 from malt.datasets.receipt import ExportedFile, Receipt
 
 README_FILE = "README.md"

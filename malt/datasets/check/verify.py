@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.pages.page import REPORT_FILE
+from malt.datasets.pages.reread import failures_by_question
+from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
-from malt.datasets.report.page import REPORT_FILE
-from malt.datasets.report.reread import failures_by_question
-from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line

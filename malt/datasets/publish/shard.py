@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.report.sample import NO_BAR, Bar, TreeSample
+from malt.datasets.pages.sample import NO_BAR, Bar, TreeSample
 from malt.datasets.rows import examples
 from malt.datasets.rows.files import as_batch, json_line
 from malt.datasets.rows.lengths import measured, token_counter

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.card import render_card
 from malt.datasets.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -22,10 +21,11 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
+from malt.datasets.pages.card import render_card
+from malt.datasets.pages.page import REPORT_FILE, render_report
+from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, put
 from malt.datasets.publish.shard import Figures, Portion
-from malt.datasets.report.page import REPORT_FILE, render_report
-from malt.datasets.report.sample import TreeSample
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of

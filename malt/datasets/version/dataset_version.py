@@ -97,7 +97,7 @@ class DatasetVersion:
     @property
     def figures(self) -> "dict[str, pd.DataFrame]":
         """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
-        from malt.datasets.report.figures import figures
+        from malt.datasets.pages.figures import figures
 
         return figures(self.manifest)
 

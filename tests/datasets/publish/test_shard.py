@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from malt.datasets.manifest import Manifest
+from malt.datasets.pages.sample import KEPT
 from malt.datasets.publish.shard import portion_of
 from malt.datasets.publish.writer import VersionWriter
-from malt.datasets.report.sample import KEPT
 from malt.questions.screening import Screening
 from tests.published import PROVENANCE, mixed_tree, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 
 from malt.config.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
-from malt.datasets.front_matter import config_files, front_matter, rows_of
 from malt.datasets.manifest import Cost, LengthBias, Manifest
+from malt.datasets.pages.front_matter import config_files, front_matter, rows_of
 from malt.datasets.rows.tables import KINDS, SPLITS, Split
 from malt.datasets.stats.findings import findings, losses
 

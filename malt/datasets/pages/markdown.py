@@ -4,8 +4,8 @@ from base64 import b64encode
 from collections.abc import Iterable
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.report import figures
-from malt.datasets.report.page import count, dollars, render_picture, share
+from malt.datasets.pages import figures
+from malt.datasets.pages.page import count, dollars, render_picture, share
 from malt.sanitize import visible
 
 BAR = 20

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.datasets.card import render_card
-from malt.datasets.front_matter import config_files
+from malt.datasets.pages.card import render_card
+from malt.datasets.pages.front_matter import config_files
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import PROVENANCE, publish, publish_questions, spec_of

@@ -18,12 +18,12 @@ from malt.cli import exit_code
 from malt.config.spec import RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest
-from malt.datasets.report.drawing import flip_picture, histogram
-from malt.datasets.report.figures import Flip, ValueBin
-from malt.datasets.report.markdown import figures_markdown
-from malt.datasets.report.page import compact, render_picture, render_report
-from malt.datasets.report.reread import redraw
-from malt.datasets.report.sample import KEPT, TreeSample, embeddable, rank_of
+from malt.datasets.pages.drawing import flip_picture, histogram
+from malt.datasets.pages.figures import Flip, ValueBin
+from malt.datasets.pages.markdown import figures_markdown
+from malt.datasets.pages.page import compact, render_picture, render_report
+from malt.datasets.pages.reread import redraw
+from malt.datasets.pages.sample import KEPT, TreeSample, embeddable, rank_of
 from malt.datasets.rows import examples
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.report import figures
-from malt.datasets.report.drawing import flip_picture, histogram
-from malt.datasets.report.sample import embeddable
+from malt.datasets.pages import figures
+from malt.datasets.pages.drawing import flip_picture, histogram
+from malt.datasets.pages.sample import embeddable
 from malt.sanitize import visible
 
 FOLDER = Path(__file__).parent

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from malt.datasets.report.figures import Flip, ValueBin
+from malt.datasets.pages.figures import Flip, ValueBin
 
 GAP = 6.0
 """Between the right and the wrong half of a flip picture."""

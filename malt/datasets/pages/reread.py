@@ -6,8 +6,8 @@ from typing import cast
 import pyarrow as pa
 
 from malt.datasets.manifest import Failure
-from malt.datasets.report.page import REPORT_FILE, render_report
-from malt.datasets.report.sample import TreeSample
+from malt.datasets.pages.page import REPORT_FILE, render_report
+from malt.datasets.pages.sample import TreeSample
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
