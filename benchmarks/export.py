@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from malt.datasets.formats import FORMATS
+from malt.datasets.export.formats import FORMATS
 from malt.datasets.rows.tables import SCHEMAS
 from malt.llm.request import Message
 from malt.trees.credit import ValuedTree

@@ -17,7 +17,7 @@ class ListsFormats(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own
         """Write the list."""
-        from malt.datasets.formats import FORMATS
+        from malt.datasets.export.formats import FORMATS
 
         with formatter.section("Formats"):
             formatter.write_dl([(name, form.about) for name, form in FORMATS.items()])
@@ -42,8 +42,8 @@ def export(
 ) -> None:
     """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
     from malt.console import sending, terminal
-    from malt.datasets.export import Choice
-    from malt.datasets.export import export as exported_to
+    from malt.datasets.export.export import Choice
+    from malt.datasets.export.export import export as exported_to
     from malt.datasets.version.dataset_version import open_version
 
     choice = Choice(tuple(map(player, roles)), kinds, (split,) if split else ())

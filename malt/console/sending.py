@@ -7,7 +7,7 @@ from rich.markup import escape
 from malt.console.terminal import err, from_here, out, show_rows
 
 if TYPE_CHECKING:
-    from malt.datasets.export import Exported
+    from malt.datasets.export.export import Exported
     from malt.datasets.parcel import Pushed
 
 

@@ -2,8 +2,8 @@
 
 from hypothesis import given
 
+from malt.datasets.export.stepwise import Paths, stepwise_rows
 from malt.datasets.rows.examples import question_row, trajectory_rows
-from malt.datasets.stepwise import Paths, stepwise_rows
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion
 from malt.trees.credit import ValuedTree

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from malt.datasets.export.export_manifest import ExportedFile, Receipt
 from malt.datasets.pages.card import table
-from malt.datasets.receipt import ExportedFile, Receipt
 
 README_FILE = "README.md"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.datasets import records
+from malt.datasets.export import row_formats
 from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow
 from malt.datasets.rows.files import json_line
 from malt.errors import VersionError
@@ -66,7 +66,7 @@ SFT, DPO, KTO = sft(PROMPT, "4"), dpo(PROMPT, "4", "5"), kto(PROMPT, "5", label=
 
 
 def test_openai_supervised_trains_on_the_last_reply_alone() -> None:
-    assert records.openai_supervised(SFT) == {
+    assert row_formats.openai_supervised(SFT) == {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "1 + 1?"},
@@ -78,7 +78,7 @@ def test_openai_supervised_trains_on_the_last_reply_alone() -> None:
 
 
 def test_openai_preference_has_one_assistant_message_on_each_side() -> None:
-    assert records.openai_preference(DPO) == {
+    assert row_formats.openai_preference(DPO) == {
         "input": {"messages": PROMPT},
         "preferred_output": [{"role": "assistant", "content": "4"}],
         "non_preferred_output": [{"role": "assistant", "content": "5"}],
@@ -95,11 +95,11 @@ CONVERSATION = [
 
 def test_sharegpt_is_a_conversation_that_ends_with_the_reply() -> None:
     conversations = [*CONVERSATION, {"from": "gpt", "value": "4"}]
-    assert records.sharegpt(SFT) == {"id": "sft-verifier/q1/0.1", "conversations": conversations}
+    assert row_formats.sharegpt(SFT) == {"id": "sft-verifier/q1/0.1", "conversations": conversations}
 
 
 def test_alpaca_has_the_last_question_as_instruction_and_what_came_before_as_history() -> None:
-    assert records.alpaca(SFT) == {
+    assert row_formats.alpaca(SFT) == {
         "id": "sft-verifier/q1/0.1",
         "instruction": "2 + 2?",
         "input": "",
@@ -110,19 +110,19 @@ def test_alpaca_has_the_last_question_as_instruction_and_what_came_before_as_his
 
 
 def test_alpaca_without_system_text_and_history_has_its_columns_empty() -> None:
-    record = records.alpaca(sft([said("user", "2 + 2?")], "4"))
+    record = row_formats.alpaca(sft([said("user", "2 + 2?")], "4"))
     assert (record["instruction"], record["system"], record["history"]) == ("2 + 2?", "", [])
 
 
 def test_axolotl_supervised_says_of_every_message_whether_it_is_trained_on() -> None:
-    messages = records.axolotl_supervised(SFT)["messages"]
+    messages = row_formats.axolotl_supervised(SFT)["messages"]
     assert isinstance(messages, list)
     assert [message.pop("train") for message in messages] == [False, False, False, False, True]
     assert messages == [*PROMPT, {"role": "assistant", "content": "4"}]
 
 
 def test_axolotl_preference_is_what_chat_template_default_reads() -> None:
-    assert records.axolotl_preference(DPO) == {
+    assert row_formats.axolotl_preference(DPO) == {
         "id": "dpo-verifier/q1/0.1-0.2",
         "messages": PROMPT,
         "chosen": {"role": "assistant", "content": "4"},
@@ -132,11 +132,11 @@ def test_axolotl_preference_is_what_chat_template_default_reads() -> None:
 
 def test_axolotl_unpaired_is_a_conversation_with_a_label() -> None:
     completion = [*PROMPT, {"role": "assistant", "content": "5"}]
-    assert records.axolotl_unpaired(KTO) == {"id": "kto-verifier/q1/0.1", "completion": completion, "label": False}
+    assert row_formats.axolotl_unpaired(KTO) == {"id": "kto-verifier/q1/0.1", "completion": completion, "label": False}
 
 
 def test_llamafactory_preference_is_a_conversation_up_to_the_question_and_a_turn_on_each_side() -> None:
-    assert records.llamafactory_preference(DPO) == {
+    assert row_formats.llamafactory_preference(DPO) == {
         "id": "dpo-verifier/q1/0.1-0.2",
         "conversations": CONVERSATION,
         "chosen": {"from": "gpt", "value": "4"},
@@ -147,13 +147,13 @@ def test_llamafactory_preference_is_a_conversation_up_to_the_question_and_a_turn
 def test_llamafactory_unpaired_is_a_conversation_with_a_tag() -> None:
     conversations = [*CONVERSATION, {"from": "gpt", "value": "5"}]
     expected = {"id": "kto-verifier/q1/0.1", "conversations": conversations, "kto_tag": False}
-    assert records.llamafactory_unpaired(KTO) == expected
+    assert row_formats.llamafactory_unpaired(KTO) == expected
 
 
 @pytest.mark.parametrize(
     "roles", [[], ["system"], ["assistant"], ["user", "assistant"], ["user", "user", "user"], ["tool"]]
 )
-@pytest.mark.parametrize("write", [records.alpaca, records.sharegpt])
+@pytest.mark.parametrize("write", [row_formats.alpaca, row_formats.sharegpt])
 def test_a_prompt_in_which_the_two_do_not_take_turns_is_refused_by_name(
     roles: list[str], write: Callable[[SftRow], Record]
 ) -> None:
@@ -206,10 +206,10 @@ def parsed(record: object) -> Record:
 def test_every_supervised_record_holds_all_that_was_seen_and_replied(prompt: list[MessageRow], text: str) -> None:
     row = sft(prompt, text)
     whole = of_messages([*prompt, said("assistant", text)])
-    assert of_messages(parsed(records.openai_supervised(row))["messages"]) == whole
-    assert of_messages(parsed(records.axolotl_supervised(row))["messages"]) == whole
-    assert of_sharegpt(parsed(records.sharegpt(row))["conversations"]) == whole
-    assert of_alpaca(parsed(records.alpaca(row))) == [turn for turn in whole if turn != ("system", "")]
+    assert of_messages(parsed(row_formats.openai_supervised(row))["messages"]) == whole
+    assert of_messages(parsed(row_formats.axolotl_supervised(row))["messages"]) == whole
+    assert of_sharegpt(parsed(row_formats.sharegpt(row))["conversations"]) == whole
+    assert of_alpaca(parsed(row_formats.alpaca(row))) == [turn for turn in whole if turn != ("system", "")]
 
 
 @given(prompts(), st.text(), st.text())
@@ -220,7 +220,11 @@ def test_every_preference_record_holds_the_prompt_and_both_sides(
     sides = [("assistant", chosen)], [("assistant", rejected)]
     openai, axolotl, llamafactory = (
         parsed(write(row))
-        for write in (records.openai_preference, records.axolotl_preference, records.llamafactory_preference)
+        for write in (
+            row_formats.openai_preference,
+            row_formats.axolotl_preference,
+            row_formats.llamafactory_preference,
+        )
     )
     assert of_messages(openai["input"]["messages"]) == whole
     assert (of_messages(openai["preferred_output"]), of_messages(openai["non_preferred_output"])) == sides
@@ -235,6 +239,6 @@ def test_every_unpaired_record_holds_the_conversation_and_its_label(
     prompt: list[MessageRow], text: str, label: bool
 ) -> None:
     row, whole = kto(prompt, text, label), of_messages([*prompt, said("assistant", text)])
-    axolotl, llamafactory = parsed(records.axolotl_unpaired(row)), parsed(records.llamafactory_unpaired(row))
+    axolotl, llamafactory = parsed(row_formats.axolotl_unpaired(row)), parsed(row_formats.llamafactory_unpaired(row))
     assert (of_messages(axolotl["completion"]), axolotl["label"]) == (whole, label)
     assert (of_sharegpt(llamafactory["conversations"]), llamafactory["kto_tag"]) == (whole, label)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.formats import FORMATS, STEPWISE, Format, Part, source_file
+from malt.datasets.export.export_manifest import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
+from malt.datasets.export.formats import FORMATS, STEPWISE, Format, Part, source_file
+from malt.datasets.export.tool_files import README_FILE, readme
 from malt.datasets.publish.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
 from malt.datasets.publish.writer import CARD_FILE
-from malt.datasets.receipt import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
 from malt.datasets.rows.tables import KINDS, SPLITS, Split
-from malt.datasets.tool_files import README_FILE, readme
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import InputError, NothingToExport
 

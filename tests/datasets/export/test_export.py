@@ -17,8 +17,8 @@ import pytest
 
 from malt.cli import exit_code
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.export import Choice, export
-from malt.datasets.formats import FORMATS
+from malt.datasets.export.export import Choice, export
+from malt.datasets.export.formats import FORMATS
 from malt.datasets.rows.tables import ROLE_FILES
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import parquet_rows
@@ -404,7 +404,7 @@ def test_trajectories_out_of_order_are_not_passed_over(version: DatasetVersion, 
 KILLED = """
 import sys
 from pathlib import Path
-from malt.datasets.export import export
+from malt.datasets.export.export import export
 from malt.datasets.version.dataset_version import open_version
 version = open_version(sys.argv[1])
 for number in range(1000):

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malt.config.spec import Role
-from malt.datasets import records, tool_files
-from malt.datasets.receipt import ExportedFile, Receipt
-from malt.datasets.records import Record
+from malt.datasets.export import row_formats, tool_files
+from malt.datasets.export.export_manifest import ExportedFile, Receipt
+from malt.datasets.export.row_formats import Record
+from malt.datasets.export.stepwise import COLUMNS, StepwiseRow, stepwise_rows
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.files import json_line
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
-from malt.datasets.stepwise import COLUMNS, StepwiseRow, stepwise_rows
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError
@@ -164,14 +164,14 @@ of the table; `trl dpo` and `trl kto` on theirs. In Python: `load_dataset(".", "
         about="OpenAI fine-tuning, supervised; also Together, Fireworks and others",
         use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job.
 Replies in the worked examples of a prompt have `weight` 0: only the last reply is trained on.""",
-        writers={"sft": lines(records.openai_supervised)},
+        writers={"sft": lines(row_formats.openai_supervised)},
         warnings=openai_warnings,
     ),
     "openai-dpo": Format(
         about="OpenAI fine-tuning, preference; also Together, Fireworks and others",
         use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job
 whose `method` has the type `dpo`.""",
-        writers={"dpo": lines(records.openai_preference)},
+        writers={"dpo": lines(row_formats.openai_preference)},
         warnings=openai_warnings,
     ),
     "sharegpt": Format(
@@ -179,23 +179,23 @@ whose `method` has the type `dpo`.""",
         use="""Each line is one conversation: `system` where there is a system text, then `human` and `gpt` by turns.
 Where the prompt has worked examples, they are the earlier turns; train on the last `gpt` turn alone. `id` names the
 row: `malt explain` tells where it is from.""",
-        writers={"sft": lines(records.sharegpt)},
+        writers={"sft": lines(row_formats.sharegpt)},
     ),
     "alpaca": Format(
         about="instruction, input, output, with system and history, supervised",
         use="""`instruction` is the last question, `output` the reply; `input` is empty. `system` and `history` are
 LLaMA-Factory's columns for the system text and the worked examples of a prompt, pair by pair: a tool that does not read
 them trains without. `id` names the row: `malt explain` tells where it is from.""",
-        writers={"sft": lines(records.alpaca)},
+        writers={"sft": lines(row_formats.alpaca)},
     ),
     "axolotl": Format(
         about="Axolotl: sft, dpo and kto, with a config for each role",
         use="""`KIND-ROLE.yaml` is the part of an Axolotl config that names the files and how they are read; add your
 model and settings to it. In `sft` each message says whether it is trained on: only the last reply is.""",
         writers={
-            "sft": lines(records.axolotl_supervised),
-            "dpo": lines(records.axolotl_preference),
-            "kto": lines(records.axolotl_unpaired),
+            "sft": lines(row_formats.axolotl_supervised),
+            "dpo": lines(row_formats.axolotl_preference),
+            "kto": lines(row_formats.axolotl_unpaired),
         },
         beside=tool_files.axolotl_configs,
     ),
@@ -205,9 +205,9 @@ model and settings to it. In `sft` each message says whether it is trained on: o
 copy its entries into your own. With `stage: sft` set `mask_history: true`, so that the worked examples of a prompt are
 not trained on. `stage` is `dpo` or `kto` for the others.""",
         writers={
-            "sft": lines(records.sharegpt),
-            "dpo": lines(records.llamafactory_preference),
-            "kto": lines(records.llamafactory_unpaired),
+            "sft": lines(row_formats.sharegpt),
+            "dpo": lines(row_formats.llamafactory_preference),
+            "kto": lines(row_formats.llamafactory_unpaired),
         },
         beside=tool_files.llamafactory_info,
     ),
