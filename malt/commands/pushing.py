@@ -18,7 +18,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     DEST/<name>/v<N>/. Credentials come from the environment.
     """
     from malt.console import sending, terminal
-    from malt.datasets.pushing import push as pushed
+    from malt.datasets.push.push import push as pushed
     from malt.datasets.version.dataset_version import open_version
 
     done = pushed(open_version(version), dest, public=public)

@@ -8,7 +8,7 @@ from malt.console.terminal import err, from_here, out, show_rows
 
 if TYPE_CHECKING:
     from malt.datasets.export.export import Exported
-    from malt.datasets.parcel import Pushed
+    from malt.datasets.push.files import Pushed
 
 
 def show_export(exported: "Exported") -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.parcel import PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.publish.folders import refuse_in_versions
+from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import InputError, MaltError, PushDamaged, PushError
 from malt.questions.readers import without_secrets
@@ -39,7 +39,7 @@ def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
     version of this name, and `PushDamaged` where a file arrived as another than was sent.
     """
     if dest.startswith("hf://"):
-        from malt.datasets.hub import Repository
+        from malt.datasets.push.hub import Repository
 
         return Repository.named(dest).push(pack(version), public=public)
     if public:

@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.parcel import Pushed, pack
-from malt.datasets.pushing import push
+from malt.datasets.push.files import Pushed, pack
+from malt.datasets.push.push import push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
 from tests.hub import OWNER, READ_TOKEN, Blob, Hub
@@ -24,7 +24,7 @@ from tests.published import publish_questions, publish_two_datasets
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
 
 MALT = "from malt.cli import main; main()"
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[3]
 ID = f"{OWNER}/arith"
 DEST = f"hf://datasets/{ID}"
 

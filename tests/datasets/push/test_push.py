@@ -14,15 +14,15 @@ from malt.cli import exit_code
 from malt.config.settings import Settings
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.parcel import pack
-from malt.datasets.pushing import PARTIAL_FILE, push
+from malt.datasets.push.files import pack
+from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError, VersionError
 from tests.published import copied, publish_questions
 from tests.s3 import S3
 
 MALT = "from malt.cli import main; main()"
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[3]
 ROWS_FILE = "sft/generator.parquet"
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pydantic import ValidationError
 
 from malt.datasets.manifest import MANIFEST_FILE, Manifest
-from malt.datasets.parcel import PackedFile, Parcel, Pushed, listed
+from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed
 from malt.errors import InputError, MaltError, PushDamaged, PushError
 
 if TYPE_CHECKING:
