@@ -18,9 +18,9 @@ def grade(
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
     from malt.console import grading, terminal
-    from malt.grade_file import grade_file
-    from malt.regrading import chosen_grading
-    from malt.row_output import check_output, write_rows
+    from malt.review.grade_file import grade_file
+    from malt.review.grader_options import chosen_grading
+    from malt.review.row_output import check_output, write_rows
 
     if out is not None:
         check_output(out)
@@ -37,10 +37,10 @@ def grade(
 @takes_json
 def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
     """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
-    from malt import audit as auditing
     from malt.console import grading, terminal
     from malt.datasets.version.dataset_version import open_version
-    from malt.regrading import declared_grading, grading_of, read_kinds
+    from malt.review import audit as auditing
+    from malt.review.grader_options import declared_grading, grading_of, read_kinds
 
     opened = open_version(version)
     declared = declared_grading(config, override, otherwise=grading_of(opened.spec))

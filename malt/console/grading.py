@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from malt.console.terminal import dollars, one_line, out, table_of
-from malt.grade_file import GradeReport, LabelledReport, UnknownRow
 from malt.grading.graders import Outcome, brief
+from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
 
 if TYPE_CHECKING:
-    from malt.audit import AuditReport, Difference, GraderPair
+    from malt.review.audit import AuditReport, Difference, GraderPair
 
 SHOWN = 10
 """Rows or leaves told of; the rest are counted."""

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from malt.agreement import Verdicts, agreement_of, verdict
 from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -24,7 +23,8 @@ from malt.datasets.version.restore import exclusion_of
 from malt.grading.graders import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
-from malt.regrading import Grading, OpenedGraders, grade_all
+from malt.review.agreement import Verdicts, agreement_of, verdict
+from malt.review.grader_options import Grading, OpenedGraders, grade_all
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus

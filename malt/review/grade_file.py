@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from malt.agreement import Agreement, Verdicts, agreement_of, verdict
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
 from malt.grading.graders import Grade, Outcome, grade
 from malt.questions.question import Question, cell_text, read_question
 from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
-from malt.regrading import Grading, OpenedGraders, grade_all
+from malt.review.agreement import Agreement, Verdicts, agreement_of, verdict
+from malt.review.grader_options import Grading, OpenedGraders, grade_all
 
 COLUMNS = ("question", "ground_truth", "answer")
 LABELS: Mapping[str, bool] = {
