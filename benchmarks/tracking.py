@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from malt.config.spec import QuestionSource, RunSpec
+from malt.hosting.private_prefect import PrefectServer
+from malt.hosting.up import SHARED
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.private_prefect import PrefectServer
 from malt.prompts import load_prompts
 from malt.questions.question import Question
-from malt.service import SHARED
 from malt.trees.growth import grow, requests_per_question
 
 SPEC = RunSpec(name="tracking", questions=QuestionSource(source="none.jsonl"))

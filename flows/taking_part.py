@@ -13,8 +13,8 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import check_models
 from malt.errors import ConfigError, MaltError
+from malt.hosting.private_prefect import check_answers
 from malt.llm.store.samples import Store
-from malt.private_prefect import check_answers
 from tasks.growing import keyed
 
 

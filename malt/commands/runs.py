@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.engine.job import Inputs
     from malt.engine.summary import RunSummary
-    from malt.private_prefect import NamedServer, PrefectServer
+    from malt.hosting.private_prefect import NamedServer, PrefectServer
     from malt.trees.pipeline import Shortfall
 
     Server = NamedServer | PrefectServer
@@ -91,7 +91,7 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine.job import read_inputs
-    from malt.private_prefect import connect
+    from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
     server = connect(Settings().data_dir)

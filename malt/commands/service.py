@@ -16,7 +16,7 @@ from malt.errors import ConfigError
 def up(port: int) -> None:
     """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.config.settings import Settings
-    from malt.service import up as serve
+    from malt.hosting.up import up as serve
 
     serve(project(), Settings().data_dir, port, click.echo)
 
@@ -29,7 +29,7 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.console import terminal
-    from malt.doctor import examine
+    from malt.hosting.doctor import examine
 
     checks = []
     for check in examine(load_spec(config, override, limit), Settings()):

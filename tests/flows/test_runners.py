@@ -23,7 +23,7 @@ from malt.cli import exit_code
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
-from malt.tied import descendants
+from malt.hosting.supervise import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests

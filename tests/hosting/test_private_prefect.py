@@ -19,13 +19,13 @@ import pytest
 
 from malt.commands.runs import without
 from malt.errors import ConfigError
-from malt.prefect_server import copied
-from malt.private_prefect import NamedServer, PrefectServer, connect
+from malt.hosting.prefect_server import copied
+from malt.hosting.private_prefect import NamedServer, PrefectServer, connect
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from malt.private_prefect import PrefectServer
+from malt.hosting.private_prefect import PrefectServer
 server = PrefectServer(Path(sys.argv[1]))
 server.wait_until_ready()
 print(server.api_url, flush=True)
@@ -162,7 +162,7 @@ def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    subprocess.run([sys.executable, "-m", "malt.private_prefect"], check=True)
+    subprocess.run([sys.executable, "-m", "malt.hosting.private_prefect"], check=True)
     (kept,) = (tmp_path / "malt").iterdir()
     assert rows(kept) == 0
     with closing(sqlite3.connect(kept)) as marking:

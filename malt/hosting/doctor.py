@@ -11,11 +11,11 @@ from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
 from malt.engine.job import models_asked, read_inputs
 from malt.errors import MaltError
+from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hidden
 from malt.llm.store.samples import Store
-from malt.private_prefect import check_answers
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 MOST_TOKENS = 16

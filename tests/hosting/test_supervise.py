@@ -34,7 +34,7 @@ LIVES_ON = f"{LEAVES_AN_ORPHAN}; {CHILD}"
 
 
 def tied(code: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "malt.tied", sys.executable, "-c", code]
+    command = [sys.executable, "-m", "malt.hosting.supervise", sys.executable, "-c", code]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

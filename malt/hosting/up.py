@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 
 from malt.engine.signals import on_signal
 from malt.errors import ConfigError
-from malt.private_prefect import (
+from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
     TUNED,
     PrefectServer,
@@ -22,7 +22,7 @@ from malt.private_prefect import (
     direct_to_loopback,
     last_words,
 )
-from malt.tied import STOP_LIMIT_S
+from malt.hosting.supervise import STOP_LIMIT_S
 
 POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
@@ -114,7 +114,7 @@ def start_worker(project: Path, home: Path, started: ExitStack) -> Child:
     home.mkdir(parents=True, exist_ok=True)
     path = home / "worker.log"
     with path.open("ab") as log:
-        command = [sys.executable, "-m", "malt.tied", *prefect("worker", "start", "--pool", POOL)]
+        command = [sys.executable, "-m", "malt.hosting.supervise", *prefect("worker", "start", "--pool", POOL)]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=subprocess.PIPE,  # its end tells the worker that this process has ended

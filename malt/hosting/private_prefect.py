@@ -21,7 +21,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
-from malt.tied import Starts
+from malt.hosting.supervise import Starts
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
@@ -116,7 +116,13 @@ class PrefectServer:
         with socket.create_server(("127.0.0.1", port), backlog=128) as listener, self.log.open("ab") as log:
             self.port = int(listener.getsockname()[1])
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "malt.prefect_server", str(listener.fileno()), str(database_in(self._home))],
+                [
+                    sys.executable,
+                    "-m",
+                    "malt.hosting.prefect_server",
+                    str(listener.fileno()),
+                    str(database_in(self._home)),
+                ],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
                 stderr=log,
