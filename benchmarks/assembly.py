@@ -178,7 +178,7 @@ def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSe
 def assemble(config: Path) -> Made:
     """Run the command and watch it."""
     environment = {**os.environ, "MALT_DATA_DIR": str(config.parent)}
-    command = [sys.executable, "-c", "from malt.cli import main; main()", "assemble", "--json", str(config)]
+    command = [sys.executable, "-c", "from malt.cli.main import main; main()", "assemble", "--json", str(config)]
     started, before = time.perf_counter(), os.times()
     with TemporaryFile() as output, subprocess.Popen(command, env=environment, stdout=output) as process:
         peak_bytes = 0

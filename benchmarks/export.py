@@ -28,7 +28,7 @@ PROSE = "So she has 5 + 7 = 12 eggs left, and sells them for $2 each.\n" * 6
 EXAMPLE = (Message("user", PROSE), Message("assistant", PROSE))
 PROGRAM = """
 from pathlib import Path
-from malt.cli import main
+from malt.cli.main import main
 try:
     main()
 finally:

@@ -81,7 +81,7 @@ def test_only_the_command_line_names_a_flow() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and within(module, "malt") and "import_module(f'flows." in ast.unparse(node)
     }
-    assert naming == {"malt.commands.runs"}
+    assert naming == {"malt.cli.runs"}
 
 
 def test_litellm_is_imported_where_it_is_set_up_and_where_it_sends() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import DatasetSpec, Role
 from malt.datasets.version.dataset_version import DatasetVersion

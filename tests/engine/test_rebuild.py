@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.check.verify import verify

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.engine.summary import RunSummary
 from malt.hosting.private_prefect import PRIVATE
 

@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.runners import DIED, Crew, crew_of
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.llm.store.samples import Store
 from tests.configs import write_config

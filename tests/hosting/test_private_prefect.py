@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from malt.commands.runs import without
+from malt.cli.runs import without
 from malt.errors import ConfigError
 from malt.hosting.prefect_server import copied
 from malt.hosting.private_prefect import NamedServer, PrefectServer, connect

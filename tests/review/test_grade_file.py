@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from tests.configs import write_judge_config
 from tests.mishaps import Asked, bad_request, when
 from tests.providers import ScriptedProvider, judgement

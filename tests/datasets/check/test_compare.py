@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.datasets.check.compare import VersionDiff, compare

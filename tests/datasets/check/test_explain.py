@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.datasets.check.explain import Explanation, arithmetic, explain

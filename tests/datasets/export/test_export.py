@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.export.export import Choice, export
 from malt.datasets.export.formats import FORMATS

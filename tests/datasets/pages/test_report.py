@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.spec import RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest

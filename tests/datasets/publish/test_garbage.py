@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.publish.folders import open_staging

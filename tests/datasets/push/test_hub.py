@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.push.files import Pushed, pack
@@ -23,7 +23,7 @@ from tests.published import publish_questions, publish_two_datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
 
-MALT = "from malt.cli import main; main()"
+MALT = "from malt.cli.main import main; main()"
 PROJECT = Path(__file__).parents[3]
 ID = f"{OWNER}/arith"
 DEST = f"hf://datasets/{ID}"

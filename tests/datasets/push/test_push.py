@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import MANIFEST_FILE
@@ -21,7 +21,7 @@ from malt.errors import InputError, PushDamaged, PushError, VersionError
 from tests.published import copied, publish_questions
 from tests.s3 import S3
 
-MALT = "from malt.cli import main; main()"
+MALT = "from malt.cli.main import main; main()"
 PROJECT = Path(__file__).parents[3]
 ROWS_FILE = "sft/generator.parquet"
 

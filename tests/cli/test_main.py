@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.datasets.version.dataset_version import DatasetVersion
 from tests.configs import write_config
@@ -18,7 +18,7 @@ from tests.providers import ScriptedProvider
 from tests.published import publish_questions
 
 COMMANDS = ["plan", "run", "assemble", "datasets", "show", "verify", "push", "tag", "rebuild", "rm", "gc"]
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 class Said(NamedTuple):
@@ -92,7 +92,7 @@ def test_no_command_at_all_shows_the_help(malt: Malt) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'prefect', 'litellm', 'pandas', 'pyarrow', 'sqlalchemy', 'pydantic', 'rich'}"
-    program = f"import sys, malt.cli; print(sorted({heavy} & set(sys.modules)))"
+    program = f"import sys, malt.cli.main; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT)
     assert done.stdout.strip() == "[]"
 
@@ -232,7 +232,7 @@ def test_an_error_does_not_steer_the_terminal(malt: Malt, reference: str) -> Non
     assert reference[0] not in said.err
 
 
-COMMAND = f"{shlex.quote(sys.executable)} -c 'from malt.cli import main; main()'"
+COMMAND = f"{shlex.quote(sys.executable)} -c 'from malt.cli.main import main; main()'"
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

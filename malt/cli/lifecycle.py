@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version
 
 UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
@@ -18,7 +18,7 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 @takes_json
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
     """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
-    from malt.console import lifecycle, terminal
+    from malt.cli.console import lifecycle, terminal
     from malt.datasets.publish.folders import number_of
     from malt.datasets.publish.tags import remove_tag, set_tag
     from malt.datasets.version.dataset_version import locate
@@ -44,8 +44,8 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @takes_json
 def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
+    from malt.cli.console import lifecycle, terminal
     from malt.config.settings import Settings
-    from malt.console import lifecycle, terminal
     from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
 
@@ -60,7 +60,7 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
 @takes_json
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
-    from malt.console import lifecycle, terminal
+    from malt.cli.console import lifecycle, terminal
     from malt.datasets.publish.removal import remove_version
 
     removed = remove_version(version)
@@ -89,8 +89,8 @@ def seconds(age: str) -> float:
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
     """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
+    from malt.cli.console import lifecycle, terminal
     from malt.config.settings import Settings
-    from malt.console import lifecycle, terminal
     from malt.datasets.publish.garbage import collect
     from malt.llm.store.samples import Store
 

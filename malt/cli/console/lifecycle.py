@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 from rich.markup import escape
 
-from malt.console.terminal import err, from_here, out
+from malt.cli.console.terminal import err, from_here, out
 
 if TYPE_CHECKING:
     from malt.datasets.publish.garbage import Garbage

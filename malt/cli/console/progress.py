@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from malt.cli.console.terminal import err
 from malt.config.spec import Role, RunSpec
-from malt.console.terminal import err
 
 if TYPE_CHECKING:
     from malt.llm.session import Session

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands.options import takes_grading, takes_json, takes_version
+from malt.cli.options import takes_grading, takes_json, takes_version
 
 
 @click.command()
@@ -17,7 +17,7 @@ def grade(
     file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
-    from malt.console import grading, terminal
+    from malt.cli.console import grading, terminal
     from malt.review.grade_file import grade_file
     from malt.review.grader_options import chosen_grading
     from malt.review.row_output import check_output, write_rows
@@ -37,7 +37,7 @@ def grade(
 @takes_json
 def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
     """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
-    from malt.console import grading, terminal
+    from malt.cli.console import grading, terminal
     from malt.datasets.version.dataset_version import open_version
     from malt.review import audit as auditing
     from malt.review.grader_options import declared_grading, grading_of, read_kinds

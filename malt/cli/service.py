@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands.options import takes_config, takes_json
+from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError
 
 
@@ -26,9 +26,9 @@ def up(port: int) -> None:
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
+    from malt.cli.console import terminal
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
-    from malt.console import terminal
     from malt.hosting.doctor import examine
 
     checks = []

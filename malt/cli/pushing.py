@@ -2,7 +2,7 @@
 
 import click
 
-from malt.commands.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version
 
 
 @click.command()
@@ -17,7 +17,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag; elsewhere it lands in
     DEST/<name>/v<N>/. Credentials come from the environment.
     """
-    from malt.console import sending, terminal
+    from malt.cli.console import sending, terminal
     from malt.datasets.push.push import push as pushed
     from malt.datasets.version.dataset_version import open_version
 

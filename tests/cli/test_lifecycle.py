@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from tests.published import publish_questions
 

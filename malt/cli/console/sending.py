@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from malt.console.terminal import err, from_here, out, show_rows
+from malt.cli.console.terminal import err, from_here, out, show_rows
 
 if TYPE_CHECKING:
     from malt.datasets.export.export import Exported

@@ -5,7 +5,7 @@ import io
 from rich.markup import escape
 from rich.tree import Tree
 
-from malt.console.terminal import SafeConsole, one_line, table_of
+from malt.cli.console.terminal import SafeConsole, one_line, table_of
 
 STEERING = "\x1b[2J\x9b31m\x07\u202e"
 

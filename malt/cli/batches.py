@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.commands.options import takes_json
+from malt.cli.options import takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @takes_json
 def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
     """List the batches that are under way. Those of NAME, or all; --forget lets one go that nobody can collect."""
+    from malt.cli.console import terminal
+    from malt.cli.console.batches import batch_told, show_batches
     from malt.config.settings import Settings
-    from malt.console import terminal
-    from malt.console.batches import batch_told, show_batches
     from malt.llm.batch.ledger import BatchStore
     from malt.llm.store.samples import Store
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands import batches, exporting, grading, lifecycle, pushing, runs, service, versions
+from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, versions
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import visible
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.markup import escape
 
-from malt.console.terminal import out
+from malt.cli.console.terminal import out
 
 if TYPE_CHECKING:
     from malt.llm.batch.ledger import Batch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 from rich.markup import escape
 
-from malt.console.terminal import out, show_rest, table_of
+from malt.cli.console.terminal import out, show_rest, table_of
 
 if TYPE_CHECKING:
     from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff

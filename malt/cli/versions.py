@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from malt.commands.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version
 
 
 @click.command()
@@ -13,8 +13,8 @@ from malt.commands.options import takes_json, takes_version
 @takes_json
 def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
+    from malt.cli.console import terminal, versions
     from malt.config.settings import Settings
-    from malt.console import terminal, versions
     from malt.datasets.version.dataset_version import list_versions
 
     listed = list_versions(Settings().datasets_dir, name)
@@ -28,7 +28,7 @@ def datasets(name: str | None, as_json: bool) -> int:
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
-    from malt.console import terminal, versions
+    from malt.cli.console import terminal, versions
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
@@ -48,7 +48,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Name a version's report, one HTML file. It needs no network; --open shows it."""
-    from malt.console import terminal
+    from malt.cli.console import terminal
     from malt.datasets.pages.reread import report_file
     from malt.datasets.version.dataset_version import open_version
 
@@ -68,7 +68,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 @takes_json
 def explain(version: str, row_id: str, as_json: bool) -> None:
     """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
-    from malt.console import explaining, terminal
+    from malt.cli.console import explaining, terminal
     from malt.datasets.check.explain import explain as explained
     from malt.datasets.version.dataset_version import open_version
 
@@ -82,7 +82,7 @@ def explain(version: str, row_id: str, as_json: bool) -> None:
 @takes_json
 def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
-    from malt.console import comparing, terminal
+    from malt.cli.console import comparing, terminal
     from malt.datasets.check.compare import compare
     from malt.datasets.version.dataset_version import open_version
 
@@ -95,7 +95,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
 @takes_json
 def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold."""
-    from malt.console import terminal, versions
+    from malt.cli.console import terminal, versions
     from malt.datasets.check.verify import verify as problems_of
     from malt.datasets.version.dataset_version import open_version
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from malt.console.terminal import dollars, err, from_here, out, show_rows, table_of
+from malt.cli.console.terminal import dollars, err, from_here, out, show_rows, table_of
 
 if TYPE_CHECKING:
     from malt.engine.plan import Plan, RolePlan

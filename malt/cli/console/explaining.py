@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from malt.cli.console.terminal import one_line, out, show_rest, table_of
 from malt.config.spec import PLAYERS
-from malt.console.terminal import one_line, out, show_rest, table_of
 from malt.grading.graders import brief
 
 if TYPE_CHECKING:

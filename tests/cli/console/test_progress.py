@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from malt.cli.console.progress import Busy, held_back_by
 from malt.config.spec import Limits
-from malt.console.progress import Busy, held_back_by
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.rate_limit.rate import Policy

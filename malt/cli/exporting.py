@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.commands.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
     from malt.config.spec import Role
@@ -41,7 +41,7 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
-    from malt.console import sending, terminal
+    from malt.cli.console import sending, terminal
     from malt.datasets.export.export import Choice
     from malt.datasets.export.export import export as exported_to
     from malt.datasets.version.dataset_version import open_version

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree as RichTree
 
+from malt.cli.console.terminal import dollars, err, one_line, out, show_rows, table_of
 from malt.config.spec import PLAYERS
-from malt.console.terminal import dollars, err, one_line, out, show_rows, table_of
 
 if TYPE_CHECKING:
     from malt.datasets.version.dataset_version import DatasetVersion, Listed

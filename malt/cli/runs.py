@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.commands.options import takes_config, takes_json
+from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
 from malt.loading import loading
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.cli.console import runs, terminal
     from malt.config.settings import Settings
-    from malt.console import runs, terminal
     from malt.engine.plan import plan as quote
     from malt.llm.store.samples import Store
 
@@ -45,7 +45,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    from malt.console.progress import progress
+    from malt.cli.console.progress import progress
     from malt.engine.job import check_models
 
     if no_wait:
@@ -144,7 +144,7 @@ def without(server: "Server", error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt.console import runs, terminal
+    from malt.cli.console import runs, terminal
 
     terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
     runs.show_failures(summary)
