@@ -9,7 +9,7 @@ from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
     from malt.config.spec import Role
-    from malt.datasets.rows.tables import Split
+    from malt.questions.screening import Split
 
 
 class ListsFormats(click.Command):

@@ -39,3 +39,9 @@ class Declared(BaseModel):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError(f"is {str(value).lower()}, and takes neither true nor false")
         return value
+
+
+class Recorded(BaseModel):
+    """Frozen; what a later release adds is read over."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)

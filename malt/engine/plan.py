@@ -23,11 +23,10 @@ from malt.engine.estimate import (
 )
 from malt.engine.job import Inputs, models_asked
 from malt.engine.tree_cost import SHOWN
-from malt.errors import RequestFailed
 from malt.llm.batch.api import in_batches
 from malt.llm.completers import Recall
 from malt.llm.provider import call
-from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
+from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.samples import Store, StoredSample
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question

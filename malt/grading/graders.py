@@ -22,13 +22,14 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from malt.config.spec import EvaluatorSpec, GraderKind
-from malt.errors import GradingError, RequestFailed
+from malt.errors import GradingError
 from malt.grading.answers import clean, final_answer, normalised, read_choice, read_number
 from malt.grading.math_worker import MathVerdict, call_function, compare_math
 from malt.grading.numbers import equal
 from malt.grading.process_pool import CallFailed, run_in_pool
 from malt.grading.references import check_references as check_references
 from malt.grading.references import choice_reference, is_whole, number_reference, spellings, stands_in, text_reference
+from malt.llm.request import RequestFailed
 from malt.questions.question import Question
 
 

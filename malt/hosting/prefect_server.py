@@ -1,7 +1,7 @@
-"""The process of a private Prefect server: `python -m malt.hosting.prefect_server SOCKET DATABASE`; see private_prefect.py.
+"""The process of a private Prefect server; private_prefect.py starts it.
 
-It ends when its standard input does: the process that started it holds the other end, and loses it however it ends.
-A new database begins as a copy of one that Prefect made here before, without records.
+Run as `python -m malt.hosting.prefect_server SOCKET DATABASE`. It ends when its standard input does: the process that
+started it holds the other end, and loses it however it ends.
 """
 
 import fcntl

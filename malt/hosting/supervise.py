@@ -1,4 +1,4 @@
-"""A command that lasts as long as the process that started it, and no longer: `python -m malt.hosting.supervise COMMAND…`.
+"""Run a command for as long as the process that started it lives: `python -m malt.hosting.supervise COMMAND…`.
 
 Where it is killed it is started again. It is told to end when standard input does: whoever started it holds the other
 end, and loses it however it ends. What the command itself started, in sessions of their own too, ends with it.

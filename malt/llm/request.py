@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from malt.canonical_json import digest
 from malt.config.spec import ModelSpec, Role
+from malt.errors import MaltError
 
 DEFAULT_MAX_TOKENS = 4096
 """What is reserved for a completion whose length the config leaves to the provider."""
@@ -186,3 +187,13 @@ def is_counted(usage: object) -> TypeGuard[dict[str, JsonValue]]:
 def token_count(value: object) -> int | None:
     """Return a provider's count, or None where it cannot be one."""
     return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else None
+
+
+class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is
+    """A request stayed impossible after its retries. `completed` holds the siblings that were had, by sample number."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, completed: Mapping[int, "Completion"] | None = None) -> None:
+        super().__init__(message)
+        self.completed: Mapping[int, Completion] = completed or {}

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec
-from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.background import background
 from malt.llm.batch.ledger import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
@@ -25,7 +25,7 @@ from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.rate_limit.limiter import Endpoint
-from malt.llm.request import CompletionRequest, split_response
+from malt.llm.request import CompletionRequest, RequestFailed, split_response
 from malt.llm.store.samples import Store, StoredSample
 from malt.llm.store.writer import BatchedWriter
 from malt.llm.usage import Tally, Usage

@@ -9,14 +9,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from malt.canonical_json import digest
+from malt.config.base import Recorded
 from malt.config.spec import DatasetSpec
-from malt.datasets.manifest import HeldOutSet, ScreeningCounts
-from malt.datasets.rows.tables import Split
 from malt.errors import QuestionError
 from malt.questions.question import Question, cell_text
 from malt.questions.readers import read_rows, without_secrets
@@ -31,8 +30,29 @@ NEAR = 0.7
 COMPARED = 32
 """Earlier questions of a band that one is compared with: enough unless thousands come from one template."""
 
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
 TEXT_COLUMNS = ("question", "problem", "prompt", "text")
 """Where the rows of a test set have what was asked; the first that a row has."""
+
+
+class HeldOutSet(Recorded):
+    """A test set that the questions were compared with."""
+
+    source: str
+    rows: int
+    sha256: str
+    """Of what its rows ask."""
+
+
+class ScreeningCounts(Recorded):
+    """Questions that give no training rows."""
+
+    excluded: dict[str, int]
+    """By reason."""
+    test_sets: tuple[HeldOutSet, ...]
+    """What `decontaminate` named."""
 
 
 class Exclusion(NamedTuple):

@@ -10,11 +10,12 @@ from malt.concurrency import all_of
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
-from malt.errors import ConfigError, RequestFailed
+from malt.errors import ConfigError
 from malt.grading.graders import Grade, Grader, Outcome, graders_for
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_import
 from malt.llm.completers import asker
+from malt.llm.request import RequestFailed
 from malt.llm.session import session_for
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts

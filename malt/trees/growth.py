@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from malt.concurrency import Wait, all_of
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.errors import RequestFailed
-from malt.llm.request import Complete, Completion, CompletionRequest
+from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.tree import Address, FailedBranch, Node, Tree

@@ -155,7 +155,10 @@ def test_a_missing_key_is_found_at_once(provider: ScriptedProvider) -> None:
 
 
 def test_prefect_is_not_imported() -> None:
-    program = "import sys, malt.engine.python_api, malt.grading.judge; sys.exit(any(m.startswith('prefect') for m in sys.modules))"
+    program = (
+        "import sys, malt.engine.python_api, malt.grading.judge; "
+        "sys.exit(any(m.startswith('prefect') for m in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -14,11 +14,11 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, TypeAdapter
 
 from malt.config.spec import EvaluatorSpec, Role
-from malt.errors import ConfigError, EvaluationUnknown, MaltError, RequestFailed
+from malt.errors import ConfigError, EvaluationUnknown, MaltError
 from malt.grading.graders import Outcome
 from malt.grading.judge import JudgeReply, LLMEvaluator, Score, inert, tags_in
 from malt.grading.judge_reply import read_reply
-from malt.llm.request import Completion, CompletionRequest, FinishReason, Message
+from malt.llm.request import Completion, CompletionRequest, FinishReason, Message, RequestFailed
 from malt.prompts import PromptSet, known_sets, load_prompts
 from malt.questions.question import Question
 from tests.providers import ScriptedProvider

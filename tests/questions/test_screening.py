@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import DatasetSpec
-from malt.datasets.manifest import HeldOutSet
 from malt.errors import QuestionError
 from malt.questions.question import Question
-from malt.questions.screening import Exclusion, screen, split_of
+from malt.questions.screening import Exclusion, HeldOutSet, screen, split_of
 
 BAKERY = (
     "Maria bakes 12 buns on each of 3 trays every morning, eats 4 of them on her way to the market and sells all of "

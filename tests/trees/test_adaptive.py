@@ -20,9 +20,8 @@ from malt.config.spec import (
     RoleSpec,
     RunSpec,
 )
-from malt.errors import RequestFailed
 from malt.llm.completers import Recall, asker
-from malt.llm.request import Completion, CompletionRequest, FinishReason
+from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed
 from malt.llm.session import session_for
 from malt.llm.store.samples import Store
 from malt.prompts import load_prompts

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
-from malt.errors import ConfigError, RequestFailed, RunStopped
+from malt.errors import ConfigError, RunStopped
 from malt.llm.completers import asker
-from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, RequestFailed
 from malt.llm.session import session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question

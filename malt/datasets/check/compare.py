@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from malt.config.base import Recorded
 from malt.datasets.check.row_hashes import mark_rows, no_marks, rows_by_key
-from malt.datasets.manifest import Manifest, Recorded
+from malt.datasets.manifest import Manifest
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from malt.config.base import Recorded
 from malt.config.spec import Role
 from malt.datasets.check.lookup import Asked, find_nodes, find_question
 from malt.datasets.check.verify import parent_of
-from malt.datasets.manifest import Recorded
 from malt.datasets.rows.examples import (
     DpoRow,
     KtoRow,

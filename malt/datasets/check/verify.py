@@ -34,7 +34,6 @@ from malt.datasets.rows.tables import (
     QUESTIONS_FILE,
     ROLE_FILES,
     SCHEMAS,
-    SPLITS,
     TRAJECTORIES_FILE,
     role_file,
     training_file,
@@ -44,7 +43,7 @@ from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, Row, parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
-from malt.questions.screening import CONTAMINATED, Screening, screened
+from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screened
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address

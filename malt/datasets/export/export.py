@@ -13,9 +13,10 @@ from malt.datasets.export.formats import FORMATS, STEPWISE, Format, Part, source
 from malt.datasets.export.tool_files import README_FILE, readme
 from malt.datasets.publish.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
 from malt.datasets.publish.writer import CARD_FILE
-from malt.datasets.rows.tables import KINDS, SPLITS, Split
+from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import InputError, NothingToExport
+from malt.questions.screening import SPLITS, Split
 
 
 class Choice(NamedTuple):

@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.config.spec import Role
-from malt.datasets.rows.tables import Split
 from malt.errors import InputError
+from malt.questions.screening import Split
 
 RECEIPT_FILE = "export.json"
 

@@ -18,10 +18,11 @@ from malt.datasets.export.row_formats import Record
 from malt.datasets.export.stepwise import COLUMNS, StepwiseRow, stepwise_rows
 from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.files import json_line
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError
+from malt.questions.screening import Split
 
 STEPWISE = "prm"
 """The kind of row that is in no file of a version, and holds all roles."""

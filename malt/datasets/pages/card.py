@@ -9,8 +9,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from malt.config.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
 from malt.datasets.manifest import Cost, LengthBias, Manifest
 from malt.datasets.pages.front_matter import config_files, front_matter, rows_of
-from malt.datasets.rows.tables import KINDS, SPLITS, Split
+from malt.datasets.rows.tables import KINDS
 from malt.datasets.stats.findings import findings, losses
+from malt.questions.screening import SPLITS, Split
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 

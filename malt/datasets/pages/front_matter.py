@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import pyarrow as pa
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.rows.tables import ROLE_FILES, SCHEMAS, SPLITS, Split
+from malt.datasets.rows.tables import ROLE_FILES, SCHEMAS
+from malt.questions.screening import SPLITS, Split
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 """The Hub's size categories, from fewer than a thousand rows up, each ten times the one before."""

@@ -11,10 +11,9 @@ from typing import NamedTuple, TypedDict
 
 from malt.canonical_json import canonical_json
 from malt.config.spec import Role
-from malt.datasets.rows.tables import Split
 from malt.llm.request import Message
 from malt.questions.question import Question
-from malt.questions.screening import Exclusion
+from malt.questions.screening import Exclusion, Split
 from malt.trees.credit import Length, Value, ValuedTree, role_nodes
 from malt.trees.tree import Address, Node, NodeStatus, Tree
 from malt.trees.uncertainty import Interval, order_probability, wilson

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from malt.datasets.manifest import Recorded
+from malt.config.base import Recorded
 from malt.datasets.rows.examples import Labelled, Pair, labelled, pairs, row_id, texts_of
 from malt.datasets.rows.gates import Context, Gate, dpo_gates, kto_gates, sft_gates
 from malt.trees.tree import Address

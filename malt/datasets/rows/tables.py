@@ -1,14 +1,12 @@
 """The files of a version and their schemas, declared once: writing, reading and the card go by these."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role
-
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+from malt.questions.screening import SPLITS, Split
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 

@@ -14,8 +14,9 @@ from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.publish.folders import LATEST, version_numbers
 from malt.datasets.publish.tags import TAG, tags_of
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, Split, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
 from malt.errors import VersionError
+from malt.questions.screening import Split
 
 if TYPE_CHECKING:
     import pandas as pd

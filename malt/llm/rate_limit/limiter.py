@@ -13,13 +13,14 @@ from itertools import count
 from typing import Protocol, TypeVar
 
 from malt.config.spec import Limits
-from malt.errors import AccountEmpty, EndpointDown, RequestFailed, RunStopped
+from malt.errors import AccountEmpty, EndpointDown, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.circuit_breaker import Health
 from malt.llm.rate_limit.fair_lock import Turns
 from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
 from malt.llm.rate_limit.rate import PATIENT, Pace, Policy, Schedule
+from malt.llm.request import RequestFailed
 
 
 class Answer(budget.Answer, Protocol):

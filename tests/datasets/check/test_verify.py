@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
 from malt.datasets.check.verify import rows_of, verify
-from malt.datasets.manifest import Manifest, ScreeningCounts, content_digest, write_manifest
+from malt.datasets.manifest import Manifest, content_digest, write_manifest
 from malt.datasets.publish.writer import described
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
-from malt.questions.screening import Exclusion, Screening
+from malt.questions.screening import Exclusion, Screening, ScreeningCounts
 from malt.trees.credit import ValuedTree, value_tree
 from tests.published import PROVENANCE, asking_for, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import diagnosed_trees, grade_of, incomplete_tree_of, leaf_addresses, tree_of, valued

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from malt.config.spec import Limits
-from malt.errors import ConfigError, EndpointDown, RequestFailed, RunStopped
+from malt.errors import ConfigError, EndpointDown, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint, now_s
 from malt.llm.rate_limit.rate import Policy
+from malt.llm.request import RequestFailed
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time
