@@ -15,6 +15,14 @@ _WRITTEN_OUT = {
 }
 
 
+_LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """Replace what JSON can hold as half a character, and no file or database can."""
+    return text.translate(_LONE_SURROGATES)
+
+
 def visible(text: str) -> str:
     """Return a text that can be printed anywhere: an escape becomes `\\x1b`, a mark for right-to-left `\\u202e`."""
     return text.translate(_WRITTEN_OUT)

@@ -49,7 +49,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Name a version's report, one HTML file. It needs no network; --open shows it."""
     from malt.cli.console import terminal
-    from malt.datasets.pages.reread import report_file
+    from malt.datasets.publish.rendering import report_file
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.manifest import Failure
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QuestionRow, TrajectoryRow
 from malt.sanitize import visible
 
 Kind = Literal["mixed", "all wrong", "all right", "failed", "unknown"]

@@ -22,8 +22,8 @@ from malt.datasets.pages.drawing import flip_picture, histogram
 from malt.datasets.pages.figures import Flip, ValueBin
 from malt.datasets.pages.markdown import figures_markdown
 from malt.datasets.pages.page import compact, render_picture, render_report
-from malt.datasets.pages.reread import redraw
 from malt.datasets.pages.sample import KEPT, TreeSample, embeddable, rank_of
+from malt.datasets.publish.rendering import redraw_report
 from malt.datasets.rows import examples
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree
@@ -316,7 +316,7 @@ def test_a_report_is_a_file_of_its_version_and_verified_with_it(tmp_path: Path) 
 def test_a_report_drawn_from_the_rows_is_the_published_one(tmp_path: Path) -> None:
     trees = [mixed_tree("q1"), failed("q2"), valued(tree_of("q3"), [1] * 27), saying(HOSTILE + TURNED, "q4")]
     version = publish(trees, spec_of(), PROVENANCE, tmp_path)
-    assert redraw(open_version(version.path)) == (version.path / "report.html").read_text(encoding="utf-8")
+    assert redraw_report(open_version(version.path)) == (version.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_report_says_what_is_not_known(mixed: DatasetVersion) -> None:
