@@ -51,7 +51,8 @@ MARKUP = "[a](https://x.y) ![i](javascript:1) <b>&lt; www.x.y a@b _e_ **b** ~~s~
 
 def rendered(text: str) -> str:
     """Return the HTML that a CommonMark reader with tables and strikethrough makes."""
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    html: str = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    return html
 
 
 def test_markup_is_shown_as_it_was_written() -> None:
