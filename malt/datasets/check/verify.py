@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
-from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.rendering import CARD_FILE, render_pages
-from malt.datasets.publish.writer import training_metadata
+from malt.datasets.pages.sample import TreeSample, group_failures
+from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
@@ -47,7 +47,7 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, Row, failures_by_question, parquet_rows
+from malt.datasets.version.reading import Cursor, Row, parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
 from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screened
 from malt.trees.adaptive import Rule, nodes_grown
@@ -195,7 +195,7 @@ class RowCheck:
         self._whole = whole_tree(spec)
         self._screening = Screening()
         self._trees = TreeSample()
-        self._failures = failures_by_question(version)
+        self._failures = group_failures(version.manifest)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 

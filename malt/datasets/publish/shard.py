@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.pages.sample import NO_BAR, Bar, TreeSample
+from malt.datasets.pages.sample import NO_BAR, RankBar, TreeSample
 from malt.datasets.rows.examples import question_row, scored_examples, trajectory_rows, write_rows
 from malt.datasets.rows.files import as_batch, json_line
 from malt.datasets.rows.lengths import measure_lengths, token_counter
@@ -46,7 +46,7 @@ _NONE_FAILED: Failed = MappingProxyType({})
 class VersionStats:
     """All that is counted of a version's trees."""
 
-    def __init__(self, spec: RunSpec, bar: Bar = NO_BAR) -> None:
+    def __init__(self, spec: RunSpec, bar: RankBar = NO_BAR) -> None:
         self.trees = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
@@ -75,7 +75,7 @@ class Shard(NamedTuple):
     """Examples as JSON, by the name of their file."""
 
 
-def make_shard(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: Bar = NO_BAR) -> Shard:
+def make_shard(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: RankBar = NO_BAR) -> Shard:
     """Work out what trees give, in the order of their questions; `bar` is that of the report's sample so far."""
     maker = _ShardMaker(spec, screening, bar)
     for valued in trees:
@@ -85,7 +85,7 @@ def make_shard(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening,
 
 
 class _ShardMaker:
-    def __init__(self, spec: RunSpec, screening: Screening, bar: Bar) -> None:
+    def __init__(self, spec: RunSpec, screening: Screening, bar: RankBar) -> None:
         self.spec = spec
         self.screening = screening
         self.stats = VersionStats(spec, bar)
@@ -133,7 +133,7 @@ class _ShardInputs(NamedTuple):
     """Of these questions alone."""
     failed: Failed
     """Those whose trees are not looked for."""
-    bar: Bar
+    bar: RankBar
 
 
 def stored_shards(
@@ -152,7 +152,7 @@ def stored_shards(
     return made_of_each(_stored_shard, inputs, source)
 
 
-def _inputs_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: Bar) -> _ShardInputs:
+def _inputs_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: RankBar) -> _ShardInputs:
     """Return what one shard takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
     return _ShardInputs(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed}, bar)

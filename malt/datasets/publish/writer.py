@@ -21,7 +21,9 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
-from malt.datasets.publish.rendering import render_pages
+from malt.datasets.pages.card import CARD_FILE, render_card
+from malt.datasets.pages.page import REPORT_FILE, render_report
+from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.shard import Shard, VersionStats
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
@@ -182,6 +184,11 @@ def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[s
     """What a `*_training.json` says of itself, the number of its examples apart."""
     model = spec.roles[role].model
     return {"timestamp": created_at.isoformat(), "model": model, "role": role.value, "dataset": spec.name}
+
+
+def render_pages(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
+    """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
+    return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}
 
 
 def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:

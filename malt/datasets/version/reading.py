@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.datasets.manifest import Failure
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow
 from malt.datasets.version.restore import restore_tree
 from malt.errors import VersionError
@@ -108,11 +107,3 @@ class Cursor:
         while self._next is not None:
             yield self._next[0]
             self._next = next(self._groups, None)
-
-
-def failures_by_question(version: "DatasetVersion") -> dict[str, list[Failure]]:
-    """Return the failed branches that the manifest names."""
-    failures: dict[str, list[Failure]] = {}
-    for failure in version.manifest.failures:
-        failures.setdefault(failure.question_id, []).append(failure)
-    return failures
