@@ -43,13 +43,13 @@ def write_parquet(rows: Sequence[Columns], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from malt.datasets.rows.files import writable
+    from malt.datasets.rows.files import clean_texts
 
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {}
     for name in names:
         try:
-            columns[name] = pa.array([writable(row.get(name)) for row in rows])
+            columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
         except pa.ArrowException as error:
             raise InputError(f"column {name!r} fits no Parquet type ({error}); write a .jsonl file instead") from error
     try:

@@ -14,7 +14,7 @@ from malt.datasets.export.tool_files import README_FILE, readme
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
+from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, temporary_name
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 
@@ -166,7 +166,7 @@ def move(staging: Path, target: Path) -> None:
     receipt = target / RECEIPT_FILE
     if receipt.exists() and receipt.read_bytes() == (staging / RECEIPT_FILE).read_bytes():
         return
-    former = unfinished(target.parent)
+    former = temporary_name(target.parent)
     try:
         if target.exists():
             target.rename(former)

@@ -29,7 +29,7 @@ from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, Rows
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.version.dataset_version import DatasetVersion, newest_version
-from malt.datasets.version.folders import claim, discard, next_number, open_staging, point_latest, put
+from malt.datasets.version.folders import claim, discard, next_number, open_staging, point_latest, put_in_place
 from malt.errors import NothingToPublish, VersionError
 from malt.questions.screening import Screening
 
@@ -168,7 +168,7 @@ class VersionWriter:
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
-        put(self._staging, place, MANIFEST_FILE)
+        put_in_place(self._staging, place, MANIFEST_FILE)
 
 
 def _readable_newest(folder: Path) -> DatasetVersion | None:

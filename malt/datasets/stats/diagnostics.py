@@ -104,7 +104,7 @@ class DiagnosticsCount(Mergeable):
             self._graded_by[grade.grader] += 1
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
-            self._same[is_same(first.answer, last.answer)] += 1
+            self._same[is_same_answer(first.answer, last.answer)] += 1
 
     def _add_answers(self, valued: ValuedTree) -> None:
         """Count what one question's generations, refinements and leaves answer, singly and by vote."""
@@ -146,7 +146,7 @@ def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     return None if own is None else own.outcome
 
 
-def is_same(first: str, last: str) -> bool:
+def is_same_answer(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
     return first == last or normalise_answer(first) == normalise_answer(last)
 
