@@ -85,9 +85,7 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
         return _report(MESSAGE, _INTERRUPTED, debug=debug)
     except OSError as error:
         if error.errno in _NO_ROOM:
-            return _report(
-                f"no room on the disk ({error.strerror}); {_NOTHING_LOST}", RunStopped.exit_code, debug=debug
-            )
+            return _report(_NO_ROOM_MESSAGE.format(error.strerror), RunStopped.exit_code, debug=debug)
         return _report(f"the operating system refused: {error}; --debug shows where", 2, debug=debug)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_ERROR]}"

@@ -200,7 +200,7 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Print the path of a version's report, one HTML file; --open shows it."""
+    """Print the path of a version's report. One HTML file; --open shows it."""
     from malt.datasets.pages.reread import report_file
     from malt.datasets.version.dataset_version import open_version
 
