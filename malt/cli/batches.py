@@ -11,7 +11,7 @@ from malt.cli.options import takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from malt.llm.batch.ledger import Batch
+    from malt.llm.store.batches import Batch
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
     """List the batches that are under way. Those of NAME, or all; --forget lets one go that nobody can collect."""
     from malt.config.settings import Settings
-    from malt.llm.batch.ledger import BatchStore
+    from malt.llm.store.batches import BatchStore
     from malt.llm.store.samples import Store
 
     with Store(Settings().store) as store:

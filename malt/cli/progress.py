@@ -21,7 +21,7 @@ from malt.cli.terminal import console, warn
 from malt.config.spec import Role, RunSpec
 
 if TYPE_CHECKING:
-    from malt.llm.session import Session
+    from malt.llm.client.session import Session
     from malt.llm.usage import Tally
 
 _REFRESH_S = 0.5
@@ -50,7 +50,7 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
 
 def _find_session(spec: RunSpec) -> "Session | None":
     from malt.config.settings import Settings
-    from malt.llm.session import opened_session
+    from malt.llm.client.session import opened_session
 
     return opened_session(Settings(), spec.limits)
 
