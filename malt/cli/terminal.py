@@ -5,12 +5,12 @@ Rich is imported when something is printed: `malt --help` does without. Nothing 
 
 import json
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
@@ -56,7 +56,7 @@ def styled(*parts: str | tuple[str, str]) -> "Text":
     return Text.assemble(*(visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts))
 
 
-def emit(value: "JsonValue") -> None:
+def emit(value: Mapping[str, Any]) -> None:
     """Print one JSON object, in any encoding."""
     print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
 
