@@ -16,7 +16,7 @@ import click
 
 from malt.cli import batches, explaining, grading, lifecycle, runs, service, sharing, versions
 from malt.errors import MaltError, RunStopped
-from malt.sanitize import visible
+from malt.sanitize import escape_controls
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_ROOM_MESSAGE = (
@@ -65,7 +65,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line, above the progress bars where there are any."""
-        print(visible(record.getMessage()), file=sys.stderr, flush=True)
+        print(escape_controls(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:
@@ -96,7 +96,7 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
 def _report(message: str, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {visible(message)}", file=sys.stderr)
+    print(f"error: {escape_controls(message)}", file=sys.stderr)
     return code
 
 

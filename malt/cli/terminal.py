@@ -3,7 +3,6 @@
 Rich is imported when something is printed: `malt --help` does without. Nothing printed is read as markup.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -26,12 +25,12 @@ def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
     from rich.text import Text
 
-    from malt.sanitize import visible
+    from malt.sanitize import escape_controls
 
     class InertConsole(Console):
         def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, passed on
             """Turn a string into rich's text; strings in tables and trees come by here too."""
-            return super().render_str(visible(text), **options)
+            return super().render_str(escape_controls(text), **options)
 
     width = None if stderr or sys.stdout.isatty() else _PLAIN_WIDTH
     return InertConsole(stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -51,14 +50,18 @@ def styled(*parts: str | tuple[str, str]) -> "Text":
     """Join texts, those in a pair with a style."""
     from rich.text import Text
 
-    from malt.sanitize import visible
+    from malt.sanitize import escape_controls
 
-    return Text.assemble(*(visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts))
+    return Text.assemble(
+        *(escape_controls(part) if isinstance(part, str) else (escape_controls(part[0]), part[1]) for part in parts)
+    )
 
 
 def emit(value: Mapping[str, Any]) -> None:
     """Print one JSON object, in any encoding."""
-    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
+    from malt.sanitize import dump_json
+
+    print(dump_json(value, ascii_only=sys.stdout.encoding.lower() != "utf-8"))
 
 
 def new_table(*columns: str) -> "Table":

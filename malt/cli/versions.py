@@ -201,11 +201,11 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Print the path of a version's report. One HTML file; --open shows it."""
-    from malt.datasets.pages.reread import report_file
+    from malt.datasets.pages.page import find_report
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
-    path = report_file(opened, out)
+    path = find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})
     else:
