@@ -4,7 +4,6 @@ Rich is imported when something is printed: `malt --help` does without. Nothing 
 """
 
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,7 @@ def styled(*parts: str | tuple[str, str]) -> "Text":
     )
 
 
-def emit(value: Mapping[str, Any]) -> None:
+def emit(value: object) -> None:
     """Print one JSON object, in any encoding."""
     from malt.sanitize import dump_json
 
