@@ -16,10 +16,10 @@ from malt.config.spec import Role, RunSpec
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import RemoteBatch
+from malt.llm.batch.client import BatchClient
 from malt.llm.batch.collector import BatchCollector
 from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
-from malt.llm.batch.client import BatchClient
 from malt.llm.batch.submit import BatchSubmitter
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.completers import EVERY_ROLE

@@ -11,9 +11,9 @@ from malt.canonical_json import canonical_json
 from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.batch import api
+from malt.llm.batch.client import BatchClient
 from malt.llm.batch.collector import WantedSamples
 from malt.llm.batch.queues import BatchSize, Queues
-from malt.llm.batch.client import BatchClient
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import Session
 from malt.llm.provider.errors import name_endpoint

@@ -86,7 +86,7 @@ def _make_route(model: ModelSpec) -> Route:
     if embedded.is_embedded(model.model):
         name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model)
     elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
-        # the same protocol without the OpenAI SDK (openai_compatible.py); OpenAI's reasoning models keep it, for it renames
+        # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames
         # their parameters
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
     look_up_price(name)
