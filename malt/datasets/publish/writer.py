@@ -21,7 +21,7 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
-from malt.datasets.pages.card import render_card
+from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, put
@@ -34,8 +34,6 @@ from malt.errors import NothingToPublish, VersionError
 from malt.questions.screening import Screening
 
 log = logging.getLogger(__name__)
-
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
