@@ -20,11 +20,11 @@ LIMIT_S = 30.0
 """On a busy machine."""
 HOLDER = """
 import asyncio
-from malt.llm.client.run_lock import lease
+from malt.llm.client.run_lock import hold_run_lock
 from malt.config.settings import Settings
 
 async def hold():
-    async with lease("sums", Settings(), "a process of its own"):
+    async with hold_run_lock("sums", Settings(), "a process of its own"):
         print("held", flush=True)
         await asyncio.sleep(600)
 

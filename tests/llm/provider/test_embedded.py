@@ -132,7 +132,7 @@ from malt.llm.provider import embedded
 for file in ("tiny.gguf", "notes.txt", "missing.gguf"):
     model = f"embedded/org/repo:{file}"
     try:
-        print(embedded.downloaded(embedded.weights_of(model), model).read_bytes())
+        print(embedded._download(embedded.locate_weights(model), model).read_bytes())
     except ConfigError as error:
         print(error)
 """
@@ -199,7 +199,7 @@ def test_a_prompt_longer_than_the_context_is_refused(url: str) -> None:
 
 SERVE = """
 from malt.llm.provider import embedded
-url = embedded.endpoint("embedded")
+url = embedded.start_endpoint("embedded")
 for seed in (1, 2, 1):
     print([choice["message"]["content"] for choice in ask(url, n=2, seed=seed)["choices"]])
 """
