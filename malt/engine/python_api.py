@@ -11,7 +11,7 @@ from malt.concurrency import all_of
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.shard import portion_of
+from malt.datasets.publish.shard import make_shard
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.batch_mode import ask_in_batches
@@ -129,7 +129,7 @@ class TrainingDataGenerator:
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
                 trees = await all_of(self._tree(question) for question in window)
-                writer.add(portion_of(trees, self.spec, screening))
+                writer.add(make_shard(trees, self.spec, screening))
             return writer.publish()
 
     async def _ask_in_batches(self, questions: Sequence[Question]) -> None:
