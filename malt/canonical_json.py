@@ -1,7 +1,8 @@
-"""Identity of values: canonical JSON and its SHA-256. Equal values have equal digests in every process."""
+"""Identity of values and files: canonical JSON, and SHA-256. Equal values have equal digests in every process."""
 
 import hashlib
 import json
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -16,3 +17,9 @@ def canonical_json(value: object) -> bytes:
 def digest(value: JsonValue) -> str:
     """Return the SHA-256 of a JSON value as 64 hex characters."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex characters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

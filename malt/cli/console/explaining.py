@@ -10,7 +10,7 @@ from malt.config.spec import PLAYERS
 from malt.grading.graders import brief
 
 if TYPE_CHECKING:
-    from malt.datasets.check.explain import Explanation, LeafTold, TextTold
+    from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
     from malt.datasets.rows.gate_trace import Decision
 
 SHOWN = 10
@@ -47,7 +47,7 @@ def show_prompt(told: "Explanation") -> None:
         out.print(f"  {escape(message.role):<9} {escape(one_line(message.content))}", style="dim")
 
 
-def show_text(name: str, text: "TextTold") -> None:
+def show_text(name: str, text: "TextExplanation") -> None:
     """Print a text, and how its value follows from its leaves."""
     colour = COLOURS[text.label]
     out.print(f"{name}: [{colour}]{text.role} {text.node_id}[/{colour}] by {escape(text.model)}, {text.status}")
@@ -60,14 +60,14 @@ def show_text(name: str, text: "TextTold") -> None:
     show_rest(len(text.leaves) - SHOWN, "leaves")
 
 
-def sureness(text: "TextTold") -> str:
+def sureness(text: "TextExplanation") -> str:
     """Write how sure an inner node's value is."""
     if text.value_low is None or text.value_high is None or text.role == PLAYERS[-1]:
         return ""
     return f"; 95 % interval {text.value_low:.2f} to {text.value_high:.2f}"
 
 
-def leaf_cells(leaf: "LeafTold") -> tuple[str, ...]:
+def leaf_cells(leaf: "LeafExplanation") -> tuple[str, ...]:
     """Write a leaf's grade."""
     reward = "not counted" if leaf.reward is None else f"{leaf.reward:.4g}"
     read = "nothing" if leaf.read is None else brief(leaf.read)

@@ -1,6 +1,5 @@
 """Publishing: portions in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from malt.canonical_json import digest_file
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import (
     MANIFEST_FILE,
@@ -193,9 +193,7 @@ def pages_of(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
 
 def described(path: Path, rows: RowsWritten | None) -> FileEntry:
     """Describe a finished file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
+    sha256, size = digest_file(path), path.stat().st_size
     if rows is None:
         return FileEntry(bytes=size, sha256=sha256)
     return FileEntry(bytes=size, sha256=sha256, rows=rows.rows, rows_sha256=rows.sha256)

@@ -1,6 +1,5 @@
 """Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
+from malt.canonical_json import digest_file
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -70,8 +70,7 @@ class DatasetVersion:
         entry, path = self.manifest.files.get(file), self.path / file
         if entry is None or not path.is_file():
             return False
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
+        return digest_file(path) == entry.sha256
 
     @property
     def trajectories(self) -> "pd.DataFrame":

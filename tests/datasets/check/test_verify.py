@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
-from malt.datasets.check.verify import rows_of, verify
+from malt.datasets.check.verify import digest_rows, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
 from malt.datasets.publish.writer import described
 from malt.datasets.rows.files import RowsWritten
@@ -60,7 +60,9 @@ def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]
 def forge_manifest(version: DatasetVersion) -> DatasetVersion:
     """Make the manifest match the files again, seal and all."""
     files = {
-        file: described(version.path / file, RowsWritten(*rows_of(version.path, file)) if entry.rows_sha256 else None)
+        file: described(
+            version.path / file, RowsWritten(*digest_rows(version.path, file)) if entry.rows_sha256 else None
+        )
         for file, entry in version.manifest.files.items()
     }
     content = {"files": files, "content_sha256": content_digest(files)}
