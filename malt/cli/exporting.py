@@ -42,11 +42,11 @@ def export(
 ) -> None:
     """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
     from malt.cli.console import sending, terminal
-    from malt.datasets.export.export import Choice
+    from malt.datasets.export.export import RowChoice
     from malt.datasets.export.export import export as exported_to
     from malt.datasets.version.dataset_version import open_version
 
-    choice = Choice(tuple(map(player, roles)), kinds, (split,) if split else ())
+    choice = RowChoice(tuple(map(player, roles)), kinds, (split,) if split else ())
     exported = exported_to(open_version(version), to, directory, choice)
     sending.show_export_warnings(exported)
     terminal.emit(exported.as_json()) if as_json else sending.show_export(exported)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def show_export(exported: "Exported") -> None:
     """Print what was written, and what the format left out."""
-    receipt = exported.receipt
-    out.print(f"{receipt.reference} as {receipt.format}: {escape(from_here(str(exported.path)))}")
-    show_rows({file.path: file.rows for file in receipt.files})
-    for file in receipt.files:
+    manifest = exported.manifest
+    out.print(f"{manifest.reference} as {manifest.format}: {escape(from_here(str(exported.path)))}")
+    show_rows({file.path: file.rows for file in manifest.files})
+    for file in manifest.files:
         if file.left_out:
             counted = ", ".join(f"{count:,} {why}" for why, count in sorted(file.left_out.items()))
             out.print(f"  left out of {file.path}: {counted}")
@@ -26,8 +26,8 @@ def show_export_warnings(exported: "Exported") -> None:
     """Print on stderr what the tool will not like, and which files are not there for want of rows."""
     for warning in exported.warnings:
         err.print(f"warning: {warning}")
-    splits = {"train", *(file.split for file in exported.receipt.files)}
-    empty = [file.path for file in exported.receipt.empty if file.split in splits]
+    splits = {"train", *(file.split for file in exported.manifest.files)}
+    empty = [file.path for file in exported.manifest.empty if file.split in splits]
     if empty:
         err.print(f"warning: not written, as they would have no rows: {', '.join(empty)}")
 
