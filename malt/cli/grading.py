@@ -18,9 +18,8 @@ def grade(
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
     from malt.cli.console import grading, terminal
-    from malt.review.grade_file import grade_file
+    from malt.review.grade_file import check_output, grade_file, write_rows
     from malt.review.grader_options import chosen_grading
-    from malt.review.row_output import check_output, write_rows
 
     if out is not None:
         check_output(out)

@@ -10,7 +10,7 @@ from malt.grading.graders import Outcome, brief
 from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
 
 if TYPE_CHECKING:
-    from malt.review.audit import AuditReport, Difference, GraderPair
+    from malt.review.audit import AuditReport, GraderPair, LeafDifference
 
 SHOWN = 10
 """Rows or leaves told of; the rest are counted."""
@@ -117,7 +117,7 @@ def show_changes(report: "AuditReport", kind: str) -> None:
     out.print(table)
 
 
-def show_differences(differences: "Sequence[Difference]") -> None:
+def show_differences(differences: "Sequence[LeafDifference]") -> None:
     """Print the leaves on which graders differ, and what each of them read."""
     out.print(f"{len(differences):,} leaves on which graders differ{':' if differences else ''}")
     for leaf in differences[:SHOWN]:
