@@ -1,4 +1,4 @@
-"""Identity of values and files: canonical JSON, and SHA-256. Equal values have equal digests in every process."""
+"""Identity of values: canonical JSON and its SHA-256. Equal values have equal digests in every process."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def digest(value: JsonValue) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hex characters."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex characters, without holding them all in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

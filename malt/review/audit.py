@@ -243,8 +243,8 @@ class _AuditCount:
 def _training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclusion | None) -> _TrainingRows:
     selected = select(valued, role, spec.dataset, excluded)
     return _TrainingRows(
-        sft={(one.node.address,) for one in selected.sft.kept},
-        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected.dpo.kept},
+        sft={(one.chosen.node.address,) for one in selected["sft"].kept},
+        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected["dpo"].kept},
     )
 
 

@@ -11,10 +11,19 @@ from malt.config.base import Recorded
 from malt.config.spec import Role
 from malt.datasets.check.lookup import FoundNodes, find_nodes, find_question
 from malt.datasets.check.verify import parent_of
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow, interval_of
-from malt.datasets.rows.gate_trace import Decision, Decisions
+from malt.datasets.rows.examples import interval_of
+from malt.datasets.rows.gate_trace import Decision, GateTrace
 from malt.datasets.rows.gates import Context
-from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
+from malt.datasets.rows.tables import (
+    ROLE_FILES,
+    TEXT_KINDS,
+    TRAJECTORIES_FILE,
+    DpoRow,
+    KtoRow,
+    MessageRow,
+    SftRow,
+    role_file,
+)
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Row, read_rows, stored_tree
 from malt.datasets.version.restore import exclusion_of
@@ -119,7 +128,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     role = nodes[0].role
     rows = _read_training_rows(version, role, question["question_id"])
     context = Context(valued, role, version.spec.dataset, exclusion_of(question))
-    decisions = Decisions(context, {str(row["row_id"]) for row in rows})
+    decisions = GateTrace(context, {str(row["row_id"]) for row in rows})
     pair = decisions.pair(*found.addresses) if len(nodes) == 2 else None
     prompt, prompt_from = _find_prompt(nodes[0], valued, rows, version)
     return Explanation(
@@ -141,7 +150,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     )
 
 
-def _decide(found: FoundNodes, decisions: Decisions) -> Decision | None:
+def _decide(found: FoundNodes, decisions: GateTrace) -> Decision | None:
     if found.kind is None:
         return None
     if found.kind == "dpo":
@@ -149,12 +158,12 @@ def _decide(found: FoundNodes, decisions: Decisions) -> Decision | None:
     return decisions.of_text(found.kind, found.addresses[0])
 
 
-def _decide_rest(found: FoundNodes, decisions: Decisions) -> Iterator[Decision]:
+def _decide_rest(found: FoundNodes, decisions: GateTrace) -> Iterator[Decision]:
     """Yield what else became of the texts: of one all, of a pair what each is by itself."""
     if len(found.addresses) == 1:
         yield from decisions.of_all(found.addresses[0])
     else:
-        yield from (decisions.of_text(kind, address) for address in found.addresses for kind in ("sft", "kto"))
+        yield from (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
 
 
 def _find_prompt(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from malt.canonical_json import digest_file
+from malt.canonical_json import file_sha256
 from malt.config.spec import Role
 from malt.errors import InputError
 from malt.questions.screening import Split
@@ -88,7 +88,7 @@ def _digest_files(folder: Path) -> dict[str, str]:
     entries = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {name: path for name, path in entries.items() if path.is_symlink() or not path.is_dir()}
     return {
-        name: digest_file(path) if path.is_file() and not path.is_symlink() else ""
+        name: file_sha256(path) if path.is_file() and not path.is_symlink() else ""
         for name, path in files.items()
         if name != EXPORT_MANIFEST_FILE
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from malt.canonical_json import digest_file
+from malt.canonical_json import file_sha256
 from malt.config.base import Recorded
 from malt.datasets.manifest import MANIFEST_FILE, seal_holds
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -113,7 +113,7 @@ def bundle_files(version: DatasetVersion) -> Bundle:
 
 def _describe(folder: Path, path: str) -> BundledFile:
     local = folder / path
-    return BundledFile(path, local, local.stat().st_size, digest_file(local))
+    return BundledFile(path, local, local.stat().st_size, file_sha256(local))
 
 
 def list_first(paths: Collection[str]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.folders import refuse_in_versions
 from malt.datasets.push.files import Bundle, BundledFile, Pushed, bundle_files, list_first, push_errors
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import refuse_in_versions
 from malt.errors import InputError, PushDamaged, PushError
 from malt.questions.readers import without_secrets
 from malt.sanitize import fold_lines
