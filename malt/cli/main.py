@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, versions
+from malt.cli import batches, evaluating, exporting, grading, lifecycle, pushing, runs, service, versions
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import visible
 
@@ -28,6 +28,7 @@ COMMANDS = [
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(exporting.export, pushing.push),
     *(grading.grade, grading.audit),
+    *(evaluating.evaluate, evaluating.evaluations),
     *(service.up, service.doctor),
 ]
 MOST_CHARACTERS = 400

@@ -313,7 +313,8 @@ class PlayerSpec(Declared):
         changed = {name: getattr(self, name) for name in self.model_fields_set}
         if self.model is None or provider_in(self.model) == provider_in(role.model):
             return role.model_copy(update=changed)
-        elsewhere = {"api_base": None, "api_key_env": None, "api_key_block": None, "extra": {}, "fallbacks": ()}
+        elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
+        elsewhere |= {"extra": {}, "fallbacks": ()}
         return role.model_copy(update={**elsewhere, **changed})
 
 
@@ -338,6 +339,25 @@ class SystemSpec(Declared):
         if "generator" not in roles or len(set(roles)) < len(roles):
             raise ValueError("the generator always takes part, and every role once: such as [generator, refiner]")
         return roles
+
+
+def paper_systems(trained: str | None) -> dict[str, SystemSpec]:
+    """Return the systems of the paper's tables: untrained, STaR and MALT, each role untrained, and roles left out."""
+    whole = SystemSpec(models=trained)
+    left_out = {
+        "G": SystemSpec(models=trained, roles=("generator",)),
+        "G+V": SystemSpec(models=trained, roles=("generator", "verifier")),
+        "G+R": SystemSpec(models=trained, roles=("generator", "refiner")),
+    }
+    if trained is None:
+        return {"G+V+R": whole, **left_out}
+    player = PlayerSpec(model=trained)
+    untrained = {
+        "generator-untrained": SystemSpec(verifier=player, refiner=player),
+        "verifier-untrained": SystemSpec(generator=player, refiner=player),
+        "refiner-untrained": SystemSpec(generator=player, verifier=player),
+    }
+    return {"untrained": SystemSpec(), "star": SystemSpec(generator=player), "malt": whole, **untrained, **left_out}
 
 
 class TournamentSpec(Declared):
@@ -381,16 +401,23 @@ class EvaluateSpec(Declared):
     or by vote (`_mv`)."""
     baseline: str | None = None
     """The system that the others are compared with; empty: the first."""
-    systems: dict[str, SystemSpec] | Literal["paper"] = Field(default_factory=dict)
-    """Who is compared, by name; `paper`: the systems of the paper's tables, around `models`."""
     models: str | None = Field(None, min_length=1)
     """For `systems = "paper"`: the model version of the trained roles; untrained are the config's own."""
+    systems: dict[str, SystemSpec] = Field({})
+    """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
     tournament: TournamentSpec | None = None
     """Every combination of these models is a system too."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_names_its_systems(cls, values: object) -> object:
+        if isinstance(values, Mapping) and values.get("systems") == "paper":
+            return {"equal_tokens": True, **values, "systems": paper_systems(values.get("models"))}
+        return values
+
     @model_validator(mode="after")
     def _names_can_be_told_apart(self) -> Self:
-        for name in self.systems if isinstance(self.systems, dict) else ():
+        for name in self.systems:
             if not re.fullmatch(r"[\w.+-]{1,60}", name):
                 raise ValueError(f"system {name!r}: a name has letters, digits and . _ + - only")
         if len(set(self.seeds)) < len(self.seeds):

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from malt.concurrency import Wait, all_of, in_turn
-from malt.datasets.diagnostics import stated_verdict
-from malt.errors import RequestFailed
+from malt.config.spec import Role
+from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, silent
-from malt.llm.asker import recall
-from malt.llm.completion import Complete, Completion
-from malt.llm.store import Store
+from malt.grading.answers import final_answer
+from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.judge import LLMEvaluator
+from malt.llm.completers import recall
+from malt.llm.request import Complete, Completion, RequestFailed
+from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
-from malt.questions import Question
-from malt.spec import Role
-from malt.trees.answers import final_answer
-from malt.trees.assessment import Begin, Shortfall, asks_judge, grade_text, grown, shortfall_of
-from malt.trees.evaluator import LLMEvaluator
-from malt.trees.grading import Grade, Grader, Outcome, graders_for
-from malt.trees.stored import windows
+from malt.questions.question import Question
+from malt.trees.pipeline import Begin, Shortfall, asks_judge, grade_text, grown, shortfall_of
+from malt.trees.replay import windows
 from malt.trees.tree import Address, FailedBranch, Node
 
 

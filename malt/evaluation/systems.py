@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from malt.errors import ConfigError
-from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
-from malt.spec import (
+from malt.config.spec import (
     PLAYERS,
     EvaluateSpec,
     GrowthSpec,
@@ -17,6 +15,8 @@ from malt.spec import (
     RunSpec,
     SystemSpec,
 )
+from malt.errors import ConfigError
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 
 Kind = Literal["chain", "control", "votes"]
 
@@ -49,9 +49,9 @@ def evaluate_spec(spec: RunSpec) -> EvaluateSpec:
 
 
 def systems_of(spec: RunSpec) -> dict[str, SystemSpec]:
-    """Return the systems of a config by name: declared, the paper's, a tournament's; its own roles if none."""
+    """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
     evaluate = evaluate_spec(spec)
-    declared = paper_systems(evaluate.models) if evaluate.systems == "paper" else dict(evaluate.systems)
+    declared = dict(evaluate.systems)
     if evaluate.tournament is not None:
         declared |= {entrant.name: entrant.system for entrant in entrants(spec)}
     return declared or {"pipeline": SystemSpec()}
@@ -63,21 +63,6 @@ def baseline_of(spec: RunSpec) -> str:
     if wanted is not None and wanted not in names:
         raise ConfigError(f"evaluate.baseline = {wanted!r} is no system; there are: {', '.join(names)}")
     return wanted or names[0]
-
-
-def paper_systems(trained: str | None) -> dict[str, SystemSpec]:
-    """Return the systems of the paper's tables: untrained, STaR and MALT, each role untrained, and roles left out."""
-    whole = SystemSpec(models=trained)
-    parts = {"G": ("generator",), "G+V": ("generator", "verifier"), "G+R": ("generator", "refiner")}
-    left_out = {name: whole.model_copy(update={"roles": roles}) for name, roles in parts.items()}
-    if trained is None:
-        return {"G+V+R": whole, **left_out}
-    player = PlayerSpec(model=trained)
-    untrained = {
-        f"{role}-untrained": SystemSpec(**{other.value: player for other in PLAYERS if other is not role})
-        for role in PLAYERS
-    }
-    return {"untrained": SystemSpec(), "star": SystemSpec(generator=player), "malt": whole, **untrained, **left_out}
 
 
 class Entrant(NamedTuple):

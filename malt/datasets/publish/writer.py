@@ -1,11 +1,10 @@
 """Publishing: portions in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
-import hashlib
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,16 +23,15 @@ from malt.datasets.manifest import (
 from malt.datasets.pages.card import render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, put
+from malt.datasets.publish.folders import discard, open_staging, put
+from malt.datasets.publish.placing import described, place_next
 from malt.datasets.publish.shard import Figures, Portion
-from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
+from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
-from malt.datasets.version.dataset_version import DatasetVersion, newest_version
-from malt.errors import NothingToPublish, VersionError
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.errors import NothingToPublish
 from malt.questions.screening import Screening
-
-log = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
@@ -101,18 +99,8 @@ class VersionWriter:
                 "run again to ask for what is missing"
             )
         files = self.finish()
-        while True:
-            number = next_number(self.folder)  # before its parent is read: one that came between takes the number
-            newest = readable_newest(self.folder)
-            parent = Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None
-            manifest = self.manifest(files, number, parent)
-            if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
-                point_latest(self.folder)
-                return newest
-            self.name(manifest)
-            path = claim(self._staging, self.folder, number)
-            if path is not None:
-                return DatasetVersion(path.resolve(), read_manifest(path), created=True)
+        placed = place_next(self._staging, self.folder, partial(self.manifest, files), self.name)
+        return DatasetVersion(placed.path, read_manifest(placed.path), placed.created)
 
     def finish(self) -> dict[str, FileEntry]:
         """Close the files of rows, and describe them."""
@@ -173,15 +161,6 @@ class VersionWriter:
         put(self._staging, place, MANIFEST_FILE)
 
 
-def readable_newest(folder: Path) -> DatasetVersion | None:
-    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
-    try:
-        return newest_version(folder)
-    except VersionError as error:
-        log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
-        return None
-
-
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:
     """What a `*_training.json` says of itself, the number of its examples apart."""
     model = spec.roles[role].model
@@ -191,13 +170,3 @@ def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[s
 def pages_of(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
     """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
     return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}
-
-
-def described(path: Path, rows: RowsWritten | None) -> FileEntry:
-    """Describe a finished file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    if rows is None:
-        return FileEntry(bytes=size, sha256=sha256)
-    return FileEntry(bytes=size, sha256=sha256, rows=rows.rows, rows_sha256=rows.sha256)
