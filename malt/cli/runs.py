@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.engine.job import Inputs
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
+    from malt.llm.store.samples import Store
     from malt.trees.pipeline import Shortfall
 
     Server = NamedServer | PrefectServer
@@ -35,7 +37,12 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
+        evaluation = quoted_evaluation(spec, store)
+    if as_json:
+        terminal.emit({**quoted.model_dump(mode="json"), **evaluation_told(evaluation)})
+    else:
+        runs.show_plan(quoted)
+        runs.show_evaluation_plan(evaluation)
     return 0 if shortfall is None else runs.show_shortfall(shortfall)
 
 
@@ -65,6 +72,19 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json
     spec, inputs, server = begun(config, override, limit)
     del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
     return finish(flow_summary("assemble", spec, server), as_json=as_json)
+
+
+def quoted_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None":
+    """Quote the evaluation that a config declares; None where it declares none."""
+    from malt.evaluation.job import read_evaluation
+    from malt.evaluation.plan import plan_evaluation
+
+    return None if spec.evaluate is None else plan_evaluation(read_evaluation(spec), store)
+
+
+def evaluation_told(evaluation: "EvaluationPlan | None") -> dict[str, Any]:
+    """Return an evaluation's quote as JSON; nothing where there is none."""
+    return {} if evaluation is None else {"evaluation": evaluation.model_dump(mode="json")}
 
 
 def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":

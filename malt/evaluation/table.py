@@ -88,5 +88,12 @@ def read_answers(folder: Path) -> pa.Table:
 
 def frame_of(table: pa.Table) -> "pd.DataFrame":
     """Return a table as a data frame in which what is missing is None."""
-    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
-    return frame
+    import pandas as pd
+
+    columns = ((name, table.column(name)) for name in table.column_names)
+    return pd.DataFrame({name: pd.Series(column.to_pylist(), dtype=dtype_of(column)) for name, column in columns})
+
+
+def dtype_of(column: pa.ChunkedArray) -> str:
+    """Return the dtype that keeps None apart from texts and numbers."""
+    return "object" if column.null_count or not pa.types.is_primitive(column.type) else str(column.type)

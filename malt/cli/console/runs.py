@@ -10,6 +10,7 @@ from malt.cli.console.terminal import dollars, err, from_here, out, show_rows, t
 if TYPE_CHECKING:
     from malt.engine.plan import Plan, RolePlan
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 
@@ -31,7 +32,28 @@ def show_plan(plan: "Plan") -> None:
         out.print(f"{of}: {basis}", style="dim")
 
 
-def quoted_figures(quoted: "Plan | RolePlan") -> Iterator[str]:
+def show_evaluation_plan(plan: "EvaluationPlan | None") -> None:
+    """Print an evaluation's quote, and what so many questions can show."""
+    if plan is None:
+        return
+    table = table_of(
+        "system", "role.", "model.", "requests", "completions", "stored", "tokens in", "tokens out", "cost"
+    )
+    for system, added in plan.systems.items():
+        for role, quoted in added.roles.items():
+            table.add_row(escape(system), role.value, escape(quoted.model), *quoted_figures(quoted))
+    table.add_row("total", "", "", *quoted_figures(plan), style="bold")
+    out.print(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
+    out.print(table)
+    shown = [
+        f"{'none' if smallest is None else f'{100 * smallest:.1f} points'} where {parted} of votes part"
+        for parted, smallest in plan.smallest_difference.items()
+    ]
+    out.print(f"smallest difference that {plan.questions:,} questions show with 80 % power: {'; '.join(shown)}")
+    out.print(f"4 points where 20 % part need {plan.questions_for_4_points:,} questions", style="dim")
+
+
+def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
     """Write what is quoted, with the range that it may come out in."""
     yield from map("{:,}".format, (quoted.requests, quoted.completions, quoted.stored_completions))
     for name in ("prompt_tokens", "completion_tokens"):
