@@ -1,8 +1,8 @@
 """The card of an evaluation: `README.md`. It says nothing that summary and manifest do not."""
 
-from malt.datasets.pages.markdown import table
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
+from malt.sanitize import markdown_table as table
 
 CARD_FILE = "README.md"
 

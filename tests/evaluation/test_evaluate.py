@@ -1,6 +1,5 @@
 """Evaluations on a provider with planted answers: what every cell must be is counted here by hand."""
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,7 @@ TWO = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = 
 
 
 @pytest.fixture(autouse=True)
-def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedProvider]:
+def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
     monkeypatch.setenv("TEST_KEY", "k")
     provider.script = script
     return provider

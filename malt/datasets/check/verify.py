@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
-from malt.datasets.pages.reread import failures_by_question
-from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
+from malt.datasets.pages.sample import TreeSample, group_failures
+from malt.datasets.publish.writer import pages_of, training_metadata
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
@@ -189,7 +189,7 @@ class RowCheck:
         self._whole = whole_tree(spec)
         self._screening = Screening()
         self._trees = TreeSample()
-        self._failures = failures_by_question(version)
+        self._failures = group_failures(version.manifest)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.pages.sample import NO_BAR, Bar, TreeSample
+from malt.datasets.pages.sample import NO_BAR, RankBar, TreeSample
 from malt.datasets.rows import examples
 from malt.datasets.rows.files import as_batch, json_line
 from malt.datasets.rows.lengths import measured, token_counter
@@ -38,7 +38,7 @@ NONE_FAILED: Failed = MappingProxyType({})
 class Figures:
     """All that is counted of a version's trees."""
 
-    def __init__(self, spec: RunSpec, bar: Bar = NO_BAR) -> None:
+    def __init__(self, spec: RunSpec, bar: RankBar = NO_BAR) -> None:
         self.census = Census()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
@@ -67,7 +67,7 @@ class Portion(NamedTuple):
     """Examples as JSON, by the name of their file."""
 
 
-def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: Bar = NO_BAR) -> Portion:
+def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening, bar: RankBar = NO_BAR) -> Portion:
     """Work out what trees give, in the order of their questions; `bar` is that of the report's sample so far."""
     cutting = Cutting(spec, screening, bar)
     for valued in trees:
@@ -79,7 +79,7 @@ def portion_of(trees: Iterable[ValuedTree], spec: RunSpec, screening: Screening,
 class Cutting:
     """A portion in the making."""
 
-    def __init__(self, spec: RunSpec, screening: Screening, bar: Bar) -> None:
+    def __init__(self, spec: RunSpec, screening: Screening, bar: RankBar) -> None:
         self.spec = spec
         self.screening = screening
         self.figures = Figures(spec, bar)
@@ -128,7 +128,7 @@ class Share(NamedTuple):
     """Of these questions alone."""
     failed: Failed
     """Those whose trees are not looked for."""
-    bar: Bar
+    bar: RankBar
 
 
 def stored_portions(
@@ -143,7 +143,7 @@ def stored_portions(
     return made_of_each(stored_portion, shares, source)
 
 
-def share_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: Bar) -> Share:
+def share_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: RankBar) -> Share:
     """Return what one portion takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
     return Share(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed}, bar)

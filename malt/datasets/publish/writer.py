@@ -20,7 +20,7 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
-from malt.datasets.pages.card import render_card
+from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.folders import discard, open_staging, put
@@ -32,8 +32,6 @@ from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledg
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import NothingToPublish
 from malt.questions.screening import Screening
-
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,9 @@ class DatasetVersion:
     @property
     def figures(self) -> "dict[str, pd.DataFrame]":
         """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
-        from malt.datasets.pages.figures import figures
+        from malt.datasets.stats.figures import tabulate_figures
 
-        return figures(self.manifest)
+        return tabulate_figures(self.manifest)
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from malt.config.spec import CreditSpec
 from malt.datasets.check.verify import rows_of, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
-from malt.datasets.publish.writer import described
+from malt.datasets.publish.placing import described
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
