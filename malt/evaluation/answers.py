@@ -15,7 +15,7 @@ from malt.evaluation.systems import Kind, Lineup, silent
 from malt.grading.answers import final_answer
 from malt.grading.graders import Grade, Grader, Outcome, graders_for
 from malt.grading.judge import LLMEvaluator
-from malt.llm.completers import recall
+from malt.llm.client.completers import recall
 from malt.llm.request import Complete, Completion, RequestFailed
 from malt.llm.store.samples import Store
 from malt.prompts import PromptSet

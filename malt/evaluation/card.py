@@ -2,21 +2,21 @@
 
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
-from malt.sanitize import markdown_table as table
+from malt.sanitize import code_span, markdown_table
 
 CARD_FILE = "README.md"
 
 
 def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
     """Write a version's card."""
-    asked = f"{summary.questions:,} questions from `{manifest.questions.source}`, {summary.chains} chains each"
+    asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {summary.chains} chains each"
     parts = [
         f"# {manifest.name} v{manifest.version}: evaluation",
         f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
         accuracy_table(summary),
-        f"Differences to `{summary.baseline}` ({TITLES[summary.measure]}), paired by question:",
+        f"Differences to {code_span(summary.baseline)} ({TITLES[summary.measure]}), paired by question:",
         difference_table(summary),
-        "\n".join(f"* `{name}`: {system.refining.sentence}" for name, system in summary.systems.items()),
+        "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
         power_sentence(summary),
     ]
     return "\n\n".join(parts) + "\n"
@@ -27,21 +27,21 @@ def accuracy_table(summary: Summary) -> str:
     head = ("system", *(TITLES[measure] for measure in MEASURES), "tokens", "cost")
     rows = [
         (
-            f"`{name}`",
+            code_span(name),
             *(percent(getattr(system, measure)) for measure in MEASURES),
             count(system.tokens),
             dollars(system.cost_usd),
         )
         for name, system in summary.systems.items()
     ]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def difference_table(summary: Summary) -> str:
     """Write what each system has over the baseline."""
     head = ("system", "difference", "p", "p (Holm)")
-    return table(
-        head, [(f"`{name}`", points(each), p(each.p), p(each.p_holm)) for name, each in summary.differences.items()]
+    return markdown_table(
+        head, [(code_span(name), points(each), p(each.p), p(each.p_holm)) for name, each in summary.differences.items()]
     )
 
 

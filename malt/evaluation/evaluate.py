@@ -21,9 +21,9 @@ from malt.evaluation.result import Evaluated
 from malt.evaluation.systems import Lineup, with_samples
 from malt.evaluation.table import table_of
 from malt.evaluation.version import EvaluationVersion
-from malt.llm.completers import asker
-from malt.llm.run_lock import lease
-from malt.llm.session import session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.run_lock import lease
+from malt.llm.client.session import session_for
 from malt.llm.store.samples import Store
 from malt.llm.usage import Tally
 from malt.trees.tree import FailedBranch

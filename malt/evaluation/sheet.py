@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from malt.config.spec import RunSpec
 from malt.datasets.stats.accuracy import Ballot, Truth, majority
 from malt.datasets.stats.diagnostics import NO_ANSWER
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
+from malt.evaluation.systems import evaluate_spec
 from malt.grading.graders import Outcome
 
 if TYPE_CHECKING:
@@ -97,3 +99,15 @@ def shares(truths: Grid) -> Scores:
     with np.errstate(invalid="ignore"):
         found: Scores = right.reshape(len(truths), -1).sum(axis=1) / counted
     return found
+
+
+def sheets_of(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:
+    """Return the answers of one kind by system, in the order of the rows."""
+    truncated: Truth = False if spec.credit.truncated == "wrong" else None
+    questions = list(dict.fromkeys(rows["question_id"]))
+    seeds: Sequence[int | None] = evaluate_spec(spec).seeds or (None,)
+    of_kind = rows[rows["kind"] == kind]
+    return {
+        str(name): Sheet(own, questions, seeds, int(own["chain"].max()) + 1, truncated)
+        for name, own in of_kind.groupby("system", sort=False)
+    }

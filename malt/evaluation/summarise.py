@@ -1,6 +1,6 @@
 """Working out a summary from an evaluation's table alone, so that anybody can work it out again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from malt.config.spec import EvaluateSpec, RunSpec
 from malt.datasets.stats.accuracy import Truth
 from malt.datasets.stats.diagnostics import is_same
 from malt.evaluation import statistics
-from malt.evaluation.sheet import Grid, Sheet, shares
+from malt.evaluation.sheet import Grid, Sheet, shares, sheets_of
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import (
     MEASURES,
@@ -62,18 +62,6 @@ class Extras(NamedTuple):
     evaluate: EvaluateSpec
     controls: Mapping[str, Sheet]
     votes: Mapping[str, Sheet]
-
-
-def sheets_of(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:
-    """Return the answers of one kind by system, in the order of the rows."""
-    truncated: Truth = False if spec.credit.truncated == "wrong" else None
-    questions = list(dict.fromkeys(rows["question_id"]))
-    seeds: Sequence[int | None] = evaluate_spec(spec).seeds or (None,)
-    of_kind = rows[rows["kind"] == kind]
-    return {
-        str(name): Sheet(own, questions, seeds, int(own["chain"].max()) + 1, truncated)
-        for name, own in of_kind.groupby("system", sort=False)
-    }
 
 
 def summarise_system(sheet: Sheet, extras: Extras, name: str) -> SystemSummary:
