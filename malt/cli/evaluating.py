@@ -31,7 +31,7 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, as_json
 @click.argument("name", required=False)
 @takes_json
 def evaluations(name: str | None, as_json: bool) -> int:
-    """List evaluation versions: questions, systems, content digest, date."""
+    """List evaluations: questions, systems, digest, date."""
     from malt.cli.console import evaluating, terminal
     from malt.evaluation.version import list_evaluations
 

@@ -32,10 +32,10 @@ def ends_right(question: int, chain: int) -> bool:
     return is_right(question, chain) != ((question + chain) % 4 == 0)
 
 
-def answer(question: int, chain: int, right: bool) -> str:
-    """Write an answer that names its question and chain."""
+def answer(who: str, question: int, chain: int, right: bool) -> str:
+    """Write an answer that names its question and chain, and who wrote it."""
     said = question + FIRST + 10 if right else 1_000 + chain
-    return f"Chain {chain} of question {question}.\n\nFinal Answer: {said}"
+    return f"Chain {chain} of question {question}, by {who}.\n\nFinal Answer: {said}"
 
 
 def script(asked: Asked, sample: int) -> str:
@@ -43,11 +43,13 @@ def script(asked: Asked, sample: int) -> str:
     question = int(re.findall(r"What is (\d+) \+ 10", asked.prompt)[-1]) - FIRST
     chains = re.findall(r"Chain (\d+) of question", asked.prompt)
     if asked.model == "generator" or not chains:
-        return answer(question, sample, asked.model == "better" or is_right(question, sample))
+        return answer(asked.model, question, sample, asked.model == "better" or is_right(question, sample))
     if asked.model.startswith("verifier"):
         verdict = "correct" if is_called_correct(question, int(chains[-1])) else "wrong"
         return f"The {asked.model} looked at chain {chains[-1]}.\nVerdict: {verdict}"
-    return answer(question, int(chains[-1]), asked.model == "better" or ends_right(question, int(chains[-1])))
+    return answer(
+        asked.model, question, int(chains[-1]), asked.model == "better" or ends_right(question, int(chains[-1]))
+    )
 
 
 def write_evaluation(folder: Path, provider: ScriptedProvider, evaluate: str, questions: int = QUESTIONS) -> Path:
