@@ -28,8 +28,8 @@ def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
 
     with Store(Settings().store) as store:
         book = BatchStore(store)
-        listed = book.under_way(name)
-        samples = book.samples()
+        listed = book.list_open(name)
+        samples = book.count_samples()
         forgotten = [named(listed, told) for told in names]
         for batch in forgotten:
             book.forget(batch.mark)

@@ -15,7 +15,7 @@ from malt.evaluation.systems import Kind, Lineup, silent
 from malt.grading.answers import final_answer
 from malt.grading.graders import Grade, Grader, Outcome, graders_for
 from malt.grading.judge import LLMEvaluator
-from malt.llm.client.completers import recall
+from malt.llm.client.completers import make_store_completer
 from malt.llm.request import Complete, Completion, RequestFailed
 from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
@@ -86,7 +86,7 @@ def stored_answers(
     """Yield what the store holds, question by question and system by system; nobody is asked."""
 
     async def window_answered(window: Sequence[Question]) -> list[Answered]:
-        stored = recall(store, [question.question_id for question in window])
+        stored = make_store_completer(store, [question.question_id for question in window])
         return await in_turn(
             answered(question, lineup, prompts, silent(lineup, stored), in_turn)
             for question in window

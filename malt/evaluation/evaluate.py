@@ -21,9 +21,9 @@ from malt.evaluation.result import Evaluated
 from malt.evaluation.systems import Lineup, with_samples
 from malt.evaluation.table import table_of
 from malt.evaluation.version import EvaluationVersion
-from malt.llm.client.completers import asker
-from malt.llm.client.run_lock import lease
-from malt.llm.client.session import session_for
+from malt.llm.client.completers import make_completer
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.llm.usage import Tally
 from malt.trees.tree import FailedBranch
@@ -57,7 +57,7 @@ def new_run() -> str:
 async def evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
     """Ask for what the store lacks, then publish what it holds of all systems; one evaluation of a name at a time."""
     started = time.monotonic()
-    async with lease(f"evaluation-{job.spec.name}", settings, f"run {run}"):
+    async with hold_run_lock(f"evaluation-{job.spec.name}", settings, f"run {run}"):
         filled = await fill(job, settings, run)
         if filled.stopped is not None:
             return Evaluated.of(job, None, filled.failures, filled.tally, started, filled.stopped)
@@ -76,8 +76,8 @@ class Filled(NamedTuple):
 
 async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
     """Ask for all chains, then for the votes that a single agent needs to write as much."""
-    session = session_for(settings, job.spec.limits, run=run)
-    ask = asker(session, [question.question_id for question in job.questions], run=run)
+    session = open_session(settings, job.spec.limits, run=run)
+    ask = make_completer(session, [question.question_id for question in job.questions], run=run)
     begin = beginning(ask, job.spec, job.prompts)
     shortfall = await session.call(ask_answers(job.questions, job.lineups, job.prompts, ask, begin))
     if job.evaluate.equal_tokens and shortfall.stopped is None:

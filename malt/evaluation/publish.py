@@ -9,9 +9,9 @@ import pyarrow as pa
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS
 from malt.datasets.manifest import Failure, FileEntry, Parent, QuestionsUsed, content_digest, write_manifest
-from malt.datasets.publish.folders import discard, open_staging
-from malt.datasets.publish.placing import described, place_next
+from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.stats.counts import as_failure, code_version
+from malt.datasets.version.folders import discard, open_staging
 from malt.evaluation.card import CARD_FILE, render_card
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.manifest import EvaluationManifest, Player
@@ -32,7 +32,7 @@ def publish(
     staging = open_staging(folder)
     try:
         summary = summarise(job.spec, frame_of(table))
-        files = {ANSWERS_FILE: described(staging / ANSWERS_FILE, write_answers(table, staging / ANSWERS_FILE))}
+        files = {ANSWERS_FILE: describe_file(staging / ANSWERS_FILE, write_answers(table, staging / ANSWERS_FILE))}
         files[SUMMARY_FILE] = written(staging / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
         describe = partial(describe_version, job, table, files, tuple(map(as_failure, failures)))
         placed = place_next(staging, folder, describe, partial(write_pages, staging, summary, table))
@@ -88,4 +88,4 @@ def write_pages(staging: Path, summary: Summary, table: pa.Table, manifest: Eval
 def written(path: Path, text: str) -> FileEntry:
     """Write a text, and describe the file."""
     path.write_text(text, encoding="utf-8")
-    return described(path, None)
+    return describe_file(path)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from malt.config.spec import RunSpec
 from malt.datasets.stats.accuracy import Ballot, Truth, majority
-from malt.datasets.stats.diagnostics import NO_ANSWER
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import evaluate_spec
@@ -18,6 +17,9 @@ from malt.grading.graders import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NO_ANSWER = {None, Outcome.UNANSWERED, Outcome.TRUNCATED}
+"""What gives no vote."""
 
 Grid = NDArray[Any]
 """A value by question, seed and chain."""
@@ -84,7 +86,7 @@ class Sheet:
         for place in np.ndindex(outcomes.shape[:2]):
             votes[place][0] = majority(
                 [
-                    Ballot(answer, truth, cast=outcome is not None and Outcome(outcome) not in NO_ANSWER)
+                    Ballot(answer, truth, cast=outcome not in NO_ANSWER)
                     for outcome, answer, truth in zip(outcomes[place], answers[place], truths[place], strict=True)
                 ]
             )

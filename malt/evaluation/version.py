@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import read_as
-from malt.datasets.publish.folders import version_numbers
 from malt.datasets.version.dataset_version import choose, dataset_names, locate
+from malt.datasets.version.folders import version_numbers
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import Summary

@@ -30,7 +30,7 @@ class BatchTold(NamedTuple):
 def batch_told(batch: "Batch", samples: int) -> BatchTold:
     """Return what is told of a batch."""
     return BatchTold(
-        batch=batch.told,
+        batch=batch.label,
         dataset=batch.dataset,
         model=batch.model,
         api_base=batch.api_base,

@@ -43,9 +43,9 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
 def session_of(spec: RunSpec) -> "Session | None":
     """Return this process's session, once there is one."""
     from malt.config.settings import Settings
-    from malt.llm.client.session import opened_session
+    from malt.llm.client.session import find_session
 
-    return opened_session(Settings(), spec.limits)
+    return find_session(Settings(), spec.limits)
 
 
 def had(tally: "Tally", role: Role) -> int:
@@ -93,7 +93,7 @@ def show_bars(expected: dict[Role, int], session: "Callable[[], Session | None]"
             for role, task in tasks.items():
                 rate = opened.tally.roles[role].completions / (time.monotonic() - started)
                 bars.update(task, completed=had(opened.tally, role), rate=f"{rate:.1f}/s")
-            bars.update(task, rate=f"{rate:.1f}/s, held back by {held_back_by(busy.share(), opened.held_by)}")
+            bars.update(task, rate=f"{rate:.1f}/s, held back by {held_back_by(busy.share(), opened.throttled_by)}")
 
 
 def print_lines(expected: dict[Role, int], session: "Callable[[], Session | None]", done: threading.Event) -> None:
@@ -103,5 +103,5 @@ def print_lines(expected: dict[Role, int], session: "Callable[[], Session | None
         if (opened := session()) is not None:
             counted = opened.tally
             figures = ", ".join(f"{role.value} {had(counted, role):,}/{total:,}" for role, total in expected.items())
-            held = held_back_by(busy.share(), opened.held_by)
+            held = held_back_by(busy.share(), opened.throttled_by)
             err.print(f"{figures}; {counted.total.requests:,} requests; held back by {held}")

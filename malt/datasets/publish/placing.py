@@ -1,14 +1,14 @@
 """Placing: a finished folder becomes the next version of its name, whatever it is a version of."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from malt.canonical_json import file_sha256
 from malt.datasets.manifest import FileEntry, M, Parent, VersionManifest, read_as
-from malt.datasets.publish.folders import claim, next_number, point_latest, version_numbers
 from malt.datasets.rows.files import RowsWritten
+from malt.datasets.version.folders import claim, next_number, point_latest, version_numbers
 from malt.errors import VersionError
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,7 @@ def readable_newest(folder: Path) -> Parent | None:
     return Parent(version=newest.version, content_sha256=newest.content_sha256) if newest else None
 
 
-def described(path: Path, rows: RowsWritten | None) -> FileEntry:
+def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:
     """Describe a finished file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    if rows is None:
-        return FileEntry(bytes=size, sha256=sha256)
-    return FileEntry(bytes=size, sha256=sha256, rows=rows.rows, rows_sha256=rows.sha256)
+    known = FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
+    return known if rows is None else known.model_copy(update={"rows": rows.rows, "rows_sha256": rows.sha256})
