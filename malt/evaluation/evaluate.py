@@ -41,7 +41,7 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
     job = read_evaluation(declared)
     check_systems(job)
-    done = asyncio.run(evaluate_job(job, Settings(), new_run()))
+    done = asyncio.run(evaluate_job(job, Settings(), name_run()))
     if done.stopped is not None:
         raise RunStopped(done.stopped)
     if done.version is None:
@@ -49,7 +49,7 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     return done.version
 
 
-def new_run() -> str:
+def name_run() -> str:
     """Name a run."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
 
@@ -130,6 +130,6 @@ def voter(lineup: Lineup, votes: int) -> Lineup:
     return lineup._replace(kind="votes", spec=spec, roles=(Role.GENERATOR,))
 
 
-def limited(overrides: Sequence[str], limit: int | None) -> list[str]:
+def limit_questions(overrides: Sequence[str], limit: int | None) -> list[str]:
     """Return overrides with a limit on the questions that are evaluated."""
     return [*overrides, *([] if limit is None else [f"evaluate.questions.limit={limit}"])]

@@ -68,7 +68,7 @@ class Evaluated(BaseModel):
             return 3
         return 1 if self.failures or self.version is None else 0
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON: the version's figures beside what this run used."""
         version = self.version
         figures = {} if version is None else version.summary.model_dump(mode="json")

@@ -89,7 +89,7 @@ def test_what_could_not_be_had_is_told_with_exit_code_1(
     assert exit_code(["evaluate", str(config)]) == 1
     said = capsys.readouterr()
     assert "evaluations/planted@v1" in said.out
-    assert "failed: generator of sum-103" in said.err
+    assert "generator sum-103: openai/generator at" in said.err
 
 
 def test_a_config_without_an_evaluation_says_what_to_add(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
-from malt.loading import loading
+from malt.processes import loading
 
 COMPATIBLE = "hosted_vllm"
 """LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""

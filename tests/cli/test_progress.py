@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from malt.cli.console.progress import Busy, held_back_by
+from malt.cli.progress import CpuMeter, limited_by
 from malt.config.spec import Limits
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint
@@ -65,18 +65,18 @@ async def test_an_endpoint_that_nobody_asks_holds_nothing_back() -> None:
 
 
 def test_what_most_endpoints_wait_for_is_told() -> None:
-    assert held_back_by(0.1, ["latency", "limit", "limit"]) == "limit"
-    assert held_back_by(0.1, []) == "nothing"
+    assert limited_by(0.1, ["latency", "limit", "limit"]) == "limit"
+    assert limited_by(0.1, []) == "nothing"
 
 
 def test_a_process_that_is_busy_itself_holds_the_rate_back() -> None:
-    assert held_back_by(0.95, ["latency"]) == "CPU"
+    assert limited_by(0.95, ["latency"]) == "CPU"
 
 
 def test_how_busy_the_process_was_is_counted_anew_at_each_look() -> None:
-    busy, until = Busy(), time.process_time() + 0.05
+    busy, until = CpuMeter(), time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    at_work = busy.share()
+    at_work = busy.read()
     time.sleep(0.2)
-    assert busy.share() < at_work
+    assert busy.read() < at_work
