@@ -171,6 +171,23 @@ def box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # no
     return Mark(content) if content else None
 
 
+JOINED_BOXES = re.compile(r"(?:[$\s.,]|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\\[()\[\]])*")
+
+
+def boxed(text: str) -> str | None:
+    r"""Return what stands in the last `\boxed{…}`; with those right before it, apart only by `and`, as a list."""
+    contents: list[str] = []
+    position = len(text)
+    while (start := text.rfind(r"\boxed", 0, position)) >= 0:
+        opening = text.find("{", start)
+        close = closing_brace(text, opening, len(text)) if opening >= 0 else None
+        if close is None or (contents and not JOINED_BOXES.fullmatch(text, close + 1, position)):
+            break
+        contents.insert(0, text[opening + 1 : close].strip())
+        position = start
+    return ", ".join(contents) if contents else None
+
+
 def hash_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001
     """Read a `#### …`."""
     line = LINES.match(text, position + 4, end)

@@ -28,7 +28,7 @@ from malt.grading.math_worker import MathVerdict, call_function, compare_math
 from malt.grading.numbers import equal
 from malt.grading.process_pool import CallFailed, run_in_pool
 from malt.grading.references import check_references as check_references
-from malt.grading.references import choice_reference, is_whole, number_reference, spellings, stands_in, text_reference
+from malt.grading.references import choice_reference, math_reference, number_reference, spellings, stands_in, text_reference
 from malt.llm.request import RequestFailed
 from malt.questions.question import Question
 
@@ -236,7 +236,7 @@ class MathGrader:
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Decide without a process what plainly is equal, or is two different whole numbers."""
         target, answer = question.ground_truth, final_answer(text)
-        read = (text.strip() if answer is None else answer).replace("\u2013", "-")
+        read = math_answer(text) if answer is None else answer
         if len(read) > LONGEST_MATH:
             return unknown(self.kind, None, f"an answer of {len(read):,} characters is too long to be compared")
         if not read:
@@ -245,20 +245,22 @@ class MathGrader:
         if plainly is not None:
             return (right if plainly else wrong)(self.kind, read, question)
         try:
-            compared = await run_in_pool(compare_math, target, read, timeout_s=self.timeout_s)
+            compared = await run_in_pool(
+                compare_math, math_reference(target), read, question.question, timeout_s=self.timeout_s
+            )
         except CallFailed as failure:
             return unknown(self.kind, answer, str(failure))
-        return self._verdict(compared, answer, question)
+        return self._verdict(compared, answer or read, question)
 
-    def _verdict(self, compared: MathVerdict, answer: str | None, question: Question) -> Verdict | None:
+    def _verdict(self, compared: MathVerdict, answer: str, question: Question) -> Verdict | None:
         match compared.result:
             case "no reference":
                 return None
             case "equal":
-                return right(self.kind, answer or compared.read, question)
+                return right(self.kind, answer, question)
             case "different":
-                return wrong(self.kind, answer or compared.read, question, decisive=compared.symbolic)
-        return unanswered(self.kind) if answer is None else wrong(self.kind, answer, question, decisive=False)
+                return wrong(self.kind, answer, question, decisive=not compared.words)
+        return wrong(self.kind, answer, question, decisive=False)
 
 
 @dataclass(frozen=True)
@@ -316,25 +318,32 @@ def unknown(kind: str, answer: str | None, why: str) -> Verdict:
 
 
 def plain_comparison(answer: str, reference: str) -> bool | None:
-    """Return whether two texts plainly are the same mathematics or differ, None where that takes more than looking."""
-    target_text = clean(reference)
-    if answer == target_text:
+    """Return whether two texts are the same or two plain numbers, None where it takes more than looking."""
+    target = clean(reference)
+    if "".join(answer.split()) == "".join(target.split()):
         return True
-    if brackets(answer) != brackets(target_text) and brackets(answer) and brackets(target_text):
-        return False
-    given, target = number_reference(answer), number_reference(reference)
-    if given is None or target is None or "=" in reference:
-        return None
-    return True if equal(given, target) else False if is_whole(given) and is_whole(target) else None
+    given, wanted = plain_number(answer), plain_number(target)
+    return None if given is None or wanted is None else given == wanted
 
 
-PAIR = re.compile(r"(?:\\left)?([(\[])[^()\[\]]*,[^()\[\]]*?(?:\\right)?([)\]])")
+PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})")
 
 
-def brackets(text: str) -> tuple[str, ...]:
-    """Return the brackets of a single pair or interval: math-verify takes `[1,5]` for the point `(1,5)` as well."""
-    match = PAIR.fullmatch(text.strip("$ "))
-    return match.groups() if match else ()
+def plain_number(text: str) -> int | None:
+    """Return a whole number that is nothing but digits."""
+    return int(text.replace(",", "")) if PLAIN_NUMBER.fullmatch(text) else None
+
+
+def math_answer(text: str) -> str:
+    """Return what an unmarked reply gives as its answer: its last formula, or all of a text that has none."""
+    formulas = list(FORMULA.finditer(text))
+    if not formulas:
+        return text.strip()
+    line = text[text.rfind("\n", 0, formulas[-1].start()) + 1 :]
+    return line.strip() if len(formulas) == 1 else formulas[-1][0]
+
+
+FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 
 
 def compared_line(kind: str, answer: str | None, question: Question) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
-from malt.grading.answers import clean, normalised, parse_choice
+from malt.grading.answers import boxed, clean, normalised, parse_choice
 from malt.grading.math_worker import check_function, is_mathematics
 from malt.grading.numbers import Quantity, parse_quantity
 from malt.grading.process_pool import START_LIMIT_S, CallFailed, submit
@@ -34,7 +34,7 @@ def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None
         return
     open_questions = [question for question in questions if not usable(question, spec)]
     if "math" in spec.kind:
-        parsed = parse_references({question.ground_truth for question in open_questions}, spec.grader_timeout_s)
+        parsed = parse_references(open_questions, spec.grader_timeout_s)
         open_questions = [question for question in open_questions if not parsed[question.ground_truth]]
     if open_questions:
         raise GradingError(complaint(open_questions, spec))
@@ -61,10 +61,21 @@ def usable(question: Question, spec: EvaluatorSpec) -> bool:
     return bool({"exact", "contains"} & set(spec.kind) and text_reference(reference))
 
 
-def parse_references(references: Iterable[str], timeout_s: float) -> Mapping[str, bool]:
+def parse_references(questions: Iterable[Question], timeout_s: float) -> Mapping[str, bool]:
     """Return whether each of the references is mathematics; one that takes longer than an answer may is not."""
-    waiting = {reference: submit(is_mathematics, reference, timeout_s=timeout_s) for reference in references}
+    waiting = {
+        question.ground_truth: submit(
+            is_mathematics, math_reference(question.ground_truth), question.question, timeout_s=timeout_s
+        )
+        for question in questions
+    }
     return {reference: succeeded(future) for reference, future in waiting.items()}
+
+
+@lru_cache(maxsize=8192)
+def math_reference(reference: str) -> str:
+    """Return the mathematics of a reference: after a `####`, or in its last boxes; several of them are a list."""
+    return boxed(reference) or clean(reference.rpartition("####")[2])
 
 
 def succeeded(future: "Future[bool]") -> bool:
