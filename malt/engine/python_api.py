@@ -20,9 +20,9 @@ from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
-from malt.llm.completers import EVERY_ROLE, asker
-from malt.llm.run_lock import lease
-from malt.llm.session import Session, session_for
+from malt.llm.client.completers import EVERY_ROLE, asker
+from malt.llm.client.run_lock import lease
+from malt.llm.client.session import Session, session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row
