@@ -240,7 +240,7 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
             return same(left[1], right[1])
         return _same_relations(reference, answer)
     if isinstance(reference, Chain):
-        named = _named(reference)
+        named = _named(reference, proven=False)
         if named is not None:
             return same(named[1], answer)
         region = _region_of(reference)
@@ -249,8 +249,11 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
     return named is not None and same(reference, named[1])
 
 
-def _named(chain: Chain) -> tuple[Reading, Reading] | None:
-    """Return the name and the value of `x = 5` or of sides that are all the same; None where it is an equation."""
+def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | None:
+    """Return the name and the value of `x = 5` or of sides that are all the same; None where it is an equation.
+
+    `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
+    """
     if set(chain.relations) != {"="}:
         return None
     *before, last = chain.sides
@@ -260,7 +263,7 @@ def _named(chain: Chain) -> tuple[Reading, Reading] | None:
         values = [side for side in chain.sides if isinstance(side, Value)]
         if all(not value.expr.free_symbols for value in values) and all(same(last, side) for side in before):
             return before[0], last
-        if len(before) > 1 and all(same(left, right) for left, right in pairwise(before)) and _is_number(last):
+        if proven and len(before) > 1 and all(same(left, right) for left, right in pairwise(before)) and _is_number(last):
             return before[0], last
     return None
 

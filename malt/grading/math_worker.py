@@ -48,13 +48,24 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     return MathVerdict("equal" if equal else "different", "", words, _verified(target, given) not in (equal, None))
 
 
-def is_mathematics(reference: str, question: str) -> bool:
-    """Say whether a reference is read whole as mathematics; bare words are none."""
+def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
+    """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
     from malt.grading.math_reader import Unread, Words
 
     prepare()
     try:
-        return not isinstance(_read_reference(reference, question), Words) or "\\text" in reference
+        return may_be_words or not isinstance(_read_reference(reference, question), Words)
+    except Unread:
+        return False
+
+
+def is_expression(reference: str, question: str) -> bool:
+    """Say whether a reference is read whole as one expression."""
+    from malt.grading.math_reader import Unread, Value
+
+    prepare()
+    try:
+        return isinstance(_read_reference(reference, question), Value)
     except Unread:
         return False
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.grading.graders import Grade, Outcome, grade
+from malt.grading.graders import grade
+from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, cell_text, read_question
 from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
 from malt.review.agreement import Agreement, Verdicts, agreement_of, verdict

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from malt.cli.console.terminal import one_line, out, show_rest, table_of
 from malt.config.spec import PLAYERS
-from malt.grading.graders import brief
+from malt.grading.grades import brief
 
 if TYPE_CHECKING:
     from malt.datasets.check.explain import Explanation, LeafTold, TextTold

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from malt.cli.console.terminal import dollars, one_line, out, table_of
-from malt.grading.graders import Outcome, brief
+from malt.grading.grades import Outcome, brief
 from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
 
 if TYPE_CHECKING:

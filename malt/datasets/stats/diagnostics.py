@@ -6,7 +6,7 @@ from collections import Counter
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus

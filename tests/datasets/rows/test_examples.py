@@ -20,7 +20,7 @@ from malt.datasets.rows.examples import (
     sft_row,
     trajectory_rows,
 )
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.tree import Address, NodeStatus

@@ -9,7 +9,7 @@ from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.rows.lengths import estimated, measured
 from malt.datasets.rows.selection import Sifted, select
 from malt.datasets.rows.tables import KINDS
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
