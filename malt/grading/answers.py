@@ -161,11 +161,11 @@ def _box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # n
     r"""Read a `\boxed{…}`, whose braces may nest; with those right before it, apart only by `and`, as a list."""
     contents: list[str] = []
     while position >= 0:
-        opening = position + _BOX.match(text, position).end() - position if _BOX.match(text, position) else end
-        close = closing_brace(text, opening, end)
-        if close is None or (contents and not _JOINED_BOXES.fullmatch(text, close + 1, end)):
+        opening = _BOX.match(text, position)
+        close = closing_brace(text, opening.end(), end) if opening else None
+        if opening is None or close is None or (contents and not _JOINED_BOXES.fullmatch(text, close + 1, end)):
             break
-        contents.insert(0, clean(text[opening + 1 : close]))
+        contents.insert(0, clean(text[opening.end() + 1 : close]))
         end, position = position, text.rfind(r"\boxed", 0, position)
     content = ", ".join(filter(None, contents))
     return Mark(content) if content else None
@@ -175,7 +175,7 @@ _BOX = re.compile(r"\\boxed *")
 _JOINED_BOXES = re.compile(r"(?:[$\s.,]|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\\[()\[\]]){0,40}")
 
 
-def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001 - all are called alike
+def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:
     """Read a mark in another language: the word for `answer`, then a colon or `is`."""
     word = next(word for word in _OTHER_WORDS if low.startswith(word, position))
     link = _OTHER_LINK.match(text, position + len(word))
@@ -183,18 +183,32 @@ def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:  #
     return found and found._replace(text=clean(_COPULA.sub("", found.text)))
 
 
-_OTHER_WORDS = (
-    "\u7b54\u6848", "\u7b54\u3048", "\u6b63\u89e3", "\uc815\ub2f5", "\ub2f5", "\u043e\u0442\u0432\u0435\u0442", "r\u00e9ponse", "respuesta",
-    "resposta", "risposta", "antwort", "\u091c\u0935\u093e\u092c", "\u0909\u0924\u094d\u0924\u0930", "\u0627\u0644\u0625\u062c\u0627\u0628\u0629",
-    "\u0627\u0644\u062c\u0648\u0627\u0628", "\u0e04\u0e33\u0e15\u0e2d\u0e1a", "\u0c38\u0c2e\u0c3e\u0c27\u0c3e\u0c28\u0c02", "cevap", "\u0111\u00e1p \u00e1n",
-)  # fmt: skip
+_OTHER_WORDS = [
+    "答案",
+    "答え",
+    "正解",
+    "정답",
+    "답",
+    "ответ",
+    "réponse",
+    "respuesta",
+    "resposta",
+    "risposta",
+    "antwort",
+    "जवाब",
+    "उत्तर",
+    "الإجابة",
+    "الجواب",
+    "คำตอบ",
+    "సమాధానం",
+    "cevap",
+]
 """`Answer` in Chinese, Japanese, Korean, Russian, French, Spanish, Portuguese, Italian, German, Hindi, Arabic, Thai,
-Telugu, Turkish and Vietnamese."""
+Telugu and Turkish."""
 _OTHER_LINK = re.compile(
-    r"[\s*_]{0,4}(?:finale?|correcta?|\u00e8|\u00e9|es|est|ist|lautet|\u0e04\u0e37\u0e2d|\u0939\u0948|\u0647\u064a|\u0647\u0648|l\u00e0|:|\uff1a|=|\u662f|\u4e3a|\u70ba|\u306f|\uc740|\ub294)[\s*_:\uff1a]*",
-    re.IGNORECASE,
+    r"[\s*_]{0,4}(?:finale?|correcta?|è|é|es|est|ist|lautet|คือ|है|هي|هو|:|=|是|为|為|は|은|는)[\s*_:]*", re.IGNORECASE
 )
-_COPULA = re.compile("\\s?(?:\u3067\u3059|\u3067\u3042\u308b|\u3060|\uc785\ub2c8\ub2e4|\uc774\ub2e4|\uc608\uc694|\uc774\uc5d0\uc694)[\u3002.]?$")
+_COPULA = re.compile(r"\s?(?:です|である|だ|입니다|이다|예요|이에요)[。.]?$")
 
 
 def _hash_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001 - all are called alike

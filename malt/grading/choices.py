@@ -116,8 +116,12 @@ _DENIED = re.compile(
     rf"|{_LISTED}\s+(?:is|are|was|were|can be|must be)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|not\b|ruled out|eliminated|excluded|impossible)"
     rf"|{_LISTED}\s+(?:cannot|can't|isn't|aren't|do not|does not|don't|doesn't)\b"
 )
-_CONCLUSION = re.compile(r"(?<![A-Za-z])(?:so|therefore|thus|hence|leaving|leaves|must be|answer is)(?![A-Za-z])", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<![A-Z])[.!?](?:\s+|$)|(?<=[A-Z])\.\s+(?=[A-Z][a-z]* )|\n|(?<![a-z])because(?![a-z])|;\s+(?=[a-z])")
+_CONCLUSION = re.compile(
+    r"(?<![A-Za-z])(?:so|therefore|thus|hence|leaving|leaves|must be|answer is)(?![A-Za-z])", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(
+    r"(?<![A-Z])[.!?](?:\s+|$)|(?<=[A-Z])\.\s+(?=[A-Z][a-z]* )|\n|(?<![a-z])because(?![a-z])|;\s+(?=[a-z])"
+)
 _REST = re.compile(r"\b(?:rest|others?|remaining|incorrect|wrong|eliminated|distractors?)\b", re.IGNORECASE)
 
 
@@ -150,7 +154,9 @@ def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | N
 def _named(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the one choice whose words stand in a text; a choice within a longer one does not count."""
     said = " ".join(text.casefold().split())
-    found = [(letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _whole(own).search(said)]
+    found = [
+        (letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _whole(own).search(said)
+    ]
     longest = [letter for letter, own in found if not any(own != other and own in other for _, other in found)]
     return longest[0] if len(longest) == 1 else None
 
@@ -170,7 +176,11 @@ def _last_stated(text: str, choices: Sequence[str]) -> str | None:
 @lru_cache(maxsize=1024)
 def _whole(words: str) -> re.Pattern[str]:
     """Return the pattern of these words standing whole."""
-    return re.compile(rf"(?<![0-9A-Za-z_]){re.escape(words)}(?![0-9A-Za-z_])" if not words.isascii() else rf"(?<!\w){re.escape(words)}(?!\w)")
+    return re.compile(
+        rf"(?<![0-9A-Za-z_]){re.escape(words)}(?![0-9A-Za-z_])"
+        if not words.isascii()
+        else rf"(?<!\w){re.escape(words)}(?!\w)"
+    )
 
 
 def letters(choices: Sequence[str]) -> str:

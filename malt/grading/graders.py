@@ -40,7 +40,14 @@ from malt.grading.answers import (
 )
 from malt.grading.choices import parse_choice, read_choice
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, brief, right, unanswered, unknown, unread, wrong
-from malt.grading.math_worker import MathVerdict, call_function, check_function, compare_math, is_expression, is_mathematics
+from malt.grading.math_worker import (
+    MathVerdict,
+    call_function,
+    check_function,
+    compare_math,
+    is_expression,
+    is_mathematics,
+)
 from malt.grading.numbers import Quantity, equal, parse_quantity
 from malt.grading.process_pool import START_LIMIT_S, CallFailed, run_in_pool, submit
 from malt.llm.request import RequestFailed
@@ -114,7 +121,7 @@ class ObjectiveGrader:
     """What is wrong with a reference that it cannot use, after `the reference`."""
 
     @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:
+    def of(cls, spec: EvaluatorSpec) -> Self:  # noqa: ARG003 - those that take settings override it
         """Return the grader that a config declares."""
         return cls()
 
@@ -205,7 +212,11 @@ class NumberGrader(ObjectiveGrader):
         """Decide both ways where both sides are numbers."""
         target = _number_reference(question.ground_truth)
         if target is None:
-            return await compare_as_mathematics(self.kind, question, text, self.timeout_s) if _has_digit(question) else None
+            return (
+                await compare_as_mathematics(self.kind, question, text, self.timeout_s)
+                if _has_digit(question)
+                else None
+            )
         read = read_number(text)
         if read is None:
             return unanswered(self.kind)

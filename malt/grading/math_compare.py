@@ -16,11 +16,11 @@ from malt.grading.math_reader import (
     Items,
     Reading,
     Region,
-    Unread,
     Value,
     Words,
     as_region,
 )
+from malt.grading.math_tokens import Unread
 
 LEAST_FIGURES = 6
 """Figures from which on a decimal number stands for the exact one that it is the rounding of."""
@@ -59,18 +59,17 @@ def _unwrapped(reading: Reading) -> Reading:
     first = named[0]
     if first is None or any(other is not None and other[0] != first[0] for other in named):
         return reading
-    return Items("list", tuple(item if name is None else name[1] for item, name in zip(reading.items, named, strict=True)))
+    return Items(
+        "list", tuple(item if name is None else name[1] for item, name in zip(reading.items, named, strict=True))
+    )
 
 
 # Values.
 
 
 def _same_values(reference: Value, answer: Value) -> bool:
-    if not _same_units(reference, answer):
-        return False
-    if any(_near(reference, left, answer, right) for left, right in _readings(reference, answer)):
-        return True
-    return False
+    near = (_near(reference, left, answer, right) for left, right in _readings(reference, answer))
+    return _same_units(reference, answer) and any(near)
 
 
 def _readings(reference: Value, answer: Value) -> Iterator[tuple[Expr, Expr]]:
@@ -96,7 +95,11 @@ def _near(reference: Value, left: Expr, answer: Value, right: Expr) -> bool:
         return True
     if left.free_symbols or right.free_symbols:
         return False
-    return is_rounding(reference.decimal, left, right) if _shorter(reference, answer) else is_rounding(answer.decimal, right, left)
+    return (
+        is_rounding(reference.decimal, left, right)
+        if _shorter(reference, answer)
+        else is_rounding(answer.decimal, right, left)
+    )
 
 
 def _shorter(reference: Value, answer: Value) -> bool:
@@ -127,7 +130,15 @@ def _figures(value: Rational) -> int:
     return places if fraction.denominator == 1 else -1
 
 
-_POINTS = [Rational(7, 5), Rational(11, 7), Rational(13, 11), Rational(17, 13), Rational(19, 17), Rational(23, 19), Rational(29, 23)]
+_POINTS = [
+    Rational(7, 5),
+    Rational(11, 7),
+    Rational(13, 11),
+    Rational(17, 13),
+    Rational(19, 17),
+    Rational(23, 19),
+    Rational(29, 23),
+]
 
 
 def same_expression(left: Expr, right: Expr) -> bool:
@@ -263,7 +274,12 @@ def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | No
         values = [side for side in chain.sides if isinstance(side, Value)]
         if all(not value.expr.free_symbols for value in values) and all(same(last, side) for side in before):
             return before[0], last
-        if proven and len(before) > 1 and all(same(left, right) for left, right in pairwise(before)) and _is_number(last):
+        if (
+            proven
+            and len(before) > 1
+            and all(same(left, right) for left, right in pairwise(before))
+            and _is_number(last)
+        ):
             return before[0], last
     return None
 
@@ -302,7 +318,11 @@ def _same_relations(reference: Chain, answer: Chain) -> bool:
 def _relations(chain: Chain) -> Iterator[tuple[str, Expr]]:
     """Yield each relation as an expression that is `=`, `neq`, `>` or `geq` zero."""
     for (left, right), relation in zip(pairwise(chain.sides), chain.relations, strict=True):
-        if not isinstance(left, Value) or not isinstance(right, Value) or left.unit != right.unit and 1 not in (left.unit, right.unit):
+        if (
+            not isinstance(left, Value)
+            or not isinstance(right, Value)
+            or (left.unit != right.unit and 1 not in (left.unit, right.unit))
+        ):
             raise Unread("a relation of what is no value")
         difference = left.expr - right.expr
         turned = relation in ("<", "leq")
@@ -330,12 +350,18 @@ def _region_of(chain: Chain) -> sympy.Set | None:
     for (left, right), relation in zip(pairwise(chain.sides), chain.relations, strict=True):
         if not isinstance(left, Value) or not isinstance(right, Value):
             return None
-        symbol, number, turned = (left.expr, right.expr, False) if left.expr.is_Symbol else (right.expr, left.expr, True)
+        symbol, number, turned = (
+            (left.expr, right.expr, False) if left.expr.is_Symbol else (right.expr, left.expr, True)
+        )
         if not symbol.is_Symbol or number.free_symbols or relation in ("=", "neq"):
             return None
         below = (relation in ("<", "leq")) != turned
         open_end = relation in ("<", ">")
-        part = sympy.Interval(-sympy.oo, number, True, open_end) if below else sympy.Interval(number, sympy.oo, open_end, True)
+        part = (
+            sympy.Interval(-sympy.oo, number, True, open_end)
+            if below
+            else sympy.Interval(number, sympy.oo, open_end, True)
+        )
         region = region.intersect(part)
     return region
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
-from malt.grading.math_tokens import FUNCTIONS, Token, Unread, tokenize
+from malt.grading.math_tokens import FUNCTIONS, GREEK, Token, Unread, tokenize
 from malt.grading.number_words import number_in_words
 from malt.grading.units import COUNTED, FILLERS, TURNING, UNITS
 
@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Several readings: `list` and `set` have no order, `round`, `square`, `ratio` and `dots` (an ellipsis) have one."""
+    """Several readings: `list` and `set` have no order, `round`, `square`, `ratio` and `dots` (ellipsis) have one."""
 
     kind: str
     items: "tuple[Reading, ...]"
@@ -132,8 +132,7 @@ def _split_signs(reading: Reading) -> Reading:
     if isinstance(reading, Items):
         items = tuple(map(_split_signs, reading.items))
         if reading.kind in ("list", "set"):
-            flat = [inner for item in items for inner in (item.items if _is_list(item) else (item,))]
-            return Items(reading.kind, tuple(flat))
+            return Items(reading.kind, tuple(inner for item in items for inner in _flat(item)))
         return Items(reading.kind, items)
     if isinstance(reading, Value) and reading.expr.has(SIGN):
         both = tuple(reading._replace(expr=reading.expr.subs(SIGN, sign)) for sign in (1, -1))
@@ -141,8 +140,8 @@ def _split_signs(reading: Reading) -> Reading:
     return reading
 
 
-def _is_list(reading: Reading) -> bool:
-    return isinstance(reading, Items) and reading.kind == "list"
+def _flat(reading: Reading) -> "tuple[Reading, ...]":
+    return reading.items if isinstance(reading, Items) and reading.kind == "list" else (reading,)
 
 
 @dataclass
@@ -301,7 +300,7 @@ class _Parser:
         return -value if negative else value
 
     def mixed_number(self) -> Value | None:
-        r"""Read a whole number with a fraction after it, `1 1/4` or `2\frac{1}{2}`; an improper one may mean anything."""
+        r"""Read a whole number with a fraction after it, `1 1/4` or `2\frac{1}{2}`; an improper one is ambiguous."""
         match = _MIXED.match(" ".join(token.text for token in self.tokens[self.position : self.position + 9]) + " ")
         if match is None or not self.tokens[self.position].text.isdigit():
             return None
@@ -449,7 +448,12 @@ class _Parser:
     def symbol(self, name: str) -> Reading:
         """Read a symbol with its index and primes, or a function of something."""
         name += self.index()
-        if name in ("f", "g", "h", "F", "G", "P") and self.text() == "^" and self.text(2) == "-" and self.text(3) == "1":
+        if (
+            name in ("f", "g", "h", "F", "G", "P")
+            and self.text() == "^"
+            and self.text(2) == "-"
+            and self.text(3) == "1"
+        ):
             self.position += 5
             name += "^-1"
         if name[0] in "fghFGP" and self.text() == "(":
@@ -519,13 +523,24 @@ class _Parser:
             return Items("round", tuple(self.readings("rangle")))
         if name in FUNCTIONS:
             return self.function(name)
-        if name in ("overline", "bar", "vec", "hat", "overrightarrow", "tilde", "underline", "angle", "triangle", "widehat"):
+        if name in (
+            "overline",
+            "bar",
+            "vec",
+            "hat",
+            "overrightarrow",
+            "tilde",
+            "underline",
+            "angle",
+            "triangle",
+            "widehat",
+        ):
             return Value(Symbol(f"{name} {self.name_text()}"))
         if name == "mathbb":
             return self.number_set()
         if name == "begin":
             return self.matrix()
-        if name in _GREEK_NAMES:
+        if name in GREEK or name == "ell":
             return Value(Symbol(name + self.index()))
         if name in ("emptyset",):
             return Items("set", ())
@@ -563,7 +578,10 @@ class _Parser:
 
     def fraction(self) -> Reading:
         """Read a fraction; a derivative is a name."""
-        derivative = re.match(r"\{ d (?:\^ . )?(\S) \} \{ d (\S)(?: \^ .)? \}", " ".join(t.text for t in self.tokens[self.position : self.position + 12]))
+        derivative = re.match(
+            r"\{ d (?:\^ . )?(\S) \} \{ d (\S)(?: \^ .)? \}",
+            " ".join(t.text for t in self.tokens[self.position : self.position + 12]),
+        )
         if derivative:
             end = self.position
             for _ in range(2):
@@ -609,7 +627,7 @@ class _Parser:
         return Value(value if power is None or power == -1 else _power(value, power))
 
     def bare_argument(self) -> Expr:
-        r"""Read the argument of a function without brackets, which ends before a sign or another function: `\sin 2x`."""
+        r"""Read a function's argument without brackets, `\sin 2x`: it ends before a sign or another function."""
         result = self.factor(signed=True)
         while self.goes_on() and self.text() and self.text() not in {"*", "/", "(", "|", *FUNCTIONS}:
             result = result * self.factor(signed=False)
@@ -711,17 +729,11 @@ _MIXED = re.compile(
 )
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound-sterling", "¥": "yen", "₹": "rupee"}
 _CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "deg": DEGREE}
-_GREEK_NAMES = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
-    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma",
-    "Upsilon", "Phi", "Psi", "Omega", "ell",
-}  # fmt: skip
 _NUMBER_SETS = {
     "R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals, "C": sympy.S.Complexes,
 }  # fmt: skip
-_NOT_FACTORS = {
-    "leq", "geq", "neq", "approx", "in", "cup", "cap", "setminus", "pm", "mp", "rfloor", "rceil", "rangle", "end", "ldots",
-}  # fmt: skip
+_ENDS = "leq geq neq approx in cup cap setminus pm mp rfloor rceil rangle end ldots"
+_NOT_FACTORS = frozenset(_ENDS.split())
 
 
 def _whole(reading: Reading) -> Expr:
@@ -749,7 +761,7 @@ def _measured(expr: Expr, decimal: str | None) -> Reading:
         return Value(expr, Integer(1), decimal)
     units = [symbol for symbol in expr.free_symbols if symbol.name.startswith("unit ")]
     coefficient, unit = sympy.factor_terms(expr).as_independent(*units, as_Add=False)
-    if _has_unit(coefficient) or not unit.is_Mul and not unit.is_Pow and not unit.is_Symbol:
+    if _has_unit(coefficient) or (not unit.is_Mul and not unit.is_Pow and not unit.is_Symbol):
         raise Unread("several units")
     return Value(coefficient, unit, decimal)
 
@@ -825,7 +837,12 @@ def as_region(reading: Reading) -> sympy.Set | None:
     if not isinstance(reading, Items) or not all(isinstance(item, Value) for item in reading.items):
         return None
     values = [_whole(item) for item in reading.items]
-    if reading.kind == "round" and len(values) == 2 and all(value.is_real for value in values) and values[0] < values[1]:
+    if (
+        reading.kind == "round"
+        and len(values) == 2
+        and all(value.is_real for value in values)
+        and values[0] < values[1]
+    ):
         return sympy.Interval.open(*values)
     return sympy.FiniteSet(*values) if reading.kind == "set" else None
 

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001, RUF003 - the signs that look alike are what this module is about
+# ruff: noqa: RUF001 - the signs that look alike are what this module is about
 r"""Tokens of mathematics, in LaTeX, Unicode or plain text: `\sqrt{2}`, `√2` and `sqrt(2)` become the same tokens.
 
 Nothing is dropped but layout: a sign that no rule knows raises `Unread`.
@@ -25,36 +25,83 @@ class Token(NamedTuple):
     """Space stands before it."""
 
 
-FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp",
-    "sqrt", "cbrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min",
-}  # fmt: skip
-_GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi",
-    "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
-    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega",
-}  # fmt: skip
-_SAME_COMMAND = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "ge": "geq", "le": "leq",
-    "geqslant": "geq", "leqslant": "leq", "ne": "neq", "gt": ">", "lt": "<", "times": "*", "cdot": "*", "ast": "*", "div": "/",
-    "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "arccot": "acot", "varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi", "varnothing": "emptyset", "degree": "deg",
-    "circ": "deg", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "setminus": "setminus", "backslash": "setminus",
-    "simeq": "approx", "colon": ":", "langle": "langle", "tg": "tan", "ctg": "cot", "lparen": "(", "rparen": ")",
-}  # fmt: skip
+_FUNCTION_NAMES = """
+sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt cbrt abs floor ceil gcd lcm max min
+"""
+FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+_GREEK_NAMES = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega
+Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega
+"""
+GREEK = frozenset(_GREEK_NAMES.split())
+_SYNONYMS = """
+dfrac frac tfrac frac cfrac frac dbinom binom tbinom binom ge geq le leq geqslant geq leqslant leq ne neq gt > lt <
+times * cdot * ast * div / lbrace { rbrace } lbrack [ rbrack ] lparen ( rparen ) lvert | rvert | vert | mid | colon :
+varepsilon epsilon vartheta theta varphi phi varnothing emptyset degree deg circ deg dots ldots cdots ldots dotsc ldots
+backslash setminus simeq approx tg tan ctg cot
+"""
+_SAME_COMMAND = dict(zip(_SYNONYMS.split()[::2], _SYNONYMS.split()[1::2], strict=True))
 _WORD_COMMANDS = {"inf": "infty", "infinity": "infty", "oo": "infty", "degrees": "deg", "degree": "deg", "in": "in"}
-_TEXT = {"text", "textrm", "textbf", "textit", "textsf", "texttt", "mbox", "hbox", "textnormal", "mathrm", "operatorname"}
+_TEXT = {
+    "text",
+    "textrm",
+    "textbf",
+    "textit",
+    "textsf",
+    "texttt",
+    "mbox",
+    "hbox",
+    "textnormal",
+    "mathrm",
+    "operatorname",
+}
 _LETTERS = {"mathbf", "boldsymbol", "bm", "mathit", "mathsf", "mathcal", "mathscr", "mathfrak", "mathnormal"}
 
 _SIGNS = {
-    "−‐‑‒–﹣－": "-", "×⋅·∗•✕": "*", "÷∕⁄": "/", "≤⩽": r"\leq ", "≥⩾": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "∓": r"\mp ",
-    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus ", "≈≃≅": r"\approx ",
-    "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "°º˚": r"\deg ", "ℝ": r"\mathbb{R} ", "ℤ": r"\mathbb{Z} ",
-    "ℕ": r"\mathbb{N} ", "ℚ": r"\mathbb{Q} ", "ℂ": r"\mathbb{C} ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-    "⌉": r"\rceil ", "⟨〈": r"\langle ", "⟩〉": r"\rangle ", "…⋯": r"\ldots ", "∣": "|", "‖": r"\|", "′’": "'", "″": "''",
-    "△": r"\triangle ", "∠": r"\angle ", "∘": r"\deg ", "，、": ",", "。": ".", "；": ";", "∶": ":", "％": "%",
+    "−‐‑‒–﹣－": "-",
+    "×⋅·∗•✕": "*",
+    "÷∕⁄": "/",
+    "≤⩽": r"\leq ",
+    "≥⩾": r"\geq ",
+    "≠": r"\neq ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∞": r"\infty ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "∖": r"\setminus ",
+    "≈≃≅": r"\approx ",
+    "√": r"\sqrt ",
+    "∛": r"\sqrt[3] ",
+    "∜": r"\sqrt[4] ",
+    "°º˚∘": r"\deg ",
+    "ℝ": r"\mathbb{R} ",
+    "ℤ": r"\mathbb{Z} ",
+    "ℕ": r"\mathbb{N} ",
+    "ℚ": r"\mathbb{Q} ",
+    "ℂ": r"\mathbb{C} ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "⟨〈": r"\langle ",
+    "⟩〉": r"\rangle ",
+    "…⋯": r"\ldots ",
+    "∣": "|",
+    "‖": r"\|",
+    "′’": "'",
+    "″": "''",
+    "△": r"\triangle ",
+    "∠": r"\angle ",
+    "，、": ",",
+    "。": ".",
+    "；": ";",
+    "∶": ":",
+    "％": "%",
     "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u2060\ufeff\ufe0f": "",
-}  # fmt: skip
+}
 _PLAIN = str.maketrans({sign: plain for signs, plain in _SIGNS.items() for sign in signs})
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ", "0123456789+-nx")
@@ -83,7 +130,7 @@ def _plain_character(character: str) -> str:
         return str(digit)
     name = unicodedata.name(unicodedata.normalize("NFKC", character)[:1] or " ", "")
     greek = name.removeprefix("GREEK SMALL LETTER ").removeprefix("GREEK CAPITAL LETTER ").replace("LAMDA", "LAMBDA")
-    if name.startswith("GREEK") and (greek.lower() in _GREEK or greek.title() in _GREEK):
+    if name.startswith("GREEK") and (greek.lower() in GREEK or greek.title() in GREEK):
         return "\\" + (greek.lower() if "SMALL" in name else greek.title()) + " "
     return unicodedata.normalize("NFKC", character)
 
@@ -136,7 +183,7 @@ def _scan(text: str, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
             words = command in _TEXT and not (command in ("mathrm", "operatorname") and len(inner.strip()) == 1)
             tokens = list(_scan(inner, nouns, words))
         elif match["letters"]:
-            tokens = list(_letters(match["letters"], bool(spaced), previous, nouns, prose))
+            tokens = list(_letters(match["letters"], previous, nouns, prose))
         else:
             tokens = [_single(match)]
         for token in tokens[:1]:
@@ -157,7 +204,11 @@ def _single(match: "re.Match[str]") -> Token:
         return Token("mark", {"{": "\\{", "}": "\\}", "|": "|", "_": "_"}.get(match["escaped"], match["escaped"]))
     if match["command"]:
         return _command(match["command"])
-    return _command(mark[1:]) if (mark := _MARKS.get(match["mark"], match["mark"])).startswith("\\") else Token("mark", mark)
+    return (
+        _command(mark[1:])
+        if (mark := _MARKS.get(match["mark"], match["mark"])).startswith("\\")
+        else Token("mark", mark)
+    )
 
 
 def _command(name: str) -> Token:
@@ -181,7 +232,7 @@ def _group(text: str, start: int) -> tuple[str, int]:
     raise Unread("an open brace")
 
 
-def _letters(run: str, spaced: bool, previous: Token, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
+def _letters(run: str, previous: Token, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
     """Read a run of letters: one name, one word, or symbols side by side."""
     low = run.lower()
     if run == "a" and previous.kind == "word" and previous.text in ("of", "in", "per", "is"):
@@ -190,11 +241,9 @@ def _letters(run: str, spaced: bool, previous: Token, nouns: frozenset[str], pro
         yield Token("command" if run in FUNCTIONS else "word", low)
     elif low in _WORD_COMMANDS and low != "in":
         yield Token("command", _WORD_COMMANDS[low])
-    elif run in _GREEK and len(run) > 2 or run == "pi":
+    elif (run in GREEK and len(run) > 2) or run == "pi" or run in ("sqrt", "cbrt"):
         yield Token("command", run)
-    elif run in ("sqrt", "cbrt"):
-        yield Token("command", run)
-    elif prose or (len(run) > 1 and _is_word(run, spaced, previous, nouns)):
+    elif prose or (len(run) > 1 and _is_word(run, previous, nouns)):
         yield Token("word", run)
     elif run[:2] == "pi" and len(run) == 3:
         yield from (Token("command", "pi"), Token("symbol", run[2]))
@@ -202,10 +251,13 @@ def _letters(run: str, spaced: bool, previous: Token, nouns: frozenset[str], pro
         yield from (Token("symbol", letter) for letter in run)
 
 
-_SMALL = frozenset("is are was be it we so an on at as by of to no if he she has do does can got get".split())
+_SMALL_TEXT = """
+is are was be it we so an on at as by of to no if he she has do does can got get
+"""
+_SMALL = frozenset(_SMALL_TEXT.split())
 
 
-def _is_word(run: str, spaced: bool, previous: Token, nouns: frozenset[str]) -> bool:
+def _is_word(run: str, previous: Token, nouns: frozenset[str]) -> bool:
     """Whether letters outside text are a word: after a number a unit, else what is too long for symbols, or known."""
     if run in UNITS:
         return len(run) > 3 or previous.kind == "number"

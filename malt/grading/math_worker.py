@@ -32,7 +32,8 @@ class MathVerdict(NamedTuple):
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     """Compare an answer to a reference as mathematics: both are read whole, or they are not compared."""
     from malt.grading.math_compare import same
-    from malt.grading.math_reader import Unread, Words
+    from malt.grading.math_reader import Words
+    from malt.grading.math_tokens import Unread
 
     prepare()
     try:
@@ -50,7 +51,8 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
 
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
-    from malt.grading.math_reader import Unread, Words
+    from malt.grading.math_reader import Words
+    from malt.grading.math_tokens import Unread
 
     prepare()
     try:
@@ -61,7 +63,8 @@ def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
 
 def is_expression(reference: str, question: str) -> bool:
     """Say whether a reference is read whole as one expression."""
-    from malt.grading.math_reader import Unread, Value
+    from malt.grading.math_reader import Value
+    from malt.grading.math_tokens import Unread
 
     prepare()
     try:

@@ -1,20 +1,16 @@
-"""Numbers in English words, read whole or not at all: `minus two and a half`, `three point nine seven`, `two-thirds`."""
+"""Numbers in English words, read whole or not at all: `minus two and a half`, `three point nine seven`."""
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-_SMALL = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-        " eighteen nineteen".split()
-    )
-}
-_TENS = {
-    word: 10 * tens
-    for tens, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-}
+_ONES = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen
+"""
+_TEN_TIMES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: value for value, word in enumerate(_ONES.split())}
+_TENS = {word: 10 * tens for tens, word in enumerate(_TEN_TIMES.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {
     part: parts
@@ -57,8 +53,8 @@ def _unsigned(words: Sequence[str]) -> Fraction | None:
     if words and words[-1] in _PARTS:
         return _part(words)
     if words and words[-1] == "dozen":
-        count = Fraction(1, 2) if words[:-1] == ["half", "a"] else _count(words[:-1])
-        return None if count is None else count * 12
+        count = 6 if words[:-1] == ["half", "a"] else _count(words[:-1], 12)
+        return None if count is None else Fraction(count)
     whole = _cardinal(words)
     return None if whole is None else Fraction(whole)
 
@@ -77,8 +73,9 @@ def _part(words: Sequence[str]) -> Fraction | None:
     return None if count is None or words[-1:] == [] or words[-1] not in _PARTS else Fraction(count, _PARTS[words[-1]])
 
 
-def _count(words: Sequence[str]) -> int | None:
-    return 1 if not words or list(words) in (["a"], ["an"]) else _cardinal(words)
+def _count(words: Sequence[str], of: int = 1) -> int | None:
+    count = 1 if not words or list(words) in (["a"], ["an"]) else _cardinal(words)
+    return None if count is None else count * of
 
 
 def _cardinal(words: Sequence[str]) -> int | None:

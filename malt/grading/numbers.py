@@ -242,7 +242,10 @@ def in_ideographs(text: str) -> int | None:
 
 
 _WORD_OR_SIGN = re.compile(r"[^\W\d_]+|[^\w\s,;.!?'\"*()-]")
-_OPERATIONS = frozenset("point and or to in squared cubed factorial choose mod minus plus times over divided".split())
+_OPERATIONS_TEXT = """
+point and or to in squared cubed factorial choose mod minus plus times over divided
+"""
+_OPERATIONS = frozenset(_OPERATIONS_TEXT.split())
 
 
 # Which number of a text is the answer.
@@ -266,7 +269,7 @@ TANGLED_AFTER = re.compile(
 )
 SYMBOL_AFTER = re.compile(r"\s?([A-Za-z]+)(?![A-Za-z'])")
 UNITS_OR_NOUNS = COUNTED | UNIT_SPELLINGS.keys()
-ATTACHED = frozenset("st nd rd th am pm AM PM".split())
+ATTACHED = frozenset({"st", "nd", "rd", "th", "am", "pm", "AM", "PM"})
 SPACED_LETTERS = frozenset("aAImgshlL")
 LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
 QUALIFIER_BEFORE = re.compile(

@@ -69,22 +69,24 @@ byte bytes
 UNITS = {spelling: line.split()[0] for line in _UNITS.strip().splitlines() for spelling in line.split()}
 """The unit that each spelling stands for."""
 
-COUNTED = frozenset(
-    "ways students people persons person items coins sides digits steps points cards balls marbles apples eggs books"
-    " games numbers integers solutions pairs cookies pages tickets boxes bags pieces triangles squares vertices edges"
-    " diagonals teams members players children boys girls men women cars trees flowers cubes tiles bottles".split()
-)
+_COUNTED_TEXT = """
+ways students people persons person items coins sides digits steps points cards balls marbles apples eggs books
+games numbers integers solutions pairs cookies pages tickets boxes bags pieces triangles squares vertices edges
+diagonals teams members players children boys girls men women cars trees flowers cubes tiles bottles
+"""
+COUNTED = frozenset(_COUNTED_TEXT.split())
 """Plain nouns of what is counted; whatever the question itself names counts as well."""
 
-FILLERS = frozenset("of a an the in total each altogether".split())
+FILLERS = frozenset({"of", "a", "an", "the", "in", "total", "each", "altogether"})
 """Words after a value that leave it as it is."""
 
-TURNING = frozenset(
-    "not no never less fewer more greater than least most above below under over between to through until from or and"
-    " either neither nor but except without unless if when where maybe perhaps possibly about plus minus times divided"
-    " multiplied mod modulo remainder base square squared cube cubed root cubic half halves third thirds quarter"
-    " quarters fourth fifth fifths sixth tenth tenths hundredth hundredths dozen score hundred thousand million billion"
-    " trillion negative positive point factorial choose pair couple per wrong false incorrect minimum maximum any all"
-    " every some only exceeds exceeding at up down out versus vs by approximately short infinite undefined".split()
-)
+_TURNING_TEXT = """
+not no never less fewer more greater than least most above below under over between to through until from or and
+either neither nor but except without unless if when where maybe perhaps possibly about plus minus times divided
+multiplied mod modulo remainder base square squared cube cubed root cubic half halves third thirds quarter quarters
+fourth fifth fifths sixth tenth tenths hundredth hundredths dozen score hundred thousand million billion trillion
+negative positive point factorial choose pair couple per wrong false incorrect minimum maximum any all every some
+only exceeds exceeding at up down out versus vs by approximately short infinite undefined
+"""
+TURNING = frozenset(_TURNING_TEXT.split())
 """Words that change what a number means: whatever they stand beside was not read unless the reader knows them."""

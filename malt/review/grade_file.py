@@ -58,6 +58,7 @@ class GradedRow(NamedTuple):
             "read": grade.answer,
             "score": grade.reward,
             "grader": grade.grader,
+            "unread": grade.is_unread,
             "error": grade.error,
         }
 
@@ -94,7 +95,11 @@ class GradeReport(BaseModel):
     rows: int
     right: int
     wrong: int
-    """Answers that were read and are not right."""
+    """Answers that are not right, those that no grader could read whole among them."""
+    unread: int
+    """Wrong ones that no grader could read whole."""
+    disputed: int
+    """Rows on which two ways of comparing mathematics disagree."""
     unanswered: int
     """No answer could be read; to be compared with a label this is wrong."""
     unknown: int
@@ -213,6 +218,8 @@ def report_on(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wa
         rows=len(rows),
         right=outcomes[Outcome.RIGHT],
         wrong=outcomes[Outcome.WRONG],
+        unread=sum(row.grade.is_unread for row in rows),
+        disputed=sum(row.grade.is_disputed for row in rows),
         unanswered=outcomes[Outcome.UNANSWERED],
         unknown=outcomes[Outcome.UNKNOWN],
         unknown_rows=tuple(

@@ -18,8 +18,8 @@ from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
 from malt.grading.graders import Grader, grade, graders_for
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, truncated_grade
-from malt.grading.references import check_references
 from malt.grading.process_pool import worker_pids
+from malt.grading.references import check_references
 from malt.questions.question import Question
 
 TABLES = sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))

@@ -25,6 +25,7 @@ def show_grades(report: GradeReport) -> None:
     for name, count in (
         ("right", report.right),
         ("wrong", report.wrong),
+        ("  of them not read", report.unread),
         ("unanswered", report.unanswered),
         ("unknown", report.unknown),
     ):

@@ -55,6 +55,8 @@ def show_summary(summary: "RunSummary") -> None:
     out.print(f"  questions  {summary.complete} of {summary.questions} complete")
     out.print(f"  leaves     {leaves or 'none'}")
     out.print(f"  graded by  {graded_by or 'nobody'}")
+    if summary.unread or summary.disputed:
+        out.print(f"  not read   {summary.unread} wrong leaves were not read whole, {summary.disputed} are disputed")
     out.print(
         f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
         f"{summary.cached_completions:,} from the store"
