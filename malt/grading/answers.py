@@ -183,30 +183,15 @@ def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:
     return found and found._replace(text=clean(_COPULA.sub("", found.text)))
 
 
-_OTHER_WORDS = [
-    "答案",
-    "答え",
-    "正解",
-    "정답",
-    "답",
-    "ответ",
-    "réponse",
-    "respuesta",
-    "resposta",
-    "risposta",
-    "antwort",
-    "जवाब",
-    "उत्तर",
-    "الإجابة",
-    "الجواب",
-    "คำตอบ",
-    "సమాధానం",
-    "cevap",
-]
+_OTHER_LANGUAGES = """
+答案 答え 正解 정답 답 ответ réponse respuesta resposta risposta antwort cevap जवाब उत्तर الإجابة الجواب คำตอบ సమాధానం
+"""
+_OTHER_WORDS = tuple(_OTHER_LANGUAGES.split())
 """`Answer` in Chinese, Japanese, Korean, Russian, French, Spanish, Portuguese, Italian, German, Hindi, Arabic, Thai,
 Telugu and Turkish."""
 _OTHER_LINK = re.compile(
-    r"[\s*_]{0,4}(?:finale?|correcta?|è|é|es|est|ist|lautet|คือ|है|هي|هو|:|=|是|为|為|は|은|는)[\s*_:]*", re.IGNORECASE
+    r"[\s*_]{0,4}(?:finale?|correcta?|è|é|es|est|ist|lautet|คือ|है|هي|هو|:|\uff1a|=|是|为|為|は|은|는)[\s*_:\uff1a]*",
+    re.IGNORECASE,
 )
 _COPULA = re.compile(r"\s?(?:です|である|だ|입니다|이다|예요|이에요)[。.]?$")
 

@@ -109,11 +109,15 @@ def _words_of(choices: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 _LETTER = re.compile(r"[A-Z](?<![\w'\u2019\\]\w)(?![\w'\u2019])")
 _LIKE_A_WORD = re.compile(r"(?<![(\[*])(?:A(?= (?!or |and |nor |is |are )[a-z])|I(?= [a-z]))")
-_LISTED = r"[(\[*]*[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?[(\[*]*[A-Z][)\]*]*(?![\w']))*(?![\w'])"
+_LISTED = (
+    r"[(\[*]*[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?"
+    r"[(\[*]*[A-Z][)\]*]*(?![\w']))*(?![\w'])"
+)
 _DENIED = re.compile(
-    r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of|neither|never)\s+"
-    rf"(?:is\s+|be\s+|options?\s+|choices?\s+|either\s+|both\s+)*{_LISTED})"
-    rf"|{_LISTED}\s+(?:is|are|was|were|can be|must be)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|not\b|ruled out|eliminated|excluded|impossible)"
+    r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of"
+    rf"|neither|never)\s+(?:is\s+|be\s+|options?\s+|choices?\s+|either\s+|both\s+)*{_LISTED})"
+    rf"|{_LISTED}\s+(?:is|are|was|were|can be|must be)\s+(?:\w+ly\s+)?"
+    r"(?:wrong|incorrect|false|not\b|ruled out|eliminated|excluded|impossible)"
     rf"|{_LISTED}\s+(?:cannot|can't|isn't|aren't|do not|does not|don't|doesn't)\b"
 )
 _CONCLUSION = re.compile(

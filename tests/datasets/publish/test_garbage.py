@@ -13,10 +13,9 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.publish.folders import open_staging
-from malt.datasets.publish.garbage import Garbage, collect
-from malt.datasets.publish.removal import remove_version
+from malt.datasets.publish.removal import Garbage, collect, remove_version
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import open_staging
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres
@@ -225,7 +224,7 @@ def test_the_command_is_a_dry_run_unless_told_to_delete(
 ) -> None:
     assert exit_code(["gc"]) == 0
     said = capsys.readouterr().out
-    assert "of no use:\n  40 rows of the store" in said
+    assert "not used by any version:\n  40 rows of the store" in said
     assert "what the 2 versions there use stays; to remove the rest: --delete" in said
     assert len(keys(store)) == 120
     assert exit_code(["gc", "--older-than", "60d", "--delete", "--json"]) == 0
