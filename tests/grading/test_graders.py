@@ -44,12 +44,13 @@ async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10
 async def test_a_case_of_the_tables_is_graded_as_it_says(case: dict[str, Any]) -> None:
     asked = question(case["ground_truth"], tuple(case.get("choices", ())))
     result = await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
-    assert result.outcome == case["outcome"], result
+    accepted = case["outcome"] if isinstance(case["outcome"], list) else [case["outcome"]]
+    assert result.outcome in accepted, result
     assert result.answer == case.get("answer", result.answer)
 
 
 def test_the_tables_are_large_and_name_their_sources() -> None:
-    assert len(CASES) >= 300
+    assert len(CASES) >= 700
     assert all(case["source"] for case in CASES)
 
 
