@@ -7,7 +7,7 @@ from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.datasets.stats.counts import Mergeable
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
@@ -47,6 +47,7 @@ class DiagnosticsCount(Mergeable):
         self._same: Counter[bool] = Counter()
         self._texts: dict[tuple[Role, str], Counter[str]] = {}
         self._graded_by: Counter[str] = Counter()
+        self._doubts: Counter[str] = Counter()
         self._questions: Counter[frozenset[bool]] = Counter()
 
     def add(self, valued: ValuedTree) -> None:
@@ -86,6 +87,8 @@ class DiagnosticsCount(Mergeable):
             unchanged=_share(self._same[True], self._same.total()),
             texts={role.value: self._texts_of(role) for role in PLAYERS},
             graded_by=dict(sorted(self._graded_by.items())),
+            unread=_share(self._doubts["unread"], self._doubts["leaves"]),
+            disputed=_share(self._doubts["disputed"], self._doubts["leaves"]),
             questions=_question_mix(self._questions),
         )
 
@@ -102,6 +105,7 @@ class DiagnosticsCount(Mergeable):
         self._flips[before, after] += 1
         if grade.outcome not in (Outcome.TRUNCATED, Outcome.UNKNOWN):
             self._graded_by[grade.grader] += 1
+        self._doubts.update(leaves=1, unread=grade.is_unread, disputed=grade.is_disputed)
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
             self._same[is_same_answer(first.answer, last.answer)] += 1

@@ -22,10 +22,16 @@ def describe_diagnostics(found: Diagnostics) -> list[Finding]:
     return [
         Finding("leaves", _accuracy(found.leaves)),
         Finding("graded by", _list_counts(found.graded_by) or "nobody"),
+        Finding("not read", _doubts(found)),
         *(_compare_answers(found) if found.graders else [Finding("generations", _NOT_DIAGNOSED)]),
         Finding("questions", _question_mix(found)),
         *_texts(found),
     ]
+
+
+def _doubts(found: Diagnostics) -> str:
+    disputed = format_share(found.disputed.percent)
+    return f"{format_share(found.unread.percent)} of leaves, and so wrong; {disputed} disputed"
 
 
 def _compare_answers(found: Diagnostics) -> list[Finding]:
