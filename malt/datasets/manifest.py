@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from malt.canonical_json import digest
 from malt.config.base import Recorded
@@ -239,6 +239,8 @@ class Diagnostics(Recorded):
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves whose grade is unknown by the reason, quotations left out; the most frequent reasons first."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
     unread: Share = Share()
@@ -294,6 +296,10 @@ class VersionManifest(Recorded):
     parent: Parent | None
     files: dict[str, FileEntry]
     """By path below the version's folder."""
+    suspicions: tuple[str, ...] = ()
+    """What makes its content doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name it, where that is so though it was the newest."""
 
 
 M = TypeVar("M", bound=VersionManifest)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from malt.datasets.manifest import MANIFEST_FILE
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
 from malt.errors import InputError, VersionError
 from malt.processes import is_running
 
@@ -137,21 +137,38 @@ def _last_touched(entry: Path) -> float:
 
 
 def claim(staging: Path, folder: Path, number: int) -> Path | None:
-    """Make a finished folder version `number`, and `latest` name it; None where others took that number meanwhile."""
+    """Make a finished folder version `number`, and `latest` name it unless it is withheld.
+
+    None where others took that number meanwhile.
+    """
     sync_tree(staging)
     with lock_folder(folder):
         if next_number(folder) != number:
             return None
         version = staging.rename(folder / f"v{number}")
         sync(folder)
-        point(folder, LATEST, number)
+        point_latest(folder)
     return version
 
 
+def latest_number(folder: Path) -> int | None:
+    """Return the number of the newest version that is not withheld; a damaged one is taken for good."""
+    return next((number for number in reversed(version_numbers(folder)) if not why_not_latest(folder, number)), None)
+
+
+def why_not_latest(folder: Path, number: int) -> str | None:
+    """Return why a version is withheld; None where it is not, or where its manifest cannot be read."""
+    try:
+        return read_as(VersionManifest, folder / f"v{number}", "whole").withheld
+    except VersionError:
+        return None
+
+
 def point_latest(folder: Path) -> None:
-    """Point `latest` at the newest version, where a crash kept it from that."""
-    with lock_folder(folder):
-        point(folder, LATEST, max(version_numbers(folder)))
+    """Point `latest` where it belongs; the caller holds the folder's lock. A crash may have kept it from that."""
+    number = latest_number(folder)
+    if number is not None:
+        point(folder, LATEST, number)
 
 
 def point(folder: Path, name: str, number: int) -> None:
