@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from malt.datasets.manifest import MANIFEST_FILE, seal_holds
-from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, seal_holds
 from malt.errors import VersionError
 
 
@@ -23,19 +22,41 @@ class PackedFile(NamedTuple):
     sha256: str
 
 
+class Packable(Protocol):
+    """A version of any kind."""
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        ...
+
+    @property
+    def manifest(self) -> VersionManifest:
+        """What it says of itself."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """How commands name it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parcel:
     """A whole version, checked against its manifest."""
 
+    kind: str
     name: str
     number: int
+    reference: str
+    """The version, as commands name it."""
     files: tuple[PackedFile, ...]
     """By path, `manifest.json` last: whoever reads it finds all the others."""
 
     @property
-    def reference(self) -> str:
-        """The version, as commands name it."""
-        return f"{self.name}@{self.tag}"
+    def place(self) -> str:
+        """Where it goes below a folder: datasets by their names, what else there is on a shelf of its own."""
+        return f"{self.name}/{self.tag}" if self.kind == "dataset" else f"{self.kind}s/{self.name}/{self.tag}"
 
     @property
     def tag(self) -> str:
@@ -95,7 +116,7 @@ class Pushed(BaseModel):
         )
 
 
-def pack(version: DatasetVersion) -> Parcel:
+def pack(version: Packable) -> Parcel:
     """Collect a version's files. Raises `VersionError` where one is no longer what was published."""
     known = version.manifest.files
     try:
@@ -110,7 +131,8 @@ def pack(version: DatasetVersion) -> Parcel:
             f"{version.reference}: changed since it was published: {', '.join(changed)}; nothing was pushed. "
             f"See: malt verify {version.path}"
         )
-    return Parcel(version.name, version.number, files)
+    manifest = version.manifest
+    return Parcel(manifest.kind, manifest.name, manifest.version, version.reference, files)
 
 
 def packed(folder: Path, path: str) -> PackedFile:

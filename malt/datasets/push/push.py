@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed, pack
-from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.push.files import Packable, PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.version.folders import refuse_in_versions
 from malt.errors import InputError, MaltError, PushDamaged, PushError
 from malt.questions.readers import without_secrets
@@ -31,7 +30,7 @@ OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 """What fsspec's file systems are opened with."""
 
 
-def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
+def push(version: Packable, dest: str, *, public: bool = False) -> Pushed:
     """Put a version at `hf://datasets/OWNER/NAME`, at any address fsspec knows, or below a folder; check it there.
 
     Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.
@@ -70,9 +69,8 @@ class Shelf:
         files, base = url_to_fs(dest, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
         if scheme in ("file", "local"):
             refuse_in_versions(Path(base).resolve())
-        place = f"{parcel.name}/{parcel.tag}"
         shown = without_secrets(dest)
-        return cls(parcel, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
+        return cls(parcel, shown, f"{shown.rstrip('/')}/{parcel.place}", files, f"{base.rstrip('/')}/{parcel.place}")
 
     def push(self) -> Pushed:
         """Send what is missing and check it; then let the manifest say that all is there."""
