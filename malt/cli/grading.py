@@ -10,7 +10,7 @@ from malt.cli import terminal
 from malt.cli.options import takes_grading, takes_json, takes_version
 
 if TYPE_CHECKING:
-    from malt.review.audit import AuditReport, Difference, GraderPair
+    from malt.review.audit import AuditReport, GraderPair, LeafDifference
     from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
 
 _SHOWN = 10
@@ -27,9 +27,8 @@ def grade(
     file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
-    from malt.review.grade_file import grade_file
+    from malt.review.grade_file import check_output, grade_file, write_rows
     from malt.review.grader_options import chosen_grading
-    from malt.review.row_output import check_output, write_rows
 
     if out is not None:
         check_output(out)
@@ -154,7 +153,7 @@ def _show_changes(report: "AuditReport", kind: str) -> None:
     terminal.say(table)
 
 
-def _show_differences(differences: "Sequence[Difference]") -> None:
+def _show_differences(differences: "Sequence[LeafDifference]") -> None:
     """Print the leaves on which graders differ, and what each grader read."""
     from malt.grading.graders import brief
 

@@ -3,7 +3,7 @@
 from pydantic import JsonValue
 
 from malt.config.base import Recorded
-from malt.datasets.check.compare import Change, differing, flat
+from malt.datasets.check.compare import Change, compare_values, flatten_table
 from malt.evaluation.sheet import sheets_of
 from malt.evaluation.summary import MEASURES
 from malt.evaluation.version import EvaluationVersion
@@ -36,7 +36,7 @@ def compare(old: EvaluationVersion, new: EvaluationVersion) -> EvaluationDiff:
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=differing(inputs_of(old), inputs_of(new)),
+        inputs=compare_values(inputs_of(old), inputs_of(new)),
         accuracies={name: moved for name, moved in accuracies(old, new).items() if moved},
         turned=turned(old, new),
     )
@@ -46,13 +46,13 @@ def inputs_of(version: EvaluationVersion) -> dict[str, JsonValue]:
     """Return what a version was made from, by dotted path."""
     manifest = version.manifest
     prompts = {f"prompts.{file}": digest for file, digest in manifest.prompts.items()}
-    return {**dict(flat(manifest.config)), **prompts, "questions": manifest.questions.sha256}
+    return {**dict(flatten_table(manifest.config)), **prompts, "questions": manifest.questions.sha256}
 
 
 def accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
     """Return what moved, system by system."""
     names = dict.fromkeys((*old.summary.systems, *new.summary.systems))
-    return {name: differing(accuracies_of(old, name), accuracies_of(new, name)) for name in names}
+    return {name: compare_values(accuracies_of(old, name), accuracies_of(new, name)) for name in names}
 
 
 def accuracies_of(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:

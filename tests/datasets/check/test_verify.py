@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
-from malt.datasets.check.verify import rows_of, verify
+from malt.datasets.check.verify import digest_rows, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
 from malt.datasets.publish.placing import describe_file
 from malt.datasets.rows.files import RowsWritten
@@ -61,7 +61,7 @@ def forge_manifest(version: DatasetVersion) -> DatasetVersion:
     """Make the manifest match the files again, seal and all."""
     files = {
         file: describe_file(
-            version.path / file, RowsWritten(*rows_of(version.path, file)) if entry.rows_sha256 else None
+            version.path / file, RowsWritten(*digest_rows(version.path, file)) if entry.rows_sha256 else None
         )
         for file, entry in version.manifest.files.items()
     }
