@@ -191,6 +191,7 @@ def flatten_table(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[s
 
 
 def compare_values(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> dict[str, Change]:
+    """Return the values that differ, by name; None stands for one that is missing."""
     changes = {name: Change(old=old.get(name), new=new.get(name)) for name in {**old, **new}}
     return {name: change for name, change in changes.items() if change.old != change.new}
 
