@@ -13,7 +13,7 @@ from malt.datasets.stats.accuracy import Ballot, Truth, majority
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import evaluate_spec
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ class Sheet:
         for place in np.ndindex(outcomes.shape[:2]):
             votes[place][0] = majority(
                 [
-                    Ballot(answer, truth, cast=outcome not in NO_ANSWER)
+                    Ballot(answer, truth, is_cast=outcome not in NO_ANSWER)
                     for outcome, answer, truth in zip(outcomes[place], answers[place], truths[place], strict=True)
                 ]
             )
