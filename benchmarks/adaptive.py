@@ -22,7 +22,7 @@ from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
 from malt.datasets.rows.lengths import measured, token_counter
 from malt.datasets.rows.selection import select
-from malt.engine.job import read_inputs
+from malt.engine.job import read_job
 from malt.llm.completers import Recall, asker
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import close_sessions, session_for
@@ -209,11 +209,11 @@ def embedded(count: int) -> None:
     """Compare on the embedded model: full trees are bought, adaptive ones are found in them."""
     threes = [f"roles.{role}.samples=3" for role in PLAYERS]
     spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits)
-    ids = [question.question_id for question in inputs.questions]
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, asker(session, ids)))
+    job, session = read_job(spec), session_for(Settings(), spec.limits)
+    ids = [question.question_id for question in job.questions]
+    session.run(ask_all(job.questions, spec, job.prompts, asker(session, ids)))
     recall = Recall(session.store.rows(ids))
-    asyncio.run(compare(f"embedded, {count} questions", inputs.questions, spec, inputs.prompts, recall))
+    asyncio.run(compare(f"embedded, {count} questions", job.questions, spec, job.prompts, recall))
     close_sessions()
 
 

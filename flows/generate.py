@@ -3,8 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from math import ceil
+from typing import NamedTuple
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -12,71 +15,63 @@ from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
 from malt.concurrency import to_its_end
-from malt.config.settings import Settings
-from malt.config.spec import Limits, Role, RunSpec
-from malt.engine.batch_mode import ask_in_batches
-from malt.engine.job import Inputs, check_models, read_inputs
+from malt.config.spec import Limits, RunSpec
+from malt.engine.fill import BATCH, fill
+from malt.engine.job import Job, check_models, read_job
+from malt.engine.run import Filled, Run, asker_for, merge
+from malt.engine.runner import is_publishable
 from malt.engine.summary import RunSummary
-from malt.engine.tree_cost import beginning
-from malt.grading.judge import LLMEvaluator
-from malt.llm.completers import EVERY_ROLE
-from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.usage import Tally
+from malt.engine.tree_cost import admit_trees
+from malt.llm.session import STOP_SECONDS
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.missing import Lacking
-from malt.trees.pipeline import NOTHING_MISSING, Shortfall, grown, shortfall_of
-from malt.trees.replay import Source
+from malt.trees.pipeline import gather_shortfall, grow_tree, judge_asking
+from malt.trees.replay import MissingQuestions
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
+from tasks.growing import BranchAsker, grow_batch, whole, with_block_keys
 from tasks.leasing import alone
 from tasks.progress import progress
 from tasks.publishing import ended, publish
 
 BRANCH_TASK_RUNS = 2_000
 """Up to this many task runs, `tracking = "auto"` shows every branch."""
-BATCH = 50
-"""Questions in one `grow_batch`, where there are enough for every worker."""
 
 
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    async with alone(spec.name) as run:
-        inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
-        return await grow_and_publish(inputs, spec, inputs.questions, run)
+    async with alone(spec.name) as name:
+        job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
+        return await grow_and_publish(job, job.questions, Run(name))
 
 
-async def grow_and_publish(
-    inputs: Inputs, spec: RunSpec, questions: list[Question], run: str, asks: frozenset[Role] = EVERY_ROLE
-) -> State[RunSummary]:
+async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) -> State[RunSummary]:
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
-    started, settings = time.monotonic(), Settings()
-    check_models(await keyed(spec))
-    grow_all = way_to_grow(spec, len(questions))
-    get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
-    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks, run)
-    version = None
-    is_whole = grown.shortfall == NOTHING_MISSING
-    if is_whole or (spec.run.on_incomplete == "publish" and grown.shortfall.waits is None):
-        version, failures = await publish(inputs, spec, settings)
-        if grown.shortfall.stopped is None:  # else nearly all is missing, and the reason is known
-            grown = grown._replace(shortfall=Shortfall(failures, None))
-    return await ended(spec, inputs, grown, version, time.monotonic() - started)
+    started, spec = time.monotonic(), job.spec
+    asked = replace(job.only(questions), spec=await with_block_keys(spec))
+    check_models(asked.spec)
+    way = way_to_grow(spec, len(questions))
+    get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", way.told)
+    async with progress(spec.name, nodes_of(spec, questions), lambda: run.tally.answers):
+        filled = await way.fill(asked, run)
+    built = await publish(job) if is_publishable(spec, filled.shortfall) else None
+    return await ended(job, filled, built, time.monotonic() - started)
 
 
-def way_to_grow(spec: RunSpec, questions: int) -> "GrowAll":
+class Way(NamedTuple):
+    """How trees are grown, and that in words."""
+
+    fill: Callable[[Job, Run], Awaitable[Filled]]
+    told: str
+
+
+def way_to_grow(spec: RunSpec, questions: int) -> Way:
     """Return how the trees of so many questions are grown."""
     if spec.run.mode == "batch":
-        return grow_by_level
-    return grow_by_branch if tracks_branches(spec, questions) else grow_by_shard
-
-
-def told_of(grow_all: "GrowAll") -> str:
-    """Say in a log line what a task run is."""
-    if grow_all is grow_by_level:
-        return "level by level, through batch APIs"
-    return "a task run a branch" if grow_all is grow_by_branch else f"in batches of up to {BATCH}"
+        return Way(fill, "level by level, through batch APIs")
+    if tracks_branches(spec, questions):
+        return Way(grow_by_branch, "a task run a branch")
+    return Way(partial(fill, ask=ask_in_shards), f"in batches of up to {BATCH}")
 
 
 def tracks_branches(spec: RunSpec, questions: int) -> bool:
@@ -86,89 +81,51 @@ def tracks_branches(spec: RunSpec, questions: int) -> bool:
     return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
 
 
-async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
+async def grow_by_branch(job: Job, run: Run) -> Filled:
     """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
-    spec = await keyed(spec)
-    ask = asker_of_run(run, inputs.questions, spec, settings, asks)
-    branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
-    judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
+    spec, prompts, ask = job.spec, job.prompts, asker_for(job, run)
+    branches, admit = BranchAsker(ask), admit_trees(ask, spec, prompts)
+    judge = judge_asking(ask, spec, prompts)
 
     async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        async with begin(question):
-            tree = await grown(question, spec, inputs.prompts, branches, judge)
-            return await branches.grade(tree, spec, inputs.prompts)
+        async with admit(question):
+            tree = await grow_tree(question, spec, prompts, branches, judge)
+            return await branches.grade(tree, spec, prompts)
 
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: ask.tally.answers):
-        return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
+    return Filled(await gather_shortfall(missing_of(question) for question in job.questions), ask.tally)
 
 
-async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
+async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run) -> Filled:
     """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
+    spec = job.spec
     is_here = spec.run.task_runner == "threads"
-    crew = await asyncio.to_thread(crew_of, spec, settings, run)
-    size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
-    so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
-    lacking = lacking_in(inputs, spec, settings, so_far)
+    crew = await asyncio.to_thread(crew_of, spec, job.settings, run.name)
+    size = min(BATCH, ceil(len(job.questions) / (1 if is_here else len(crew.shares))))
 
-    def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
-        shared = spec.model_copy(update={"limits": share})
-        taken = {"batch": batch, "spec": shared, "settings": settings, "asks": asks, "run": run}
-        future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
+    def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Filled]:
+        part = replace(job.only(batch), spec=spec.model_copy(update={"limits": share}))
+        first = batch[0].question_id
+        future: PrefectFuture[Filled] = crew.runner.submit(
+            grow_batch, {"first": first, "job": whole(part), "run": whole(run)}
+        )
         return future
 
-    def count(part: Grown) -> None:
+    def count(part: Filled) -> None:
         if not is_here:
-            so_far.merge(part.tally)
+            run.tally.merge(part.tally)
 
-    def work() -> list[Grown]:
-        batches = lacking.batches(size)
+    def work() -> list[Filled]:
+        batches = missing.batches(size)
         first = next(batches, None)
         return [] if first is None else crew.work(chain([first], batches), submit, count)
 
     def stop() -> None:
-        lacking.stop()
+        missing.stop()
         crew.stop()
 
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
-        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, lacking.had)])
-
-
-async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Ask for a level of all trees that lack something at a time, in batches."""
-    spec = await keyed(spec)
-    session = session_for(settings, spec.limits, run=run)
-    lacking = lacking_in(inputs, spec, settings, session.tally)
-
-    def look() -> list[Question]:
-        found = {question.question_id for question in lacking}
-        return [question for question in inputs.questions if question.question_id in found]
-
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        questions = await to_its_end(look, lacking.stop, STOP_SECONDS)
-        shortfall, tally = await ask_in_batches(questions, spec, inputs.prompts, session, run, asks)
-    tally.merge(lacking.had)
-    return Grown(shortfall, tally)
-
-
-GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
-
-
-def lacking_in(inputs: Inputs, spec: RunSpec, settings: Settings, so_far: Tally) -> Lacking:
-    """Return the questions to be grown; what the store has of the others is added to `so_far`."""
-    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
-    return Lacking(inputs.questions, source, so_far)
+    return merge(await to_its_end(work, stop, STOP_SECONDS + 1))
 
 
 def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:
     """Nodes of all trees, once they are whole."""
     return len(questions) * sum(nodes_per_question(spec).values())
-
-
-def merged(parts: Sequence[Grown]) -> Grown:
-    """Put batches together."""
-    tally = Tally()
-    for part in parts:
-        tally.merge(part.tally)
-    failures = tuple(branch for part in parts for branch in part.shortfall.failures)
-    stopped = next((part.shortfall.stopped for part in parts if part.shortfall.stopped), None)
-    return Grown(Shortfall(failures, stopped), tally)

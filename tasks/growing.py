@@ -3,8 +3,8 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from prefect import Task, task
@@ -15,20 +15,18 @@ from prefect.states import Completed, Failed
 from prefect.task_engine import run_task_async
 from prefect.utilities.annotations import quote
 
-from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
-from malt.engine.tree_cost import beginning
-from malt.errors import ConfigError, MaltError, RunStopped
+from malt.config.spec import RunSpec
+from malt.engine.fill import fill_batch
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run
+from malt.errors import ConfigError, MaltError
 from malt.grading.graders import Outcome
-from malt.llm.completers import Asker, asker
+from malt.llm.completers import Asker
 from malt.llm.request import Completion, CompletionRequest, FinishReason
-from malt.llm.session import session_for, stop_sessions
-from malt.llm.store.samples import expect
-from malt.llm.usage import Tally
-from malt.prompts import PromptSet, load_prompts
-from malt.questions.question import Question
+from malt.llm.session import stop_sessions
+from malt.prompts import PromptSet
 from malt.trees.credit import ValuedTree
-from malt.trees.pipeline import Shortfall, ask_all, value
+from malt.trees.pipeline import grade_tree as engine_grade
 from malt.trees.tree import Address, FailedBranch, Tree
 
 T = TypeVar("T")
@@ -39,21 +37,7 @@ def whole(value: T) -> T:
     return cast("T", quote(value))
 
 
-@lru_cache
-def prompts_of(name_or_folder: str) -> PromptSet:
-    """Read a prompt set, once in each worker."""
-    return load_prompts(name_or_folder)
-
-
-def asker_of_run(
-    run: str, questions: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]
-) -> Asker:
-    """Return what some questions ask with in this process; once its session stopped, a run asks no more."""
-    session = session_for(settings, spec.limits, run=run)
-    return asker(session, [question.question_id for question in questions], asks, run)
-
-
-async def keyed(spec: RunSpec) -> RunSpec:
+async def with_block_keys(spec: RunSpec) -> RunSpec:
     """Read the keys that Prefect's blocks hold into this process's environment, where alone they are kept.
 
     Raises `ConfigError` where the server has no such block.
@@ -70,27 +54,14 @@ async def keyed(spec: RunSpec) -> RunSpec:
     return spec.with_keys_from(variables)
 
 
-class Grown(NamedTuple):
-    """What became of some questions: what is missing, and what each role used."""
-
-    shortfall: Shortfall
-    tally: Tally
-
-
-@task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
-def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
+@task(name="grow batch", task_run_name="grow {first} and on", cache_policy=NO_CACHE)
+def grow_batch(first: str, job: Job, run: Run) -> Filled:  # noqa: ARG001 - names the task run
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
-    spec, prompts = asyncio.run(keyed(spec)), prompts_of(spec.prompts)
-    expect(settings.store)
     try:
-        ask = asker_of_run(run, batch, spec, settings, asks)
-        shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
-    except RunStopped as stop:  # which came before this began
-        return Grown(Shortfall((), str(stop)), Tally())
+        return fill_batch(replace(job, spec=asyncio.run(with_block_keys(job.spec))), run)
     except KeyboardInterrupt:  # as Ray tells a task to stop
-        stop_sessions(run)
+        stop_sessions(run.name)
         raise
-    return Grown(shortfall, Tally(ask.tally.roles))
 
 
 @task(name="expand", task_run_name="{title}", cache_policy=NO_CACHE)
@@ -114,7 +85,7 @@ def expansion_state(children: Sequence[Completion]) -> str | None:
 async def grade_tree(question_id: str, tree: Tree, spec: RunSpec, prompts: PromptSet, ask: Asker) -> State[Any]:  # noqa: ARG001
     """Grade one tree's leaves; the state says how many are right."""
     try:
-        valued = await value(tree, spec, prompts, ask)
+        valued = await engine_grade(tree, spec, prompts, ask)
     except MaltError as error:
         return Failed(message=str(error), data=error)
     missing = valued.tree.failures[len(tree.failures) :]

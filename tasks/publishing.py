@@ -8,16 +8,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from malt.config.settings import Settings
-from malt.config.spec import RunSpec
 from malt.datasets.pages.markdown import figures_markdown
 from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import Assembled, assemble_version
-from malt.engine.job import Inputs
+from malt.engine.build import Built, build
+from malt.engine.job import Job
+from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
 from tasks.comparing import tell_changes
-from tasks.growing import Grown, whole
+from tasks.growing import whole
 from tasks.telling import told
 
 FAILURES_SHOWN = 200
@@ -25,25 +24,25 @@ FAILURES_SHOWN = 200
 
 
 @task(name="publish dataset", task_run_name="publish {name}", cache_policy=NO_CACHE)
-def publish_dataset(name: str, inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:  # noqa: ARG001 - names the task run
+def publish_dataset(name: str, job: Job) -> Built:  # noqa: ARG001 - names the task run
     """Make a version of the trees that the store holds whole."""
-    return assemble_version(inputs, spec, settings)
+    return build(job)
 
 
-async def publish(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:
+async def publish(job: Job) -> Built:
     """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
-    return await asyncio.to_thread(publish_dataset, spec.name, whole(inputs), whole(spec), settings)
+    return await asyncio.to_thread(publish_dataset, job.spec.name, whole(job))
 
 
-async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVersion | None, wall_s: float) -> State:
+async def ended(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
     """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*; `Waiting` where
     batches are under way, which the next scheduled run goes on with.
     """
-    summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
+    summary = summarise(job, filled, built, wall_s)
     await announce(summary)
-    if version is not None:
-        await show_figures(version)
-        await tell_changes(version)
+    if built is not None and built.version is not None:
+        await show_figures(built.version)
+        await tell_changes(built.version)
     if summary.waits is not None:
         return Completed(name="Waiting", message=summary.sentence, data=summary)
     state = Failed if summary.exit_code else Completed

@@ -12,10 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from malt.config.spec import Role, RunSpec
+from malt.concurrency import to_its_end
+from malt.config.spec import Role
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, open_session
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.batch.api import Job
+from malt.llm.batch.api import BatchJob
 from malt.llm.batch.collector import Gathering
 from malt.llm.batch.ledger import Batch, handing_in, this_process
 from malt.llm.batch.queues import Queues, Size
@@ -23,17 +26,15 @@ from malt.llm.batch.results import QUEUE_FULL, Outcome
 from malt.llm.batch.retrying import BatchDesk
 from malt.llm.batch.submit import Packer
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.completers import EVERY_ROLE
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
 from malt.llm.rate_limit.rate import PATIENT, Policy
-from malt.llm.session import Session
+from malt.llm.session import STOP_SECONDS, Session
 from malt.llm.store.samples import chunks
 from malt.llm.usage import Tally, Usage
-from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
-from malt.trees.replay import windows
+from malt.trees.replay import MissingQuestions, windows
 from malt.trees.tree import FailedBranch
 
 DAILY_SIZE = Size()
@@ -63,19 +64,18 @@ class Waiting(RunStopped):
     """Batches are under way, and nobody is to wait for them."""
 
 
-async def ask_in_batches(
-    questions: Sequence[Question],
-    spec: RunSpec,
-    prompts: PromptSet,
-    session: Session,
-    run: str = "",
-    asks: Collection[Role] = EVERY_ROLE,
-    rhythm: Rhythm = DAILY,
-) -> tuple[Shortfall, Tally]:
-    """Ask for all that these questions need, level by level, so that the store has it; callable from any loop."""
-    batched = BatchedRun(spec, prompts, session, run, frozenset(asks), rhythm)
+async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = DAILY) -> Filled:
+    """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
+    session = open_session(job, run)
+
+    def find() -> list[Question]:
+        found = {question.question_id for question in missing}
+        return [question for question in job.questions if question.question_id in found]
+
+    questions = await to_its_end(find, missing.stop, STOP_SECONDS)
+    batched = BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
-    return shortfall, Tally(batched.tally.roles)
+    return Filled(shortfall, Tally(batched.tally.roles))
 
 
 @dataclass
@@ -97,17 +97,16 @@ class Level:
 class BatchedRun:
     """One run in batch mode. All methods belong to the session's loop."""
 
-    def __init__(
-        self, spec: RunSpec, prompts: PromptSet, session: Session, run: str, asks: frozenset[Role], rhythm: Rhythm
-    ) -> None:
-        self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
-        self.tally = Tally(above=session.tally, run=run)
+    def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
+        self.job, self.spec, self.prompts, self.session = job, job.spec, job.prompts, session
+        self.run, self.asks = run.name, run.roles
+        self.tally = Tally(above=session.tally, run=run.name)
         self._rhythm = rhythm
         self._pause_s = rhythm.first_look_s
         self._queues = Queues(rhythm.size)
         self._book = session.book
         self._failed: set[str] = set()
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, BatchJob] = {}
 
     async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
         """Go on until nothing is missing that can be had."""
@@ -185,7 +184,7 @@ class BatchedRun:
         known = await asyncio.to_thread(self.session.store.rows, ids)
         gathering = Gathering(self.session, known, items, self._failed, self.asks, self.tally)
         try:
-            shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+            shortfall = await ask_all(window, self.spec, self.prompts, gathering, judge=self.job.judge)
         finally:
             await self._note_spent()
         if shortfall.stopped is not None:
@@ -269,7 +268,7 @@ class BatchedRun:
             await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
         return job is None
 
-    async def _collect(self, batch: Batch, job: Job, desk: BatchDesk) -> None:
+    async def _collect(self, batch: Batch, job: BatchJob, desk: BatchDesk) -> None:
         """Store what came, then note what is to be asked for again."""
         outcome = Outcome(batch, job, await way_to(batch.asked), self.run, self._rhythm.attempts)
         items = await asyncio.to_thread(self._book.items, batch.mark)
@@ -286,7 +285,7 @@ class BatchedRun:
         if outcome.ends_run is not None:
             raise outcome.ends_run
 
-    def _note_queue(self, batch: Batch, job: Job, items: int) -> None:
+    def _note_queue(self, batch: Batch, job: BatchJob, items: int) -> None:
         """Learn how much the provider's queue has room for, and come again later where it has none."""
         if job.error_code != QUEUE_FULL:
             self._pause_s = self._rhythm.first_look_s
@@ -308,7 +307,7 @@ class BatchedRun:
         self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(jobs)}"
 
 
-def items_of(jobs: Sequence[Job]) -> str:
+def items_of(jobs: Sequence[BatchJob]) -> str:
     """Say how far the items of some batches are, as their providers count."""
     completed, failed, total = (sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total"))
     return f"{completed:,} of {total:,} items answered, {failed:,} failed" if total else "no item begun yet"

@@ -28,7 +28,7 @@ from malt.errors import PromptError
 from malt.grading.graders import Evaluation
 from malt.prompts import load_prompts
 from malt.trees.credit import ValuedTree
-from malt.trees.growth import expansion
+from malt.trees.growth import build_request
 from malt.trees.tree import Address, Node
 
 MOST_SUMMANDS = 30
@@ -184,7 +184,8 @@ def prompt_of(
     if of_role(prompts.digests, own) != of_role(version.manifest.prompts, own):
         return None, f"{missing} has changed since"
     question, nodes = valued.tree.question, valued.tree.nodes
-    request = expansion(question, node.address.parent, nodes, spec, prompts)
+    texts = [nodes[above].text for above in node.address.path[:-1]]
+    request = build_request(question, node.address.parent, texts, spec, prompts)
     seen_now = tuple(MessageTold(role=turn.role, content=turn.content) for turn in request.messages)
     return seen_now, f"prompt set {spec.prompts!r}, whose files have the manifest's digests"
 

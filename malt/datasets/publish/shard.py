@@ -24,7 +24,7 @@ from malt.questions.screening import Screening
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question
 from malt.trees.pipeline import asks_judge
-from malt.trees.replay import Source, assess_window, collecting_seldom, made_of_each, windows
+from malt.trees.replay import Assessed, Source, infrequent_gc, map_items, read_trees, windows
 from malt.trees.tree import FailedBranch, Tree
 
 NODES = 1_000
@@ -33,6 +33,10 @@ NODES = 1_000
 Failed = Mapping[str, Sequence[FailedBranch]]
 """What is missing of questions that are known to have no whole tree, by their ids."""
 NONE_FAILED: Failed = MappingProxyType({})
+
+Known = Mapping[str, Assessed]
+"""Trees that were assessed already, by question id: they are not read from the store again."""
+NONE_KNOWN: Known = MappingProxyType({})
 
 
 class Figures:
@@ -129,32 +133,42 @@ class Share(NamedTuple):
     failed: Failed
     """Those whose trees are not looked for."""
     bar: Bar
+    known: Known = NONE_KNOWN
 
 
 def stored_portions(
-    questions: Sequence[Question], source: Source, screening: Screening, so_far: Figures, failed: Failed = NONE_FAILED
+    questions: Sequence[Question],
+    source: Source,
+    screening: Screening,
+    so_far: Figures,
+    failed: Failed = NONE_FAILED,
+    known: Known = NONE_KNOWN,
 ) -> Iterator[Portion]:
     """Yield what the trees in the store give to a version, some questions' at a time, in their order.
 
     `so_far` is where the figures of each are merged into before the next is taken.
     """
     size = ceil(NODES / sum(nodes_per_question(source.spec).values()))
-    shares = (share_of(window, screening, failed, so_far.trees.bar) for window in windows(questions, size))
-    return made_of_each(stored_portion, shares, source)
+    shares = (share_of(window, screening, failed, so_far.trees.bar, known) for window in windows(questions, size))
+    return map_items(stored_portion, shares, source)
 
 
-def share_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: Bar) -> Share:
+def share_of(
+    questions: Sequence[Question], screening: Screening, failed: Failed, bar: Bar, known: Known = NONE_KNOWN
+) -> Share:
     """Return what one portion takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
-    return Share(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed}, bar)
+    own_failed = {each: failed[each] for each in ids if each in failed}
+    return Share(questions, screening.of(ids), own_failed, bar, {each: known[each] for each in ids if each in known})
 
 
-@collecting_seldom()
+@infrequent_gc()
 def stored_portion(share: Share, source: Source) -> Portion:
     """Assess the trees of some questions, and return what they give."""
     spec = source.spec
-    looked_for = [question for question in share.questions if question.question_id not in share.failed]
-    assessed = {one.valued.tree.question.question_id: one for one in assess_window(looked_for, source)}
+    unknown = [each for each in share.questions if each.question_id not in {*share.failed, *share.known}]
+    assessed = {one.valued.tree.question.question_id: one for one in read_trees(unknown, source)}
+    assessed |= share.known
     trees = (
         assessed[question.question_id].valued
         if question.question_id in assessed
@@ -164,7 +178,8 @@ def stored_portion(share: Share, source: Source) -> Portion:
     portion = portion_of(trees, spec, share.screening, share.bar)
     if asks_judge(spec):
         portion.figures.judge = judge = UsageCount()
-        for one in assessed.values():
-            for completion in one.judged if one.valued.tree.complete else ():
+        for question in share.questions:
+            one = assessed.get(question.question_id)
+            for completion in one.judged if one is not None and one.valued.tree.complete else ():
                 judge.add(completion)
     return portion

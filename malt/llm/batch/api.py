@@ -45,7 +45,7 @@ IN_HEADERS = frozenset({"headers", "extra_headers", "organization"})
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """A batch as the provider tells of it."""
 
     batch_id: str
@@ -142,7 +142,7 @@ def upload(model: ModelSpec, way: Way, lines: bytes) -> str:
     return str(file.id)
 
 
-def create(model: ModelSpec, way: Way, file_id: str, mark: str) -> Job:
+def create(model: ModelSpec, way: Way, file_id: str, mark: str) -> BatchJob:
     """Hand a batch in."""
     batch = library().create_batch(
         completion_window=WINDOW,
@@ -154,18 +154,18 @@ def create(model: ModelSpec, way: Way, file_id: str, mark: str) -> Job:
     return _job(batch)
 
 
-def look(model: ModelSpec, way: Way, batch_id: str) -> Job:
+def look(model: ModelSpec, way: Way, batch_id: str) -> BatchJob:
     """Ask how a batch is."""
     return _job(library().retrieve_batch(batch_id, **_access(model, way)))
 
 
-def find(model: ModelSpec, way: Way, mark: str, since: float) -> Job | None:
+def find(model: ModelSpec, way: Way, mark: str, since: float) -> BatchJob | None:
     """Look for a batch by its mark among those that were made since a time, in seconds since the epoch."""
     recent = takewhile(lambda job: job.created_at >= since or not job.created_at, _newest_first(model, way))
     return next((job for job in recent if job.mark == mark), None)
 
 
-def _newest_first(model: ModelSpec, way: Way) -> Iterator[Job]:
+def _newest_first(model: ModelSpec, way: Way) -> Iterator[BatchJob]:
     after = None
     while True:
         page = library().list_batches(after=after, limit=PER_PAGE, **_access(model, way))
@@ -238,10 +238,10 @@ def _access(model: ModelSpec, way: Way) -> dict[str, Any]:
     }
 
 
-def _job(batch: Any) -> Job:  # noqa: ANN401 - LiteLLM is not typed
+def _job(batch: Any) -> BatchJob:  # noqa: ANN401 - LiteLLM is not typed
     counts, metadata = batch.request_counts, batch.metadata
     problem = next(iter((batch.errors and batch.errors.data) or ()), None)
-    return Job(
+    return BatchJob(
         batch_id=batch.id,
         status=batch.status,
         mark=metadata.get(MARK) if isinstance(metadata, dict) else None,

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
-from malt.llm.batch.api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
+from malt.llm.batch.api import ANSWERED, GONE, BatchJob, Result, bill_of, refusal_of, reply_of
 from malt.llm.batch.ledger import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
 from malt.llm.completers import completion, usage_of
@@ -30,7 +30,7 @@ class Outcome:
     """What a batch that has ended comes to."""
 
     batch: Batch
-    job: Job
+    job: BatchJob
     way: Way
     run: str
     attempts: int

@@ -11,7 +11,7 @@ from typing import TypeVar
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
-from malt.llm.batch.api import GONE, MARK, Job, Result
+from malt.llm.batch.api import GONE, MARK, BatchJob, Result
 from malt.llm.batch.ledger import Batch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.provider.errors import meaning_of, place_of
@@ -54,7 +54,7 @@ class BatchDesk:
         except Gone:
             raise self._no_batches() from None
 
-    async def create(self, file_id: str, mark: str) -> Job:
+    async def create(self, file_id: str, mark: str) -> BatchJob:
         """Make a batch of a file, once: where its making is in doubt, it is looked for before it is tried again.
 
         Raises `ConfigError` where it was refused. All else that is raised leaves it in doubt.
@@ -65,7 +65,7 @@ class BatchDesk:
         except Gone:
             raise self._no_batches() from None
 
-    async def look(self, batch: Batch) -> Job:
+    async def look(self, batch: Batch) -> BatchJob:
         """Return how a batch is. Raises `RunStopped` where the provider does not know one that may not be over."""
         batch_id = batch.batch_id or ""
         try:
@@ -73,9 +73,9 @@ class BatchDesk:
         except Gone:
             if not batch.is_over:
                 raise RunStopped(self._unknown(batch)) from None
-            return Job(batch_id, GONE)
+            return BatchJob(batch_id, GONE)
 
-    async def find(self, mark: str, since: float) -> Job | None:
+    async def find(self, mark: str, since: float) -> BatchJob | None:
         """Look for a batch whose making was tried at a time in seconds since the epoch; None where it was not made.
 
         Raises `RunStopped` where the provider does not list its batches.
@@ -90,7 +90,7 @@ class BatchDesk:
                 f"one, let it go with: malt batches --forget {mark}, and run again"
             ) from None
 
-    async def results(self, job: Job) -> list[Result]:
+    async def results(self, job: BatchJob) -> list[Result]:
         """Return what came of a batch's items, answers first; files that are gone have none."""
         found: list[Result] = []
         for file in job.files:
