@@ -23,9 +23,9 @@ from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource,
 from malt.datasets.rows.lengths import measured, token_counter
 from malt.datasets.rows.selection import select
 from malt.engine.job import read_job
-from malt.llm.completers import Recall, asker
+from malt.llm.client.completers import Recall, asker
+from malt.llm.client.session import close_sessions, session_for
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
-from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree

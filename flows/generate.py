@@ -22,7 +22,7 @@ from malt.engine.run import Filled, Run, asker_for, merge
 from malt.engine.runner import is_publishable
 from malt.engine.summary import RunSummary
 from malt.engine.tree_cost import admit_trees
-from malt.llm.session import STOP_SECONDS
+from malt.llm.client.session import STOP_SECONDS
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import gather_shortfall, grow_tree, judge_asking

@@ -21,7 +21,7 @@ from malt.engine.refresh import set_aside
 from malt.engine.run import Run
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
-from malt.llm.completers import EVERY_ROLE
+from malt.llm.client.completers import EVERY_ROLE
 from malt.questions.question import Question
 from tasks.leasing import alone
 

@@ -21,9 +21,9 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Run
 from malt.errors import ConfigError, MaltError
 from malt.grading.graders import Outcome
-from malt.llm.completers import Asker
+from malt.llm.client.completers import Asker
+from malt.llm.client.session import stop_sessions
 from malt.llm.request import Completion, CompletionRequest, FinishReason
-from malt.llm.session import stop_sessions
 from malt.prompts import PromptSet
 from malt.trees.credit import ValuedTree
 from malt.trees.pipeline import grade_tree as engine_grade

@@ -9,8 +9,8 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Run, asker_for, merge
 from malt.engine.tree_cost import admit_trees
 from malt.errors import RunStopped
-from malt.llm.session import STOP_SECONDS
-from malt.llm.store.samples import expect
+from malt.llm.client.session import STOP_SECONDS
+from malt.llm.store.schema import expect
 from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all

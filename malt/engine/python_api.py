@@ -15,7 +15,7 @@ from malt.engine.job import Job, check_models, make_job
 from malt.engine.run import Run
 from malt.errors import ConfigError, NothingToPublish, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
-from malt.llm.run_lock import lease
+from malt.llm.client.run_lock import lease
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row

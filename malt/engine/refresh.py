@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from malt.config.spec import Role
 from malt.engine.job import Job
-from malt.llm.completers import Noted, recall
+from malt.llm.client.completers import Noted, recall
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import ask_all

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from malt.config.spec import Role
 from malt.engine.job import Job
-from malt.llm.completers import EVERY_ROLE, Asker, asker
-from malt.llm.session import Session, session_for
+from malt.llm.client.completers import EVERY_ROLE, Asker, asker
+from malt.llm.client.session import Session, session_for
 from malt.llm.usage import Tally
 from malt.trees.pipeline import Shortfall
 

@@ -11,7 +11,7 @@ from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
 from malt.engine.run import Filled, Run, new_run_name
 from malt.engine.summary import RunSummary, summarise
-from malt.llm.run_lock import lease
+from malt.llm.client.run_lock import lease
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge

@@ -18,10 +18,9 @@ from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
-from malt.llm.completers import Noted, recall
+from malt.llm.client.completers import Noted, recall
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.llm.store.history import StoreThen
-from malt.llm.store.samples import Store
+from malt.llm.store.samples import Store, StoreThen
 from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet
 from malt.questions.question import Question

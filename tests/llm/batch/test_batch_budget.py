@@ -14,8 +14,8 @@ from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import BatchStore
-from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.client.session import Session, close_sessions, session_for
+from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall

@@ -13,8 +13,8 @@ from malt.engine.fill import fill_batch
 from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
-from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.client.session import Session, close_sessions, session_for
+from malt.llm.store.batches import LIFE_S, BatchStore, batches_table
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown
