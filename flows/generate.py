@@ -28,7 +28,7 @@ from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import gather_shortfall, grow_tree, judge_asking
 from malt.trees.replay import MissingQuestions
 from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, grow_batch, whole, with_block_keys
+from tasks.growing import BranchAsker, grow_batch, with_block_keys
 from tasks.leasing import alone
 from tasks.progress import progress
 from tasks.publishing import ended, publish
@@ -105,9 +105,7 @@ async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run) -> Filled
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Filled]:
         part = replace(job.only(batch), spec=spec.model_copy(update={"limits": share}))
         first = batch[0].question_id
-        future: PrefectFuture[Filled] = crew.runner.submit(
-            grow_batch, {"first": first, "job": whole(part), "run": whole(run)}
-        )
+        future: PrefectFuture[Filled] = crew.runner.submit(grow_batch, {"first": first, "job": part, "run": run})
         return future
 
     def count(part: Filled) -> None:
