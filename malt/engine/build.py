@@ -5,7 +5,7 @@ Trees are replayed by the growth that asked for them, and written as they come: 
 
 from typing import NamedTuple
 
-from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_portions
+from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import Job
@@ -27,9 +27,9 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
     """Publish the trees that the store holds whole; those in `known`, by question id, need not be replayed."""
     provenance = Provenance(job.prompts.digests, job.screening)
     with infrequent_gc(), VersionWriter(job.spec, provenance, job.settings.datasets_dir / job.spec.name) as writer:
-        for portion in stored_portions(job.questions, job.source, job.screening, writer.figures, known=known):
-            writer.add(portion)
-        failures = tuple(writer.figures.census.failures)
+        for shard in stored_shards(job.questions, job.source, job.screening, writer.stats, known=known):
+            writer.add(shard)
+        failures = tuple(writer.stats.trees.failures)
         try:
             return Built(writer.publish(), failures)
         except NothingToPublish as nothing:
