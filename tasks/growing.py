@@ -21,7 +21,7 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Run
 from malt.errors import ConfigError, MaltError
 from malt.grading.graders import Outcome
-from malt.llm.client.completers import Asker
+from malt.llm.client.completers import SessionCompleter
 from malt.llm.client.session import stop_sessions
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import PromptSet
@@ -65,7 +65,7 @@ def grow_batch(first: str, job: Job, run: Run) -> Filled:  # noqa: ARG001 - name
 
 
 @task(name="expand", task_run_name="{title}", cache_policy=NO_CACHE)
-async def expand(title: str, request: CompletionRequest, ask: Asker) -> State[Any]:  # noqa: ARG001 - names the task run
+async def expand(title: str, request: CompletionRequest, ask: SessionCompleter) -> State[Any]:  # noqa: ARG001 - names the task run
     """Ask one role for all children of a node: `Cached` where the store had them, `Failed` where they cannot be had."""
     try:
         children = await ask(request)
@@ -82,7 +82,13 @@ def expansion_state(children: Sequence[Completion]) -> str | None:
 
 
 @task(name="grade", task_run_name="grade {question_id}", cache_policy=NO_CACHE)
-async def grade_tree(question_id: str, tree: Tree, spec: RunSpec, prompts: PromptSet, ask: Asker) -> State[Any]:  # noqa: ARG001
+async def grade_tree(
+    question_id: str,  # noqa: ARG001 - names the task run
+    tree: Tree,
+    spec: RunSpec,
+    prompts: PromptSet,
+    ask: SessionCompleter,
+) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
     try:
         valued = await engine_grade(tree, spec, prompts, ask)
@@ -104,7 +110,7 @@ def verdict(valued: ValuedTree) -> str:
 class BranchAsker:
     """A `Complete` that makes every expansion a task run, joined in the graph to the one that made its parent."""
 
-    def __init__(self, ask: Asker) -> None:
+    def __init__(self, ask: SessionCompleter) -> None:
         self.ask = ask
         self._task_runs: dict[tuple[str, Address], UUID] = {}
 

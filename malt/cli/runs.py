@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from malt.cli import summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.loading import loading
+from malt.processes import loading
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
-    from malt.cli.console import runs, terminal
     from malt.engine.plan import plan as quote
     from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
@@ -35,8 +35,8 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else asyncio.run(run_pilot(job, pilot))
     with Store(job.settings.store) as store:
         quoted = quote(job, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
-    return 0 if shortfall is None else runs.show_shortfall(shortfall)
+    terminal.emit(quoted.model_dump(mode="json")) if as_json else summaries.show_plan(quoted)
+    return 0 if shortfall is None else summaries.show_shortfall(shortfall)
 
 
 @click.command()
@@ -45,7 +45,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    from malt.cli.console.progress import progress
+    from malt.cli.progress import progress
     from malt.engine.job import check_models
 
     if no_wait:
@@ -134,8 +134,7 @@ def without(server: "Server", error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt.cli.console import runs, terminal
 
-    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
-    runs.show_failures(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary)
+    summaries.show_failures(summary)
     return summary.exit_code

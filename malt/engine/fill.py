@@ -10,7 +10,7 @@ from malt.engine.run import Filled, Run, asker_for, merge
 from malt.engine.tree_cost import admit_trees
 from malt.errors import RunStopped
 from malt.llm.client.session import STOP_SECONDS
-from malt.llm.store.schema import expect
+from malt.llm.store.schema import expect_store
 from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
@@ -62,7 +62,7 @@ async def ask_directly(job: Job, missing: MissingQuestions, run: Run) -> Filled:
 
 def fill_batch(job: Job, run: Run) -> Filled:
     """Ask for all that a part of a job needs; from any thread or process, but not from the session's loop."""
-    expect(job.settings.store)
+    expect_store(job.settings.store)
     try:
         ask = asker_for(job, run)
         admit = admit_trees(ask, job.spec, job.prompts)

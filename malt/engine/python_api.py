@@ -15,7 +15,7 @@ from malt.engine.job import Job, check_models, make_job
 from malt.engine.run import Run
 from malt.errors import ConfigError, NothingToPublish, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
-from malt.llm.client.run_lock import lease
+from malt.llm.client.run_lock import hold_run_lock
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row
@@ -106,7 +106,7 @@ class TrainingDataGenerator:
         """
         check_replaceable(output_dir)
         job = self._job(training_data)
-        async with lease(self.spec.name, job.settings, f"run {self._run.name}"):
+        async with hold_run_lock(self.spec.name, job.settings, f"run {self._run.name}"):
             await self._fill(job)
             version, _, reason = await asyncio.to_thread(build, job)
         if version is None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from malt.config.spec import Role
 from malt.engine.job import Job
-from malt.llm.client.completers import Noted, recall
+from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import ask_all
@@ -29,6 +29,6 @@ def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
 
 def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], store: Store) -> list[str]:
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
-    noted = Noted(recall(store, [question.question_id for question in questions]))
+    noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
     asyncio.run(ask_all(questions, job.spec, job.prompts, noted, judge=job.judge))
     return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from malt.config.spec import Role
 from malt.engine.job import Job
-from malt.llm.client.completers import EVERY_ROLE, Asker, asker
-from malt.llm.client.session import Session, session_for
+from malt.llm.client.completers import EVERY_ROLE, SessionCompleter, make_completer
+from malt.llm.client.session import Session, open_session
 from malt.llm.usage import Tally
 from malt.trees.pipeline import Shortfall
 
@@ -36,14 +36,16 @@ class Filled(NamedTuple):
     tally: Tally
 
 
-def asker_for(job: Job, run: Run) -> Asker:
+def asker_for(job: Job, run: Run) -> SessionCompleter:
     """Return what a job's questions ask with in this process; once its session stopped, a run asks no more."""
-    return asker(open_session(job, run), [question.question_id for question in job.questions], run.roles, run.name)
+    return make_completer(
+        session_of(job, run), [question.question_id for question in job.questions], run.roles, run.name
+    )
 
 
-def open_session(job: Job, run: Run) -> Session:
+def session_of(job: Job, run: Run) -> Session:
     """Return this process's session of a run, which counts into the run's tally."""
-    session = session_for(job.settings, job.spec.limits, run.name)
+    session = open_session(job.settings, job.spec.limits, run.name)
     session.tally.above = run.tally
     return session
 

@@ -11,7 +11,7 @@ from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
 from malt.engine.run import Filled, Run, new_run_name
 from malt.engine.summary import RunSummary, summarise
-from malt.llm.client.run_lock import lease
+from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
@@ -21,7 +21,7 @@ async def run_job(job: Job, run: Run | None = None, ask: Ask | None = None) -> R
     """Ask for what is missing, then publish what the store holds whole. Waits while another run grows the dataset."""
     run, started = run or Run(), time.monotonic()
     check_models(job.spec)
-    async with lease(job.spec.name, job.settings, f"run {run.name}"):
+    async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
         filled = await fill(job, run, ask)
         built = await asyncio.to_thread(build, job) if is_publishable(job.spec, filled.shortfall) else None
     return summarise(job, filled, built, time.monotonic() - started)
@@ -30,7 +30,7 @@ async def run_job(job: Job, run: Run | None = None, ask: Ask | None = None) -> R
 async def assemble_job(job: Job, run: Run | None = None) -> RunSummary:
     """Publish what the store holds whole; nobody but the judge is asked, for the grades it has not given yet."""
     run, started = run or Run(), time.monotonic()
-    async with lease(job.spec.name, job.settings, f"run {run.name}"):
+    async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
         judged = await fill_grades(job, run)
         built = await asyncio.to_thread(build, job)
     return summarise(job, assembled(job, judged, built), built, time.monotonic() - started)
@@ -60,7 +60,7 @@ async def run_pilot(job: Job, questions: int) -> Shortfall:
     """Ask for the trees of so many questions, spread evenly over all; the store keeps what they gave."""
     chosen, name = spread(job.questions, questions), f"{new_run_name()}-pilot"
     check_models(job.spec)
-    async with lease(job.spec.name, job.settings, f"pilot {name}"):
+    async with hold_run_lock(job.spec.name, job.settings, f"pilot {name}"):
         return (await fill(job.only(chosen), Run(name))).shortfall
 
 

@@ -18,9 +18,9 @@ from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
-from malt.llm.client.completers import Noted, recall
+from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.llm.store.samples import Store, StoreThen
+from malt.llm.store.samples import PastStore, Store
 from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet
 from malt.questions.question import Question
@@ -69,7 +69,7 @@ class Source(NamedTuple):
     def open_store(self) -> Store:
         """Open the store. Raises `StoreError`."""
         if self.moment is not None:
-            return StoreThen(self.store_url, self.moment)
+            return PastStore(self.store_url, self.moment)
         return Store(self.store_url, self.patience_s)
 
 
@@ -125,7 +125,7 @@ def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item
 def read_trees(window: Window, source: Source) -> list[Assessed]:
     """Replay the trees of some questions; what the store lacks is among a tree's failures."""
     with source.open_store() as store:
-        stored = recall(store, [question.question_id for question in window])
+        stored = make_store_completer(store, [question.question_id for question in window])
     return asyncio.run(_assess_all(window, source, stored))
 
 
@@ -227,7 +227,7 @@ def _least_rows(spec: RunSpec) -> int:
 def survey_window(window: Window, source: Source) -> Survey:
     """Replay some questions' trees, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
-        noted = Noted(recall(store, [question.question_id for question in window]))
+        noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
     shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, judge=source.judge, wait=in_turn))
     missing = {branch.question_id for branch in shortfall.failures}
     whole = [request for request in noted.requests if request.question_id not in missing]

@@ -11,8 +11,8 @@ from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.engine.job import read_job
 from malt.engine.plan import Plan, plan
 from malt.engine.runner import run_pilot, spread
-from malt.llm.client.completers import asker
-from malt.llm.client.session import session_for
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
@@ -35,8 +35,8 @@ def quote(spec: RunSpec) -> Plan:
 
 def grow(spec: RunSpec) -> bool:
     """Ask for all that a spec needs; return whether all of it came."""
-    job, session = read_job(spec), session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in job.questions])
+    job, session = read_job(spec), open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in job.questions])
     missing = session.run(ask_all(job.questions, spec, job.prompts, ask))
     return missing == NOTHING_MISSING
 
@@ -146,8 +146,8 @@ def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, prov
     quoted = quote(spec)
     assert quoted.stored_completions == 3 * 39
     assert "to 3 questions" in quoted.roles[Role.REFINER].basis
-    session = session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in job.questions])
+    session = open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in job.questions])
     session.run(ask_all(job.questions, spec, job.prompts, ask))
     used = ask.tally.total
     assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens

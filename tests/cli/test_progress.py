@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from malt.cli.console.progress import Busy, held_back_by
+from malt.cli.progress import CpuMeter, limited_by
 from malt.config.spec import Limits
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint
@@ -35,7 +35,7 @@ async def seen(endpoint: Endpoint, attempt: Callable[[], Awaitable[Reply]]) -> s
     """Return what holds an endpoint back that has ten requests to make."""
     waiting = [asyncio.create_task(endpoint.call(attempt, tokens=100)) for _ in range(10)]
     await asyncio.sleep(0.005)
-    held = endpoint.held_by
+    held = endpoint.throttled_by
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -61,22 +61,22 @@ async def test_an_endpoint_says_what_its_next_request_waits_for(
 async def test_an_endpoint_that_nobody_asks_holds_nothing_back() -> None:
     endpoint = Endpoint(Limits(), Policy())
     await endpoint.call(answered(), tokens=1)
-    assert endpoint.held_by == ""
+    assert endpoint.throttled_by == ""
 
 
 def test_what_most_endpoints_wait_for_is_told() -> None:
-    assert held_back_by(0.1, ["latency", "limit", "limit"]) == "limit"
-    assert held_back_by(0.1, []) == "nothing"
+    assert limited_by(0.1, ["latency", "limit", "limit"]) == "limit"
+    assert limited_by(0.1, []) == "nothing"
 
 
 def test_a_process_that_is_busy_itself_holds_the_rate_back() -> None:
-    assert held_back_by(0.95, ["latency"]) == "CPU"
+    assert limited_by(0.95, ["latency"]) == "CPU"
 
 
 def test_how_busy_the_process_was_is_counted_anew_at_each_look() -> None:
-    busy, until = Busy(), time.process_time() + 0.05
+    busy, until = CpuMeter(), time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    at_work = busy.share()
+    at_work = busy.read()
     time.sleep(0.2)
-    assert busy.share() < at_work
+    assert busy.read() < at_work
