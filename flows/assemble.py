@@ -5,22 +5,22 @@ import time
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.generate import ask_in_shards
+from flows.executors import ask_in_shards
 from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.engine.runner import assembled, fill_grades
 from malt.engine.summary import RunSummary
-from tasks.leasing import alone
-from tasks.publishing import ended, publish
+from tasks.publishing import end_flow, publish
+from tasks.run_lock import only_run_of
 
 
 @flow(name="assemble", flow_run_name="{spec.name}")
 async def assemble(spec: RunSpec) -> State[RunSummary]:
     """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
     started = time.monotonic()
-    async with alone(spec.name) as name:
+    async with only_run_of(spec.name) as name:
         job = read_job(spec)
         judged = await fill_grades(job, Run(name), ask_in_shards)
-        built = await publish(job)
-    return await ended(job, assembled(job, judged, built), built, time.monotonic() - started)
+        built = await publish(job, ())
+    return await end_flow(job, assembled(job, judged, built), built, time.monotonic() - started)

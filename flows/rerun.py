@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows.generate import grow_and_publish
+from flows.generate import BRANCHES_AT_ONCE, grow_and_publish
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
@@ -23,12 +23,12 @@ from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
 from malt.llm.client.completers import EVERY_ROLE
 from malt.questions.question import Question
-from tasks.leasing import alone
+from tasks.run_lock import only_run_of
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 
 
-@flow(name="rerun", flow_run_name="rerun {name}")
+@flow(name="rerun", flow_run_name="rerun {name}", task_runner=BRANCHES_AT_ONCE)
 async def rerun(
     name: Name,
     questions: tuple[str, ...] = (),
@@ -46,7 +46,7 @@ async def rerun(
             follow. Off: ask for what is missing.
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
-    async with alone(name) as run:
+    async with only_run_of(name) as run:
         job = read_job(declared(name, config))
         chosen = choose(job.questions, questions)
         if refresh:

@@ -1,12 +1,14 @@
 """Publishing under Prefect: the dataset version, and the artifacts that tell about it."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
-from prefect import task
+from prefect import allow_failure, task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from prefect.utilities.annotations import quote
 
 from malt.datasets.pages.markdown import figures_markdown
 from malt.datasets.pages.page import REPORT_FILE
@@ -15,26 +17,29 @@ from malt.engine.build import Built, build
 from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
+from malt.trees.replay import Assessed
+from tasks.artifacts import leave
 from tasks.comparing import tell_changes
-from tasks.growing import whole
-from tasks.telling import told
+from tasks.growing import Future
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
 
 
-@task(name="publish dataset", task_run_name="publish {name}", cache_policy=NO_CACHE)
-def publish_dataset(name: str, job: Job) -> Built:  # noqa: ARG001 - names the task run
-    """Make a version of the trees that the store holds whole."""
-    return build(job)
+@task(task_run_name="publish {job.spec.name}", persist_result=False)
+def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
+    """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
+    graded = [tree for tree in trees if isinstance(tree, Assessed)]
+    return build(job, {tree.valued.tree.question.question_id: tree for tree in graded})
 
 
-async def publish(job: Job) -> Built:
+async def publish(job: Job, trees: Sequence[Future]) -> Built:
     """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
-    return await asyncio.to_thread(publish_dataset, job.spec.name, whole(job))
+    handed_over: Any = quote(job), allow_failure(trees)
+    return await asyncio.to_thread(publish_dataset, *handed_over)
 
 
-async def ended(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
+async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
     """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*; `Waiting` where
     batches are under way, which the next scheduled run goes on with.
     """
@@ -52,9 +57,9 @@ async def ended(job: Job, filled: Filled, built: Built | None, wall_s: float) ->
 async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
     key = f"{summary.dataset}-summary"
-    await told(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
+    await leave(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
     if summary.failures:
-        await told(
+        await leave(
             acreate_table_artifact(
                 [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
                 key=f"{summary.dataset}-failed-branches",
@@ -69,7 +74,7 @@ async def show_figures(version: DatasetVersion) -> None:
     where = (
         f"- dataset: `{version.path}`\n- report, with the trees: `{report}` (`malt report {version.reference} --open`)"
     )
-    await told(
+    await leave(
         acreate_markdown_artifact(
             f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
             key=f"{version.name}-report",
