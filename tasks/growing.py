@@ -18,7 +18,7 @@ from malt.engine.fill import fill_batch
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, asker_for
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.client.session import STOP_SECONDS, Session, stop_sessions
 from malt.llm.faults import Rejected
 from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed
