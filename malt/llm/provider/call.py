@@ -220,7 +220,7 @@ def usual_key(model: ModelSpec, way: Way) -> str | None:
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
-        return "none"
+        return embedded.KEY
     is_openai = (
         way.api_base and not model.model.startswith("hosted_vllm/") and way.name.startswith(("hosted_", "openai/"))
     )

@@ -24,6 +24,7 @@ PROJECT = Path(__file__).parents[3]
 KEY = "test-key-4711"
 RUN_LIMIT_S = 300.0
 """Prefect's server may stand still for a minute where writers of its SQLite file block each other."""
+DEPLOYMENTS = {"generate": "quickstart", "notify": "alerts"}
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 Json = Any
@@ -124,7 +125,7 @@ class Prefect:
         return self.ask("POST", path, body)
 
     def deployment(self, flow: str) -> Json:
-        return self.http.get(f"/deployments/name/{flow}/malt").raise_for_status().json()
+        return self.http.get(f"/deployments/name/{flow}/{DEPLOYMENTS.get(flow, flow)}").raise_for_status().json()
 
     def trigger(self, flow: str, **parameters: Json) -> httpx.Response:
         """Submit a deployment's form."""
