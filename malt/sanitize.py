@@ -20,6 +20,14 @@ _BLOCK = re.compile(r"^(\d{1,9}(?=[.)])|)([.)#+=-])(?=[\s#=-]|$)")
 """What it reads as a list or a heading at the start of a line."""
 
 
+_LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """Replace what JSON can hold as half a character, and no file or database can."""
+    return text.translate(_LONE_SURROGATES)
+
+
 class _WrittenOut(dict[int, int | str]):
     def __missing__(self, code: int) -> int | str:
         character = chr(code)

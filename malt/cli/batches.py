@@ -26,8 +26,8 @@ def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
 
     with Store(Settings().store) as store:
         book = BatchStore(store)
-        listed = book.under_way(name)
-        samples = book.samples()
+        listed = book.list_open(name)
+        samples = book.count_samples()
         forgotten = [_find_batch(listed, told) for told in forget]
         for batch in forgotten:
             book.forget(batch.mark)
@@ -49,7 +49,7 @@ def _find_batch(listed: Sequence["Batch"], name: str) -> "Batch":
 def _describe(batch: "Batch", samples: int) -> dict[str, Any]:
     """Describe a batch; `batch` is the provider's name, else our own: `malt_mark` in its metadata there."""
     return {
-        "batch": batch.told,
+        "batch": batch.label,
         "dataset": batch.dataset,
         "model": batch.model,
         "api_base": batch.api_base,

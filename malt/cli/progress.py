@@ -39,7 +39,7 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
     expected = {role: questions * nodes for role, nodes in nodes_per_question(spec).items()}
     done = threading.Event()
     show = _show_bars if console(stderr=True).is_terminal else _print_lines
-    thread = threading.Thread(target=show, args=(expected, lambda: _find_session(spec), done), daemon=True)
+    thread = threading.Thread(target=show, args=(expected, lambda: _session_of(spec), done), daemon=True)
     thread.start()
     try:
         yield
@@ -48,11 +48,11 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
         thread.join()
 
 
-def _find_session(spec: RunSpec) -> "Session | None":
+def _session_of(spec: RunSpec) -> "Session | None":
     from malt.config.settings import Settings
-    from malt.llm.client.session import opened_session
+    from malt.llm.client.session import find_session
 
-    return opened_session(Settings(), spec.limits)
+    return find_session(Settings(), spec.limits)
 
 
 def _count_completions(tally: "Tally", role: Role) -> int:
@@ -100,7 +100,7 @@ def _show_bars(expected: dict[Role, int], find: "Callable[[], Session | None]", 
             for role, task in tasks.items():
                 rate = session.tally.roles[role].completions / (time.monotonic() - started)
                 bars.update(task, completed=_count_completions(session.tally, role), rate=f"{rate:.1f}/s")
-            bars.update(task, rate=f"{rate:.1f}/s, limited by: {limited_by(meter.read(), session.held_by)}")
+            bars.update(task, rate=f"{rate:.1f}/s, limited by: {limited_by(meter.read(), session.throttled_by)}")
 
 
 def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:
@@ -111,4 +111,4 @@ def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]"
             figures = ", ".join(f"{role.value} {counts[role]:,}/{total:,}" for role, total in expected.items())
             share = sum(counts.values()) / max(sum(expected.values()), 1)
             requests = f"{session.tally.total.requests:,} requests"
-            warn(f"{share:.0%}: {figures}; {requests}; limited by: {limited_by(meter.read(), session.held_by)}")
+            warn(f"{share:.0%}: {figures}; {requests}; limited by: {limited_by(meter.read(), session.throttled_by)}")

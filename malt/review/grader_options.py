@@ -14,8 +14,8 @@ from malt.errors import ConfigError
 from malt.grading.graders import Grade, Grader, Outcome, graders_for
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_import
-from malt.llm.client.completers import asker
-from malt.llm.client.session import session_for
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
@@ -106,7 +106,7 @@ class OpenedGraders:
         spec = self.grading.evaluator
         if self._prompts is None:
             return graders_for(spec, None)
-        ask = asker(session_for(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
+        ask = make_completer(open_session(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
         self._tallies.append(ask.tally)
         return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
 

@@ -35,7 +35,7 @@ async def seen(endpoint: Endpoint, attempt: Callable[[], Awaitable[Reply]]) -> s
     """Return what holds an endpoint back that has ten requests to make."""
     waiting = [asyncio.create_task(endpoint.call(attempt, tokens=100)) for _ in range(10)]
     await asyncio.sleep(0.005)
-    held = endpoint.held_by
+    held = endpoint.throttled_by
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -61,7 +61,7 @@ async def test_an_endpoint_says_what_its_next_request_waits_for(
 async def test_an_endpoint_that_nobody_asks_holds_nothing_back() -> None:
     endpoint = Endpoint(Limits(), Policy())
     await endpoint.call(answered(), tokens=1)
-    assert endpoint.held_by == ""
+    assert endpoint.throttled_by == ""
 
 
 def test_what_most_endpoints_wait_for_is_told() -> None:

@@ -12,19 +12,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from malt.datasets.manifest import Manifest
 from malt.datasets.pages.drawing import draw_flips, draw_histogram
 from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow
 from malt.datasets.stats import figures
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, parquet_rows
-from malt.errors import VersionError
+from malt.datasets.version.reading import Cursor, parquet_rows, reading
 from malt.sanitize import escape_controls
 
 REPORT_FILE = "report.html"
@@ -79,10 +76,8 @@ def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
 
 def redraw_report(version: DatasetVersion) -> str:
     """Draw a version's report from its manifest and its rows. Raises `VersionError` where they cannot be read."""
-    try:
+    with reading(version.path):
         sample = _sample_trees(version)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise VersionError(f"{version.path} cannot be read ({error}); try: malt verify {version.path}") from error
     return render_report(version.manifest, sample.chosen)
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.manifest import Failure, Manifest
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QuestionRow, TrajectoryRow
 from malt.sanitize import escape_controls
 
 KEPT = 100
@@ -55,7 +55,7 @@ _PLAIN_COLUMNS: tuple[Literal["status", "answer", "outcome", "grader", "error", 
 """Columns of a node that the page shows as they are."""
 
 
-class Candidate(NamedTuple):
+class _Sampled(NamedTuple):
     """A tree that may be shown. The largest is the first to go."""
 
     negative_rank: int
@@ -76,7 +76,7 @@ class TreeSample:
     def __init__(self, bar: RankBar = NO_BAR) -> None:
         self._places = 0
         self._bar = dict(bar)
-        self._kept: dict[_QuestionKind, list[Candidate]] = {kind: [] for kind in _SHARES}
+        self._kept: dict[_QuestionKind, list[_Sampled]] = {kind: [] for kind in _SHARES}
 
     @property
     def bar(self) -> RankBar:
@@ -88,7 +88,7 @@ class TreeSample:
         """Take one question with its nodes, which are none where it failed, and its failed branches."""
         kind, rank = _kind_of(question, nodes), -rank_question(question["question_id"])
         if self._has_room(kind, rank):
-            self._keep(kind, Candidate(rank, self._places, _tree_json(question, nodes, failures)))
+            self._keep(kind, _Sampled(rank, self._places, _tree_json(question, nodes, failures)))
         self._places += 1
 
     def merge(self, other: "TreeSample") -> None:
@@ -105,7 +105,7 @@ class TreeSample:
             return negative_rank > kept[0].negative_rank
         return kind not in self._bar or negative_rank > self._bar[kind]
 
-    def _keep(self, kind: _QuestionKind, candidate: Candidate) -> None:
+    def _keep(self, kind: _QuestionKind, candidate: _Sampled) -> None:
         kept = self._kept[kind]
         (heapq.heappush if len(kept) < KEPT else heapq.heapreplace)(kept, candidate)
 
@@ -119,7 +119,7 @@ class TreeSample:
                 room -= len(candidate.tree)
         return [candidate.tree for candidate in sorted(chosen, key=lambda each: each.place)]
 
-    def _in_turn(self) -> Iterable[Candidate]:
+    def _in_turn(self) -> Iterable[_Sampled]:
         """All candidates, kinds by turns, within a kind by rank."""
         ordered = [
             (turn // _SHARES[kind], candidate)

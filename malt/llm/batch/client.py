@@ -11,22 +11,22 @@ from typing import TypeVar
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
-from malt.llm.batch.api import GONE, MARK, Job, Result
+from malt.llm.batch.api import GONE, MARK, ItemResult, RemoteBatch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.provider.errors import meaning_of, place_of
-from malt.llm.provider.routing import Way, way_to
+from malt.llm.provider.errors import classify_error, name_endpoint
+from malt.llm.provider.routing import Route, find_route
 from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.store.batches import Batch
 
 T = TypeVar("T")
 
-LOOK_PATIENCE_S = 3600.0
+_LOOK_PATIENCE_S = 3600.0
 """How long looking at a batch may fail: it goes on at the provider, whatever is between here and there."""
-CLOCKS_DIFFER_S = 3600.0
+_CLOCK_SKEW_S = 3600.0
 """How far back a batch is looked for before the time at which it was written down."""
 
 
-async def nothing() -> None:
+async def _find_nothing() -> None:
     """Have no answer."""
 
 
@@ -34,7 +34,7 @@ class Gone(Exception):  # noqa: N818 - an answer, not an error
     """The provider knows no such thing: 404."""
 
 
-class BatchDesk:
+class BatchClient:
     """Where batches for one model are handed in.
 
     All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when what
@@ -50,86 +50,91 @@ class BatchDesk:
     async def upload(self, lines: bytes) -> str:
         """Upload items, and return the file's id."""
         try:
-            return await self._patiently(lambda way: api.upload(self.model, way, lines))
+            return await self._patiently(lambda route: api.upload(self.model, route, lines))
         except Gone:
             raise self._no_batches() from None
 
-    async def create(self, file_id: str, mark: str) -> Job:
+    async def create(self, file_id: str, mark: str) -> RemoteBatch:
         """Make a batch of a file, once: where its making is in doubt, it is looked for before it is tried again.
 
         Raises `ConfigError` where it was refused. All else that is raised leaves it in doubt.
         """
         look_first = partial(self.find, mark, time.time())
         try:
-            return await self._patiently(lambda way: api.create(self.model, way, file_id, mark), again=look_first)
+            return await self._patiently(lambda route: api.create(self.model, route, file_id, mark), again=look_first)
         except Gone:
             raise self._no_batches() from None
 
-    async def look(self, batch: Batch) -> Job:
+    async def look(self, batch: Batch) -> RemoteBatch:
         """Return how a batch is. Raises `RunStopped` where the provider does not know one that may not be over."""
         batch_id = batch.batch_id or ""
         try:
-            return await self._patiently(lambda way: api.look(self.model, way, batch_id), LOOK_PATIENCE_S)
+            return await self._patiently(lambda route: api.look(self.model, route, batch_id), _LOOK_PATIENCE_S)
         except Gone:
             if not batch.is_over:
                 raise RunStopped(self._unknown(batch)) from None
-            return Job(batch_id, GONE)
+            return RemoteBatch(batch_id, GONE)
 
-    async def find(self, mark: str, since: float) -> Job | None:
+    async def find(self, mark: str, since: float) -> RemoteBatch | None:
         """Look for a batch whose making was tried at a time in seconds since the epoch; None where it was not made.
 
         Raises `RunStopped` where the provider does not list its batches.
         """
-        since -= CLOCKS_DIFFER_S
+        since -= _CLOCK_SKEW_S
         try:
-            return await self._patiently(lambda way: api.find(self.model, way, mark, since))
+            return await self._patiently(lambda route: api.find(self.model, route, mark, since))
         except (Gone, ConfigError) as refused:
             raise RunStopped(
-                f"{str(refused) or f'{place_of(self.model)} lists no batches (404)'}; so whether batch {mark} was made "
-                f"there is in doubt. Look there for one with {MARK} = {mark} in its metadata, cancel it if there is "
-                f"one, let it go with: malt batches --forget {mark}, and run again"
+                f"{str(refused) or f'{name_endpoint(self.model)} lists no batches (404)'}; so whether batch {mark} was "
+                f"made there is in doubt. Look there for one with {MARK} = {mark} in its metadata, cancel it if "
+                f"there is one, let it go with: malt batches --forget {mark}, and run again"
             ) from None
 
-    async def results(self, job: Job) -> list[Result]:
+    async def results(self, remote: RemoteBatch) -> list[ItemResult]:
         """Return what came of a batch's items, answers first; files that are gone have none."""
-        found: list[Result] = []
-        for file in job.files:
+        found: list[ItemResult] = []
+        for file in remote.files:
             try:
-                found += await self._patiently(lambda way, file=file: api.read(self.model, way, file))  # type: ignore[misc]
+                found += await self._patiently(lambda route, file=file: api.read(self.model, route, file))  # type: ignore[misc]
             except Gone:
                 continue
         return sorted(found, key=lambda result: result.status != api.ANSWERED)
 
     def _no_batches(self) -> ConfigError:
-        return ConfigError(f'{place_of(self.model)} has no batch API (404); set run.mode = "direct", or check api_base')
+        return ConfigError(
+            f'{name_endpoint(self.model)} has no batch API (404); set run.mode = "direct", or check api_base'
+        )
 
     def _unknown(self, batch: Batch) -> str:
         key = batch.api_key_env or "the environment"
         since = datetime.fromtimestamp(batch.planned_at, UTC)
         return (
-            f"{place_of(self.model)} does not know batch {batch.batch_id} (404), handed in {since:%Y-%m-%d %H:%M} UTC; "
-            f"is the key in {key} of another project? Set the one that it was handed in with, and run again; or let it "
-            f"go with: malt batches --forget {batch.batch_id}, and its items are paid for again"
+            f"{name_endpoint(self.model)} does not know batch {batch.batch_id} (404), handed in {since:%Y-%m-%d %H:%M} "
+            f"UTC; is the key in {key} of another project? Set the one that it was handed in with, and run again; "
+            f"or let it go with: malt batches --forget {batch.batch_id}, and its items are paid for again"
         )
 
     async def _patiently(
-        self, call: Callable[[Way], T], at_least_s: float = 0.0, again: Callable[[], Awaitable[T | None]] = nothing
+        self,
+        call: Callable[[Route], T],
+        at_least_s: float = 0.0,
+        again: Callable[[], Awaitable[T | None]] = _find_nothing,
     ) -> T:
         """Make a blocking call until it is answered, or `again`, asked before each further one, has the answer."""
-        way, started, failures = await way_to(self.model), time.monotonic(), 0
+        route, started, failures = await find_route(self.model), time.monotonic(), 0
         while True:
             self._check()
             try:
-                answer = await asyncio.to_thread(call, way)
+                answer = await asyncio.to_thread(call, route)
             except MaltError:
                 raise
             except Exception as error:
-                fault = self._fault(error, way)
+                fault = self._fault(error, route)
             else:
-                way.took_batches = True
+                route.has_batches = True
                 return answer
             failures += 1
-            wait_s, patience_s = self._wait_s(fault, failures), max(at_least_s, self._patience_s(fault, way))
+            wait_s, patience_s = self._wait_s(fault, failures), max(at_least_s, self._patience_s(fault, route))
             waited_s = time.monotonic() - started
             if waited_s + wait_s > patience_s:
                 raise EndpointDown(
@@ -140,17 +145,17 @@ class BatchDesk:
             if (found := await again()) is not None:
                 return found
 
-    def _patience_s(self, fault: RateLimited | Unavailable, way: Way) -> float:
+    def _patience_s(self, fault: RateLimited | Unavailable, route: Route) -> float:
         if isinstance(fault, RateLimited):
             return self._policy.limited_after_s
-        is_new = isinstance(fault, Unreachable) and not way.took_batches
+        is_new = isinstance(fault, Unreachable) and not route.has_batches
         return self._policy.never_up_after_s if is_new else self._policy.down_after_s
 
-    def _fault(self, error: Exception, way: Way) -> RateLimited | Unavailable:
+    def _fault(self, error: Exception, route: Route) -> RateLimited | Unavailable:
         """Return what passes; raise what does not."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
-        fault = meaning_of(api.known(error, way), self.model, way)
+        fault = classify_error(api.translate_error(error, route), self.model, route)
         if isinstance(fault, RateLimited | Unavailable):
             return fault
         raise ConfigError(str(fault)) if isinstance(fault, Rejected) else fault from None
