@@ -1,7 +1,7 @@
 """Run a command for as long as the process that started it lives: `python -m malt.hosting.supervise COMMAND…`.
 
 Its parent holds the other end of standard input, and loses it however it ends. What the command started itself, in
-sessions of their own too, ends with it.
+sessions of their own too, ends with it; where the command alone is killed, it is started again.
 """
 
 import ctypes
@@ -17,6 +17,8 @@ import psutil
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
 _LOOK_EVERY_S = 0.1
+_RESTARTS = 5
+_parent_has_ended = threading.Event()
 _SUBREAPER = 36
 """Linux's number for: orphans below this process become its children."""
 
@@ -25,9 +27,11 @@ def main() -> None:
     """Run the command until it ends by itself or standard input does; then end all that is left below this process."""
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = _wait(process.pid)
+    code, starts = -1, 0
+    while code < 0 and starts <= _RESTARTS and not _parent_has_ended.is_set():
+        process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
+        code, starts = _wait(process.pid), starts + 1
     _end_children()
     sys.exit(code)
 
@@ -43,7 +47,10 @@ def _wait(pid: int) -> int:
 def _end_with_parent() -> None:
     while os.read(0, 1024):
         pass
-    _end_children()
+    _parent_has_ended.set()
+    while True:  # until this process ends: something may just be starting
+        _end_children()
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _end_children() -> None:

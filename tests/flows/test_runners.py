@@ -246,7 +246,9 @@ def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_ot
 
 def workers_of(pid: int) -> list[int]:
     """The processes that work for a run."""
-    return [each.pid for each in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(each.cmdline())]
+    return [
+        each.pid for each in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(each.cmdline())
+    ]
 
 
 def most_above(per_second: float, times: Sequence[float]) -> float:

@@ -1,15 +1,18 @@
-"""Servers of ours are their user's alone: no page in a browser, no DNS name turned here and no other user can ask them."""
+"""Servers of ours are their user's alone: pages of others, DNS names turned here and other users get nothing."""
 
 import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -20,7 +23,7 @@ from malt.hosting import access
 from malt.hosting.private_prefect import PRIVATE, NamedServer, PrefectServer
 from malt.hosting.up import SHARED
 from malt.llm.provider import embedded
-from tests.browser import chromium
+from tests.browser import Page, chromium
 
 NOBODY = 65534
 ATTACKS = """
@@ -37,7 +40,7 @@ function listen(how, url, ...protocols) {
     try {
       const socket = new WebSocket(url, ...protocols);
       socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: "guessed"}));
-      socket.onmessage = message => { if (!message.data.includes("auth_failure")) got.push(how + ": " + message.data); };
+      socket.onmessage = ({data}) => { if (!data.includes("auth_failure")) got.push(how + ": " + data); };
       socket.onerror = socket.onclose = done;
       setTimeout(done, 3000);
     } catch (error) { done(); }
@@ -85,7 +88,7 @@ def homes() -> Iterator[Path]:
 @pytest.fixture(scope="module", params=["malt up", "private", "embedded"])
 def target(request: pytest.FixtureRequest, homes: Path) -> Iterator[Target]:
     if request.param == "embedded":
-        root = embedded.endpoint("embedded").removesuffix("/v1")
+        root = embedded.start_endpoint("embedded").removesuffix("/v1")
         yield Target(root, "/v1/models", {"Authorization": f"Bearer {embedded.KEY}"}, None)
         return
     home = homes / request.param.replace(" ", "-")
@@ -156,18 +159,33 @@ def test_a_hostile_page_reads_and_changes_nothing(target: Target, hostile_page: 
         assert status(f"{target.root}/api/work_pools/evil", **target.headers) == 404
 
 
-def test_another_user_of_this_machine_gets_nothing(target: Target) -> None:
+def as_another_user(work: Callable[[], object]) -> str:
+    """Do something as a user without rights, in a child process; return the error that it came to, if any."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    ask = f"import urllib.request; urllib.request.urlopen({target.root + target.guarded!r})"
-    done = subprocess.run([sys.executable, "-I", "-c", ask], user=NOBODY, group=NOBODY, capture_output=True, text=True)
-    assert "HTTP Error 401" in done.stderr
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        try:
+            work()
+        except OSError as error:
+            os.write(writing, repr(error).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as said:
+        return said.read()
+
+
+def test_another_user_of_this_machine_gets_nothing(target: Target) -> None:
+    assert "401" in as_another_user(lambda: urllib.request.urlopen(target.root + target.guarded, timeout=60))
     for name in ("auth", "prefect.db", "server.log") if target.home else ():
-        assert target.home
-        assert (target.home / name).stat().st_mode & 0o077 == 0
-        read = f"print(open({str(target.home / name)!r}).read())"
-        done = subprocess.run([sys.executable, "-I", "-c", read], user=NOBODY, capture_output=True, text=True, group=NOBODY)
-        assert ("PermissionError" in done.stderr, done.stdout) == (True, "")
+        path = Path(target.home or "", name)
+        assert path.stat().st_mode & 0o077 == 0
+        assert "PermissionError" in as_another_user(path.read_bytes)
 
 
 def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: Target, tmp_path: Path) -> None:
@@ -176,13 +194,24 @@ def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: T
     string = access.read_auth_string(target.home)
     with chromium(tmp_path) as page:
         page.open(f"{target.root}/malt/sign-in#malt:wrong")
-        assert page.js("new Promise(done => setTimeout(() => done(localStorage.length), 1000))") == 0
+        wait_until(page, "document.body.innerText.startsWith('Not signed in')")
+        assert page.js("localStorage.length") == 0
         page.open("about:blank")
         page.open(f"{target.root}/malt/sign-in#{string}")
-        page.js("new Promise(done => setTimeout(done, 5000))")
+        wait_until(page, "location.pathname.includes('dashboard') && document.body.innerText.includes('Deployments')")
         assert page.js("atob(localStorage.getItem('prefect-password'))") == string
-        assert "/login" not in page.js("location.href")
         assert string not in page.js("location.href")
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait until a condition holds in a page, whichever page that is by then."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(RuntimeError):  # it is just left for another
+            if page.js(condition):
+                return
+        time.sleep(0.1)
+    raise AssertionError(page.js("location.href + document.body.innerText"))
 
 
 def test_a_server_is_not_shown_in_another_pages_frame(target: Target) -> None:
@@ -201,20 +230,47 @@ def test_the_string_is_made_once_and_two_homes_have_two(tmp_path: Path) -> None:
     assert len(first) > 40
 
 
+@pytest.fixture
+def stock_server(tmp_path: Path) -> Iterator[str]:
+    """The API of a Prefect server as it comes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--port",
+        str(port),
+    ]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**outside, **PRIVATE, "PREFECT_HOME": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        url, deadline = f"http://127.0.0.1:{port}/api", time.monotonic() + 120
+        while not is_listening(port) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield url
+        process.terminate()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_named_server_without_authentication_gets_one_line_of_warning(
-    homes: Path, caplog: pytest.LogCaptureFixture
+    stock_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_home, closed = homes / "open", PrefectServer(homes / "closed")
-    open_server = PrefectServer(open_home, settings={**PRIVATE, "PREFECT_SERVER_API_AUTH_STRING": ""})
-    for server in (open_server, closed):
-        server.wait_until_ready()
-        NamedServer(server.api_url).wait_until_ready()
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert open_server.api_url in said
+    own = PrefectServer(tmp_path / "own")
+    own.wait_until_ready()
+    for url in (stock_server, own.api_url):
+        NamedServer(url).wait_until_ready()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "malt"]
+    assert stock_server in said
     assert "no authentication" in said
     assert "\n" not in said
-    for server in (open_server, closed):
-        server.stop()
+    own.stop()
 
 
 def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:

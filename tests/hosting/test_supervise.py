@@ -73,13 +73,21 @@ def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
     assert not is_running(left)
 
 
-def test_a_command_that_is_killed_takes_with_it_what_it_started() -> None:
+def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
     with supervised(STARTS_ANOTHER) as process:
         assert process.stdout is not None
         orphan = int(process.stdout.readline())
         os.kill(parent_of(orphan), signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL % 256
+        again = int(process.stdout.readline())
+        assert is_running(orphan)
+        process.communicate()
     assert not is_running(orphan)
+    assert not is_running(again)
+
+
+def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
+    with supervised("import os; os.kill(os.getpid(), 9)") as process:
+        assert process.wait(30) != 0
 
 
 def parent_of(pid: int) -> int:
