@@ -180,6 +180,15 @@ def as_another_user(work: Callable[[], object]) -> str:
         return said.read()
 
 
+def test_the_same_page_gets_into_a_server_as_it_comes(stock_server: str, hostile_page: str, tmp_path: Path) -> None:
+    root = stock_server.removesuffix("/api")
+    with chromium(tmp_path / "profile") as page:
+        page.open(hostile_page)
+        got = page.js(f"attack({json.dumps(root)})")
+    assert {said.partition(" read")[0] for said in got} >= {"secrets", "settings", "write"}
+    assert status(f"{root}/api/work_pools/evil") == 200
+
+
 def test_another_user_of_this_machine_gets_nothing(target: Target) -> None:
     assert "401" in as_another_user(lambda: urllib.request.urlopen(target.root + target.guarded, timeout=60))
     for name in ("auth", "prefect.db", "server.log") if target.home else ():

@@ -37,6 +37,15 @@ class Up(NamedTuple):
     api_url: str
     data_dir: Path
 
+    @property
+    def auth_string(self) -> str:
+        return (self.data_dir / "prefect" / "auth").read_text().strip()
+
+    @property
+    def as_named(self) -> dict[str, str]:
+        """The environment that names its server."""
+        return {"PREFECT_API_URL": self.api_url, "PREFECT_API_AUTH_STRING": self.auth_string}
+
     def stop(self) -> float:
         """Press Ctrl-C, and return how many seconds the end took."""
         started = time.monotonic()
@@ -110,7 +119,10 @@ class Prefect:
 
     def __init__(self, service: Up) -> None:
         self.service = service
-        self.http = httpx.Client(base_url=service.api_url, timeout=RUN_LIMIT_S)
+        user, _, password = service.auth_string.partition(":")
+        self.http = httpx.Client(base_url=service.api_url, timeout=RUN_LIMIT_S, auth=(user, password))
+        token = self.http.get("/csrf-token", params={"client": "tests"}).raise_for_status().json()["token"]
+        self.http.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
 
     def ask(self, method: str, path: str, body: Json = None) -> httpx.Response:
         """Ask again while the server says 503: its SQLite file was busy, and nothing was done."""
