@@ -18,6 +18,7 @@ LAYERS = (
     ("trees",),
     ("datasets",),
     ("engine",),
+    ("evaluation",),
     ("review",),
     ("hosting",),
     ("cli",),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
-    from malt.datasets.check.explain import Explanation, LeafTold, TextTold
+    from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
     from malt.datasets.rows.gate_trace import Decision
 
 _SHOWN = 10
@@ -73,7 +73,7 @@ def _show_prompt(row: "Explanation") -> None:
         terminal.say(f"  {message.role:<9} {terminal.one_line(message.content)}", style="dim")
 
 
-def _show_text(name: str, text: "TextTold") -> None:
+def _show_text(name: str, text: "TextExplanation") -> None:
     """Print a text, and how its value follows from its leaves."""
     colour = _COLOURS[text.label]
     node = (f"{text.role} {text.node_id}", colour)
@@ -87,7 +87,7 @@ def _show_text(name: str, text: "TextTold") -> None:
     terminal.show_rest(len(text.leaves) - _SHOWN, "leaves")
 
 
-def _format_interval(text: "TextTold") -> str:
+def _format_interval(text: "TextExplanation") -> str:
     """Write how sure an inner node's value is."""
     from malt.config.spec import PLAYERS
 
@@ -96,8 +96,8 @@ def _format_interval(text: "TextTold") -> str:
     return f"; 95 % interval {text.value_low:.2f} to {text.value_high:.2f}"
 
 
-def _leaf_cells(leaf: "LeafTold") -> tuple[str, ...]:
-    from malt.grading.graders import brief
+def _leaf_cells(leaf: "LeafExplanation") -> tuple[str, ...]:
+    from malt.grading.grades import brief
 
     reward = "not counted" if leaf.reward is None else f"{leaf.reward:.4g}"
     read = "nothing" if leaf.read is None else brief(leaf.read)

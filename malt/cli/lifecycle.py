@@ -115,7 +115,7 @@ def _read_age(text: str) -> float:
 @click.option("--compact", is_flag=True, help="Then give the space back to the disk; nobody may write meanwhile.")
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
-    """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
+    """Find rows and folders that no version needs. They are counted; --delete removes them."""
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import collect
     from malt.llm.store.samples import Store

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, explaining, grading, lifecycle, runs, service, sharing, versions
+from malt.cli import batches, evaluating, explaining, grading, lifecycle, runs, service, sharing, versions
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import escape_controls
 
@@ -32,6 +32,7 @@ _COMMANDS = [
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
     *(grading.grade, grading.audit),
+    *(evaluating.evaluate, evaluating.evaluations),
     *(service.up, service.doctor),
 ]
 _LONGEST_ERROR = 400

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.cli import summaries, terminal
+from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
 from malt.processes import loading
@@ -14,7 +14,9 @@ from malt.processes import loading
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.engine.job import Inputs
+    from malt.engine.plan import Plan
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
     from malt.trees.pipeline import Shortfall
 
@@ -35,8 +37,20 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else summaries.show_plan(quoted)
+        evaluation = evaluating.quote_evaluation(spec, store)
+    terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
     return 0 if shortfall is None else summaries.show_shortfall(shortfall)
+
+
+def _plan_json(quoted: "Plan", evaluation: "EvaluationPlan | None") -> dict[str, Any]:
+    told = quoted.model_dump(mode="json")
+    return told if evaluation is None else {**told, "evaluation": evaluation.model_dump(mode="json")}
+
+
+def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
+    summaries.show_plan(quoted)
+    if evaluation is not None:
+        evaluating.show_plan(evaluation)
 
 
 @click.command()

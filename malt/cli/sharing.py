@@ -44,11 +44,11 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a version's rows in another trainer's format. DIR is a new or empty folder, or an earlier export."""
-    from malt.datasets.export.export import Choice
+    from malt.datasets.export.export import RowChoice
     from malt.datasets.export.export import export as export_version
     from malt.datasets.version.dataset_version import open_version
 
-    choice = Choice(tuple(map(_find_role, roles)), kinds, (split,) if split else ())
+    choice = RowChoice(tuple(map(_find_role, roles)), kinds, (split,) if split else ())
     exported = export_version(open_version(version), to, directory, choice)
     _show_export_warnings(exported)
     terminal.emit(exported.as_json()) if as_json else _show_export(exported)
@@ -65,10 +65,10 @@ def _find_role(name: str) -> "Role":
 
 
 def _show_export(exported: "Exported") -> None:
-    receipt = exported.receipt
-    terminal.say(f"{receipt.reference} as {receipt.format}: {terminal.shorten_path(exported.path)}")
-    terminal.show_rows({file.path: file.rows for file in receipt.files})
-    for file in receipt.files:
+    manifest = exported.manifest
+    terminal.say(f"{manifest.reference} as {manifest.format}: {terminal.shorten_path(exported.path)}")
+    terminal.show_rows({file.path: file.rows for file in manifest.files})
+    for file in manifest.files:
         if file.left_out:
             counted = ", ".join(f"{count:,} {why}" for why, count in sorted(file.left_out.items()))
             terminal.say(f"  left out of {file.path}: {counted}")
@@ -77,8 +77,8 @@ def _show_export(exported: "Exported") -> None:
 def _show_export_warnings(exported: "Exported") -> None:
     for warning in exported.warnings:
         terminal.warn(f"warning: {warning}")
-    splits = {"train", *(file.split for file in exported.receipt.files)}
-    empty = [file.path for file in exported.receipt.empty if file.split in splits]
+    splits = {"train", *(file.split for file in exported.manifest.files)}
+    empty = [file.path for file in exported.manifest.empty if file.split in splits]
     if empty:
         terminal.warn(f"warning: not written, as they would have no rows: {', '.join(empty)}")
 

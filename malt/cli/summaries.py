@@ -8,6 +8,7 @@ from malt.cli import terminal
 if TYPE_CHECKING:
     from malt.engine.plan import Plan, RolePlan
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 
@@ -19,8 +20,8 @@ def show_plan(plan: "Plan") -> None:
     columns = ("model.", "asked", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
     table = terminal.new_table("role", *columns)
     for role, quoted in plan.roles.items():
-        table.add_row(role.value, quoted.model, quoted.mode, *_quoted_figures(quoted))
-    table.add_row("total", "", "", *_quoted_figures(plan), style="bold")
+        table.add_row(role.value, quoted.model, quoted.mode, *quoted_figures(quoted))
+    table.add_row("total", "", "", *quoted_figures(plan), style="bold")
     terminal.say(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
     terminal.say(table)
     for gate, count in plan.excluded.items():
@@ -30,7 +31,7 @@ def show_plan(plan: "Plan") -> None:
         terminal.say(f"{roles}: {basis}", style="dim")
 
 
-def _quoted_figures(quoted: "Plan | RolePlan") -> Iterator[str]:
+def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
     """Write what is quoted, with the range that it may come out in."""
     yield from map("{:,}".format, (quoted.requests, quoted.completions, quoted.stored_completions))
     for name in ("prompt_tokens", "completion_tokens"):
@@ -53,6 +54,8 @@ def show_summary(summary: "RunSummary") -> None:
     terminal.say(f"  questions  {summary.complete} of {summary.questions} complete")
     terminal.say(f"  leaves     {leaves or 'none'}")
     terminal.say(f"  graded by  {graded_by or 'nobody'}")
+    if summary.unread or summary.disputed:
+        terminal.say(f"  not read   {summary.unread:,} of the wrong leaves; {summary.disputed:,} leaves are disputed")
     terminal.say(
         f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
         f"{summary.cached_completions:,} from the store"
@@ -70,7 +73,7 @@ def show_failures(summary: "RunSummary") -> None:
         terminal.warn(summary.sentence)
     elif summary.exit_code:
         terminal.warn(f"error: {summary.sentence}")
-    _show_branches(summary.failures)
+    show_branches(summary.failures)
 
 
 def show_shortfall(shortfall: "Shortfall") -> int:
@@ -79,11 +82,11 @@ def show_shortfall(shortfall: "Shortfall") -> int:
         terminal.warn(f"error: the pilot stopped: {shortfall.stopped}")
     elif shortfall.failures:
         terminal.warn(f"error: {len(shortfall.failures)} branches of the pilot failed")
-    _show_branches(shortfall.failures)
+    show_branches(shortfall.failures)
     return 3 if shortfall.stopped else int(bool(shortfall.failures))
 
 
-def _show_branches(failures: "Sequence[FailedBranch]") -> None:
+def show_branches(failures: "Sequence[FailedBranch]") -> None:
     """Print the first failed branches on stderr."""
     for failure in failures[:_FAILURES_SHOWN]:
         where = failure.question_id + (f"/{failure.address}" if failure.address else "")
