@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
 from malt.errors import InputError, VersionError
+from malt.private_files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
 from malt.processes import is_running
 
 LATEST = "latest"
@@ -83,7 +84,7 @@ def refuse_in_versions(place: Path) -> None:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a dataset's lock; a process that dies lets go of it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -91,17 +92,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_staging(folder: Path) -> Path:
+def open_staging(folder: Path, mode: int = PRIVATE_FOLDER) -> Path:
     """Make a folder to write a version in, next to where it will stand; clear away those that dead writers left."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
     except OSError as error:
         raise VersionError(f"{folder}: a folder for versions cannot be made there: {error.strerror}") from error
     for entry in folder.iterdir():
         if is_abandoned(entry):
             discard(entry)
     staging = temporary_name(folder)
-    staging.mkdir()
+    staging.mkdir(mode)
     return staging
 
 
@@ -141,7 +142,7 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
 
     None where others took that number meanwhile.
     """
-    sync_tree(staging)
+    seal_tree(staging)
     with lock_folder(folder):
         if next_number(folder) != number:
             return None
@@ -197,7 +198,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
     """
-    sync_tree(staging)
+    seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
         staging.rename(place)
         return sync(place.parent)
@@ -215,11 +216,11 @@ def size_of(entry: Path) -> int:
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush a folder and all below it to disk."""
-    for path in folder.rglob("*"):
+def seal_tree(folder: Path) -> None:
+    """Close a finished folder and all below it to other users, and flush it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        make_private(path)
         sync(path)
-    sync(folder)
 
 
 def sync(path: Path) -> None:
