@@ -8,7 +8,6 @@ import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
 from malt.grading.math_reader import (
-    DEGREE,
     PERCENT,
     Based,
     Chain,
@@ -48,20 +47,19 @@ def same(reference: Reading, answer: Reading) -> bool:
 
 
 def _unwrapped(reading: Reading) -> Reading:
-    """Take a single item out of its set, and a name off values that all have it: `n = 2, 3, 4`."""
-    if not isinstance(reading, Items):
-        return reading
-    if len(reading.items) == 1 and reading.kind == "set" and isinstance(reading.items[0], Value | Chain):
-        return _unwrapped(reading.items[0])
-    if reading.kind != "list":
-        return reading
-    named = [_named(item) if isinstance(item, Chain) else None for item in reading.items]
-    first = named[0]
-    if first is None or any(other is not None and other[0] != first[0] for other in named):
-        return reading
-    return Items(
-        "list", tuple(item if name is None else name[1] for item, name in zip(reading.items, named, strict=True))
-    )
+    """Take a single item out of its set."""
+    alone = isinstance(reading, Items) and len(reading.items) == 1 and reading.kind == "set"
+    return _unwrapped(reading.items[0]) if isinstance(reading, Items) and alone else reading
+
+
+def _without_name(items: Items) -> tuple[Reading | None, Items]:
+    """Part a name from a list of values that it is given to, `n = 2, 3, 4` or `n = 2, n = 3`."""
+    named = [_named(item) if isinstance(item, Chain) else None for item in items.items]
+    first = named[0] if named else None
+    if items.kind != "list" or first is None or any(other is not None and other[0] != first[0] for other in named):
+        return None, items
+    values = (item if name is None else name[1] for item, name in zip(items.items, named, strict=True))
+    return first[0], Items("list", tuple(values))
 
 
 # Values.
@@ -178,7 +176,7 @@ def _same_number(left: Expr, right: Expr) -> bool:
         return True
     if left.is_Rational and right.is_Rational:
         return False
-    if sympy.oo in (left, right, -left, -right) or left.has(sympy.Function("f")):
+    if any(side.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for side in (left, right)):
         return False
     first, second = left.evalf(_PRECISION), right.evalf(_PRECISION)
     if not (first.is_number and second.is_number) or first.has(sympy.nan, sympy.zoo, Symbol):
@@ -193,6 +191,9 @@ def _same_number(left: Expr, right: Expr) -> bool:
 
 def _same_items(reference: Items, answer: Items) -> bool:
     unordered = ("list", "set")
+    (name, reference), (other, answer) = _without_name(reference), _without_name(answer)
+    if name is not None and other is not None and not same(name, other):
+        return False
     if reference.kind in unordered and answer.kind in unordered:
         return _same_members(list(reference.items), list(answer.items))
     if reference.kind != answer.kind or len(reference.items) != len(answer.items):
@@ -369,7 +370,7 @@ def _region_of(chain: Chain) -> sympy.Set | None:
 def sympy_form(reading: Reading) -> "sympy.Basic | None":
     """Return a reading as what math-verify compares, or None where it has no such form."""
     if isinstance(reading, Value):
-        return reading.expr.subs(DEGREE, 1)
+        return reading.expr
     if isinstance(reading, Region):
         return reading.points
     if isinstance(reading, Grid):

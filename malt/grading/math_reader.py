@@ -5,7 +5,7 @@ Runs in the grader processes alone: SymPy takes its time, and a hostile expressi
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import sympy
@@ -89,7 +89,21 @@ def read_math(text: str, nouns: frozenset[str] = frozenset()) -> Reading:
     reading = parser.statement()
     if parser.peek() is not None:
         raise Unread(f"what stands after {parser.read_so_far()!r}")
+    if lost := parser.symbols - _symbols_in(reading):
+        raise Unread(f"{', '.join(sorted(lost))} cancels out")
     return _split_signs(reading)
+
+
+def _symbols_in(reading: Reading) -> set[str]:
+    """Return the names of the symbols that a reading depends on."""
+    match reading:
+        case Value(expr):
+            return {symbol.name for symbol in expr.free_symbols}
+        case Items(_, items) | Chain(items, _):
+            return set().union(*map(_symbols_in, items))
+        case Grid(cells):
+            return {symbol.name for symbol in cells.free_symbols}
+    return set()
 
 
 _SUBJECT = re.compile(
@@ -153,6 +167,8 @@ class _Parser:
     position: int = 0
     depth: int = 0
     bars: int = 0
+    symbols: set[str] = field(default_factory=set)
+    """Names of the symbols that were read."""
 
     # Tokens.
 
@@ -245,8 +261,10 @@ class _Parser:
         if set(relations) == {":"}:
             return Items("ratio", tuple(sides))
         if relations == ["in"] and isinstance(sides[1], Region | Items) and _is_symbol(sides[0]):
+            self.symbols -= _symbols_in(sides[0])
             return sides[1]
         if "approx" in relations and len(set(relations)) == 1:
+            self.symbols -= set().union(*map(_symbols_in, sides[1:])) - _symbols_in(sides[0])
             return sides[0]
         if {":", "in", "approx"} & set(relations):
             raise Unread("relations of several sorts")
@@ -464,6 +482,11 @@ class _Parser:
             return Value(sympy.E)
         if name == "i":
             return Value(sympy.I)
+        return self.named(name)
+
+    def named(self, name: str) -> Value:
+        """Return a symbol of this name, and note that it was read."""
+        self.symbols.add(name)
         return Value(Symbol(name))
 
     def index(self) -> str:
@@ -541,7 +564,7 @@ class _Parser:
         if name == "begin":
             return self.matrix()
         if name in GREEK or name == "ell":
-            return Value(Symbol(name + self.index()))
+            return self.named(name + self.index())
         if name in ("emptyset",):
             return Items("set", ())
         raise Unread(f"the command \\{name}")
@@ -602,7 +625,7 @@ class _Parser:
         if self.take("["):
             degree = _whole(self.sum())
             self.expect("]")
-        return Value(sympy.root(self.argument(), degree))
+        return Value(sympy.root(_whole(self.atom()), degree))
 
     def function(self, name: str) -> Reading:
         """Read a function: its index or power, and its argument."""
@@ -801,6 +824,8 @@ def _apply(name: str, arguments: list[Expr], base: Expr | None, inverse: bool) -
         raise Unread(f"{name} of {len(arguments)} arguments")
     argument = arguments[0]
     if name in ("ln", "log", "lg"):
+        if base in (0, 1) or argument == 0:
+            raise Unread("a logarithm without a value")
         if base is not None:
             return sympy.log(argument, base)
         return sympy.log(argument, 10) if name == "lg" else sympy.log(argument)

@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
-MathResult = Literal["equal", "different", "unread", "no reference"]
+MathResult = Literal["equal", "different", "disputed", "unread", "no reference"]
 
 
 class MathVerdict(NamedTuple):
     """How an answer compares to a reference, and why it was not read; `words`: one of them is no mathematics.
 
-    `disputed`: math-verify's own comparison of the same two expressions says otherwise.
+    `disputed`: they are equal, and math-verify's own comparison of the same two expressions says that they are not.
     """
 
     result: MathResult
     why: str = ""
     words: bool = False
-    disputed: bool = False
 
 
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
-    """Compare an answer to a reference as mathematics: both are read whole, or they are not compared."""
+    """Compare an answer to a reference as mathematics: both are read whole, or they are not compared.
+
+    A point at which two expressions differ proves that they do; that they are equal is asked of math-verify too.
+    """
     from malt.grading.math_compare import same
     from malt.grading.math_reader import Words
     from malt.grading.math_tokens import Unread
@@ -45,8 +47,10 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
         equal = same(target, given)
     except Unread as unread:
         return MathVerdict("unread", str(unread))
+    if equal and _denied(target, given):
+        return MathVerdict("disputed", "math-verify finds them different")
     words = isinstance(target, Words) or isinstance(given, Words)
-    return MathVerdict("equal" if equal else "different", "", words, _verified(target, given) not in (equal, None))
+    return MathVerdict("equal" if equal else "different", words=words)
 
 
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
@@ -99,16 +103,16 @@ def _nouns(context: str) -> frozenset[str]:
     return frozenset(word.lower() for word in _NOUN.findall(context)) - TURNING
 
 
-def _verified(target: "Reading", given: "Reading") -> bool | None:
-    """Ask math-verify about the same two expressions; None where they plainly are one, or it does not compare such."""
+def _denied(target: "Reading", given: "Reading") -> bool:
+    """Whether math-verify finds two expressions different; it is not asked where they plainly are one."""
     from math_verify import verify
 
     from malt.grading.math_compare import sympy_form
 
     left, right = sympy_form(target), sympy_form(given)
-    if left is None or right is None or left == right or (left.is_Rational and right.is_Rational):
-        return None
-    return bool(verify(left, right, timeout_seconds=None))
+    if left is None or right is None or left == right:
+        return False
+    return not verify(left, right, timeout_seconds=None)
 
 
 @cache
