@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - signs that look like letters are what is planted
 """Answers planted by mechanical edits of references: wrong ones that must not be graded right, and right rewritings."""
 
 import random
@@ -60,6 +61,9 @@ def _replaced(reference: str, match: re.Match[str], new: str) -> str:
 
 def change_digit(reference: str, dice: random.Random) -> str | None:
     """Change one digit."""
+    if "binom" in reference:  # choosing those that stay is the same number
+        reference = re.sub(r"(?<=\{)([0-9]+)(?=\}\{)", lambda match: match[0] + "0", reference)
+        return reference
     places = [match for match in _places("[0-9]", reference) if not reference[: match.start()].endswith("cm}^")]
     if not places:
         return None
@@ -98,7 +102,7 @@ def change_bound(reference: str, dice: random.Random) -> str | None:
         return reference.replace("<", r"\leq ").replace(">", r"\geq ")
     if re.fullmatch(r"\([^(),]*,[^(),]*\)", reference) and "infty" not in reference:
         return "[" + reference[1:-1] + "]"
-    places = [match for match in re.finditer(r"[\[(](?![^,]*infty)(?=[^()\[\]]*,)", reference)]
+    places = list(re.finditer(r"[\[(](?![^,]*infty)(?=[^()\[\]]*,)", reference))
     if "[" not in reference and "]" not in reference and "infty" not in reference:
         return None
     if not places or "sqrt[" in reference or "begin" in reference:
@@ -107,7 +111,7 @@ def change_bound(reference: str, dice: random.Random) -> str | None:
     return _replaced(reference, place, "[" if place[0] == "(" else "(")
 
 
-def change_order(reference: str, dice: random.Random) -> str | None:
+def change_order(reference: str, _dice: random.Random) -> str | None:
     """Swap what has an order: coordinates, ratios, numerator and denominator."""
     if match := re.fullmatch(r"\(([^(),]*),([^(),]*)\)", reference):
         return f"({match[2]},{match[1]})" if "infty" not in reference else None
@@ -137,7 +141,7 @@ def keep_unit(reference: str, dice: random.Random) -> str | None:
     return change_digit(reference, dice)
 
 
-def drop_term(reference: str, dice: random.Random) -> str | None:
+def drop_term(reference: str, _dice: random.Random) -> str | None:
     """Leave out the last term of a sum, a list, a set, or a factor."""
     if match := re.fullmatch(r"(.*[0-9a-z}!])\s*[-+]\s*[^-+,=()\[\]{}<>|]+", reference):
         return match[1] if match[1].count("{") == match[1].count("}") and "pm" not in reference else None
@@ -159,7 +163,7 @@ def add_symbol(reference: str, dice: random.Random) -> str | None:
 
 def add_root(reference: str, dice: random.Random) -> str | None:
     """Multiply by a root, a constant or a factorial, in one of the ways they are written."""
-    if not _is_single(reference) or reference.startswith(("(", "[", "|", "0")) or not re.search(r"[1-9]$", reference):
+    if not _is_single(reference) or reference.startswith(("(", "[", "|", "0")) or not re.search(r"[3-9]$", reference):
         return None
     return reference + dice.choice([r"\sqrt{7}", "√7", r"\sqrt(7)", " sqrt(7)", r"\pi", "π", "!", "i", "_9", "^3"])
 
@@ -192,24 +196,38 @@ WRONG: dict[str, Edit] = {
 # Rewritings that leave an answer right.
 
 
-def in_sentence(reference: str, dice: random.Random) -> str:
+def in_sentence(reference: str, _dice: random.Random) -> str:
     """Put it between dollars, with other space and brackets that grow."""
     grown = re.sub(r"(?<!sqrt)(?<!\\)([\[(])", r"\\left\1", reference)
     grown = re.sub(r"(?<!sqrt\[3)(?<!\\)([\])])", r"\\right\1", grown)
     return f"${grown.replace(',', ', ') if not re.search(r'[0-9],[0-9]{3}', reference) else grown}$"
 
 
-def in_other_commands(reference: str, dice: random.Random) -> str | None:
+def in_other_commands(reference: str, _dice: random.Random) -> str | None:
     """Use the other names of commands."""
-    new = reference.replace(r"\frac", r"\dfrac").replace(r"\leq", r"\le").replace(r"\geq", r"\ge").replace(r"\cup", r" \cup ")
+    new = (
+        reference.replace(r"\frac", r"\dfrac")
+        .replace(r"\leq", r"\le")
+        .replace(r"\geq", r"\ge")
+        .replace(r"\cup", r" \cup ")
+    )
     new = new.replace("pmatrix", "bmatrix").replace(r"\times", r"\cdot").replace(r"\text{ and }", ",")
     return new if new != reference else re.sub(r"(?<=[0-9a-z])([-+=<>])", r" \1 ", reference)
 
 
-def in_unicode(reference: str, dice: random.Random) -> str | None:
+def in_unicode(reference: str, _dice: random.Random) -> str | None:
     """Use the signs of Unicode."""
     new = re.sub(r"\\sqrt\{([0-9]+)\}", "√\\1", reference)
-    signs = {r"\pi": "π", r"\infty": "∞", r"\cup": "∪", r"\leq": "≤", r"\geq": "≥", r"\pm": "±", r"\neq": "≠", r"\theta": "θ"}
+    signs = {
+        r"\pi": "π",
+        r"\infty": "∞",
+        r"\cup": "∪",
+        r"\leq": "≤",
+        r"\geq": "≥",
+        r"\pm": "±",
+        r"\neq": "≠",
+        r"\theta": "θ",
+    }
     signs |= {r"\alpha": "α", r"\beta": "β", r"\times": "×", r"^\circ": "°", "^2": "²", "^3": "³"}
     for command, sign in signs.items():
         new = new.replace(command, sign)
@@ -218,14 +236,17 @@ def in_unicode(reference: str, dice: random.Random) -> str | None:
 
 def in_plain_text(reference: str, dice: random.Random) -> str | None:
     """Write it as people type it."""
-    if re.search(r"begin|binom|overline|\\log_|\\frac\{[^{}]*\{|text|lfloor|\\tan|\\ln|\d\\frac|\^\\|\\sin\^|\\cos 2|\\sin x\\", reference):
+    if re.search(
+        r"begin|binom|overline|\\log_|\\frac\{[^{}]*\{|text|lfloor|\\tan|\\ln|\d\\frac|\^\\|\\sin\^|\\cos 2|\\sin x\\",
+        reference,
+    ):
         return None
     new = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", reference)
     new = re.sub(r"\\sqrt\[3\]\{([^{}]*)\}", r"cbrt(\1)", new)
     new = re.sub(r"\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", new)
     new = re.sub(r"\^\{([^{}]*)\}", r"^(\1)", new).replace("^", dice.choice(["^", "**"]))
-    for command, plain in {r"\pi": "pi", r"\infty": "inf", r"\leq": "<=", r"\geq": ">=", r"\times": "*", r"\neq": "!=",
-                           r"\theta": "theta", r"\alpha": "alpha", r"\beta": "beta", r"\{": "{", r"\}": "}"}.items():  # fmt: skip
+    signs = {r"\infty": "inf", r"\leq": "<=", r"\geq": ">=", r"\times": "*", r"\neq": "!=", r"\{": "{", r"\}": "}"}
+    for command, plain in (signs | {rf"\{name}": name for name in ("pi", "theta", "alpha", "beta")}).items():
         new = new.replace(command, f" {plain} " if plain.isalpha() else plain)
     new = re.sub(r"(?<=[0-9a-z])(?=sqrt|cbrt)", "*", new)
     return new if "\\" not in new else None
@@ -245,7 +266,7 @@ def with_unit(reference: str, dice: random.Random) -> str | None:
     return reference + dice.choice([r"\text{ cm}", r" \text{ square units}", r"\text{ dollars}", r"\ \mathrm{km}"])
 
 
-def other_form(reference: str, dice: random.Random) -> str | None:
+def other_form(reference: str, _dice: random.Random) -> str | None:
     """Expand a fraction, or reorder what has no order."""
     if match := re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}", reference):
         return rf"{match[1]}\frac{{{3 * int(match[2])}}}{{{3 * int(match[3])}}}"

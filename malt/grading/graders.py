@@ -39,7 +39,19 @@ from malt.grading.answers import (
     without_stop_tokens,
 )
 from malt.grading.choices import parse_choice, read_choice
-from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, brief, disputed, right, unanswered, unknown, unread, wrong
+from malt.grading.grades import (
+    Evaluation,
+    Grade,
+    Outcome,
+    Verdict,
+    brief,
+    disputed,
+    right,
+    unanswered,
+    unknown,
+    unread,
+    wrong,
+)
 from malt.grading.math_worker import (
     MathVerdict,
     call_function,

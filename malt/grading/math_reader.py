@@ -76,8 +76,11 @@ class Grid(NamedTuple):
 Reading = Value | Items | Region | Chain | Based | Words | Grid
 
 
-def read_math(text: str, nouns: frozenset[str] = frozenset()) -> Reading:
-    """Read a whole text as mathematics, or raise `Unread`; `nouns` are words that may stand beside a value."""
+def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[str] = frozenset()) -> Reading:
+    """Read a whole text as mathematics, or raise `Unread`.
+
+    `nouns` are words that may stand beside a value, `known` are symbols that may cancel out.
+    """
     tokens = tokenize(_subject_left_out(text), nouns)
     while tokens and tokens[-1].text in (".", ",", ";", ":", "!!"):
         tokens.pop()
@@ -89,7 +92,7 @@ def read_math(text: str, nouns: frozenset[str] = frozenset()) -> Reading:
     reading = parser.statement()
     if parser.peek() is not None:
         raise Unread(f"what stands after {parser.read_so_far()!r}")
-    if lost := parser.symbols - _symbols_in(reading):
+    if lost := parser.symbols - _symbols_in(reading) - known:
         raise Unread(f"{', '.join(sorted(lost))} cancels out")
     return _split_signs(reading)
 
