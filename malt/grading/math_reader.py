@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Several readings: `list` and `set` have no order, `round`, `square`, `ratio` and `dots` (ellipsis) have one."""
+    """Several readings: `list`, `either` and `set` have no order, `round`, `square`, `ratio` and `dots` have one."""
 
     kind: str
     items: "tuple[Reading, ...]"
@@ -110,17 +110,19 @@ def _symbols_in(reading: Reading) -> set[str]:
 
 
 _SUBJECT = re.compile(
-    r"\s*(?:so|thus|hence|therefore|the|our|my|this|that|it|there|its|a|an|we|she|he|they)\b[^=$\\\d]*?"
+    r"\s*(?:(?:so|thus|hence|therefore|the|our|my|this|that|it|there|its|a|an|we|she|he|they)\b|\$?[A-Za-z]\$?(?=\s))"
+    r"(?:[^=$\\\d]|\$[^$=\d]{1,30}\$)*?"
     r"\b(?:is|are|was|equals?|get|have|has|be)\b:?(?:\s+equal\s+to\b)?(?=[\s$\\:])",
     re.IGNORECASE,
 )
 _OR_SO = re.compile(r"^\s*no\.\s*(?=\d)|\s+or so\b", re.IGNORECASE)
+_REASON = re.compile(r",?\s(?:because|since)\s")
 _NEGATED = re.compile(r"\b(?:not|no|never|nor|neither|wrong|incorrect|false|cannot)\b|n[\u2019']t\b", re.IGNORECASE)
 
 
 def _subject_left_out(text: str) -> str:
     """Leave out a sentence's subject and verb, `The area is`; one that denies is kept, and is not read."""
-    text = _OR_SO.sub("", text)
+    text = _OR_SO.sub("", _REASON.split(text, maxsplit=1)[0])
     subject = _SUBJECT.match(text)
     return text if subject is None or _NEGATED.search(subject[0]) else text[subject.end() :]
 
@@ -148,7 +150,7 @@ def _split_signs(reading: Reading) -> Reading:
         return Chain((reading.sides[0], last), reading.relations)
     if isinstance(reading, Items):
         items = tuple(map(_split_signs, reading.items))
-        if reading.kind in ("list", "set"):
+        if reading.kind in ("list", "either", "set"):
             return Items(reading.kind, tuple(inner for item in items for inner in _flat(item)))
         return Items(reading.kind, items)
     if isinstance(reading, Value) and reading.expr.has(SIGN):
@@ -158,7 +160,7 @@ def _split_signs(reading: Reading) -> Reading:
 
 
 def _flat(reading: Reading) -> "tuple[Reading, ...]":
-    return reading.items if isinstance(reading, Items) and reading.kind == "list" else (reading,)
+    return reading.items if isinstance(reading, Items) and reading.kind in ("list", "either") else (reading,)
 
 
 @dataclass
@@ -240,8 +242,9 @@ class _Parser:
     def listed(self) -> Reading:
         """Read items apart by commas, `and` or `or`."""
         items: list[Reading] = [self.related()]
-        dots = False
+        dots, joined = False, set[str]()
         while self.take(",", ";") or self.word() in ("and", "or"):
+            joined.add(self.word())
             while self.take_word("and", "or"):
                 pass
             if self.take("ldots"):
@@ -251,7 +254,7 @@ class _Parser:
                 items.append(self.related())
         if len(items) == 1:
             return items[0]
-        return Items("dots" if dots else "list", tuple(items))
+        return Items("dots" if dots else "either" if joined == {"or"} else "list", tuple(items))
 
     def related(self) -> Reading:
         """Read sides with relations between them."""
@@ -263,9 +266,8 @@ class _Parser:
             return sides[0]
         if set(relations) == {":"}:
             return Items("ratio", tuple(sides))
-        if relations == ["in"] and isinstance(sides[1], Region | Items) and _is_symbol(sides[0]):
-            self.symbols -= _symbols_in(sides[0])
-            return sides[1]
+        if relations == ["in"] and isinstance(sides[1], Region | Items) and is_symbol(sides[0]):
+            return Chain(tuple(sides), ("in",))
         if "approx" in relations and len(set(relations)) == 1:
             self.symbols -= set().union(*map(_symbols_in, sides[1:])) - _symbols_in(sides[0])
             return sides[0]
@@ -376,7 +378,7 @@ class _Parser:
             elif self.take("%"):
                 base = Value(_whole(base) * PERCENT)
             elif self.take("deg"):
-                base = Value(_whole(base) * DEGREE)
+                base = self.degrees(base)
             elif self.text() in _CURRENCIES and self.text(1) == "":
                 base = Value(_whole(base) * _unit(_CURRENCIES[self.take(*_CURRENCIES) or ""]))
             else:
@@ -385,12 +387,17 @@ class _Parser:
     def raised(self, base: Reading) -> Reading:
         """Read an exponent, or the sign of a degree."""
         if self.take("deg"):
-            return Value(_whole(base) * DEGREE)
+            return self.degrees(base)
         if self.text() == "{" and self.text(1) == "deg" and self.text(2) == "}":
             self.position += 3
-            return Value(_whole(base) * DEGREE)
+            return self.degrees(base)
         exponent = self.exponent()
         return Value(_power(_whole(base), exponent))
+
+    def degrees(self, base: Reading) -> Reading:
+        """Return a value in degrees, of an angle or of heat."""
+        self.take("C", "F")
+        return Value(_whole(base) * DEGREE)
 
     def exponent(self) -> Expr:
         """Read what stands after `^`: a group, or one signed number, symbol or bracket."""
@@ -796,7 +803,8 @@ def _signed(sign: str, value: Expr) -> Expr:
     return value * {"+": Integer(1), "-": Integer(-1), "pm": SIGN, "mp": -SIGN}[sign]
 
 
-def _is_symbol(reading: Reading) -> bool:
+def is_symbol(reading: Reading) -> bool:
+    """Whether a reading is one symbol."""
     return isinstance(reading, Value) and bool(reading.expr.is_Symbol)
 
 

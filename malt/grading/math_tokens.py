@@ -149,6 +149,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_ABBREVIATION = re.compile(r"\.(?=\s*[A-Za-z])")
 _BRACE = re.compile(r"\\[{}\\]|[{}]")
 _MARKS = {"**": "^", "==": "=", "<=": "\\leq", ">=": "\\geq", "!=": "\\neq", ":=": "="}
 
@@ -191,6 +192,8 @@ def _scan(text: str, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
         yield from tokens[1:]
         if tokens:
             previous, spaced = tokens[-1], ""
+        if prose and match["letters"] and _ABBREVIATION.match(text, position):
+            position += 1
 
 
 def _single(match: "re.Match[str]") -> Token:
