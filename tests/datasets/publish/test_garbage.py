@@ -162,7 +162,7 @@ def test_nothing_goes_while_a_version_is_being_made(store: Store, settings: Sett
 
 def test_what_a_dead_writer_left_goes(store: Store, settings: Settings) -> None:
     folder = settings.datasets_dir / "arith"
-    left = folder / f".tmp-{socket.gethostname()}-{2**22 + 1}-0a0a0a0a"
+    left = folder / unfinished(folder).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
     (left / "sft").mkdir(parents=True)
     (left / "sft" / "rows").write_bytes(b"x" * 1000)
     counted = collect(settings, 30 * DAY)
