@@ -19,7 +19,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.client.completers import SessionCompleter, make_completer
 from malt.llm.client.session import open_session, stop_sessions
 from malt.llm.request import Completion, CompletionRequest, FinishReason

@@ -97,7 +97,7 @@ def _format_interval(text: "TextExplanation") -> str:
 
 
 def _leaf_cells(leaf: "LeafExplanation") -> tuple[str, ...]:
-    from malt.grading.graders import brief
+    from malt.grading.grades import brief
 
     reward = "not counted" if leaf.reward is None else f"{leaf.reward:.4g}"
     read = "nothing" if leaf.read is None else brief(leaf.read)

@@ -48,6 +48,8 @@ def _show_grades(report: "GradeReport") -> None:
         count: int = getattr(report, name)
         table.add_row(name, f"{count:,}", _format_percent(count / report.rows))
     terminal.say(table)
+    if report.unread or report.disputed:
+        terminal.say(f"{report.unread:,} of the wrong ones were not read whole; {report.disputed:,} rows are disputed")
     if len(report.kinds) > 1:
         decided = ", ".join(f"{kind} {count:,}" for kind, count in report.decided.items())
         terminal.say(f"decided by: {decided or 'none'}")
@@ -67,7 +69,7 @@ def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
 
 def _show_agreement(report: "LabelledReport") -> None:
     """Print how grades and labels agree, and where they do not."""
-    from malt.grading.graders import brief
+    from malt.grading.grades import brief
 
     left_out = report.labelled - report.compared
     agreement, kappa = _format_percent(report.agreement), _format_kappa(report.kappa)
@@ -119,7 +121,7 @@ def _show_audit(report: "AuditReport") -> None:
 
 
 def _show_outcomes(report: "AuditReport") -> None:
-    from malt.grading.graders import Outcome
+    from malt.grading.grades import Outcome
 
     table = terminal.new_table("grader", *Outcome)
     for name, counts in report.outcomes.items():
@@ -155,7 +157,7 @@ def _show_changes(report: "AuditReport", kind: str) -> None:
 
 def _show_differences(differences: "Sequence[LeafDifference]") -> None:
     """Print the leaves on which graders differ, and what each grader read."""
-    from malt.grading.graders import brief
+    from malt.grading.grades import brief
 
     terminal.say(f"{len(differences):,} leaves on which graders differ{':' if differences else ''}")
     for leaf in differences[:_SHOWN]:

@@ -54,6 +54,8 @@ def show_summary(summary: "RunSummary") -> None:
     terminal.say(f"  questions  {summary.complete} of {summary.questions} complete")
     terminal.say(f"  leaves     {leaves or 'none'}")
     terminal.say(f"  graded by  {graded_by or 'nobody'}")
+    if summary.unread or summary.disputed:
+        terminal.say(f"  not read   {summary.unread:,} of the wrong leaves; {summary.disputed:,} leaves are disputed")
     terminal.say(
         f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
         f"{summary.cached_completions:,} from the store"

@@ -248,6 +248,10 @@ class Diagnostics(Recorded):
     """By role, then by the model that answered."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    unread: Share = Share()
+    """Leaves that are wrong because no grader could read the whole of their answer."""
+    disputed: Share = Share()
+    """Leaves on which two ways of comparing mathematics disagree."""
     questions: QuestionMix
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.datasets.rows.lengths import token_counter
 from malt.errors import ConfigError
-from malt.grading.graders import check_references
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import Screening, screen

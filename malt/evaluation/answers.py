@@ -13,7 +13,8 @@ from malt.config.spec import Role
 from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, silent
 from malt.grading.answers import final_answer
-from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.graders import Grader, graders_for
+from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
 from malt.llm.client.completers import make_store_completer
 from malt.llm.request import Complete, Completion, RequestFailed

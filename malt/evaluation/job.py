@@ -7,7 +7,7 @@ from malt.config.spec import EvaluateSpec, RunSpec
 from malt.engine.job import check_models
 from malt.errors import ConfigError, QuestionError
 from malt.evaluation.systems import Lineup, baseline_of, evaluate_spec, lineups
-from malt.grading.graders import check_references
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import COMPARED, NEAR, RUN, screen

@@ -13,7 +13,7 @@ from malt.datasets.stats.accuracy import Ballot, Truth, majority
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import evaluate_spec
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 
 _VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 

@@ -19,7 +19,7 @@ from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, stored_trees
 from malt.datasets.version.restore import exclusion_of
-from malt.grading.graders import Grade, Outcome
+from malt.grading.grades import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
 from malt.review.agreement import VerdictPairs, measure_agreement, read_verdict

@@ -18,7 +18,8 @@ from malt.config.base import Recorded
 from malt.config.spec import QuestionSource
 from malt.datasets.rows.files import json_line, writable
 from malt.errors import InputError, QuestionError
-from malt.grading.graders import Grade, Outcome, grade
+from malt.grading.graders import grade
+from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, cell_text, read_question
 from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
 from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
@@ -66,6 +67,7 @@ class GradedRow(NamedTuple):
             "read": grade.answer,
             "score": grade.reward,
             "grader": grade.grader,
+            "unread": grade.is_unread,
             "error": grade.error,
         }
 
@@ -96,7 +98,11 @@ class GradeReport(Recorded):
     rows: int
     right: int
     wrong: int
-    """Answers that were read and are not right."""
+    """Answers that are not right, those that no grader could read whole among them."""
+    unread: int
+    """Wrong ones that no grader could read whole."""
+    disputed: int
+    """Rows on which two ways of comparing mathematics disagree."""
     unanswered: int
     """No answer could be read; to be compared with a label this is wrong."""
     unknown: int
@@ -212,6 +218,8 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
         rows=len(rows),
         right=outcomes[Outcome.RIGHT],
         wrong=outcomes[Outcome.WRONG],
+        unread=sum(row.grade.is_unread for row in rows),
+        disputed=sum(row.grade.is_disputed for row in rows),
         unanswered=outcomes[Outcome.UNANSWERED],
         unknown=outcomes[Outcome.UNKNOWN],
         unknown_rows=tuple(

@@ -11,9 +11,9 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.errors import ConfigError
-from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.graders import Grader, graders_for, objective_grader
+from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
-from malt.grading.references import check_import
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
@@ -91,7 +91,7 @@ class OpenedGraders:
         if self._prompts is not None:
             _check_judge(spec, grading.limits)
         if spec.function is not None:
-            check_import(spec.function)
+            objective_grader("python", spec).check()
 
     @property
     def used(self) -> Usage:

@@ -28,7 +28,7 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Row, read_rows, stored_tree
 from malt.datasets.version.restore import exclusion_of
 from malt.errors import PromptError
-from malt.grading.graders import Evaluation
+from malt.grading.grades import Evaluation
 from malt.prompts import load_prompts
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import expansion

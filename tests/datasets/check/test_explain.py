@@ -22,7 +22,7 @@ from malt.datasets.rows.selection import select
 from malt.datasets.rows.tables import TEXT_KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.prompts import load_prompts
 from malt.questions.screening import Exclusion, Screening

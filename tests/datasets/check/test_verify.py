@@ -21,7 +21,7 @@ from malt.datasets.publish.placing import describe_file
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening, ScreeningCounts
 from malt.trees.credit import ValuedTree, value_tree
