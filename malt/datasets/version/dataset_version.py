@@ -71,6 +71,10 @@ class DatasetVersion:
             return False
         return file_sha256(path) == entry.sha256
 
+    def is_within(self, datasets_dir: Path) -> bool:
+        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
+        return self.path.is_relative_to(datasets_dir.resolve())
+
     @property
     def trajectories(self) -> "pd.DataFrame":
         """One row a node."""

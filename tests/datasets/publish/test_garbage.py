@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.publish.removal import Garbage, collect, remove_version
 from malt.datasets.version.dataset_version import open_version
-from malt.datasets.version.folders import open_staging
+from malt.datasets.version.folders import open_staging, unfinished
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres
