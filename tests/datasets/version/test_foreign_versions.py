@@ -14,11 +14,11 @@ from malt.canonical_json import digest
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.publish.removal import collect, remove_version
+from malt.datasets.publish.removal import collect_garbage, remove_version
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.push.push import push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.datasets.version.folders import is_abandoned, unfinished, version_numbers
+from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
 from malt.errors import PushError, VersionError
 from malt.prompts import load_prompts
 from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
@@ -281,15 +281,15 @@ def test_a_link_and_a_bare_folder_are_no_versions(tmp_path: Path) -> None:
 def test_gc_removes_nothing_through_a_link(tmp_path: Path, settings: Settings) -> None:
     publish_small(settings.datasets_dir, "q1")
     elsewhere = tmp_path / "elsewhere"
-    left = elsewhere / unfinished(elsewhere).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
+    left = elsewhere / temporary_name(elsewhere).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
     left.mkdir(parents=True)
     (settings.datasets_dir / "linked").symlink_to(elsewhere)
-    assert collect(settings, 0, delete=True).folders == 0
+    assert collect_garbage(settings, 0, delete=True).folders == 0
     assert left.is_dir()
 
 
 def test_a_writer_of_the_same_host_name_in_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
-    name = unfinished(tmp_path).name
+    name = temporary_name(tmp_path).name
     host = name.removeprefix(".tmp-").partition(".")[0]
     theirs = tmp_path / f".tmp-{host}.0a0a0a0a-{2**22 + 1}-0a0a0a0a"
     theirs.mkdir()
