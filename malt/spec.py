@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSch
 
 from malt.declared import Declared
 from malt.secrecy import BLOCK, PASSWORD_IN_URL, VARIABLE, forbidden, names_alone, schema_without_keys, text_like
+from malt.train_spec import TrainSpec
 
 
 class Role(StrEnum):
@@ -396,6 +397,8 @@ class RunSpec(Declared):
     """What the run may use."""
     run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    """What `malt train` does with a version."""
 
     @model_validator(mode="after")
     def _batches_ask_for_whole_levels(self) -> Self:

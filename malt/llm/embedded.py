@@ -82,9 +82,7 @@ def endpoint(model: str) -> str:
     with the process. Raises `ConfigError` where the weights cannot be had or are no model.
     """
     check(model)
-    source = weights_of(model)
-    path = source if isinstance(source, Path) else downloaded(source, model)
-    return f"{servers.address(path, model)}/v1"
+    return f"{servers.address(weights_file(model), model)}/v1"
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
@@ -132,6 +130,15 @@ def weights_of(model: str) -> Path | HubFile:
     path = Path(name).expanduser()
     hub = HUB_FILE.fullmatch(name)
     return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
+
+
+def weights_file(model: str) -> Path:
+    """Return the file with a model's weights, downloaded where it is on the Hub. Raises `ConfigError`."""
+    source = weights_of(model)
+    if not isinstance(source, Path):
+        return downloaded(source, model)
+    check_file(source, model)
+    return source
 
 
 def packaged_weights(model: str) -> Path:
