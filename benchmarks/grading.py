@@ -5,9 +5,9 @@ import os
 import time
 from typing import get_args
 
-from malt.questions import Question
-from malt.spec import EvaluatorSpec, GraderKind
-from malt.trees.grading import Grader, grade, graders_for
+from malt.config.spec import EvaluatorSpec, GraderKind
+from malt.grading.graders import Grader, grade, graders_for
+from malt.questions.question import Question
 
 WORK = "So she has 5 + 7 = 12 eggs. She sells them for $2 each and so on.\n" * 14
 REPLIES: dict[GraderKind, tuple[str, tuple[str, ...]]] = {

@@ -12,16 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits
 from malt.errors import RunStopped
-from malt.llm.asker import asker
-from malt.llm.endpoints import Endpoints
-from malt.llm.pace import PATIENT, Policy
+from malt.llm.completers import asker
+from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.session import Session
 from malt.prompts import load_prompts
-from malt.questions import read_questions
-from malt.settings import Settings
-from malt.spec import Limits
-from malt.trees.assessment import Shortfall, ask_all
+from malt.questions.question import read_questions
+from malt.trees.pipeline import Shortfall, ask_all
 from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions

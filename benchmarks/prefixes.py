@@ -14,12 +14,12 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from malt.llm.completion import Completion, CompletionRequest, FinishReason
-from malt.llm.limits import Endpoint
+from malt.config.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Role, RunSpec
+from malt.llm.rate_limit.limiter import Endpoint
+from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts
-from malt.questions import Question
-from malt.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Role, RunSpec
-from malt.trees.assessment import ask_all
+from malt.questions.question import Question
+from malt.trees.pipeline import ask_all
 from tests.replies import Reply
 from tests.virtual_time import run
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.throughput import MALT, command_of, figures_of, provider, stats, watch, write_config
-from malt.private_prefect import PrefectServer
+from malt.hosting.private_prefect import PrefectServer
 
 ROUNDS = 3
 

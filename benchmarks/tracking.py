@@ -10,12 +10,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from malt.llm.completion import Complete, Completion, CompletionRequest
-from malt.private_prefect import PrefectServer
+from malt.config.spec import QuestionSource, RunSpec
+from malt.hosting.private_prefect import PrefectServer
+from malt.hosting.up import SHARED
+from malt.llm.request import Complete, Completion, CompletionRequest
 from malt.prompts import load_prompts
-from malt.questions import Question
-from malt.service import SHARED
-from malt.spec import QuestionSource, RunSpec
+from malt.questions.question import Question
 from malt.trees.growth import grow, requests_per_question
 
 SPEC = RunSpec(name="tracking", questions=QuestionSource(source="none.jsonl"))

@@ -6,13 +6,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.generate import grow_by_shard
-from malt.datasets.version import DatasetVersion
-from malt.inputs import read_inputs
-from malt.llm.tally import Tally, Usage
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
-from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, asks_judge
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.engine.job import read_inputs
+from malt.engine.summary import RunSummary
+from malt.llm.usage import Tally, Usage
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown
 from tasks.leasing import alone
 from tasks.publishing import ended, publish

@@ -11,22 +11,22 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
-from malt.batched import ask_in_batches
 from malt.concurrency import to_its_end
-from malt.inputs import Inputs, check_models, read_inputs
-from malt.llm.asker import EVERY_ROLE
+from malt.config.settings import Settings
+from malt.config.spec import Limits, Role, RunSpec
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import Inputs, check_models, read_inputs
+from malt.engine.summary import RunSummary
+from malt.engine.tree_cost import beginning
+from malt.grading.judge import LLMEvaluator
+from malt.llm.completers import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.tally import Tally
-from malt.outlay import beginning
-from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Limits, Role, RunSpec
-from malt.summary import RunSummary
-from malt.trees.assessment import NOTHING_MISSING, Shortfall, grown, shortfall_of
-from malt.trees.evaluator import LLMEvaluator
+from malt.llm.usage import Tally
+from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.stored import Source
-from malt.trees.survey import Lacking
+from malt.trees.missing import Lacking
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, grown, shortfall_of
+from malt.trees.replay import Source
 from malt.trees.tree import FailedBranch
 from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
 from tasks.leasing import alone

@@ -9,11 +9,11 @@ from distributed import Client, KilledWorker, Worker, WorkerPlugin
 from prefect_dask import DaskTaskRunner
 
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.database import hidden
 from malt.llm.session import stop_sessions
-from malt.settings import Settings
-from malt.spec import Limits, RunSpec
+from malt.llm.store.database import hidden
 
 CONNECT_LIMIT_S = 10.0
 SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")

@@ -11,10 +11,10 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.taking_part import prefect_of_run, problem_of
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.database import hidden
-from malt.settings import Settings
-from malt.spec import Limits, RunSpec
+from malt.llm.store.database import hidden
 
 DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 

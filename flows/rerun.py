@@ -12,16 +12,16 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows.generate import grow_and_publish
-from malt.config import load_spec
-from malt.datasets.version import open_version
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
+from malt.datasets.version.dataset_version import open_version
+from malt.engine.job import read_inputs
+from malt.engine.refresh import set_aside
+from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
-from malt.inputs import read_inputs
-from malt.llm.asker import EVERY_ROLE
-from malt.questions import Question
-from malt.refresh import set_aside
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
-from malt.summary import RunSummary
+from malt.llm.completers import EVERY_ROLE
+from malt.questions.question import Question
 from tasks.leasing import alone
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
+from malt.engine.signals import begin_worker
 from malt.errors import ConfigError, WorkerDied
-from malt.interruption import begin_worker
 from malt.llm.session import stop_sessions
-from malt.settings import Settings
-from malt.spec import Limits, RunSpec
 
 B = TypeVar("B")
 G = TypeVar("G")

@@ -9,12 +9,12 @@ from typing import Any
 from prefect.context import hydrated_context, serialize_context
 from prefect.settings import PREFECT_API_URL
 
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.engine.job import check_models
 from malt.errors import ConfigError, MaltError
-from malt.inputs import check_models
-from malt.llm.store import Store
-from malt.private_prefect import check_answers
-from malt.settings import Settings
-from malt.spec import RunSpec
+from malt.hosting.private_prefect import check_answers
+from malt.llm.store.samples import Store
 from tasks.growing import keyed
 
 

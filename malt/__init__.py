@@ -11,19 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from malt.datasets.version import DatasetVersion, open_version
-    from malt.generator import TrainingDataGenerator
-    from malt.spec import RunSpec
-    from malt.trees.evaluator import JudgeReply, LLMEvaluator, Score
+    from malt.config.spec import RunSpec
+    from malt.datasets.version.dataset_version import DatasetVersion, open_version
+    from malt.engine.python_api import TrainingDataGenerator
+    from malt.grading.judge import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
-    "DatasetVersion": "malt.datasets.version",
-    "JudgeReply": "malt.trees.evaluator",
-    "LLMEvaluator": "malt.trees.evaluator",
-    "RunSpec": "malt.spec",
-    "Score": "malt.trees.evaluator",
-    "TrainingDataGenerator": "malt.generator",
-    "open_version": "malt.datasets.version",
+    "DatasetVersion": "malt.datasets.version.dataset_version",
+    "JudgeReply": "malt.grading.judge",
+    "LLMEvaluator": "malt.grading.judge",
+    "RunSpec": "malt.config.spec",
+    "Score": "malt.grading.judge",
+    "TrainingDataGenerator": "malt.engine.python_api",
+    "open_version": "malt.datasets.version.dataset_version",
 }
 
 __all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "Score", "TrainingDataGenerator", "open_version"]

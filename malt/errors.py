@@ -14,7 +14,8 @@ MaltError
 ├── NothingToPublish     no tree is complete, so there is no version to make (exit 1)
 ├── NothingToExport      a version has no row of what a format takes (exit 1)
 ├── EvaluationUnknown    the judge's reply cannot be read, asked twice; in a tree a grade instead (exit 1)
-├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1)
+├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1);
+│                        in llm/request.py, beside the completions it keeps
 └── RunStopped           the whole run must stop; what it has is saved (exit 3)
     ├── BudgetSpent      the cap set in `[limits]` is reached
     ├── PrefectLost      the Prefect server went away, and did not come back
@@ -22,12 +23,6 @@ MaltError
     ├── EndpointDown     an endpoint stays unavailable
     └── AccountEmpty     a provider wants money before it goes on
 """
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from malt.llm.completion import Completion
 
 
 class MaltError(Exception):
@@ -100,16 +95,6 @@ class EvaluationUnknown(MaltError):  # noqa: N818
     def __init__(self, message: str, reply: str) -> None:
         super().__init__(message)
         self.reply = reply
-
-
-class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is
-    """A request stayed impossible after its retries. `completed` holds the siblings that were had, by sample number."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, completed: Mapping[int, "Completion"] | None = None) -> None:
-        super().__init__(message)
-        self.completed: Mapping[int, Completion] = completed or {}
 
 
 class RunStopped(MaltError):  # noqa: N818

@@ -14,9 +14,9 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from malt.config.spec import PLAYERS, Role
 from malt.errors import PromptError
-from malt.llm.completion import Message
-from malt.spec import PLAYERS, Role
+from malt.llm.request import Message
 
 SLOTS: Mapping[Role, frozenset[str]] = {
     Role.GENERATOR: frozenset({"question"}),

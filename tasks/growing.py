@@ -15,20 +15,20 @@ from prefect.states import Completed, Failed
 from prefect.task_engine import run_task_async
 from prefect.utilities.annotations import quote
 
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
+from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.llm.asker import Asker, asker
-from malt.llm.completion import Completion, CompletionRequest, FinishReason
+from malt.grading.graders import Outcome
+from malt.llm.completers import Asker, asker
+from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.llm.session import session_for, stop_sessions
-from malt.llm.store import expect
-from malt.llm.tally import Tally
-from malt.outlay import beginning
+from malt.llm.store.samples import expect
+from malt.llm.usage import Tally
 from malt.prompts import PromptSet, load_prompts
-from malt.questions import Question
-from malt.settings import Settings
-from malt.spec import Role, RunSpec
-from malt.trees.assessment import Shortfall, ask_all, value
+from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
-from malt.trees.grading import Outcome
+from malt.trees.pipeline import Shortfall, ask_all, value
 from malt.trees.tree import Address, FailedBranch, Tree
 
 T = TypeVar("T")

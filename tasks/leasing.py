@@ -16,9 +16,9 @@ from typing import cast
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
-from malt.llm.lease import lease
+from malt.config.settings import Settings
+from malt.llm.run_lock import lease
 from malt.llm.session import stop_sessions
-from malt.settings import Settings
 
 logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
 

@@ -8,14 +8,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from malt.datasets.assembly import Assembled, assemble_version
-from malt.datasets.report.markdown import figures_markdown
-from malt.datasets.report.page import REPORT_FILE
-from malt.datasets.version import DatasetVersion
-from malt.inputs import Inputs
-from malt.settings import Settings
-from malt.spec import RunSpec
-from malt.summary import RunSummary, summarise
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.datasets.pages.markdown import figures_markdown
+from malt.datasets.pages.page import REPORT_FILE
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.engine.build import Assembled, assemble_version
+from malt.engine.job import Inputs
+from malt.engine.summary import RunSummary, summarise
 from tasks.comparing import tell_changes
 from tasks.growing import Grown, whole
 from tasks.telling import told

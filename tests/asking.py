@@ -1,11 +1,11 @@
 """Asking in earnest, without Prefect, for all that a spec needs."""
 
-from malt.inputs import Inputs, read_inputs
-from malt.llm.asker import asker
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.engine.job import Inputs, read_inputs
+from malt.llm.completers import asker
 from malt.llm.session import session_for
-from malt.settings import Settings
-from malt.spec import RunSpec
-from malt.trees.assessment import ask_all
+from malt.trees.pipeline import ask_all
 
 
 def asked_directly(spec: RunSpec, run: str = "") -> Inputs:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from malt.batched import Rhythm, ask_in_batches
-from malt.inputs import read_inputs
-from malt.llm.pace import Policy
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.engine.batch_mode import Rhythm, ask_in_batches
+from malt.engine.job import read_inputs
+from malt.llm.rate_limit.rate import Policy
 from malt.llm.session import session_for
-from malt.llm.tally import Tally
-from malt.settings import Settings
-from malt.spec import RunSpec
-from malt.trees.assessment import Shortfall
+from malt.llm.usage import Tally
+from malt.trees.pipeline import Shortfall
 from tests.batches import BatchProvider
 
 HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)

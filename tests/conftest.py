@@ -14,8 +14,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from malt.config.settings import Settings
 from malt.llm.session import close_sessions
-from malt.settings import Settings
 from tests.providers import ScriptedProvider
 from tests.virtual_time import VirtualLoop
 
@@ -27,7 +27,7 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
 
 UP_FOR_S = 1000.0
 """What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
-LONGEST = ("service", "test_readme.py", "flows", "test_kills.py", "test_batched_crashes.py", "test_batched.py")
+LONGEST = ("service", "test_readme.py", "flows", "test_kills.py", "test_batched_crashes.py", "test_batch_mode.py")
 """Folders and files that take longest, the longest first."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
 

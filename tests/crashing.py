@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from malt.datasets.folders import links, put, version_numbers
-from malt.datasets.removal import remove_version
-from malt.datasets.tags import set_tag
-from malt.datasets.verify import verify
-from malt.datasets.version import open_version
+from malt.datasets.check.verify import verify
+from malt.datasets.publish.folders import links, put, version_numbers
+from malt.datasets.publish.removal import remove_version
+from malt.datasets.publish.tags import set_tag
+from malt.datasets.version.dataset_version import open_version
 
 Work = Callable[..., object]
 

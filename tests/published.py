@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from malt.datasets.census import UsageCount
-from malt.datasets.portion import Portion, portion_of
-from malt.datasets.publishing import Provenance, VersionWriter
-from malt.datasets.version import DatasetVersion, open_version
-from malt.spec import PLAYERS, Roles, RunSpec
+from malt.config.spec import PLAYERS, Roles, RunSpec
+from malt.datasets.publish.shard import Portion, portion_of
+from malt.datasets.publish.writer import Provenance, VersionWriter
+from malt.datasets.stats.counts import UsageCount
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
 from tests.strategies import tree_of, valued

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from malt.llm.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from malt.spec import EvaluatorSpec, QuestionSource, Roles, RoleSpec, RunSpec
+from malt.config.spec import EvaluatorSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from tests.providers import ScriptedProvider
 
 

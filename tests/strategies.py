@@ -6,11 +6,11 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from malt.llm.completion import Completion, FinishReason, Message
-from malt.questions import Question
-from malt.spec import PLAYERS, CreditSpec, Role
+from malt.config.spec import PLAYERS, CreditSpec, Role
+from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.llm.request import Completion, FinishReason, Message
+from malt.questions.question import Question
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
-from malt.trees.grading import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 Branching = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Imports point one way: flows -> tasks -> malt, and inside malt datasets -> trees -> llm; never back."""
+"""Imports point one way: flows -> tasks -> malt, and in malt from each room to those above it; never back."""
 
 import ast
 import re
@@ -8,19 +8,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS = ["malt.llm", "malt.trees", "malt.datasets"]
-"""Each may use those before it."""
+LAYERS = (
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "loading"),
+    ("config",),
+    ("questions",),
+    ("llm",),
+    ("prompts",),
+    ("grading",),
+    ("trees",),
+    ("datasets",),
+    ("models",),
+    ("training",),
+    ("engine",),
+    ("review",),
+    ("hosting",),
+    ("cli",),
+)
+"""The rooms of malt, and its loose modules: each may import what is above it, never what is below or beside it."""
 
-LEAVES = ["malt.spec", "malt.errors", "malt.fingerprint", "malt.questions"]
-"""Modules that anything in malt may use, and that use none of its layers."""
-
-BARRED = {
-    "tasks": ["flows"],
-    "malt": ["flows", "tasks", "prefect", "prefect_dask"],
-    **{layer: LAYERS[place + 1 :] for place, layer in enumerate(LAYERS)},
-    **dict.fromkeys(LEAVES, LAYERS),
-    "malt.prompts": LAYERS[1:],
-}
+BARRED = {"tasks": ["flows"], "malt": ["flows", "tasks", "prefect", "prefect_dask"]}
 
 
 def sources() -> dict[str, ast.Module]:
@@ -35,15 +41,20 @@ def module_name(path: Path) -> str:
 
 def imported(node: ast.AST) -> Iterator[str]:
     """Yield every name a module imports when it runs, in functions too; not what only the type checker sees."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return
+    yield from imported_here(node)
+    for child in ast.iter_child_nodes(node):
+        yield from imported(child)
+
+
+def imported_here(node: ast.AST) -> Iterator[str]:
+    """Yield the names of one import statement; nothing for another node."""
     match node:
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-            return
         case ast.Import(names=names):
             yield from (name.name for name in names)
         case ast.ImportFrom(module=module, names=names, level=level):
             yield from (f"{'.' * level}{module or ''}.{name.name}" for name in names)
-    for child in ast.iter_child_nodes(node):
-        yield from imported(child)
 
 
 def within(module: str, package: str) -> bool:
@@ -59,6 +70,31 @@ def test_imports_point_one_way() -> None:
         if within(module, part) and any(within(name, each) for each in barred)
     ]
     assert wrong == []
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_imports_only_rooms_above_it() -> None:
+    height = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+    wrong = [
+        f"{module} imports {name}"
+        for module, tree in sources().items()
+        if module.startswith("malt.")
+        for node in ast.walk(tree)  # what only the type checker sees counts too
+        for name in imported_here(node)
+        if name.startswith("malt.")
+        and room_of(name) in height
+        and room_of(name) != room_of(module)
+        and height[room_of(name)] >= height[room_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_every_module_belongs_to_a_room() -> None:
+    rooms = {room for rooms in LAYERS for room in rooms}
+    assert {room_of(module) for module in sources() if module.startswith("malt.")} == rooms
 
 
 def test_no_module_comes_back_to_itself() -> None:
@@ -81,12 +117,12 @@ def test_only_the_command_line_names_a_flow() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and within(module, "malt") and "import_module(f'flows." in ast.unparse(node)
     }
-    assert naming == {"malt.commands.runs"}
+    assert naming == {"malt.cli.runs"}
 
 
 def test_litellm_is_imported_where_it_is_set_up_and_where_it_sends() -> None:
     importing = {module for module, tree in sources().items() for name in imported(tree) if within(name, "litellm")}
-    assert importing == {"malt.llm.gateway", "malt.llm.compatible"}
+    assert importing == {"malt.llm.provider.routing", "malt.llm.provider.openai_compatible"}
 
 
 def test_an_import_inside_a_function_counts() -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from prefect.settings import get_current_settings
 
-from malt.settings import Settings
+from malt.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

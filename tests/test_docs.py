@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
-from malt.datasets.version import DatasetVersion
-from malt.settings import Settings
-from malt.spec import DatasetSpec, Role
+from malt.cli.main import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import DatasetSpec, Role
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.trees.credit import OwnAnswer, ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 

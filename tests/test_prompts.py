@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from malt.config.spec import PLAYERS, Role
 from malt.errors import PromptError
-from malt.llm.completion import Message
+from malt.llm.request import Message
 from malt.prompts import PROJECT_SETS, SLOTS, PromptSet, load_prompts
-from malt.spec import PLAYERS, Role
 
 SHIPPED = ("choice", "general", "math")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.datasets.version import open_version
+from malt.datasets.version.dataset_version import open_version
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()

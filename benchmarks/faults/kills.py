@@ -22,10 +22,10 @@ from typing import NamedTuple
 import httpx
 
 from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
-from malt.config import load_spec
-from malt.datasets.version import open_version
-from malt.private_prefect import PrefectServer, direct_to_loopback
-from malt.tied import descendants
+from malt.config.loader import load_spec
+from malt.datasets.version.dataset_version import open_version
+from malt.hosting.private_prefect import PrefectServer, direct_to_loopback
+from malt.hosting.supervise import descendants
 from tests.flows.service.conftest import Prefect, Up, free_port, in_form
 from tests.flows.service.conftest import start as start_service
 from tests.postgres import Postgres
@@ -124,7 +124,7 @@ def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.P
 
 def kill_server(place: Place, kills: int) -> Account:
     """Kill the Prefect server that `malt run` started for itself."""
-    return kill_beside(place, kills, lambda _, process: kill(below(process, "malt.prefect_server")[0]))
+    return kill_beside(place, kills, lambda _, process: kill(below(process, "malt.hosting.prefect_server")[0]))
 
 
 def kill_dask_worker(place: Place, kills: int) -> Account:
@@ -189,7 +189,7 @@ def kill_service_server(place: Place, kills: int) -> Account:
     """Kill the Prefect server of `malt up` under a deployment's run."""
 
     def strike(up: Up, prefect: Prefect, flow_run: str, _stage: Stage, _account: Account) -> float:
-        killed_at = kill(below(up.process, "malt.prefect_server")[0])
+        killed_at = kill(below(up.process, "malt.hosting.prefect_server")[0])
         wait_until_up(up.api_url)
         assert prefect.ended(flow_run)["state_type"] == "COMPLETED"
         return killed_at

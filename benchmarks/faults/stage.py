@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.config import load_spec
-from malt.inputs import read_inputs
-from malt.llm.store import Store
+from malt.config.loader import load_spec
+from malt.engine.job import read_inputs
+from malt.llm.store.samples import Store
 from tests.configs import REQUESTS, write_config
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, Sent

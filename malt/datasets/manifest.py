@@ -6,20 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from malt.canonical_json import digest
+from malt.config.base import Recorded
+from malt.config.spec import Role, RunSpec
 from malt.errors import VersionError
-from malt.fingerprint import digest
-from malt.spec import Role, RunSpec
+from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
 SEAL = "manifest_sha256"
-
-
-class Recorded(BaseModel):
-    """Frozen; what a later release adds is read over."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class FileEntry(Recorded):
@@ -121,24 +117,6 @@ class LengthBias(Recorded):
     chosen_longer: int = 0
     """Pairs whose chosen text is the longer one."""
     chosen_shorter: int = 0
-
-
-class HeldOutSet(Recorded):
-    """A test set that the questions were compared with."""
-
-    source: str
-    rows: int
-    sha256: str
-    """Of what its rows ask."""
-
-
-class ScreeningCounts(Recorded):
-    """Questions that give no training rows."""
-
-    excluded: dict[str, int]
-    """By reason."""
-    test_sets: tuple[HeldOutSet, ...]
-    """What `decontaminate` named."""
 
 
 class Growth(Recorded):

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
+from malt.config.spec import Limits
 from malt.errors import BudgetSpent, MaltError
-from malt.llm.completion import CompletionRequest
 from malt.llm.faults import Unavailable
-from malt.spec import Limits
+from malt.llm.request import CompletionRequest
 
 PICO = 10**12
 """Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""

@@ -15,7 +15,8 @@ nothing but 429 after 15 minutes (`EndpointDown`, exit 3; pace.py has the figure
 would fail the branch, `EndpointDown` and `AccountEmpty` make the next model be asked instead.
 """
 
-from malt.errors import MaltError, RequestFailed
+from malt.errors import MaltError
+from malt.llm.request import RequestFailed
 
 
 class RateLimited(MaltError):  # noqa: N818 - named for what happened, as all of these

@@ -14,21 +14,21 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RequestFailed, RunStopped
-from malt.llm import embedded, provider
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.background import background
-from malt.llm.batch_store import BatchStore
+from malt.llm.batch.ledger import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
-from malt.llm.completion import CompletionRequest, split_response
-from malt.llm.endpoints import Endpoints, Where, endpoints, where_is
 from malt.llm.faults import NoSiblings
-from malt.llm.limits import Endpoint
-from malt.llm.provider import Reply
-from malt.llm.store import Store, StoredSample
-from malt.llm.tally import Tally, Usage
-from malt.llm.writer import BatchedWriter
-from malt.settings import Settings
-from malt.spec import Limits, ModelSpec
+from malt.llm.provider import call, embedded
+from malt.llm.provider.call import Reply
+from malt.llm.rate_limit.endpoints import Endpoints, Where, endpoints, where_is
+from malt.llm.rate_limit.limiter import Endpoint
+from malt.llm.request import CompletionRequest, RequestFailed, split_response
+from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.writer import BatchedWriter
+from malt.llm.usage import Tally, Usage
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Session:
             with self._leaving:
                 self._left = True
             concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
-            background.leave(provider.close)
+            background.leave(call.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
 
@@ -120,7 +120,7 @@ class Session:
         if where not in self._endpoints:
             limits = limits_of(model, self._limits)
             endpoint = self._shared.enter(model, limits)
-            endpoint.siblings = endpoint.siblings and provider.takes_siblings(model)
+            endpoint.siblings = endpoint.siblings and call.takes_siblings(model)
             self._endpoints[where] = endpoint, limits
         return self._endpoints[where][0]
 
@@ -211,7 +211,7 @@ class Session:
         async def send() -> Reply:
             self.raise_if_stopped()  # as may be since it waited for the budget
             tally.add(request.role, Usage(requests=1))
-            return await provider.send(request, first, count)
+            return await call.send(request, first, count)
 
         async def attempt() -> Reply:
             return await self.budget.pay(self.worst_case(request, count), send)
@@ -220,7 +220,7 @@ class Session:
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
-        prices = provider.price(request.model, batched=batched)
+        prices = call.price(request.model, batched=batched)
         if prices is None and self._limits.max_cost_usd is not None:
             raise ConfigError(
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"

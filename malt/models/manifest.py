@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from malt.canonical_json import digest
+from malt.config.spec import Role
+from malt.config.train import Stage, TrainSpec
 from malt.datasets.manifest import MANIFEST_FILE, SEAL, Code, FileEntry, Parent, Recorded
 from malt.errors import VersionError
-from malt.fingerprint import digest
-from malt.spec import Role
-from malt.train_spec import Stage, TrainSpec
 
 GGUF_FILE = "model.gguf"
 ADAPTER = "adapter"

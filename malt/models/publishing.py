@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.datasets.census import code_version
-from malt.datasets.folders import claim, discard, next_number, open_staging, point_latest, version_numbers
+from malt.canonical_json import digest
+from malt.config.spec import Role
+from malt.config.train import TrainSpec
 from malt.datasets.manifest import FileEntry, Parent
-from malt.datasets.publishing import described
+from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, version_numbers
+from malt.datasets.publish.writer import described
+from malt.datasets.stats.counts import code_version
 from malt.errors import VersionError
-from malt.fingerprint import digest
 from malt.models.card import render_card
 from malt.models.manifest import (
     ADAPTER,
@@ -30,8 +32,6 @@ from malt.models.manifest import (
 )
 from malt.models.report import render_report
 from malt.models.version import ModelVersion, open_folder
-from malt.spec import Role
-from malt.train_spec import TrainSpec
 
 CARD_FILE, REPORT_FILE = "README.md", "report.html"
 

@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from malt.datasets.folders import LATEST, version_numbers
+from malt.config.settings import Settings
+from malt.config.spec import Role
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.version import NAME
+from malt.datasets.publish.folders import LATEST, version_numbers
+from malt.datasets.version.dataset_version import NAME
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
-from malt.settings import Settings
-from malt.spec import Role
 
 KIND = "models/"
 """What commands that take versions of any kind call these by: `models/NAME@v3`."""

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from malt.datasets.folders import discard, sync_tree, unfinished
+from malt.canonical_json import digest
+from malt.datasets.publish.folders import discard, sync_tree, unfinished
 from malt.errors import ConfigError
-from malt.fingerprint import digest
-from malt.llm import embedded
+from malt.llm.provider import embedded
 
 WEIGHTS = "model.safetensors"
 NEEDED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",

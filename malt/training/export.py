@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from malt.datasets.folders import sync_tree
-from malt.fingerprint import canonical_json
+from malt.canonical_json import canonical_json
+from malt.datasets.publish.folders import sync_tree
 from malt.models import gguf
 from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, StageResult
 from malt.training.job import RESULT_FILE, RoleJob, RoleResult, inputs_sha256
 
 if TYPE_CHECKING:
-    from malt.train_spec import Stage
+    from malt.config.train import Stage
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
 PREFIX = "base_model.model."

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from malt.datasets.tables import role_file
-from malt.datasets.version import DatasetVersion
-from malt.fingerprint import digest
+from malt.canonical_json import digest
+from malt.config.spec import PLAYERS, Role
+from malt.config.train import Stage, TrainSpec
+from malt.datasets.rows.tables import role_file
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.models.manifest import StageResult
-from malt.spec import PLAYERS, Role
-from malt.train_spec import Stage, TrainSpec
 from malt.training.base import Base
 
 WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from malt.config.spec import Role
+from malt.config.train import Stage, StageSettings
 from malt.errors import ConfigError
-from malt.spec import Role
-from malt.train_spec import Stage, StageSettings
 from malt.training.job import RoleJob
 
 Row = Mapping[str, Any]

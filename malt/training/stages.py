@@ -15,10 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from malt.datasets.folders import sync_tree
+from malt.config.train import DpoSettings, Stage
+from malt.datasets.publish.folders import sync_tree
 from malt.errors import MaltError
 from malt.models.manifest import LossPoint, StageResult
-from malt.train_spec import DpoSettings, Stage
 from malt.training.job import RoleJob
 from malt.training.rows import Measured, settings_of
 

@@ -23,10 +23,10 @@ from math import comb, floor, fsum, prod
 from typing import NamedTuple
 
 from malt.concurrency import Wait, all_of
-from malt.llm.completion import Complete
+from malt.config.spec import RunSpec
+from malt.llm.request import Complete
 from malt.prompts import PromptSet
-from malt.questions import Question
-from malt.spec import RunSpec
+from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate
 from malt.trees.growth import expansion, had
 from malt.trees.tree import Address, FailedBranch, Node, Tree

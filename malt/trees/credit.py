@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import NamedTuple
 
-from malt.spec import CreditSpec, Role
-from malt.trees.grading import Evaluation, Grade, Outcome
+from malt.config.spec import CreditSpec, Role
+from malt.grading.graders import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
 ROUNDING = 1e-12

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from malt.concurrency import Wait, all_of
-from malt.errors import RequestFailed
-from malt.llm.completion import Complete, Completion, CompletionRequest
+from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
-from malt.questions import Question
-from malt.spec import PLAYERS, Role, RunSpec
+from malt.questions.question import Question
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 

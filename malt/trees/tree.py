@@ -10,9 +10,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from malt.llm.completion import Completion, FinishReason, Message
-from malt.questions import Question
-from malt.spec import PLAYERS, Role
+from malt.config.spec import PLAYERS, Role
+from malt.llm.request import Completion, FinishReason, Message
+from malt.questions.question import Question
 
 
 class Address(tuple[int, ...]):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from malt.cli import exit_code
-from malt.private_prefect import PRIVATE
-from malt.summary import RunSummary
+from malt.cli.main import exit_code
+from malt.engine.summary import RunSummary
+from malt.hosting.private_prefect import PRIVATE
 
 # Prefect reads these when it is imported, which happens when the tests are collected.
 HOME = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")

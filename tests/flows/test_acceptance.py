@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from malt.config import load_spec
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.datasets.check.verify import verify
 from malt.datasets.manifest import write_manifest
-from malt.datasets.verify import verify
-from malt.datasets.version import open_version
-from malt.llm.store import Store
-from malt.questions import read_questions
-from malt.settings import Settings
+from malt.datasets.version.dataset_version import open_version
+from malt.llm.store.samples import Store
+from malt.questions.question import read_questions
 from tests import mishaps
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from malt.cli import exit_code
-from malt.datasets.version import open_version
-from malt.settings import Settings
+from malt.cli.main import exit_code
+from malt.config.settings import Settings
+from malt.datasets.version.dataset_version import open_version
 from tests.batches import BatchProvider
 from tests.batching import provider as provider
 from tests.configs import write_config

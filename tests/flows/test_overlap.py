@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from malt.interruption import MESSAGE
-from malt.spec import Role
-from malt.summary import RunSummary
+from malt.config.spec import Role
+from malt.engine.signals import MESSAGE
+from malt.engine.summary import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import beside_progress
 from tests.flows.test_process import STOPPED_WITHIN_S, start, wait_for_requests

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from malt.interruption import MESSAGE
-from malt.summary import RunSummary
+from malt.engine.signals import MESSAGE
+from malt.engine.summary import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.providers import ScriptedProvider

@@ -9,14 +9,14 @@ import pytest
 
 from flows.generate import generate
 from flows.rerun import rerun
-from malt.config import load_spec
-from malt.datasets.version import DatasetVersion, open_version
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import Role
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.llm.session import close_sessions
-from malt.llm.store import ASIDE, Store, StoredSample
-from malt.settings import Settings
-from malt.spec import Role
-from malt.summary import RunSummary
+from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests import mishaps
 from tests.configs import REQUESTS, write_config
 from tests.providers import ScriptedProvider

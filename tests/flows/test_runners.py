@@ -19,11 +19,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.runners import DIED, Crew, crew_of
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
-from malt.cli import exit_code
-from malt.config import load_spec
-from malt.settings import Settings
-from malt.spec import Limits, RunSpec
-from malt.tied import descendants
+from malt.cli.main import exit_code
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
+from malt.hosting.supervise import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests

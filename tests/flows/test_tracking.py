@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun, TaskRunResult
 from prefect.client.schemas.sorting import FlowRunSort
 
-from malt.cli import exit_code
+from malt.cli.main import exit_code
 from tests import mishaps, providers
 from tests.configs import write_config
 from tests.flows.conftest import Malt, Ran

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from malt.datasets.version import DatasetVersion
-from malt.spec import PLAYERS, Role
+from malt.config.spec import PLAYERS, Role
+from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 WHY = "the extra `train` is not installed (pip install -e '.[train]')"

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from malt.datasets.folders import version_numbers
-from malt.datasets.version import DatasetVersion, list_versions
-from malt.spec import RunSpec
+from malt.config.spec import RunSpec
+from malt.datasets.publish.folders import version_numbers
+from malt.datasets.version.dataset_version import DatasetVersion, list_versions
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 

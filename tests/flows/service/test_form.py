@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from malt.config import load_spec
-from malt.spec import RunSpec
+from malt.config.loader import load_spec
+from malt.config.spec import RunSpec
 from tests.flows.service.conftest import PROJECT, Json, Prefect, Up, declared, in_form
 from tests.providers import ScriptedProvider
 

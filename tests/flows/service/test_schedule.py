@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.spec import RunSpec
+from malt.config.spec import RunSpec
 from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form
 from tests.providers import ScriptedProvider
 

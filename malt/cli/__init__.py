@@ -1,0 +1,1 @@
+"""The `malt` command: a module a group of commands."""

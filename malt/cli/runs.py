@@ -1,0 +1,151 @@
+"""Commands that grow and assemble: `plan`, `run`, `assemble`."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from malt.cli.options import takes_config, takes_json
+from malt.errors import ConfigError, PrefectLost
+from malt.loading import loading
+
+if TYPE_CHECKING:
+    from malt.config.spec import RunSpec
+    from malt.engine.job import Inputs
+    from malt.engine.summary import RunSummary
+    from malt.hosting.private_prefect import NamedServer, PrefectServer
+    from malt.trees.pipeline import Shortfall
+
+    Server = NamedServer | PrefectServer
+
+
+@click.command()
+@takes_config
+@click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
+@takes_json
+def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
+    """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.cli.console import runs, terminal
+    from malt.config.settings import Settings
+    from malt.engine.plan import plan as quote
+    from malt.llm.store.samples import Store
+
+    spec, inputs = declared(config, override, limit)
+    shortfall = None if pilot is None else piloted(inputs, spec, pilot)
+    with Store(Settings().store) as store:
+        quoted = quote(inputs, spec, store)
+    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
+    return 0 if shortfall is None else runs.show_shortfall(shortfall)
+
+
+@click.command()
+@takes_config
+@click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
+@takes_json
+def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
+    """Grow, grade and publish. Asks only for what the store does not hold."""
+    from malt.cli.console.progress import progress
+    from malt.engine.job import check_models
+
+    if no_wait:
+        override = (*override, "run.wait=false")
+    spec, inputs, server = begun(config, override, limit)
+    check_models(spec)
+    with progress(spec, len(inputs.questions)):
+        summary = flow_summary("generate", spec, server)
+    return finish(summary, as_json=as_json)
+
+
+@click.command()
+@takes_config
+@takes_json
+def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+    """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
+    spec, inputs, server = begun(config, override, limit)
+    del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
+    return finish(flow_summary("assemble", spec, server), as_json=as_json)
+
+
+def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
+    """Ask a few questions; what went wrong is told beside the quote."""
+    from malt.config.settings import Settings
+    from malt.engine.job import check_models
+    from malt.engine.pilot import pilot
+
+    check_models(spec)
+    return pilot(inputs, spec, Settings(), questions)
+
+
+def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
+    """Read a config and all that it names, so that what is wrong with it is said at once."""
+    from malt.config.loader import load_spec
+    from malt.engine.job import read_inputs
+
+    spec = load_spec(config, override, limit)
+    return spec, read_inputs(spec)
+
+
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Server]":
+    """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
+    from malt.engine.job import read_inputs
+    from malt.hosting.private_prefect import connect
+
+    spec = load_spec(config, override, limit)
+    server = connect(Settings().data_dir)
+    return spec, read_inputs(spec), server
+
+
+def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
+    """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
+    from malt.engine import signals
+    from malt.llm.provider import call
+
+    with loading():
+        flow = flow_named(name)
+        if name == "generate":
+            call.warm_up()
+    server.wait_until_ready()
+    result = signals.run(ended(flow, spec, server))
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
+    """Import a flow, which lies beside the library and not in it. Raises `ConfigError` where it does not."""
+    try:
+        return getattr(import_module(f"flows.{name}"), name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("flows", "tasks"):
+            raise
+        raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
+
+
+async def ended(flow: Any, spec: "RunSpec", server: "Server") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+    """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
+    from httpx import HTTPError
+
+    try:
+        state = await flow(spec, return_state=True)
+        result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+    except HTTPError as error:
+        result = error
+    return PrefectLost(without(server, result)) if isinstance(result, HTTPError) else result
+
+
+def without(server: "Server", error: Exception) -> str:
+    """Say that Prefect's server went away while a flow ran."""
+    said = f"Prefect's server, {server.api_url}, does not take what it is told any more: {error}"
+    return f"{' '.join(said.split())}. What was paid for is in the store: {server.when_lost}"
+
+
+def finish(summary: "RunSummary", *, as_json: bool) -> int:
+    """Print a run's summary, its failures on stderr, and return the exit code."""
+    from malt.cli.console import runs, terminal
+
+    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
+    runs.show_failures(summary)
+    return summary.exit_code

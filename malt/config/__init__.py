@@ -1,0 +1,1 @@
+"""What a dataset is (hashed), and where it runs (never hashed)."""

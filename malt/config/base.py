@@ -1,0 +1,47 @@
+"""Declared: what every part of a config is made of. How it is read, and how a form shows it."""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+
+def without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return a field's schema without the choice of null, where a field left empty is null anyway."""
+    if field.get("default", ...) is not None:
+        return field
+    (kind,) = (kind for kind in field["anyOf"] if kind != {"type": "null"})
+    return {**kind, **{name: value for name, value in field.items() if name not in ("anyOf", "default")}}
+
+
+class Declared(BaseModel):
+    """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    first: ClassVar[tuple[str, ...]] = ()
+    """Fields that a form shows before the others, which follow as they are declared."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields as Prefect's form shows them best."""
+        schema = handler(core)
+        fields = handler.resolve_ref_schema(schema)["properties"]
+        for position, name in enumerate(dict.fromkeys((*cls.first, *cls.model_fields))):
+            fields[name] = {**without_null(fields[name]), "title": name, "position": position}
+        return schema
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_alone_are_true_or_false(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false elsewhere: pydantic would read them as the numbers 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, and takes neither true nor false")
+        return value
+
+
+class Recorded(BaseModel):
+    """Frozen; what a later release adds is read over."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,239 @@
+"""Reading a TOML config into a RunSpec: overrides, paths, and errors that name key, value, file and what is allowed."""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from malt.config.secret_scan import forbidden
+from malt.config.spec import Role, RunSpec
+from malt.errors import ConfigError
+
+Table = dict[str, Any]
+Key = tuple[str, ...]
+
+_MOST_ERRORS = 5
+
+
+def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> RunSpec:
+    """Read a config file, apply `key=value` overrides and then `limit`, and check the whole.
+
+    A value is read as TOML, else as plain text; an empty one takes the key back to its default. Local paths are
+    relative to the config file; one given by an override may also be relative to the current directory.
+    Raises `ConfigError` with one line a problem.
+    """
+    values = _read_toml(path)
+    origins: dict[Key, str] = {}
+    for override in overrides:
+        origins[_override(values, override)] = "-s"
+    if limit is not None:
+        _put(values, ("questions", "limit"), limit, "--limit")
+        origins["questions", "limit"] = "--limit"
+    places = Places(path, origins)
+    _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
+    try:
+        _resolve_paths(values, places)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path}: a path in it, or in -s, cannot be used: {_shown(str(error))}") from error
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        told = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
+        unknown_first = sorted(told, key=lambda details: details["type"] != "extra_forbidden")
+        _refuse([_problem(details, places) for details in unknown_first])
+        raise
+
+
+class Places(NamedTuple):
+    """Where each key was given."""
+
+    file: Path
+    origins: Mapping[Key, str]
+    """`-s` or `--limit` for the keys that were not read from the file."""
+
+    def of(self, key: Key) -> str:
+        """Return the config file, `-s` or `--limit`."""
+        prefixes = (key[:length] for length in range(len(key), 0, -1))
+        return next((self.origins[prefix] for prefix in prefixes if prefix in self.origins), str(self.file))
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = [f"… and {len(problems) - _MOST_ERRORS} more"] if len(problems) > _MOST_ERRORS else []
+        raise ConfigError("\n".join([*problems[:_MOST_ERRORS], *more]))
+
+
+def _read_toml(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); check the path") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give a TOML file") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8; save it as UTF-8") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep to be read") from error
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+)", str(error))
+        raise ConfigError(f"{path}{f':{at[1]}' if at else ''}: not valid TOML: {error}") from error
+
+
+def _override(values: Table, override: str) -> Key:
+    """Apply one override and return its key."""
+    name, equals, text = override.partition("=")
+    key = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(key):
+        raise ConfigError(f"-s {name}: expected key=value, such as -s credit.threshold=0.7")
+    if text.strip():
+        _put(values, key, _parse_value(text), "-s")
+    else:
+        _table(values, key, "-s").pop(key[-1], None)
+    return key
+
+
+def _parse_value(text: str) -> object:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _put(values: Table, key: Key, value: object, place: str) -> None:
+    _table(values, key, place)[key[-1]] = value
+
+
+def _table(values: Table, key: Key, place: str) -> Table:
+    """Return the table that holds `key`, made where it is missing."""
+    for depth, part in enumerate(key[:-1], 1):
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{place}: {'.'.join(key)}: {'.'.join(key[:depth])} is {_shown(inner)}, not a table")
+        values = inner
+    return values
+
+
+def _resolve_paths(values: Table, places: Places) -> None:
+    questions = values.get("questions")
+    if isinstance(questions, dict) and _is_local(questions.get("source")):
+        questions["source"] = _from_here(questions["source"], ("questions", "source"), places)
+    prompts = values.get("prompts")
+    if _is_local(prompts):
+        folder = _from_here(prompts, ("prompts",), places)
+        if _is_prompt_folder(prompts, Path(folder)):
+            values["prompts"] = folder if os.sep in folder else f".{os.sep}{folder}"
+    dataset = values.get("dataset")
+    if isinstance(dataset, dict):
+        _resolve_dataset(dataset, places)
+
+
+def _resolve_dataset(dataset: Table, places: Places) -> None:
+    key = ("dataset", "decontaminate")
+    sources = dataset.get("decontaminate")
+    if isinstance(sources, list):
+        dataset["decontaminate"] = [_from_here(each, key, places) if _is_local(each) else each for each in sources]
+    elif _is_local(sources):
+        dataset["decontaminate"] = _from_here(sources, key, places)
+    tokenizer = dataset.get("tokenizer")
+    if _is_local(tokenizer):
+        path = _from_here(tokenizer, ("dataset", "tokenizer"), places)
+        dataset["tokenizer"] = path if Path(path).exists() else tokenizer  # else it is a model's name on the Hub
+
+
+def _is_prompt_folder(given: str, folder: Path) -> bool:
+    """Tell a folder from the name of a set: a bare name is a folder only where a role's prompts are in it."""
+    return folder.is_dir() and ("/" in given or any((folder / role).is_dir() for role in Role))
+
+
+def _is_local(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and "://" not in value
+
+
+def _from_here(value: str, key: Key, places: Places) -> str:
+    """Return a path as seen from the current directory: relative where it lies below it, else absolute."""
+    given = Path(value).expanduser()
+    path = places.file.parent / given
+    if places.of(key) == "-s" and given.exists() and not path.exists():
+        path = given
+    # Not resolve(): a link's target need not have the ending that tells the format.
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def _problem(details: ErrorDetails, places: Places) -> str:
+    """Put one of pydantic's errors into our words."""
+    key = tuple(part for part in details["loc"] if isinstance(part, str))
+    name, place = ".".join(key), places.of(key)
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{place}: {name}: unknown key; {_nearest(key)}"
+        case "missing":
+            return f"{place}: {name}: missing. {_help(key)}"
+        case "value_error":
+            return f"{place}: {name}: {details['msg'].removeprefix('Value error, ')}"
+        case "model_type":
+            return f"{place}: {name} = {_shown(details['input'])}: must be a table, written [{name}]"
+        case "string_type":
+            return f"{place}: {name} = {_shown(details['input'])}: must be text, in quotes"
+        case "string_pattern_mismatch":
+            return f"{place}: {name} = {_shown(details['input'])}: not allowed. {_help(key)}"
+    wanted = details["msg"].replace("Input should be", "must be").replace("String should have", "must have")
+    return f"{place}: {name} = {_shown(details['input'])}: {wanted}{_guess(details)}"
+
+
+def _nearest(key: Key) -> str:
+    """Suggest the key that was meant: one spelled like it beside it, or the same name in another table."""
+    allowed = list(_model_at(key[:-1]).model_fields)
+    close = difflib.get_close_matches(key[-1], allowed, n=1)
+    elsewhere = [".".join(other) for other in _all_keys(RunSpec) if other[-1] == key[-1]]
+    meant = " or ".join([".".join((*key[:-1], close[0]))] if close else elsewhere[:3])
+    return f"{f'did you mean {meant}? ' if meant else ''}Allowed: {', '.join(allowed)}"
+
+
+def _guess(details: ErrorDetails) -> str:
+    options = re.findall(r"'([^']*)'", details["msg"]) if details["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(details["input"]), options, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _help(key: Key) -> str:
+    """Return the first paragraph of what a field says of itself, as one line."""
+    field = _model_at(key[:-1]).model_fields.get(key[-1])
+    described = (field.description or "") if field else ""
+    return " ".join(described.partition("\n\n")[0].split())
+
+
+def _model_at(key: Key) -> type[BaseModel]:
+    """Return the model of the table at `key`; below free-form tables, the last model on the way."""
+    model: type[BaseModel] = RunSpec
+    for part in key:
+        field = model.model_fields.get(part)
+        if field is None or not _is_model(field.annotation):
+            break
+        model = field.annotation
+    return model
+
+
+def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        if _is_model(field.annotation):
+            yield from _all_keys(field.annotation, (*above, name))
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"

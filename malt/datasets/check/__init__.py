@@ -1,0 +1,1 @@
+"""A version verified, compared and explained."""

@@ -1,0 +1,224 @@
+"""The formats that a version can be exported to: for each kind of row how it is written, and what a user must know."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from malt.config.spec import Role
+from malt.datasets.export import row_formats, tool_files
+from malt.datasets.export.export_manifest import ExportedFile, Receipt
+from malt.datasets.export.row_formats import Record
+from malt.datasets.export.stepwise import COLUMNS, StepwiseRow, stepwise_rows
+from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.files import json_line
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Cursor, parquet_rows
+from malt.errors import VersionError
+from malt.questions.screening import Split
+
+STEPWISE = "prm"
+"""The kind of row that is in no file of a version, and holds all roles."""
+
+OPENAI_FEWEST_ROWS = 10
+OPENAI_MOST_BYTES = 512 * 10**6
+
+
+class Part(NamedTuple):
+    """What becomes one file."""
+
+    kind: str
+    role: Role | None
+    """None where a row holds all roles."""
+    split: Split
+
+
+class Written(NamedTuple):
+    """How many rows a file got, and how many it did not get, by why."""
+
+    rows: int
+    left_out: Mapping[str, int] = {}
+
+
+Writer = Callable[[DatasetVersion, Part, Path], Written]
+"""Writes one part of a version to a file. Raises `VersionError` where the version cannot be read."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one tool wants its rows."""
+
+    about: str
+    """One line for a list of formats."""
+    use: str
+    """What one does with the files, in Markdown."""
+    writers: Mapping[str, Writer]
+    """By kind of row; the kinds that the format takes."""
+    beside: Callable[[Receipt], Mapping[str, str]] = lambda _: {}
+    """The tool's own settings, by file name."""
+    suffix: str = ".jsonl"
+    warnings: Callable[[ExportedFile, int], list[str]] = lambda _file, _size: []
+    """What the tool will not like about a file of so many bytes."""
+
+
+def lines(record: Callable[[Any], Record]) -> Writer:
+    """Write a role's rows as JSONL, one record a row, in their order."""
+
+    def write(version: DatasetVersion, part: Part, path: Path) -> Written:
+        return Written(write_lines(map(record, role_rows(version, part)), path))
+
+    return write
+
+
+def copied(version: DatasetVersion, part: Part, path: Path) -> Written:
+    """Write a role's file as it is."""
+    source = version.path / source_file(part)
+    with readable(source, version):
+        rows = pq.read_metadata(source).num_rows
+    shutil.copyfile(source, path)
+    return Written(rows)
+
+
+def stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
+    """Write the paths of all trees of a split as JSONL."""
+    left_out = Counter[str]()
+    return Written(write_lines(stepwise(version, part.split, left_out), path), left_out)
+
+
+def stepwise(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
+    """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
+    questions, trajectories = version.path / QUESTIONS_FILE, version.path / TRAJECTORIES_FILE
+    with readable(questions, version):
+        if all(row["split"] != split for row in parquet_rows(questions, ["split"])):
+            return
+    with readable(trajectories, version):
+        nodes = Cursor(parquet_rows(trajectories, COLUMNS))
+        for row in parquet_rows(questions):
+            question = cast(QuestionRow, row)
+            tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
+            if question["split"] == split:
+                found = stepwise_rows(question, tree)
+                left_out.update(found.left_out)
+                yield from found.rows
+        if any(nodes.left):
+            raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
+
+
+def role_rows(version: DatasetVersion, part: Part) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of one of a version's files."""
+    path = version.path / source_file(part)
+    with readable(path, version):
+        yield from parquet_rows(path)
+
+
+def source_file(part: Part) -> str:
+    """The file of a version that holds a role's rows."""
+    if part.role is None:
+        raise ValueError(f"rows of kind {part.kind} are no role's")
+    return role_file(part.kind, part.role, part.split)
+
+
+@contextmanager
+def readable(path: Path, version: DatasetVersion) -> Iterator[None]:
+    """Turn what goes wrong in reading a version's file into `VersionError`."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise VersionError(f"{path} cannot be read ({error}); try: malt verify {version.path}") from error
+
+
+def write_lines(rows: Iterable[Record], path: Path) -> int:
+    """Write one JSON object a line; return how many."""
+    count = 0
+    with path.open("wb") as file:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 - the last one is the count
+            file.write(json_line(row) + b"\n")
+    return count
+
+
+def openai_warnings(file: ExportedFile, size: int) -> list[str]:
+    """What OpenAI refuses; others that read these formats have other limits."""
+    told = []
+    if file.rows < OPENAI_FEWEST_ROWS:
+        told.append(f"{file.path} has {file.rows} rows; OpenAI takes no fewer than {OPENAI_FEWEST_ROWS}")
+    if size > OPENAI_MOST_BYTES:
+        told.append(f"{file.path} has {size / 1e6:,.0f} MB; OpenAI takes no more than {OPENAI_MOST_BYTES / 1e6:g}")
+    return told
+
+
+FORMATS: Mapping[str, Format] = {
+    "trl": Format(
+        about="TRL: the Parquet files as they are (sft, dpo, kto)",
+        use="""`trl sft --dataset_name . --dataset_config CONFIG --model_name_or_path MODEL` trains on an `sft` config
+of the table; `trl dpo` and `trl kto` on theirs. In Python: `load_dataset(".", "CONFIG", split="train")`.""",
+        writers={"sft": copied, "dpo": copied, "kto": copied},
+        suffix=".parquet",
+    ),
+    "openai-sft": Format(
+        about="OpenAI fine-tuning, supervised; also Together, Fireworks and others",
+        use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job.
+Replies in the worked examples of a prompt have `weight` 0: only the last reply is trained on.""",
+        writers={"sft": lines(row_formats.openai_supervised)},
+        warnings=openai_warnings,
+    ),
+    "openai-dpo": Format(
+        about="OpenAI fine-tuning, preference; also Together, Fireworks and others",
+        use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job
+whose `method` has the type `dpo`.""",
+        writers={"dpo": lines(row_formats.openai_preference)},
+        warnings=openai_warnings,
+    ),
+    "sharegpt": Format(
+        about="conversations of from and value, supervised",
+        use="""Each line is one conversation: `system` where there is a system text, then `human` and `gpt` by turns.
+Where the prompt has worked examples, they are the earlier turns; train on the last `gpt` turn alone. `id` names the
+row: `malt explain` tells where it is from.""",
+        writers={"sft": lines(row_formats.sharegpt)},
+    ),
+    "alpaca": Format(
+        about="instruction, input, output, with system and history, supervised",
+        use="""`instruction` is the last question, `output` the reply; `input` is empty. `system` and `history` are
+LLaMA-Factory's columns for the system text and the worked examples of a prompt, pair by pair: a tool that does not read
+them trains without. `id` names the row: `malt explain` tells where it is from.""",
+        writers={"sft": lines(row_formats.alpaca)},
+    ),
+    "axolotl": Format(
+        about="Axolotl: sft, dpo and kto, with a config for each role",
+        use="""`KIND-ROLE.yaml` is the part of an Axolotl config that names the files and how they are read; add your
+model and settings to it. In `sft` each message says whether it is trained on: only the last reply is.""",
+        writers={
+            "sft": lines(row_formats.axolotl_supervised),
+            "dpo": lines(row_formats.axolotl_preference),
+            "kto": lines(row_formats.axolotl_unpaired),
+        },
+        beside=tool_files.axolotl_configs,
+    ),
+    "llamafactory": Format(
+        about="LLaMA-Factory: sft, dpo and kto, with dataset_info.json",
+        use="""Set `dataset_dir` to this folder, and `dataset` (or `eval_dataset`) to a name in `dataset_info.json`; or
+copy its entries into your own. With `stage: sft` set `mask_history: true`, so that the worked examples of a prompt are
+not trained on. `stage` is `dpo` or `kto` for the others.""",
+        writers={
+            "sft": lines(row_formats.sharegpt),
+            "dpo": lines(row_formats.llamafactory_preference),
+            "kto": lines(row_formats.llamafactory_unpaired),
+        },
+        beside=tool_files.llamafactory_info,
+    ),
+    STEPWISE: Format(
+        about="stepwise supervision for process reward models: the three steps of every path",
+        use="""Each line is one path of a tree: the question as `prompt`; generation, critique and refinement as
+`completions`; whether each is labelled right as `labels`, and its value as `values`. Axolotl reads it with
+`process_reward_model: true` and `type: stepwise_supervised`, TRL (until it dropped the trainer in September 2026) with
+`trl.experimental.prm`. `malt explain VERSION ID` tells of the path's end.""",
+        writers={STEPWISE: stepwise_lines},
+    ),
+}
+"""Every format, by the name that `malt export --to` takes."""

@@ -1,0 +1,95 @@
+"""Where the marks of the pictures go. Lengths are percent of the picture, so that it fits any width without scaling."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from malt.datasets.pages.figures import Flip, ValueBin
+
+GAP = 6.0
+"""Between the right and the wrong half of a flip picture."""
+TALLEST = 86.0
+"""Of a histogram's bars, so that there is room for numbers above."""
+
+
+class Span(NamedTuple):
+    """A stretch of a column, from the top."""
+
+    top: float
+    height: float
+
+    @property
+    def middle(self) -> float:
+        """Half way down."""
+        return self.top + self.height / 2
+
+
+class Ribbon(NamedTuple):
+    """Answers on their way from one side to the other."""
+
+    flip: Flip
+    path: str
+    """In a square of 100 by 100."""
+
+
+class Column(NamedTuple):
+    """One side of a flip picture."""
+
+    right: Span
+    wrong: Span
+    right_leaves: int
+    wrong_leaves: int
+
+
+class FlipPicture(NamedTuple):
+    """Answers before and after, and the ribbons between."""
+
+    before: Column
+    after: Column
+    ribbons: tuple[Ribbon, ...]
+
+
+class Bar(NamedTuple):
+    """A histogram's bar, right above wrong."""
+
+    bin: ValueBin
+    left: float
+    right: Span
+    wrong: Span
+
+
+def flip_picture(flips: Sequence[Flip]) -> FlipPicture | None:
+    """Lay out the flips, given in the order right to right, right to wrong, wrong to right, wrong to wrong."""
+    if not flips:
+        return None
+    kept, broken, fixed, missed = (flip.leaves for flip in flips)
+    before, after = column(kept + broken, fixed + missed), column(kept + fixed, broken + missed)
+    scale = (100 - GAP) / (kept + broken + fixed + missed)
+    starts = before.right.top, before.right.top + kept * scale, before.wrong.top, before.wrong.top + fixed * scale
+    ends = after.right.top, after.wrong.top, after.right.top + kept * scale, after.wrong.top + broken * scale
+    paths = [ribbon(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)]
+    ribbons = (Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
+    return FlipPicture(before, after, tuple(ribbons))
+
+
+def column(right: int, wrong: int) -> Column:
+    """Lay out one side."""
+    scale = (100 - GAP) / (right + wrong)
+    return Column(Span(0, right * scale), Span(right * scale + GAP, wrong * scale), right, wrong)
+
+
+def ribbon(start: float, end: float, height: float) -> str:
+    """Draw a ribbon from left to right."""
+    down, up = end + height, start + height
+    return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
+
+
+def histogram(bins: Sequence[ValueBin]) -> list[Bar]:
+    """Lay out one role's bars."""
+    highest = max((each.right + each.wrong for each in bins), default=0) or 1
+    return [bar(each, place * 100 / len(bins), TALLEST / highest) for place, each in enumerate(bins)]
+
+
+def bar(each: ValueBin, left: float, scale: float) -> Bar:
+    """Lay out one bar."""
+    right, wrong = each.right * scale, each.wrong * scale
+    return Bar(each, left, Span(100 - wrong - right, right), Span(100 - wrong, wrong))

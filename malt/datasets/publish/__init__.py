@@ -1,0 +1,1 @@
+"""Shards become an immutable version; versions are tagged and removed."""

@@ -1,0 +1,1 @@
+"""A version put where others read it."""

@@ -1,1 +1,0 @@
-"""The report of a version: its figures, a sample of its trees to look at, and the page that shows both."""

@@ -1,0 +1,1 @@
+"""Trees become SFT, preference and unpaired rows."""

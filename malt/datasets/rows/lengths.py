@@ -1,0 +1,136 @@
+"""Lengths: how many tokens prompts and texts take, and how they are spread over the rows that were kept.
+
+Tokens are those of the contents: a chat template adds a few for every turn.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from malt.config.spec import DatasetSpec
+from malt.datasets.manifest import LengthBias, LengthCounts
+from malt.errors import ConfigError
+from malt.llm.request import Message
+from malt.trees.credit import Length, ValuedTree
+from malt.trees.tree import Address
+
+CHARACTERS_PER_TOKEN = 4
+CountTokens = Callable[[str], int]
+
+
+def token_counter(spec: DatasetSpec) -> CountTokens:
+    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be had."""
+    return estimated if spec.tokenizer is None else counting_with(spec.tokenizer)
+
+
+def estimated(text: str) -> int:
+    """Take four characters for a token."""
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+@lru_cache
+def counting_with(name: str) -> CountTokens:
+    """Load a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
+    from tokenizers import Tokenizer
+
+    path = Path(name).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises nothing more special
+        raise ConfigError(
+            f"dataset.tokenizer = {name!r}: no tokenizer there ({error}); name a tokenizer.json or a model on the Hub"
+        ) from error
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def measured(valued: ValuedTree, count: CountTokens) -> ValuedTree:
+    """Return a tree with the lengths of all of its nodes; siblings saw one prompt, which is counted once."""
+    prompts: dict[Address, int] = {}
+
+    def prompt_length(parent: Address, prompt: Iterable[Message]) -> int:
+        if parent not in prompts:
+            prompts[parent] = sum(count(message.content) for message in prompt)
+        return prompts[parent]
+
+    lengths = {
+        address: Length(prompt_length(address.parent, node.prompt), count(node.text))
+        for address, node in valued.tree.nodes.items()
+    }
+    return replace(valued, lengths=lengths)
+
+
+class LengthCount:
+    """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[int] = Counter()
+
+    def add(self, tokens: int) -> None:
+        """Count one row."""
+        self._rows[tokens] += 1
+
+    def merge(self, other: "LengthCount") -> None:
+        """Count what another has counted."""
+        self._rows.update(other._rows)
+
+    @property
+    def result(self) -> LengthCounts:
+        """How the lengths are spread."""
+        return LengthCounts(
+            rows=self._rows.total(),
+            mean=round(sum(length * rows for length, rows in self._rows.items()) / max(self._rows.total(), 1), 1),
+            median=quantile(self._rows, 0.5),
+            p95=quantile(self._rows, 0.95),
+            longest=max(self._rows, default=0),
+        )
+
+
+def quantile(counts: Mapping[int, int], share: float) -> int:
+    """Return the least length that this share of the rows does not pass; 0 of no rows."""
+    left = share * sum(counts.values())
+    for length in sorted(counts):
+        left -= counts[length]
+        if left <= 0:
+            return length
+    return 0
+
+
+class BiasCount:
+    """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
+
+    def __init__(self) -> None:
+        self._pairs = self._chosen = self._rejected = self._longer = self._shorter = 0
+
+    def add(self, chosen: int, rejected: int) -> None:
+        """Count one pair."""
+        self._pairs += 1
+        self._chosen += chosen
+        self._rejected += rejected
+        self._longer += chosen > rejected
+        self._shorter += chosen < rejected
+
+    def merge(self, other: "BiasCount") -> None:
+        """Count what another has counted."""
+        self._pairs += other._pairs
+        self._chosen += other._chosen
+        self._rejected += other._rejected
+        self._longer += other._longer
+        self._shorter += other._shorter
+
+    @property
+    def result(self) -> LengthBias:
+        """What a model could learn from the lengths alone."""
+        return LengthBias(
+            pairs=self._pairs,
+            chosen_characters=round(self._chosen / max(self._pairs, 1), 1),
+            rejected_characters=round(self._rejected / max(self._pairs, 1), 1),
+            chosen_longer=self._longer,
+            chosen_shorter=self._shorter,
+        )

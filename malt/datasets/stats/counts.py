@@ -1,0 +1,191 @@
+"""Census: counting trees, tokens and cost as they pass, and naming the code that ran."""
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import malt
+from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
+from malt.datasets.rows.files import LONE_SURROGATES
+from malt.llm.request import Completion
+from malt.trees.credit import ValuedTree
+from malt.trees.growth import nodes_per_question
+from malt.trees.tree import Address, FailedBranch
+
+DISTRIBUTION = "malt-trees"
+
+
+FRACTIONS = 2.0**80
+"""Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+
+
+class UsageCount:
+    """Adds up what completions took and cost; what one does not say, the sum does not know."""
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[str, str], UsageCount] = {}
+        """The same by run and model."""
+        self._completions = 0
+        self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
+        self._known = 0
+        self._fractions = 0
+
+    def add(self, completion: Completion) -> None:
+        """Count one completion."""
+        self._add(completion)
+        self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
+
+    def merge(self, other: "UsageCount") -> None:
+        """Count what another has counted."""
+        self._merge(other)
+        for key, part in other.parts.items():
+            self.parts.setdefault(key, UsageCount())._merge(part)
+
+    def _merge(self, other: "UsageCount") -> None:
+        self._completions += other._completions
+        self._tokens = {name: sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
+        self._known += other._known
+        self._fractions += other._fractions
+
+    def _add(self, completion: Completion) -> None:
+        self._completions += 1
+        for name, total in self._tokens.items():
+            self._tokens[name] = sum_known(total, getattr(completion, name))
+        if completion.cost_usd is not None:
+            self._known += 1
+            self._fractions += int(completion.cost_usd * FRACTIONS)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What they took."""
+        return Tokens(completions=self._completions, **self._tokens)
+
+    @property
+    def cost(self) -> Cost:
+        """What they cost, to a billionth of a cent."""
+        usd = round(self._fractions / FRACTIONS, 11)
+        return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
+
+
+def sum_known(one: int | None, other: int | None) -> int | None:
+    """Add two counts; what is not known of one is not known of both."""
+    return None if one is None or other is None else one + other
+
+
+def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
+    """Write usage by run, role and model, in that order."""
+    entries = [
+        LedgerEntry(run=run, role=role, model=model.translate(LONE_SURROGATES), tokens=part.tokens, cost=part.cost)
+        for role, count in usage.items()
+        for (run, model), part in sorted(count.parts.items())
+    ]
+    return tuple(sorted(entries, key=lambda entry: entry.run))
+
+
+UNBIASED = "the mean of all leaves below a node: unbiased"
+BIASED = (
+    "the mean of the leaves below a node that were asked for, whose number depends on what they were: biased away from "
+    "1/2 where known_leaves is less than in a full tree"
+)
+
+
+def growth_of(spec: RunSpec, counts: Counts) -> Growth:
+    """Say how much of its trees a version has."""
+    is_full = spec.growth.mode == "full"
+    return Growth(
+        mode=spec.growth.mode,
+        confidence=None if is_full else spec.growth.confidence,
+        nodes=sum(counts.nodes.values()),
+        nodes_in_full=counts.complete * sum(nodes_per_question(spec).values()),
+        values=UNBIASED if is_full else BIASED,
+    )
+
+
+class Census:
+    """Counts everything about the trees of one version."""
+
+    def __init__(self) -> None:
+        self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
+        self.failures: list[FailedBranch] = []
+        self._questions = 0
+        self._complete = 0
+        self._nodes: Counter[str] = Counter()
+        self._statuses: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._labels: Counter[tuple[str, bool | None]] = Counter()
+
+    def add(self, valued: ValuedTree) -> None:
+        """Count one tree; of an incomplete one, only its failures."""
+        self._questions += 1
+        self.failures += valued.tree.failures
+        if valued.tree.complete:
+            self._complete += 1
+            for address in valued.tree.nodes:
+                self._add_node(valued, address)
+
+    def merge(self, other: "Census") -> None:
+        """Count what another has counted, of questions that come after these."""
+        for role, usage in self.usage.items():
+            usage.merge(other.usage[role])
+        self.failures += other.failures
+        self._questions += other._questions
+        self._complete += other._complete
+        self._nodes.update(other._nodes)
+        self._statuses.update(other._statuses)
+        self._outcomes.update(other._outcomes)
+        self._labels.update(other._labels)
+
+    @property
+    def counts(self) -> Counts:
+        """All counts so far."""
+        return Counts(
+            questions=self._questions,
+            complete=self._complete,
+            failed_branches=len(self.failures),
+            nodes={role: self._nodes[role] for role in PLAYERS},
+            statuses=dict(sorted(self._statuses.items())),
+            outcomes=dict(sorted(self._outcomes.items())),
+            labels={role: self._labels_of(role) for role in PLAYERS},
+        )
+
+    def _add_node(self, valued: ValuedTree, address: Address) -> None:
+        node, role = valued.tree.nodes[address], address.role
+        self.usage[role].add(node.completion)
+        self._nodes[role] += 1
+        self._statuses[node.status] += 1
+        self._labels[role, valued.label(address)] += 1
+        if address.is_leaf:
+            self._outcomes[valued.grades[address].outcome] += 1
+
+    def _labels_of(self, role: Role) -> LabelCounts:
+        labels = self._labels
+        return LabelCounts(right=labels[role, True], wrong=labels[role, False], none=labels[role, None])
+
+
+def as_failure(branch: FailedBranch) -> Failure:
+    """Write a failed branch as the manifest has it; a provider's words may hold half characters."""
+    reason = branch.reason.encode(errors="replace").decode()
+    return Failure(question_id=branch.question_id, address=branch.address, role=branch.role, reason=reason)
+
+
+def code_version() -> Code:
+    """Name the code that runs: the installed release, and the commit where it runs from a checkout."""
+    try:
+        release = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        release = "not installed"
+    return Code(version=release, commit=commit_of(Path(malt.__file__).resolve().parents[1]))
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit checked out in a folder, `-dirty` where files differ from it; None where it is no checkout."""
+    git = shutil.which("git")
+    if git is None or not (folder / ".git").exists():
+        return None
+    command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - git and our own folder
+    return asked.stdout.strip() or None

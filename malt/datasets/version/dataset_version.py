@@ -1,0 +1,225 @@
+"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import ValidationError
+
+from malt.config.settings import Settings
+from malt.config.spec import Role, RunSpec
+from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
+from malt.datasets.publish.folders import LATEST, version_numbers
+from malt.datasets.publish.tags import TAG, tags_of
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.errors import VersionError
+from malt.questions.screening import Split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from malt.trees.credit import ValuedTree
+
+NAME = "[a-z0-9-]{1,100}"
+REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One immutable version on disk."""
+
+    path: Path
+    manifest: Manifest = field(repr=False)
+    created: bool = False
+    """Whether the call that returned this made it; equal content makes no new version."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.manifest.name
+
+    @property
+    def number(self) -> int:
+        """The version's number among those of its dataset."""
+        return self.manifest.version
+
+    @property
+    def reference(self) -> str:
+        """How commands name it: `NAME@v3`."""
+        return f"{self.name}@v{self.number}"
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags that name it, as they are now."""
+        return [tag for tag, number in tags_of(self.path.parent).items() if self.path.name == f"v{number}"]
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it was declared with. Raises `VersionError` where this release cannot read it."""
+        try:
+            return self.manifest.spec
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise VersionError(f"{self.reference}: its config is no longer a valid one ({first})") from error
+
+    def is_whole(self, file: str) -> bool:
+        """Whether a file has the bytes that it was published with."""
+        entry, path = self.manifest.files.get(file), self.path / file
+        if entry is None or not path.is_file():
+            return False
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
+
+    @property
+    def trajectories(self) -> "pd.DataFrame":
+        """One row a node."""
+        return self._frame(TRAJECTORIES_FILE)
+
+    @property
+    def questions(self) -> "pd.DataFrame":
+        """One row a question, incomplete ones too."""
+        return self._frame(QUESTIONS_FILE)
+
+    def sft(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
+        """The role's supervised examples."""
+        return self._frame(role_file("sft", role, split))
+
+    def dpo(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
+        """The role's preference pairs."""
+        return self._frame(role_file("dpo", role, split))
+
+    def kto(self, role: Role | str, split: Split = "train") -> "pd.DataFrame":
+        """The role's labelled texts, unpaired."""
+        return self._frame(role_file("kto", role, split))
+
+    @property
+    def figures(self) -> "dict[str, pd.DataFrame]":
+        """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
+        from malt.datasets.pages.figures import figures
+
+        return figures(self.manifest)
+
+    def tree_rows(self, question_id: str) -> "pd.DataFrame":
+        """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
+        rows = self._frame(TRAJECTORIES_FILE, question_id)
+        if rows.empty:
+            raise self._no_tree(question_id)
+        return rows
+
+    def tree(self, question_id: str) -> "ValuedTree":
+        """One question's tree, with grades and values. Raises `VersionError` where it is not in the version."""
+        from malt.datasets.version.reading import question_row, stored_tree
+
+        question = question_row(self, question_id)
+        if question is None:
+            raise self._no_tree(question_id)
+        return stored_tree(self, question)
+
+    def trees(self) -> "Iterator[ValuedTree]":
+        """All whole trees in the order of their questions, one in memory at a time."""
+        from malt.datasets.version.reading import stored_trees
+
+        return (stored.valued for stored in stored_trees(self))
+
+    def _no_tree(self, question_id: str) -> VersionError:
+        return VersionError(
+            f"{self.reference} has no tree for question {question_id!r}; questions.parquet lists the questions, "
+            f"and {MANIFEST_FILE} the branches that failed"
+        )
+
+    def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
+        import pandas as pd
+
+        filters = None if question_id is None else [("question_id", "==", question_id)]
+        try:
+            return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
+        except (OSError, ValueError) as error:
+            raise VersionError(f"{self.path / file} cannot be read ({error}); try: malt verify {self.path}") from error
+
+
+def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
+    """Open `NAME` (its newest version), `NAME@v3`, `NAME@TAG`, or the path of a version's folder.
+
+    `datasets_dir` is by default the one of the settings. Raises `VersionError`, which says what versions there are.
+    """
+    return open_folder(locate(reference, datasets_dir))
+
+
+def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
+    """Return the folder of a version, as `open_version` finds it, without looking inside."""
+    try:
+        path = Path(reference).expanduser()
+        is_folder = (path / MANIFEST_FILE).is_file()
+    except (OSError, RuntimeError) as error:
+        raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
+    if is_folder:
+        return path.resolve()
+    named = REFERENCE.fullmatch(str(reference))
+    if named is None:
+        raise VersionError(f"{reference} is neither NAME, NAME@v3, NAME@TAG, nor a folder with a {MANIFEST_FILE}")
+    folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
+    return folder / f"v{choose(folder, named['wanted'] or LATEST)}"
+
+
+def choose(folder: Path, wanted: str = LATEST) -> int:
+    """Return the number that is wanted, by itself or by a tag, or the newest one."""
+    numbers, tags = version_numbers(folder), tags_of(folder)
+    if not numbers:
+        others = ", ".join(dataset_names(folder.parent)) or "none yet"
+        raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
+    if wanted == LATEST:
+        return numbers[-1]
+    is_tag = TAG.fullmatch(wanted) is not None
+    number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
+    if number in numbers:
+        return number
+    there = ", ".join([*(f"v{each}" for each in numbers), *tags])
+    missing = f"tag {wanted}" if is_tag else f"version v{number}"
+    raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {there}")
+
+
+def open_folder(path: Path) -> DatasetVersion:
+    """Open the version in a folder; a link is followed, so that the path stays this version's."""
+    folder = path.resolve()
+    return DatasetVersion(folder, read_manifest(folder))
+
+
+def newest_version(folder: Path) -> DatasetVersion | None:
+    """The newest version in a dataset's folder, or None."""
+    numbers = version_numbers(folder)
+    return open_folder(folder / f"v{numbers[-1]}") if numbers else None
+
+
+class Listed(NamedTuple):
+    """The versions that there are."""
+
+    versions: list[DatasetVersion]
+    unreadable: dict[str, VersionError]
+    """Why the others cannot be opened, by `NAME@v3`."""
+
+
+def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
+    """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
+    names = dataset_names(datasets_dir) if name is None else [name]
+    if name is not None:
+        if not re.fullmatch(NAME, name):
+            raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
+        choose(datasets_dir / name)
+    listed = Listed([], {})
+    for folder in (datasets_dir / each for each in names):
+        for number in version_numbers(folder):
+            try:
+                listed.versions.append(open_folder(folder / f"v{number}"))
+            except VersionError as error:
+                listed.unreadable[f"{folder.name}@v{number}"] = error
+    return listed
+
+
+def dataset_names(datasets_dir: Path) -> list[str]:
+    """The datasets that have a version."""
+    if not datasets_dir.is_dir():
+        return []
+    return sorted(entry.name for entry in datasets_dir.iterdir() if version_numbers(entry))

@@ -1,0 +1,1 @@
+"""From a config to a dataset version, whichever door it came through."""

@@ -1,0 +1,314 @@
+"""Batch mode: a level of all trees at a time goes through the providers' batch APIs, until the store has them whole.
+
+Trees are grown again over the store in every round: what they lack then is the next level. So a run that ends, however
+it ends, is gone on with by the next one; what lies with a provider is in the store too (batch_store.py).
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+
+from malt.config.spec import Role, RunSpec
+from malt.engine.tree_cost import most_for_tree
+from malt.errors import BudgetSpent, RunStopped
+from malt.llm.batch.api import Job
+from malt.llm.batch.collector import Gathering
+from malt.llm.batch.ledger import Batch, handing_in, this_process
+from malt.llm.batch.queues import Queues, Size
+from malt.llm.batch.results import QUEUE_FULL, Outcome
+from malt.llm.batch.retrying import BatchDesk
+from malt.llm.batch.submit import Packer
+from malt.llm.budget import NOTHING, Amount
+from malt.llm.completers import EVERY_ROLE
+from malt.llm.provider.errors import place_of
+from malt.llm.provider.routing import way_to
+from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.session import Session
+from malt.llm.store.samples import chunks
+from malt.llm.usage import Tally, Usage
+from malt.prompts import PromptSet
+from malt.questions.question import Question
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.replay import windows
+from malt.trees.tree import FailedBranch
+
+DAILY_SIZE = Size()
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How batches are made and waited for; tests shrink it."""
+
+    size: Size = DAILY_SIZE
+    attempts: int = 5
+    """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
+    first_look_s: float = 0.5
+    slower: float = 1.5
+    """Each wait is so many times the one before."""
+    longest_s: float = 300.0
+    full_for_s: float = 86_400.0
+    """How long a provider's queue may be full: by then all that was in it has ended."""
+    patience: Policy = PATIENT
+    """With calls that fail."""
+
+
+DAILY = Rhythm()
+
+
+class Waiting(RunStopped):
+    """Batches are under way, and nobody is to wait for them."""
+
+
+async def ask_in_batches(
+    questions: Sequence[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    session: Session,
+    run: str = "",
+    asks: Collection[Role] = EVERY_ROLE,
+    rhythm: Rhythm = DAILY,
+) -> tuple[Shortfall, Tally]:
+    """Ask for all that these questions need, level by level, so that the store has it; callable from any loop."""
+    batched = BatchedRun(spec, prompts, session, run, frozenset(asks), rhythm)
+    shortfall = await session.call(batched.ask_all(questions))
+    return shortfall, Tally(batched.tally.roles)
+
+
+@dataclass
+class Level:
+    """What one round found."""
+
+    failures: list[FailedBranch]
+    stored: Counter[Role]
+    waits_for: set[str]
+    wanted: int = 0
+    short: Amount | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is missing that can be had."""
+        return not (self.wanted or self.waits_for)
+
+
+class BatchedRun:
+    """One run in batch mode. All methods belong to the session's loop."""
+
+    def __init__(
+        self, spec: RunSpec, prompts: PromptSet, session: Session, run: str, asks: frozenset[Role], rhythm: Rhythm
+    ) -> None:
+        self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
+        self.tally = Tally(above=session.tally, run=run)
+        self._rhythm = rhythm
+        self._pause_s = rhythm.first_look_s
+        self._queues = Queues(rhythm.size)
+        self._book = session.book
+        self._failed: set[str] = set()
+        self._jobs: dict[str, Job] = {}
+
+    async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
+        """Go on until nothing is missing that can be had."""
+        failures: list[FailedBranch] = []
+        await self._take_over()
+        try:
+            for group in self._groups(questions):
+                failures += await self._grow(group)
+        except Waiting as waiting:
+            return Shortfall((), None, str(waiting))
+        except RunStopped as stop:
+            if isinstance(stop, BudgetSpent):
+                await asyncio.to_thread(self._book.close, self.spec.name)
+            return Shortfall(tuple(failures), str(stop))
+        await asyncio.to_thread(self._book.close, self.spec.name)
+        return NOTHING_MISSING._replace(failures=tuple(failures))
+
+    async def _take_over(self) -> None:
+        """Count what this dataset's earlier runs have spent since one was at its end, and hold what is under way."""
+        for ended in await asyncio.to_thread(self._book.ended, self.spec.name):
+            if ended.mark != self.session.mark:
+                self.session.budget.redeem(ended.mark, ended.amount)
+        await self._under_way()
+
+    def _groups(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+        """Yield questions to grow together: under a cap as many as it has room for, but one at least."""
+        left = questions
+        while left:
+            taken = self._fitting(left) if self.spec.limits.capped else len(left)
+            yield left[:taken]
+            left = left[taken:]
+
+    def _fitting(self, questions: Sequence[Question]) -> int:
+        room = self.session.budget.room
+        for count, question in enumerate(questions):
+            most = most_for_tree(question, self.spec, self.prompts)
+            room = Amount(room.usd - most.usd, room.tokens - most.tokens)
+            if min(room) < 0:
+                return max(1, count)
+        return len(questions)
+
+    async def _grow(self, questions: Sequence[Question]) -> list[FailedBranch]:
+        """Ask level after level; return what cannot be had."""
+        while True:
+            level = await self._next_level(questions)
+            if level.is_last:
+                for role, stored in level.stored.items():
+                    self.tally.add(role, Usage(cached_completions=stored))
+                return level.failures
+            if level.short is not None and not await self._under_way(level.waits_for):
+                self._raise_if_spent(level.short)
+            await self._wait(level)
+            self.session.batches = ""
+
+    async def _next_level(self, questions: Sequence[Question]) -> Level:
+        """Grow all trees as far as the store goes, and hand in what they lack."""
+        level = Level([], Counter(), set())
+        patience = self._rhythm.patience
+        packer = Packer(self.session, self._book, self.spec.name, self.tally, self._queues, patience)
+        with closing(packer):
+            for window in windows(questions):
+                self.session.raise_if_stopped()
+                gathering = await self._gathered(window, level)
+                for wanted in gathering.wanted.values():
+                    await packer.add(wanted)
+            await packer.finish()
+        level.wanted += packer.wanted
+        level.short = level.short or packer.short
+        return level
+
+    async def _gathered(self, window: Sequence[Question], level: Level) -> Gathering:
+        ids = [question.question_id for question in window]
+        # before the rows: what is answered leaves the items
+        items = await asyncio.to_thread(self._book.items_of, ids, self.spec.name)
+        known = await asyncio.to_thread(self.session.store.rows, ids)
+        gathering = Gathering(self.session, known, items, self._failed, self.asks, self.tally)
+        try:
+            shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+        finally:
+            await self._note_spent()
+        if shortfall.stopped is not None:
+            raise self.session.stopped or RunStopped(shortfall.stopped)
+        level.failures += shortfall.failures
+        level.stored += gathering.stored
+        level.waits_for |= gathering.waits_for
+        level.wanted += gathering.put_off
+        level.short = level.short or gathering.short
+        return gathering
+
+    async def _note_spent(self) -> None:
+        """Note what was asked directly, for the run that comes again."""
+        spent = self.session.budget.spent_directly
+        if spent != NOTHING:
+            noted = Batch(self.session.mark, self.spec.name, "asked directly", None, None, *spent, this_process())
+            await asyncio.to_thread(self._book.note_spent, noted)
+
+    async def _under_way(self, marks: Collection[str] = ()) -> list[Batch]:
+        """Return the open batches of this dataset, and others by their marks; the budget holds what is in them."""
+        batches = await asyncio.to_thread(self._book.under_way, self.spec.name, marks)
+        for batch in batches:
+            self.session.budget.pledge(batch.mark, batch.amount)
+        await self._let_go({batch.mark for batch in batches})
+        self._queues.note_under_way(batches)
+        return batches
+
+    async def _let_go(self, still_open: Collection[str]) -> None:
+        """Let go of what is held for batches that others have collected; what nobody can say counts in full."""
+        held = {mark: most for mark, most in self.session.budget.pledged.items() if mark not in still_open}
+        known = await asyncio.to_thread(self._book.by_mark, held)
+        for mark, most in held.items():
+            batch = known.get(mark)
+            if mark not in handing_in and (batch is None or batch.ended_at is not None):
+                self.session.budget.redeem(mark, most if batch is None else batch.amount)
+
+    def _raise_if_spent(self, short: Amount) -> None:
+        """Raise `BudgetSpent` where there still is no room for an amount."""
+        if not self.session.budget.has_room_for(short):
+            raise self.session.budget.refusal(short)
+
+    async def _wait(self, level: Level) -> None:
+        """Collect batches until none is under way, or else, where nobody waits, what has ended by now."""
+        collected = 0
+        while batches := await self._under_way(level.waits_for):
+            if self.spec.run.wait:
+                await asyncio.sleep(self._pause_s)
+            self._pause_s = min(self._pause_s * self._rhythm.slower, self._rhythm.longest_s)
+            for batch in batches:
+                collected += await self._look(batch)
+            self._tell(batches)
+            if not self.spec.run.wait:
+                if collected:
+                    return
+                raise Waiting(f"{self.session.batches}; run the same command again to go on")
+
+    async def _look(self, batch: Batch) -> bool:
+        """See how a batch is; whether it has ended, and is collected."""
+        self.session.raise_if_stopped()
+        desk = BatchDesk(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
+        if not batch.batch_id:
+            return batch.is_abandoned and await self._adopt(batch.mark, desk)
+        job = self._jobs[batch.mark] = await desk.look(batch)
+        if job.has_ended:
+            await self._collect(batch, job, desk)
+        return job.has_ended
+
+    async def _adopt(self, mark: str, desk: BatchDesk) -> bool:
+        """Find out whether a batch was made before the process that wrote it down ended; else forget it.
+
+        It is read again: it may have been handed in since, and only then was nobody at it any more.
+        """
+        batch = (await asyncio.to_thread(self._book.by_mark, [mark])).get(mark)
+        if batch is None or batch.ended_at is not None or batch.batch_id or not batch.is_abandoned:
+            return False
+        job = await desk.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
+        if job is None:
+            await asyncio.to_thread(self._book.release, batch.mark)
+            self.session.budget.redeem(batch.mark, NOTHING)
+        else:
+            await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
+        return job is None
+
+    async def _collect(self, batch: Batch, job: Job, desk: BatchDesk) -> None:
+        """Store what came, then note what is to be asked for again."""
+        outcome = Outcome(batch, job, await way_to(batch.asked), self.run, self._rhythm.attempts)
+        items = await asyncio.to_thread(self._book.items, batch.mark)
+        await asyncio.to_thread(outcome.read, items, await desk.results(job))
+        for rows in chunks(outcome.rows):
+            outcome.count(await asyncio.to_thread(self.session.store.write, rows), self.tally)
+        await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
+        self.session.budget.redeem(batch.mark, outcome.taken)
+        for role, usage in outcome.wasted:
+            self.tally.add(role, usage)
+        if not outcome.has_siblings:
+            self.session.endpoint(batch.asked).siblings = False
+        self._note_queue(batch, job, len({item.custom_id for item in items}))
+        if outcome.ends_run is not None:
+            raise outcome.ends_run
+
+    def _note_queue(self, batch: Batch, job: Job, items: int) -> None:
+        """Learn how much the provider's queue has room for, and come again later where it has none."""
+        if job.error_code != QUEUE_FULL:
+            self._pause_s = self._rhythm.first_look_s
+            self._queues.took(batch.asked, items)
+            return
+        full = f"the provider's queue is full ({QUEUE_FULL}): {place_of(batch.asked)} takes no batch of {items:,} items"
+        may_fit = self._queues.refused(batch.asked, items)
+        full_for_s = self._queues.full_for_s(batch.asked)
+        if full_for_s > self._rhythm.full_for_s:
+            raise RunStopped(f"{full}, nor any other for {full_for_s / 3600:.0f} h; run again later")
+        if not (may_fit or self.spec.run.wait):
+            raise Waiting(f"{full}; run the same command again to go on")
+
+    def _tell(self, batches: Sequence[Batch]) -> None:
+        """Say how the batches stand, for the progress line."""
+        jobs = [self._jobs[batch.mark] for batch in batches if batch.mark in self._jobs]
+        under_way = len(batches) - sum(job.has_ended for job in jobs)
+        since = timedelta(seconds=round(time.time() - batches[0].planned_at))
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(jobs)}"
+
+
+def items_of(jobs: Sequence[Job]) -> str:
+    """Say how far the items of some batches are, as their providers count."""
+    completed, failed, total = (sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total"))
+    return f"{completed:,} of {total:,} items answered, {failed:,} failed" if total else "no item begun yet"

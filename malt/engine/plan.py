@@ -1,0 +1,337 @@
+"""Plan: what a run would ask and cost, counted against the store. Asks nobody; what to expect is in estimate.py."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from malt.concurrency import all_of
+from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.engine.estimate import (
+    NOTHING,
+    SHARE_OF_MAX_TOKENS,
+    Range,
+    Seen,
+    Total,
+    each_takes,
+    rounded,
+    tokens_of,
+    total_of,
+)
+from malt.engine.job import Inputs, models_asked
+from malt.engine.tree_cost import SHOWN
+from malt.llm.batch.api import in_batches
+from malt.llm.completers import Recall
+from malt.llm.provider import call
+from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
+from malt.llm.store.samples import Store, StoredSample
+from malt.questions.question import Question
+from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.pipeline import assess
+from malt.trees.replay import windows
+from malt.trees.tree import Tree
+
+
+class Figures(BaseModel):
+    """One end of the range that a quote may come out in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+
+
+class RolePlan(BaseModel):
+    """What one role would still be asked."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    model: str
+    mode: Literal["direct", "batch"]
+    """How it is asked: in batches where the run's mode says so and its provider takes them."""
+    requests: int
+    """Still to be sent, where siblings are one request."""
+    completions: int
+    """Still to be bought."""
+    stored_completions: int
+    """Already in the store."""
+    prompt_tokens: int
+    """As expected, as the next two."""
+    completion_tokens: int
+    cost_usd: float | None
+    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
+    low: Figures
+    high: Figures
+    basis: str
+    """Where the figures come from."""
+
+
+class Plan(BaseModel):
+    """The quote of a run. The evaluator's figures are what it takes if no other grader decides first."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dataset: str
+    questions: int
+    excluded: dict[str, int]
+    """Questions that will give no training rows, by the gate; their trees are grown all the same."""
+    roles: dict[Role, RolePlan]
+    requests: int
+    completions: int
+    stored_completions: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    low: Figures
+    """All roles together as low as each may come out."""
+    high: Figures
+
+
+@dataclass
+class Count:
+    """What the store has of one role, and what the prompts asked so far weigh."""
+
+    whole_requests: int = 0
+    """Requests of which every sample is stored."""
+    prompts: int = 0
+    prompt_characters: int = 0
+    completions: int = 0
+    seen: dict[str, Seen] = field(default_factory=dict)
+    """What they took where the provider counted, by question."""
+    missing: int = 0
+    """Samples that were asked for on the way and are not stored."""
+    grown: int = 0
+    """Nodes of the trees that are whole."""
+    grown_in_full: int = 0
+    """Nodes that these would have where all were asked for."""
+
+
+class Census(Recall):
+    """Recalls what the store has, and counts it by role."""
+
+    def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
+        super().__init__(known)
+        self.counts = counts
+        self._counted: set[str] = set()
+
+    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
+        """Return what is stored, and count it."""
+        count = self.counts[request.role]
+        count.prompts += 1
+        count.prompt_characters += sum(len(message.content) for message in request.messages)
+        try:
+            completions = await super().__call__(request)
+        except RequestFailed as failure:
+            self._add(count, request, failure.completed.values())
+            count.missing += request.count - len(failure.completed)
+            raise
+        count.whole_requests += 1
+        self._add(count, request, completions)
+        return completions
+
+    def _add(self, count: Count, request: CompletionRequest, completions: Iterable[Completion]) -> None:
+        new = [completion for completion in completions if completion.key not in self._counted]
+        self._counted.update(completion.key for completion in new)
+        for completion in new:
+            count.completions += 1
+            if completion.completion_tokens is not None:
+                count.seen.setdefault(request.question_id, Seen()).add(completion)
+
+
+def plan(inputs: Inputs, spec: RunSpec, store: Store) -> Plan:
+    """Quote a run: what it needs in full, less what the store has."""
+    counts = take_census(inputs, spec, store)
+    roles = {role: plan_role(role, model, inputs, spec, counts) for role, model in models_asked(spec).items()}
+    return Plan(
+        dataset=spec.name,
+        questions=len(inputs.questions),
+        excluded=inputs.screening.counts.excluded,
+        roles=roles,
+        requests=sum(role.requests for role in roles.values()),
+        completions=sum(role.completions for role in roles.values()),
+        stored_completions=sum(role.stored_completions for role in roles.values()),
+        **together(list(roles.values())).model_dump(),
+        low=together([role.low for role in roles.values()]),
+        high=together([role.high for role in roles.values()]),
+    )
+
+
+def together(parts: Sequence[Figures | RolePlan]) -> Figures:
+    """Add up figures; one unknown cost makes all of it unknown."""
+    costs = [part.cost_usd for part in parts]
+    return Figures(
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        completion_tokens=sum(part.completion_tokens for part in parts),
+        cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+    )
+
+
+def take_census(inputs: Inputs, spec: RunSpec, store: Store) -> dict[Role, Count]:
+    """Grow every tree as far as the store goes, and count."""
+    counts = {role: Count() for role in Role}
+
+    async def visit(window: Sequence[Question]) -> None:
+        census = Census(store.rows(question.question_id for question in window), counts)
+        for valued in await all_of(assess(question, spec, inputs.prompts, census) for question in window):
+            if valued.tree.complete:
+                count_grown(valued.tree, spec, counts)
+
+    for window in windows(inputs.questions):
+        asyncio.run(visit(window))
+    return counts
+
+
+def count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
+    """Count what a whole tree has of each role, and what a full one would have."""
+    for role, nodes in nodes_per_question(spec).items():
+        counts[role].grown += sum(address.role is role for address in tree.nodes)
+        counts[role].grown_in_full += nodes
+
+
+def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, counts: Mapping[Role, Count]) -> RolePlan:
+    """Quote one role."""
+    count, questions = counts[role], len(inputs.questions)
+    requests, completions = still_to_ask(role, questions, spec, counts)
+    if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
+        requests = completions
+    expected = expect(role, model, spec, counts, requests, completions)
+    if spec.growth.mode == "adaptive":
+        expected = adaptively(expected, share_grown(role, spec, counts))
+    low, middle, high = figures_of(expected)
+    return RolePlan(
+        model=model.model,
+        mode="batch" if in_batches(model, spec) else "direct",
+        requests=requests,
+        completions=completions,
+        stored_completions=count.completions,
+        **middle.model_dump(),
+        low=low,
+        high=high,
+        basis=expected.basis,
+    )
+
+
+def still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
+    """Return the requests and completions that are left for a role.
+
+    The judge takes one of each for a node: for those there are, where the graders before it left it one; for those
+    that are still to grow, at most. So it is for all roles where growth is adaptive.
+    """
+    count, nodes = counts[role], nodes_per_question(spec)
+    if role is not Role.EVALUATOR:
+        requests = questions * requests_per_question(spec)[role] - count.whole_requests
+        return requests, questions * nodes[role] - count.completions - count.grown_in_full + count.grown
+    judged = PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
+    to_grow = sum(still_to_ask(player, questions, spec, counts)[1] for player in judged)
+    return to_grow + count.missing, to_grow + count.missing
+
+
+class Expected(NamedTuple):
+    """What a role's further requests should take in all, and how that is known."""
+
+    prompt: Range
+    completion: Range
+    cost: Range | None
+    basis: str
+
+
+def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+    """Return the share of full trees that adaptive growth asks for: what it always begins with, as yet, all."""
+    player = PLAYERS[-1] if role is Role.EVALUATOR else role
+    count, nodes = counts[player], nodes_per_question(spec)
+    as_yet = count.grown / count.grown_in_full if count.grown_in_full else 1.0
+    return Range(nodes[Role.GENERATOR] / nodes[player], as_yet, 1.0)
+
+
+def adaptively(expected: Expected, share: Range) -> Expected:
+    """Scale a quote of full trees."""
+    return Expected(
+        expected.prompt.shared(share),
+        expected.completion.shared(share),
+        None if expected.cost is None else expected.cost.shared(share),
+        f"{expected.basis}; adaptive growth asks for {share.low:.0%} to all of it, as yet {share.expected:.0%}",
+    )
+
+
+def expect(
+    role: Role, model: ModelSpec, spec: RunSpec, counts: Mapping[Role, Count], requests: int, completions: int
+) -> Expected:
+    """Reckon with what the store has of this config, else with assumptions."""
+    seen = list(counts[role].seen.values())
+    if not completions:
+        return Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
+    if not seen:
+        prompt, completion = prompt_assumed(role, spec, counts), completion_assumed(model)
+        return priced(model, spec, prompt.times(requests), completion.times(completions), assumption(model))
+    questions = ceil(completions * len(seen) / counts[role].completions)
+    prompt = each_takes([Total(one.prompt_tokens, one.completions) for one in seen], questions)
+    completion = each_takes([Total(one.completion_tokens, one.completions) for one in seen], questions)
+    expected = priced(
+        model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
+    )
+    costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
+    if len(costs) < len(seen) or (in_batches(model, spec) and expected.cost is not None):  # some may be direct ones'
+        return expected
+    return expected._replace(cost=each_takes(costs, questions).times(completions))
+
+
+def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
+    """Add the cost by LiteLLM's prices, where it has any."""
+    prices = call.price(model, batched=in_batches(model, spec))
+    cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
+    return Expected(prompt, completion, cost, basis)
+
+
+def figures_of(expected: Expected) -> list[Figures]:
+    """Write the low, the expected and the high figures."""
+    costs = (None, None, None) if expected.cost is None else expected.cost
+    parts = zip(rounded(expected.prompt), rounded(expected.completion), costs, strict=True)
+    return [
+        Figures(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost) for prompt, completion, cost in parts
+    ]
+
+
+def history(seen: Sequence[Seen]) -> str:
+    """Say what a quote from the store goes by."""
+    completions = sum(one.completions for one in seen)
+    if len(seen) == 1:
+        return f"{completions} stored completions to one question: from half to twice of what they took"
+    return f"{completions} stored completions to {len(seen)} questions; the range holds 95 % of what may come"
+
+
+def assumption(model: ModelSpec) -> str:
+    """Say what a quote without a history goes by."""
+    return (
+        f"assumed: half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most; "
+        "3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
+    )
+
+
+def longest(model: ModelSpec) -> int:
+    """Return the most tokens of one completion."""
+    return model.max_tokens or DEFAULT_MAX_TOKENS
+
+
+def completion_assumed(model: ModelSpec) -> Range:
+    """Return the tokens to expect of a completion of which nothing is known."""
+    return SHARE_OF_MAX_TOKENS.times(longest(model))
+
+
+def prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+    """Return the tokens to expect of one prompt: those rendered, else the generator's and what is shown too."""
+    count = counts[role]
+    if count.prompts:
+        return tokens_of(count.prompt_characters / count.prompts)
+    generator = counts[Role.GENERATOR]
+    asked = tokens_of(generator.prompt_characters / max(generator.prompts, 1))
+    return asked.plus(total_of(text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
+
+
+def text_shown(model: ModelSpec, count: Count) -> Range:
+    """Return the tokens to expect of a text that another role is shown."""
+    seen = [Total(one.completion_tokens, one.completions) for one in count.seen.values()]
+    return each_takes(seen, len(seen)) if seen else completion_assumed(model)

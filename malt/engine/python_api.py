@@ -1,0 +1,174 @@
+"""TrainingDataGenerator: trees and training files from Python, without a config and without Prefect."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from malt.concurrency import all_of
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
+from malt.datasets.manifest import MANIFEST_FILE
+from malt.datasets.publish.shard import portion_of
+from malt.datasets.publish.writer import Provenance, VersionWriter
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import check_models
+from malt.engine.tree_cost import beginning
+from malt.errors import ConfigError, QuestionError, RunStopped
+from malt.grading.judge import LLMEvaluator
+from malt.grading.references import check_references
+from malt.llm.completers import EVERY_ROLE, asker
+from malt.llm.run_lock import lease
+from malt.llm.session import Session, session_for
+from malt.prompts import load_prompts
+from malt.questions.question import Question, read_question
+from malt.questions.readers import Row
+from malt.questions.screening import screen
+from malt.trees.credit import ValuedTree
+from malt.trees.pipeline import assess
+from malt.trees.replay import windows
+
+OBJECTIVE = ("exact", "contains")
+"""How answers are graded where no judge is wanted."""
+
+
+FROM_PYTHON = QuestionSource(source="python", format="plain")
+"""How rows of a program are read: the reference answer is the text that is given."""
+
+
+class TrainingDataGenerator:
+    """Grows MALT trees with one model in all three roles, and writes what a trainer reads.
+
+        generator = TrainingDataGenerator(model_name="embedded", branching_factor=2, use_llm_eval=False)
+        tree = await generator.generate_trajectories("What is the capital of France?", "Paris")
+        version = await generator.generate_and_evaluate(training_data, output_dir="my-dataset")
+
+    Every answer goes through the store in `MALT_DATA_DIR`, so asking again costs nothing. Roles with models of their
+    own, other graders and limits are declared with `spec`, a `RunSpec`, instead of the arguments before it.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "embedded",
+        temperature: float | None = 0.3,
+        branching_factor: int = 2,
+        use_llm_eval: bool = True,
+        *,
+        evaluator: LLMEvaluator | None = None,
+        prompts: str = "general",
+        max_tokens: int | None = 1024,
+        seed: int | None = None,
+        api_base: str | None = None,
+        api_key_env: str | None = None,
+        name: str = "training-data",
+        limits: Limits | None = None,
+        spec: RunSpec | None = None,
+    ) -> None:
+        if evaluator is not None and not (use_llm_eval or spec):
+            raise ConfigError("an evaluator is given, but use_llm_eval = False grades without one; leave out either")
+        role = RoleSpec(
+            model=model_name, temperature=temperature, samples=branching_factor, max_tokens=max_tokens, seed=seed,
+            api_base=api_base, api_key_env=api_key_env,
+        )  # fmt: skip
+        judge = EvaluatorSpec(
+            kind=("llm",) if use_llm_eval else OBJECTIVE, model=model_name, api_base=api_base, api_key_env=api_key_env
+        )
+        if evaluator is not None:
+            judge = judge.model_copy(update={name: getattr(evaluator.model, name) for name in ModelSpec.model_fields})
+        self.spec = spec or RunSpec(
+            name=name,
+            questions=FROM_PYTHON,
+            prompts=prompts,
+            roles=Roles(generator=role, verifier=role, refiner=role),
+            evaluator=judge,
+            limits=limits or Limits(),
+        )
+        if evaluator is not None and self.spec.run.mode == "batch":
+            raise ConfigError('an evaluator that is given asks directly; declare it in the spec for run.mode = "batch"')
+        self.prompts = load_prompts(self.spec.prompts)
+        self.judge = evaluator
+        self._run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
+        check_models(self.spec)
+
+    async def generate_trajectories(self, question: str, ground_truth: str) -> ValuedTree:
+        """Grow, grade and value one question's tree.
+
+        A branch that could not be had is in `tree.failures`. Raises `RunStopped` at a limit, `ConfigError` for a wrong
+        key or model, and `QuestionError` or `GradingError` for a text or a reference that cannot be used.
+        """
+        [asked] = read_rows([{"question": question, "ground_truth": ground_truth}], self.spec)
+        await self._ask_in_batches([asked])
+        return await self._tree(asked)
+
+    async def generate_and_evaluate(
+        self, training_data: Sequence[Mapping[str, str]], output_dir: str | Path | None = None
+    ) -> DatasetVersion:
+        """Make a dataset version from rows of `question` and `ground_truth`; with `output_dir` its files lie there too.
+
+        Waits while another run grows a dataset of this name. An earlier version in `output_dir` is replaced. Raises
+        `ConfigError` where that folder holds something else, `QuestionError` for rows that cannot be used, and
+        `NothingToPublish` where no tree is complete.
+        """
+        check_replaceable(output_dir)
+        questions = read_rows(training_data, self.spec)
+        async with lease(self.spec.name, Settings(), f"run {self._run}"):
+            version = await self._version(questions)
+        if output_dir is None:
+            return version
+        shutil.rmtree(output_dir, ignore_errors=True)
+        copied = open_version(shutil.copytree(version.path, output_dir))
+        return replace(copied, created=version.created)
+
+    async def _version(self, questions: Sequence[Question]) -> DatasetVersion:
+        await self._ask_in_batches(questions)
+        screening = screen(questions, self.spec.dataset)
+        provenance = Provenance(self.prompts.digests, screening)
+        with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
+            for window in windows(questions):
+                trees = await all_of(self._tree(question) for question in window)
+                writer.add(portion_of(trees, self.spec, screening))
+            return writer.publish()
+
+    async def _ask_in_batches(self, questions: Sequence[Question]) -> None:
+        """In batch mode fill the store, from which alone the trees are then grown."""
+        if self.spec.run.mode == "batch":
+            shortfall, _ = await ask_in_batches(questions, self.spec, self.prompts, self._session, self._run)
+            if reason := shortfall.stopped or shortfall.waits:
+                raise RunStopped(reason)
+
+    @property
+    def _session(self) -> Session:
+        return session_for(Settings(), self.spec.limits, run=self._run)
+
+    async def _tree(self, question: Question) -> ValuedTree:
+        asks = EVERY_ROLE if self.spec.run.mode == "direct" else ()
+        ask = asker(self._session, [question.question_id], asks, self._run)
+        async with beginning(ask, self.spec, self.prompts)(question):
+            return await assess(question, self.spec, self.prompts, ask, self.judge)
+
+
+def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:
+    """Read and check rows as those of a file are; their ids come from their content."""
+    if not rows:
+        raise QuestionError("training_data has no rows; give some with a question and a ground_truth each")
+    questions: dict[str, Question] = {}
+    for number, values in enumerate(rows):
+        place = f"training_data[{number}]"
+        if not isinstance(values, Mapping):
+            raise QuestionError(f"{place} is {values!r}, not a row such as {{'question': …, 'ground_truth': …}}")
+        question = read_question(Row(place, dict(values)), FROM_PYTHON)
+        if question.question_id in questions:
+            raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
+        questions[question.question_id] = question
+    check_references(questions.values(), spec.evaluator)
+    return list(questions.values())
+
+
+def check_replaceable(output_dir: str | Path | None) -> None:
+    """Raise where a folder holds something that is no version: it would be lost."""
+    folder = Path(output_dir or "")
+    if output_dir and folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise ConfigError(f"output_dir {folder} holds other files; name a new folder, or one with an earlier version")

@@ -1,0 +1,197 @@
+"""Rebuilding a version: its manifest's config over the store's samples gives the same rows again. Nobody is asked.
+
+It takes the questions (the version's own, where they are whole), the prompt set as it was, and every sample behind a
+complete tree. A question that was incomplete stays so, though the store may know more by now.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from malt.config.settings import Settings
+from malt.config.spec import Role
+from malt.datasets.check.verify import verify
+from malt.datasets.manifest import Code, Manifest, seal_holds
+from malt.datasets.publish.folders import refuse_in_versions
+from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.writer import Provenance, VersionWriter
+from malt.datasets.rows.examples import QuestionRow, question_row
+from malt.datasets.rows.files import RowsDigest, as_batch
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import parquet_rows
+from malt.datasets.version.restore import exclusion_of, restore_question
+from malt.engine.job import Inputs
+from malt.errors import PromptError, QuestionError, VersionError
+from malt.grading.graders import check_references
+from malt.prompts import PromptSet, load_prompts
+from malt.questions.question import Question, read_questions
+from malt.questions.screening import CONTAMINATED, Screening, screen, screened
+from malt.trees.replay import Source
+from malt.trees.tree import FailedBranch, Tree
+
+SHOWN = 5
+"""Missing branches that are named; the rest are counted."""
+
+
+class Sources(NamedTuple):
+    """Where a version's inputs are now; None: where its config says."""
+
+    questions: str | None = None
+    prompts: str | None = None
+
+
+class Rebuilt(NamedTuple):
+    """What came of rebuilding a version."""
+
+    version: DatasetVersion
+    path: Path | None = None
+    """Where it is, as it was published; None where it cannot be made again."""
+    written: bool = False
+    """Whether it was put there now; a version that holds is left as it is."""
+    differences: tuple[str, ...] = ()
+    """Why it cannot be made again, a sentence each."""
+
+
+def rebuild(
+    version: DatasetVersion, settings: Settings, out: Path | None = None, sources: Sources | None = None
+) -> Rebuilt:
+    """Make a version again out of the store: into the folder `out`, else over the version's own where that is damaged.
+
+    Writes nothing where the content would be another. Raises `VersionError` for an `out` that is taken, and
+    `InputError` where the questions, the prompts or the graders cannot be used at all.
+    """
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise VersionError(f"{out} is there already; name a folder that is not")
+    if out is not None:
+        refuse_in_versions(out.resolve())
+    inputs = inputs_again(version, sources or Sources())
+    changed = [*changed_prompts(version, inputs.prompts), *changed_questions(version, inputs)]
+    if changed:
+        return Rebuilt(version, differences=tuple(changed))
+    check_references(inputs.questions, version.spec.evaluator)
+    return build(version, inputs, settings, out)
+
+
+def inputs_again(version: DatasetVersion, sources: Sources) -> Inputs:
+    """Read the inputs as they are now: the version's own questions, unless those are damaged or a file is given."""
+    spec = version.spec
+    try:
+        prompts = load_prompts(sources.prompts or spec.prompts)
+    except PromptError as error:
+        raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
+    if sources.questions is None and version.is_whole(QUESTIONS_FILE):
+        own, screening = own_questions(version)
+        return Inputs(own, prompts, screening)
+    declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
+    try:
+        questions = read_questions(declared)
+    except QuestionError as error:
+        damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
+        raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
+    return Inputs(questions, prompts, screen(questions, spec.dataset))
+
+
+def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
+    """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
+    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
+    questions = [restore_question(row) for row in rows]
+    excluded = {row["question_id"]: exclusion_of(row) for row in rows}
+    contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
+    return questions, screened(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
+
+
+def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
+    """Say which prompt files are not those of then."""
+    then, now = version.manifest.prompts, prompts.digests
+    changed = [path for path in sorted(then.keys() | now.keys()) if then.get(path) != now.get(path)]
+    if changed:
+        yield (
+            f"prompts: {', '.join(changed)} in {prompts.folder} changed since; give the set as it was with --prompts "
+            f"(commit {version.manifest.code.commit or 'not known'})"
+        )
+
+
+def changed_questions(version: DatasetVersion, inputs: Inputs) -> Iterator[str]:
+    """Say that the questions, or the test sets that they were compared with, are not those of then."""
+    then = version.manifest
+    if digest_of(inputs.questions) != then.questions.sha256:
+        yield (
+            f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
+            f"{len(inputs.questions)} now, not all the same; give the file as it was with --questions"
+        )
+    for test_set in inputs.screening.test_sets:
+        if test_set not in then.screening.test_sets:
+            yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """The digest of questions' values in order, as a manifest has it."""
+    asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
+    rows = [question_row(Tree(question, {}), "train", None) for question in questions]
+    asked.update(as_batch([*rows], QUESTIONS))
+    return asked.hexdigest()
+
+
+def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
+    """Write the version beside its place, and put it there if its content is what the manifest says."""
+    then, spec = version.manifest, version.spec
+    place = version.path if out is None else out.resolve()
+    provenance = Provenance(inputs.prompts.digests, inputs.screening, then.created_at)
+    source = Source(spec, inputs.prompts, settings.store, then.created_at)
+    failed = failed_then(then)
+    with VersionWriter(spec, provenance, place.parent) as writer:
+        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures, failed):
+            writer.add(portion)
+        missing = [branch for branch in writer.figures.census.failures if branch.question_id not in failed]
+        now = writer.manifest(writer.finish(), then.version, then.parent)
+        differences = told_missing(missing) or told_rows(version, now)
+        if differences:
+            return Rebuilt(version, differences=tuple(differences))
+        if out is None and not verify(version):
+            return Rebuilt(version, place)
+        writer.name(now)
+        writer.put(place)
+    return Rebuilt(version, place, written=True)
+
+
+def failed_then(then: Manifest) -> dict[str, list[FailedBranch]]:
+    """Return what was missing of the questions that were incomplete: they stay so."""
+    failed: dict[str, list[FailedBranch]] = {}
+    for failure in then.failures:
+        branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
+        failed.setdefault(failure.question_id, []).append(branch)
+    return failed
+
+
+def told_missing(missing: Sequence[FailedBranch]) -> list[str]:
+    """Say what the store lacks."""
+    named = [
+        f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
+        + (f" at node {branch.address}" if branch.address else "")
+        for branch in missing[:SHOWN]
+    ]
+    return [*named, *([f"store: … and lacks {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else [])]
+
+
+def told_rows(version: DatasetVersion, now: Manifest) -> list[str]:
+    """Say which files would have other rows, and what may be the reason."""
+    then = version.manifest
+    if now.content_sha256 == then.content_sha256:
+        return []
+    told = [
+        f"{file}: other rows ({old.rows if old else 'no such file'} then, {new.rows if new else 'no such file'} now)"
+        for file in sorted(then.files.keys() | now.files.keys())
+        for old, new in [(then.files.get(file), now.files.get(file))]
+        if (old and old.rows_sha256) != (new and new.rows_sha256)
+    ]
+    if not seal_holds(version.path):
+        told.append("manifest.json: was edited; take it from a copy of the version")
+    if then.code != now.code:
+        told.append(f"code: {release(then.code)} made it, this is {release(now.code)}")
+    return told
+
+
+def release(code: Code) -> str:
+    """Name the code that makes versions."""
+    return f"malt {code.version}" + (f" ({code.commit})" if code.commit else "")

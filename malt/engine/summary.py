@@ -1,0 +1,140 @@
+"""RunSummary: what a run did, in the words of `malt run --json`."""
+
+from pydantic import BaseModel, ConfigDict
+
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.llm.usage import Tally
+from malt.trees.pipeline import Shortfall
+from malt.trees.tree import FailedBranch
+
+
+class RunSummary(BaseModel):
+    """What came of a run, and what it used. Requests and tokens count this run alone."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dataset: str
+    version: int | None
+    """Number of the version this run ended with; None where nothing was published."""
+    created: bool
+    """Whether that version is new; equal content makes none."""
+    path: str | None
+    content_sha256: str | None
+    questions: int
+    complete: int
+    """Questions whose tree is whole."""
+    failed_branches: int
+    requests: int
+    """Sent to endpoints by this run, retries included."""
+    completions: int
+    cached_completions: int
+    """Taken from the store."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run spent; None where a completion's cost is unknown."""
+    wall_s: float
+    stopped: str | None
+    """Why the run stopped early."""
+    waits: str | None = None
+    """What is still under way in batches, where the run did not stay for it."""
+    failures: tuple[FailedBranch, ...]
+    rows: dict[str, int]
+    """Rows of each file of the version."""
+    outcomes: dict[str, int]
+    """Leaves of the version by what became of them."""
+    graded_by: dict[str, int]
+    """Leaves of the version by the kind of grader that decided."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed branches or without a version, 3 stopped at a limit, 4 batches are under way."""
+        if self.stopped is not None:
+            return 3
+        if self.waits is not None:
+            return 4
+        return 1 if self.failed_branches or self.version is None else 0
+
+    @property
+    def reference(self) -> str:
+        """The version's name, or that there is none."""
+        return "no version" if self.version is None else f"{self.dataset}@v{self.version}"
+
+    @property
+    def sentence(self) -> str:
+        """How the run ended, in one line."""
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}; {self.complete} of {self.questions} questions complete"
+        if self.waits is not None:
+            return self.waits
+        if self.failed_branches:
+            return (
+                f"{self.failed_branches} failed branches, {self.complete} of {self.questions} questions complete; "
+                "run again to ask for just what is missing"
+            )
+        if self.version is None:
+            return (
+                f"no version: the store has no whole tree of {self.questions} questions; was it moved during the run?"
+            )
+        return f"{self.reference}: {self.complete} questions complete"
+
+    @property
+    def markdown(self) -> str:
+        """The run's figures as a page."""
+        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        files = "\n".join(f"| `{file}` | {rows} |" for file, rows in self.rows.items())
+        leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
+        return (
+            f"# {self.reference}\n\n{self.sentence}\n\n"
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}\n"
+            f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
+            f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
+            f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
+            f"| file | rows |\n|---|---:|\n{files}\n"
+        )
+
+
+def summarise(
+    dataset: str, questions: int, tally: Tally, shortfall: Shortfall, version: DatasetVersion | None, wall_s: float
+) -> RunSummary:
+    """Put a run's figures together."""
+    used = tally.total
+    counts = None if version is None else version.manifest.counts
+    return RunSummary(
+        dataset=dataset,
+        version=None if version is None else version.number,
+        created=version is not None and version.created,
+        path=None if version is None else str(version.path),
+        content_sha256=None if version is None else version.manifest.content_sha256,
+        questions=questions,
+        complete=complete_questions(questions, shortfall) if counts is None else counts.complete,
+        failed_branches=len(shortfall.failures),
+        requests=used.requests,
+        completions=used.completions,
+        cached_completions=used.cached_completions,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cost_usd=used.cost_usd,
+        wall_s=round(wall_s, 2),
+        stopped=shortfall.stopped,
+        waits=shortfall.waits,
+        failures=shortfall.failures,
+        rows={} if version is None else rows_by_file(version),
+        outcomes={} if counts is None else dict(counts.outcomes),
+        graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
+    )
+
+
+def complete_questions(questions: int, shortfall: Shortfall) -> int:
+    """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
+    return (
+        0
+        if shortfall.stopped or shortfall.waits
+        else questions - len({failure.question_id for failure in shortfall.failures})
+    )
+
+
+def rows_by_file(version: DatasetVersion) -> dict[str, int]:
+    """Rows of each of a version's files that has rows."""
+    return {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None}

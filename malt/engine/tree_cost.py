@@ -1,0 +1,55 @@
+"""Outlay: what growing one question's tree may take, so that under a cap none is begun that cannot be finished."""
+
+from contextlib import nullcontext
+
+from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.engine.job import models_asked
+from malt.llm.batch.api import in_batches
+from malt.llm.budget import Amount, worst_case
+from malt.llm.completers import Asker
+from malt.llm.provider import call
+from malt.llm.request import CompletionRequest, Message
+from malt.prompts import PromptSet
+from malt.questions.question import Question
+from malt.trees.growth import nodes_per_question, requests_per_question
+from malt.trees.pipeline import Begin
+
+SHOWN = {Role.GENERATOR: (), Role.VERIFIER: PLAYERS[:1], Role.REFINER: PLAYERS[:2], Role.EVALUATOR: PLAYERS[2:]}
+"""Whose texts each role is shown."""
+
+
+def beginning(ask: Asker, spec: RunSpec, prompts: PromptSet) -> Begin:
+    """Return what every tree waits for: room under the caps, where there are any."""
+    if not spec.limits.capped:
+        return lambda _question: nullcontext()
+    return lambda question: ask.session.tree(most_for_tree(question, spec, prompts))
+
+
+def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
+    """Return what a whole tree takes where every text is as long as it may be, and every leaf is judged."""
+    parts = [most_for_role(role, model, question, spec, prompts) for role, model in models_asked(spec).items()]
+    return Amount(sum(part.usd for part in parts), sum(part.tokens for part in parts))
+
+
+def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
+    """Return one role's part of it."""
+    prices = call.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
+    nodes = nodes_per_question(spec)
+    completions = nodes.get(role, nodes[Role.REFINER])
+    requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
+    shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
+    request = CompletionRequest(role, model, empty_prompt(role, question, prompts), question.question_id)
+    prompt = worst_case(request, 0, prices)
+    longest = model.max_tokens or 0
+    return Amount(
+        requests * (prompt.usd + shown * prices[0]) + completions * longest * prices[1],
+        requests * (prompt.tokens + shown) + completions * longest,
+    )
+
+
+def empty_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
+    """Return a role's prompt without the texts that others have yet to write."""
+    if role is Role.EVALUATOR:
+        return prompts.messages(role, question=question.question, ground_truth=question.ground_truth, answer="")
+    written = ("solution", "verification")[: PLAYERS.index(role)]
+    return prompts.messages(role, question=question.question, **dict.fromkeys(written, ""))

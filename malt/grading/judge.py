@@ -1,0 +1,279 @@
+"""LLMEvaluator: a model as judge, the schema of its replies, and what keeps an answer from steering it.
+
+How a reply is read is in `replies.py`. The criteria are text: `prompts/<set>/evaluator/`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import JsonValue, ValidationError
+
+from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
+from malt.errors import ConfigError, EvaluationUnknown
+from malt.grading.answers import final_answer
+from malt.grading.graders import Evaluation, Grade, Outcome, Verdict
+from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
+from malt.prompts import PromptSet, load_prompts
+from malt.questions.question import Question, content_id
+
+__all__ = ["JudgeReply", "Judgement", "LLMEvaluator", "Score"]
+
+REPAIR = (
+    "That reply cannot be read: {reason}. Judge the same answer again, and reply with one JSON object and nothing "
+    "else. Its keys: {keys}. Scores are numbers from 0 to 1; keep every text short."
+)
+"""The one further turn that an unreadable reply gets; it says nothing of the criteria."""
+
+KEPT_CHARACTERS = 1000
+"""How much of an unreadable reply is shown to the judge again, and kept in an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement(Evaluation):
+    """An evaluation with the judge's whole reply, where the further scores of a schema subclass are."""
+
+    reply: JudgeReply
+
+
+class LLMEvaluator:
+    """Judge an answer against a reference answer with a model.
+
+    The judge sees the question, the reference and the answer: never which role or branch wrote it. The criteria
+    change in three ways. A prompt folder (it needs `evaluator/system.md` and `evaluator/user.md`):
+
+        LLMEvaluator("openai/gpt-4o-mini", prompts="my_prompts")
+
+    Constructor arguments: the weights, or a schema with more scores than the two:
+
+        class StyledReply(JudgeReply):
+            brevity_score: Score
+
+        LLMEvaluator(schema=StyledReply, weights={"brevity_score": 0.2}, reasoning_weight=0.3)
+
+    Or a subclass that overrides `build_messages`:
+
+        class StrictEvaluator(LLMEvaluator):
+            def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
+                system, *turns = super().build_messages(question, ground_truth, answer)
+                return (Message(system.role, system.content + "\\nA missing unit makes an answer wrong."), *turns)
+
+    As a grader it finds an answer right when the weighted score is above 0.5; the reward is the score itself.
+    """
+
+    kind: ClassVar[GraderKind] = "llm"
+
+    def __init__(
+        self,
+        model_name: str = "embedded",
+        temperature: float | None = 0.1,
+        *,
+        prompts: str | Path | PromptSet = "general",
+        correctness_weight: float = 0.5,
+        reasoning_weight: float = 0.5,
+        weights: Mapping[str, float] | None = None,
+        schema: type[JudgeReply] = JudgeReply,
+        max_tokens: int | None = 1024,
+        top_p: float | None = None,
+        seed: int | None = None,
+        timeout_s: float = 120.0,
+        extra: Mapping[str, JsonValue] | None = None,
+        api_base: str | None = None,
+        api_key_env: str | None = None,
+        fallbacks: Sequence[Fallback | str] = (),
+        complete: Complete | None = None,
+    ) -> None:
+        """Set up the judge; nothing is asked yet.
+
+        `weights` gives weights to the further scores of `schema`, by field; a score without one does not count.
+        `complete` is how it asks: this process's own session (store first, then the endpoint) unless given.
+        Raises `ConfigError` for a value out of range, `PromptError` for a prompt set that cannot be used.
+        """
+        self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
+        self.schema = schema
+        self.model = declare_judge(
+            model=model_name,
+            temperature=temperature,
+            correctness_weight=correctness_weight,
+            reasoning_weight=reasoning_weight,
+            max_tokens=max_tokens,
+            top_p=top_p,
+            seed=seed,
+            timeout_s=timeout_s,
+            extra=dict(extra or {}),
+            api_base=api_base,
+            api_key_env=api_key_env,
+            fallbacks=list(fallbacks),
+        )
+        self.weights = all_weights(self.model, weights or {}, schema)
+        self._complete = complete or ask_default
+        self._tags = tags_in(self.prompts.messages(Role.EVALUATOR, question="-", ground_truth="-", answer="-"))
+
+    @classmethod
+    def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
+        """Return the judge that a config declares."""
+        return cls(
+            spec.model,
+            spec.temperature,
+            prompts=prompts,
+            correctness_weight=spec.correctness_weight,
+            reasoning_weight=spec.reasoning_weight,
+            max_tokens=spec.max_tokens,
+            top_p=spec.top_p,
+            seed=spec.seed,
+            timeout_s=spec.timeout_s,
+            extra=spec.extra,
+            api_base=spec.api_base,
+            api_key_env=spec.api_key_env,
+            fallbacks=spec.fallbacks,
+            complete=complete,
+        )
+
+    async def evaluate_answer(self, question: str, ground_truth: str, answer: str) -> Judgement:
+        """Judge one answer; an empty one scores zero without a request.
+
+        Raises `EvaluationUnknown`, with the judge's text, where its reply cannot be read even when asked once more,
+        and `RequestFailed` or `RunStopped` where the judge cannot be asked.
+        """
+        asked = Question(question_id=content_id(question, ground_truth), question=question, ground_truth=ground_truth)
+        return await self._judge(asked, answer)
+
+    async def __call__(self, question: Question, text: str) -> Verdict:
+        """Grade one answer, as the graders of `grading.py` do; a judge that cannot be read passes it on as unknown."""
+        answer = final_answer(text)
+        try:
+            judged = await self._judge(question, text)
+        except EvaluationUnknown as error:
+            return Verdict(Grade(Outcome.UNKNOWN, answer, self.kind, None, str(error)), decisive=False)
+        outcome = Outcome.RIGHT if judged.score > 0.5 else Outcome.WRONG
+        if not text.strip():
+            outcome = Outcome.UNANSWERED
+        return Verdict(Grade(outcome, answer, self.kind, plain(judged)), decisive=True)
+
+    def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
+        """Return what the judge is asked: override this to change it.
+
+        Here the evaluator's prompts are filled. Each text is made inert first: what would close or open one of the
+        prompt's own tags, or a chat template's turn, is escaped, so that an answer cannot leave its place.
+        """
+        slots = {"question": question, "ground_truth": ground_truth, "answer": answer}
+        return self.prompts.messages(Role.EVALUATOR, **{name: inert(text, self._tags) for name, text in slots.items()})
+
+    async def _judge(self, question: Question, answer: str) -> Judgement:
+        if not answer.strip():
+            return self._judgement(nothing(self.schema))
+        messages = self.build_messages(question.question, question.ground_truth, answer)
+        first = await self._ask(messages, question)
+        read = self._read(first)
+        if isinstance(read, str):
+            second = await self._ask((*messages, *self._repair(first, read)), question)
+            read = self._read(second)
+            if isinstance(read, str):
+                raise self._unknown(second, read)
+        return self._judgement(read)
+
+    async def _ask(self, messages: tuple[Message, ...], question: Question) -> Completion:
+        request = CompletionRequest(Role.EVALUATOR, self.model, messages, question.question_id, schema=self.schema)
+        return (await self._complete(request))[0]
+
+    def _read(self, completion: Completion) -> JudgeReply | str:
+        read = read_reply(completion.text, self.schema)
+        if isinstance(read, str) and completion.finish_reason == FinishReason.LENGTH:
+            return f"it was cut off at max_tokens = {self.model.max_tokens}"
+        return read
+
+    def _repair(self, unread: Completion, reason: str) -> tuple[Message, Message]:
+        keys = ", ".join(self.schema.model_fields)
+        said = inert(shortened(unread.text), self._tags) or "(nothing)"
+        return Message("assistant", said), Message("user", REPAIR.format(reason=reason, keys=keys))
+
+    def _unknown(self, unread: Completion, reason: str) -> EvaluationUnknown:
+        said = shortened(unread.text)
+        return EvaluationUnknown(
+            f"the judge {self.model.model!r} cannot be read, asked twice: {reason}; it said {said!r}", unread.text
+        )
+
+    def _judgement(self, reply: JudgeReply) -> Judgement:
+        weighed = sum(weight * getattr(reply, name) for name, weight in self.weights.items())
+        return Judgement(
+            correctness_score=reply.correctness_score,
+            reasoning_score=reply.reasoning_score,
+            explanation=reply.explanation,
+            key_matches=reply.key_matches,
+            score=weighed / sum(self.weights.values()),
+            reply=reply,
+        )
+
+
+async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
+    """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
+    from malt.llm.completers import ask_default as ask
+
+    return await ask(request)
+
+
+def declare_judge(**values: object) -> EvaluatorSpec:
+    """Return the judge's declaration, or raise `ConfigError` for the first value that it cannot have."""
+    try:
+        return EvaluatorSpec.model_validate({"kind": "llm", **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "weights"
+        raise ConfigError(f"LLMEvaluator: {where}: {first['msg']}, got {first['input']!r}") from None
+
+
+def all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
+    """Return every weight by score."""
+    weights = {"correctness_score": model.correctness_weight, "reasoning_score": model.reasoning_weight, **further}
+    for name, weight in weights.items():
+        if name not in schema.score_names():
+            known = ", ".join(schema.score_names())
+            raise ConfigError(f"LLMEvaluator: weights: {schema.__name__} has no score {name!r}; it has {known}")
+        if not 0 <= weight < inf:
+            raise ConfigError(f"LLMEvaluator: weights: {name} is {weight}; it must be a finite number, 0 or more")
+    return weights
+
+
+def plain(judged: Judgement) -> Evaluation:
+    """Return the evaluation alone: the columns that every grader fills."""
+    return Evaluation(
+        judged.correctness_score, judged.reasoning_score, judged.explanation, judged.key_matches, judged.score
+    )
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= KEPT_CHARACTERS else text[:KEPT_CHARACTERS] + " […]"
+
+
+INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
+"""What may stand between the characters of a tag and still look like one to a model."""
+
+TURN_MARKS = re.compile(
+    r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+)
+"""First characters of the control tokens by which chat templates end a turn (ChatML and Llama 3, DeepSeek, Llama 2,
+Mistral, Gemma). Some servers read them as such wherever they stand."""
+
+
+def tags_in(messages: tuple[Message, ...]) -> frozenset[str]:
+    """Return the names of the tags that a prompt sets its slots apart with."""
+    return frozenset(name for message in messages for name in re.findall(r"</?([A-Za-z][\w-]*)", message.content))
+
+
+def inert(text: str, tags: frozenset[str]) -> str:
+    """Escape the first character of whatever would read as one of these tags or as the end of a turn."""
+    text = TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
+    if not tags:
+        return text
+    names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
+    return re.sub(
+        rf"[<\uff1c\ufe64](?={INVISIBLE}(?:[/\uff0f]{INVISIBLE})?(?:{names})(?![\w-]))",
+        "&lt;",
+        text,
+        flags=re.IGNORECASE,
+    )

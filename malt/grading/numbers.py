@@ -1,0 +1,359 @@
+"""Quantity: a number as people and models write one, and when two of them are equal.
+
+Read are thousands separators (comma, space), decimals, signs, fractions, mixed numbers, scientific notation, currency,
+percent, units, LaTeX, small number words, and measures in two units. Not a number: a range (3-5), a ratio or time
+(10:30), a list (3, 4), an unfinished calculation (9 * 2), a symbolic value (2π). Time is linear in the text.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from malt.grading.normalize import plain
+
+LONGEST = 10_000
+"""Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
+MOST_DIGITS = 300
+"""Digits and powers of ten past which a number is not read: exact arithmetic on it could take the grader's time."""
+
+
+class Quantity(NamedTuple):
+    """A number, how it was written, and the factor to its other reading: `50%` is 50 and 0.5, `2 dozen` 2 and 24.
+
+    Benchmarks leave the unit out of the reference (`50`, and the question asks for percent), so either reading counts.
+    """
+
+    text: str
+    value: Fraction
+    scale: Fraction = Fraction(1)
+
+
+def equal(left: Quantity, right: Quantity) -> bool:
+    """Whether two quantities are the same number in one of their readings; in the same unit only as written."""
+    if left.scale == right.scale:
+        return near(left.value, right.value)
+    return any(near(one, other) for one in readings(left) for other in readings(right))
+
+
+def readings(number: Quantity) -> tuple[Fraction, Fraction]:
+    """Return the number as written, and in the unit that its percent sign or magnitude stands for."""
+    return number.value, number.value * number.scale
+
+
+def near(left: Fraction, right: Fraction) -> bool:
+    """Whether two numbers are equal, or differ in the seventh figure where one is not whole: 0.333333 is 1/3."""
+    if left == right or (left.denominator == 1 and right.denominator == 1):
+        return left == right
+    return abs(left - right) <= min(Fraction(1), abs(left), abs(right)) * Fraction(2, 1_000_000)
+
+
+# How one number is read.
+
+DIGITS = r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9]) | [0-9]++(?>(?:,[0-9]++)*))(?:\.[0-9]++)? | \.[0-9]++"
+NUMBER = re.compile(
+    rf"""
+    (?<![\w.^√]) (?<![0-9][:/,]) (?<![^\W\d_]-)
+    (?P<sign>[-+](?=\s?[$€£¥₹]?[0-9.]))?
+    [$€£¥₹]? \s? (?P<sign_after>-)?
+    (?:
+      (?P<whole>[0-9]++) (?:\s+(?:and\s+)?) (?P<part>[0-9]++)\s?/\s?(?P<parts>[0-9]++)
+    | (?P<half>[0-9]++)\s+and\s+a\s+half\b
+    | 10\s?\^\s?\(?(?P<power>[-+]?[0-9]{{1,4}})\)?
+    | (?P<digits>{DIGITS})
+      (?: \s?/\s?(?P<denominator>{DIGITS})
+      | [eE](?P<exponent>[-+]?[0-9]{{1,4}})(?![\w.])
+      | \s?[*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
+      )?
+    )
+    (?![0-9]) (?!\s?[√^]) (?!\s?/\s?[0-9(]) (?!:[0-9]|\s:\s[0-9]) (?!\.[0-9])
+    (?: \s?(?P<percent>%|percent(?![a-z]))
+    | (?P<letter>[kKMB])(?![\w])
+    | \s(?P<magnitude>hundred|thousand|million|billion|trillion|dozen|cents?)(?![a-z])
+    | (?P<cent>¢)
+    )?
+    """,
+    re.VERBOSE,
+)
+SCALES = {
+    "k": 1000,
+    "K": 1000,
+    "M": 10**6,
+    "B": 10**9,
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+
+
+def quantity(match: re.Match[str]) -> Quantity | None:
+    """Return the number that was matched, or None where its digits make none (a list, a zero denominator)."""
+    value = unsigned(match)
+    if value is None:
+        return None
+    negative = "-" in (match["sign"] or "") + (match["sign_after"] or "")
+    if match["percent"] or match["cent"] or (match["magnitude"] or "").startswith("cent"):
+        scale = Fraction(1, 100)
+    else:
+        scale = Fraction(SCALES.get(match["letter"] or match["magnitude"] or "", 1))
+    return Quantity(match[0].strip(), -value if negative else value, scale)
+
+
+def unsigned(match: re.Match[str]) -> Fraction | None:
+    """Return the value without its sign."""
+    if len(match[0]) > MOST_DIGITS:
+        return None
+    if match["whole"]:
+        part = over(Fraction(match["part"]), Fraction(match["parts"]))
+        return None if part is None else int(match["whole"]) + part
+    if match["half"]:
+        return int(match["half"]) + Fraction(1, 2)
+    if match["power"]:
+        return times_ten_to(Fraction(1), match["power"])
+    value = decimal(match["digits"])
+    if value is not None and match["denominator"]:
+        return over(value, decimal(match["denominator"]))
+    return value if value is None else times_ten_to(value, match["exponent"] or match["power_of_ten"] or "0")
+
+
+def over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
+    """Divide, if that can be."""
+    return numerator / denominator if denominator else None
+
+
+def times_ten_to(value: Fraction, power: str) -> Fraction | None:
+    """Scale by a power of ten that is not absurd."""
+    return value * Fraction(10) ** int(power) if abs(int(power)) <= MOST_DIGITS else None
+
+
+def decimal(digits: str) -> Fraction | None:
+    """Read digits with separators: `1,250.5`, `1,00,000`, `1 000`; `12,50` has a decimal comma; `3,4,5` is a list."""
+    groups = digits.replace(" ", "").split(",")
+    if len(groups) == 1:
+        return Fraction(groups[0])
+    last = groups[-1].partition(".")[0]
+    if len(last) == 3 and len(groups[0]) <= 3 and all(2 <= len(group) <= 3 for group in groups[1:-1]):
+        return Fraction("".join(groups))
+    return Fraction(".".join(groups)) if len(groups) == 2 and last == groups[1] else None
+
+
+# Measures in two units, and numbers in words.
+
+MEASURES = {
+    ("dollar", "cent"): 100,
+    ("euro", "cent"): 100,
+    ("hour", "minute"): 60,
+    ("minute", "second"): 60,
+    ("foot", "inch"): 12,
+    ("year", "month"): 12,
+    ("week", "day"): 7,
+    ("day", "hour"): 24,
+    ("pound", "ounce"): 16,
+}
+SPELLINGS = {
+    "dollar": "dollars",
+    "euro": "euros",
+    "cent": "cents",
+    "foot": "feet ft",
+    "inch": "inches",
+    "hour": "hours hrs hr h",
+    "minute": "minutes mins min",
+    "second": "seconds secs sec",
+    "year": "years",
+    "month": "months",
+    "week": "weeks",
+    "day": "days",
+    "pound": "pounds lbs lb",
+    "ounce": "ounces oz",
+}
+UNITS = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling in (unit, *spellings.split())}
+MEASURE = re.compile(
+    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
+)
+
+
+def measured(match: re.Match[str]) -> Quantity | None:
+    """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None where it is none."""
+    ratio = MEASURES.get((UNITS.get(match[2], ""), UNITS.get(match[4], "")))
+    first = decimal(match[1])
+    if ratio is None or first is None or len(match[0]) > MOST_DIGITS:
+        return None
+    return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
+
+
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve "
+    "thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+WORD_VALUES = {
+    **{word: value for value, word in enumerate(SMALL.split())},
+    **{word: 10 * tens for tens, word in enumerate(TENS.split(), start=2)},
+}
+WORD_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
+
+
+def in_words(text: str) -> Quantity | None:
+    """Return the number that a plain text without digits begins with, as in `Twenty-five dollars`."""
+    total = current = 0
+    read: list[str] = []
+    for word in re.findall(r"[a-z]+", text[:200].lower()):
+        if word in WORD_VALUES:
+            current += WORD_VALUES[word]
+        elif word in WORD_SCALES and read:
+            current *= WORD_SCALES[word]
+            if word != "hundred":
+                total, current = total + current, 0
+        elif word != "and" or not read:
+            break
+        read.append(word)
+    return Quantity(" ".join(read).removesuffix(" and"), Fraction(total + current)) if read else None
+
+
+# Which number of a text is the answer.
+
+
+class Found(NamedTuple):
+    """One number of a text and where it stands; no quantity where it is part of a calculation, a range or a ratio."""
+
+    start: int
+    end: int
+    quantity: Quantity | None
+
+
+TANGLED_BEFORE = re.compile(r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through)|√)\s?[$€£¥₹(]*$")
+TANGLED_AFTER = re.compile(r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through)\s(?=[$€£¥₹]?[0-9]))")
+LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
+QUALIFIER_BEFORE = re.compile(
+    r"(?<![a-z])(?:in|after|for|by|at|the|of|from|to|with|within|over|every|each|per|than|these|those|both|all|next|first"
+    r"|last|another|when|if|between|on|day|week|step|year|level|number|because|since|as)\s[$€£¥₹]?$",
+    re.IGNORECASE,
+)
+CONCLUSION = re.compile(
+    r"(?<![a-z])(?:so|therefore|thus|hence|which (?:means|is|equals|makes))(?![a-z])", re.IGNORECASE
+)
+EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
+LEAD_IN = re.compile(
+    r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
+    re.IGNORECASE,
+)
+ASSIGNMENT = re.compile(r"^[^0-9=]{1,40}=")
+UNITS_AFTER = re.compile(
+    r"(?>(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8})[\s.!*_$)\]\"']*+"
+)
+SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
+DIGITS_AHEAD = re.compile(r".*(?=[0-9])", re.DOTALL)
+ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
+
+
+@lru_cache(maxsize=8192)
+def parse_quantity(text: str) -> Quantity | None:
+    """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
+    line = ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
+    start = lead_in(line)
+    measure = MEASURE.match(line, start)
+    if measure and (quantity := measured(measure)) and not numbers(line[measure.end() :]):
+        return quantity
+    match = NUMBER.match(line, start)
+    if match is None:
+        return in_words(line[start:])
+    alone = UNITS_AFTER.fullmatch(line, match.end()) and not ENUMERATION.match(line, match.end())
+    return standing(match) if alone else None
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """Return the number that a statement of an answer gives, or None where it gives none, or several.
+
+    In order: what follows the last `so`; of several sentences the first with a number; what follows the last `=`; the
+    number it begins with; the first number that qualifies nothing, as `3` does in `after 3 days`.
+    """
+    line = plain(text[:LONGEST])
+    found = numbers(line)
+    if not found:
+        return in_words(line[lead_in(line) :])
+    return found[0].quantity if len(found) == 1 else stated(line, found)
+
+
+def leading_quantity(text: str) -> Quantity | None:
+    """Return the number that a text begins with, whatever follows it; None where it begins with none of its own."""
+    line = plain(text[:LONGEST])
+    found = numbers(line)
+    if not found or found[0].start > lead_in(line) or LIST_AFTER.match(line, found[0].end):
+        return None
+    return found[0].quantity
+
+
+def last_quantity(text: str) -> Quantity | None:
+    """Return the last number of a text that stands for itself, or the first after the `=` of its sentence.
+
+    The result of `120 / 24 = 5 hours to read 120 pages` is 5.
+    """
+    for written in reversed(text[-LONGEST:].splitlines()):
+        line = plain(written)
+        known = [number.quantity for number in numbers(line) if number.quantity is not None]
+        if known:
+            conclusion = tail(CONCLUSION, tail(SENTENCE_END, line))
+            result = tail(EQUALS, conclusion)
+            after = [number.quantity for number in numbers(result) if number.quantity is not None]
+            return after[0] if after and result != conclusion else known[-1]
+    return None
+
+
+def tail(border: re.Pattern[str], line: str) -> str:
+    """Return what follows the last border with a digit after it, or the whole line."""
+    digits = DIGITS_AHEAD.match(line)
+    ends = [match.end() for match in border.finditer(line, 0, digits.end() if digits else 0)]
+    return line[ends[-1] :] if ends else line
+
+
+def stated(line: str, found: list[Found]) -> Quantity | None:
+    """Choose among several numbers."""
+    found = in_one_sentence(line, after_last(CONCLUSION, line, found))
+    found = after_last(EQUALS, line, found)
+    first = found[0]
+    if LIST_AFTER.match(line, first.end):
+        return None
+    if first.start <= lead_in(line):
+        return first.quantity
+    known = [number for number in found if number.quantity is not None]
+    free = [number for number in known if not QUALIFIER_BEFORE.search(line[max(0, number.start - 12) : number.start])]
+    return free[0].quantity if free else known[-1].quantity if known else None
+
+
+def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
+    """Return the numbers after the last border that has any, or all of them."""
+    ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
+    return [number for number in found if number.start >= ends[-1]] if ends else found
+
+
+def in_one_sentence(line: str, found: list[Found]) -> list[Found]:
+    """Return the numbers up to the end of the sentence in which the first stands."""
+    end = SENTENCE_END.search(line, found[0].end)
+    return [number for number in found if number.start < end.start()] if end else found
+
+
+def numbers(line: str) -> list[Found]:
+    """Return the numbers of a plain text; a measure in two units is one."""
+    found = [Found(match.start(), match.end(), standing(match)) for match in NUMBER.finditer(line)]
+    if len(found) < 2:
+        return found
+    measures = [Found(*match.span(), quantity) for match in MEASURE.finditer(line) if (quantity := measured(match))]
+    for measure in measures:
+        found = [number for number in found if number.end <= measure.start or number.start >= measure.end]
+    return sorted(found + measures) if measures else found
+
+
+def standing(match: re.Match[str]) -> Quantity | None:
+    """Return a number that stands for itself."""
+    line, start = match.string, match.start() + len(match["sign"] or "")
+    tangled = TANGLED_BEFORE.search(line[max(0, start - 12) : start]) or TANGLED_AFTER.match(line, match.end())
+    return None if tangled else quantity(match)
+
+
+def lead_in(line: str) -> int:
+    """Return where a plain text begins, after signs and words such as `about`."""
+    match = LEAD_IN.match(line)
+    return match.end() if match else 0

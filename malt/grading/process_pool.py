@@ -1,0 +1,239 @@
+"""A pool of processes that can be killed: where graders run that may hang, and where users' graders run.
+
+Each process has a thread here that feeds it one call at a time. A call that passes its limit costs one process,
+never the run. The processes start Python afresh, so they need no `if __name__ == "__main__"` in the user's script.
+"""
+
+import asyncio
+import atexit
+import ctypes
+import importlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cache
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
+
+Result = TypeVar("Result")
+
+M_MMAP_THRESHOLD = -3
+START_LIMIT_S = 120.0
+"""Seconds a process may take to start Python and import what a call needs; no call's own limit covers this."""
+
+BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from malt.grading.process_pool import work
+work(int(sys.argv[1]))
+"""
+
+
+class CallFailed(Exception):  # noqa: N818 - named for what happened to the call
+    """A call in the pool has no result: it passed its limit, raised, or its process died. The message says which."""
+
+
+class Call(NamedTuple):
+    """One call that waits for a process, by the function's import name."""
+
+    function: str
+    arguments: tuple[object, ...]
+    timeout_s: float
+    future: Future[object]
+
+
+async def run_in_pool(function: Callable[..., Result], *arguments: object, timeout_s: float) -> Result:
+    """Call a module's function in a process of the pool and return what it returns; arguments and result are pickled.
+
+    The limit starts when the process starts on this call; waiting for a free process and its imports do not count.
+    Works from any event loop and thread. Raises `CallFailed`.
+    """
+    return await asyncio.wrap_future(submit(function, *arguments, timeout_s=timeout_s))
+
+
+def submit(function: Callable[..., Result], *arguments: object, timeout_s: float) -> "Future[Result]":
+    """Do the same for a caller without an event loop."""
+    future: Future[object] = Future()
+    name = f"{function.__module__}:{function.__qualname__}"
+    shared_pool().calls.put(Call(name, arguments, timeout_s, future))
+    return cast("Future[Result]", future)
+
+
+def worker_pids() -> list[int]:
+    """Return the processes that are up, for those who watch or kill them."""
+    return shared_pool().pids
+
+
+def shared_pool() -> "Pool":
+    """Return this process's pool, started on first use; a forked child does not share its parent's."""
+    with POOLS_LOCK:
+        return pool_of(os.getpid())
+
+
+POOLS_LOCK = threading.Lock()
+
+
+@cache
+def pool_of(_pid: int) -> "Pool":
+    """Start a pool: one process more than there are processors, so that one that hangs leaves them busy."""
+    pool = Pool(min(4, (os.cpu_count() or 1) + 1))
+    atexit.register(pool.close)
+    return pool
+
+
+def free_at_once() -> None:
+    """Let blocks of 1 MiB and more go back to the system when they are freed: what processes send lies in such.
+
+    Otherwise glibc keeps them for others to come, the more the longer a program runs (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
+class Pool:
+    """`size` threads, each with a process that it starts when it first has a call to make."""
+
+    def __init__(self, size: int) -> None:
+        free_at_once()
+        self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._workers = [Worker() for _ in range(size)]
+        for worker in self._workers:
+            threading.Thread(target=worker.serve, args=(self.calls,), name="grader", daemon=True).start()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are up."""
+        return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
+
+    def close(self) -> None:
+        """Kill the processes, and start no more."""
+        for worker in self._workers:
+            worker.closed = True
+            worker.stop()
+
+
+class Worker:
+    """One process, started when it is needed and again after it was killed."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.closed = False
+        self._pipe: Connection | None = None
+
+    def serve(self, calls: "queue.SimpleQueue[Call]") -> None:
+        """Make calls for as long as the program runs."""
+        while True:
+            call = calls.get()
+            if not call.future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = self._make(call)
+            except CallFailed as failure:
+                call.future.set_exception(failure)
+            except Exception as error:
+                self.stop()
+                call.future.set_exception(CallFailed(f"{type(error).__name__}: {error}"))
+            else:
+                call.future.set_result(result)
+
+    def stop(self) -> None:
+        """Kill the process, if there is one, with whatever it started."""
+        process, pipe = self.process, self._pipe
+        self.process = self._pipe = None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if pipe is not None:
+            pipe.close()
+
+    def _make(self, call: Call) -> object:
+        pipe = self._begin(call)
+        try:
+            if not pipe.poll(call.timeout_s):
+                self.stop()
+                raise CallFailed(f"no result within {call.timeout_s:g} s")
+            succeeded, result = pipe.recv()
+        except (EOFError, OSError):
+            self.stop()
+            raise CallFailed("its process died") from None
+        if not succeeded:
+            raise CallFailed(str(result))
+        return result
+
+    def _begin(self, call: Call) -> Connection:
+        """Hand the call over and wait until the process starts on it; one that died while idle is replaced once."""
+        pipe = self._hand_over(call) or self._hand_over(call)
+        if pipe is None:
+            raise CallFailed("its process does not start")
+        return pipe
+
+    def _hand_over(self, call: Call) -> Connection | None:
+        try:
+            pipe = self._pipe or self._start()
+            pipe.send((call.function, call.arguments, call.timeout_s))
+            if pipe.poll(START_LIMIT_S):
+                pipe.recv()
+                return pipe
+        except (EOFError, OSError):
+            pass
+        self.stop()
+        return None
+
+    def _start(self) -> Connection:
+        if self.closed:
+            raise OSError("the pool is closed")
+        ours, theirs = Pipe()
+        # Its own group: Ctrl-C is for the program, which ends its workers itself. Stdout stays clean for --json.
+        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our code
+            [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps([*sys.path, str(Path.cwd())])],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            process_group=0,
+        )
+        theirs.close()
+        self._pipe = ours
+        return ours
+
+
+def work(descriptor: int) -> None:
+    """Answer calls until the other end closes: the body of a worker process."""
+    pipe = Connection(descriptor)
+    with suppress(EOFError, OSError):
+        while True:
+            name, arguments, timeout_s = pipe.recv()
+            function = resolve(name)
+            pipe.send("started")
+            # Were the program killed now, nobody else would end this call: the kernel's own clock does.
+            signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
+            pipe.send(attempt(function, arguments))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:
+    """Return whether the call succeeded, and what it returned or raised."""
+    try:
+        return True, function(*arguments)
+    except Exception as error:
+        return False, f"{type(error).__name__}: {str(error)[:500]}"
+
+
+@cache
+def resolve(name: str) -> Callable[..., object]:
+    """Import a function by `module:name`; raises ImportError or AttributeError."""
+    module, _, path = name.partition(":")
+    found: object = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{name} is {type(found).__name__}, not a function")
+    return found

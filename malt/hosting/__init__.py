@@ -1,0 +1,1 @@
+"""Prefect's server, `malt up` and `malt doctor`."""

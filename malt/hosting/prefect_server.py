@@ -1,0 +1,99 @@
+"""The process of a private Prefect server; private_prefect.py starts it.
+
+Run as `python -m malt.hosting.prefect_server SOCKET DATABASE`. It ends when its standard input does: the process that
+started it holds the other end, and loses it however it ends.
+"""
+
+import fcntl
+import os
+import socket
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import uvicorn
+
+from malt.loading import loading
+
+STOP_LIMIT_S = 5.0
+"""Seconds it may take to write its records once its time is over."""
+
+
+def main() -> None:
+    """Serve Prefect's API on an open socket until standard input ends."""
+    listener, database = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        log_level="error",
+        lifespan="on",
+        ws_per_message_deflate=False,  # events come from this machine
+        timeout_graceful_shutdown=1,
+    )
+    server = StartsAlone(config, database)
+    threading.Thread(target=end_with_parent, args=(server,), daemon=True).start()
+    with loading():
+        config.load()
+    server.run(sockets=[listener])
+
+
+def end_with_parent(server: uvicorn.Server) -> None:
+    """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
+    while os.read(0, 1024):
+        pass
+    if server.started:
+        server.should_exit = True
+        time.sleep(STOP_LIMIT_S)
+    os._exit(1)
+
+
+class StartsAlone(uvicorn.Server):
+    """A server that makes or upgrades its database while no other does the same to it."""
+
+    def __init__(self, config: uvicorn.Config, database: Path) -> None:
+        super().__init__(config)
+        self._database = database
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the lock, then start; a database that was made is kept before the first request is let in."""
+        with self._database.with_name("starting.lock").open("a") as lock, loading():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            is_made = self._database.exists() or copied(made_before(), self._database)
+            await super().startup(sockets)
+            if not is_made:
+                copied(self._database, made_before())
+
+
+def made_before() -> Path | None:
+    """Return where a database without records is kept: making one takes Prefect's hundred migrations, 3 s of CPU.
+
+    A user without a home folder has no such place.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path's raises there
+    return caches / "malt" / f"prefect-{version('prefect')}.db" if caches.is_absolute() else None
+
+
+def copied(source: Path | None, target: Path | None) -> bool:
+    """Copy a database, whole or not at all, and say whether that was done; where it was not, Prefect makes its own."""
+    if source is None or target is None or not source.exists():
+        return False
+    with suppress(OSError, sqlite3.Error):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            copy = Path(folder, target.name)
+            with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(copy)) as writing:
+                reading.backup(writing)
+            for end in ("-wal", "-shm"):  # of a database that was removed by hand: SQLite would write it over the copy
+                target.with_name(target.name + end).unlink(missing_ok=True)
+            copy.rename(target)
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    main()

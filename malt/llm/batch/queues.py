@@ -1,0 +1,82 @@
+"""Queues: how many items a provider takes of a model at once, as it tells by refusing batches, and for how long."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from malt.config.spec import ModelSpec
+from malt.llm.batch import api
+from malt.llm.batch.ledger import Batch
+from malt.llm.rate_limit.endpoints import Where, where_is
+
+GROWTH = 4
+"""How many times as many items the next batch may have as one that there was room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much goes into one batch."""
+
+    items: int = api.MOST_ITEMS
+    bytes: int = api.MOST_BYTES
+
+
+@dataclass
+class Queue:
+    """One model's queue. Who else fills it is not told."""
+
+    most: int
+    """Items in the next batch."""
+    fits: int = 0
+    """Items that there was room for."""
+    full_since: float | None = None
+    is_narrow: bool = False
+    """It was full once: one batch at a time."""
+
+
+class Queues:
+    """The queues of the models that a run asks in batches."""
+
+    def __init__(self, size: Size) -> None:
+        self._size = size
+        self._queues: dict[Where, Queue] = {}
+        self._under_way: Counter[Where] = Counter()
+
+    def note_under_way(self, batches: Iterable[Batch]) -> None:
+        """Note which batches are open now."""
+        self._under_way = Counter(where_is(batch.asked) for batch in batches)
+
+    def enter(self, model: ModelSpec) -> None:
+        """Note that one more batch is open."""
+        self._under_way[where_is(model)] += 1
+
+    def size_for(self, model: ModelSpec) -> Size:
+        """Return how large the next batch may be."""
+        return replace(self._size, items=self._queue(model).most)
+
+    def is_full_for(self, model: ModelSpec) -> bool:
+        """Whether the next batch is to wait for the one before it."""
+        return self._queue(model).is_narrow and self._under_way[where_is(model)] > 0
+
+    def took(self, model: ModelSpec, items: int) -> None:
+        """Note that there was room for a batch."""
+        queue = self._queue(model)
+        queue.full_since, queue.fits = None, max(queue.fits, items)
+        queue.most = min(self._size.items, max(queue.most, GROWTH * items))
+
+    def refused(self, model: ModelSpec, items: int) -> bool:
+        """Note that there was none; return whether a smaller batch may fit. If not, others fill it, for now."""
+        queue, is_alone = self._queue(model), self._under_way[where_is(model)] <= 1
+        queue.full_since, queue.is_narrow = queue.full_since or time.time(), True
+        if is_alone and items > queue.fits:
+            queue.most = max(1, queue.fits, items // 2)
+        return queue.most < items
+
+    def full_for_s(self, model: ModelSpec) -> float:
+        """Return for how long there has been no room."""
+        since = self._queue(model).full_since
+        return 0.0 if since is None else time.time() - since
+
+    def _queue(self, model: ModelSpec) -> Queue:
+        return self._queues.setdefault(where_is(model), Queue(self._size.items))

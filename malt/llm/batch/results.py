@@ -1,0 +1,173 @@
+"""What came of a batch: rows for the store, what is to be asked for again, and what ends the run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import JsonValue
+
+from malt.config.spec import Role
+from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
+from malt.llm.batch.api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
+from malt.llm.batch.ledger import Batch, BatchItem, Returned
+from malt.llm.budget import Amount
+from malt.llm.completers import completion, usage_of
+from malt.llm.faults import NoSiblings, Unavailable
+from malt.llm.provider.errors import place_of
+from malt.llm.provider.routing import Way
+from malt.llm.request import RequestFailed, split_response
+from malt.llm.store.samples import StoredSample
+from malt.llm.usage import Tally, Usage
+
+QUEUE_FULL = "token_limit_exceeded"
+"""OpenAI's word for more tokens in its queue than an organization may have there."""
+UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
+"""OpenAI's words for an account that may spend no more."""
+
+
+@dataclass
+class Outcome:
+    """What a batch that has ended comes to."""
+
+    batch: Batch
+    job: Job
+    way: Way
+    run: str
+    attempts: int
+    """Batches that a sample may come back from without an answer."""
+    rows: list[StoredSample] = field(default_factory=list)
+    """Answers, and the reasons why others cannot be had."""
+    returned: list[Returned] = field(default_factory=list)
+    wasted: list[tuple[Role, Usage]] = field(default_factory=list)
+    """What answers took that cannot be used."""
+    ends_run: MaltError | None = None
+    has_siblings: bool = True
+    """Whether the provider takes `n`, as far as this batch shows."""
+    cost_usd: float | None = 0.0
+    tokens: int | None = 0
+
+    def read(self, items: Sequence[BatchItem], results: Sequence[Result]) -> None:
+        """Find the place of every result; an item without one comes back."""
+        groups: dict[str, list[BatchItem]] = {}
+        for item in sorted(items, key=lambda item: item.sample):
+            groups.setdefault(item.custom_id, []).append(item)
+        for result in results:
+            if group := groups.pop(result.custom_id, None):
+                self._take(group, result)
+        for group in groups.values():
+            self._return(group, f"{self._place}: the batch ended ({self.job.status}) without an answer")
+        billed = sum(result.status == ANSWERED for result in results)
+        if self.job.status == GONE or billed < self.job.completed:  # answers that nobody can read any more
+            self._add_up(None, None)
+        self.ends_run = self.ends_run or self._end_of_all()
+
+    @property
+    def answered(self) -> list[str]:
+        """The keys that have an answer now."""
+        return [row.key for row in self.rows if row.response is not None]
+
+    @property
+    def taken(self) -> Amount:
+        """What it took; what nobody can say counts in full."""
+        return Amount(
+            self.batch.usd if self.cost_usd is None else self.cost_usd,
+            self.batch.tokens if self.tokens is None else self.tokens,
+        )
+
+    def count(self, held: Mapping[str, StoredSample], tally: Tally) -> None:
+        """Count the answers among what the store holds now, but for those that it had already: another process's."""
+        ours = {row.key: row.created_at for row in self.rows}
+        for key, row in held.items():
+            if row.response is not None and row.created_at == ours[key]:
+                tally.add(Role(row.role), usage_of(completion(row, cached=False)))
+
+    @property
+    def _place(self) -> str:
+        return place_of(self.batch.asked)
+
+    def _take(self, group: Sequence[BatchItem], result: Result) -> None:
+        try:
+            if result.status != ANSWERED:
+                has_schema = group[0].role == Role.EVALUATOR
+                raise refusal_of(result, self.batch.asked, self.way, len(group), has_schema=has_schema)
+            self._answer(group, result.body)
+        except NoSiblings as fault:
+            self.has_siblings = False
+            self._return(group, str(fault), alone=True)
+        except RequestFailed as refused:
+            self._return(group, str(refused), is_final=True)
+        except (ConfigError, RunStopped) as stop:
+            self.ends_run = self.ends_run or stop
+            self._return(group, str(stop), counts=False)
+        except MaltError as fault:
+            self._return(group, str(fault))
+
+    def _answer(self, group: Sequence[BatchItem], body: Mapping[str, JsonValue]) -> None:
+        try:
+            reply = reply_of(self.batch.asked, body, time.time() - self.batch.planned_at)
+        except Unavailable:
+            self._waste(Role(group[0].role), bill_of(self.batch.asked, body))
+            raise
+        responses = split_response(reply.response, len(group))
+        self.way.gave_siblings = self.way.gave_siblings or len(responses) > 1
+        share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+        for item, response in zip(group, responses, strict=False):
+            self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
+        self._return(group[len(responses) :], "fewer samples came than were asked for", alone=True)
+        self._add_up(reply.cost_usd, reply.total_tokens)
+
+    def _waste(self, role: Role, usage: Usage) -> None:
+        """Count an answer that cannot be used: it is billed all the same."""
+        self.wasted.append((role, usage))
+        self._add_up(usage.cost_usd, usage.prompt_tokens + usage.completion_tokens or None)
+
+    def _add_up(self, cost_usd: float | None, tokens: int | None) -> None:
+        self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
+        self.tokens = None if self.tokens is None or tokens is None else self.tokens + tokens
+
+    def _return(
+        self,
+        group: Sequence[BatchItem],
+        reason: str,
+        *,
+        alone: bool = False,
+        counts: bool = True,
+        is_final: bool = False,
+    ) -> None:
+        """Let items be asked for again, or note why they cannot be had."""
+        counts = counts and self.job.status not in ("failed", "cancelled")
+        for item in group:
+            attempts = item.attempts + counts
+            given_up = is_final or attempts >= self.attempts
+            self.returned.append(Returned(item.key, attempts, alone or item.alone, given_up))
+            if given_up:
+                said = reason if is_final else f"{reason}; gave up after {attempts} batches"
+                self.rows.append(replace(self._row(item), error=said))
+
+    def _row(self, item: BatchItem) -> StoredSample:
+        return StoredSample(
+            key=item.key,
+            question_id=item.question_id,
+            role=item.role,
+            model=self.batch.model,
+            address=item.address,
+            sample=item.sample,
+            response=None,
+            error=None,
+            cost_usd=None,
+            latency_s=0.0,
+            run=self.run,
+        )
+
+    def _end_of_all(self) -> MaltError | None:
+        """Return what a batch that failed or was cancelled as a whole means to the run."""
+        name = f"{self._place}: batch {self.job.batch_id}"
+        if self.job.status == "failed" and self.job.error_code in UNPAID:
+            return AccountEmpty(f"{name} was refused: {self.job.error}; mend that, and run again")
+        if self.job.status == "failed" and self.job.error_code != QUEUE_FULL:
+            return ConfigError(
+                f"{name} failed validation: {self.job.error or 'no reason given'}; mend that, and run again"
+            )
+        if self.job.status == "cancelled":
+            return RunStopped(f"{name} was cancelled there; what it had is stored, run again to hand in the rest")
+        return None

@@ -1,0 +1,1 @@
+"""LiteLLM and the embedded model; their errors become ours."""

@@ -1,0 +1,265 @@
+"""One HTTP request to one model through LiteLLM: what is sent, and the raw answer with its cost.
+
+When to ask, how often and how fast is limits.py's; reading what came back is completion.py's.
+"""
+
+import asyncio
+import copy
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from malt.canonical_json import digest
+from malt.config.spec import Limits, ModelSpec
+from malt.errors import ConfigError
+from malt.llm.faults import NoSiblings, Unavailable
+from malt.llm.provider import embedded, openai_compatible
+from malt.llm.provider.errors import meaning_of, place_of, reason_of
+from malt.llm.provider.routing import Prices, Way, library, listed_price, provider_of, supported_by, way_to
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted, granted
+from malt.llm.request import CompletionRequest, is_counted, token_count
+
+OWN_KEYS = frozenset(
+    {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
+    | {"timeout", "response_format", "fallbacks", "api_base", "base_url", "api_key", "num_retries", "max_retries"}
+    | {"drop_params", "mock_response", "custom_llm_provider"}
+)
+"""What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
+
+UNCAPPED = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One response, raw: it is stored before anything reads it."""
+
+    response: dict[str, JsonValue]
+    """The whole chat-completion body as LiteLLM gives it back."""
+    latency_s: float
+    cost_usd: float | None
+    """Of the whole request: as the provider reported, else by LiteLLM's prices, else None; 0 for the embedded model."""
+    granted: Granted = NOTHING_TOLD
+
+    @property
+    def total_tokens(self) -> int | None:
+        """What the provider counted, prompt and completions together; None where it did not."""
+        usage = self.response.get("usage")
+        if not is_counted(usage):
+            return None
+        choices = [choice for choice in embedded.as_list(self.response.get("choices")) if isinstance(choice, dict)]
+        by_choice = [token_count(choice.get("completion_tokens")) for choice in choices]
+        counted = [tokens for tokens in by_choice if tokens is not None]
+        if counted and len(counted) == len(choices):  # the embedded server's usage covers the first choice alone
+            return sum(counted, token_count(usage.get("prompt_tokens")) or 0)
+        return token_count(usage.get("total_tokens"))
+
+
+async def send(request: CompletionRequest, first: int, count: int) -> Reply:
+    """Ask for samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
+
+    Raises `RateLimited`, `Unavailable`, `Rejected` or `NoSiblings` for limits.py and its callers to act on;
+    `ConfigError` for a wrong key, model or parameter and `RunStopped` for an empty account: those end the run.
+    """
+    model = request.model
+    way = await way_to(model)
+    arguments = arguments_of(request, way, first, count)
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(model.timeout_s):  # LiteLLM's own timeout does not end a reply that drips
+            answer = await _complete(way, model, arguments)
+    except Exception as error:
+        # `from None`: what LiteLLM raises, and what that came from, may quote the key
+        raise meaning_of(error, model, way, count, has_schema="response_format" in arguments) from None
+    latency_s = time.perf_counter() - started
+    response = answer.model_dump(mode="json", warnings=False)
+    if not response.get("choices"):
+        raise Unavailable(f"{place_of(model)} answered without choices", perhaps_billed=True)
+    if embedded.is_embedded(model.model) and way.api_base:
+        with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
+            await asyncio.to_thread(_count_choices, way.api_base, response)
+    way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
+    cost_usd = cost_of(model, getattr(answer, "usage", None), response.get("usage"))
+    return Reply(response, latency_s, cost_usd, granted(_headers(answer)))
+
+
+async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
+    """Ask by the shortest way; what `extra` means is for all of LiteLLM to say."""
+    if way.is_compatible and not model.extra:
+        return await openai_compatible.complete(way, arguments)
+    return await library().acompletion(**arguments)
+
+
+def _headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return a response's headers; LiteLLM keeps them beside the body, the provider's own with a prefix."""
+    kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
+    return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
+
+
+def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
+    """Find what is wrong with a declaration without asking the model; under a cap its worst case must be known.
+
+    Raises `ConfigError`.
+    """
+    if owned := sorted(OWN_KEYS & model.extra.keys()):
+        raise ConfigError(
+            f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
+        )
+    key_of(model)
+    _check_caps(model, limits)
+    if embedded.is_embedded(model.model):
+        embedded.check(model.model)
+        return
+    provider = provider_of(model)
+    _check_key(model, provider)
+    _check_sampling(model, provider)
+    if provider == "hosted_vllm" and not (model.api_base or os.environ.get("HOSTED_VLLM_API_BASE")):
+        raise ConfigError(f'{model.model} needs an address: set api_base = "http://…/v1"')
+
+
+def takes_siblings(model: ModelSpec) -> bool:
+    """Whether several samples can be asked for in one request (`n`)."""
+    return embedded.is_embedded(model.model) or "n" in supported_by(model, provider_of(model))
+
+
+def price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
+    """Return what LiteLLM's list says a token costs, asked directly or in a batch; None where it knows no price."""
+    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else listed_price(model.model, batched=batched)
+
+
+def warm_up() -> None:
+    """Import LiteLLM now, while there is something else to wait for; the first request would take seconds longer."""
+    library()
+
+
+async def close() -> None:
+    """Close LiteLLM's connections; those of the running loop, so call it there."""
+    if library.cache_info().currsize:
+        await library().close_litellm_async_clients()
+    await openai_compatible.close()
+
+
+def key_of(model: ModelSpec) -> str | None:
+    """Read the key from the environment, now. Raises `ConfigError` where the named variable is not set."""
+    if model.api_key_env is None:
+        return None
+    if not (key := os.environ.get(model.api_key_env)):
+        raise ConfigError(f"{model.model}: api_key_env names {model.api_key_env}, which is not set; export it")
+    return key
+
+
+def _check_caps(model: ModelSpec, limits: Limits) -> None:
+    if limits.max_cost_usd is not None and price(model) is None:
+        raise ConfigError(f"limits.max_cost_usd is set, but the price of {model.model} is not known; remove the cap")
+    costs = limits.max_cost_usd is not None and price(model) != Prices(0.0, 0.0)
+    if model.max_tokens is None and (costs or limits.max_tokens_total is not None):
+        raise ConfigError(f"limits has a cap, but {model.model} has no max_tokens to reckon with; set it")
+
+
+def _check_key(model: ModelSpec, provider: str) -> None:
+    """Complain of a missing key. Credentials that are not keys (AWS profiles, say) are left to the provider."""
+    if model.api_key_env or model.api_key_block or (provider == "openai" and model.api_base):
+        return
+    missing = library().validate_environment(model.model)["missing_keys"]
+    if missing and all(name.endswith("API_KEY") for name in missing):
+        raise ConfigError(
+            f"{model.model} needs a key: export {' or '.join(missing)}, or name its variable in api_key_env"
+        )
+
+
+def _check_sampling(model: ModelSpec, provider: str) -> None:
+    try:
+        library().get_optional_params(
+            model=model.model.removeprefix(f"{provider}/"), custom_llm_provider=provider, **_sampling(model)
+        )
+    except Exception as error:
+        raise ConfigError(f"{model.model}: {reason_of(error)}") from None
+
+
+def _sampling(model: ModelSpec) -> dict[str, JsonValue]:
+    wanted = {"temperature": model.temperature, "max_tokens": model.max_tokens, "top_p": model.top_p}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def arguments_of(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, object]:
+    """Return what LiteLLM is called with. Raises `NoSiblings` where the provider has no `n`."""
+    model = request.model
+    arguments: dict[str, object] = {
+        "model": way.name,
+        "messages": [message._asdict() for message in request.messages],
+        "api_base": way.api_base,
+        "api_key": key_of(model) or usual_key(model, way),
+        "timeout": model.timeout_s + 1,
+        "max_retries": 0,
+        "num_retries": 0,
+        "no-log": True,
+        **_sampling(model),
+        **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
+    }
+    if way.is_compatible and model.extra:
+        arguments["client"] = openai_compatible.http_client()
+    if count > 1:
+        if "n" not in way.supported:
+            raise NoSiblings(f"{model.model} takes no `n`")
+        arguments["n"] = min(count, embedded.SLOTS) if embedded.is_embedded(model.model) else count
+    if model.seed is not None and "seed" in way.supported:
+        arguments["seed"] = _seed(request, first)
+    if request.schema is not None and way.takes_schema:
+        arguments["response_format"] = _response_format(request.schema)
+    return arguments
+
+
+def usual_key(model: ModelSpec, way: Way) -> str | None:
+    """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
+    if model.api_key_block:
+        raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
+    if embedded.is_embedded(model.model):
+        return "none"
+    is_openai = (
+        way.api_base and not model.model.startswith("hosted_vllm/") and way.name.startswith(("hosted_", "openai/"))
+    )
+    return os.environ.get("OPENAI_API_KEY", "none") if is_openai else None
+
+
+def _seed(request: CompletionRequest, first: int) -> int:
+    """Return 31 bits that depend on the base seed, the node, the first sample asked for and how often it was before."""
+    identity: dict[str, JsonValue] = {
+        "seed": request.model.seed,
+        "question_id": request.question_id,
+        "address": request.address,
+        "first": first,
+        **({"draw": request.draw} if request.draw else {}),
+    }
+    return int(digest(identity)[:8], 16) & 0x7FFFFFFF
+
+
+@cache
+def _response_format(schema: type[BaseModel]) -> object:
+    return library().utils.type_to_response_format_param(schema)
+
+
+def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
+    """Note each choice's `completion_tokens` in it: the embedded server's usage covers the first choice alone."""
+    choices = [choice for choice in embedded.as_list(response.get("choices")) if isinstance(choice, dict)]
+    for choice, tokens in zip(choices, embedded.count_choices(api_base, response), strict=True):
+        choice["completion_tokens"] = tokens
+
+
+def cost_of(model: ModelSpec, usage: object, counted: object, *, batched: bool = False) -> float | None:
+    """Return the cost of a request; `counted` is its usage as plain values."""
+    if embedded.is_embedded(model.model):
+        return 0.0
+    reported = getattr(usage, "cost", None)
+    if isinstance(reported, int | float) and math.isfinite(reported) and reported >= 0:
+        return float(reported)
+    if not is_counted(counted) or price(model) is None:
+        return None
+    if batched:
+        return float(sum(library().cost_calculator.batch_cost_calculator(usage, model.model)))
+    return float(sum(library().cost_per_token(model=model.model, usage_object=usage)))

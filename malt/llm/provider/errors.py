@@ -1,0 +1,114 @@
+"""What LiteLLM's errors mean to a run: each becomes a class of faults.py, or an error that ends the run."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from malt.config.spec import ModelSpec
+from malt.errors import AccountEmpty, ConfigError, MaltError
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.provider.routing import Way, library
+from malt.llm.rate_limit.headers import retry_after_s
+
+SHORTEST_KEY = 6
+"""Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
+
+
+def meaning_of(error: Exception, model: ModelSpec, way: Way, count: int = 1, *, has_schema: bool = False) -> MaltError:
+    """Say what an error of LiteLLM means to the run, where `count` samples were asked for; `has_schema`: with one."""
+    status = getattr(error, "status_code", None)
+    if isinstance(error, TimeoutError | library().Timeout):
+        return Unavailable(f"{place_of(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
+    if isinstance(error, library().UnsupportedParamsError):
+        return ConfigError(f"{model.model}: {reason_of(error)}")
+    reason = f"{place_of(model)}: {_scrubbed(reason_of(error), model)}"
+    if ended := _ends_the_run(error, model, reason):
+        return ended
+    if status == 429:
+        too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
+        return Rejected(reason) if too_large else RateLimited(reason, retry_after_s(headers_of(error)))
+    if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
+        return _refused(error, way, count, reason, has_schema=has_schema)
+    return Unreachable(reason) if _never_connected(error) else Unavailable(reason, perhaps_billed=_was_cut_off(error))
+
+
+def _ends_the_run(error: Exception, model: ModelSpec, reason: str) -> MaltError | None:
+    """Return the error that no other request of this run would escape either."""
+    text = str(error).lower() + str(getattr(error, "body", "")).lower()
+    match getattr(error, "status_code", None):
+        case 401:
+            named = f"in {model.api_key_env}" if model.api_key_env else "in the environment"
+            return ConfigError(f"{place_of(model)} refused the key {named} (401); set one that is valid there")
+        case 402:
+            return AccountEmpty(f"{reason} (402); add credit there and run again")
+        case 400 | 429 if "insufficient_quota" in text or "credit balance is too low" in text:
+            return AccountEmpty(f"{reason} (the account is out of credit); add some there and run again")
+        case 403 if "flagged" not in text and "moderation" not in text:
+            return ConfigError(f"{reason} (403); the key may not use this model: use another key or model")
+        case 404:
+            return ConfigError(f"{reason} (404); check the model's name and api_base")
+    return None
+
+
+def _refused(error: Exception, way: Way, count: int, reason: str, *, has_schema: bool) -> MaltError:
+    """Tell a bad prompt from a provider that cannot do what was asked beside it."""
+    litellm, text = library(), str(error)
+    if isinstance(error, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError):
+        return Rejected(reason)
+    if has_schema and re.search("response_format|json_schema|schema", text):
+        way.takes_schema = False
+        return Unavailable(f"{reason} (asked again without a JSON schema)")
+    if count > 1 and (not way.gave_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):
+        return NoSiblings(reason)
+    return Rejected(reason)
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether nobody answered at all: connection refused, no such host."""
+    from aiohttp import ClientConnectorError
+
+    return any(isinstance(cause, ConnectionRefusedError | ClientConnectorError) for cause in _causes(error))
+
+
+def _was_cut_off(error: BaseException) -> bool:
+    """Whether the provider may have answered, and the answer was lost or cannot be read: no error status came."""
+    from httpx import TransportError
+
+    is_lost = any(isinstance(cause, TransportError) for cause in _causes(error))
+    return is_lost or not getattr(error, "status_code", 0) >= 500
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def headers_of(error: Exception) -> Mapping[str, str]:
+    """Return the headers of the response that LiteLLM made an error of."""
+    return getattr(error, "litellm_response_headers", None) or {}
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the provider itself said, in one line of at most 300 characters."""
+    text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error))
+    with suppress(ValueError, KeyError, TypeError):
+        text = str(json.loads(text)["error"]["message"])
+    text = re.sub(r" ssl:(<[^>]*>|\w+)", "", text.partition("Traceback (most recent")[0])
+    return " ".join(text.split())[:300]
+
+
+def _scrubbed(text: str, model: ModelSpec) -> str:
+    """Take keys out of a provider's message; some quote them."""
+    for name, value in os.environ.items():
+        is_key = name == model.api_key_env or name.endswith("_API_KEY")
+        if is_key and len(value) >= SHORTEST_KEY:
+            text = text.replace(value, "[key]")
+    return re.sub(r"\b(sk|gsk|xai|key)[-_][\w-]{8,}", "[key]", text)
+
+
+def place_of(model: ModelSpec) -> str:
+    """Name a model and where it is served."""
+    return f"{model.model} at {model.api_base}" if model.api_base else model.model

@@ -1,0 +1,1 @@
+"""One limiter an endpoint."""

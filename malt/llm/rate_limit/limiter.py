@@ -1,0 +1,285 @@
+"""How fast and how often: one `Endpoint` for all requests to a model. For how much is budget.py's.
+
+An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
+its 429s have taught (pace.py). Waiting uses up no attempt and no time-out.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Protocol, TypeVar
+
+from malt.config.spec import Limits
+from malt.errors import AccountEmpty, EndpointDown, RunStopped
+from malt.llm import budget
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.rate_limit.circuit_breaker import Health
+from malt.llm.rate_limit.fair_lock import Turns
+from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.rate import PATIENT, Pace, Policy, Schedule
+from malt.llm.request import RequestFailed
+
+
+class Answer(budget.Answer, Protocol):
+    """What an attempt returns, as far as limits care."""
+
+    @property
+    def granted(self) -> Granted:
+        """What the endpoint told of its limits."""
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+OUTAGE = "an outage; single requests probe"
+MINUTE_S = 61.0
+"""How long what a minute grants must last: requests arrive up to a second late, and so closer than they were sent."""
+
+
+async def at_once() -> None:
+    """Let a request begin."""
+
+
+class Endpoint:
+    """The limiter that all requests of a process to one model at one address with one key share.
+
+    Requests of the question that came first are sent first. All methods belong to one event loop.
+    """
+
+    def __init__(self, limits: Limits, policy: Policy = PATIENT) -> None:
+        self.siblings = True
+        """Whether several samples may be asked for in one request; callers note here what they learn."""
+        self.in_flight = 0
+        self._waits_for = ""
+        self._users = [limits]
+        self._limits = limits
+        self._told = NOTHING_TOLD
+        self._given_up: RunStopped | None = None
+        self._policy = policy
+        self._window = float(min(policy.first_in_flight, limits.max_in_flight))
+        self._slow_start, self._is_full = True, False
+        self._latency_s = 0.0
+        self._paused_until = 0.0
+        self._cut_at = 0.0
+        self._strikes = 0
+        self._limited_since = math.inf
+        self._pace, self._health = Pace(policy), Health(policy)
+        self._learned, self._requests, self._tokens = Schedule(), Schedule(), Schedule()
+        self._turns, self._changed = Turns(), asyncio.Event()
+        self._last_failure = ""
+        self._anonymous = count()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is down or unpaid, and asking on makes no sense."""
+        return self._given_up is not None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether all who entered have left."""
+        return not self._users
+
+    def enter(self, limits: Limits) -> None:
+        """Keep to these limits too: the lowest of all users' counts."""
+        self._users.append(limits)
+        self._limits = lowest(self._users)
+        self._window = min(self._window, float(self._limits.max_in_flight))
+
+    def leave(self, limits: Limits) -> None:
+        """Let one user's limits go."""
+        self._users.remove(limits)
+        self._limits = lowest(self._users) if self._users else limits
+
+    def look_again(self) -> None:
+        """Let those who wait for room look whether they may still begin."""
+        self._changed.set()
+
+    @property
+    def window(self) -> int:
+        """How many requests may be under way now."""
+        return 1 if self._health.is_out else int(self._window)
+
+    @property
+    def held_by(self) -> str:
+        """What holds the rate back now, in the words of the progress line; empty where nothing is under way."""
+        under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
+        return self._waits_for or under_way
+
+    async def call(
+        self,
+        attempt: Callable[[], Awaitable[AnswerT]],
+        tokens: int,
+        question: str = "",
+        may_begin: Callable[[], Awaitable[None]] = at_once,
+    ) -> AnswerT:
+        """Make attempts, each when the endpoint has room for it, until one is answered.
+
+        `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
+        question that always fails; without it each call counts as a question of its own. `may_begin` is waited for
+        before there is room, since what waits after that would all be sent in one moment.
+
+        Raises `RequestFailed` after the last attempt or a rejection, `EndpointDown` when an outage outlasts patience;
+        everything else that `attempt` raises goes through.
+        """
+        question = question or f"#{next(self._anonymous)}"
+        failures = 0
+        while True:
+            await self._wait_for_room(tokens, question, may_begin)
+            try:
+                return await self._make(attempt, tokens, question)
+            except AccountEmpty as error:
+                self._given_up = error
+                raise
+            except RateLimited:
+                continue
+            except Unavailable as error:
+                self._last_failure = str(error)
+                unreachable = isinstance(error, Unreachable)
+                failures += self._health.failed(question, now_s(), unreachable=unreachable)
+                if failures == self._policy.attempts:
+                    raise RequestFailed(f"{error}; gave up after {failures} attempts") from error
+            await asyncio.sleep(self._backoff_s(failures))
+
+    async def _make(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str) -> AnswerT:
+        sent, used = now_s(), 0
+        try:
+            answer = await attempt()
+        except RateLimited as error:
+            self._health.answered(question)
+            self._slow_down(sent, error.retry_after_s)
+            raise
+        except (Rejected, NoSiblings):
+            self._health.answered(question)
+            raise
+        else:
+            self._health.answered(question)
+            self._speed_up(sent)
+            self._told = Granted(*(new or old for new, old in zip(answer.granted, self._told, strict=True)))
+            used = tokens if answer.total_tokens is None else answer.total_tokens
+            return answer
+        finally:
+            self.in_flight -= 1
+            if per_minute := self._tokens_per_minute:
+                self._tokens.give_back(tokens - used, per_minute / MINUTE_S)
+            self._changed.set()
+
+    @property
+    def _requests_per_minute(self) -> float | None:
+        return self._lowest(self._limits.requests_per_minute, self._told.requests)
+
+    @property
+    def _tokens_per_minute(self) -> float | None:
+        return self._lowest(self._limits.tokens_per_minute, self._told.tokens)
+
+    def _lowest(self, declared: float | None, told: float | None) -> float | None:
+        """Stay a little below this process's part of what headers tell: others may count differently."""
+        part = (1 - self._policy.rate_margin) / self._limits.sharers
+        known = [declared, None if told is None else told * part]
+        return min((limit for limit in known if limit is not None), default=None)
+
+    async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
+        if self._limits.sharers > 1 and not (self.in_flight or self._turns.is_taken):
+            self._take_over(now_s())
+        async with self._turns.turn(question):
+            await may_begin()
+            while (wait_s := self._wait_s(now_s())) > 0:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if wait_s == math.inf else wait_s):
+                        await self._changed.wait()
+                await may_begin()
+            self.in_flight += 1
+            self._take_turn(tokens, now_s())
+
+    def _wait_s(self, now: float) -> float:
+        """Return how long the next request must wait at least; more when something changes. Raises `RunStopped`."""
+        self._give_up_if_hopeless(now)
+        until_down = self._health.down_at - now
+        self._is_full = self.in_flight >= self.window
+        if self._is_full:
+            self._waits_for = OUTAGE if self._health.is_out else ""
+            return until_down
+        ready_at, self._waits_for = max(
+            (now, ""),
+            (self._health.probe_at, OUTAGE),
+            (max(self._paused_until, self._learned.ready_at), "limit, learned from 429s"),
+            (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
+            (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
+        )
+        return min(until_down, ready_at - now)
+
+    def _give_up_if_hopeless(self, now: float) -> None:
+        stored = "What was paid for is stored: run again when"
+        if now >= self._health.down_at:
+            self._given_up = EndpointDown(
+                f"{self._last_failure}; no answer for {self._health.patience_s:g} s. {stored} the endpoint is up"
+            )
+        elif now >= self._limited_since + self._policy.limited_after_s:
+            self._given_up = EndpointDown(
+                f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. "
+                f"{stored} the limit has passed"
+            )
+        if self._given_up is not None:
+            raise self._given_up
+
+    def _take_over(self, now: float) -> None:
+        """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
+        if per_minute := self._requests_per_minute:
+            self._requests.ready_at = max(self._requests.ready_at, now + MINUTE_S / per_minute)
+
+    def _take_turn(self, tokens: int, now: float) -> None:
+        self._learned.take(1, self._pace.per_second(now), now)
+        if per_minute := self._requests_per_minute:
+            self._requests.take(1, per_minute / MINUTE_S, now)
+        if per_minute := self._tokens_per_minute:
+            self._tokens.take(tokens, per_minute / MINUTE_S, now)
+
+    def _speed_up(self, sent: float) -> None:
+        now = now_s()
+        self._strikes = 0
+        self._limited_since = math.inf
+        self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
+        self._pace.granted(now, self._latency_s)
+        if self._is_full:
+            grown = self._window + (1 if self._slow_start else self._policy.increase / self._window)
+            self._window = min(float(self._limits.max_in_flight), grown)
+
+    def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
+        now, resumed = now_s(), self._paused_until
+        self._limited_since = min(self._limited_since, now)
+        is_same_burst = sent <= self._cut_at
+        if retry_after_s or not is_same_burst:
+            own = min(self._policy.pause_max_s, self._policy.pause_s * 2 ** min(self._strikes, 30))
+            self._paused_until = max(self._paused_until, now + (retry_after_s or own))
+        if is_same_burst:
+            return
+        self._cut_at, self._slow_start = now, False
+        self._strikes += 1
+        self._pace.cut(now, self._latency_s, resumed)
+        rate = self._pace.per_second(now)
+        needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer could not keep the rate that is granted
+        self._window = max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))
+
+    def _backoff_s(self, failures: int) -> float:
+        longest = min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** max(0, failures - 1))
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+
+
+def now_s() -> float:
+    """Return the running loop's time in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def lowest(users: Sequence[Limits]) -> Limits:
+    """Return the limits that keep inside those of every user."""
+
+    def least(limits: Iterable[float | None]) -> float | None:
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    return Limits(
+        max_in_flight=min(user.max_in_flight for user in users),
+        requests_per_minute=least(user.requests_per_minute for user in users),
+        tokens_per_minute=least(user.tokens_per_minute for user in users),
+    ).among(max(user.sharers for user in users))

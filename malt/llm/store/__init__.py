@@ -1,0 +1,1 @@
+"""Every completion by key, in one SQL table."""

@@ -1,0 +1,367 @@
+"""The store: every sample ever paid for, by key, in one SQL table. The only truth about model output.
+
+A row holds the provider's raw answer, written before anything parses it; what it means is read from it each time.
+An answer is never overwritten. A request that could not be had leaves a row with its reason, which a later answer
+replaces. An answer that is to be asked for again is set aside: it keeps its row, under a key that nothing asks for.
+SQLite in WAL mode by default; PostgreSQL when several machines write. A store that was there and goes away, or whose
+disk is full, is waited for.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Self, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from malt.errors import StoreError, StoreLost
+from malt.llm.store.database import database_errors, engine_of, hidden, passes, unusable
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""Version of the tables below; a store with a higher one was written by a newer program."""
+
+OPEN_ATTEMPTS = 25
+"""Tries to open a store that others are just making: six seconds in all."""
+RETRY_EVERY_S = 0.5
+"""Seconds between tries to use a store that is away."""
+STORE_LOCK = 0x6D616C74
+"""Number of the lock under which tables are created in PostgreSQL."""
+
+metadata = sa.MetaData()
+
+samples_table = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("question_id", sa.Text, nullable=False, index=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("sample", sa.Integer, nullable=False),
+    sa.Column("response", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("latency_s", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("run", sa.Text, nullable=False, server_default=""),
+)
+
+format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """One row: what was asked, by whom, and what came of it. Exactly one of `response` and `error` is set."""
+
+    key: str
+    question_id: str
+    role: str
+    model: str
+    """The model that was asked, as the config names it."""
+    address: str
+    """Address of the parent node in the question's tree; empty for the root and for the evaluator."""
+    sample: int
+    response: str | None
+    """The provider's answer as JSON, with this sample's choice alone."""
+    error: str | None
+    """Why there is no answer."""
+    cost_usd: float | None
+    """This sample's share of what its request cost; None where that is unknown."""
+    latency_s: float
+    created_at: float = field(default_factory=time.time)
+    run: str = ""
+    """The run that asked; empty where none was named."""
+
+
+ASIDE = "~"
+"""Parts the key of an answer that was set aside from the time that it came."""
+
+
+class OldRow(NamedTuple):
+    """What tells whether a row is still wanted, and the length of its text."""
+
+    key: str
+    question_id: str
+    role: str
+    size: int
+
+
+COLUMNS = tuple(column.name for column in fields(StoredSample))
+PER_QUERY = 500
+"""Values bound in one query; well under SQLite's limit."""
+WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
+    samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
+)
+SET_ASIDE = (
+    sa.update(samples_table)
+    .where(samples_table.c.key == sa.bindparam("answered"), samples_table.c.response.is_not(None))
+    .values(key=sa.bindparam("aside"))
+)
+BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
+
+
+_seen: set[str] = set()
+"""URLs of the stores that this process has opened, or whose like its run has."""
+
+
+def expect(url: str) -> None:
+    """Let a store be waited for that another process of the run has opened, though this one has not yet."""
+    _seen.add(url)
+
+
+class Store:
+    """The table behind a SQLAlchemy URL. Safe to use from several threads and processes at once."""
+
+    def __init__(self, url: str, patience_s: float = 0.0) -> None:
+        """Open the store, creating it where there is none; one that was there before is waited for up to `patience_s`.
+
+        Raises `StoreError` where it cannot be opened, is not a store, or is newer than this program.
+        """
+        self.url = url
+        self.lost: StoreLost | None = None
+        """Why it is not waited for any more."""
+        self.patience_s = patience_s
+        self._away_since: float | None = None
+        self._cannot_write = False
+        self._engine = self._open()
+        self._insert = self._upsert()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it could not be used at the last try."""
+        return self._away_since is not None
+
+    def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
+        """Return all rows of these questions by key."""
+        ids = list(dict.fromkeys(question_ids))
+
+        def read(connection: sa.Connection) -> dict[str, StoredSample]:
+            found: dict[str, StoredSample] = {}
+            for chunk in chunks(ids):
+                query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
+                    samples_table.c.question_id.in_(chunk)
+                )
+                found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
+            return found
+
+        return self.transact(read, writes=False)
+
+    def count(self, question_ids: Iterable[str]) -> Counter[str]:
+        """Return how many rows there are of each of these questions."""
+        asked, counted = samples_table.c.question_id, Counter[str]()
+        for chunk in chunks(list(dict.fromkeys(question_ids))):
+            query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
+            counted.update({row[0]: row[1] for row in self._fetch(query)})
+        return counted
+
+    def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
+        """Write rows in one transaction, all or none, and return what the store then holds for their keys.
+
+        A key that has an answer keeps it: that is another run's, and what all runs go on with.
+        """
+        values = [{name: getattr(row, name) for name in COLUMNS} for row in rows]
+        written = {row.key: row.created_at for row in rows}
+
+        def write(connection: sa.Connection) -> dict[str, StoredSample]:
+            held = {row.key: row for row in rows}
+            connection.execute(self._insert, values)
+            for keys in chunks(list(held)):
+                for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
+                    if created_at != written[key]:
+                        held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
+            return held
+
+        return self.transact(write)
+
+    def set_aside(self, keys: Iterable[str], before: float) -> int:
+        """Let what came for these keys before a time be asked for again, all or none; return how many answers that is.
+
+        Called again with the same time, it leaves alone what has come since.
+        """
+        wanted = list(keys)
+
+        def move(connection: sa.Connection) -> int:
+            moved = 0
+            for chunk in chunks(wanted):
+                old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
+                names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
+                moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
+            return moved
+
+        return self.transact(move)
+
+    def old_rows(self, before: float) -> Iterator[list[OldRow]]:
+        """Yield all rows written before a time, some questions' at once, in transactions as short."""
+        columns = samples_table.c
+        size = sa.func.length(sa.func.coalesce(columns.response, columns.error))
+        after = ""
+        while question_ids := self._next_questions(after):
+            after = question_ids[-1]
+            query = sa.select(columns.key, columns.question_id, columns.role, size).where(
+                columns.question_id.between(question_ids[0], after), columns.created_at < before
+            )
+            yield [OldRow(*row) for row in self._fetch(query)]
+
+    def _next_questions(self, after: str) -> Sequence[str]:
+        question_id = samples_table.c.question_id
+        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
+        return [row[0] for row in self._fetch(query)]
+
+    def delete(self, keys: Sequence[str], before: float) -> int:
+        """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
+        deleted = 0
+        for chunk in chunks(keys):
+            doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
+            deleted += self._change(doomed)
+        return deleted
+
+    def compact(self) -> None:
+        """Give the space of deleted rows back to the disk; on SQLite nobody else can write meanwhile."""
+        statement = "VACUUM samples" if self._engine.dialect.name == "postgresql" else "VACUUM"
+        with database_errors(self.url), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+
+    def transact(self, work: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
+        """Do something in one transaction, all or nothing, waiting while the store is away.
+
+        One that could not be written to is away until it can, though it be read: its disk may be full.
+
+        Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
+        """
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    done = work(connection)
+            except DBAPIError as error:
+                self._wait_out(error, writes=writes)
+            else:
+                if writes or not self._cannot_write:
+                    self._away_since, self._cannot_write = None, False
+                return done
+
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self.transact(lambda connection: connection.execute(query).all(), writes=False)
+
+    def _change(self, statement: sa.Delete) -> int:
+        return self.transact(lambda connection: connection.execute(statement).rowcount)
+
+    def _open(self) -> sa.Engine:
+        """Connect, waiting where that was possible before."""
+        while True:
+            try:
+                engine = open_engine(self.url)
+            except StoreError as error:
+                if self.url not in _seen or not isinstance(error.__cause__, DBAPIError):
+                    raise
+                self._wait_out(error.__cause__)
+            else:
+                return engine
+
+    def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
+        """Wait a little where an error passes and there is patience left; else raise it as ours."""
+        told = unusable(self.url, error)
+        if not (self.patience_s and passes(error)):
+            raise StoreError(told) from error
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        self._cannot_write = self._cannot_write or writes
+        if now - self._away_since >= self.patience_s:
+            self.lost = StoreLost(
+                f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
+            )
+            raise self.lost from error
+        time.sleep(RETRY_EVERY_S)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _upsert(self) -> sa.Insert:
+        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert: Any = dialect.insert(samples_table)
+        statement: sa.Insert = insert.on_conflict_do_update(
+            index_elements=["key"],
+            set_={name: insert.excluded[name] for name in COLUMNS if name != "key"},
+            where=samples_table.c.response.is_(None),
+        )
+        return statement
+
+
+def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut values into what one query takes."""
+    for start in range(0, len(values), PER_QUERY):
+        yield values[start : start + PER_QUERY]
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Connect, check the format and create missing tables. Raises `StoreError`."""
+    engine = engine_of(url)
+    with database_errors(url):
+        _when_free(lambda: _create_or_check(engine, url))
+    _seen.add(url)
+    return engine
+
+
+def _when_free(open_store: Callable[[], None]) -> None:
+    """Try again while others make the same store: SQLite does not wait for its turn to switch to WAL."""
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            open_store()
+        except OperationalError as error:
+            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock", "duplicate column"))
+            if not passes or attempt == OPEN_ATTEMPTS - 1:
+                raise
+            time.sleep(0.02 * (attempt + 1))
+        else:
+            return
+
+
+def _create_or_check(engine: sa.Engine, url: str) -> None:
+    with engine.begin() as connection:
+        create_tables(connection)
+        dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+        if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
+            connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
+            return
+        present = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
+    if max(versions) > FORMAT:
+        raise StoreError(
+            f"the store {hidden(url)} has format {max(versions)}, written by a newer malt; this one reads {FORMAT}: "
+            "upgrade malt"
+        )
+    if missing := [name for name in COLUMNS if name not in present | {"run"}]:
+        raise StoreError(
+            f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
+            "move it away or set MALT_STORE_URL"
+        )
+    if "run" not in present:
+        _add_run(engine)
+
+
+def _add_run(engine: sa.Engine) -> None:
+    """Add the one column that earlier releases did not write; they go on working with it there."""
+    with engine.begin() as connection:
+        if_missing = "IF NOT EXISTS " if engine.dialect.name == "postgresql" else ""
+        connection.execute(sa.text(f"ALTER TABLE samples ADD COLUMN {if_missing}run TEXT DEFAULT '' NOT NULL"))
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create what is missing; several processes may do so at once."""
+    if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(STORE_LOCK)))
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table, if_not_exists=True))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index, if_not_exists=True))

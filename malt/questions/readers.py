@@ -1,0 +1,286 @@
+"""Row, and reading a file or address into rows: .jsonl .json .csv .parquet, checked, as plain JSON values.
+
+What the columns mean is left to `malt.questions.question`.
+"""
+
+import csv
+import gzip
+import io
+import json
+import math
+import re
+import sys
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import date, datetime, time
+from glob import glob
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import JsonValue
+
+from malt.errors import QuestionError
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """One row of a question file, as JSON values."""
+
+    place: str
+    """`file:line`, or `file, row n` where the format has no lines."""
+    values: Mapping[str, JsonValue]
+
+
+def read_rows(source: str, key: str = "") -> Iterator[Row]:
+    """Read a .jsonl, .json, .csv (each also .gz) or .parquet file from a path or any address fsspec knows.
+
+    A folder, or a path or address with `*` in it, means all such files there, in the order of their names.
+    Raises `QuestionError`. One that is about the whole file begins with `key`, where the file was named.
+    """
+    try:
+        return chain.from_iterable([_rows(file) for file in _files(source)])
+    except _FileError as error:
+        raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
+
+
+class _FileError(QuestionError):
+    """A file that cannot be had or has no known format."""
+
+
+def _files(source: str) -> list[str]:
+    """Return the files that a source means."""
+    if "://" in source:
+        return _matching(source) if "*" in source else [source]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = [str(each) for each in sorted(path.iterdir()) if _suffix(each.name) in {".parquet", *_TEXT_READERS}]
+    elif "*" in source:
+        found = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    else:
+        return [source]
+    if not found:
+        raise _FileError(f"{source}: no question file there (looked in {Path.cwd()}); they end in {_ENDINGS}")
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """Return the addresses that match one with `*`."""
+    found = _asked(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
+    if not found:
+        raise _FileError(f"{without_secrets(pattern)}: no file matches; check the address")
+    return found
+
+
+def _suffix(name: str) -> str:
+    """Return the ending that tells a file's format, without .gz."""
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+
+
+def _rows(source: str) -> Iterator[Row]:
+    name = without_secrets(source)
+    path = urlsplit(source).path if source.startswith(("http://", "https://")) else source
+    packed, suffix = path.lower().endswith(".gz"), _suffix(path)
+    if suffix == ".parquet" and not packed:
+        return _parquet_rows(_read_bytes(source), name)
+    if suffix not in _TEXT_READERS:
+        raise _FileError(f"{name}: cannot tell its format; it must end in {_ENDINGS}")
+    data = _read_bytes(source)
+    return _TEXT_READERS[suffix](_decode(_unpack(data, name) if packed else data, name), name)
+
+
+def _read_bytes(source: str) -> bytes:
+    if "://" in source:
+        return _fetch(source)
+    try:
+        return Path(source).expanduser().read_bytes()
+    except FileNotFoundError:
+        raise _FileError(f"{source}: no such file (looked in {Path.cwd()}); check the path") from None
+    except OSError as error:
+        raise _FileError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _fetch(address: str) -> bytes:
+    data: bytes = _asked(address, lambda files, path: files.cat_file(path))
+    return data
+
+
+def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
+    """Ask a file system of fsspec's; whatever the service's own library raises becomes ours here."""
+    import fsspec
+
+    options = {"client_kwargs": {"trust_env": True}} if address.startswith(("http://", "https://")) else {}
+    name = without_secrets(address)
+    try:
+        return ask(*fsspec.core.url_to_fs(address, **options))
+    except ImportError as error:
+        raise _FileError(f"{name}: a package is missing: {error}") from error
+    except FileNotFoundError as error:
+        raise _FileError(f"{name}: not found there; check the address") from error
+    except Exception as error:
+        reason = without_secrets(f"{type(error).__name__}: {error}")
+        raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
+
+
+_SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
+
+
+def without_secrets(text: str) -> str:
+    """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
+    return _SECRETS_IN_URL.sub(r"\1\2", text)
+
+
+def _unpack(data: bytes, name: str) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise QuestionError(f"{name}: not a whole gzip file: {error}; fetch or pack it again") from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = "it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise QuestionError(f"{name}:{line}: not UTF-8 ({found}); save the file as UTF-8") from error
+
+
+def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{name}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise QuestionError(
+                    f"{place}: not JSON ({error}): {excerpt(line)}; a .jsonl file has one JSON object a line"
+                ) from error
+            yield _row(place, value)
+
+
+def _json_rows(text: str, name: str) -> Iterator[Row]:
+    try:
+        rows = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        hint = "one object a line belongs in a .jsonl file" if error.msg == "Extra data" else "mend it there"
+        raise QuestionError(f"{name}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); {hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise QuestionError(f"{name}: not JSON that can be read: {error}") from error
+    if not isinstance(rows, list):
+        raise QuestionError(f"{name}: holds {excerpt(rows)}; a .json file must be one list of objects")
+    for number, value in enumerate(rows, 1):
+        yield _row(f"{name}, row {number}", value)
+
+
+def _csv_rows(text: str, name: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # Python's own, 131,072 characters, is less than a long text
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    place = f"{name}:1"
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise QuestionError(f"{place}: two columns have the same name: {listed(header)}; rename one")
+        place = f"{name}:{reader.line_num + 1}"
+        for cells in reader:
+            if cells:
+                yield _csv_row(place, header, cells)
+            place = f"{name}:{reader.line_num + 1}"
+    except csv.Error as error:
+        raise QuestionError(
+            f"{place}: broken CSV ({error}); quote fields that hold commas, quotes or newlines"
+        ) from error
+
+
+def _csv_row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
+    if len(cells) != len(header):
+        raise QuestionError(
+            f"{place}: {len(cells)} fields under {len(header)} columns ({listed(header)}); quote fields with commas"
+        )
+    return _row(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+
+
+def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
+    for number, values in enumerate(rows, 1):
+        yield _row(f"{name}, row {number}", values)
+
+
+def _row(place: str, value: object) -> Row:
+    if not isinstance(value, dict):
+        raise QuestionError(f'{place}: {excerpt(value)} is not an object with columns; write {{"question": …}}')
+    try:
+        return Row(place, {_storable(name): _json_value(cell) for name, cell in value.items()})
+    except ValueError as error:
+        raise QuestionError(f"{place}: {error}; mend the row") from error
+
+
+MOST_NESTED = 100
+"""Levels of lists and objects in a cell; what checks and writes them goes one call deeper for each."""
+
+
+def _json_value(value: object, depth: int = 0) -> JsonValue:
+    """Return a cell as JSON: NaN, infinity and binary become null, dates ISO text, other types their text.
+
+    Raises `ValueError` for what cannot be stored.
+    """
+    if depth > MOST_NESTED:
+        raise ValueError(f"a column holds lists or objects more than {MOST_NESTED} levels deep")
+    match value:
+        case str():
+            return _storable(value)
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [_json_value(item, depth + 1) for item in value]
+        case dict():
+            return {_storable(str(name)): _json_value(item, depth + 1) for name, item in value.items()}
+        case datetime() | date() | time():
+            return value.isoformat()
+        case bytes():
+            return None
+    return str(value)
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("text holds a NUL character, which no UTF-8 file or database takes")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):x}"
+        raise ValueError(f"text holds half a character ({half}), which no UTF-8 file or database takes") from error
+    return text
+
+
+def excerpt(value: object, longest: int = 80) -> str:
+    """Show the beginning of a value in an error message."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    short = text if len(text) <= longest else f"{text[:longest]}…"
+    return repr(short) if isinstance(value, str) else short
+
+
+def listed(columns: Collection[str]) -> str:
+    """Name columns in an error message; of very many the first."""
+    first = [excerpt(name)[1:-1] for name in islice(columns, COLUMNS_SHOWN)]
+    return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")
+
+
+COLUMNS_SHOWN = 20
+
+_TEXT_READERS: Mapping[str, Callable[[str, str], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+}
+_ENDINGS = ".jsonl, .json, .csv (each also with .gz) or .parquet"

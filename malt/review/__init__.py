@@ -1,0 +1,1 @@
+"""Grading files, and auditing versions."""

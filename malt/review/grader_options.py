@@ -1,0 +1,143 @@
+"""Graders chosen on a command line, by kind or by config, and grading many texts with them at once."""
+
+import asyncio
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from malt.concurrency import all_of
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
+from malt.errors import ConfigError
+from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.judge import LLMEvaluator
+from malt.grading.references import check_import
+from malt.llm.completers import asker
+from malt.llm.request import RequestFailed
+from malt.llm.session import session_for
+from malt.llm.usage import Tally, Usage
+from malt.prompts import load_prompts
+
+KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
+AT_ONCE = 64
+"""Texts being graded at a time, unless a judge's endpoint may be asked more."""
+
+
+class Grading(NamedTuple):
+    """How to grade, and what a judge among the graders needs beside it."""
+
+    evaluator: EvaluatorSpec
+    prompts: str = "general"
+    limits: Limits = Limits()
+
+    def by(self, *kinds: GraderKind) -> "Grading":
+        """Return the same with other kinds. Raises `ConfigError` where `python` lacks its function."""
+        if "python" in kinds and self.evaluator.function is None:
+            raise ConfigError(
+                "kind 'python' needs a config with [evaluator] function = \"module:function\"; give --config"
+            )
+        function = self.evaluator.function if "python" in kinds else None
+        update = {"kind": kinds, "scope": "leaves", "function": function}
+        return self._replace(evaluator=self.evaluator.model_copy(update=update))
+
+
+def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequence[str]) -> Grading:
+    """Return the grading that `malt grade` is told: the kinds, else a config's. Raises `ConfigError`."""
+    chosen = read_kinds(kinds, "--kind")
+    if not chosen and config is None:
+        raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(KINDS)}")
+    grading = declared_grading(config, overrides, otherwise=Grading(EvaluatorSpec()))
+    return grading.by(*chosen) if chosen else grading
+
+
+def grading_of(spec: RunSpec) -> Grading:
+    """Return how a spec grades."""
+    return Grading(spec.evaluator, spec.prompts, spec.limits)
+
+
+def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: Grading) -> Grading:
+    """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
+    if config is not None:
+        return grading_of(load_spec(config, overrides))
+    if overrides:
+        raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
+    return otherwise
+
+
+def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
+    """Read kinds, each alone or several with commas between. Raises `ConfigError` for one that there is not."""
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            close = difflib.get_close_matches(name, KINDS, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(KINDS)}")
+    if given and not names:
+        raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(KINDS)}")
+    return tuple(kind for kind in dict.fromkeys(names) if kind in KINDS)
+
+
+class OpenedGraders:
+    """Graders ready to be asked, and what their judge has used."""
+
+    def __init__(self, grading: Grading) -> None:
+        """Check what the graders need, without asking a model. Raises an `InputError`."""
+        self.grading = grading
+        self._tallies: list[Tally] = []
+        spec = grading.evaluator
+        self._prompts = load_prompts(grading.prompts) if "llm" in spec.kind else None
+        if self._prompts is not None:
+            check_judge(spec, grading.limits)
+        if spec.function is not None:
+            check_import(spec.function)
+
+    @property
+    def used(self) -> Usage:
+        """What the judge was asked, and cost, so far."""
+        used = Tally()
+        for tally in self._tallies:
+            used.merge(tally)
+        return used.total
+
+    def for_questions(self, question_ids: Iterable[str]) -> tuple[Grader, ...]:
+        """Return the graders; the judge knows what the store has of these questions, and asks for the rest."""
+        spec = self.grading.evaluator
+        if self._prompts is None:
+            return graders_for(spec, None)
+        ask = asker(session_for(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
+        self._tallies.append(ask.tally)
+        return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
+
+
+def check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
+    """Check a judge's model, key and price. Raises `ConfigError`."""
+    from malt.llm.provider import call
+
+    call.check(spec, limits)
+
+
+async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:
+    """Do all grading, many at once, and return the grades in order.
+
+    Where a judge cannot be asked, that grade is unknown. Raises `RunStopped`.
+    """
+    grades: dict[int, Grade] = {}
+    waiting = iter(enumerate(work))
+
+    async def grade_some() -> None:
+        for place, grade in waiting:
+            grades[place] = await grade_or_reason(grade)
+            await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
+
+    await all_of(grade_some() for _ in range(max(AT_ONCE, limits.max_in_flight)))
+    return [grades[place] for place in range(len(work))]
+
+
+async def grade_or_reason(grade: Callable[[], Awaitable[Grade]]) -> Grade:
+    """Grade once; a request that stays impossible is an unknown grade that says why."""
+    try:
+        return await grade()
+    except RequestFailed as failure:
+        return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))

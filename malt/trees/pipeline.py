@@ -1,0 +1,184 @@
+"""Assessment: a question's whole way. Grow its tree, grade every leaf, pass the credit up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+
+from malt.concurrency import Wait, all_of
+from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
+from malt.errors import RunStopped
+from malt.grading.graders import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
+from malt.grading.judge import LLMEvaluator
+from malt.llm.request import Complete, RequestFailed
+from malt.prompts import PromptSet
+from malt.questions.question import Question
+from malt.trees.adaptive import grow_adaptively
+from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
+from malt.trees.growth import grow
+from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
+
+
+async def assess(
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
+) -> ValuedTree:
+    """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role.
+
+    `judge` stands in for the one that the spec declares.
+    """
+    tree = await grown(question, spec, prompts, complete, judge, wait)
+    valued = await value(tree, spec, prompts, complete, judge, wait)
+    return replace(valued, diagnosis=await diagnose(valued, spec.evaluator, wait))
+
+
+async def grown(
+    question: Question,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
+) -> Tree:
+    """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
+    if spec.growth.mode == "full":
+        return await grow(question, spec, prompts, complete, wait)
+    if judge is None and asks_judge(spec):
+        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    graders = graders_for(spec.evaluator, judge)
+
+    async def reward(leaf: Node) -> float | None:
+        try:
+            return leaf_reward(await grade_text(question, leaf, graders), spec.credit)
+        except RequestFailed:
+            return None  # `value` asks again, and records the branch
+
+    return await grow_adaptively(question, spec, prompts, complete, reward, wait)
+
+
+class Shortfall(NamedTuple):
+    """What could not be had of some questions, and why the run had to stop, if it had to."""
+
+    failures: tuple[FailedBranch, ...]
+    stopped: str | None
+    waits: str | None = None
+    """What is still under way elsewhere, for the same command to go on with."""
+
+
+NOTHING_MISSING = Shortfall((), None)
+
+
+Begin = Callable[[Question], AbstractAsyncContextManager[None]]
+"""Waits until a question's tree may be begun; left when all of it was asked for."""
+
+
+async def ask_all(
+    questions: Iterable[Question],
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    begin: Begin = lambda _question: nullcontext(),
+    wait: Wait = all_of,
+) -> Shortfall:
+    """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
+
+    async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
+        async with begin(question):
+            tree = await grown(question, spec, prompts, complete, wait=wait)
+            if asks_judge(spec):
+                tree = (await value(tree, spec, prompts, complete, wait=wait)).tree
+            return tree.failures
+
+    return await shortfall_of(missing_of(question) for question in questions)
+
+
+async def shortfall_of(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) -> Shortfall:
+    """Wait for every question's missing branches. A stop of the run is noted; any other error is raised at the end."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    stops = [str(result) for result in results if isinstance(result, RunStopped)]
+    failures = [branch for result in results if isinstance(result, tuple) for branch in result]
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, RunStopped):
+            raise result
+    return Shortfall(tuple(failures), stops[0] if stops else None)
+
+
+def asks_judge(spec: RunSpec) -> bool:
+    """Whether grading may ask a model."""
+    return "llm" in spec.evaluator.kind
+
+
+async def value(
+    tree: Tree,
+    spec: RunSpec,
+    prompts: PromptSet,
+    complete: Complete,
+    judge: LLMEvaluator | None = None,
+    wait: Wait = all_of,
+) -> ValuedTree:
+    """Grade a grown tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
+    if judge is None and asks_judge(spec):
+        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    grades: dict[Address, Grade] = {}
+    failures: list[FailedBranch] = []
+
+    async def grade_node(node: Node, graders: Sequence[Grader]) -> None:
+        try:
+            grades[node.address] = await grade_text(tree.question, node, graders)
+        except RequestFailed as failure:
+            address = str(node.address)
+            failures.append(FailedBranch(tree.question.question_id, address, Role.EVALUATOR, str(failure)))
+            grades[node.address] = Grade(Outcome.UNKNOWN, None, LLMEvaluator.kind, None, str(failure))
+
+    cascade = graders_for(spec.evaluator, judge)
+    graded_by: list[tuple[Node, Sequence[Grader]]] = [(leaf, cascade) for leaf in tree.leaves]
+    if judge is not None and spec.evaluator.scope == "all":
+        graded_by += [(node, [judge]) for node in tree.nodes.values() if not node.address.is_leaf]
+    await wait(grade_node(node, graders) for node, graders in graded_by)
+    graded = {address: grades[address] for address in tree.nodes if address in grades}
+    return value_tree(replace(tree, failures=(*tree.failures, *sorted(failures))), graded, spec.credit)
+
+
+def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
+    """Return the graders of a diagnosis, which costs no request: all but the judge.
+
+    Where there is only the judge, it is the judge if it has judged everything anyway, else nobody: an answer graded by
+    one grader and its refinement by another would not compare.
+    """
+    objective = tuple(kind for kind in evaluator.kind if kind != "llm")
+    return objective or (evaluator.kind if evaluator.scope == "all" else ())
+
+
+async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = all_of) -> dict[Address, OwnAnswer]:
+    """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
+    kinds = diagnosing(evaluator)
+    if not (kinds and valued.tree.complete):
+        return {}
+    graders = [objective_grader(kind, evaluator) for kind in kinds if kind != "llm"]
+
+    async def own_answer(node: Node) -> OwnAnswer:
+        known = valued.grades.get(node.address)
+        if known is None or not decided_by(kinds, known, evaluator):
+            known = await grade_text(valued.tree.question, node, graders)
+        return OwnAnswer(known.outcome, known.answer)
+
+    nodes = [node for node in valued.tree.nodes.values() if node.role is not Role.VERIFIER]
+    answers = await wait(own_answer(node) for node in nodes)
+    return {node.address: answer for node, answer in zip(nodes, answers, strict=True)}
+
+
+def decided_by(kinds: Sequence[GraderKind], known: Grade, evaluator: EvaluatorSpec) -> bool:
+    """Whether these graders alone would have given a grade that the whole cascade gave."""
+    return kinds == evaluator.kind or (known.grader in kinds and known.outcome is not Outcome.UNKNOWN)
+
+
+async def grade_text(question: Question, node: Node, graders: Sequence[Grader]) -> Grade:
+    """Grade one text; one that was cut off is not graded, since nobody can know what it would have said."""
+    if node.status is NodeStatus.TRUNCATED:
+        return truncated_grade()
+    return await grade(question, node.text, graders)

@@ -1,0 +1,66 @@
+"""What a config may not hold is refused in a spec as in a file, and by the schema that a form is checked with."""
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from pydantic import JsonValue, ValidationError
+
+from malt.config.spec import ModelSpec, RunSpec
+
+KEY = "sk-ant-0123456789abcdefghij"
+SECRET: list[dict[str, JsonValue]] = [
+    {"extra": {"api_key": "hush"}},
+    {"extra": {"API-Key": "hush"}},
+    {"extra": {"headers": {"Authorization": "hush"}}},
+    {"extra": {"list": [{"token": "hush"}]}},
+    {"extra": {"user": KEY}},
+    {"extra": {"header": "Bearer hushhushhush"}},
+    {"api_key_env": KEY},
+    {"api_key_env": "gsk_0123456789abcdefghij"},
+    {"api_key_block": KEY},
+    {"api_key_block": "Not A Name"},
+    {"api_base": "https://me:hush@models.example/v1"},
+]
+HARMLESS: list[dict[str, JsonValue]] = [
+    {"extra": {"max_completion_tokens": 5, "stop": ["\n"], "nested": {"top_k": 3}}},
+    {"api_key_env": "MY_KEY"},
+    {"api_key_block": "my-key"},
+    {"api_base": "http://127.0.0.1:8000/v1"},
+]
+
+
+def declared(role: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return {"name": "sums", "questions": {"source": "q.jsonl"}, "roles": {"generator": role}}
+
+
+@pytest.mark.parametrize("role", SECRET)
+def test_a_secret_is_refused_without_being_shown(role: dict[str, JsonValue]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        RunSpec.model_validate(declared(role))
+    said = "; ".join(error["msg"] for error in refused.value.errors())
+    assert "roles.generator." in said
+    assert "hush" not in said
+    assert KEY not in said
+
+
+@pytest.mark.parametrize("role", SECRET)
+def test_the_schema_of_the_form_refuses_it_too(role: dict[str, JsonValue]) -> None:
+    assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(declared(role))
+
+
+@pytest.mark.parametrize("role", HARMLESS)
+def test_what_is_harmless_passes_both(role: dict[str, JsonValue]) -> None:
+    assert Draft202012Validator(RunSpec.model_json_schema()).is_valid(declared(role))
+    RunSpec.model_validate(declared(role))
+
+
+def test_a_key_is_in_one_place() -> None:
+    with pytest.raises(ValidationError, match="set one of them"):
+        ModelSpec(api_key_env="MY_KEY", api_key_block="my-key")
+
+
+def test_blocks_are_replaced_by_the_variables_that_hold_their_keys() -> None:
+    spec = RunSpec.model_validate(declared({"api_key_block": "my-key"}))
+    assert spec.key_blocks == {"my-key"}
+    keyed = spec.with_keys_from({"my-key": "MALT_KEY_MY_KEY"})
+    assert (keyed.roles.generator.api_key_env, keyed.roles.generator.api_key_block) == ("MALT_KEY_MY_KEY", None)
+    assert keyed.roles.verifier == spec.roles.verifier

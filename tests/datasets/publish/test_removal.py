@@ -1,0 +1,117 @@
+"""Removing versions: never what is needed, never a number twice."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from malt.datasets.publish.folders import links, version_numbers
+from malt.datasets.publish.removal import remove_version
+from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
+from malt.datasets.publish.writer import VersionWriter
+from malt.datasets.version.dataset_version import open_version
+from malt.errors import VersionError
+from tests.published import PROVENANCE, mixed_portion, publish_questions, publish_small, spec_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A dataset in three versions."""
+    for question_id in ("q1", "q2", "q3"):
+        publish_questions([question_id], tmp_path)
+    return tmp_path / "arith"
+
+
+def test_a_version_that_nothing_needs_is_removed_with_all_its_files(folder: Path) -> None:
+    removed = remove_version("arith@v2", folder.parent)
+    assert (removed.version, removed.path) == ("arith@v2", folder / "v2")
+    assert removed.bytes > 10_000
+    assert sorted(entry.name for entry in folder.glob("[!.]*")) == ["latest", "v1", "v3"]
+    assert list(folder.glob(".tmp-*")) == []
+
+
+@pytest.mark.parametrize("reference", ["arith", "arith@latest", "arith@v3"])
+def test_what_latest_names_stays(folder: Path, reference: str) -> None:
+    with pytest.raises(VersionError, match=r"arith@v3 stays: `latest` names it. Make a newer version first"):
+        remove_version(reference, folder.parent)
+    assert version_numbers(folder) == [1, 2, 3]
+
+
+def test_what_a_tag_names_stays_until_the_tag_is_gone(folder: Path) -> None:
+    set_tag(folder, "paper", 1)
+    for reference in ("arith@v1", "arith@paper", folder / "v1"):
+        with pytest.raises(VersionError, match=r"it is tagged paper. First: malt tag arith paper --remove"):
+            remove_version(reference, folder.parent)
+    remove_tag(folder, "paper")
+    assert remove_version("arith@v1", folder.parent).version == "arith@v1"
+
+
+def test_the_newest_stays_though_a_crash_left_latest_behind(folder: Path) -> None:
+    (folder / "latest").unlink()
+    (folder / "latest").symlink_to("v1")
+    with pytest.raises(VersionError, match="arith@v3 stays"):
+        remove_version("arith@v3", folder.parent)
+    assert links(folder) == {"latest": 3}
+    assert remove_version("arith@v1", folder.parent).version == "arith@v1"
+
+
+def test_a_removed_version_s_number_is_not_given_again(folder: Path) -> None:
+    remove_version("arith@v1", folder.parent)
+    remove_version("arith@v2", folder.parent)
+    assert publish_questions(["q1"], folder.parent).number == 4
+
+
+def test_a_publisher_who_meant_to_take_a_number_that_came_and_went_takes_the_next(folder: Path) -> None:
+    """Version 4 is made and removed while the slow one is about to take its number."""
+    with VersionWriter(spec_of(), PROVENANCE, folder) as slow:
+        slow.add(mixed_portion("slow"))
+        for question_id in ("q4", "q5"):
+            publish_questions([question_id], folder.parent)
+        remove_version("arith@v4", folder.parent)
+        assert slow.publish().number == 6
+
+
+def test_a_lost_newest_version_s_number_is_not_given_again(folder: Path) -> None:
+    (folder / "v3").rename(folder.parent / "elsewhere")
+    assert publish_questions(["q9"], folder.parent).number == 4
+
+
+def test_a_damaged_version_is_removed_too(folder: Path) -> None:
+    (folder / "v2" / "manifest.json").unlink()
+    remove_version("arith@v2", folder.parent)
+    assert version_numbers(folder) == [1, 3]
+
+
+def test_a_version_is_removed_once(folder: Path) -> None:
+    remove_version("arith@v2", folder.parent)
+    with pytest.raises(VersionError, match="dataset 'arith' has no version v2; there are: v1, v3"):
+        remove_version("arith@v2", folder.parent)
+
+
+def test_a_copy_is_not_removed(folder: Path) -> None:
+    copy = open_version("arith@v1", folder.parent).path.rename(folder.parent / "copy")
+    with pytest.raises(VersionError, match=r"copy is a copy, and none of a dataset's versions"):
+        remove_version(copy)
+    assert (copy / "manifest.json").is_file()
+
+
+def test_a_version_that_is_tagged_and_removed_at_once_is_either(tmp_path: Path) -> None:
+    for attempt in range(10):
+        for question_id in (f"a{attempt}", f"b{attempt}"):
+            publish_small(tmp_path, question_id)
+        folder, number = tmp_path / "arith", 2 * attempt + 1
+        together = Barrier(2)
+
+        def tag(number: int, folder: Path = folder, together: Barrier = together) -> None:
+            together.wait()
+            set_tag(folder, f"t{number}", number)
+
+        def remove(number: int, folder: Path = folder, together: Barrier = together) -> None:
+            together.wait()
+            remove_version(f"arith@v{number}", folder.parent)
+
+        with ThreadPoolExecutor(2) as pool:
+            failed = [work.exception() for work in (pool.submit(tag, number), pool.submit(remove, number))]
+        assert [type(error) for error in failed if error] == [VersionError]
+        assert (number in version_numbers(folder)) == (f"t{number}" in tags_of(folder))

@@ -1,0 +1,73 @@
+"""How long prompts and texts are, and how that is told."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malt.config.spec import DatasetSpec
+from malt.datasets.rows.lengths import BiasCount, LengthCount, estimated, measured, quantile, token_counter
+from malt.errors import ConfigError
+from tests.strategies import tree_of, valued
+
+
+def words_tokenizer(path: Path) -> str:
+    """A tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2)])
+def test_without_a_tokenizer_four_characters_are_a_token(text: str, tokens: int) -> None:
+    assert token_counter(DatasetSpec())(text) == tokens
+
+
+def test_a_tokenizer_is_read_from_its_file_or_its_folder(tmp_path: Path) -> None:
+    file = words_tokenizer(tmp_path / "tokenizer.json")
+    for name in (file, str(tmp_path)):
+        assert token_counter(DatasetSpec(tokenizer=name))("so it is four") == 4
+
+
+def test_a_tokenizer_that_is_none_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no tokenizer there"):
+        token_counter(DatasetSpec(tokenizer=str(tmp_path)))
+
+
+def test_a_node_is_as_long_as_what_its_role_saw_and_said() -> None:
+    told = measured(valued(tree_of("q1"), [1] * 27), estimated)
+    for address, node in told.tree.nodes.items():
+        prompt = sum(estimated(message.content) for message in node.prompt)
+        assert told.lengths[address] == (prompt, estimated(node.text))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1))
+def test_lengths_are_told_as_statistics_knows_them(lengths: list[int]) -> None:
+    count = LengthCount()
+    for length in lengths:
+        count.add(length)
+    told = count.result
+    assert (told.rows, told.longest, told.median) == (len(lengths), max(lengths), statistics.median_low(lengths))
+    assert told.mean == round(statistics.fmean(lengths), 1)
+    assert sum(length <= told.p95 for length in lengths) >= 0.95 * len(lengths)
+    assert told.p95 in lengths
+
+
+def test_of_nothing_the_lengths_are_zero() -> None:
+    assert quantile({}, 0.5) == 0
+    assert (LengthCount().result.mean, LengthCount().result.longest) == (0, 0)
+
+
+def test_the_bias_says_how_far_lengths_tell_chosen_from_rejected() -> None:
+    bias = BiasCount()
+    for chosen, rejected in [(10, 4), (10, 6), (5, 5), (1, 9)]:
+        bias.add(chosen, rejected)
+    told = bias.result
+    assert (told.pairs, told.chosen_longer, told.chosen_shorter) == (4, 2, 1)
+    assert (told.chosen_characters, told.rejected_characters) == (6.5, 6.0)

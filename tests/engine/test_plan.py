@@ -1,0 +1,194 @@
+"""The quote of a run: counted against the store, asking nobody; a cost that is not known is never zero."""
+
+from pathlib import Path
+
+import pytest
+
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, Limits, Role, RunSpec
+from malt.engine.job import read_inputs
+from malt.engine.pilot import pilot, spread
+from malt.engine.plan import Plan, plan
+from malt.llm.completers import asker
+from malt.llm.session import session_for
+from malt.llm.store.samples import Store
+from malt.trees.pipeline import NOTHING_MISSING, ask_all
+from tests import mishaps, providers
+from tests.configs import write_config
+from tests.providers import ScriptedProvider
+
+QUESTIONS = 4
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+    return write_config(tmp_path, provider, QUESTIONS)
+
+
+def quote(spec: RunSpec) -> Plan:
+    with Store(Settings().store) as store:
+        return plan(read_inputs(spec), spec, store)
+
+
+def grow(spec: RunSpec) -> bool:
+    """Ask for all that a spec needs; return whether all of it came."""
+    inputs, session = read_inputs(spec), session_for(Settings(), Limits())
+    ask = asker(session, [question.question_id for question in inputs.questions])
+    missing = session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    return missing == NOTHING_MISSING
+
+
+def figures(quoted: Plan) -> dict[str, tuple[int, int, int]]:
+    """Requests, completions to buy and completions stored, by role."""
+    return {
+        role.value: (each.requests, each.completions, each.stored_completions) for role, each in quoted.roles.items()
+    }
+
+
+def test_before_a_run_everything_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
+    quoted = quote(load_spec(config))
+    assert figures(quoted) == {"generator": (4, 12, 0), "verifier": (12, 36, 0), "refiner": (36, 108, 0)}
+    assert (quoted.requests, quoted.completions, quoted.stored_completions) == (52, 156, 0)
+    assert provider.request_count == 0
+
+
+def test_the_quote_is_what_the_run_then_sends(config: Path, provider: ScriptedProvider) -> None:
+    quoted = quote(load_spec(config))
+    assert grow(load_spec(config))
+    assert provider.request_count == quoted.requests
+    assert provider.completions_sent == quoted.completions
+
+
+def test_after_a_run_nothing_is(config: Path) -> None:
+    assert grow(load_spec(config))
+    quoted = quote(load_spec(config))
+    assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (0, 0, 108)}
+    assert (quoted.prompt_tokens, quoted.completion_tokens, quoted.cost_usd) == (0, 0, 0.0)
+
+
+def test_a_fourth_sample_is_quoted_as_45_completions_a_question(config: Path, provider: ScriptedProvider) -> None:
+    assert grow(load_spec(config))
+    four = load_spec(config, [f"roles.{role}.samples=4" for role in PLAYERS])
+    quoted, sent = quote(four), provider.request_count
+    assert quoted.completions == 45 * QUESTIONS
+    assert grow(four)
+    assert provider.request_count - sent == quoted.requests
+
+
+def test_another_refiner_leaves_the_others_covered(config: Path) -> None:
+    assert grow(load_spec(config))
+    quoted = quote(load_spec(config, ["roles.refiner.model=openai/other"]))
+    assert figures(quoted) == {"generator": (0, 0, 12), "verifier": (0, 0, 36), "refiner": (36, 108, 0)}
+
+
+def test_what_a_failed_branch_left_out_is_still_to_be_asked(config: Path, provider: ScriptedProvider) -> None:
+    provider.faults = mishaps.when(lambda asked: asked.model == "refiner", mishaps.context_overflow())
+    assert not grow(load_spec(config))
+    assert figures(quote(load_spec(config)))["refiner"] == (36, 108, 0)
+
+
+def test_a_judge_is_quoted_where_a_grader_may_need_one(
+    tmp_path: Path, config: Path, provider: ScriptedProvider
+) -> None:
+    judged = write_config(tmp_path, provider, QUESTIONS, judge=True)
+    assert figures(quote(load_spec(judged)))["evaluator"] == (108, 108, 0)
+    everything = load_spec(judged, ["evaluator.scope=all"])
+    assert figures(quote(everything))["evaluator"] == (156, 156, 0)
+
+
+def test_tokens_come_from_what_the_store_has_seen(config: Path) -> None:
+    before = quote(load_spec(config)).roles[Role.REFINER]
+    assert "assumed" in before.basis
+    assert before.completion_tokens == 108 * 512
+    assert grow(load_spec(config, limit=2))
+    after = quote(load_spec(config)).roles[Role.REFINER]
+    assert "store" in after.basis
+    assert after.completion_tokens < 54 * 100
+
+
+@pytest.mark.parametrize(
+    ("model", "is_known"), [("openai/gpt-4o-mini", True), ("openai/never-heard-of", False), ("embedded", True)]
+)
+def test_a_cost_that_is_not_known_is_null_and_never_zero(config: Path, model: str, is_known: bool) -> None:
+    spec = load_spec(config, [f"roles.refiner.model={model}"])
+    cost = quote(spec).roles[Role.REFINER].cost_usd
+    assert (cost is not None) == is_known
+    assert (cost == 0) == (model == "embedded")
+
+
+def test_one_unknown_cost_makes_the_total_unknown(config: Path) -> None:
+    known = load_spec(config, [f"roles.{role}.model=openai/gpt-4o-mini" for role in PLAYERS])
+    assert (quote(known).cost_usd or 0) > 0
+    assert quote(load_spec(config, ["roles.refiner.model=openai/gpt-4o-mini"])).cost_usd is None
+
+
+def test_the_embedded_model_costs_nothing(config: Path) -> None:
+    quoted = quote(load_spec(config, [f"roles.{role}.model=embedded" for role in PLAYERS]))
+    assert quoted.cost_usd == 0.0
+    assert quoted.completions == 156
+
+
+def test_a_quote_is_a_range_within_what_it_assumes(config: Path) -> None:
+    refiner = quote(load_spec(config, ["roles.refiner.model=openai/gpt-4o-mini"])).roles[Role.REFINER]
+    assert (refiner.low.completion_tokens, refiner.high.completion_tokens) == (108 * 128, 108 * 1024)
+    assert refiner.low.prompt_tokens < refiner.prompt_tokens < refiner.high.prompt_tokens
+    assert (refiner.low.cost_usd or 0) < (refiner.cost_usd or 0) < (refiner.high.cost_usd or 0)
+
+
+def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, provider: ScriptedProvider) -> None:
+    spec = load_spec(config)
+    inputs = read_inputs(spec)
+    assert pilot(inputs, spec, Settings(), 3) == NOTHING_MISSING
+    assert provider.request_count == 3 * 13
+    quoted = quote(spec)
+    assert quoted.stored_completions == 3 * 39
+    assert "to 3 questions" in quoted.roles[Role.REFINER].basis
+    session = session_for(Settings(), Limits())
+    ask = asker(session, [question.question_id for question in inputs.questions])
+    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    used = ask.tally.total
+    assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens
+    assert quoted.low.prompt_tokens <= used.prompt_tokens <= quoted.high.prompt_tokens
+
+
+def test_costs_that_a_provider_reported_come_before_listed_prices(config: Path, provider: ScriptedProvider) -> None:
+    provider.cost_usd = 0.3
+    assert grow(load_spec(config, limit=2))
+    refiner = quote(load_spec(config)).roles[Role.REFINER]
+    assert refiner.cost_usd == pytest.approx(0.1 * refiner.completions)
+
+
+def test_a_pilot_asks_at_even_distances(config: Path) -> None:
+    questions = read_inputs(load_spec(config)).questions
+    assert spread(questions, 2) == [questions[0], questions[2]]
+    assert spread(questions, 9) == questions
+
+
+def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provider: ScriptedProvider) -> None:
+    provider.script = providers.answering({}, right=0.9)
+    spec = load_spec(config, ["growth=adaptive"])
+    before = quote(spec)
+    assert before.completions == QUESTIONS * 39
+    refiner = before.roles[Role.REFINER]
+    assert refiner.low.completion_tokens == QUESTIONS * 3 * 128
+    assert refiner.high.completion_tokens == QUESTIONS * 27 * 1024
+    assert grow(load_spec(config, ["growth=adaptive"], limit=2))
+    bought = provider.completions_sent
+    after = quote(spec)
+    assert (after.completions, after.stored_completions) == (2 * 39, bought)
+    assert after.roles[Role.REFINER].completion_tokens < after.roles[Role.REFINER].high.completion_tokens
+    assert grow(spec)
+    assert (quote(spec).completions, quote(spec).requests) == (0, 0)
+
+
+def test_what_is_asked_in_batches_is_quoted_at_their_price(config: Path) -> None:
+    def cost(*overrides: str) -> float:
+        listed = [f"roles.{role}.model=openai/gpt-4o-mini" for role in PLAYERS]
+        quoted = quote(load_spec(config, [*listed, "run.tracking=auto", *overrides]))
+        assert {role.mode for role in quoted.roles.values()} == {"batch" if overrides else "direct"}
+        assert quoted.cost_usd is not None
+        return quoted.cost_usd
+
+    assert cost("run.mode=batch") == pytest.approx(cost() / 2)

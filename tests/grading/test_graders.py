@@ -1,0 +1,335 @@
+"""Grading: the tables of cases, the cascade, and what graders do when they cannot grade."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malt.config.spec import EvaluatorSpec
+from malt.errors import GradingError
+from malt.grading.graders import (
+    Evaluation,
+    Grade,
+    Grader,
+    Outcome,
+    Verdict,
+    check_references,
+    grade,
+    graders_for,
+    truncated_grade,
+)
+from malt.grading.process_pool import worker_pids
+from malt.questions.question import Question
+
+TABLES = sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))
+CASES = [json.loads(line) for table in TABLES for line in table.read_text("utf-8").splitlines()]
+
+
+def question(ground_truth: str, choices: tuple[str, ...] = ()) -> Question:
+    return Question(question_id="q7", question="Which?", ground_truth=ground_truth, choices=choices)
+
+
+def spec(*kind: str, function: str | None = None, timeout_s: float = 10.0) -> EvaluatorSpec:
+    return EvaluatorSpec.model_validate({"kind": kind, "function": function, "grader_timeout_s": timeout_s})
+
+
+async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10.0) -> Grade:
+    return await grade(question(ground_truth), text, graders_for(spec(*kind, timeout_s=timeout_s), None))
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['kind']}: {case['ground_truth']} | {case['text'][:40]}"
+)
+async def test_a_case_of_the_tables_is_graded_as_it_says(case: dict[str, Any]) -> None:
+    asked = question(case["ground_truth"], tuple(case.get("choices", ())))
+    result = await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
+    assert result.outcome == case["outcome"], result
+    assert result.answer == case.get("answer", result.answer)
+
+
+def test_the_tables_are_large_and_name_their_sources() -> None:
+    assert len(CASES) >= 300
+    assert all(case["source"] for case in CASES)
+
+
+async def test_a_right_answer_scores_one_and_says_what_was_compared() -> None:
+    assert await graded("72", "Final Answer: $72", "number") == Grade(
+        Outcome.RIGHT, "$72", "number", Evaluation(1.0, 1.0, ("number: read '$72', expected '72'",), ("$72",), 1.0)
+    )
+
+
+async def test_a_wrong_answer_scores_zero() -> None:
+    result = await graded("72", "Final Answer: 71", "number")
+    assert (result.reward, result.evaluation) == (0.0, Evaluation(0.0, 0.0, ("number: read '71', expected '72'",)))
+
+
+async def test_no_answer_counts_as_wrong() -> None:
+    result = await graded("72", "I do not know.", "number")
+    assert (result.outcome, result.answer, result.reward) == (Outcome.UNANSWERED, None, 0.0)
+
+
+def test_a_truncated_reply_is_graded_by_nobody() -> None:
+    result = truncated_grade()
+    assert (result.outcome, result.grader, result.reward) == (Outcome.TRUNCATED, "none", 0.0)
+
+
+async def test_a_long_answer_is_kept_shortened() -> None:
+    result = await graded("Paris", "Final Answer: " + "x" * 200_000, "exact")
+    assert result.answer is not None
+    assert len(result.answer) == 1000
+
+
+# The cascade.
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A grader that says what it is told to."""
+
+    kind: str
+    verdict: Verdict | None
+
+    async def __call__(self, question: Question, text: str) -> Verdict | None:  # noqa: ARG002
+        return self.verdict
+
+
+def says(kind: str, outcome: Outcome, *, decisive: bool) -> Grader:
+    evaluation = None if outcome is Outcome.UNKNOWN else Evaluation(0.0, 0.0)
+    error = "it broke" if outcome is Outcome.UNKNOWN else None
+    return Scripted(kind, Verdict(Grade(outcome, "a", kind, evaluation, error), decisive))
+
+
+RIGHT = says("llm", Outcome.RIGHT, decisive=True)
+MISS = says("exact", Outcome.WRONG, decisive=False)
+FAILED = says("math", Outcome.UNKNOWN, decisive=False)
+
+
+@pytest.mark.parametrize(
+    ("graders", "decided_by", "outcome"),
+    [
+        ((MISS, RIGHT), "llm", Outcome.RIGHT),
+        ((RIGHT, MISS), "llm", Outcome.RIGHT),
+        ((FAILED, RIGHT), "llm", Outcome.RIGHT),
+        ((MISS,), "exact", Outcome.WRONG),
+        ((MISS, says("number", Outcome.UNANSWERED, decisive=False)), "number", Outcome.UNANSWERED),
+        ((MISS, FAILED), "math", Outcome.UNKNOWN),
+        ((FAILED, MISS), "math", Outcome.UNKNOWN),
+        ((Scripted("number", None), MISS), "exact", Outcome.WRONG),
+        ((Scripted("number", None),), "number", Outcome.UNKNOWN),
+    ],
+)
+async def test_the_first_that_decides_stands_and_a_failure_is_never_wrong(
+    graders: tuple[Grader, ...], decided_by: str, outcome: Outcome
+) -> None:
+    result = await grade(question("a"), "Final Answer: a", graders)
+    assert (result.grader, result.outcome) == (decided_by, outcome)
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "text", "kinds", "decided_by", "outcome"),
+    [
+        ("0.5", "Final Answer: 0.5", ("exact", "number"), "exact", Outcome.RIGHT),
+        ("0.5", "Final Answer: 1/2", ("exact", "number"), "number", Outcome.RIGHT),
+        ("0.5", "Final Answer: 1/3", ("exact", "number", "llm"), "number", Outcome.WRONG),
+        ("0.5", "Final Answer: a half", ("exact", "number", "llm"), "llm", Outcome.RIGHT),
+        ("x^2", "Final Answer: x^3", ("exact", "math", "llm"), "math", Outcome.WRONG),
+        ("\\text{even}", "Final Answer: not odd", ("exact", "math", "llm"), "llm", Outcome.RIGHT),
+        ("Paris", "Final Answer: the French capital", ("number", "exact", "llm"), "llm", Outcome.RIGHT),
+        ("Paris", "Final Answer: Rome", ("number", "exact"), "exact", Outcome.WRONG),
+    ],
+)
+async def test_each_kind_decides_or_passes_on(
+    ground_truth: str, text: str, kinds: tuple[str, ...], decided_by: str, outcome: Outcome
+) -> None:
+    result = await grade(question(ground_truth), text, graders_for(spec(*kinds), RIGHT))
+    assert (result.grader, result.outcome) == (decided_by, outcome)
+
+
+def test_graders_keep_the_order_of_the_config() -> None:
+    kinds = ("exact", "math", "llm", "number")
+    assert tuple(grader.kind for grader in graders_for(spec(*kinds), RIGHT)) == kinds
+
+
+def test_a_judge_that_is_named_must_be_given() -> None:
+    with pytest.raises(GradingError, match="judge"):
+        graders_for(spec("llm"), None)
+
+
+# References.
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "kinds", "reason"),
+    [
+        ("Paris", ("number",), "is not a number"),
+        ("10:30", ("number",), "is not a number"),
+        ("3, 4", ("number",), "is not a number"),
+        ("", ("exact",), "is empty"),
+        ("not mathematics", ("math",), "is not mathematics"),
+        ("\\frac{1}{", ("math",), "is not mathematics"),
+        ("x^2 +", ("math",), "is not mathematics"),
+        ("garage", ("choice",), "is neither a letter"),
+        ("F", ("choice",), "is neither a letter"),
+        ("Paris", ("number", "math"), "is not a number and is not mathematics"),
+    ],
+)
+def test_a_reference_that_cannot_be_graded_is_found_first(
+    ground_truth: str, kinds: tuple[str, ...], reason: str
+) -> None:
+    asked = question(ground_truth, ("doctor", "bookstore"))
+    with pytest.raises(GradingError, match=f"'q7': reference '.*' {reason}"):
+        check_references([question("B" if "choice" in kinds else "5", asked.choices), asked], spec(*kinds))
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "kinds"),
+    [
+        ("#### 1,250", ("number",)),
+        ("$1,250", ("number",)),
+        ("1 1/2 cups", ("number",)),
+        ("\\boxed{\\frac{1}{2}}", ("math",)),
+        ("(-1, 5]", ("math",)),
+        ("\\text{Evelyn}", ("math",)),
+        ("bookstore", ("choice",)),
+        ("(B)", ("choice",)),
+        ("Paris", ("number", "exact")),
+        ("Paris", ("number", "llm")),
+    ],
+)
+def test_a_reference_that_one_of_the_kinds_can_use_is_fine(ground_truth: str, kinds: tuple[str, ...]) -> None:
+    assert refusal(question(ground_truth, ("doctor", "bookstore")), spec(*kinds)) is None
+
+
+def refusal(asked: Question, evaluator: EvaluatorSpec) -> str | None:
+    """Why a question's reference cannot be graded against."""
+    try:
+        check_references([asked], evaluator)
+    except GradingError as error:
+        return str(error)
+    return None
+
+
+def test_a_reference_that_takes_too_long_to_parse_is_not_usable() -> None:
+    with pytest.raises(GradingError, match="is not mathematics"):
+        check_references([question("(" * 50_000)], spec("math", timeout_s=0.5))
+
+
+@pytest.mark.parametrize("function", ["no_such_module_here:grade", "json:no_such_function", "json:__doc__"])
+def test_a_function_that_cannot_be_imported_is_found_first(function: str) -> None:
+    with pytest.raises(GradingError, match=f"{function.partition(':')[0]}.*cannot be imported"):
+        check_references([], spec("python", function=function))
+
+
+# Users' graders.
+
+GRADERS = """
+import time
+def fair(question, ground_truth, answer): return ground_truth in answer
+def half(question, ground_truth, answer): return 0.5
+def most(question, ground_truth, answer): return 0.75
+def unsure(question, ground_truth, answer): return None
+def broken(question, ground_truth, answer): raise KeyError(answer)
+def absurd(question, ground_truth, answer): return 7
+def numpys(question, ground_truth, answer): return __import__("numpy").bool_(True)
+def asleep(question, ground_truth, answer): time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "outcome", "reward", "error"),
+    [
+        ("fair", Outcome.RIGHT, 1.0, ""),
+        ("half", Outcome.WRONG, 0.5, ""),
+        ("numpys", Outcome.RIGHT, 1.0, ""),
+        ("most", Outcome.RIGHT, 0.75, ""),
+        ("unsure", Outcome.UNKNOWN, None, "returned None"),
+        ("broken", Outcome.UNKNOWN, None, "KeyError"),
+        ("absurd", Outcome.UNKNOWN, None, "must return True, False, a number from 0 to 1, or None"),
+        ("asleep", Outcome.UNKNOWN, None, "no result within 1 s"),
+    ],
+)
+async def test_a_users_grader_gives_the_score(
+    function: str,
+    outcome: Outcome,
+    reward: float | None,
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "users_graders.py").write_text(GRADERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for pid in worker_pids():  # processes know the path as it was when they started
+        os.kill(pid, signal.SIGKILL)
+    limit_s = 1 if function == "asleep" else 30
+    graders = graders_for(spec("python", function=f"users_graders:{function}", timeout_s=limit_s), None)
+    result = await grade(question("Paris"), "It is Paris.", graders)
+    assert (result.outcome, result.reward) == (outcome, reward)
+    assert error in (result.error or "")
+
+
+# Nothing hangs, nothing raises.
+
+
+async def test_a_power_tower_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
+    await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
+    started = time.perf_counter()
+    tower = asyncio.create_task(graded("9", "Final Answer: 9^{9^{9^{9}}}", "math", timeout_s=4))
+    huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
+    others = await asyncio.gather(
+        *[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)]
+    )
+    assert {other.outcome for other in others} == {Outcome.RIGHT}
+    assert huge.outcome is Outcome.UNKNOWN
+    result = await tower
+    assert (result.outcome, result.evaluation) == (Outcome.UNKNOWN, None)
+    assert "no result within 4 s" in (result.error or "")
+    assert time.perf_counter() - started < 60
+
+
+async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> None:
+    texts = [f"\\boxed{{\\frac{{{n % 7}x}}{{2}}}}" for n in range(300)]
+    expected = await asyncio.gather(*[graded("\\frac{3x}{2}", text, "math") for text in texts])
+    dice = random.Random(7)
+
+    async def kill_some() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            os.kill(dice.choice(worker_pids()), signal.SIGKILL) if worker_pids() else None
+
+    killing = asyncio.create_task(kill_some())
+    results = await asyncio.gather(*[graded("\\frac{3x}{2}", text, "exact", "math") for text in texts])
+    await killing
+    changed = [result for result, before in zip(results, expected, strict=True) if result.outcome != before.outcome]
+    assert len(changed) <= 3
+    assert {result.outcome for result in changed} <= {Outcome.UNKNOWN}
+
+
+@given(st.text(), st.text(), st.sampled_from(["exact", "contains", "number", "choice"]))
+def test_no_text_and_no_reference_raises(text: str, ground_truth: str, kind: str) -> None:
+    for reply in (text, f"Final Answer: {text}", f"\\boxed{{{text}}}", f"#### {text}"):
+        result = asyncio.run(graded(ground_truth, reply, kind))
+        assert (result.evaluation is None) == (result.outcome is Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize("kind", ["exact", "contains", "number", "choice"])
+@pytest.mark.parametrize("piece", ["(", "\\boxed{", "Final Answer:", "#### ", "1,", "the answer is ", "A ", "\\frac{"])
+async def test_a_hostile_200_kb_reply_is_graded_quickly(kind: str, piece: str) -> None:
+    started = time.process_time()
+    await graded("A", piece * (200_000 // len(piece)), kind)
+    assert time.process_time() - started < 2
+
+
+@given(st.integers(-999, 999))
+async def test_math_and_number_agree_on_whole_numbers(number: int) -> None:
+    for kind in ("math", "number"):
+        assert (await graded(str(number), f"Final Answer: ${number}$", kind)).outcome is Outcome.RIGHT
+        assert (await graded(str(number), f"Final Answer: ${number + 1}$", kind)).outcome is Outcome.WRONG

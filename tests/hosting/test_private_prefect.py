@@ -1,0 +1,210 @@
+"""A run's own Prefect server: it comes up, says why it does not, and never outlives the process that started it."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from malt.cli.runs import without
+from malt.errors import ConfigError
+from malt.hosting.prefect_server import copied
+from malt.hosting.private_prefect import NamedServer, PrefectServer, connect
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from malt.hosting.private_prefect import PrefectServer
+server = PrefectServer(Path(sys.argv[1]))
+server.wait_until_ready()
+print(server.api_url, flush=True)
+time.sleep(600)
+"""
+WRITES_AND_IS_KILLED = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA journal_mode = WAL")
+database.execute(f"CREATE TABLE {sys.argv[2]} (x)")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+STOPPED_WITHIN_S = 30.0
+"""On a busy machine; one that is not told to stop never does."""
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """What a test changes in the environment of this process is put back."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def is_listening(api_url: str) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", urlsplit(api_url).port or 0)) == 0
+
+
+def ends_within(seconds: float, api_url: str) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_listening(api_url):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(tmp_path: Path) -> None:
+    """They share new records, and one of them belongs to a process that is killed."""
+    own = PrefectServer(tmp_path / "prefect")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "prefect")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        others_url = holder.stdout.readline().strip()
+        own.wait_until_ready()
+        assert is_listening(own.api_url)
+        assert is_listening(others_url)
+        holder.kill()
+    assert ends_within(STOPPED_WITHIN_S, others_url)
+    own.stop()
+    assert not is_listening(own.api_url)
+
+
+def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path / "prefect")
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < STOPPED_WITHIN_S
+    assert not is_listening(server.api_url)
+
+
+def test_one_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("no database at all" * 100)
+    server = PrefectServer(tmp_path)
+    with pytest.raises(ConfigError, match=r"file is not a database.*server\.log.*PREFECT_API_URL") as failed:
+        server.wait_until_ready()
+    assert len(str(failed.value).splitlines()) == 1
+    server.stop()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_data_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    os.environ.pop("PREFECT_API_URL", None)
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(ConfigError, match=r"MALT_DATA_DIR = .*data.*choose a folder"):
+        connect(tmp_path / "data")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
+    with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
+        connect(tmp_path).wait_until_ready()
+    assert not (tmp_path / "prefect").exists()
+
+
+def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> None:
+    error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
+    own = PrefectServer(tmp_path)
+    own.stop()
+    assert without(named, error).endswith("in the store: run again when it is up")
+    assert f"in the store: run again ({own.log} has" in without(own, error)
+
+
+def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path)
+    server.wait_until_ready()
+    before = server.process.pid
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while server.process.pid == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    urllib.request.urlopen(f"{server.api_url}/health", timeout=60).close()
+    server.stop()
+    assert not is_listening(server.api_url)
+    assert not server.has_ended()
+
+
+def revision(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as reading:
+        return str(reading.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def rows(database: Path) -> int:
+    """Count the rows of all tables but that of the revision."""
+    with closing(sqlite3.connect(database)) as reading:
+        tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
+
+
+def started_once(home: Path) -> Path:
+    server = PrefectServer(home)
+    server.wait_until_ready()
+    server.stop()
+    return home / "prefect.db"
+
+
+def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-m", "malt.hosting.private_prefect"], check=True)
+    (kept,) = (tmp_path / "malt").iterdir()
+    assert rows(kept) == 0
+    with closing(sqlite3.connect(kept)) as marking:
+        marking.execute("PRAGMA user_version = 7")
+    new = started_once(tmp_path / "home")
+    with closing(sqlite3.connect(new)) as reading:
+        assert reading.execute("PRAGMA user_version").fetchone() == (7,)
+    assert revision(new) == revision(kept)
+
+
+def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: Path) -> None:
+    kept, new = tmp_path / "kept.db", tmp_path / "new.db"
+    for path in (kept, new):
+        subprocess.run([sys.executable, "-c", WRITES_AND_IS_KILLED, path, path.stem], check=False)
+    new.unlink()
+    assert copied(kept, new)
+    with closing(sqlite3.connect(new)) as reading:
+        assert reading.execute("SELECT name FROM sqlite_master").fetchall() == [("kept",)]
+
+
+def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "malt" / f"prefect-{version('prefect')}.db"
+    kept.parent.mkdir()
+    kept.write_text("no database at all" * 100)
+    assert revision(started_once(tmp_path / "home")) == revision(kept)
+
+
+def test_where_nothing_can_be_kept_a_server_starts_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert revision(started_once(tmp_path / "home"))
+
+
+def test_records_of_runs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that was there before may hold some."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    started_once(tmp_path / "home")
+    shutil.rmtree(tmp_path / "caches")
+    started_once(tmp_path / "home")
+    assert not (tmp_path / "caches").exists()

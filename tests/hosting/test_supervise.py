@@ -1,0 +1,108 @@
+"""A tied command ends with the process that started it, and takes with it what it has started itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+CHILD = "import time; time.sleep(600)"
+STARTS_ANOTHER = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+STARTS_ANOTHER_AS_IT_ENDS = f"""
+import signal, subprocess, sys, time
+
+def start_another(*_):
+    print(subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True).pid, flush=True)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, start_another)
+print("ready", flush=True)
+time.sleep(600)
+"""
+LEAVES_AN_ORPHAN = "import subprocess; subprocess.run('sleep 600 & echo $!', shell=True)"
+LIVES_ON = f"{LEAVES_AN_ORPHAN}; {CHILD}"
+
+
+def tied(code: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "malt.hosting.supervise", sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its_own() -> None:
+    with tied(STARTS_ANOTHER) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert is_running(child)
+        started = time.monotonic()
+        process.communicate()  # closes its standard input, as the end of this process would
+        assert time.monotonic() - started < 30
+    assert not is_running(child)
+
+
+def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
+    with tied(STARTS_ANOTHER_AS_IT_ENDS) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        out, _ = process.communicate()
+    assert not is_running(int(out))
+
+
+def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
+    with tied(LEAVES_AN_ORPHAN) as process:
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        assert process.wait(30) == 0
+    assert not is_running(left)
+
+
+def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
+    with tied(STARTS_ANOTHER) as process:
+        assert process.stdout is not None
+        orphan = int(process.stdout.readline())
+        first = int(Path(f"/proc/{orphan}/stat").read_text().rpartition(") ")[2].split()[1])
+        os.kill(first, signal.SIGKILL)
+        again = int(process.stdout.readline())
+        assert is_running(orphan)
+        process.communicate()
+    assert not is_running(orphan)
+    assert not is_running(again)
+
+
+def test_orphans_that_end_are_buried() -> None:
+    with tied(LIVES_ON) as process:
+        assert process.stdout is not None
+        orphan = int(process.stdout.readline())
+        os.kill(orphan, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{orphan}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.communicate()
+
+
+def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
+    with tied("import os; os.kill(os.getpid(), 9)") as process:
+        assert process.wait(30) != 0
+
+
+def test_its_exit_code_is_the_commands() -> None:
+    with tied("raise SystemExit(3)") as process:
+        assert process.wait(30) == 3

@@ -1,0 +1,196 @@
+"""Caps in batch mode: the whole batch is held at its worst case before it is handed in, at the price of batches."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from malt.config.settings import Settings
+from malt.config.spec import Limits, RunSpec
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import read_inputs
+from malt.engine.tree_cost import most_for_tree
+from malt.errors import ConfigError
+from malt.llm.batch.ledger import BatchStore
+from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.store.samples import Store
+from malt.questions.question import Question
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
+from tests.batches import BatchProvider
+from tests.batching import QUICK, batched, grown
+from tests.batching import provider as provider
+from tests.mishaps import no_choices, refusal, when
+from tests.specs import role_of, spec_of, write_questions
+
+QUESTIONS = 4
+PER_TOKEN = {"prompt_tokens": 0.075e-6, "completion_tokens": 0.3e-6}
+"""What gpt-4o-mini costs in a batch, in dollars."""
+DIRECT = "mistral/mistral-small-latest"
+"""A model without batches, of which LiteLLM knows the price."""
+
+
+@pytest.fixture
+def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
+    direct = spec_of(provider, write_questions(tmp_path, QUESTIONS))
+    role = role_of(provider, "gpt-4o-mini").model_copy(update={"max_tokens": 40})
+    roles = direct.roles.model_copy(update=dict.fromkeys(("generator", "verifier", "refiner"), role))
+    return batched(direct.model_copy(update={"roles": roles}))
+
+
+def capped(spec: RunSpec, trees: float) -> RunSpec:
+    """Cap a run at what so many trees take at most."""
+    inputs = read_inputs(spec)
+    most = most_for_tree(inputs.questions[0], spec, inputs.prompts)
+    return spec.model_copy(update={"limits": Limits(max_cost_usd=trees * most.usd)})
+
+
+def billed(provider: BatchProvider) -> float:
+    """What the provider would bill: prompts once an item, all completions."""
+    bodies = [line["response"]["body"] for batch in provider.batches for line in batch.answered]
+    return sum(float(body["usage"][kind]) * price for body in bodies for kind, price in PER_TOKEN.items())
+
+
+def test_the_tally_is_what_the_provider_bills_for_batches(provider: BatchProvider, spec: RunSpec) -> None:
+    _, tally = grown(spec)
+    assert tally.total.cost_usd == pytest.approx(billed(provider))
+
+
+@pytest.mark.parametrize("trees", [0.3, 0.6, 1.0, 1.5, 2.5])
+def test_what_is_spent_is_never_above_the_cap(provider: BatchProvider, spec: RunSpec, trees: float) -> None:
+    limited = capped(spec, trees)
+    shortfall, _ = grown(limited)
+    cap = limited.limits.max_cost_usd
+    assert cap is not None
+    assert billed(provider) <= cap
+    assert shortfall == NOTHING_MISSING or "max_cost_usd" in (shortfall.stopped or "")
+
+
+def test_a_cap_that_has_room_for_two_trees_grows_two_at_a_time(provider: BatchProvider, spec: RunSpec) -> None:
+    grown(capped(spec, 2.5))
+    assert len(provider.lines(provider.batches[0])) == 2
+
+
+def test_a_cap_below_one_request_asks_nothing(provider: BatchProvider, spec: RunSpec) -> None:
+    shortfall, _ = grown(capped(spec, 0.001))
+    assert "max_cost_usd" in (shortfall.stopped or "")
+    assert provider.batches == []
+
+
+def test_a_run_that_comes_again_has_spent_what_it_spent_before(provider: BatchProvider, spec: RunSpec) -> None:
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(one_tree, 0.3), wait=False)
+    provider.stages = ["in_progress", "completed"]
+    provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 10
+    for number in range(20):
+        shortfall, _ = grown(suspended, run=f"run {number}")
+        close_sessions()  # as another process would begin
+        if shortfall.waits is None:
+            break
+    assert "max_cost_usd" in (shortfall.stopped or "")
+    assert 4 < provider.paid.total() <= 10
+
+
+def test_what_lies_with_the_provider_is_held_before_a_run_that_comes_again_hands_in_more(
+    provider: BatchProvider, spec: RunSpec
+) -> None:
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(one_tree, 0.3), wait=False)
+    cap = suspended.limits.max_cost_usd or 0
+    provider.stages = ["in_progress", "in_progress", "completed"]
+    for number in range(8):
+        grown(suspended, run=f"run {number}")
+        close_sessions()
+        with Store(Settings().store) as store:
+            book = BatchStore(store)
+            assert sum(batch.usd for batch in (*book.ended(spec.name), *book.under_way(spec.name))) <= cap
+
+
+def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
+    """Let one role be played by a model that has no batches, and a price."""
+    model = role_of(provider, "").model_copy(update={"model": DIRECT, "max_tokens": 40})
+    return spec.model_copy(update={"roles": spec.roles.model_copy(update={role: model})})
+
+
+def test_what_was_asked_directly_counts_for_a_run_that_comes_again(provider: BatchProvider, spec: RunSpec) -> None:
+    one_tree = spec.model_copy(update={"questions": spec.questions.model_copy(update={"limit": 1})})
+    suspended = batched(capped(with_direct(one_tree, provider, "verifier"), 0.5), wait=False)
+    provider.stages = ["in_progress", "completed"]
+    provider.cost_usd = (suspended.limits.max_cost_usd or 0) / 14
+    for number in range(30):
+        shortfall, _ = grown(suspended, run=f"run {number}")
+        close_sessions()
+        if shortfall.waits is None:
+            break
+    assert "max_cost_usd" in (shortfall.stopped or "")
+    assert 0 < provider.paid.total() < len(provider.requests) <= 14
+
+
+def test_a_direct_request_waits_until_batches_leave_room(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.stages = ["in_progress", "completed"]
+    grown(batched(spec, wait=False), run="one")
+    with Store(Settings().store) as store:
+        [under_way] = BatchStore(store).under_way(spec.name)
+    limited = spec.model_copy(update={"limits": Limits(max_cost_usd=under_way.usd)})
+    grown(with_direct(limited, provider, "generator"), run="two")
+    assert DIRECT.partition("/")[2] in {asked.model for asked in provider.requests}
+
+
+def test_what_an_answer_that_cannot_be_used_took_is_counted(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.faults = when(lambda asked: asked.number == 0, no_choices())
+    shortfall, tally = grown(spec)
+    assert shortfall == NOTHING_MISSING
+    assert tally.total.cost_usd == pytest.approx(billed(provider))
+    assert provider.paid.total() == QUESTIONS * 13 + 1
+
+
+def test_what_an_answer_took_that_does_not_say_so_is_not_known(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.faults, provider.counts_tokens = when(lambda asked: asked.number == 0, no_choices()), False
+    _, tally = grown(spec)
+    assert tally.total.cost_usd is None
+
+
+def held(spec: RunSpec, run: str) -> Session:
+    return session_for(Settings(), spec.limits, run=run)
+
+
+def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
+    limited = capped(spec, 4.5)
+    provider.stages = ["in_progress", "completed"]
+    assert grown(batched(limited, wait=False), run="one")[0].waits is not None
+    budget = held(limited, "one").budget
+    assert len(budget.pledged) == 1
+    assert grown(batched(limited, wait=False), run="two")[0].waits is not None
+    assert grown(limited, run="one")[0] == NOTHING_MISSING
+    assert budget.pledged == {}
+    assert budget.spent.usd == pytest.approx(billed(provider))
+
+
+def test_what_was_packed_and_not_handed_in_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
+    provider.batch_faults = lambda *_: refusal(400, "No batches today.", None)
+    with pytest.raises(ConfigError, match="No batches today"):
+        grown(capped(spec, 4.5))
+    budget = held(capped(spec, 4.5), "one").budget
+    assert budget.pledged == {}
+    assert budget.room.usd == capped(spec, 4.5).limits.max_cost_usd
+
+
+def test_runs_at_once_in_one_session_hold_and_count_each_batch_once(provider: BatchProvider, spec: RunSpec) -> None:
+    limited = capped(spec, 4.5)
+    inputs, session = read_inputs(limited), held(limited, "one")
+
+    async def grow(question: Question) -> Shortfall:
+        return (await ask_in_batches([question], limited, inputs.prompts, session, "one", rhythm=QUICK))[0]
+
+    async def grow_all() -> list[Shortfall]:
+        return await asyncio.gather(*map(grow, inputs.questions))
+
+    assert asyncio.run(grow_all()) == [NOTHING_MISSING] * QUESTIONS
+    assert session.budget.pledged == {}
+    assert session.budget.spent.usd == pytest.approx(billed(provider))
+
+
+def test_tokens_are_capped_too(provider: BatchProvider, spec: RunSpec) -> None:
+    limited = spec.model_copy(update={"limits": Limits(max_tokens_total=3000)})
+    shortfall, tally = grown(limited)
+    assert "max_tokens_total" in (shortfall.stopped or "")
+    assert tally.total.prompt_tokens + tally.total.completion_tokens <= 3000

@@ -1,0 +1,66 @@
+"""What response headers say of limits, as providers write it."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from malt.llm.rate_limit.headers import Granted, granted, retry_after_s, seconds
+
+OPENAI = {
+    "x-ratelimit-limit-requests": "500",
+    "x-ratelimit-remaining-requests": "499",
+    "x-ratelimit-reset-requests": "120ms",
+    "x-ratelimit-limit-tokens": "30000",
+    "x-ratelimit-remaining-tokens": "29000",
+    "x-ratelimit-reset-tokens": "2s",
+}
+GROQ = {
+    "x-ratelimit-limit-requests": "14400",  # of a day
+    "x-ratelimit-remaining-requests": "14370",
+    "x-ratelimit-reset-requests": "2m59.56s",
+    "x-ratelimit-limit-tokens": "18000",
+    "x-ratelimit-remaining-tokens": "17700",
+    "x-ratelimit-reset-tokens": "1s",
+}
+ONLY_LIMITS = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-limit-tokens": "0"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, Granted(None, None)),
+        (OPENAI, Granted(500, 30000)),
+        (GROQ, Granted(None, 18000)),
+        (ONLY_LIMITS, Granted(1200, None)),
+        ({"x-ratelimit-limit-requests": "many"}, Granted(None, None)),
+        ({"anthropic-ratelimit-requests-limit": "50"}, Granted(50, None)),
+    ],
+)
+def test_what_a_minute_grants(headers: dict[str, str], told: Granted) -> None:
+    assert granted(headers) == told
+
+
+def test_a_moment_of_reset_is_as_good_as_a_duration() -> None:
+    headers = {
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "40",
+        "anthropic-ratelimit-requests-reset": (datetime.now(UTC) + timedelta(seconds=12)).isoformat(),
+    }
+    assert granted(headers) == Granted(50, None)
+    headers["anthropic-ratelimit-requests-reset"] = (datetime.now(UTC) + timedelta(hours=12)).isoformat()
+    assert granted(headers) == Granted(None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "s"), [("7", 7), ("1.5", 1.5), ("120ms", 0.12), ("6m0s", 360), ("2m59.56s", 179.56), ("1h2m3s", 3723)]
+)
+def test_durations(text: str, s: float) -> None:
+    assert seconds(text) == pytest.approx(s)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [({"retry-after": "7"}, 7), ({"retry-after": "9", "retry-after-ms": "250"}, 0.25), ({"retry-after": "soon"}, None)],
+)
+def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
+    assert retry_after_s(headers) == wait_s

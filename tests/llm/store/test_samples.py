@@ -1,0 +1,299 @@
+"""The store keeps every answer, once, and says clearly when it cannot."""
+
+import asyncio
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from malt.errors import StoreError, StoreLost
+from malt.llm.store.database import hidden
+from malt.llm.store.samples import ASIDE, FORMAT, Store, StoredSample, expect
+from malt.llm.store.writer import BatchedWriter
+from tests.postgres import Postgres
+
+
+def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
+    return StoredSample(key, question_id, "generator", "m", "", 0, response, error, None, 0.5)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+def test_what_is_written_is_read_back_by_question(url: str) -> None:
+    with Store(url) as store:
+        rows = [answered("a"), answered("b", "q2"), answered("c", "q3")]
+        store.write(rows)
+        assert store.rows(["q1", "q2"]) == {"a": rows[0], "b": rows[1]}
+
+
+def test_many_questions_are_read_at_once(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered(f"k{i}", f"q{i}") for i in range(1200)])
+        assert len(store.rows(f"q{i}" for i in range(1200))) == 1200
+
+
+def test_rows_are_counted_by_question_whatever_they_hold(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a"), answered("b", response=None, error="down"), answered("c", "q2")])
+        assert store.count(["q1", "q2", "q3", "q1"]) == {"q1": 2, "q2": 1}
+
+
+def test_an_answer_is_never_overwritten(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response='"first"')])
+        store.write([answered("a", response='"second"')])
+        store.write([answered("a", response=None, error="down")])
+        assert store.rows(["q1"])["a"].response == '"first"'
+
+
+def test_a_writer_that_comes_second_is_told_what_the_store_holds(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response='"first"')])
+        held = store.write([answered("a", response='"second"'), answered("b")])
+        assert held["a"].response == '"first"'
+        assert held == store.rows(["q1"])
+
+
+def test_a_failure_is_replaced_by_a_later_answer(url: str) -> None:
+    with Store(url) as store:
+        store.write([answered("a", response=None, error="down")])
+        assert store.rows(["q1"])["a"].error == "down"
+        store.write([answered("a")])
+        assert store.rows(["q1"])["a"].error is None
+
+
+def test_an_answer_that_is_set_aside_is_kept_and_makes_room_for_another(url: str) -> None:
+    with Store(url) as store:
+        old = replace(answered("a", response='"first"'), created_at=100.0)
+        store.write([old, answered("b", response=None, error="down")])
+        assert store.set_aside(["a", "b", "never asked"], before=200.0) == 1
+        store.write([replace(answered("a", response='"second"'), created_at=300.0)])
+        rows = store.rows(["q1"])
+        assert rows["a"].response == '"second"'
+        assert rows[f"a{ASIDE}100.0"] == replace(old, key=f"a{ASIDE}100.0")
+        assert rows["b"].error == "down"
+
+
+def test_setting_aside_again_for_the_same_time_spares_what_came_since(url: str) -> None:
+    with Store(url) as store:
+        store.write([replace(answered("a"), created_at=100.0)])
+        assert store.set_aside(["a"], before=200.0) == 1
+        store.write([replace(answered("a"), created_at=300.0)])
+        assert store.set_aside(["a"], before=200.0) == 0
+        assert store.set_aside(["a"], before=400.0) == 1
+        assert len(store.rows(["q1"])) == 2
+
+
+def test_a_store_by_a_newer_program_is_refused_with_what_to_do(url: str, tmp_path: Path) -> None:
+    Store(url).close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE store_format SET version = ?", [FORMAT + 1])
+    with pytest.raises(StoreError, match=rf"format {FORMAT + 1}.*newer malt.*upgrade"):
+        Store(url)
+
+
+def test_a_file_that_is_no_database_is_refused(url: str, tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"these are not the rows you are looking for" * 100)
+    with pytest.raises(StoreError, match=r"store\.db.*not a database"):
+        Store(url)
+
+
+def test_another_programs_table_is_refused(url: str, tmp_path: Path) -> None:
+    Store(url).close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("ALTER TABLE samples RENAME COLUMN response TO reply")
+    with pytest.raises(StoreError, match=r"without response.*not written by malt"):
+        Store(url)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle9i://x/y"])
+def test_an_unusable_url_is_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="not a usable database URL"):
+        Store(url)
+
+
+def test_a_password_is_never_shown() -> None:
+    assert "s3cret" not in hidden("postgresql://me:s3cret@127.0.0.1/malt")
+
+
+def test_a_store_of_an_earlier_release_gets_the_column_for_runs(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        store.write([answered("a")])
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("ALTER TABLE samples DROP COLUMN run")
+    with Store(url) as store:
+        store.write([replace(answered("b"), run="second")])
+        assert {key: row.run for key, row in store.rows(["q1"]).items()} == {"a": "", "b": "second"}
+
+
+async def test_writers_on_one_loop_share_commits_and_lose_nothing(url: str) -> None:
+    with Store(url) as store:
+        writer = BatchedWriter(store)
+        await asyncio.gather(*(writer.put([answered(f"k{i}")]) for i in range(200)))
+        assert len(store.rows(["q1"])) == 200
+
+
+async def test_a_row_is_committed_when_put_returns(url: str) -> None:
+    with Store(url) as store, Store(url) as other:
+        await BatchedWriter(store).put([answered("a")])
+        assert "a" in other.rows(["q1"])
+
+
+async def test_a_failed_write_is_told_to_all_who_wait(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            connection.execute("DROP TABLE samples")
+        writer = BatchedWriter(store)
+        results = await asyncio.gather(writer.put([answered("a")]), writer.put([answered("b")]), return_exceptions=True)
+        assert all(isinstance(result, StoreError) for result in results)
+
+
+WRITE_MANY = """
+import sys
+from malt.llm.store.samples import Store, StoredSample
+with Store(sys.argv[1]) as store:
+    for i in range(100):
+        store.write([StoredSample(f"{sys.argv[2]}-{i}", "q1", "generator", "m", "", 0, "{}", None, None, 0.5)])
+"""
+
+
+def test_two_processes_write_one_store_at_once(url: str) -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, url, name]) for name in ("left", "right")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    with Store(url) as store:
+        assert len(store.rows(["q1"])) == 200
+
+
+def test_a_new_store_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    def open_one(_: int, url: str) -> None:
+        together.wait()
+        Store(url).close()
+
+    for attempt in range(5):
+        together = Barrier(6)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(open_one, range(6), [f"sqlite:///{tmp_path / f'{attempt}.db'}"] * 6))
+    assert len(list(tmp_path.glob("*.db"))) == 5
+
+
+def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:
+    odd = replace(answered("a"), response='"\\u0000 \\ud800 \u2028 😀"', error=None)
+    with Store(url) as store:
+        store.write([odd])
+        assert store.rows(["q1"])["a"] == odd
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "a store in memory would lose what was paid for"),
+        ("sqlite:///:memory:", "a store in memory would lose what was paid for"),
+        ("mysql://me:s3cret@h/db", "a store is sqlite or postgresql"),
+        ("sqlite+aiosqlite:///x.db", "a store is sqlite or postgresql"),
+        ("postgresql://me:s3cret@[::1", "not a usable database URL"),
+    ],
+)
+def test_a_database_that_cannot_be_a_store_is_refused_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said) as caught:
+        Store(url)
+    assert "s3cret" not in str(caught.value)
+
+
+LARGE = "x" * 400_000
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow past what a store without answers takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_store_on_a_full_disk_is_waited_for_until_there_is_room(url: str) -> None:
+    row = answered("a", response=LARGE)
+    with Store(url, patience_s=30) as store, ThreadPoolExecutor(1) as pool:
+        with full_disk():
+            writing = pool.submit(store.write, [row])
+            wait_until(lambda: store.is_away)
+            assert not writing.done()
+        assert writing.result(30) == {"a": row}
+        assert not store.is_away
+        assert store.rows(["q1"]) == {"a": row}
+
+
+def test_a_full_disk_that_can_be_read_is_full_all_the_same(url: str) -> None:
+    with Store(url, patience_s=1.0) as store, ThreadPoolExecutor(1) as pool, full_disk():
+        writing = pool.submit(store.write, [answered("a", response=LARGE)])
+        wait_until(lambda: store.is_away)
+        assert store.rows(["q1"]) == {}
+        assert store.is_away
+        while not writing.done():
+            store.rows(["q1"])
+        assert isinstance(writing.exception(), StoreLost)
+
+
+def test_a_store_that_stays_away_is_given_up_and_keeps_what_it_had(url: str) -> None:
+    with Store(url, patience_s=0.6) as store:
+        store.write([answered("a")])
+        with full_disk(), pytest.raises(StoreLost, match=r"store\.db.*waited 0\.6 s.*run again") as lost:
+            store.write([answered("b", response=LARGE)])
+        assert lost.value.exit_code == 3
+        assert list(store.rows(["q1"])) == ["a"]
+
+
+def test_a_store_that_nobody_waits_for_says_at_once_that_it_is_away(url: str) -> None:
+    with Store(url) as store, full_disk(), pytest.raises(StoreError, match="cannot be used"):
+        store.write([answered("a", response=LARGE)])
+
+
+def test_a_process_that_joins_a_run_waits_for_the_store_that_the_run_had() -> None:
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server, ThreadPoolExecutor(1) as pool:
+        url = server.url("postgres")
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(StoreError, match="cannot be used"):
+            Store(url, patience_s=30)
+        expect(url)
+        opening = pool.submit(Store, url, 30)
+        server.start()
+        opening.result(30).close()
+
+
+def test_postgresql_may_be_killed_and_started_again_under_a_store() -> None:
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server, Store(server.url("postgres"), patience_s=30) as store, ThreadPoolExecutor(1) as pool:
+        store.write([answered("a")])
+        os.kill(server.pid, signal.SIGKILL)
+        writing = pool.submit(store.write, [answered("b")])
+        opening = pool.submit(Store, server.url("postgres"), 30)
+        server.start()
+        assert list(writing.result(30)) == ["b"]
+        opening.result(30).close()
+        assert sorted(store.rows(["q1"])) == ["a", "b"]

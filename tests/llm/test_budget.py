@@ -1,0 +1,184 @@
+"""For how much: no cap is ever passed, whatever requests cost and however they fail; trees that begin are finished."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malt.config.spec import Limits, ModelSpec, Role
+from malt.errors import BudgetSpent
+from malt.llm.budget import NOTHING, Amount, Budget, worst_case
+from malt.llm.faults import RateLimited, Unavailable
+from malt.llm.request import CompletionRequest, Message
+from tests.replies import Reply
+
+RUNS = 1_000
+
+
+class Simulation:
+    """A run with caps, prices, failures and requests under way, all by chance; `billed` is what a provider charges."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.limits = Limits(
+            max_cost_usd=self.chance.choice([None, self.chance.uniform(0, 5)]),
+            max_tokens_total=self.chance.choice([None, self.chance.randrange(20_000)]),
+        )
+        self.budget = Budget(self.limits)
+        self.room = asyncio.Semaphore(self.chance.randint(1, 64))
+        self.prices = self.chance.uniform(0, 1e-3), self.chance.uniform(0, 4e-3)
+        self.billed_usd, self.billed_tokens, self.refused = 0.0, 0, 0
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self.request() for _ in range(self.chance.randrange(80))))
+
+    async def request(self) -> None:
+        prompt, completion = self.chance.randrange(200), self.chance.randrange(400)
+        worst = self.priced(prompt, completion)
+        async with self.room:
+            try:
+                await self.budget.pay(worst, lambda: self.answer(prompt, self.chance.randint(0, completion), worst))
+            except BudgetSpent:
+                self.refused += 1
+            except (Unavailable, RateLimited):
+                pass
+
+    async def answer(self, prompt: int, completion: int, worst: Amount) -> Reply:
+        for _ in range(self.chance.randrange(4)):
+            await asyncio.sleep(0)
+        match self.chance.choice(["answer", "answer", "answer", "429", "500", "timeout", "silent"]):
+            case "429":
+                raise RateLimited("429")
+            case "500":
+                raise Unavailable("500")
+            case "timeout":
+                self.bill(worst)
+                raise Unavailable("timeout", perhaps_billed=True)
+            case "silent":
+                self.bill(worst)
+                return Reply(None, None)
+        taken = self.priced(prompt, completion)
+        self.bill(taken)
+        return Reply(taken.tokens, taken.usd)
+
+    def priced(self, prompt: int, completion: int) -> Amount:
+        return Amount(prompt * self.prices[0] + completion * self.prices[1], prompt + completion)
+
+    def bill(self, amount: Amount) -> None:
+        self.billed_usd += amount.usd
+        self.billed_tokens += amount.tokens
+
+
+def test_in_a_thousand_runs_spending_never_passes_a_cap() -> None:
+    refused = 0
+    for seed in range(RUNS):
+        simulation = Simulation(seed)
+        asyncio.run(simulation.run())
+        limits, spent = simulation.limits, simulation.budget.spent
+        assert limits.max_cost_usd is None or simulation.billed_usd <= limits.max_cost_usd, seed
+        assert limits.max_tokens_total is None or simulation.billed_tokens <= limits.max_tokens_total, seed
+        assert spent.usd == pytest.approx(simulation.billed_usd, abs=1e-9)
+        assert spent.tokens == simulation.billed_tokens
+        refused += bool(simulation.refused)
+    assert RUNS / 4 < refused < RUNS, "both ends of a run must have been tried"
+
+
+def costing(usd: float) -> Callable[[], Awaitable[Reply]]:
+    async def attempt() -> Reply:
+        await asyncio.sleep(0.001)
+        return Reply(cost_usd=usd)
+
+    return attempt
+
+
+async def test_a_request_waits_while_those_under_way_may_turn_out_cheaper() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0))
+    replies = await asyncio.gather(*(budget.pay(Amount(0.6, 0), costing(0.1)) for _ in range(5)))
+    assert len(replies) == 5
+    assert budget.spent.usd == pytest.approx(0.5)
+    with pytest.raises(BudgetSpent, match=r"limits.max_cost_usd = 1 is reached: 0.5000 USD are spent"):
+        await budget.pay(Amount(0.6, 0), costing(0.1))
+
+
+async def test_a_cap_on_tokens_is_told_in_tokens() -> None:
+    budget = Budget(Limits(max_tokens_total=1000))
+    await budget.pay(Amount(0.0, 900), costing(0.0))
+    assert budget.spent.tokens == 10
+    with pytest.raises(BudgetSpent, match=r"max_tokens_total = 1000 is reached: 10 tokens are spent.*take 991 tokens"):
+        await budget.pay(Amount(0.0, 991), costing(0.0))
+
+
+async def test_without_a_cap_everything_is_allowed_and_counted() -> None:
+    budget = Budget(Limits())
+    await budget.pay(Amount(1.0, 10), costing(1000))
+    assert budget.spent == (1000, 10)
+
+
+async def trees_grown(cap: float, tree_usd: float, worst_usd: float, trees: int = 40) -> tuple[int, int]:
+    """Grow trees of ten requests each; return how many were finished, and how many were begun and were not."""
+    budget, finished, begun = Budget(Limits(max_cost_usd=cap)), 0, 0
+
+    async def grow() -> None:
+        nonlocal finished, begun
+        async with budget.tree(Amount(worst_usd, 0)):
+            for request in range(10):
+                await budget.pay(Amount(worst_usd / 10, 0), costing(tree_usd / 10))
+                begun += request == 0
+        finished += 1
+
+    await asyncio.gather(*(grow() for _ in range(trees)), return_exceptions=True)
+    return finished, begun - finished
+
+
+async def test_a_budget_for_few_trees_finishes_them_and_leaves_at_most_one_half_grown() -> None:
+    finished, half_grown = await trees_grown(cap=10.0, tree_usd=1.0, worst_usd=3.0)
+    assert finished >= 9
+    assert half_grown <= 1
+
+
+async def test_a_tree_that_may_cost_more_than_the_cap_is_begun_alone_and_may_turn_out_cheaper() -> None:
+    assert await trees_grown(cap=2.1, tree_usd=0.9, worst_usd=3.0, trees=2) == (2, 0)
+
+
+@given(text=st.text(max_size=200), samples=st.integers(1, 9))
+def test_the_worst_case_is_a_token_a_byte_and_every_completion_at_full_length(text: str, samples: int) -> None:
+    model = ModelSpec(model="openai/m", max_tokens=100)
+    request = CompletionRequest(Role.VERIFIER, model, (Message("user", text),), "q", "", samples)
+    assert worst_case(request, samples, (0, 1)).usd == samples * 100
+    assert worst_case(request, samples, (1, 0)).usd >= len(text.encode())
+    assert worst_case(request, samples, (0, 0)).tokens >= len(text.encode()) + samples * 100
+
+
+# What is held by name
+
+
+def test_what_is_pledged_is_held_once_and_counted_once() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0))
+    for usd in (0.5, 0.75, 0.75):
+        budget.pledge("batch", Amount(usd, 0))
+    assert budget.room.usd == 0.25
+    for _ in range(2):
+        budget.redeem("batch", Amount(0.125, 0))
+    budget.pledge("batch", Amount(0.75, 0))  # as one who has not heard yet that it ended
+    assert budget.room.usd == 0.875
+    assert budget.pledged == {}
+
+
+async def test_what_was_spent_directly_is_told_from_what_was_pledged() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0))
+    budget.redeem("batch", Amount(0.5, 7))
+    await budget.pay(Amount(0.25, 10), costing(0.125))
+    assert budget.spent_directly == Amount(0.125, 10)
+
+
+@pytest.mark.virtual_time
+async def test_a_request_does_not_wait_for_what_is_pledged() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0))
+    budget.pledge("batch", Amount(1.0, 0))
+    with pytest.raises(BudgetSpent):
+        await asyncio.wait_for(budget.pay(Amount(0.5, 0), costing(0.5)), 60)
+    budget.redeem("batch", NOTHING)
+    assert await budget.pay(Amount(0.5, 0), costing(0.5))
