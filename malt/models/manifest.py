@@ -42,7 +42,7 @@ class StageResult(Recorded):
     rows: int
     """In the dataset version."""
     trained: int
-    lost: dict[str, int] = {}
+    lost: dict[str, int]
     """Rows left out, by reason."""
     tokens: int
     """Of the rows that were trained, once each."""

@@ -25,6 +25,7 @@ from malt.models.manifest import (
     DatasetEntry,
     ModelManifest,
     RoleEntry,
+    Sample,
     StageResult,
     content_digest,
     read_manifest,
@@ -43,6 +44,7 @@ class TrainedRole(NamedTuple):
     """With the adapter or the whole model, and the GGUF file where there is one."""
     inputs_sha256: str
     stages: tuple[StageResult, ...]
+    samples: tuple[Sample, ...]
     libraries: Mapping[str, str]
 
 
@@ -148,6 +150,7 @@ def entry_of(role: Role, trained: TrainedRole, files: Mapping[str, FileEntry]) -
         adapter_sha256=digest({path.partition("/")[2]: sha256 for path, sha256 in rest.items()}),
         gguf_sha256=gguf.sha256 if gguf else None,
         stages=trained.stages,
+        samples=trained.samples,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a trained role leaves: its adapter with the tokenizer, and a GGUF file that the embedded model's server plays."""
+"""What a trained role leaves: its adapter with the tokenizer, and a GGUF file that the embedded server plays."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def finish(job: RoleJob, results: tuple[StageResult, ...], tokenizer: Any) -> No
         change = merged(place) if job.train.adapter == "lora" else replaced(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
     libraries = {name: version(name) for name in LIBRARIES}
-    told = RoleResult(stages=results, inputs_sha256=inputs_sha256(job), libraries=libraries)
+    told = RoleResult(stages=results, samples=(), inputs_sha256=inputs_sha256(job), libraries=libraries)
     (staging / RESULT_FILE).write_text(told.model_dump_json())
     sync_tree(staging)
     staging.rename(job.done)

@@ -11,7 +11,7 @@ from malt.config.spec import PLAYERS, Role
 from malt.config.train import Stage, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.models.manifest import StageResult
+from malt.models.manifest import Sample, StageResult
 from malt.training.base import Base
 
 WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
@@ -53,6 +53,7 @@ class RoleResult(BaseModel):
     """What came of a job."""
 
     stages: tuple[StageResult, ...]
+    samples: tuple[Sample, ...]
     inputs_sha256: str
     libraries: dict[str, str]
 

@@ -1,4 +1,4 @@
-"""Rows on their way to a trainer: read, measured with the base's own tokenizer and chat template, too long ones found."""
+"""Rows on their way to a trainer: read, measured with the base's tokenizer and chat template, too long ones found."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

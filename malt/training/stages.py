@@ -99,7 +99,7 @@ def train_stage(job: RoleJob, stage: Stage, before: Path | None, found: Measured
         note_time(place, wall_s)
         raise Stopped
     save(trainer.model, place / FINAL)
-    return result_of(job, stage, found, trainer.state, noted_times(place) + [wall_s])
+    return result_of(job, stage, found, trainer.state, [*noted_times(place), wall_s])
 
 
 def trainer_for(job: RoleJob, stage: Stage, before: Path | None, found: Measured, tokenizer: Any, place: Path,  # noqa: ANN401

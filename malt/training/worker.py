@@ -1,4 +1,4 @@
-"""The training process: `python -m malt.training.worker JOB.json`. Trains one role, tells how it goes in JSON lines.
+"""The training process: `python -m malt.training.worker train JOB.json`. Trains one role, tells of it in JSON lines.
 
 It stops at a checkpoint when it is told to (SIGINT, SIGTERM), and when standard input ends: whoever started it holds
 the other end, and loses it however it ends. Exit codes: 0 done, 2 refused, 130 stopped.
@@ -24,7 +24,7 @@ stopping = threading.Event()
 
 def main() -> int:
     """Train what a job file says."""
-    job = RoleJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    job = RoleJob.model_validate_json(Path(sys.argv[2]).read_bytes())
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopping.set())
     threading.Thread(target=stop_with_parent, daemon=True).start()
