@@ -12,6 +12,7 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import read_inputs
 from malt.engine.summary import RunSummary
 from malt.llm.usage import Tally, Usage
+from malt.models.playing import with_weights
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
 from tasks.growing import Grown
 from tasks.leasing import alone
@@ -21,7 +22,7 @@ from tasks.publishing import ended, publish
 @flow(name="assemble", flow_run_name="{spec.name}")
 async def assemble(spec: RunSpec) -> State[RunSummary]:
     """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
-    started = time.monotonic()
+    started, spec = time.monotonic(), with_weights(spec)
     inputs, settings = read_inputs(spec), Settings()
     judged = Grown(NOTHING_MISSING, Tally())
     if asks_judge(spec):

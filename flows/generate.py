@@ -22,6 +22,7 @@ from malt.grading.judge import LLMEvaluator
 from malt.llm.completers import EVERY_ROLE
 from malt.llm.session import STOP_SECONDS, session_for
 from malt.llm.usage import Tally
+from malt.models.playing import with_weights
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.missing import Lacking
@@ -42,6 +43,7 @@ BATCH = 50
 @flow(name="generate", flow_run_name="{spec.name}")
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
+    spec = with_weights(spec)
     async with alone(spec.name) as run:
         inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
         return await grow_and_publish(inputs, spec, inputs.questions, run)

@@ -21,6 +21,7 @@ from malt.engine.refresh import set_aside
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
 from malt.llm.completers import EVERY_ROLE
+from malt.models.playing import with_weights
 from malt.questions.question import Question
 from tasks.leasing import alone
 
@@ -46,7 +47,7 @@ async def rerun(
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
     async with alone(name) as run:
-        spec = declared(name, config)
+        spec = with_weights(declared(name, config))
         inputs = read_inputs(spec)
         chosen = choose(inputs.questions, questions)
         if refresh:

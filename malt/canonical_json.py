@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from functools import lru_cache
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -16,3 +18,15 @@ def canonical_json(value: object) -> bytes:
 def digest(value: JsonValue) -> str:
     """Return the SHA-256 of a JSON value as 64 hex characters."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes; they are read again only when the file has changed."""
+    stat = path.stat()
+    return _digest_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, *_changes: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,8 +81,9 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tup
     """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config.loader import load_spec
     from malt.engine.job import read_inputs
+    from malt.models.playing import with_weights
 
-    spec = load_spec(config, override, limit)
+    spec = with_weights(load_spec(config, override, limit))
     return spec, read_inputs(spec)
 
 
@@ -92,8 +93,9 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     from malt.config.settings import Settings
     from malt.engine.job import read_inputs
     from malt.hosting.private_prefect import connect
+    from malt.models.playing import with_weights
 
-    spec = load_spec(config, override, limit)
+    spec = with_weights(load_spec(config, override, limit))
     server = connect(Settings().data_dir)
     return spec, read_inputs(spec), server
 

@@ -23,6 +23,7 @@ from malt.grading.references import check_references
 from malt.llm.completers import EVERY_ROLE, asker
 from malt.llm.run_lock import lease
 from malt.llm.session import Session, session_for
+from malt.models.playing import with_weights
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row
@@ -78,7 +79,7 @@ class TrainingDataGenerator:
         )
         if evaluator is not None:
             judge = judge.model_copy(update={name: getattr(evaluator.model, name) for name in ModelSpec.model_fields})
-        self.spec = spec or RunSpec(
+        declared = spec or RunSpec(
             name=name,
             questions=FROM_PYTHON,
             prompts=prompts,
@@ -86,6 +87,7 @@ class TrainingDataGenerator:
             evaluator=judge,
             limits=limits or Limits(),
         )
+        self.spec = with_weights(declared)
         if evaluator is not None and self.spec.run.mode == "batch":
             raise ConfigError('an evaluator that is given asks directly; declare it in the spec for run.mode = "batch"')
         self.prompts = load_prompts(self.spec.prompts)

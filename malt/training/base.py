@@ -1,12 +1,11 @@
 """What is trained: a base model by its content, as a folder that transformers loads."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from malt.canonical_json import digest
+from malt.canonical_json import digest, file_digest
 from malt.datasets.publish.folders import discard, sync_tree, unfinished
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
@@ -41,12 +40,6 @@ def find_base(name: str, bases_dir: Path) -> Base:
     if not folder.is_dir():
         folder = downloaded(name)
     return Base(name, folder_digest(folder), None, folder)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path) -> str:

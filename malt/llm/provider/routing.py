@@ -62,17 +62,17 @@ def library() -> ModuleType:
     return module
 
 
-_ways: dict[tuple[str, str | None], Way] = {}
+_ways: dict[tuple[str, str | None, str | None], Way] = {}
 _finding = threading.Lock()
 
 
 async def way_to(model: ModelSpec) -> Way:
     """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
-    where = (model.model, model.api_base)
+    where = (model.model, model.api_base, model.weights)
     return _ways[where] if where in _ways else await asyncio.to_thread(_found_once, model, where)
 
 
-def _found_once(model: ModelSpec, where: tuple[str, str | None]) -> Way:
+def _found_once(model: ModelSpec, where: tuple[str, str | None, str | None]) -> Way:
     with _finding:
         if where not in _ways:
             _ways[where] = _find_way(model)
@@ -84,7 +84,7 @@ def _find_way(model: ModelSpec) -> Way:
     supported = supported_by(model, provider)
     name, api_base = model.model, model.api_base
     if embedded.is_embedded(model.model):
-        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.endpoint(model.model)
+        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.endpoint(model.model, model.weights)
     elif provider == "openai" and api_base and not library().supports_reasoning(model.model):
         # the same protocol without the OpenAI SDK (compatible.py); OpenAI's reasoning models keep it, for it renames
         # their parameters
