@@ -23,7 +23,9 @@ _HOMES = {
     "RunSpec": "malt.config.spec",
     "Score": "malt.grading.judge",
     "TrainingDataGenerator": "malt.engine.python_api",
+    "open_model": "malt.models.version",
     "open_version": "malt.datasets.version.dataset_version",
+    "train": "malt.training.run",
 }
 
 __all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "Score", "TrainingDataGenerator", "open_version"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, versions
+from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, training, versions
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import visible
 
@@ -27,6 +27,7 @@ COMMANDS = [
     *(versions.datasets, versions.show, versions.report, versions.explain, versions.diff, versions.verify),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(exporting.export, pushing.push),
+    *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(service.up, service.doctor),
 ]

@@ -138,7 +138,7 @@ def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
 
     reader = opened(base)
     writer = GGUFWriter(place, ARCHITECTURE)
-    copy_fields(reader, writer, name)
+    copy_fields(reader, writer, {"general.name": name, "general.file_type": F16_FILE})
     heads = {transformers_name(tensor.name): (tensor.name, heads_of(reader, tensor.name)) for tensor in reader.tensors}
     for known, weights in weights_in(reader):
         own, shared = heads[known]
@@ -152,11 +152,10 @@ def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
     writer.close()
 
 
-def copy_fields(reader: "GGUFReader", writer: Any, name: str) -> None:  # noqa: ANN401 - gguf's writer is not typed
-    """Copy what a file says of itself: tokenizer, chat template, sizes. Name and kind of numbers are the new ones."""
+def copy_fields(reader: "GGUFReader", writer: Any, own: Mapping[str, Any]) -> None:  # noqa: ANN401 - gguf's writer is not typed
+    """Copy what a file says of itself: tokenizer, chat template, sizes; what is given by name replaces it."""
     from gguf import GGUFValueType
 
-    own = {"general.name": name, "general.file_type": F16_FILE}
     for field in reader.fields.values():
         if field.name in COUNTED or field.name == "general.architecture":
             continue

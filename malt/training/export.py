@@ -12,14 +12,13 @@ from malt.canonical_json import canonical_json
 from malt.datasets.publish.folders import sync_tree
 from malt.models import gguf
 from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, StageResult
-from malt.training.job import RESULT_FILE, RoleJob, RoleResult, inputs_sha256
+from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, inputs_sha256
 
 if TYPE_CHECKING:
     from malt.config.train import Stage
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
 PREFIX = "base_model.model."
-FINAL = "final"
 
 
 def stage_results(job: RoleJob) -> "dict[Stage, StageResult]":

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.canonical_json import digest
 from malt.config.spec import PLAYERS, Role
-from malt.config.train import Stage, TrainSpec
+from malt.config.train import Stage, StageSettings, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.models.manifest import Sample, StageResult
@@ -16,6 +16,8 @@ from malt.training.base import Base
 
 WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
 RESULT_FILE = "result.json"
+FINAL = "final"
+"""Folder of a stage's weights, once they are trained."""
 
 
 class RowFile(BaseModel):
@@ -120,6 +122,11 @@ def inputs_of(role: Role, stages: tuple[Stage, ...], files: dict[Stage, RowFile]
             "settings": settings,
         }
     )
+
+
+def settings_of(job: RoleJob, stage: Stage) -> StageSettings:
+    """Return how a stage trains."""
+    return job.train.sft if stage == "sft" else job.train.dpo
 
 
 def inputs_sha256(job: RoleJob) -> str:

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from malt.errors import ConfigError, TrainingFailed
 from malt.training.job import RoleJob
 
+Task = Literal["train", "plan"]
 Tell = Callable[[Mapping[str, Any]], None]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
 STOP_S = 120.0
@@ -26,8 +27,9 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Of the training process: all it needs is here, and a GPU is to add up in one order."""
+"""Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
 LAST_LINES = 3
 """Of the log, that an error quotes."""
 
@@ -40,34 +42,50 @@ def check_installed() -> None:
         )
 
 
-def run_job(job: RoleJob, tell: Tell, task: str = "train") -> None:
-    """Train one role in a process of its own; goes on from the last checkpoint.
+def run_jobs(task: Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
+    """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
 
     Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
-    `KeyboardInterrupt` where it was told to stop. What it had stays in the job's folder.
+    `KeyboardInterrupt` where it was told to stop. What it had stays in the jobs' folders.
     """
-    job.work.mkdir(parents=True, exist_ok=True)
-    file = job.work / "job.json"
-    file.write_text(job.model_dump_json())
-    log = job.work / "log.txt"
-    with log.open("ab") as errors:
-        process = subprocess.Popen(  # noqa: S603 - this Python, and our own module
-            [sys.executable, "-m", "malt.training.worker", task, str(file)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **QUIET},
-        )  # fmt: skip
-    refusal = None
+    log, refusals = jobs[0].work / "log.txt", list[str]()
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["event"] == "refused":
+            refusals.append(event["message"])
+        tell(event)
+
+    process = start(task, [write(job) for job in jobs], log)
     with stopped_with_us(process):
         for event in events_of(process):
-            refusal = event["message"] if event["event"] == "refused" else refusal
-            tell({"role": job.role.value, **event})
+            listen(event)
         code = process.wait()
-    if code == REFUSED and refusal:
-        raise ConfigError(refusal)
+    if code == REFUSED and refusals:
+        raise ConfigError(refusals[-1])
     if code == STOPPED:
         raise KeyboardInterrupt
     if code:
-        raise TrainingFailed(f"training the {job.role} ended with {ending(code)}; what it had is kept, run again to go "
-                             f"on. {log} has the whole story; it ends: {tail(log)}")  # fmt: skip
+        raise TrainingFailed(
+            f"training ended with {ending(code)}; what it had is kept, run again to go on. {log} has the whole story; "
+            f"it ends: {tail(log)}"
+        )
+
+
+def write(job: RoleJob) -> Path:
+    """Write a job's file into its folder."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    file = job.work / "job.json"
+    file.write_text(job.model_dump_json())
+    return file
+
+
+def start(task: Task, files: Sequence[Path], log: Path) -> "subprocess.Popen[bytes]":
+    """Start the training process; what its libraries print goes to the log."""
+    command = [sys.executable, "-m", "malt.training.worker", task, *map(str, files)]
+    with log.open("ab") as errors:
+        return subprocess.Popen(  # noqa: S603 - this Python, and our own module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**QUIET, **os.environ}
+        )
 
 
 class stopped_with_us:  # noqa: N801 - it reads as a context

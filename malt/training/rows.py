@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from malt.config.spec import Role
 from malt.config.train import Stage, StageSettings
 from malt.errors import ConfigError
-from malt.training.job import RoleJob
+from malt.training.job import RoleJob, settings_of
 
 Row = Mapping[str, Any]
 ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
@@ -40,11 +40,6 @@ def measured(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: A
             tokens += sum(counts)
     lost = {TOO_LONG: len(lengths) - len(kept)} if len(kept) < len(lengths) else {}
     return Measured(kept, lengths, tokens, lost)
-
-
-def settings_of(job: RoleJob, stage: Stage) -> StageSettings:
-    """Return how a stage trains."""
-    return job.train.sft if stage == "sft" else job.train.dpo
 
 
 def count_tokens(tokenizer: Any, prompt: Sequence[Row], answer: Sequence[Row]) -> int:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
 from malt.training.base import Base, find_base
 from malt.training.job import RESULT_FILE, RoleJob, RoleResult, Skipped, inputs_sha256, jobs_for, skipped
-from malt.training.process import Tell, check_installed, run_job
+from malt.training.process import Tell, check_installed, run_jobs
 
 
 class Prepared(NamedTuple):
@@ -74,8 +75,9 @@ def train(
     prepared = prepare(version, spec, settings or Settings())
     check_installed()
     known = {job.role: known_role(job, prepared) for job in prepared.jobs}
-    roles = {job.role: known[job.role] or train_role(job, tell) for job in prepared.jobs}
-    published = publish(prepared, {role: trained for role, trained in roles.items() if trained})
+    new = [job for job in prepared.jobs if known[job.role] is None]
+    train_jobs(new, tell)
+    published = publish(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
     cached = {role for role, trained in known.items() if trained}
     return summarise(prepared, published, cached, time.monotonic() - started)
 
@@ -103,10 +105,14 @@ def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
     return None
 
 
-def train_role(job: RoleJob, tell: Tell) -> TrainedRole:
-    """Train one role, or take what an earlier call has finished."""
-    if not job.done.exists():
-        run_job(job, tell)
+def train_jobs(jobs: Sequence[RoleJob], tell: Tell) -> None:
+    """Train what an earlier call has not finished."""
+    if left := [job for job in jobs if not job.done.exists()]:
+        run_jobs("train", left, tell)
+
+
+def result_of(job: RoleJob) -> TrainedRole:
+    """Return what training a role left."""
     file = job.done / RESULT_FILE
     if not file.exists():
         raise TrainingFailed(f"training the {job.role} left nothing in {job.done}; run again")

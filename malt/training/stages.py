@@ -3,11 +3,12 @@
 Only the training process imports this: it imports torch.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -15,34 +16,67 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from malt.config.train import DpoSettings, Stage
+from malt.config.train import DpoSettings, Stage, StageSettings
 from malt.datasets.publish.folders import sync_tree
 from malt.errors import MaltError
 from malt.models.manifest import LossPoint, StageResult
-from malt.training.job import RoleJob
-from malt.training.rows import Measured, settings_of
+from malt.training.job import FINAL, RoleJob, settings_of
+from malt.training.rows import Measured
 
 Tell = Callable[[Mapping[str, Any]], None]
-FINAL = "final"
 WHOLE = "whole"
-"""A checkpoint without this file was cut off while it was written."""
-UPPER = "layers"
+"""Says what is behind a checkpoint; one without it was cut off while it was written."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
     """Training was asked to stop, and has left a checkpoint."""
 
 
+class SoFar(NamedTuple):
+    """What a checkpoint says of the training behind it."""
+
+    seconds: float = 0.0
+    checkpoints: int = 0
+    """From how many it went on."""
+
+
+class StageWork(NamedTuple):
+    """What is trained on what."""
+
+    job: RoleJob
+    stage: Stage
+    before: Path | None
+    """What the stage before made; None: the base."""
+    found: Measured
+    tokenizer: Any
+
+    @property
+    def place(self) -> Path:
+        """Folder of its checkpoints, and in the end of its weights."""
+        return self.job.work / self.stage
+
+    @property
+    def settings(self) -> StageSettings:
+        """How it trains."""
+        return settings_of(self.job, self.stage)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all weights are trained, not an adapter."""
+        return self.job.train.adapter == "full"
+
+
 class Watch(TrainerCallback):
     """Tells of every step, and saves a checkpoint now and then, and at once when it is asked to stop."""
 
-    def __init__(
-        self, job: RoleJob, stage: Stage, found: Measured, tell: Tell, is_stopping: Callable[[], bool]
-    ) -> None:
-        self.job, self.stage, self.tell, self.is_stopping = job, stage, tell, is_stopping
-        self.tokens = found.tokens * settings_of(job, stage).epochs
+    def __init__(self, work: StageWork, so_far: SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
+        self.work, self.so_far, self.tell, self.is_stopping = work, so_far, tell, is_stopping
         self.saved_at = self.started = time.monotonic()
         self.first_step: int | None = None
+
+    def took(self) -> SoFar:
+        """Return what is behind now, before the checkpoint that it began with too."""
+        return self.so_far._replace(seconds=self.so_far.seconds + time.monotonic() - self.started)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
         """Note where this process began."""
@@ -51,7 +85,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
         """Ask for a checkpoint where it is time for one."""
-        is_due = time.monotonic() - self.saved_at >= self.job.train.checkpoint_s
+        is_due = time.monotonic() - self.saved_at >= self.work.job.train.checkpoint_s
         if self.is_stopping():
             control.should_save = control.should_training_stop = True
         elif is_due and state.global_step < state.max_steps:
@@ -61,72 +95,63 @@ class Watch(TrainerCallback):
         """Seal the checkpoint that was just written, and remove those before it."""
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sync_tree(newest)
-        (newest / WHOLE).touch()
+        (newest / WHOLE).write_text(json.dumps(self.took()))
         sync_tree(newest)
         for other in Path(args.output_dir).glob("checkpoint-*"):
             if other != newest:
                 shutil.rmtree(other)
         self.saved_at = time.monotonic()
-        self.tell({"event": "checkpoint", "stage": self.stage, "step": state.global_step})
+        self.tell({"event": "checkpoint", "stage": self.work.stage, "step": state.global_step})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: object) -> None:  # noqa: ANN401, ARG002
         """Tell of a step: its loss, how fast it goes, and how long it will take."""
         if logs and "loss" in logs:
             done = state.global_step - (self.first_step or 0)
             took = max(time.monotonic() - self.started, 1e-9)
-            rate = done / state.max_steps * self.tokens / took
+            rate = done / state.max_steps * self.work.found.tokens * self.work.settings.epochs / took
             left = (state.max_steps - state.global_step) * took / max(done, 1)
-            point = point_of(state.global_step, logs)
-            told = {"event": "step", "stage": self.stage, "steps": state.max_steps, **point.model_dump()}
+            point = point_of(state.global_step, logs).model_dump()
+            told = {"event": "step", "stage": self.work.stage, "steps": state.max_steps, **point}
             self.tell({**told, "tokens_per_s": round(rate, 1), "left_s": round(left, 1)})
 
 
-def train_stage(job: RoleJob, stage: Stage, before: Path | None, found: Measured, tokenizer: Any,  # noqa: ANN401
-                tell: Tell, is_stopping: Callable[[], bool]) -> StageResult:  # fmt: skip
-    """Train one stage on `before` (the stage before it, or None: the base). Raises `Stopped` when it was asked to."""
-    place = job.work / stage
-    place.mkdir(exist_ok=True)
-    checkpoint = last_whole(place)
-    watch = Watch(job, stage, found, tell, is_stopping)
-    trainer = trainer_for(job, stage, before, found, tokenizer, place, watch)
-    if len(trainer.train_dataset) != len(found.rows):
-        raise MaltError(f"{job.role}: of {len(found.rows)} {stage} rows the trainer took {len(trainer.train_dataset)}; "
-                        "nothing was trained. Report this with the dataset's version")  # fmt: skip
-    started = time.monotonic()
+def train_stage(work: StageWork, tell: Tell, is_stopping: Callable[[], bool]) -> StageResult:
+    """Train one stage to its end. Raises `Stopped` when it was asked to stop before."""
+    work.place.mkdir(exist_ok=True)
+    checkpoint = last_whole(work.place)
+    watch = Watch(work, behind(checkpoint), tell, is_stopping)
+    trainer = trainer_for(work, watch)
+    if len(trainer.train_dataset) != len(work.found.rows):
+        taken = f"of {len(work.found.rows)} {work.stage} rows the trainer took {len(trainer.train_dataset)}"
+        raise MaltError(f"{work.job.role}: {taken}; nothing was trained. Report this with the dataset's version")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    wall_s = time.monotonic() - started
     if trainer.state.global_step < trainer.state.max_steps:
-        note_time(place, wall_s)
         raise Stopped
-    save(trainer.model, place / FINAL)
-    return result_of(job, stage, found, trainer.state, [*noted_times(place), wall_s])
+    save(trainer.model, work.place / FINAL)
+    return result_of(work, trainer.state, watch.took())
 
 
-def trainer_for(job: RoleJob, stage: Stage, before: Path | None, found: Measured, tokenizer: Any, place: Path,  # noqa: ANN401
-                watch: Watch) -> Any:  # noqa: ANN401 # fmt: skip
+def trainer_for(work: StageWork, watch: Watch) -> Any:  # noqa: ANN401 - transformers is not typed
     """Make TRL's trainer for a stage. DPO's reference is a frozen copy of what it begins with."""
-    settings = settings_of(job, stage)
-    model = model_for(job, before, settings.seed)
     common = {
-        "model": model,
-        "processing_class": tokenizer,
-        "train_dataset": Dataset.from_list(found.rows),
+        "model": model_for(work),
+        "processing_class": work.tokenizer,
+        "train_dataset": Dataset.from_list(work.found.rows),
         "callbacks": [watch],
     }
-    arguments = arguments_of(job, stage, len(found.rows), place)
-    if isinstance(settings, DpoSettings):
-        reference = None if job.train.adapter == "lora" else model_for(job, before, settings.seed)
-        return DPOTrainer(args=DPOConfig(**arguments, beta=settings.beta), ref_model=reference, **common)
-    return SFTTrainer(args=SFTConfig(**arguments), **common)
+    if isinstance(work.settings, DpoSettings):
+        reference = model_for(work) if work.is_full else None  # of an adapter TRL keeps a copy by itself
+        return DPOTrainer(args=DPOConfig(**arguments_of(work), beta=work.settings.beta), ref_model=reference, **common)
+    return SFTTrainer(args=SFTConfig(**arguments_of(work)), **common)
 
 
-def arguments_of(job: RoleJob, stage: Stage, rows: int, place: Path) -> dict[str, Any]:
+def arguments_of(work: StageWork) -> dict[str, Any]:
     """Return the trainer's arguments; lengths were looked at before, so nothing is cut or dropped by it."""
-    settings, has_gpu = settings_of(job, stage), torch.cuda.is_available()
+    settings, has_gpu = work.settings, torch.cuda.is_available()
     at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size)
-    steps = max(1, round(settings.epochs * -(-rows // settings.batch_size)))
+    steps = max(1, round(settings.epochs * -(-len(work.found.rows) // settings.batch_size)))
     return {
-        "output_dir": str(place),
+        "output_dir": str(work.place),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": at_once,
@@ -137,38 +162,35 @@ def arguments_of(job: RoleJob, stage: Stage, rows: int, place: Path) -> dict[str
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "lr_scheduler_type": "cosine",
-        "bf16": job.train.dtype == "bfloat16",
+        "bf16": work.job.train.dtype == "bfloat16",
         "use_cpu": not has_gpu,
-        "gradient_checkpointing": job.train.gradient_checkpointing,
+        "gradient_checkpointing": work.job.train.gradient_checkpointing,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_num_workers": 0,
         "dataloader_pin_memory": has_gpu,
         "trust_remote_code": False,
     }
 
 
-def model_for(job: RoleJob, before: Path | None, seed: int) -> Any:  # noqa: ANN401 - transformers is not typed
+def model_for(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typed
     """Load what a stage begins with: the base with a new adapter, or what the stage before it made."""
-    set_seed(seed)
-    is_whole = job.train.adapter == "full"
-    folder = before if is_whole and before else job.base.folder
-    dtype = torch.float32 if is_whole else getattr(torch, job.train.dtype)
+    set_seed(work.settings.seed)
+    folder = work.before if work.is_full and work.before else work.job.base.folder
+    dtype = torch.float32 if work.is_full else getattr(torch, work.job.train.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    if is_whole:
+    if work.is_full:
         return model
-    if before:
-        return PeftModel.from_pretrained(model, before, is_trainable=True)
-    return get_peft_model(model, lora_of(job, model))
+    if work.before:
+        return PeftModel.from_pretrained(model, work.before, is_trainable=True)
+    return get_peft_model(model, lora_of(work.job, model))
 
 
 def lora_of(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
     """Return the adapter's config: every linear layer but the output, of all blocks or the upper ones."""
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules()
-              if isinstance(module, torch.nn.Linear) and module is not head}  # fmt: skip
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module != head)
     depth, wanted = model.config.num_hidden_layers, job.train.lora.layers
     upper = None if wanted is None or wanted >= depth else list(range(depth - wanted, depth))
     return LoraConfig(
@@ -176,9 +198,9 @@ def lora_of(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
         r=job.train.lora.rank,
         lora_alpha=job.train.lora.alpha,
         lora_dropout=job.train.lora.dropout,
-        target_modules=sorted(linear),
+        target_modules=sorted({name.rpartition(".")[2] for name in linear}),
         layers_to_transform=upper,
-        layers_pattern=UPPER if upper else None,
+        layers_pattern="layers" if upper else None,
     )
 
 
@@ -204,21 +226,29 @@ def last_whole(place: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def result_of(job: RoleJob, stage: Stage, found: Measured, state: Any, times: list[float]) -> StageResult:  # noqa: ANN401
+def behind(checkpoint: Path | None) -> SoFar:
+    """Return what is behind a checkpoint that training goes on from."""
+    if checkpoint is None:
+        return SoFar()
+    told = SoFar(*json.loads((checkpoint / WHOLE).read_bytes()))
+    return told._replace(checkpoints=told.checkpoints + 1)
+
+
+def result_of(work: StageWork, state: Any, so_far: SoFar) -> StageResult:  # noqa: ANN401
     """Say what a stage did."""
     points = tuple(point_of(logs["step"], logs) for logs in state.log_history if "loss" in logs)
     return StageResult(
-        stage=stage,
-        rows=job.files[stage].rows,
-        trained=len(found.rows),
-        lost=found.lost,
-        tokens=found.tokens,
+        stage=work.stage,
+        rows=work.job.files[work.stage].rows,
+        trained=len(work.found.rows),
+        lost=work.found.lost,
+        tokens=work.found.tokens,
         steps=state.max_steps,
         loss_first=points[0].loss,
         loss_last=points[-1].loss,
         losses=points,
-        wall_s=round(sum(times), 1),
-        checkpoints=len(times) - 1,
+        wall_s=round(so_far.seconds, 1),
+        checkpoints=so_far.checkpoints,
     )
 
 
@@ -227,15 +257,3 @@ def point_of(step: int, logs: Mapping[str, Any]) -> LossPoint:
     return LossPoint(
         step=step, loss=logs["loss"], accuracy=logs.get("rewards/accuracies"), margin=logs.get("rewards/margins")
     )
-
-
-def note_time(place: Path, wall_s: float) -> None:
-    """Keep how long training took until it was interrupted."""
-    with (place / "times.txt").open("a") as file:
-        file.write(f"{wall_s:.3f}\n")
-
-
-def noted_times(place: Path) -> list[float]:
-    """Return how long training took before each interruption that it could tell of."""
-    file = place / "times.txt"
-    return [float(line) for line in file.read_text().split()] if file.exists() else []
