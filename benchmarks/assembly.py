@@ -27,10 +27,10 @@ from pydantic import JsonValue
 from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
 from malt.engine.job import read_inputs
-from malt.llm.completers import completion
+from malt.llm.client.completers import completion
+from malt.llm.client.session import answered_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
-from malt.llm.session import answered_rows
 from malt.llm.store.samples import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
 from malt.questions.question import Question

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from malt.config.settings import Settings
 from malt.datasets.manifest import write_manifest
-from malt.datasets.publish.garbage import collect
-from malt.datasets.publish.writer import described
+from malt.datasets.publish.removal import collect
+from malt.datasets.publish.writer import describe_file
 from malt.datasets.rows.tables import TRAJECTORIES, TRAJECTORIES_FILE
 from malt.llm.store.samples import Store
 from tests.published import publish_small
@@ -65,7 +65,7 @@ def fill(settings: Settings, questions: int) -> None:
                     TRAJECTORIES,
                 )
             )
-    files = {**version.manifest.files, TRAJECTORIES_FILE: described(path, None)}
+    files = {**version.manifest.files, TRAJECTORIES_FILE: describe_file(path, None)}
     write_manifest(version.manifest.model_copy(update={"files": files}), version.path)
 
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from malt.config.settings import Settings
 from malt.config.spec import Limits
 from malt.errors import RunStopped
-from malt.llm.completers import asker
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import asker
+from malt.llm.client.session import Session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import PATIENT, Policy
-from malt.llm.session import Session
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
 from malt.trees.pipeline import Shortfall, ask_all

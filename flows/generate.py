@@ -19,8 +19,8 @@ from malt.engine.job import Inputs, check_models, read_inputs
 from malt.engine.summary import RunSummary
 from malt.engine.tree_cost import beginning
 from malt.grading.judge import LLMEvaluator
-from malt.llm.completers import EVERY_ROLE
-from malt.llm.session import STOP_SECONDS, session_for
+from malt.llm.client.completers import EVERY_ROLE
+from malt.llm.client.session import STOP_SECONDS, session_for
 from malt.llm.usage import Tally
 from malt.models.playing import with_weights
 from malt.questions.question import Question

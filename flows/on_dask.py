@@ -12,7 +12,7 @@ from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.session import stop_sessions
+from malt.llm.client.session import stop_sessions
 from malt.llm.store.database import hidden
 
 CONNECT_LIMIT_S = 10.0

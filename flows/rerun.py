@@ -20,7 +20,7 @@ from malt.engine.job import read_inputs
 from malt.engine.refresh import set_aside
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
-from malt.llm.completers import EVERY_ROLE
+from malt.llm.client.completers import EVERY_ROLE
 from malt.models.playing import with_weights
 from malt.questions.question import Question
 from tasks.leasing import alone

@@ -22,7 +22,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.engine.signals import begin_worker
 from malt.errors import ConfigError, WorkerDied
-from malt.llm.session import stop_sessions
+from malt.llm.client.session import stop_sessions
 
 B = TypeVar("B")
 G = TypeVar("G")

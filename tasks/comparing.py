@@ -5,9 +5,9 @@ import asyncio
 from prefect.artifacts import acreate_markdown_artifact
 
 from malt.datasets.check.compare import compare
-from malt.datasets.publish.folders import version_numbers
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_folder
+from malt.datasets.version.folders import version_numbers
 from tasks.telling import told
 
 MOST_NODES = 500_000

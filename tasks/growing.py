@@ -20,10 +20,10 @@ from malt.config.spec import Role, RunSpec
 from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.grading.graders import Outcome
-from malt.llm.completers import Asker, asker
+from malt.llm.client.completers import Asker, asker
+from malt.llm.client.session import session_for, stop_sessions
 from malt.llm.request import Completion, CompletionRequest, FinishReason
-from malt.llm.session import session_for, stop_sessions
-from malt.llm.store.samples import expect
+from malt.llm.store.schema import expect
 from malt.llm.usage import Tally
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question

@@ -17,8 +17,8 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
 from malt.config.settings import Settings
-from malt.llm.run_lock import lease
-from malt.llm.session import stop_sessions
+from malt.llm.client.run_lock import lease
+from malt.llm.client.session import stop_sessions
 
 logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
 

@@ -3,8 +3,8 @@
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import Inputs, read_inputs
-from malt.llm.completers import asker
-from malt.llm.session import session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.session import session_for
 from malt.trees.pipeline import ask_all
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from malt.datasets.check.verify import verify
-from malt.datasets.publish.folders import links, put, version_numbers
 from malt.datasets.publish.removal import remove_version
-from malt.datasets.publish.tags import set_tag
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import links, put, set_tag, version_numbers
 
 Work = Callable[..., object]
 

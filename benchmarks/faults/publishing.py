@@ -14,7 +14,7 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from malt.datasets.publish.folders import links, version_numbers
+from malt.datasets.version.folders import links, version_numbers
 from tests.crashing import Work, check_whole, killed_after, move_tag, remove
 from tests.published import publish_small
 

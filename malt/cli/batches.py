@@ -9,7 +9,7 @@ from malt.cli.options import takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from malt.llm.batch.ledger import Batch
+    from malt.llm.store.batches import Batch
 
 
 @click.command()
@@ -23,7 +23,7 @@ def batches(name: str | None, names: tuple[str, ...], as_json: bool) -> None:
     from malt.cli.console import terminal
     from malt.cli.console.batches import batch_told, show_batches
     from malt.config.settings import Settings
-    from malt.llm.batch.ledger import BatchStore
+    from malt.llm.store.batches import BatchStore
     from malt.llm.store.samples import Store
 
     with Store(Settings().store) as store:

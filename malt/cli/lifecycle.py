@@ -19,9 +19,8 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
     """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
     from malt.cli.console import lifecycle, terminal
-    from malt.datasets.publish.folders import number_of
-    from malt.datasets.publish.tags import remove_tag, set_tag
     from malt.datasets.version.dataset_version import locate
+    from malt.datasets.version.folders import number_of, remove_tag, set_tag
 
     if move and remove:
         raise click.UsageError("--move and --remove exclude each other.")
@@ -91,7 +90,7 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
     from malt.cli.console import lifecycle, terminal
     from malt.config.settings import Settings
-    from malt.datasets.publish.garbage import collect
+    from malt.datasets.publish.removal import collect
     from malt.llm.store.samples import Store
 
     settings = Settings()

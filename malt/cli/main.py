@@ -16,7 +16,7 @@ import click
 
 from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, training, versions
 from malt.errors import MaltError, RunStopped
-from malt.sanitize import visible
+from malt.sanitize import escape_controls
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NOTHING_LOST = "what was paid for is in the store, and no version is half written: make room, and run again"
@@ -62,7 +62,7 @@ class OnStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line, above the progress bars where there are any."""
-        print(visible(record.getMessage()), file=sys.stderr, flush=True)
+        print(escape_controls(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:
@@ -94,7 +94,7 @@ def failed(message: str, code: int, *, debug: bool) -> int:
     """Say what went wrong."""
     if debug:
         traceback.print_exc()
-    print(f"error: {visible(message)}", file=sys.stderr)
+    print(f"error: {escape_controls(message)}", file=sys.stderr)
     return code
 
 

@@ -49,11 +49,11 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Name a version's report, one HTML file. It needs no network; --open shows it."""
     from malt.cli.console import terminal
-    from malt.datasets.pages.reread import report_file
+    from malt.datasets.pages.page import find_report
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
-    path = report_file(opened, out)
+    path = find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})
     else:

@@ -119,7 +119,7 @@ class LengthBias(Recorded):
     chosen_shorter: int = 0
 
 
-class Growth(Recorded):
+class GrowthSummary(Recorded):
     """How much of the trees was grown, and what that means for the values."""
 
     mode: Literal["full", "adaptive"]
@@ -132,7 +132,7 @@ class Growth(Recorded):
     """What a node's value estimates, and whether it is unbiased."""
 
 
-class Portion(Recorded):
+class Share(Recorded):
     """Part of a whole."""
 
     count: int = 0
@@ -169,10 +169,10 @@ class Flips(Recorded):
     Only those of which both are known, by the diagnosis.
     """
 
-    wrong_to_right: Portion
-    right_to_right: Portion
-    wrong_to_wrong: Portion
-    right_to_wrong: Portion
+    wrong_to_right: Share
+    right_to_right: Share
+    wrong_to_wrong: Share
+    right_to_wrong: Share
     lift_points: float | None
     """Right refinements less right generations over these leaves, in percentage points: fixed less broken."""
 
@@ -186,7 +186,7 @@ class Verdicts(Recorded):
     wrong_on_wrong: int = 0
     unstated: int = 0
     """Critiques, of answers whose truth is known, that state no verdict."""
-    agree: Portion
+    agree: Share
     """Verdicts that say what is true, of those stated."""
 
 
@@ -194,20 +194,20 @@ class TextCounts(Recorded):
     """What one model's texts in one role are like."""
 
     nodes: int = 0
-    truncated: Portion
-    empty: Portion
-    refused: Portion
-    unanswered: Portion | None
+    truncated: Share
+    empty: Share
+    refused: Share
+    unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 
 
 class QuestionMix(Recorded):
     """Questions by the labels of their known leaves. Only mixed ones can give pairs."""
 
-    all_right: Portion
-    all_wrong: Portion
-    mixed: Portion
-    unknown: Portion
+    all_right: Share
+    all_wrong: Share
+    mixed: Share
+    unknown: Share
     """No leaf is known."""
 
 
@@ -235,7 +235,7 @@ class Diagnostics(Recorded):
     """By role."""
     flips: Flips
     verdicts: Verdicts
-    unchanged: Portion
+    unchanged: Share
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
@@ -297,7 +297,7 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
-    growth: Growth
+    growth: GrowthSummary
     screening: ScreeningCounts
     """Which questions give no rows."""
     selection: dict[str, dict[str, RowCounts]]

@@ -17,17 +17,17 @@ from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import Job
 from malt.llm.batch.collector import Gathering
-from malt.llm.batch.ledger import Batch, handing_in, this_process
 from malt.llm.batch.queues import Queues, Size
 from malt.llm.batch.results import QUEUE_FULL, Outcome
 from malt.llm.batch.retrying import BatchDesk
 from malt.llm.batch.submit import Packer
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.completers import EVERY_ROLE
+from malt.llm.client.completers import EVERY_ROLE
+from malt.llm.client.session import Session
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
 from malt.llm.rate_limit.rate import PATIENT, Policy
-from malt.llm.session import Session
+from malt.llm.store.batches import Batch, handing_in, this_process
 from malt.llm.store.samples import chunks
 from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import Inputs
@@ -29,10 +29,10 @@ def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assem
     source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
     provenance = Provenance(inputs.prompts.digests, inputs.screening)
     with collecting_seldom(), VersionWriter(spec, provenance, settings.datasets_dir / spec.name) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures):
-            writer.add(portion)
+        for shard in stored_shards(inputs.questions, source, inputs.screening, writer.stats):
+            writer.add(shard)
         try:
             version = writer.publish()
         except NothingToPublish:
             version = None
-    return Assembled(version, tuple(writer.figures.census.failures))
+    return Assembled(version, tuple(writer.stats.trees.failures))

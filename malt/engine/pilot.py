@@ -6,9 +6,9 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import Inputs
 from malt.engine.tree_cost import beginning
-from malt.llm.completers import asker
-from malt.llm.run_lock import lease
-from malt.llm.session import session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.run_lock import lease
+from malt.llm.client.session import session_for
 from malt.questions.question import Question
 from malt.trees.pipeline import Shortfall, ask_all
 

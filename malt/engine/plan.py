@@ -24,7 +24,7 @@ from malt.engine.estimate import (
 from malt.engine.job import Inputs, models_asked
 from malt.engine.tree_cost import SHOWN
 from malt.llm.batch.api import in_batches
-from malt.llm.completers import Recall
+from malt.llm.client.completers import Recall
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.samples import Store, StoredSample

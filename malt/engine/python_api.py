@@ -11,7 +11,7 @@ from malt.concurrency import all_of
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.shard import portion_of
+from malt.datasets.publish.shard import make_shard
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.batch_mode import ask_in_batches
@@ -20,9 +20,9 @@ from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
-from malt.llm.completers import EVERY_ROLE, asker
-from malt.llm.run_lock import lease
-from malt.llm.session import Session, session_for
+from malt.llm.client.completers import EVERY_ROLE, asker
+from malt.llm.client.run_lock import lease
+from malt.llm.client.session import Session, session_for
 from malt.models.playing import with_weights
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
@@ -131,7 +131,7 @@ class TrainingDataGenerator:
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
                 trees = await all_of(self._tree(question) for question in window)
-                writer.add(portion_of(trees, self.spec, screening))
+                writer.add(make_shard(trees, self.spec, screening))
             return writer.publish()
 
     async def _ask_in_batches(self, questions: Sequence[Question]) -> None:

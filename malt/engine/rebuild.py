@@ -12,13 +12,13 @@ from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
-from malt.datasets.publish.folders import refuse_in_versions
-from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
-from malt.datasets.rows.examples import QuestionRow, question_row
+from malt.datasets.rows.examples import question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
-from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import refuse_in_versions
 from malt.datasets.version.reading import parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question
 from malt.engine.job import Inputs
@@ -141,9 +141,9 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
     source = Source(spec, inputs.prompts, settings.store, then.created_at)
     failed = failed_then(then)
     with VersionWriter(spec, provenance, place.parent) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures, failed):
-            writer.add(portion)
-        missing = [branch for branch in writer.figures.census.failures if branch.question_id not in failed]
+        for shard in stored_shards(inputs.questions, source, inputs.screening, writer.stats, failed):
+            writer.add(shard)
+        missing = [branch for branch in writer.stats.trees.failures if branch.question_id not in failed]
         now = writer.manifest(writer.finish(), then.version, then.parent)
         differences = told_missing(missing) or told_rows(version, now)
         if differences:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.engine.job import Inputs
-from malt.llm.completers import Noted, recall
+from malt.llm.client.completers import Noted, recall
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import ask_all

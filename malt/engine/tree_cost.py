@@ -6,7 +6,7 @@ from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.engine.job import models_asked
 from malt.llm.batch.api import in_batches
 from malt.llm.budget import Amount, worst_case
-from malt.llm.completers import Asker
+from malt.llm.client.completers import Asker
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet

@@ -211,7 +211,7 @@ class LLMEvaluator:
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
-    from malt.llm.completers import ask_default as ask
+    from malt.llm.client.completers import ask_default as ask
 
     return await ask(request)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from malt.canonical_json import file_digest
+from malt.canonical_json import cached_sha256
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, Fallback, Role, Roles, RoleSpec, RunSpec
 from malt.datasets.version.dataset_version import NAME
@@ -56,7 +56,7 @@ def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | No
     if model.startswith(f"{embedded.NAME}/"):
         source = embedded.weights_of(model)
         if isinstance(source, Path) and source.is_file():
-            return model, file_digest(source)
+            return model, cached_sha256(source)
     return model, None
 
 
@@ -76,6 +76,6 @@ def _weights_of(version: ModelVersion, role: Role, model: str) -> str:
         path, weights = version.weights(role), version.role(role).gguf_sha256
     except VersionError as error:
         raise ConfigError(f"model {model!r}: {error}") from error
-    if not path.is_file() or file_digest(path) != weights:
+    if not path.is_file() or cached_sha256(path) != weights:
         raise ConfigError(f"model {model!r}: {path} is not the file that was published; train again, or copy it back")
     return weights

@@ -259,8 +259,8 @@ def training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclu
     """Return what a tree gives a role to train on."""
     selected = select(valued, role, spec.dataset, excluded)
     return TrainingRows(
-        sft={one.node.address for one in selected.sft.kept},
-        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected.dpo.kept},
+        sft={one.chosen.node.address for one in selected["sft"].kept},
+        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected["dpo"].kept},
     )
 
 

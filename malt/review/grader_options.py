@@ -14,9 +14,9 @@ from malt.errors import ConfigError
 from malt.grading.graders import Grade, Grader, Outcome, graders_for
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_import
-from malt.llm.completers import asker
+from malt.llm.client.completers import asker
+from malt.llm.client.session import session_for
 from malt.llm.request import RequestFailed
-from malt.llm.session import session_for
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 

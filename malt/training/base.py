@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from malt.canonical_json import digest, file_digest
+from malt.canonical_json import cached_sha256, digest
 from malt.datasets.publish.folders import discard, sync_tree, unfinished
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
@@ -34,7 +34,7 @@ def find_base(name: str, bases_dir: Path) -> Base:
     """Find a base and its digest. Downloads what is on the Hub; raises `ConfigError` where there is none."""
     if embedded.is_embedded(name):
         path = embedded.weights_file(name)
-        sha256 = file_digest(path)
+        sha256 = cached_sha256(path)
         return Base(name, sha256, path, bases_dir / sha256[:16])
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -48,7 +48,7 @@ def folder_digest(folder: Path) -> str:
         raise ConfigError(f"[train] base: {folder} has no config.json with *.safetensors beside it; pickled weights "
                           "(.bin, .pt) are not read: save the model with save_pretrained first")  # fmt: skip
     files = sorted({path for pattern in NEEDED for path in folder.glob(pattern)})
-    return digest({path.name: file_digest(path) for path in files})
+    return digest({path.name: cached_sha256(path) for path in files})
 
 
 def downloaded(name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
-from malt.llm.completers import Noted, recall
+from malt.llm.client.completers import Noted, recall
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question

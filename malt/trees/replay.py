@@ -16,10 +16,9 @@ from typing import NamedTuple, TypeVar
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.process_pool import CallFailed, submit
-from malt.llm.completers import recall
+from malt.llm.client.completers import recall
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.llm.store.history import StoreThen
-from malt.llm.store.samples import Store
+from malt.llm.store.samples import Store, StoreThen
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree

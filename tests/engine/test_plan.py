@@ -10,8 +10,8 @@ from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.engine.job import read_inputs
 from malt.engine.pilot import pilot, spread
 from malt.engine.plan import Plan, plan
-from malt.llm.completers import asker
-from malt.llm.session import session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.session import session_for
 from malt.llm.store.samples import Store
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers

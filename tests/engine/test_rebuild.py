@@ -17,7 +17,7 @@ from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import assemble_version
 from malt.engine.rebuild import Rebuilt, Sources, rebuild
 from malt.errors import InputError, PromptError, QuestionError, VersionError
-from malt.llm.session import close_sessions
+from malt.llm.client.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store
 from malt.prompts import find_set
 from tests import mishaps, providers

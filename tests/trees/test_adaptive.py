@@ -20,9 +20,9 @@ from malt.config.spec import (
     RoleSpec,
     RunSpec,
 )
-from malt.llm.completers import Recall, asker
+from malt.llm.client.completers import Recall, asker
+from malt.llm.client.session import session_for
 from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed
-from malt.llm.session import session_for
 from malt.llm.store.samples import Store
 from malt.prompts import load_prompts
 from malt.questions.question import Question

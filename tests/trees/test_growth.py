@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
-from malt.llm.completers import asker
+from malt.llm.client.completers import asker
+from malt.llm.client.session import session_for
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, RequestFailed
-from malt.llm.session import session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.growth import grow, nodes_per_question, requests_per_question

@@ -8,8 +8,8 @@ from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
 from malt.grading.graders import Outcome
-from malt.llm.completers import asker
-from malt.llm.session import Session, session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.session import Session, session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree

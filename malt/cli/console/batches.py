@@ -9,7 +9,7 @@ from rich.markup import escape
 from malt.cli.console.terminal import out
 
 if TYPE_CHECKING:
-    from malt.llm.batch.ledger import Batch
+    from malt.llm.store.batches import Batch
 
 
 class BatchTold(NamedTuple):

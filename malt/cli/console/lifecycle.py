@@ -8,8 +8,7 @@ from rich.markup import escape
 from malt.cli.console.terminal import err, from_here, out
 
 if TYPE_CHECKING:
-    from malt.datasets.publish.garbage import Garbage
-    from malt.datasets.publish.removal import Removed
+    from malt.datasets.publish.removal import Garbage, Removed
     from malt.engine.rebuild import Rebuilt
 
 

@@ -13,7 +13,7 @@ from malt.cli.console.terminal import err
 from malt.config.spec import Role, RunSpec
 
 if TYPE_CHECKING:
-    from malt.llm.session import Session
+    from malt.llm.client.session import Session
     from malt.llm.usage import Tally
 
 REFRESH_S = 0.5
@@ -43,7 +43,7 @@ def progress(spec: RunSpec, questions: int) -> Iterator[None]:
 def session_of(spec: RunSpec) -> "Session | None":
     """Return this process's session, once there is one."""
     from malt.config.settings import Settings
-    from malt.llm.session import opened_session
+    from malt.llm.client.session import opened_session
 
     return opened_session(Settings(), spec.limits)
 

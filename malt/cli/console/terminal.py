@@ -1,6 +1,5 @@
 """A terminal that no text can steer, and what is written alike everywhere: tables, costs, paths, one JSON object."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from malt.sanitize import visible
+from malt.sanitize import dump_json, escape_controls
 
 
 class SafeConsole(Console):
@@ -18,7 +17,7 @@ class SafeConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's own options, passed on
         """Turn what is printed into rich's text; all strings come by here, in tables and trees too."""
-        return super().render_str(visible(text), **options)
+        return super().render_str(escape_controls(text), **options)
 
 
 out = SafeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -29,7 +28,7 @@ TEXT_SHOWN = 160
 
 def emit(value: JsonValue) -> None:
     """Print one JSON object, in any encoding."""
-    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
+    print(dump_json(value, ascii_only=sys.stdout.encoding.lower() != "utf-8"))
 
 
 def dollars(cost: float | None) -> str:

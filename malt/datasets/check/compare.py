@@ -18,6 +18,7 @@ from malt.datasets.manifest import Manifest
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
+from malt.sanitize import code_span, escape_markdown, markdown_table
 
 Kind = Literal["added", "removed", "changed"]
 
@@ -106,22 +107,18 @@ class VersionDiff(Recorded):
     def markdown(self) -> str:
         """The counts of what changed, as a page."""
         inputs = [
-            f"- {group} `{name}`: `{change.old}` → `{change.new}`"
+            f"- {group} {code_span(name)}: {code_span(str(change.old))} → {code_span(str(change.new))}"
             for group, changes in self.inputs
             for name, change in changes.items()
         ]
         files = [
-            f"| `{file}` | {change.rows[0]} | {change.rows[1]} | "
-            + " | ".join(str(getattr(change, name)) for name in COUNTED)
-            + f" | {change.questions_changed} |"
+            (code_span(file), *change.rows, *(getattr(change, name) for name in COUNTED), change.questions_changed)
             for file, change in self.files.items()
             if not change.same
         ]
-        heads = ("rows of", "old", "new", *COUNTED, "questions")
-        table = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1), *files]
-        return "\n".join(
-            [f"# {self.old.version} → {self.new.version}", "", *(inputs or ["No input differs."]), "", *table, ""]
-        )
+        table = markdown_table(("rows of", "old", "new", *COUNTED, "questions"), files)
+        title = f"# {escape_markdown(self.old.version)} → {escape_markdown(self.new.version)}"
+        return "\n".join([title, "", *(inputs or ["No input differs."]), "", table, ""])
 
 
 class Side(NamedTuple):

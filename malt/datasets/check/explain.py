@@ -11,16 +11,19 @@ from malt.config.base import Recorded
 from malt.config.spec import Role
 from malt.datasets.check.lookup import Asked, find_nodes, find_question
 from malt.datasets.check.verify import parent_of
-from malt.datasets.rows.examples import (
+from malt.datasets.rows.examples import interval_of
+from malt.datasets.rows.gate_trace import Decision, GateTrace
+from malt.datasets.rows.gates import Context
+from malt.datasets.rows.tables import (
+    ROLE_FILES,
+    TEXT_KINDS,
+    TRAJECTORIES_FILE,
     DpoRow,
     KtoRow,
     MessageRow,
     SftRow,
-    interval_of,
+    role_file,
 )
-from malt.datasets.rows.gate_trace import Decision, Decisions
-from malt.datasets.rows.gates import Context
-from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Row, read_rows, stored_tree
 from malt.datasets.version.restore import exclusion_of
@@ -126,7 +129,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     role = nodes[0].role
     rows = training_rows(version, role, question["question_id"])
     context = Context(valued, role, spec.dataset, exclusion_of(question))
-    decisions = Decisions(context, {str(row["row_id"]) for row in rows})
+    decisions = GateTrace(context, {str(row["row_id"]) for row in rows})
     pair = decisions.pair(*asked.addresses) if len(nodes) == 2 else None
     prompt, prompt_from = prompt_of(nodes[0], valued, rows, version)
     return Explanation(
@@ -148,7 +151,7 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     )
 
 
-def decision_on(asked: Asked, decisions: Decisions) -> Decision | None:
+def decision_on(asked: Asked, decisions: GateTrace) -> Decision | None:
     """Say what became of the row that was asked for."""
     if asked.kind is None:
         return None
@@ -157,12 +160,12 @@ def decision_on(asked: Asked, decisions: Decisions) -> Decision | None:
     return decisions.of_text(asked.kind, asked.addresses[0])
 
 
-def related(asked: Asked, decisions: Decisions) -> Iterator[Decision]:
+def related(asked: Asked, decisions: GateTrace) -> Iterator[Decision]:
     """Say what else became of the texts: of one all, of a pair what each is by itself."""
     if len(asked.addresses) == 1:
         yield from decisions.of_all(asked.addresses[0])
     else:
-        yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in ("sft", "kto"))
+        yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in TEXT_KINDS)
 
 
 def prompt_of(

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.rows.examples import QuestionRow, RowSource, parse_row_id
-from malt.datasets.rows.tables import KINDS, QUESTIONS_FILE
+from malt.datasets.rows.examples import RowSource, parse_row_id
+from malt.datasets.rows.tables import KINDS, QUESTIONS_FILE, Kind, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import question_row, read_rows
+from malt.datasets.version.reading import read_question_row, read_rows
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
-CONFIGS: Mapping[str, tuple[str, Role]] = {f"{kind}-{role}": (kind, role) for kind in KINDS for role in PLAYERS}
+CONFIGS: Mapping[str, tuple[Kind, Role]] = {f"{kind}-{role}": (kind, role) for kind in KINDS for role in PLAYERS}
 """Kind and role of rows, by the first part of their ids."""
 NEAR = 3
 """Ids that an error suggests."""
@@ -22,17 +22,17 @@ NEAR = 3
 class Asked(NamedTuple):
     """What an id names: one node, or two for a pair, and the kind of row; no kind for a node."""
 
-    kind: str | None
+    kind: Kind | None
     addresses: tuple[Address, ...]
 
 
 def find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
     """Read an id, and find its question's row."""
     for source in readings(row_id):
-        question = question_row(version, source.question_id)
+        question = read_question_row(version, source.question_id)
         if question is not None:
             return source, question
-    if question_row(version, row_id):
+    if read_question_row(version, row_id):
         raise VersionError(
             f"{row_id!r} is a question of {version.reference}; its tree: malt show {version.reference} {row_id}; "
             f"one of its nodes: {row_id}/0.0.0"

@@ -18,15 +18,15 @@ from pydantic import ValidationError
 
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
-from malt.datasets.pages.reread import failures_by_question
-from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
+from malt.datasets.pages.sample import TreeSample, group_failures
+from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
+from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.rows.lengths import estimated, measured
-from malt.datasets.rows.selection import SelectionCount, rows_by_kind, select
+from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
+from malt.datasets.rows.selection import SelectionCount, select
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTION_COLUMNS,
@@ -35,10 +35,16 @@ from malt.datasets.rows.tables import (
     ROLE_FILES,
     SCHEMAS,
     TRAJECTORIES_FILE,
+    DpoRow,
+    KtoRow,
+    MessageRow,
+    QuestionRow,
+    SftRow,
+    TrajectoryRow,
     role_file,
     training_file,
 )
-from malt.datasets.stats.counts import Census, code_version, growth_of, ledger_of
+from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, Row, parquet_rows
@@ -183,13 +189,13 @@ class RowCheck:
         self.version = version
         self.spec = spec
         self.problems = problems
-        self.census = Census()
+        self.census = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
         self._whole = whole_tree(spec)
         self._screening = Screening()
         self._trees = TreeSample()
-        self._failures = failures_by_question(version)
+        self._failures = group_failures(version.manifest)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
@@ -261,7 +267,7 @@ class RowCheck:
 
     def _check_lengths(self, valued: ValuedTree) -> None:
         """Count again what needs no tokenizer; the prompts are known where one of their rows was kept."""
-        for address, again in measured(valued, estimated).lengths.items():
+        for address, again in measure_lengths(valued, estimate_tokens).lengths.items():
             stored, known = valued.lengths[address], valued.tree.nodes[address].prompt
             if stored.text != again.text or (known and stored.prompt != again.prompt):
                 question_id = valued.tree.question.question_id
@@ -292,10 +298,10 @@ class RowCheck:
         question_id = valued.tree.question.question_id
         selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        rows, own = rows_by_kind(valued, role, selected), self._screening.split_of(question_id, self.spec.dataset)
+        own = self._screening.split_of(question_id, self.spec.dataset)
         for kind, split in itertools.product(KINDS, SPLITS):
-            file = role_file(kind, role, split)
-            self._compare(file, "row_id", rows[kind] if split == own else (), stored[file])
+            file, kept = role_file(kind, role, split), selected[kind].kept if split == own else ()
+            self._compare(file, "row_id", write_rows(kind, valued, role, kept), stored[file])
         for example in examples.scored_examples(valued, role):
             if next(self._lines[role], None) != json_line(example):
                 self.problems.add(
@@ -331,7 +337,7 @@ class RowCheck:
         """Write the pages again; other code than that which made the version may write them otherwise."""
         manifest = self.version.manifest
         files = {file: entry for file, entry in manifest.files.items() if file not in PAGES}
-        for file, text in pages_of(manifest.model_copy(update={"files": files}), self._trees).items():
+        for file, text in render_pages(manifest.model_copy(update={"files": files}), self._trees).items():
             if (self.version.path / file).read_text(encoding="utf-8") != text:
                 self.problems.add(file, "is not the page that manifest and rows make")
 

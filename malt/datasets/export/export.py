@@ -11,10 +11,10 @@ from malt.config.spec import PLAYERS, Role
 from malt.datasets.export.export_manifest import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
 from malt.datasets.export.formats import FORMATS, STEPWISE, Format, Part, source_file
 from malt.datasets.export.tool_files import README_FILE, readme
-from malt.datasets.publish.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
-from malt.datasets.publish.writer import CARD_FILE
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 

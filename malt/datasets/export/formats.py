@@ -16,9 +16,8 @@ from malt.datasets.export import row_formats, tool_files
 from malt.datasets.export.export_manifest import ExportedFile, Receipt
 from malt.datasets.export.row_formats import Record
 from malt.datasets.export.stepwise import COLUMNS, StepwiseRow, stepwise_rows
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
 from malt.datasets.rows.files import json_line
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError

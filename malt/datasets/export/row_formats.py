@@ -7,7 +7,7 @@ can say so, only the last reply is trained on, as TRL does with a prompt and a c
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow
+from malt.datasets.rows.tables import DpoRow, KtoRow, MessageRow, SftRow
 from malt.errors import VersionError
 
 Record = Mapping[str, object]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypedDict, cast
 
 from malt.config.spec import PLAYERS
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QuestionRow, TrajectoryRow
 from malt.trees.tree import NodeStatus
 
 COLUMNS = ("question_id", "node_id", "text", "status", "value", "label")

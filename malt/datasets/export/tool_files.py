@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from malt.datasets.export.export_manifest import ExportedFile, Receipt
-from malt.datasets.pages.card import table
+from malt.sanitize import code_span, markdown_table
 
 README_FILE = "README.md"
 
@@ -34,8 +34,7 @@ AXOLOTL_DATASET: Mapping[str, Sequence[str]] = {
 
 def readme(receipt: Receipt, use: str) -> str:
     """Write the README; its front matter makes `load_dataset(folder, config)` work."""
-    head = ("config", "split", "file", "rows")
-    rows = [row_of(file) for file in receipt.files]
+    rows = [(code_span(file.config), file.split, code_span(file.path), file.rows) for file in receipt.files]
     return f"""{front_matter(receipt)}
 # {receipt.dataset} v{receipt.version} as {receipt.format}
 
@@ -43,13 +42,8 @@ Exported from `{receipt.reference}`, whose rows have the digest `{receipt.conten
 
 {use}
 
-{table(head, rows)}
+{markdown_table(("config", "split", "file", "rows"), rows)}
 """
-
-
-def row_of(file: ExportedFile) -> tuple[object, ...]:
-    """Write a file's line of the table."""
-    return f"`{file.config}`", file.split, f"`{file.path}`", f"{file.rows:,}"
 
 
 def front_matter(receipt: Receipt) -> str:

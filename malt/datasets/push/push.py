@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.folders import refuse_in_versions
 from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed, pack
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import refuse_in_versions
 from malt.errors import InputError, MaltError, PushDamaged, PushError
 from malt.questions.readers import without_secrets
 

@@ -16,22 +16,22 @@ from malt.llm.request import Message
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
 
-CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 4
 CountTokens = Callable[[str], int]
 
 
 def token_counter(spec: DatasetSpec) -> CountTokens:
-    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be had."""
-    return estimated if spec.tokenizer is None else counting_with(spec.tokenizer)
+    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be loaded."""
+    return estimate_tokens if spec.tokenizer is None else _load_tokenizer(spec.tokenizer)
 
 
-def estimated(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """Take four characters for a token."""
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 
 @lru_cache
-def counting_with(name: str) -> CountTokens:
+def _load_tokenizer(name: str) -> CountTokens:
     """Load a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
     from tokenizers import Tokenizer
 
@@ -50,7 +50,7 @@ def counting_with(name: str) -> CountTokens:
     return count
 
 
-def measured(valued: ValuedTree, count: CountTokens) -> ValuedTree:
+def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     """Return a tree with the lengths of all of its nodes; siblings saw one prompt, which is counted once."""
     prompts: dict[Address, int] = {}
 

@@ -9,7 +9,7 @@ from malt.datasets.manifest import Accuracy
 from malt.grading.answers import normalised
 from malt.trees.uncertainty import Interval, wilson
 
-plain = lru_cache(maxsize=4096)(normalised)
+normalise_answer = lru_cache(maxsize=4096)(normalised)
 """The answers to one question are few."""
 
 Truth = bool | None
@@ -93,7 +93,7 @@ def majority(ballots: Sequence[Ballot]) -> Truth:
 
 def choice(ballot: Ballot) -> tuple[bool, str]:
     """What a ballot is counted for."""
-    return (True, "") if ballot.truth else (False, plain(ballot.answer or ""))
+    return (True, "") if ballot.truth else (False, normalise_answer(ballot.answer or ""))
 
 
 def any_right(ballots: Iterable[Ballot]) -> Truth:

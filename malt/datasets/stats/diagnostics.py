@@ -4,31 +4,31 @@ import re
 from collections import Counter
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
-from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
+from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
+from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.grading.graders import Outcome
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
-VERDICT = re.compile(
+_VERDICT = re.compile(
     r"^[^\w\n]{0,20}verdict[^\w\n]{1,20}(?:(?P<correct>correct|right)|wrong|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
 """A critique's own verdict, on a line of its own, in Markdown or not."""
 
-KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+_KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 
-NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
+_NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 
-NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
+_NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
 
-BINS = 10
+_BINS = 10
 """Tenths of value."""
 
 
 def stated_verdict(critique: str) -> Truth:
     """Whether a critique's last verdict is that the answer is correct; None where it states none."""
-    stated = list(VERDICT.finditer(critique))
+    stated = list(_VERDICT.finditer(critique))
     return stated[-1]["correct"] is not None if stated else None
 
 
@@ -102,7 +102,7 @@ class DiagnosticsCount:
         )
 
     def _truth(self, outcome: Outcome) -> Truth:
-        return self._truncated if outcome is Outcome.TRUNCATED else KNOWN_TRUTH.get(outcome)
+        return self._truncated if outcome is Outcome.TRUNCATED else _KNOWN_TRUTH.get(outcome)
 
     def _own_truth(self, valued: ValuedTree, address: Address) -> Truth:
         own = valued.diagnosis.get(address)
@@ -122,7 +122,7 @@ class DiagnosticsCount:
         """Count what one question's generations, refinements and leaves answer, singly and by vote."""
         first = sorted(address for address in valued.tree.nodes if address.role is Role.GENERATOR)
         last = sorted(leaf.address for leaf in valued.tree.leaves)
-        generations = [self._ballot(*valued.diagnosis.get(address, NOT_DIAGNOSED)) for address in first]
+        generations = [self._ballot(*valued.diagnosis.get(address, _NOT_DIAGNOSED)) for address in first]
         leaves = [self._ballot(valued.grades[leaf].outcome, valued.grades[leaf].answer) for leaf in last]
         self._generations.add(ballot.truth for ballot in generations)
         self._refinements.add(self._own_truth(valued, leaf) for leaf in last)
@@ -132,11 +132,11 @@ class DiagnosticsCount:
         self._any_leaf.add([any_right(leaves)])
 
     def _ballot(self, outcome: Outcome, answer: str | None) -> Ballot:
-        return Ballot(answer, self._truth(outcome), cast=outcome not in NO_ANSWER)
+        return Ballot(answer, self._truth(outcome), cast=outcome not in _NO_ANSWER)
 
     def _values_of(self, role: Role) -> Values:
         counts = self._values
-        right, wrong = (tuple(counts[role, place, label] for place in range(BINS)) for label in (True, False))
+        right, wrong = (tuple(counts[role, place, label] for place in range(_BINS)) for label in (True, False))
         return Values(right=right, wrong=wrong)
 
     def _add_text(self, node: Node, outcome: Outcome | None) -> None:
@@ -160,17 +160,17 @@ def outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
 
 def is_same(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first == last or plain(first) == plain(last)
+    return first == last or normalise_answer(first) == normalise_answer(last)
 
 
 def bin_of(value: float) -> int:
     """The tenth that a value is in; floating point puts some means just below a border that they lie on."""
-    return min(int(round(value * BINS, 9)), BINS - 1)
+    return min(int(round(value * _BINS, 9)), _BINS - 1)
 
 
-def portion(count: int, whole: int) -> Portion:
+def portion(count: int, whole: int) -> Share:
     """Write a count and its share of the whole."""
-    return Portion(count=count, percent=percent(count, whole))
+    return Share(count=count, percent=percent(count, whole))
 
 
 def percent(count: int, whole: int) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS
-from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, Portion, TextCounts
+from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, Share, TextCounts
 
 NOT_DIAGNOSED = 'not known: the judge graded the leaves alone; add an objective grader, or set scope = "all"'
 
@@ -82,7 +82,7 @@ def accuracy(found: Accuracy) -> str:
     return known + percent + (f", {found.unknown:,} unknown" if found.unknown else "")
 
 
-def share(portion: Portion) -> str:
+def share(portion: Share) -> str:
     """Write a share; of nothing there is none."""
     return "n/a" if portion.percent is None else f"{portion.percent:.1f} %"
 

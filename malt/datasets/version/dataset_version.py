@@ -1,6 +1,5 @@
-"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
+"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publish.writer`."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
+from malt.canonical_json import file_sha256
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
-from malt.datasets.publish.folders import LATEST, version_numbers
-from malt.datasets.publish.tags import TAG, tags_of
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.version.folders import LATEST, TAG, tags_of, version_numbers
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -70,8 +69,7 @@ class DatasetVersion:
         entry, path = self.manifest.files.get(file), self.path / file
         if entry is None or not path.is_file():
             return False
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
+        return file_sha256(path) == entry.sha256
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -98,9 +96,9 @@ class DatasetVersion:
     @property
     def figures(self) -> "dict[str, pd.DataFrame]":
         """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
-        from malt.datasets.pages.figures import figures
+        from malt.datasets.stats.figures import tabulate_figures
 
-        return figures(self.manifest)
+        return tabulate_figures(self.manifest)
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
@@ -111,9 +109,9 @@ class DatasetVersion:
 
     def tree(self, question_id: str) -> "ValuedTree":
         """One question's tree, with grades and values. Raises `VersionError` where it is not in the version."""
-        from malt.datasets.version.reading import question_row, stored_tree
+        from malt.datasets.version.reading import read_question_row, stored_tree
 
-        question = question_row(self, question_id)
+        question = read_question_row(self, question_id)
         if question is None:
             raise self._no_tree(question_id)
         return stored_tree(self, question)
@@ -133,11 +131,11 @@ class DatasetVersion:
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
 
+        from malt.datasets.version.reading import reading
+
         filters = None if question_id is None else [("question_id", "==", question_id)]
-        try:
+        with reading(self.path, str(self.path / file)):
             return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
-        except (OSError, ValueError) as error:
-            raise VersionError(f"{self.path / file} cannot be read ({error}); try: malt verify {self.path}") from error
 
 
 def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:

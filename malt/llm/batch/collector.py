@@ -8,11 +8,11 @@ from functools import partial
 from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.llm.batch.api import custom_id, takes_batches
-from malt.llm.batch.ledger import BatchItem
 from malt.llm.budget import Amount
-from malt.llm.completers import Asker, in_turn, runs_of
+from malt.llm.client.completers import Asker, in_turn, runs_of
+from malt.llm.client.session import Session
 from malt.llm.request import CompletionRequest
-from malt.llm.session import Session
+from malt.llm.store.batches import BatchItem
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from malt.config.spec import ModelSpec
 from malt.llm.batch import api
-from malt.llm.batch.ledger import Batch
-from malt.llm.rate_limit.endpoints import Where, where_is
+from malt.llm.rate_limit.limiter import Where, where_is
+from malt.llm.store.batches import Batch
 
 GROWTH = 4
 """How many times as many items the next batch may have as one that there was room for."""

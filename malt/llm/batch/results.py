@@ -9,13 +9,13 @@ from pydantic import JsonValue
 from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
 from malt.llm.batch.api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
-from malt.llm.batch.ledger import Batch, BatchItem, Returned
 from malt.llm.budget import Amount
-from malt.llm.completers import completion, usage_of
+from malt.llm.client.completers import completion, usage_of
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import Way
 from malt.llm.request import RequestFailed, split_response
+from malt.llm.store.batches import Batch, BatchItem, Returned
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally, Usage
 

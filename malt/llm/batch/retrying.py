@@ -12,11 +12,11 @@ from malt.config.spec import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.api import GONE, MARK, Job, Result
-from malt.llm.batch.ledger import Batch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.provider.errors import meaning_of, place_of
 from malt.llm.provider.routing import Way, way_to
 from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.store.batches import Batch
 
 T = TypeVar("T")
 

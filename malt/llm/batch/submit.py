@@ -12,15 +12,15 @@ from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.collector import Wanted
-from malt.llm.batch.ledger import Batch, BatchItem, BatchStore, handing_in, this_process
 from malt.llm.batch.queues import Queues, Size
 from malt.llm.batch.retrying import BatchDesk
 from malt.llm.budget import NOTHING, Amount
+from malt.llm.client.session import Session
 from malt.llm.provider.errors import place_of
 from malt.llm.provider.routing import way_to
-from malt.llm.rate_limit.endpoints import Where, where_is
+from malt.llm.rate_limit.limiter import Where, where_is
 from malt.llm.rate_limit.rate import Policy
-from malt.llm.session import Session
+from malt.llm.store.batches import Batch, BatchItem, BatchStore, handing_in, this_process
 from malt.llm.usage import Tally, Usage
 
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import JsonValue
 
-from malt.canonical_json import file_digest
+from malt.canonical_json import cached_sha256
 from malt.config.settings import Settings
 from malt.errors import ConfigError
 
@@ -89,7 +89,7 @@ def endpoint(model: str, weights: str | None = None) -> str:
     """
     check(model)
     path = weights_file(model)
-    if weights and file_digest(path) != weights:
+    if weights and cached_sha256(path) != weights:
         raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
     return f"{servers.address(path, model)}/v1"
 
@@ -213,7 +213,7 @@ class Servers:
     def address(self, path: Path, model: str) -> str:
         """Return where a model is served; start its server if there is none."""
         with self.lock:
-            weights = file_digest(path)
+            weights = cached_sha256(path)
             if weights not in self.running:
                 self.running[weights] = start(path, model)
             return self.running[weights].listening_address

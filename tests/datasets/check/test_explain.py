@@ -15,9 +15,11 @@ from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
 from malt.datasets.check.explain import Explanation, arithmetic, explain
 from malt.datasets.publish.writer import Provenance
-from malt.datasets.rows.gate_trace import Decisions
+from malt.datasets.rows.examples import write_rows
+from malt.datasets.rows.gate_trace import GateTrace
 from malt.datasets.rows.gates import Context
-from malt.datasets.rows.selection import rows_by_kind, select
+from malt.datasets.rows.selection import select
+from malt.datasets.rows.tables import TEXT_KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 from malt.grading.graders import Evaluation, Grade, Outcome
@@ -73,16 +75,17 @@ def pairs_of(tree: ValuedTree, role: Role) -> Iterator[tuple[Address, Address]]:
 def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spec: DatasetSpec) -> None:
     for role in PLAYERS:
         selected = select(tree, role, spec)
-        stored = {str(row["row_id"]) for rows in rows_by_kind(tree, role, selected).values() for row in rows}
-        decisions = Decisions(Context(tree, role, spec), stored)
+        rows = {kind: write_rows(kind, tree, role, found.kept) for kind, found in selected.items()}
+        stored = {row["row_id"] for each in rows.values() for row in each}
+        decisions = GateTrace(Context(tree, role, spec), stored)
         nodes = [address for address in tree.tree.nodes if address.role is role]
-        found = [decisions.of_text(kind, address) for kind in ("sft", "kto") for address in nodes]
+        found = [decisions.of_text(kind, address) for kind in TEXT_KINDS for address in nodes]
         found += [decisions.of_pair(*pair) for pair in pairs_of(tree, role)]
         assert {each.row_id for each in found if each.kept} == stored
         assert all((each.why == "kept") == each.kept and "malt verify" not in each.why for each in found)
         dropped = [each.left_out_by for each in found if each.left_out_by and each.row_id.startswith("dpo")]
         assert {gate: dropped.count(gate) for gate in dropped} == {
-            gate: count for gate, count in selected.dpo.dropped.items() if count
+            gate: count for gate, count in selected["dpo"].dropped.items() if count
         }
 
 

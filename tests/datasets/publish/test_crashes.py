@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from malt.datasets.publish.folders import links, version_numbers
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import links, version_numbers
 from tests.crashing import check_whole, killed_after, killed_before, mend, move_tag, remove
 from tests.published import publish_small
 

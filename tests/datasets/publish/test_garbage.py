@@ -13,10 +13,9 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.publish.folders import open_staging
-from malt.datasets.publish.garbage import Garbage, collect
-from malt.datasets.publish.removal import remove_version
+from malt.datasets.publish.removal import Garbage, collect, remove_version
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import open_staging
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres

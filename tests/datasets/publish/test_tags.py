@@ -6,9 +6,8 @@ from threading import Barrier
 
 import pytest
 
-from malt.datasets.publish.folders import links
-from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
 from malt.datasets.version.dataset_version import list_versions, open_version
+from malt.datasets.version.folders import links, remove_tag, set_tag, tags_of
 from malt.errors import VersionError
 from tests.published import copied, publish_questions
 

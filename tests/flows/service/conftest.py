@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.datasets.publish.folders import version_numbers
 from malt.datasets.version.dataset_version import DatasetVersion, list_versions
+from malt.datasets.version.folders import version_numbers
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 

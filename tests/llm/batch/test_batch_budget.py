@@ -11,8 +11,8 @@ from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import read_inputs
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import BatchStore
-from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.client.session import Session, close_sessions, session_for
+from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall

@@ -11,9 +11,9 @@ from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.engine.job import read_inputs
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
-from malt.llm.completers import asker
-from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.client.completers import asker
+from malt.llm.client.session import Session, close_sessions, session_for
+from malt.llm.store.batches import LIFE_S, BatchStore, batches_table
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.config.spec import ModelSpec, RunSpec
-from malt.llm.batch.ledger import Batch
 from malt.llm.batch.queues import Queues, Size
+from malt.llm.store.batches import Batch
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown

@@ -9,11 +9,11 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import EndpointDown
-from malt.llm.completers import asker
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import asker
+from malt.llm.client.session import Session, session_for
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
-from malt.llm.session import Session, session_for
 from tests.providers import ScriptedProvider
 
 

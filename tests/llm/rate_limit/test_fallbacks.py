@@ -10,11 +10,11 @@ from malt.config.settings import Settings
 from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.engine.python_api import TrainingDataGenerator
 from malt.errors import ConfigError
-from malt.llm.completers import asker, recall
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import asker, recall
+from malt.llm.client.session import Session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
-from malt.llm.session import Session
 from tests import mishaps
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider

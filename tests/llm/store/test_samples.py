@@ -19,7 +19,8 @@ import pytest
 
 from malt.errors import StoreError, StoreLost
 from malt.llm.store.database import hidden
-from malt.llm.store.samples import ASIDE, FORMAT, Store, StoredSample, expect
+from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.schema import FORMAT, expect
 from malt.llm.store.writer import BatchedWriter
 from tests.postgres import Postgres
 

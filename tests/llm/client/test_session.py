@@ -11,9 +11,9 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import RunStopped
-from malt.llm.completers import asker
+from malt.llm.client.completers import asker
+from malt.llm.client.session import Session, opened_session, session_for, stop_sessions
 from malt.llm.request import Completion, CompletionRequest, Message
-from malt.llm.session import Session, opened_session, session_for, stop_sessions
 from tests.providers import ScriptedProvider
 
 LIMITS = Limits()

@@ -9,7 +9,7 @@ import atexit
 import concurrent.futures
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -17,15 +17,13 @@ from uuid import uuid4
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
-from malt.llm.background import background
-from malt.llm.batch.ledger import BatchStore
 from malt.llm.budget import Amount, Budget, worst_case
 from malt.llm.faults import NoSiblings
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
-from malt.llm.rate_limit.endpoints import Endpoints, Where, endpoints, where_is
-from malt.llm.rate_limit.limiter import Endpoint
+from malt.llm.rate_limit.limiter import Endpoint, Endpoints, Where, endpoints, where_is
 from malt.llm.request import CompletionRequest, RequestFailed, split_response
+from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store, StoredSample
 from malt.llm.store.writer import BatchedWriter
 from malt.llm.usage import Tally, Usage
@@ -57,7 +55,7 @@ class Session:
         self.budget = Budget(limits)
         self._shared = shared
         self._endpoints: dict[Where, tuple[Endpoint, Limits]] = {}
-        self._loop = background.enter()
+        self._loop = _background.enter()
         self._left = False
         self._writer = BatchedWriter(self.store)
         self._in_flight: set[asyncio.Task[Any]] = set()
@@ -97,7 +95,7 @@ class Session:
             with self._leaving:
                 self._left = True
             concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
-            background.leave(call.close)
+            _background.leave(call.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
 
@@ -350,3 +348,50 @@ def close_sessions() -> None:
 def default_session() -> Session:
     """Return the session of a program that uses the library without a config."""
     return session_for(Settings(), Limits())
+
+
+class _BackgroundLoop:
+    """One event loop in a thread of its own, which starts with its first user and ends with its last.
+
+    HTTP clients belong to the loop that first used them, so all sessions of a process share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the loop, running; every `enter` takes a `leave`."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="malt-background", daemon=True)
+                self._thread.start()
+            self._users += 1
+            return self._loop
+
+    def leave(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Stop using the loop; the last one runs `farewell` on it and ends it, with whatever is left there."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._loop is None or self._thread is None:
+                return
+            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(_cancel_others())
+            self._loop.close()
+            self._loop = self._thread = None
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of this loop, and wait until they have ended."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+_background = _BackgroundLoop()

@@ -12,9 +12,9 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import ConfigError, RunStopped, StoreError
-from malt.llm.completers import asker, recall, runs_of
+from malt.llm.client.completers import asker, recall, runs_of
+from malt.llm.client.session import Session, session_for
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
-from malt.llm.session import Session, session_for
 from malt.llm.usage import Usage
 from tests import mishaps
 from tests.providers import ScriptedProvider

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.errors import ConfigError, StoreError
-from malt.llm.batch.ledger import Batch
+from malt.llm.client.session import Session, default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed, read_response
-from malt.llm.session import Session, default_session
+from malt.llm.store.batches import Batch
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.llm.usage import Tally, Usage
 

@@ -1,4 +1,4 @@
-"""A dataset's folder: its versions `v1`, `v2`, …, the links that name them, and folders still being written.
+"""A dataset's folder: its versions `v1`, `v2`, …, `latest` and the tags that name them, folders still being written.
 
 A version appears and goes by one rename, and a link is put by one, so a crash leaves each whole or not at all. All of
 that happens under the folder's lock. Needs a POSIX file system.
@@ -20,20 +20,21 @@ from malt.errors import InputError, VersionError
 from malt.processes import is_running
 
 LATEST = "latest"
-LOCK = ".lock"
-VERSION = re.compile(r"v[1-9][0-9]*")
+_LOCK = ".lock"
+_VERSION = re.compile(r"v[1-9][0-9]*")
+TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 STAGING_SECONDS = 86_400
 """How old another machine's unfinished folder is when nobody is taken to be writing it any more."""
 
 
 def version_numbers(folder: Path) -> list[int]:
-    """The numbers of a dataset's versions, in order; none where the folder is not there."""
+    """Return the numbers of a dataset's versions, in order; none where the folder is not there."""
     return sorted(number for number, entry in numbered(folder) if entry.is_dir())
 
 
 def next_number(folder: Path) -> int:
-    """The number of the next version: above all that were given, to a version, to what a link names, or otherwise.
+    """Return the number of the next version: above all that versions, links or other files have.
 
     The newest version is never removed, so no number is given twice.
     """
@@ -43,29 +44,29 @@ def next_number(folder: Path) -> int:
 def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if VERSION.fullmatch(entry.name):
+        if _VERSION.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
 def links(folder: Path) -> dict[str, int]:
-    """The numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
+    """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
     named = {entry.name: number_named(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
 
 
 def number_named(link: Path) -> int | None:
-    """The number of the version that a link names; None for what is no such link."""
+    """Return the number of the version that a link names; None for what is no such link."""
     try:
         target = str(link.readlink())
     except OSError:
         return None
-    return int(target[1:]) if VERSION.fullmatch(target) else None
+    return int(target[1:]) if _VERSION.fullmatch(target) else None
 
 
 def number_of(version: Path) -> int:
-    """The number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
-    if not VERSION.fullmatch(version.name):
+    """Return the number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
+    if not _VERSION.fullmatch(version.name):
         raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
     return int(version.name[1:])
 
@@ -75,14 +76,14 @@ def refuse_in_versions(place: Path) -> None:
     for folder in (place, *place.parents):
         if (folder / MANIFEST_FILE).is_file():
             raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
-    if VERSION.fullmatch(place.name) and version_numbers(place.parent):
+    if _VERSION.fullmatch(place.name) and version_numbers(place.parent):
         raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[None]:
-    """Hold a dataset's lock, alone; a process that dies lets go of it."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a dataset's lock; a process that dies lets go of it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -105,7 +106,7 @@ def open_staging(folder: Path) -> Path:
 
 
 def unfinished(folder: Path) -> Path:
-    """A new name for something still being written, which says who writes it."""
+    """Return a new name for something still being written, which says who writes it."""
     return folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
@@ -124,11 +125,11 @@ def is_abandoned(entry: Path) -> bool:
         return False
     if name["host"] == socket.gethostname():
         return not is_running(int(name["pid"]))
-    return time.time() - last_touched(entry) > STAGING_SECONDS
+    return time.time() - _last_touched(entry) > STAGING_SECONDS
 
 
-def last_touched(entry: Path) -> float:
-    """When anything in a folder last changed, in seconds since the epoch; now, where it is just disappearing."""
+def _last_touched(entry: Path) -> float:
+    """Return when anything in a folder last changed; now, where it is just disappearing."""
     try:
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
     except FileNotFoundError:
@@ -138,7 +139,7 @@ def last_touched(entry: Path) -> float:
 def claim(staging: Path, folder: Path, number: int) -> Path | None:
     """Make a finished folder version `number`, and `latest` name it; None where others took that number meanwhile."""
     sync_tree(staging)
-    with changing(folder):
+    with lock_folder(folder):
         if next_number(folder) != number:
             return None
         version = staging.rename(folder / f"v{number}")
@@ -148,13 +149,13 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
 
 
 def point_latest(folder: Path) -> None:
-    """Let `latest` name the newest version, where a crash kept it from that."""
-    with changing(folder):
+    """Point `latest` at the newest version, where a crash kept it from that."""
+    with lock_folder(folder):
         point(folder, LATEST, max(version_numbers(folder)))
 
 
 def point(folder: Path, name: str, number: int) -> None:
-    """Let a link name a version; under the folder's lock."""
+    """Point a link at a version; the caller holds the folder's lock."""
     if number_named(folder / name) == number:
         return
     link = unfinished(folder)
@@ -193,21 +194,61 @@ def put(staging: Path, place: Path, last: str) -> None:
 
 
 def size_of(entry: Path) -> int:
-    """The bytes of a folder's files, or of a file."""
+    """Return the bytes of a folder's files, or of a file."""
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
 def sync_tree(folder: Path) -> None:
-    """Make sure that a folder and all below it is on disk."""
+    """Flush a folder and all below it to disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file's bytes, or a folder's entries, are on disk."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def tags_of(folder: Path) -> dict[str, int]:
+    """Return the numbers of the versions that a dataset's tags name, by tag."""
+    return {name: number for name, number in links(folder).items() if TAG.fullmatch(name)}
+
+
+def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int | None:
+    """Point a tag at a version, and return what it named before.
+
+    Raises `VersionError` for what can be no tag, for a version that is not there, and for a tag that names another
+    version, unless it shall `move`.
+    """
+    if not TAG.fullmatch(tag):
+        raise VersionError(
+            f"{tag[:60]!r} can be no tag: it begins with a letter, goes on with letters, digits, '.', '_', '-', and "
+            "looks neither like a version's number nor like 'latest'"
+        )
+    with lock_folder(folder):
+        before = number_named(folder / tag)
+        if not (folder / f"v{number}").is_dir():
+            raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
+        if before not in (None, number) and not move:
+            raise VersionError(f"{folder.name}@{tag} names v{before}; to let it name v{number}, add --move")
+        if before is None and (folder / tag).exists():
+            raise VersionError(f"{folder / tag} is there, and is no tag; move it away, or choose another name")
+        point(folder, tag, number)
+    return before
+
+
+def remove_tag(folder: Path, tag: str) -> int:
+    """Remove a tag, and return what it named. Raises `VersionError` where there is no such tag."""
+    with lock_folder(folder):
+        tags = tags_of(folder)
+        if tag not in tags:
+            there = ", ".join(tags) or "none"
+            raise VersionError(f"dataset {folder.name!r} has no tag {tag[:60]!r}; there are: {there}")
+        (folder / tag).unlink()
+        sync(folder)
+    return tags[tag]

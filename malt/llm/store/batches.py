@@ -16,7 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.config.spec import ModelSpec
 from malt.llm.budget import Amount
-from malt.llm.store.samples import Store, chunks, create_tables, metadata, samples_table
+from malt.llm.store.samples import Store, chunks
+from malt.llm.store.schema import create_tables, metadata, samples_table
 from malt.processes import here, is_running
 
 LEASE_S = 1800.0

@@ -12,7 +12,7 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
-from malt.llm.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, lease
+from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, lease
 from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
@@ -20,7 +20,7 @@ LIMIT_S = 30.0
 """On a busy machine."""
 HOLDER = """
 import asyncio
-from malt.llm.run_lock import lease
+from malt.llm.client.run_lock import lease
 from malt.config.settings import Settings
 
 async def hold():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from malt.llm.batch.ledger import LEASE_S, Batch, BatchItem, BatchStore, Returned, this_process
 from malt.llm.budget import Amount
+from malt.llm.store.batches import LEASE_S, Batch, BatchItem, BatchStore, Returned, this_process
 from malt.llm.store.samples import Store, StoredSample
 from tests.crashing import PROCESSES
 

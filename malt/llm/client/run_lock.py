@@ -22,9 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
-from malt.llm.session import STOP_SECONDS, is_asking
+from malt.llm.client.session import STOP_SECONDS, is_asking
 from malt.llm.store.database import unusable
-from malt.llm.store.samples import open_engine
+from malt.llm.store.schema import open_engine
 
 LOOK_EVERY_S = 0.25
 """How often a run that waits looks whether it may begin."""
