@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 
 from malt.canonical_json import digest
+from malt.config.base import Recorded
 from malt.config.spec import Role
 from malt.config.train import Stage, TrainSpec
-from malt.datasets.manifest import MANIFEST_FILE, SEAL, Code, FileEntry, Parent, Recorded
+from malt.datasets.manifest import MANIFEST_FILE, SEAL, Code, FileEntry, Parent
 from malt.errors import VersionError
 
 GGUF_FILE = "model.gguf"

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.canonical_json import digest
+from malt.canonical_json import digest, file_sha256
 from malt.config.spec import Role
 from malt.config.train import TrainSpec
 from malt.datasets.manifest import FileEntry, Parent
-from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, version_numbers
-from malt.datasets.publish.writer import described
 from malt.datasets.stats.counts import code_version
+from malt.datasets.version.folders import claim, discard, next_number, open_staging, point_latest, version_numbers
 from malt.errors import VersionError
 from malt.models.card import render_card
 from malt.models.manifest import (
@@ -63,7 +62,7 @@ def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Pa
     with staging_in(folder) as staging:
         for role, trained in roles.items():
             copy(trained.folder, staging / role)
-        files = {str(path.relative_to(staging)): described(path, None) for path in files_below(staging)}
+        files = {str(path.relative_to(staging)): entry_for(path) for path in files_below(staging)}
         while True:
             number, newest = next_number(folder), newest_readable(folder)
             manifest = manifest_of(made, roles, files, number, newest)
@@ -97,6 +96,11 @@ def copy(source: Path, place: Path) -> None:
                 os.link(path, place / part)
             except OSError:
                 shutil.copy2(path, place / part)
+
+
+def entry_for(path: Path) -> FileEntry:
+    """Describe a finished file."""
+    return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -159,5 +163,5 @@ def write_pages(manifest: ModelManifest, staging: Path) -> None:
     pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest)}
     for name, text in pages.items():
         (staging / name).write_text(text, encoding="utf-8")
-    files = {**manifest.files, **{name: described(staging / name, None) for name in pages}}
+    files = {**manifest.files, **{name: entry_for(staging / name) for name in pages}}
     write_manifest(manifest.model_copy(update={"files": files}), staging)

@@ -7,8 +7,8 @@ from pathlib import Path
 from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.folders import LATEST, version_numbers
 from malt.datasets.version.dataset_version import NAME
+from malt.datasets.version.folders import LATEST, version_numbers
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from malt.canonical_json import cached_sha256, digest
-from malt.datasets.publish.folders import discard, sync_tree, unfinished
+from malt.datasets.version.folders import discard, sync_tree, unfinished
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
 
@@ -98,7 +98,7 @@ def write_folder(path: Path, folder: Path) -> None:
     tokenizer = tokenizer_in(path, gguf.value_of(reader, "tokenizer.ggml.pre"))
     tokenizer.save_pretrained(folder)
     ids = {"pad_token_id": tokenizer.pad_token_id}
-    LlamaConfig(**gguf.config_of(reader) | ids, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    LlamaConfig(**gguf.config_of(reader), **ids, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
 
 
 def tokenizer_in(path: Path, kind: str | None) -> Any:  # noqa: ANN401 - transformers is not typed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from malt.canonical_json import canonical_json
-from malt.datasets.publish.folders import sync_tree
+from malt.datasets.version.folders import sync_tree
 from malt.models import gguf
 from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, StageResult
 from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, inputs_sha256
@@ -72,7 +72,8 @@ def merged(adapter: Path) -> gguf.Change:
         if down is None:
             return weights
         up = tensors[f"{stem}.lora_B.weight"]
-        return weights + scale * (up.astype(np.float32) @ down.astype(np.float32))
+        added: gguf.Weights = scale * (up.astype(np.float32) @ down.astype(np.float32))
+        return weights + added
 
     return change
 

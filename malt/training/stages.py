@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from malt.config.train import DpoSettings, Stage, StageSettings
-from malt.datasets.publish.folders import sync_tree
+from malt.datasets.version.folders import sync_tree
 from malt.errors import MaltError
 from malt.models.manifest import LossPoint, StageResult
 from malt.training.job import FINAL, RoleJob, settings_of
@@ -66,7 +66,7 @@ class StageWork(NamedTuple):
         return self.job.train.adapter == "full"
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Tells of every step, and saves a checkpoint now and then, and at once when it is asked to stop."""
 
     def __init__(self, work: StageWork, so_far: SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
