@@ -37,7 +37,7 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
 @click.argument("name", required=False)
 @takes_json
 def models(name: str | None, as_json: bool) -> int:
-    """List model versions: roles, what they were trained on, digest, date."""
+    """List model versions. Roles, base, what they were trained on, digest, date."""
     from malt.cli.console import terminal, training
     from malt.config.settings import Settings
     from malt.models.version import list_models

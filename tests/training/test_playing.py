@@ -57,6 +57,7 @@ def test_torch_and_the_embedded_server_agree_on_what_a_trained_role_says(trained
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # the embedded server's threads would be waited for
     folder = unpack(find_base("embedded", tmp_path))
     adapter = trained.path / Role.GENERATOR / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(adapter)
