@@ -27,8 +27,8 @@ from pydantic import JsonValue
 from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
 from malt.engine.job import read_inputs
-from malt.llm.client.completers import completion
-from malt.llm.client.session import answered_rows
+from malt.llm.client.completers import read_sample
+from malt.llm.client.session import make_answered_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
 from malt.llm.store.samples import COLUMNS, Store, StoredSample
@@ -86,9 +86,9 @@ class MadeUp:
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         choices: list[JsonValue] = [self._choice(request.role, index) for index in range(request.count)]
-        rows = answered_rows(request, 0, request.count, Reply(response_body(choices), 1.5, 0.0004))
+        rows = make_answered_rows(request, 0, request.count, Reply(response_body(choices), 1.5, 0.0004))
         self.rows += rows
-        return [completion(row, cached=False) for row in rows]
+        return [read_sample(row, cached=False) for row in rows]
 
     def _choice(self, role: Role, index: int) -> JsonValue:
         length = self._random.randrange(LENGTHS[role] // 2, LENGTHS[role] * 3 // 2)

@@ -20,7 +20,7 @@ from malt.engine.summary import RunSummary
 from malt.engine.tree_cost import beginning
 from malt.grading.judge import LLMEvaluator
 from malt.llm.client.completers import EVERY_ROLE
-from malt.llm.client.session import STOP_SECONDS, session_for
+from malt.llm.client.session import STOP_SECONDS, open_session
 from malt.llm.usage import Tally
 from malt.models.playing import with_weights
 from malt.questions.question import Question
@@ -109,7 +109,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
     is_here = spec.run.task_runner == "threads"
     crew = await asyncio.to_thread(crew_of, spec, settings, run)
     size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
-    so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
+    so_far = open_session(settings, spec.limits, run=run).tally if is_here else Tally()
     lacking = lacking_in(inputs, spec, settings, so_far)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
@@ -138,7 +138,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for a level of all trees that lack something at a time, in batches."""
     spec = await keyed(spec)
-    session = session_for(settings, spec.limits, run=run)
+    session = open_session(settings, spec.limits, run=run)
     lacking = lacking_in(inputs, spec, settings, session.tally)
 
     def look() -> list[Question]:

@@ -19,11 +19,11 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.grading.graders import Outcome
-from malt.llm.client.completers import Asker, asker
-from malt.llm.client.session import session_for, stop_sessions
+from malt.grading.grades import Outcome
+from malt.llm.client.completers import SessionCompleter, make_completer
+from malt.llm.client.session import open_session, stop_sessions
 from malt.llm.request import Completion, CompletionRequest, FinishReason
-from malt.llm.store.schema import expect
+from malt.llm.store.schema import expect_store
 from malt.llm.usage import Tally
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
@@ -47,10 +47,10 @@ def prompts_of(name_or_folder: str) -> PromptSet:
 
 def asker_of_run(
     run: str, questions: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]
-) -> Asker:
+) -> SessionCompleter:
     """Return what some questions ask with in this process; once its session stopped, a run asks no more."""
-    session = session_for(settings, spec.limits, run=run)
-    return asker(session, [question.question_id for question in questions], asks, run)
+    session = open_session(settings, spec.limits, run=run)
+    return make_completer(session, [question.question_id for question in questions], asks, run)
 
 
 async def keyed(spec: RunSpec) -> RunSpec:
@@ -81,7 +81,7 @@ class Grown(NamedTuple):
 def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     spec, prompts = asyncio.run(keyed(spec)), prompts_of(spec.prompts)
-    expect(settings.store)
+    expect_store(settings.store)
     try:
         ask = asker_of_run(run, batch, spec, settings, asks)
         shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
@@ -94,7 +94,7 @@ def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, ask
 
 
 @task(name="expand", task_run_name="{title}", cache_policy=NO_CACHE)
-async def expand(title: str, request: CompletionRequest, ask: Asker) -> State[Any]:  # noqa: ARG001 - names the task run
+async def expand(title: str, request: CompletionRequest, ask: SessionCompleter) -> State[Any]:  # noqa: ARG001 - names the task run
     """Ask one role for all children of a node: `Cached` where the store had them, `Failed` where they cannot be had."""
     try:
         children = await ask(request)
@@ -111,7 +111,13 @@ def expansion_state(children: Sequence[Completion]) -> str | None:
 
 
 @task(name="grade", task_run_name="grade {question_id}", cache_policy=NO_CACHE)
-async def grade_tree(question_id: str, tree: Tree, spec: RunSpec, prompts: PromptSet, ask: Asker) -> State[Any]:  # noqa: ARG001
+async def grade_tree(
+    question_id: str,  # noqa: ARG001 - names the task run
+    tree: Tree,
+    spec: RunSpec,
+    prompts: PromptSet,
+    ask: SessionCompleter,
+) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
     try:
         valued = await value(tree, spec, prompts, ask)
@@ -133,7 +139,7 @@ def verdict(valued: ValuedTree) -> str:
 class BranchAsker:
     """A `Complete` that makes every expansion a task run, joined in the graph to the one that made its parent."""
 
-    def __init__(self, ask: Asker) -> None:
+    def __init__(self, ask: SessionCompleter) -> None:
         self.ask = ask
         self._task_runs: dict[tuple[str, Address], UUID] = {}
 

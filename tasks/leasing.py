@@ -17,7 +17,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
 from malt.config.settings import Settings
-from malt.llm.client.run_lock import lease
+from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import stop_sessions
 
 logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
@@ -27,7 +27,7 @@ logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTR
 async def alone(dataset: str) -> AsyncIterator[str]:
     """Be the only flow run that grows a dataset, once those before this one have ended; the name it asks under."""
     run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"  # names sort by time
-    async with lease(dataset, Settings(), f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"):
+    async with hold_run_lock(dataset, Settings(), f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"):
         with cancelled_by_sigterm():
             try:
                 yield run

@@ -11,7 +11,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.batch_mode import Rhythm, ask_in_batches
 from malt.engine.job import read_inputs
-from malt.llm.client.session import session_for
+from malt.llm.client.session import open_session
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.usage import Tally
 from malt.trees.pipeline import Shortfall
@@ -35,7 +35,7 @@ def batched(spec: RunSpec, **options: object) -> RunSpec:
 
 
 def grown(spec: RunSpec, rhythm: Rhythm = QUICK, run: str = "one") -> tuple[Shortfall, Tally]:
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
+    inputs, session = read_inputs(spec), open_session(Settings(), spec.limits, run=run)
     return asyncio.run(ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, rhythm=rhythm))
 
 

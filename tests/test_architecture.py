@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "loading"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes"),
     ("config",),
     ("questions",),
     ("llm",),
@@ -20,6 +20,7 @@ LAYERS = (
     ("models",),
     ("training",),
     ("engine",),
+    ("evaluation",),
     ("review",),
     ("hosting",),
     ("cli",),

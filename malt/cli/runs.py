@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.loading import loading
+from malt.processes import loading
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.engine.job import Inputs
+    from malt.engine.plan import Plan
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
     from malt.trees.pipeline import Shortfall
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
-    from malt.cli.console import runs, terminal
     from malt.config.settings import Settings
     from malt.engine.plan import plan as quote
     from malt.llm.store.samples import Store
@@ -35,8 +37,20 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     shortfall = None if pilot is None else piloted(inputs, spec, pilot)
     with Store(Settings().store) as store:
         quoted = quote(inputs, spec, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
-    return 0 if shortfall is None else runs.show_shortfall(shortfall)
+        evaluation = evaluating.quote_evaluation(spec, store)
+    terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
+    return 0 if shortfall is None else summaries.show_shortfall(shortfall)
+
+
+def _plan_json(quoted: "Plan", evaluation: "EvaluationPlan | None") -> dict[str, Any]:
+    told = quoted.model_dump(mode="json")
+    return told if evaluation is None else {**told, "evaluation": evaluation.model_dump(mode="json")}
+
+
+def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
+    summaries.show_plan(quoted)
+    if evaluation is not None:
+        evaluating.show_plan(evaluation)
 
 
 @click.command()
@@ -45,7 +59,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    from malt.cli.console.progress import progress
+    from malt.cli.progress import progress
     from malt.engine.job import check_models
 
     if no_wait:
@@ -146,8 +160,7 @@ def without(server: "Server", error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt.cli.console import runs, terminal
 
-    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
-    runs.show_failures(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary)
+    summaries.show_failures(summary)
     return summary.exit_code

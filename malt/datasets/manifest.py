@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -241,6 +241,10 @@ class Diagnostics(Recorded):
     """By role, then by the model that answered."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    unread: Share = Share()
+    """Leaves that are wrong because no grader could read the whole of their answer."""
+    disputed: Share = Share()
+    """Leaves on which two ways of comparing mathematics disagree."""
     questions: QuestionMix
 
 
@@ -277,8 +281,8 @@ class Failure(Recorded):
     reason: str
 
 
-class Manifest(Recorded):
-    """The whole story of one version."""
+class VersionManifest(Recorded):
+    """What every manifest says, of whatever it is a version."""
 
     format: Literal[1] = 1
     """Of this file."""
@@ -286,10 +290,18 @@ class Manifest(Recorded):
     version: int
     created_at: datetime
     content_sha256: str
-    """Over the rows of all files, not over anything measured or timed."""
+    """Over the content of all files, not over anything measured or timed."""
     parent: Parent | None
     files: dict[str, FileEntry]
     """By path below the version's folder."""
+
+
+M = TypeVar("M", bound=VersionManifest)
+
+
+class Manifest(VersionManifest):
+    """The whole story of one dataset version."""
+
     config: dict[str, Any]
     """The whole spec."""
     prompts: dict[str, str]
@@ -334,7 +346,7 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
     return digest({path: entry.rows_sha256 for path, entry in files.items() if entry.rows_sha256})
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: VersionManifest, folder: Path) -> None:
     """Write `manifest.json`, sealed with a digest of itself."""
     content = manifest.model_dump(mode="json")
     sealed = {**content, SEAL: digest(content)}
@@ -343,12 +355,17 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a version's manifest. Raises `VersionError` where there is none, or none that this release can read."""
+    """Read a dataset version's manifest. Raises `VersionError` where there is none that this release can read."""
+    return read_as(Manifest, folder, "dataset")
+
+
+def read_as(kind: type[M], folder: Path, of: str) -> M:
+    """Read the manifest of a version of some kind. Raises `VersionError` where there is none that can be read."""
     path = folder / MANIFEST_FILE
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise VersionError(f"{folder} is no dataset version: {path.name} cannot be read ({error.strerror})") from error
+        raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.datasets.rows.lengths import token_counter
 from malt.errors import ConfigError
-from malt.grading.graders import check_references
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import Screening, screen
@@ -40,15 +40,15 @@ def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm.batch import api
-    from malt.llm.batch.api import in_batches
+    from malt.llm.batch.api import is_asked_in_batches
     from malt.llm.provider import call
 
     for role in models_asked(spec).values():
         for model in (role, *role.backups):
             call.check(model, spec.limits)
-            if in_batches(model, spec):
+            if is_asked_in_batches(model, spec):
                 api.check(model)
-    if spec.run.mode == "batch" and not any(in_batches(model, spec) for model in models_asked(spec).values()):
+    if spec.run.mode == "batch" and not any(is_asked_in_batches(model, spec) for model in models_asked(spec).values()):
         raise ConfigError(
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
             "leave mode out"

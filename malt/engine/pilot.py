@@ -6,9 +6,9 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import Inputs
 from malt.engine.tree_cost import beginning
-from malt.llm.client.completers import asker
-from malt.llm.client.run_lock import lease
-from malt.llm.client.session import session_for
+from malt.llm.client.completers import make_completer
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.client.session import open_session
 from malt.questions.question import Question
 from malt.trees.pipeline import Shortfall, ask_all
 
@@ -17,11 +17,11 @@ def pilot(inputs: Inputs, spec: RunSpec, settings: Settings, questions: int) -> 
     """Ask for the trees of so many questions, spread evenly over all; what the store has of them costs nothing."""
     run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-pilot"
     chosen = spread(inputs.questions, questions)
-    session = session_for(settings, spec.limits, run)
+    session = open_session(settings, spec.limits, run)
 
     async def asked() -> Shortfall:
-        async with lease(spec.name, settings, f"pilot {run}"):
-            ask = asker(session, [question.question_id for question in chosen], run=run)
+        async with hold_run_lock(spec.name, settings, f"pilot {run}"):
+            ask = make_completer(session, [question.question_id for question in chosen], run=run)
             return await ask_all(chosen, spec, inputs.prompts, ask, beginning(ask, spec, inputs.prompts))
 
     return session.run(asked())

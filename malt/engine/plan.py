@@ -23,8 +23,8 @@ from malt.engine.estimate import (
 )
 from malt.engine.job import Inputs, models_asked
 from malt.engine.tree_cost import SHOWN
-from malt.llm.batch.api import in_batches
-from malt.llm.client.completers import Recall
+from malt.llm.batch.api import is_asked_in_batches
+from malt.llm.client.completers import StoreCompleter
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.samples import Store, StoredSample
@@ -110,7 +110,7 @@ class Count:
     """Nodes that these would have where all were asked for."""
 
 
-class Census(Recall):
+class Census(StoreCompleter):
     """Recalls what the store has, and counts it by role."""
 
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
@@ -204,7 +204,7 @@ def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, count
     low, middle, high = figures_of(expected)
     return RolePlan(
         model=model.model,
-        mode="batch" if in_batches(model, spec) else "direct",
+        mode="batch" if is_asked_in_batches(model, spec) else "direct",
         requests=requests,
         completions=completions,
         stored_completions=count.completions,
@@ -274,14 +274,16 @@ def expect(
         model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    if len(costs) < len(seen) or (in_batches(model, spec) and expected.cost is not None):  # some may be direct ones'
+    if len(costs) < len(seen) or (
+        is_asked_in_batches(model, spec) and expected.cost is not None
+    ):  # some may be direct ones'
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
 
 def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
     """Add the cost by LiteLLM's prices, where it has any."""
-    prices = call.price(model, batched=in_batches(model, spec))
+    prices = call.find_price(model, batched=is_asked_in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
     return Expected(prompt, completion, cost, basis)
 

@@ -20,9 +20,9 @@ from malt.engine.tree_cost import beginning
 from malt.errors import ConfigError, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
-from malt.llm.client.completers import EVERY_ROLE, asker
-from malt.llm.client.run_lock import lease
-from malt.llm.client.session import Session, session_for
+from malt.llm.client.completers import EVERY_ROLE, make_completer
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.client.session import Session, open_session
 from malt.models.playing import with_weights
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
@@ -116,7 +116,7 @@ class TrainingDataGenerator:
         """
         check_replaceable(output_dir)
         questions = read_rows(training_data, self.spec)
-        async with lease(self.spec.name, Settings(), f"run {self._run}"):
+        async with hold_run_lock(self.spec.name, Settings(), f"run {self._run}"):
             version = await self._version(questions)
         if output_dir is None:
             return version
@@ -143,11 +143,11 @@ class TrainingDataGenerator:
 
     @property
     def _session(self) -> Session:
-        return session_for(Settings(), self.spec.limits, run=self._run)
+        return open_session(Settings(), self.spec.limits, run=self._run)
 
     async def _tree(self, question: Question) -> ValuedTree:
         asks = EVERY_ROLE if self.spec.run.mode == "direct" else ()
-        ask = asker(self._session, [question.question_id], asks, self._run)
+        ask = make_completer(self._session, [question.question_id], asks, self._run)
         async with beginning(ask, self.spec, self.prompts)(question):
             return await assess(question, self.spec, self.prompts, ask, self.judge)
 

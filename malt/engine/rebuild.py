@@ -23,7 +23,7 @@ from malt.datasets.version.reading import parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question
 from malt.engine.job import Inputs
 from malt.errors import PromptError, QuestionError, VersionError
-from malt.grading.graders import check_references
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screened

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.engine.job import Inputs
-from malt.llm.client.completers import Noted, recall
+from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import ask_all
@@ -39,6 +39,6 @@ def keys_of(
     questions: Sequence[Question], inputs: Inputs, spec: RunSpec, roles: Collection[Role], store: Store
 ) -> Iterable[str]:
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
-    noted = Noted(recall(store, [question.question_id for question in questions]))
+    noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
     asyncio.run(ask_all(questions, spec, inputs.prompts, noted))
     return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -45,6 +45,10 @@ class RunSummary(BaseModel):
     """Leaves of the version by what became of them."""
     graded_by: dict[str, int]
     """Leaves of the version by the kind of grader that decided."""
+    unread: int = 0
+    """Wrong leaves whose answer no grader could read whole."""
+    disputed: int = 0
+    """Leaves on which two ways of comparing mathematics disagree."""
 
     @property
     def exit_code(self) -> int:
@@ -87,7 +91,8 @@ class RunSummary(BaseModel):
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
             f"# {self.reference}\n\n{self.sentence}\n\n"
-            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}\n"
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}; "
+            f"not read: {self.unread}, disputed: {self.disputed}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
             f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
@@ -123,6 +128,8 @@ def summarise(
         rows={} if version is None else rows_by_file(version),
         outcomes={} if counts is None else dict(counts.outcomes),
         graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
+        unread=0 if version is None else version.manifest.diagnostics.unread.count,
+        disputed=0 if version is None else version.manifest.diagnostics.disputed.count,
     )
 
 

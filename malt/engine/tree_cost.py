@@ -4,9 +4,9 @@ from contextlib import nullcontext
 
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.engine.job import models_asked
-from malt.llm.batch.api import in_batches
-from malt.llm.budget import Amount, worst_case
-from malt.llm.client.completers import Asker
+from malt.llm.batch.api import is_asked_in_batches
+from malt.llm.budget import Amount, estimate_worst_case
+from malt.llm.client.completers import SessionCompleter
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
@@ -18,7 +18,7 @@ SHOWN = {Role.GENERATOR: (), Role.VERIFIER: PLAYERS[:1], Role.REFINER: PLAYERS[:
 """Whose texts each role is shown."""
 
 
-def beginning(ask: Asker, spec: RunSpec, prompts: PromptSet) -> Begin:
+def beginning(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Begin:
     """Return what every tree waits for: room under the caps, where there are any."""
     if not spec.limits.capped:
         return lambda _question: nullcontext()
@@ -33,13 +33,13 @@ def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amou
 
 def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return one role's part of it."""
-    prices = call.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
+    prices = call.find_price(model, batched=is_asked_in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)
     completions = nodes.get(role, nodes[Role.REFINER])
     requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
     shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
     request = CompletionRequest(role, model, empty_prompt(role, question, prompts), question.question_id)
-    prompt = worst_case(request, 0, prices)
+    prompt = estimate_worst_case(request, 0, prices)
     longest = model.max_tokens or 0
     return Amount(
         requests * (prompt.usd + shown * prices[0]) + completions * longest * prices[1],

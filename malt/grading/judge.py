@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.grading.answers import final_answer
-from malt.grading.graders import Evaluation, Grade, Outcome, Verdict
+from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
 from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts

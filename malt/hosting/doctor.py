@@ -14,7 +14,7 @@ from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
-from malt.llm.store.database import hidden
+from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")
@@ -66,7 +66,7 @@ def told_of_store(settings: Settings) -> str:
     """Open the store, and ask it something."""
     with Store(settings.store) as store:
         store.rows(["none"])
-    return f"{hidden(settings.store)} answers"
+    return f"{hide_password(settings.store)} answers"
 
 
 def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:

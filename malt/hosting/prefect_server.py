@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvicorn
 
-from malt.loading import loading
+from malt.processes import loading
 
 STOP_LIMIT_S = 5.0
 """Seconds it may take to write its records once its time is over."""

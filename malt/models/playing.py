@@ -54,7 +54,7 @@ def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | No
         version = _opened(model, named["version"], models_dir)
         return f"{version.reference}/{whose}", _weights_of(version, whose, model)
     if model.startswith(f"{embedded.NAME}/"):
-        source = embedded.weights_of(model)
+        source = embedded.locate_weights(model)
         if isinstance(source, Path) and source.is_file():
             return model, cached_sha256(source)
     return model, None

@@ -33,7 +33,7 @@ class Base(NamedTuple):
 def find_base(name: str, bases_dir: Path) -> Base:
     """Find a base and its digest. Downloads what is on the Hub; raises `ConfigError` where there is none."""
     if embedded.is_embedded(name):
-        path = embedded.weights_file(name)
+        path = embedded.find_weights(name)
         sha256 = cached_sha256(path)
         return Base(name, sha256, path, bases_dir / sha256[:16])
     folder = Path(name).expanduser()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
-from malt.llm.client.completers import Noted, recall
+from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question
@@ -87,7 +87,7 @@ def least_rows(spec: RunSpec) -> int:
 def survey_window(window: Window, source: Source) -> Surveyed:
     """Grow some questions' trees again, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
-        noted = Noted(recall(store, [question.question_id for question in window]))
+        noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
     shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, wait=in_turn))
     lacking = {branch.question_id for branch in shortfall.failures}
     whole = [request for request in noted.requests if request.question_id not in lacking]

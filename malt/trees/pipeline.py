@@ -9,7 +9,8 @@ from typing import NamedTuple
 from malt.concurrency import Wait, all_of
 from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RunStopped
-from malt.grading.graders import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
+from malt.grading.graders import Grader, grade, graders_for, objective_grader
+from malt.grading.grades import Grade, Outcome, truncated_grade
 from malt.grading.judge import LLMEvaluator
 from malt.llm.request import Complete, RequestFailed
 from malt.prompts import PromptSet

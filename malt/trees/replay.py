@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeVar
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.process_pool import CallFailed, submit
-from malt.llm.client.completers import recall
+from malt.llm.client.completers import make_store_completer
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.llm.store.samples import Store, StoreThen
+from malt.llm.store.samples import PastStore, Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
@@ -61,7 +61,7 @@ class Source(NamedTuple):
     def open_store(self) -> Store:
         """Open the store. Raises `StoreError`."""
         if self.moment is not None:
-            return StoreThen(self.store_url, self.moment)
+            return PastStore(self.store_url, self.moment)
         return Store(self.store_url, self.patience_s)
 
 
@@ -117,7 +117,7 @@ def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], sour
 def assess_window(window: Window, source: Source) -> list[Assessed]:
     """Assess some questions."""
     with source.open_store() as store:
-        stored = recall(store, [question.question_id for question in window])
+        stored = make_store_completer(store, [question.question_id for question in window])
 
     async def assessed(question: Question) -> Assessed:
         noting = JudgeNoted(stored)

@@ -10,8 +10,8 @@ from malt.config.spec import PLAYERS, Limits, Role, RunSpec
 from malt.engine.job import read_inputs
 from malt.engine.pilot import pilot, spread
 from malt.engine.plan import Plan, plan
-from malt.llm.client.completers import asker
-from malt.llm.client.session import session_for
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
@@ -34,8 +34,8 @@ def quote(spec: RunSpec) -> Plan:
 
 def grow(spec: RunSpec) -> bool:
     """Ask for all that a spec needs; return whether all of it came."""
-    inputs, session = read_inputs(spec), session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in inputs.questions])
+    inputs, session = read_inputs(spec), open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in inputs.questions])
     missing = session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
     return missing == NOTHING_MISSING
 
@@ -145,8 +145,8 @@ def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, prov
     quoted = quote(spec)
     assert quoted.stored_completions == 3 * 39
     assert "to 3 questions" in quoted.roles[Role.REFINER].basis
-    session = session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in inputs.questions])
+    session = open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in inputs.questions])
     session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
     used = ask.tally.total
     assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens

@@ -34,7 +34,7 @@ Malt = Callable[..., Ran]
 
 def beside_progress(stderr: str) -> str:
     """What was said on stderr; a run that takes long says every few seconds how far it is."""
-    return "\n".join(line for line in stderr.strip().splitlines() if " requests; held back by " not in line)
+    return "\n".join(line for line in stderr.strip().splitlines() if " requests; limited by: " not in line)
 
 
 def pytest_unconfigure() -> None:

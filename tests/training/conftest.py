@@ -38,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file of 1.6 million random numbers, which llama.cpp and transformers load."""
     writer_class = pytest.importorskip("gguf", reason="the extra `train` is not installed").GGUFWriter
     place = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    reader = gguf.opened(embedded.packaged_weights("embedded"))
+    reader = gguf.opened(embedded.find_packaged_weights("embedded"))
     writer = writer_class(place, gguf.ARCHITECTURE)
     gguf.copy_fields(reader, writer, {"general.name": "tiny", **SIZES})
     for name, weights in random_weights(len(gguf.value_of(reader, "tokenizer.ggml.tokens"))).items():

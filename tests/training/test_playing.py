@@ -62,7 +62,7 @@ def test_torch_and_the_embedded_server_agree_on_what_a_trained_role_says(trained
     adapter = trained.path / Role.GENERATOR / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter)
-    address = embedded.endpoint(f"embedded/{trained.weights(Role.GENERATOR)}")
+    address = embedded.start_endpoint(f"embedded/{trained.weights(Role.GENERATOR)}")
     texts, differences = list[tuple[str, str]](), list[float]()
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]

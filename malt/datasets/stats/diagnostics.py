@@ -6,7 +6,7 @@ from collections import Counter
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
@@ -46,6 +46,7 @@ class DiagnosticsCount:
         self._same: Counter[bool] = Counter()
         self._texts: dict[tuple[Role, str], Counter[str]] = {}
         self._graded_by: Counter[str] = Counter()
+        self._doubts: Counter[str] = Counter()
         self._questions: Counter[frozenset[bool]] = Counter()
 
     def add(self, valued: ValuedTree) -> None:
@@ -72,6 +73,7 @@ class DiagnosticsCount:
         self._verdicts.update(other._verdicts)
         self._same.update(other._same)
         self._graded_by.update(other._graded_by)
+        self._doubts.update(other._doubts)
         self._questions.update(other._questions)
         for key, counts in other._texts.items():
             self._texts.setdefault(key, Counter()).update(counts)
@@ -98,6 +100,8 @@ class DiagnosticsCount:
             unchanged=portion(self._same[True], self._same.total()),
             texts={role.value: self._texts_of(role) for role in PLAYERS},
             graded_by=dict(sorted(self._graded_by.items())),
+            unread=portion(self._doubts["unread"], self._doubts["leaves"]),
+            disputed=portion(self._doubts["disputed"], self._doubts["leaves"]),
             questions=question_mix(self._questions),
         )
 
@@ -114,6 +118,7 @@ class DiagnosticsCount:
         self._flips[before, after] += 1
         if grade.outcome not in (Outcome.TRUNCATED, Outcome.UNKNOWN):
             self._graded_by[grade.grader] += 1
+        self._doubts.update(leaves=1, unread=grade.is_unread, disputed=grade.is_disputed)
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
             self._same[is_same(first.answer, last.answer)] += 1

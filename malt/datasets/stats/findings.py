@@ -21,6 +21,7 @@ def findings(found: Diagnostics) -> list[Finding]:
     return [
         Finding("leaves", accuracy(found.leaves)),
         Finding("graded by", counts(found.graded_by) or "nobody"),
+        Finding("not read", f"{share(found.unread)} of leaves, and so wrong; {share(found.disputed)} disputed"),
         *(diagnosis(found) if found.graders else [Finding("generations", NOT_DIAGNOSED)]),
         Finding("questions", questions(found)),
         *texts(found),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
 from malt.datasets.rows.tables import MessageRow, QuestionRow, TrajectoryRow
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion

@@ -1,4 +1,4 @@
-"""Recall and Asker: the two ways to complete a request, from the store alone or with the endpoint behind it.
+"""Completers: the two ways to complete a request, from the store alone or with the endpoint behind it.
 
 A fallback's answer has the key that it would have if the fallback were the role's model, so whatever config asks that
 model the same has it for nothing. It stands in for the model's own answer where the store says why that one cannot be
@@ -15,14 +15,14 @@ from types import MappingProxyType
 from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.errors import ConfigError, StoreError
-from malt.llm.client.session import Session, default_session
+from malt.llm.client.session import Session, open_default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed, read_response
 from malt.llm.store.batches import Batch
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.llm.usage import Tally, Usage
 
 
-class Recall:
+class StoreCompleter:
     """What the store holds, as a `Complete`: a question's trees can be grown again without asking anybody."""
 
     def __init__(self, known: dict[str, StoredSample]) -> None:
@@ -38,7 +38,7 @@ class Recall:
 
     def answer(self, request: CompletionRequest, sample: int) -> StoredSample | None:
         """Return the answer that counts: the model's own, else that of a fallback where those before it failed."""
-        for asked in in_turn(request):
+        for asked in with_fallbacks(request):
             row = self.known.get(asked.keys[sample])
             if row is None or row.response is not None:
                 return row
@@ -47,30 +47,30 @@ class Recall:
     def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
         """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
         answers = {sample: self.answer(request, sample) for sample in range(request.count)}
-        completed = {sample: completion(row, cached=sample not in fresh) for sample, row in answers.items() if row}
+        completed = {sample: read_sample(row, cached=sample not in fresh) for sample, row in answers.items() if row}
         if len(completed) < request.count:
             raise RequestFailed(self._reason(request), completed)
         return list(completed.values())
 
     def _reason(self, request: CompletionRequest) -> str:
-        rows = (self.known.get(key) for asked in in_turn(request) for key in asked.keys)
+        rows = (self.known.get(key) for asked in with_fallbacks(request) for key in asked.keys)
         reasons = dict.fromkeys(row.error for row in rows if row and row.error)
         return "; then ".join(reasons) or "not in the store"
 
 
-def in_turn(request: CompletionRequest) -> Iterator[CompletionRequest]:
+def with_fallbacks(request: CompletionRequest) -> Iterator[CompletionRequest]:
     """Yield a request as it is put to its model, then to that model's fallbacks."""
     yield request
     for model in request.model.backups:
         yield replace(request, model=model)
 
 
-def recall(store: Store, question_ids: Iterable[str]) -> Recall:
+def make_store_completer(store: Store, question_ids: Iterable[str]) -> StoreCompleter:
     """Return what the store holds of some questions."""
-    return Recall(store.rows(question_ids))
+    return StoreCompleter(store.rows(question_ids))
 
 
-class Noted:
+class RecordingCompleter:
     """A `Complete` that notes what is asked for."""
 
     def __init__(self, complete: Complete) -> None:
@@ -84,22 +84,24 @@ class Noted:
 
 
 EVERY_ROLE = frozenset(Role)
-NO_BATCHES: Mapping[str, Batch] = MappingProxyType({})
+_NO_BATCHES: Mapping[str, Batch] = MappingProxyType({})
 
 
-def asker(session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = "") -> "Asker":
+def make_completer(
+    session: Session, question_ids: Iterable[str], asks: Collection[Role] = EVERY_ROLE, run: str = ""
+) -> "SessionCompleter":
     """Return what some questions of a run ask with: it knows their stored samples, and counts what they use."""
     ids = list(question_ids)
-    under_way = session.book.open_for(ids)  # before the rows: what is answered leaves the batches
-    return Asker(session, session.store.rows(ids), asks, run, under_way)
+    under_way = session.batch_store.find_open(ids)  # before the rows: what is answered leaves the batches
+    return SessionCompleter(session, session.store.rows(ids), asks, run, under_way)
 
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Complete a request with the session of a program that has no config; a `Complete`."""
-    return await asker(default_session(), [request.question_id])(request)
+    return await make_completer(open_default_session(), [request.question_id])(request)
 
 
-class Asker(Recall):
+class SessionCompleter(StoreCompleter):
     """A `Complete` that asks for what is not stored, where the role is one that may be asked.
 
     Made for a set of questions, whose rows it keeps at hand. What lies in a batch, by key in `under_way`, it does not
@@ -112,14 +114,14 @@ class Asker(Recall):
         known: dict[str, StoredSample],
         asks: Collection[Role] = EVERY_ROLE,
         run: str = "",
-        under_way: Mapping[str, Batch] = NO_BATCHES,
+        under_way: Mapping[str, Batch] = _NO_BATCHES,
     ) -> None:
         super().__init__(known)
         self.asks = asks
         self.under_way = under_way
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._lock: dict[str, asyncio.Lock] = {}
         self._draws = Counter(key.partition(ASIDE)[0] for key in known if ASIDE in key)
         self._counted: set[str] = set()
 
@@ -128,7 +130,7 @@ class Asker(Recall):
         return await self.session.call(self._complete(request))
 
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
-        async with self._turns.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
+        async with self._lock.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
             missing = self.missing(request)
             self._count_stored(request)
             if missing and request.role in self.asks:
@@ -145,46 +147,46 @@ class Asker(Recall):
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
         """Ask the model, then its fallbacks for what is still missing."""
         left, fallbacks = missing, len(request.model.fallbacks)
-        for place, asked in enumerate(in_turn(request)):
-            buy = partial(self._buy, asked, has_spare=place < fallbacks)
-            await all_of(buy(first, count) for first, count in runs_of(left))
+        for place, asked in enumerate(with_fallbacks(request)):
+            buy = partial(self._request_run, asked, has_spare=place < fallbacks)
+            await all_of(buy(first, count) for first, count in group_runs(left))
             left = [sample for sample in left if self.answer(request, sample) is None]
             if not left:
                 return
 
-    async def _buy(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:
+    async def _request_run(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:
         """Ask for a run of siblings at once, and singly for those that the provider left out."""
-        had = await self._had(request, first, count, has_spare=has_spare)
+        had = await self._request_samples(request, first, count, has_spare=has_spare)
         left = range(first + had, first + count) if had else range(0)
-        await all_of(self._had(request, sample, 1, has_spare=has_spare) for sample in left)
+        await all_of(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
 
-    async def _had(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
+    async def _request_samples(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
         self._raise_if_under_way(request.keys[first : first + count])
-        drawn = self.drawn(request, first)
+        drawn = self.with_draw(request, first)
         rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
         self.known.update((row.key, row) for row in rows)
-        bought = [completion(row, cached=False) for row in rows if row.response is not None]
+        bought = [read_sample(row, cached=False) for row in rows if row.response is not None]
         for one in bought:
-            self.tally.add(request.role, usage_of(one))
+            self.tally.add(request.role, measure_usage(one))
         return len(bought)
 
     def _raise_if_under_way(self, keys: Sequence[str]) -> None:
         """End the run rather than pay twice."""
         for batch in (self.under_way[key] for key in keys if key in self.under_way):
             self.session.stopped = self.session.stopped or ConfigError(
-                f"dataset {batch.dataset}: what is missing is under way in batch {batch.told}, and would be paid for "
+                f"dataset {batch.dataset}: what is missing is under way in batch {batch.label}, and would be paid for "
                 'twice; collect it with run.mode = "batch", or let it go with: '
-                f"malt batches --forget {batch.told}"
+                f"malt batches --forget {batch.label}"
             )
             raise self.session.stopped
 
-    def drawn(self, request: CompletionRequest, first: int) -> CompletionRequest:
+    def with_draw(self, request: CompletionRequest, first: int) -> CompletionRequest:
         """Return a request with how often answers to its samples, from `first` on, were set aside."""
         return replace(request, draw=self._draws[request.keys[first]])
 
 
-def completion(row: StoredSample, *, cached: bool) -> Completion:
+def read_sample(row: StoredSample, *, cached: bool) -> Completion:
     """Read a row that has an answer. Raises `StoreError` where it is not what a session wrote."""
     try:
         return read_response(
@@ -197,7 +199,7 @@ def completion(row: StoredSample, *, cached: bool) -> Completion:
         ) from error
 
 
-def usage_of(completion: Completion) -> Usage:
+def measure_usage(completion: Completion) -> Usage:
     """Return what one new completion adds to the tally."""
     return Usage(
         completions=1,
@@ -207,7 +209,7 @@ def usage_of(completion: Completion) -> Usage:
     )
 
 
-def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+def group_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Group ascending numbers into runs without a gap, each as (first, how many)."""
     runs: list[tuple[int, int]] = []
     for number in numbers:

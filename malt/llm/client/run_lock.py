@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
 from malt.llm.client.session import STOP_SECONDS, is_asking
-from malt.llm.store.database import unusable
+from malt.llm.store.database import describe_error
 from malt.llm.store.schema import open_engine
 
 LOOK_EVERY_S = 0.25
@@ -33,15 +33,15 @@ KEEP_EVERY_S = 1.0
 GRACE_S = 3 * KEEP_EVERY_S
 """How long those who wait leave a database that was away to the run that had the lease before."""
 
-MOST_OF_A_NAME = 63
+_MOST_NAME_BYTES = 63
 """Bytes that PostgreSQL keeps of what a session is called."""
-SESSION = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+_KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 """How the server notices within a minute that the machine of who holds a lease is gone."""
 
 log = logging.getLogger(__name__)
 
 
-class Lock(Protocol):
+class _Lock(Protocol):
     """What a lease is made of."""
 
     def take(self) -> str | None:
@@ -54,20 +54,20 @@ class Lock(Protocol):
 
 
 @asynccontextmanager
-async def lease(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
+async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
     """Be the only run that grows dataset `name` in this store, once all before it have ended. Not re-entrant.
 
     What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
     be used; once begun, a run goes on without its lease where that is lost.
     """
-    lock = lock_of(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
+    lock = _make_lock(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
     try:
-        await turn_of(lock, name)
-        keeping = asyncio.create_task(keep(lock, name))
+        await _acquire(lock, name)
+        keeping = asyncio.create_task(_keep_held(lock, name))
         try:
             yield
         except asyncio.CancelledError:
-            await settled()
+            await _wait_until_stored()
             raise
         finally:
             keeping.cancel()
@@ -77,7 +77,7 @@ async def lease(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
         lock.release()
 
 
-async def turn_of(lock: Lock, name: str) -> None:
+async def _acquire(lock: _Lock, name: str) -> None:
     """Wait until a lock is ours."""
     told = None
     while (holder := lock.take()) is not None:
@@ -87,14 +87,14 @@ async def turn_of(lock: Lock, name: str) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def settled() -> None:
+async def _wait_until_stored() -> None:
     """Wait until the store has what this process still gets, as long as a session may take to stop."""
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and is_asking():  # noqa: ASYNC110
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def keep(lock: Lock, name: str) -> None:
+async def _keep_held(lock: _Lock, name: str) -> None:
     """Take a lock again whenever it is lost."""
     is_held = True
     while True:
@@ -105,16 +105,16 @@ async def keep(lock: Lock, name: str) -> None:
                         "may begin beside this one", name)  # fmt: skip
 
 
-def lock_of(name: str, settings: Settings, who: str) -> Lock:
+def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
     """Return the lock of a dataset in a store, not taken yet."""
     engine = open_engine(settings.store)
     if engine.dialect.name == "postgresql":
-        return SessionLock(engine, name, who, settings.store_patience_s)
+        return _AdvisoryLock(engine, name, who, settings.store_patience_s)
     engine.dispose()
-    return FileLock(Path(f"{Path(engine.url.database or '').resolve()}-leases") / name, who)
+    return _FileLock(Path(f"{Path(engine.url.database or '').resolve()}-leases") / name, who)
 
 
-class FileLock:
+class _FileLock:
     """A locked file, which says who has it; the operating system lets go of it with the process."""
 
     def __init__(self, path: Path, who: str) -> None:
@@ -144,14 +144,14 @@ class FileLock:
         os.close(self._descriptor)
 
 
-class SessionLock:
+class _AdvisoryLock:
     """An advisory lock of a database session, which is called after who has it; the server lets go of it at its end."""
 
     def __init__(self, engine: sa.Engine, name: str, who: str, patience_s: float) -> None:
         self._patience_s = patience_s
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._number = number_of(name)
-        self._settings = {**SESSION, "application_name": who.encode()[:MOST_OF_A_NAME].decode(errors="ignore")}
+        self._number = _number_lock(name)
+        self._settings = {**_KEEPALIVES, "application_name": who.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")}
         self._session: sa.Connection | None = None
         self._is_held = self._was_held = False
         self._away_since: float | None = None
@@ -181,7 +181,7 @@ class SessionLock:
         if time.monotonic() >= self._not_before:
             self._is_held = bool(session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))))
             self._was_held = self._was_held or self._is_held
-        return None if self._is_held else session.scalar(HOLDER, halves(self._number)) or "another run of it"
+        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or "another run of it"
 
     def _begin(self) -> sa.Connection:
         self._session = self._engine.connect()
@@ -196,7 +196,7 @@ class SessionLock:
         if not self._was_held:
             self._not_before = now + GRACE_S
             if now - self._away_since > self._patience_s:
-                told = unusable(self._engine.url.render_as_string(), error)
+                told = describe_error(self._engine.url.render_as_string(), error)
                 raise StoreLost(f"{told}; waited {self._patience_s:g} s for it") from error
         return "the store, which cannot be used just now"
 
@@ -208,18 +208,18 @@ class SessionLock:
             self._session = None
 
 
-HOLDER = sa.text(
+_HOLDER = sa.text(
     "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND granted "
     "AND datname = current_database() AND database = datid AND classid = :high AND objid = :low AND objsubid = 1"
 )
 """Who has the advisory lock whose number has these halves."""
 
 
-def number_of(name: str) -> int:
+def _number_lock(name: str) -> int:
     """Return the number of a dataset's lock: 63 bits, the same for all who use the database."""
     return int.from_bytes(hashlib.sha256(f"malt lease {name}".encode()).digest()[:8]) >> 1
 
 
-def halves(number: int) -> dict[str, int]:
+def _split_number(number: int) -> dict[str, int]:
     """Return a lock's number as PostgreSQL lists it."""
     return {"high": number >> 32, "low": number & 0xFFFFFFFF}

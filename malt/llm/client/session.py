@@ -17,11 +17,11 @@ from uuid import uuid4
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
-from malt.llm.budget import Amount, Budget, worst_case
+from malt.llm.budget import Amount, Budget, estimate_worst_case
 from malt.llm.faults import NoSiblings
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
-from malt.llm.rate_limit.limiter import Endpoint, Endpoints, Where, endpoints, where_is
+from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
 from malt.llm.request import CompletionRequest, RequestFailed, split_response
 from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store, StoredSample
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 STOP_SECONDS = 6.0
 """How long a stopping session waits for answers that are already paid for, and for a store that is away."""
-LAST_WORDS_S = 1.0
+_GRACE_S = 1.0
 """How long what a stopped session was given to do may take to notice."""
-LOOK_EVERY_S = 0.2
+_LOOK_EVERY_S = 0.2
 """How often a request that is not sent while the store is away looks whether it is back."""
 
 
@@ -46,15 +46,15 @@ class Session:
         self.store = Store(settings.store, settings.store_patience_s)
         self.tally = Tally()
         self.stopped: MaltError | None = None
-        self.book = BatchStore(self.store)
-        self.mark = uuid4().hex
+        self.batch_store = BatchStore(self.store)
+        self.session_id = uuid4().hex
         """Tells it from all other sessions that write to the store."""
         self.batches = ""
         """How the batches under way stand, in the words of the progress line."""
         self._limits = limits
         self.budget = Budget(limits)
         self._shared = shared
-        self._endpoints: dict[Where, tuple[Endpoint, Limits]] = {}
+        self._endpoints: dict[EndpointKey, tuple[Endpoint, Limits]] = {}
         self._loop = _background.enter()
         self._left = False
         self._writer = BatchedWriter(self.store)
@@ -78,7 +78,7 @@ class Session:
         with self._leaving:  # the loop ends only after what it was given
             if self._left:
                 work.close()
-                raise self.stopped or closed()
+                raise self.stopped or _session_closed()
             submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
             self._work.add(submitted)
         submitted.add_done_callback(self._work.discard)
@@ -89,12 +89,12 @@ class Session:
         with self._closing:
             if self._left:
                 return
-            self.stopped = self.stopped or closed()
+            self.stopped = self.stopped or _session_closed()
             self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
             self.run(self._drain())
             with self._leaving:
                 self._left = True
-            concurrent.futures.wait(tuple(self._work), LAST_WORDS_S)  # it is about to see that it was stopped
+            concurrent.futures.wait(tuple(self._work), _GRACE_S)  # it is about to see that it was stopped
             _background.leave(call.close)
             self.store.close()
             atexit.unregister(self.close)  # not before: the process waits for it
@@ -102,7 +102,7 @@ class Session:
     async def _drain(self) -> None:
         self._writer.close()
         for endpoint, _ in self._endpoints.values():
-            endpoint.look_again()
+            endpoint.wake_waiters()
         if self._in_flight:
             _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
             for task in late:
@@ -114,9 +114,9 @@ class Session:
 
     def endpoint(self, model: ModelSpec) -> Endpoint:
         """Return the limiter that all requests of the process to one model at one address share."""
-        where = where_is(model)
+        where = endpoint_key(model)
         if where not in self._endpoints:
-            limits = limits_of(model, self._limits)
+            limits = _limits_for(model, self._limits)
             endpoint = self._shared.enter(model, limits)
             endpoint.siblings = endpoint.siblings and call.takes_siblings(model)
             self._endpoints[where] = endpoint, limits
@@ -143,13 +143,13 @@ class Session:
         return bool(self._in_flight)
 
     @property
-    def held_by(self) -> list[str]:
+    def throttled_by(self) -> list[str]:
         """What holds each endpoint's rate back now, in the words of the progress line."""
         if self.store.is_away:
             return ["the store, which cannot be used; nothing more is asked until it can"]
         if self.batches:
             return [self.batches]
-        return [endpoint.held_by for endpoint, _ in list(self._endpoints.values()) if endpoint.held_by]
+        return [endpoint.throttled_by for endpoint, _ in list(self._endpoints.values()) if endpoint.throttled_by]
 
     async def ask(
         self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
@@ -180,19 +180,19 @@ class Session:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally, has_spare=has_spare)
         except MaltError as error:
-            if not is_of_the_branch(error, has_spare=has_spare):
+            if not _costs_branch_alone(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
                 raise
             waited_s = time.perf_counter() - started
-            return await self._put(failed_rows(request, first, count, str(error), waited_s, tally.run))
-        return await self._put(answered_rows(request, first, asked, reply, tally.run))
+            return await self._put(_make_failed_rows(request, first, count, str(error), waited_s, tally.run))
+        return await self._put(make_answered_rows(request, first, asked, reply, tally.run))
 
-    async def _may_begin(self) -> None:
+    async def _wait_for_store(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
         while self.store.is_away and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
         self.raise_if_stopped()
 
     async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
@@ -214,55 +214,55 @@ class Session:
         async def attempt() -> Reply:
             return await self.budget.pay(self.worst_case(request, count), send)
 
-        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._may_begin)
+        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._wait_for_store)
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
-        prices = call.price(request.model, batched=batched)
+        prices = call.find_price(request.model, batched=batched)
         if prices is None and self._limits.max_cost_usd is not None:
             raise ConfigError(
                 f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
             )
-        return worst_case(request, count, prices or (0.0, 0.0))
+        return estimate_worst_case(request, count, prices or (0.0, 0.0))
 
 
-def is_of_the_branch(error: MaltError, *, has_spare: bool) -> bool:
+def _costs_branch_alone(error: MaltError, *, has_spare: bool) -> bool:
     """Whether an error costs a branch alone, rather than the run."""
     return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
 
 
-def closed() -> RunStopped:
+def _session_closed() -> RunStopped:
     """Return what is raised to those who ask a session that was closed."""
     return RunStopped("the session was closed")
 
 
-def limits_of(model: ModelSpec, limits: Limits) -> Limits:
+def _limits_for(model: ModelSpec, limits: Limits) -> Limits:
     """Return an endpoint's limits; more requests than the embedded model can work on would only time out waiting."""
     if not embedded.is_embedded(model.model):
         return limits
     return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
 
 
-def answered_rows(
+def make_answered_rows(
     request: CompletionRequest, first: int, count: int, reply: Reply, run: str = ""
 ) -> list[StoredSample]:
     """Return the rows of one response, one a choice, raw."""
     responses = split_response(reply.response, count)
     cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
     return [
-        row_for(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
+        _make_row(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
         for position, response in enumerate(responses)
     ]
 
 
-def failed_rows(
+def _make_failed_rows(
     request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
 ) -> list[StoredSample]:
     """Return the rows that say why these samples could not be had."""
-    return [row_for(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
+    return [_make_row(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
 
 
-def row_for(
+def _make_row(
     request: CompletionRequest,
     sample: int,
     latency_s: float,
@@ -294,44 +294,44 @@ _stopped: set[str | None] = set()
 _opening = threading.Lock()
 
 
-def session_for(settings: Settings, limits: Limits, run: str = "") -> Session:
+def open_session(settings: Settings, limits: Limits, run: str = "") -> Session:
     """Return the process's session for a run with these settings and limits; made at first use, closed at exit.
 
     A session that has stopped stays so for its `run`: no later batch may spend on. Without a name, a new one is made.
     Raises `RunStopped` once `stop_sessions` was called, were it before the run came here.
     """
     with _opening:
-        raise_if_stopped(run)
+        _raise_if_stopped(run)
         session = _sessions.get((settings, limits, run))
         if session is None or (session.stopped is not None and not run):
             session = _sessions[settings, limits, run] = Session(settings, limits)
     try:
-        raise_if_stopped(run)
+        _raise_if_stopped(run)
     except RunStopped:  # meanwhile: the session may not have been seen
         stop_sessions(run)
         raise
     return session
 
 
-def raise_if_stopped(run: str) -> None:
+def _raise_if_stopped(run: str) -> None:
     """Raise `RunStopped` where a run, or all of them, may not ask any more."""
     if not _stopped.isdisjoint((run, None)):
-        raise closed()
+        raise _session_closed()
 
 
-def opened_session(settings: Settings, limits: Limits) -> Session | None:
-    """Return the session that `session_for` made last for these, or None where it has not made one yet."""
+def find_session(settings: Settings, limits: Limits) -> Session | None:
+    """Return the session that `open_session` made last for these, or None where it has not made one yet."""
     opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
     return opened[-1] if opened else None
 
 
 def is_asking() -> bool:
-    """Whether any session that `session_for` has made waits for answers."""
+    """Whether any session that `open_session` has made waits for answers."""
     return any(session.is_asking for session in list(_sessions.values()))
 
 
 def stop_sessions(run: str | None = None) -> None:
-    """Close what `session_for` has made, for one run or all, and make no more: who asks for one gets `RunStopped`."""
+    """Close what `open_session` has made, for one run or all, and make no more: who asks for one gets `RunStopped`."""
     _stopped.add(run)
     for key, session in list(_sessions.items()):
         if run in (None, key[-1]):
@@ -340,14 +340,14 @@ def stop_sessions(run: str | None = None) -> None:
 
 
 def close_sessions() -> None:
-    """Close what `session_for` has made; the next call makes new ones."""
+    """Close what `open_session` has made; the next call makes new ones."""
     stop_sessions()
     _stopped.clear()
 
 
-def default_session() -> Session:
+def open_default_session() -> Session:
     """Return the session of a program that uses the library without a config."""
-    return session_for(Settings(), Limits())
+    return open_session(Settings(), Limits())
 
 
 class _BackgroundLoop:

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.config.spec import ModelSpec
 from malt.llm.budget import Amount
-from malt.llm.store.samples import Store, chunks
+from malt.llm.store.samples import Store, split_chunks
 from malt.llm.store.schema import create_tables, metadata, samples_table
 from malt.processes import here, is_running
 
@@ -61,11 +61,11 @@ items_table = sa.Table(
 )
 
 
-handing_in: set[str] = set()
+submitting: set[str] = set()
 """Marks of the batches that this process is just packing or handing in."""
 
 
-def this_process() -> str:
+def name_process() -> str:
     """Name this process among those that may write to the store."""
     return f"{here()}:{os.getpid()}"
 
@@ -104,8 +104,8 @@ class Batch:
     @property
     def is_abandoned(self) -> bool:
         """Whether who wrote it down has ended before it was known to be handed in."""
-        if self.owner == this_process():
-            return self.mark not in handing_in
+        if self.owner == name_process():
+            return self.mark not in submitting
         place, _, process = self.owner.rpartition(":")
         return (place == here() and not is_running(int(process))) or time.time() - self.planned_at > LEASE_S
 
@@ -121,7 +121,7 @@ class Batch:
         return time.time() - self.planned_at > LIFE_S
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """Its name, as users are told it: the provider's, else our own."""
         return self.batch_id or self.mark
 
@@ -158,10 +158,10 @@ class Returned(NamedTuple):
     is_given_up: bool
 
 
-ITEM = tuple(column.name for column in fields(BatchItem))
-COUNTED = ("attempts", "alone", "given_up")
+_ITEM_COLUMNS = tuple(column.name for column in fields(BatchItem))
+_OWN_COLUMNS = ("attempts", "alone", "given_up")
 """What of an item is its dataset's own."""
-BATCH = tuple(column.name for column in fields(Batch))
+_BATCH_COLUMNS = tuple(column.name for column in fields(Batch))
 
 
 class BatchStore:
@@ -180,55 +180,59 @@ class BatchStore:
         in_order = sorted(items, key=lambda item: item.key)  # so that two who claim the same never wait in a ring
 
         def claim(connection: sa.Connection) -> set[str]:
-            noted = inserting(connection, batches_table).values(values_of(batch, BATCH)).on_conflict_do_nothing()
+            noted = (
+                _insert_into(connection, batches_table)
+                .values(_list_values(batch, _BATCH_COLUMNS))
+                .on_conflict_do_nothing()
+            )
             connection.execute(noted)
-            connection.execute(claims(connection), [values_of(item, ITEM) for item in in_order])
-            held = set(connection.scalars(STILL_MISSING, {"of": batch.mark}))
+            connection.execute(_claim_statement(connection), [_list_values(item, _ITEM_COLUMNS) for item in in_order])
+            held = set(connection.scalars(_STILL_MISSING, {"of": batch.mark}))
             lost = {item.custom_id for item in items if item.key not in held}
-            let_go(connection, batch.mark, lost)
+            _let_go(connection, batch.mark, lost)
             return lost
 
         return {item.custom_id for item in items} - self._transact(claim)
 
-    def trying(self, mark: str) -> bool:
+    def note_attempt(self, mark: str) -> bool:
         """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
         return self._change(mark, batch_id=IN_DOUBT, planned_at=time.time())
 
-    def submitted(self, mark: str, batch_id: str) -> bool:
+    def note_batch_id(self, mark: str, batch_id: str) -> bool:
         """Note the provider's name of a batch; False where it was given up meanwhile."""
         return self._change(mark, batch_id=batch_id)
 
-    def under_way(self, dataset: str | None = None, marks: Iterable[str] = ()) -> list[Batch]:
+    def list_open(self, dataset: str | None = None, marks: Iterable[str] = ()) -> list[Batch]:
         """Return the batches of a dataset, or of all, that have not ended, and others by their marks."""
         table = batches_table.c
         wanted = sa.true() if dataset is None else sa.or_(table.dataset == dataset, table.mark.in_(list(marks)))
         return self._batches(sa.and_(table.ended_at.is_(None), wanted))
 
-    def samples(self) -> dict[str, int]:
+    def count_samples(self) -> dict[str, int]:
         """Count the samples in each open batch, by its mark."""
         mark = items_table.c.mark
         counts = self._fetch(sa.select(mark, sa.func.count()).where(mark.is_not(None)).group_by(mark))
         return {mark: count for mark, count in counts}  # noqa: C416 - rows are no pairs to a type checker
 
-    def open_for(self, question_ids: Iterable[str]) -> dict[str, Batch]:
+    def find_open(self, question_ids: Iterable[str]) -> dict[str, Batch]:
         """Return the open batches that samples of these questions are in, by the samples' keys."""
-        items = self.items_of(question_ids)
-        batches = self.by_mark({item.mark for item in items.values() if item.mark})
+        items = self.find_items(question_ids)
+        batches = self.find_by_mark({item.mark for item in items.values() if item.mark})
         return {key: batches[item.mark] for key, item in items.items() if item.mark in batches}
 
-    def by_mark(self, marks: Iterable[str]) -> dict[str, Batch]:
+    def find_by_mark(self, marks: Iterable[str]) -> dict[str, Batch]:
         """Return those of some batches that are known, open or not."""
-        found = [self._batches(batches_table.c.mark.in_(chunk)) for chunk in chunks(list(marks))]
+        found = [self._batches(batches_table.c.mark.in_(chunk)) for chunk in split_chunks(list(marks))]
         return {batch.mark: batch for batches in found for batch in batches}
 
-    def ended(self, dataset: str) -> list[Batch]:
+    def list_ended(self, dataset: str) -> list[Batch]:
         """Return the batches of a dataset that have ended since its last run was at its end."""
         table = batches_table.c
         return self._batches(sa.and_(table.dataset == dataset, table.ended_at.is_not(None)))
 
     def note_spent(self, spent: Batch) -> None:
         """Note what a run has asked directly so far, as a batch that has ended: the next run counts it too."""
-        values = {**values_of(spent, BATCH), "ended_at": time.time()}
+        values = {**_list_values(spent, _BATCH_COLUMNS), "ended_at": time.time()}
 
         def note(connection: sa.Connection) -> None:
             connection.execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark))
@@ -236,18 +240,18 @@ class BatchStore:
 
         self._transact(note)
 
-    def items(self, mark: str) -> list[BatchItem]:
+    def read_items(self, mark: str) -> list[BatchItem]:
         """Return what is in a batch."""
         return self._items(items_table.c.mark == mark)
 
-    def items_of(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
+    def find_items(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
         """Return the items of these questions that are in open batches, and those that came back to a dataset."""
         table = items_table.c
         known = sa.or_(table.mark.is_not(None), table.dataset == dataset)
         ids = list(dict.fromkeys(question_ids))
         return {
             item.key: item
-            for chunk in chunks(ids)
+            for chunk in split_chunks(ids)
             for item in self._items(sa.and_(table.question_id.in_(chunk), known))
         }
 
@@ -256,11 +260,11 @@ class BatchStore:
         closed = {"ended_at": time.time(), "usd": taken.usd, "tokens": taken.tokens}
 
         def close(connection: sa.Connection) -> None:
-            for chunk in chunks(list(answered)):
-                connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), in_batch(mark)))
+            for chunk in split_chunks(list(answered)):
+                connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), _in_batch(mark)))
             if returned:
-                connection.execute(RETURN, [{"of": mark, **item._asdict()} for item in returned])
-            connection.execute(sa.update(batches_table).where(is_open(mark)).values(closed))
+                connection.execute(_RETURN, [{"of": mark, **item._asdict()} for item in returned])
+            connection.execute(sa.update(batches_table).where(_is_open(mark)).values(closed))
 
         self._transact(close)
 
@@ -268,7 +272,7 @@ class BatchStore:
         """Forget a batch that was never handed in."""
 
         def forget(connection: sa.Connection) -> None:
-            let_go(connection, mark)
+            _let_go(connection, mark)
             connection.execute(sa.delete(batches_table).where(batches_table.c.mark == mark))
 
         self._transact(forget)
@@ -277,8 +281,8 @@ class BatchStore:
         """Let an open batch go, whatever becomes of it: its items are free, and it counts as if it took its most."""
 
         def forget(connection: sa.Connection) -> None:
-            let_go(connection, mark)
-            connection.execute(sa.update(batches_table).where(is_open(mark)).values(ended_at=time.time()))
+            _let_go(connection, mark)
+            connection.execute(sa.update(batches_table).where(_is_open(mark)).values(ended_at=time.time()))
 
         self._transact(forget)
 
@@ -295,53 +299,56 @@ class BatchStore:
         self._transact(forget)
 
     def _change(self, mark: str, **values: object) -> bool:
-        change = sa.update(batches_table).where(is_open(mark)).values(values)
+        change = sa.update(batches_table).where(_is_open(mark)).values(values)
         return self._transact(lambda connection: connection.execute(change).rowcount) == 1
 
     def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:
-        query = sa.select(*(batches_table.c[name] for name in BATCH)).where(which)
+        query = sa.select(*(batches_table.c[name] for name in _BATCH_COLUMNS)).where(which)
         return [Batch(*row) for row in self._fetch(query.order_by(batches_table.c.planned_at))]
 
     def _items(self, which: sa.ColumnElement[bool]) -> list[BatchItem]:
-        return [BatchItem(*row) for row in self._fetch(sa.select(*(items_table.c[name] for name in ITEM)).where(which))]
+        return [
+            BatchItem(*row)
+            for row in self._fetch(sa.select(*(items_table.c[name] for name in _ITEM_COLUMNS)).where(which))
+        ]
 
     def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self._transact(lambda connection: connection.execute(query).all(), writes=False)
 
 
-def inserting(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
+def _insert_into(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
     """Return an insertion that can say what to do where a row is there already."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
-def claims(connection: sa.Connection) -> sa.Insert:
+def _claim_statement(connection: sa.Connection) -> sa.Insert:
     """Write items down where they are in no open batch and this dataset has not given them up."""
-    insert, table = inserting(connection, items_table), items_table.c
+    insert, table = _insert_into(connection, items_table), items_table.c
     is_anothers = table.dataset != insert.excluded.dataset
     statement: sa.Insert = insert.on_conflict_do_update(
         index_elements=["key"],
         set_={
             **{name: insert.excluded[name] for name in ("mark", "dataset", "custom_id")},
-            **{name: sa.case((is_anothers, insert.excluded[name]), else_=table[name]) for name in COUNTED},
+            **{name: sa.case((is_anothers, insert.excluded[name]), else_=table[name]) for name in _OWN_COLUMNS},
         },
         where=sa.and_(table.mark.is_(None), sa.or_(sa.not_(table.given_up), is_anothers)),
     )
     return statement
 
 
-def let_go(connection: sa.Connection, mark: str, custom_ids: Iterable[str] | None = None) -> None:
+def _let_go(connection: sa.Connection, mark: str, custom_ids: Iterable[str] | None = None) -> None:
     """Let items go, all of a batch or some: those that were in no batch before leave no trace."""
-    for chunk in [None] if custom_ids is None else chunks(sorted(custom_ids)):
-        which = in_batch(mark) if chunk is None else sa.and_(in_batch(mark), items_table.c.custom_id.in_(chunk))
+    for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
+        which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
         connection.execute(sa.delete(items_table).where(which, items_table.c.attempts == 0))
         connection.execute(sa.update(items_table).where(which).values(mark=None))
 
 
-STILL_MISSING = sa.select(items_table.c.key).where(
+_STILL_MISSING = sa.select(items_table.c.key).where(
     items_table.c.mark == sa.bindparam("of"),
     ~sa.exists().where(samples_table.c.key == items_table.c.key, samples_table.c.response.is_not(None)),
 )
-RETURN = (
+_RETURN = (
     sa.update(items_table)
     .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
     .values(
@@ -353,16 +360,16 @@ RETURN = (
 )
 
 
-def in_batch(mark: str) -> sa.ColumnElement[bool]:
+def _in_batch(mark: str) -> sa.ColumnElement[bool]:
     """Pick the items of a batch."""
     return items_table.c.mark == mark
 
 
-def is_open(mark: str) -> sa.ColumnElement[bool]:
+def _is_open(mark: str) -> sa.ColumnElement[bool]:
     """Pick a batch that has not ended."""
     return sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
 
 
-def values_of(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
+def _list_values(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
     """Return a row's values by column."""
     return {name: getattr(row, name) for name in names}

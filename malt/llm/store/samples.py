@@ -19,12 +19,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import database_errors, passes, unusable
+from malt.llm.store.database import database_errors, describe_error, is_transient
 from malt.llm.store.schema import is_known, open_engine, samples_table
 
 T = TypeVar("T")
 
-RETRY_EVERY_S = 0.5
+_RETRY_EVERY_S = 0.5
 """Seconds between tries to use a store that is away."""
 
 
@@ -66,17 +66,17 @@ class OldRow(NamedTuple):
 
 
 COLUMNS = tuple(column.name for column in fields(StoredSample))
-PER_QUERY = 500
+_PER_QUERY = 500
 """Values bound in one query; well under SQLite's limit."""
-WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
+_WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
     samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
 )
-SET_ASIDE = (
+_SET_ASIDE = (
     sa.update(samples_table)
     .where(samples_table.c.key == sa.bindparam("answered"), samples_table.c.response.is_not(None))
     .values(key=sa.bindparam("aside"))
 )
-BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
+_BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
 
 class Store:
@@ -107,7 +107,7 @@ class Store:
 
         def read(connection: sa.Connection) -> dict[str, StoredSample]:
             found: dict[str, StoredSample] = {}
-            for chunk in chunks(ids):
+            for chunk in split_chunks(ids):
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
@@ -119,7 +119,7 @@ class Store:
     def count(self, question_ids: Iterable[str]) -> Counter[str]:
         """Return how many rows there are of each of these questions."""
         asked, counted = samples_table.c.question_id, Counter[str]()
-        for chunk in chunks(list(dict.fromkeys(question_ids))):
+        for chunk in split_chunks(list(dict.fromkeys(question_ids))):
             query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
             counted.update({row[0]: row[1] for row in self._fetch(query)})
         return counted
@@ -135,10 +135,10 @@ class Store:
         def write(connection: sa.Connection) -> dict[str, StoredSample]:
             held = {row.key: row for row in rows}
             connection.execute(self._insert, values)
-            for keys in chunks(list(held)):
-                for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
+            for keys in split_chunks(list(held)):
+                for key, created_at in connection.execute(_WRITTEN_AT, {"keys": keys}):
                     if created_at != written[key]:
-                        held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
+                        held[key] = StoredSample(*connection.execute(_BY_KEY, {"key": key}).one())
             return held
 
         return self.transact(write)
@@ -152,10 +152,10 @@ class Store:
 
         def move(connection: sa.Connection) -> int:
             moved = 0
-            for chunk in chunks(wanted):
-                old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
+            for chunk in split_chunks(wanted):
+                old = [row for row in connection.execute(_WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
                 names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
-                moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
+                moved += connection.execute(_SET_ASIDE, names).rowcount if names else 0
             return moved
 
         return self.transact(move)
@@ -174,13 +174,13 @@ class Store:
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
-        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
+        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(_PER_QUERY)
         return [row[0] for row in self._fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
         deleted = 0
-        for chunk in chunks(keys):
+        for chunk in split_chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
             deleted += self._change(doomed)
         return deleted
@@ -229,8 +229,8 @@ class Store:
 
     def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""
-        told = unusable(self.url, error)
-        if not (self.patience_s and passes(error)):
+        told = describe_error(self.url, error)
+        if not (self.patience_s and is_transient(error)):
             raise StoreError(told) from error
         now = time.monotonic()
         self._away_since = self._away_since or now
@@ -240,7 +240,7 @@ class Store:
                 f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
             )
             raise self.lost from error
-        time.sleep(RETRY_EVERY_S)
+        time.sleep(_RETRY_EVERY_S)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -263,7 +263,7 @@ class Store:
         return statement
 
 
-class StoreThen(Store):
+class PastStore(Store):
     """A store as of a moment, for reading."""
 
     def __init__(self, url: str, moment: datetime) -> None:
@@ -282,7 +282,7 @@ class StoreThen(Store):
         return next((row for row in reversed(in_order) if row.created_at <= self.moment), in_order[0])
 
 
-def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+def split_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut values into what one query takes."""
-    for start in range(0, len(values), PER_QUERY):
-        yield values[start : start + PER_QUERY]
+    for start in range(0, len(values), _PER_QUERY):
+        yield values[start : start + _PER_QUERY]

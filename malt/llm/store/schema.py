@@ -10,14 +10,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from malt.errors import StoreError
-from malt.llm.store.database import database_errors, engine_of, hidden
+from malt.llm.store.database import database_errors, hide_password, make_engine
 
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
 
-OPEN_ATTEMPTS = 25
+_OPEN_ATTEMPTS = 25
 """Tries to open a store that others are just making: six seconds in all."""
-STORE_LOCK = 0x6D616C74
+_STORE_LOCK = 0x6D616C74
 """Number of the lock under which tables are created in PostgreSQL."""
 
 metadata = sa.MetaData()
@@ -41,37 +41,37 @@ samples_table = sa.Table(
 
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
-_seen: set[str] = set()
+_known_urls: set[str] = set()
 """URLs of the stores that this process has opened, or whose like its run has."""
 
 
-def expect(url: str) -> None:
+def expect_store(url: str) -> None:
     """Let a store be waited for that another process of the run has opened, though this one has not yet."""
-    _seen.add(url)
+    _known_urls.add(url)
 
 
 def is_known(url: str) -> bool:
     """Whether this process, or another of its run, has opened a store."""
-    return url in _seen
+    return url in _known_urls
 
 
 def open_engine(url: str) -> sa.Engine:
     """Connect, check the format and create missing tables. Raises `StoreError`."""
-    engine = engine_of(url)
+    engine = make_engine(url)
     with database_errors(url):
         _when_free(lambda: _create_or_check(engine, url))
-    _seen.add(url)
+    _known_urls.add(url)
     return engine
 
 
 def _when_free(open_store: Callable[[], None]) -> None:
     """Try again while others make the same store: SQLite does not wait for its turn to switch to WAL."""
-    for attempt in range(OPEN_ATTEMPTS):
+    for attempt in range(_OPEN_ATTEMPTS):
         try:
             open_store()
         except OperationalError as error:
             passes = any(sign in str(error.orig) for sign in ("locked", "deadlock", "duplicate column"))
-            if not passes or attempt == OPEN_ATTEMPTS - 1:
+            if not passes or attempt == _OPEN_ATTEMPTS - 1:
                 raise
             time.sleep(0.02 * (attempt + 1))
         else:
@@ -88,13 +88,13 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
         present = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
     if max(versions) > FORMAT:
         raise StoreError(
-            f"the store {hidden(url)} has format {max(versions)}, written by a newer malt; this one reads {FORMAT}: "
-            "upgrade malt"
+            f"the store {hide_password(url)} has format {max(versions)}, written by a newer malt; "
+            f"this one reads {FORMAT}: upgrade malt"
         )
     if missing := [column.name for column in samples_table.c if column.name not in present | {"run"}]:
         raise StoreError(
-            f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
-            "move it away or set MALT_STORE_URL"
+            f"the store {hide_password(url)} has a table 'samples' without {', '.join(missing)}: it was not "
+            "written by malt; move it away or set MALT_STORE_URL"
         )
     if "run" not in present:
         _add_run(engine)
@@ -110,7 +110,7 @@ def _add_run(engine: sa.Engine) -> None:
 def create_tables(connection: sa.Connection) -> None:
     """Create what is missing; several processes may do so at once."""
     if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(STORE_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_STORE_LOCK)))
     for table in metadata.sorted_tables:
         connection.execute(CreateTable(table, if_not_exists=True))
         for index in table.indexes:

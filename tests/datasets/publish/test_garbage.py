@@ -224,7 +224,7 @@ def test_the_command_is_a_dry_run_unless_told_to_delete(
 ) -> None:
     assert exit_code(["gc"]) == 0
     said = capsys.readouterr().out
-    assert "of no use:\n  40 rows of the store" in said
+    assert "not used by any version:\n  40 rows of the store" in said
     assert "what the 2 versions there use stays; to remove the rest: --delete" in said
     assert len(keys(store)) == 120
     assert exit_code(["gc", "--older-than", "60d", "--delete", "--json"]) == 0

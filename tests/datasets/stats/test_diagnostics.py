@@ -13,7 +13,7 @@ from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips
 from malt.datasets.stats.diagnostics import DiagnosticsCount, stated_verdict
 from malt.datasets.stats.findings import findings
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.pipeline import diagnose, diagnosing

@@ -11,7 +11,7 @@ from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import read_inputs
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
-from malt.llm.client.session import Session, close_sessions, session_for
+from malt.llm.client.session import Session, close_sessions, open_session
 from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
@@ -102,7 +102,7 @@ def test_what_lies_with_the_provider_is_held_before_a_run_that_comes_again_hands
         close_sessions()
         with Store(Settings().store) as store:
             book = BatchStore(store)
-            assert sum(batch.usd for batch in (*book.ended(spec.name), *book.under_way(spec.name))) <= cap
+            assert sum(batch.usd for batch in (*book.list_ended(spec.name), *book.list_open(spec.name))) <= cap
 
 
 def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
@@ -129,7 +129,7 @@ def test_a_direct_request_waits_until_batches_leave_room(provider: BatchProvider
     provider.stages = ["in_progress", "completed"]
     grown(batched(spec, wait=False), run="one")
     with Store(Settings().store) as store:
-        [under_way] = BatchStore(store).under_way(spec.name)
+        [under_way] = BatchStore(store).list_open(spec.name)
     limited = spec.model_copy(update={"limits": Limits(max_cost_usd=under_way.usd)})
     grown(with_direct(limited, provider, "generator"), run="two")
     assert DIRECT.partition("/")[2] in {asked.model for asked in provider.requests}
@@ -150,7 +150,7 @@ def test_what_an_answer_took_that_does_not_say_so_is_not_known(provider: BatchPr
 
 
 def held(spec: RunSpec, run: str) -> Session:
-    return session_for(Settings(), spec.limits, run=run)
+    return open_session(Settings(), spec.limits, run=run)
 
 
 def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
@@ -158,10 +158,10 @@ def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvide
     provider.stages = ["in_progress", "completed"]
     assert grown(batched(limited, wait=False), run="one")[0].waits is not None
     budget = held(limited, "one").budget
-    assert len(budget.pledged) == 1
+    assert len(budget.reserved) == 1
     assert grown(batched(limited, wait=False), run="two")[0].waits is not None
     assert grown(limited, run="one")[0] == NOTHING_MISSING
-    assert budget.pledged == {}
+    assert budget.reserved == {}
     assert budget.spent.usd == pytest.approx(billed(provider))
 
 
@@ -170,7 +170,7 @@ def test_what_was_packed_and_not_handed_in_is_held_no_longer(provider: BatchProv
     with pytest.raises(ConfigError, match="No batches today"):
         grown(capped(spec, 4.5))
     budget = held(capped(spec, 4.5), "one").budget
-    assert budget.pledged == {}
+    assert budget.reserved == {}
     assert budget.room.usd == capped(spec, 4.5).limits.max_cost_usd
 
 
@@ -185,7 +185,7 @@ def test_runs_at_once_in_one_session_hold_and_count_each_batch_once(provider: Ba
         return await asyncio.gather(*map(grow, inputs.questions))
 
     assert asyncio.run(grow_all()) == [NOTHING_MISSING] * QUESTIONS
-    assert session.budget.pledged == {}
+    assert session.budget.reserved == {}
     assert session.budget.spent.usd == pytest.approx(billed(provider))
 
 

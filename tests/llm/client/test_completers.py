@@ -12,8 +12,8 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import ConfigError, RunStopped, StoreError
-from malt.llm.client.completers import asker, recall, runs_of
-from malt.llm.client.session import Session, session_for
+from malt.llm.client.completers import group_runs, make_completer, make_store_completer
+from malt.llm.client.session import Session, open_session
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
 from malt.llm.usage import Usage
 from tests import mishaps
@@ -22,7 +22,7 @@ from tests.providers import ScriptedProvider
 
 @pytest.fixture
 def session(settings: Settings) -> Session:
-    return session_for(settings, Limits())
+    return open_session(settings, Limits())
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatc
 
 
 def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(asker(session, [request.question_id])(request))
+    return session.run(make_completer(session, [request.question_id])(request))
 
 
 def texts(completions: Sequence[Completion]) -> list[str]:
@@ -72,7 +72,7 @@ def test_more_samples_ask_only_for_the_new_ones(
 def test_equal_requests_at_the_same_time_are_asked_once(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    complete = asker(session, ["q1"])
+    complete = make_completer(session, ["q1"])
 
     async def at_once() -> list[Sequence[Completion]]:
         return await asyncio.gather(*(complete(request_for_three) for _ in range(5)))
@@ -110,7 +110,7 @@ def test_a_failed_request_says_why_and_is_asked_again_next_time(
     with pytest.raises(RequestFailed, match="maximum context length"):
         ask(session, request_for_three)
     with pytest.raises(RequestFailed, match="maximum context length"):
-        session.run(recall(session.store, ["q1"])(request_for_three))
+        session.run(make_store_completer(session.store, ["q1"])(request_for_three))
     provider.faults = None
     assert len(ask(session, request_for_three)) == 3
 
@@ -141,14 +141,14 @@ def test_a_wrong_key_stops_everything_at_once(
 
 def test_recall_asks_nobody(session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest) -> None:
     with pytest.raises(RequestFailed, match="not in the store"):
-        session.run(recall(session.store, ["q1"])(request_for_three))
+        session.run(make_store_completer(session.store, ["q1"])(request_for_three))
     assert provider.request_count == 0
 
 
 def test_a_role_that_may_not_be_asked_is_only_recalled(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    complete = asker(session, ["q1"], asks={Role.EVALUATOR})
+    complete = make_completer(session, ["q1"], asks={Role.EVALUATOR})
     with pytest.raises(RequestFailed, match="not in the store"):
         session.run(complete(request_for_three))
     assert provider.request_count == 0
@@ -157,7 +157,7 @@ def test_a_role_that_may_not_be_asked_is_only_recalled(
 def test_what_another_run_stored_meanwhile_is_what_this_one_goes_on_with(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest
 ) -> None:
-    early = asker(session, ["q1"])
+    early = make_completer(session, ["q1"])
     first = ask(session, request_for_three)
     provider.script = lambda _asked, sample: f"another text {sample}"
     assert texts(session.run(early(request_for_three))) == texts(first)
@@ -206,7 +206,7 @@ def test_a_closed_session_keeps_what_was_under_way(
 
     session.run(ask_and_leave())
     session.close()
-    reopened = session_for(settings, Limits())
+    reopened = open_session(settings, Limits())
     assert len(ask(reopened, request_for_three)) == 3
     assert provider.request_count == 1
 
@@ -223,7 +223,7 @@ def test_a_closed_session_asks_nothing_more(
 def test_sessions_share_their_connections_and_close_in_any_order(
     session: Session, provider: ScriptedProvider, request_for_three: CompletionRequest, settings: Settings
 ) -> None:
-    other = session_for(settings, Limits(max_in_flight=2))
+    other = open_session(settings, Limits(max_in_flight=2))
     ask(session, request_for_three)
     ask(other, replace(request_for_three, question_id="q2"))
     session.close()
@@ -236,7 +236,7 @@ def test_sessions_share_their_connections_and_close_in_any_order(
     ("numbers", "runs"), [([], []), ([0, 1, 2], [(0, 3)]), ([3], [(3, 1)]), ([0, 2, 3, 7], [(0, 1), (2, 2), (7, 1)])]
 )
 def test_missing_samples_are_grouped_into_runs(numbers: list[int], runs: list[tuple[int, int]]) -> None:
-    assert runs_of(numbers) == runs
+    assert group_runs(numbers) == runs
 
 
 def test_an_answer_that_was_damaged_in_the_store_is_named(

@@ -12,7 +12,7 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
-from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, lease
+from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, hold_run_lock
 from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
@@ -20,11 +20,11 @@ LIMIT_S = 30.0
 """On a busy machine."""
 HOLDER = """
 import asyncio
-from malt.llm.client.run_lock import lease
+from malt.llm.client.run_lock import hold_run_lock
 from malt.config.settings import Settings
 
 async def hold():
-    async with lease("sums", Settings(), "a process of its own"):
+    async with hold_run_lock("sums", Settings(), "a process of its own"):
         print("held", flush=True)
         await asyncio.sleep(600)
 
@@ -49,7 +49,7 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def hold_briefly(settings: Settings, name: str = "sums") -> None:
-    async with lease(name, settings, "the second"):
+    async with hold_run_lock(name, settings, "the second"):
         pass
 
 
@@ -61,7 +61,7 @@ async def waits(run: "asyncio.Task[None]") -> bool:
 async def test_a_second_run_waits_for_the_first_and_says_so(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with lease("sums", settings, "the first"):
+    async with hold_run_lock("sums", settings, "the first"):
         second = asyncio.create_task(hold_briefly(settings))
         assert await waits(second)
     await asyncio.wait_for(second, LIMIT_S)
@@ -70,7 +70,7 @@ async def test_a_second_run_waits_for_the_first_and_says_so(
 
 
 async def test_a_run_that_waits_may_give_up(settings: Settings) -> None:
-    async with lease("sums", settings, "the first"):
+    async with hold_run_lock("sums", settings, "the first"):
         second = asyncio.create_task(hold_briefly(settings))
         assert await waits(second)
         second.cancel()
@@ -80,7 +80,7 @@ async def test_a_run_that_waits_may_give_up(settings: Settings) -> None:
 
 
 async def test_other_datasets_and_other_stores_need_not_wait(settings: Settings, tmp_path: Path) -> None:
-    async with lease("sums", settings, "the first"):
+    async with hold_run_lock("sums", settings, "the first"):
         await asyncio.wait_for(hold_briefly(settings, "products"), LIMIT_S)
         await asyncio.wait_for(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/other.db")), LIMIT_S)
 
@@ -99,7 +99,7 @@ async def test_a_process_that_is_killed_holds_nothing(settings: Settings, caplog
 
 async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to("store.db")
-    async with lease("sums", Settings(store_url=f"sqlite:///{tmp_path}/store.db"), "the first"):
+    async with hold_run_lock("sums", Settings(store_url=f"sqlite:///{tmp_path}/store.db"), "the first"):
         second = asyncio.create_task(hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/link.db")))
         assert await waits(second)
         second.cancel()
@@ -115,7 +115,7 @@ async def test_a_database_that_is_killed_leaves_the_lease_with_the_run_that_had_
     server: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(store_url=server.url("postgres"))
-    async with lease("sums", settings, "the first"):
+    async with hold_run_lock("sums", settings, "the first"):
         second = asyncio.create_task(hold_briefly(settings))
         assert await waits(second)
         os.kill(server.pid, signal.SIGKILL)
@@ -132,7 +132,7 @@ async def test_a_database_that_is_killed_leaves_the_lease_with_the_run_that_had_
 
 async def test_a_database_that_stays_away_ends_the_wait_and_not_the_run(server: Postgres) -> None:
     settings = Settings(store_url=server.url("postgres"), store_patience_s=SOON_S)
-    async with lease("sums", settings, "the first"):
+    async with hold_run_lock("sums", settings, "the first"):
         second = asyncio.create_task(hold_briefly(settings))
         assert await waits(second)
         os.kill(server.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
-from malt.llm.client.completers import asker
+from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session
 from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
@@ -96,7 +96,7 @@ def request_for_one(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch)
 
 
 def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(asker(session, [request.question_id])(request))
+    return session.run(make_completer(session, [request.question_id])(request))
 
 
 @of_every_case
