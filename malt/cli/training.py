@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from pydantic import JsonValue
 
 from malt.cli import terminal
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from malt.errors import VersionError
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
@@ -76,7 +77,7 @@ def _show_summary(summary: "TrainSummary") -> None:
     terminal.say(f'a role is played by it with: model = "{reference}"')
 
 
-def _listing(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> JsonValue:
+def _listing(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> "JsonValue":
     """Return model versions as JSON, and why others cannot be read."""
     return {
         "versions": [
