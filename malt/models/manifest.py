@@ -13,9 +13,10 @@ from malt.canonical_json import digest
 from malt.config.base import Recorded
 from malt.config.spec import Role
 from malt.config.train import Stage, TrainSpec
-from malt.datasets.manifest import MANIFEST_FILE, SEAL, Code, FileEntry, Parent
+from malt.datasets.manifest import MANIFEST_FILE, Code, FileEntry, Parent
 from malt.errors import VersionError
 
+SEAL = "manifest_sha256"
 GGUF_FILE = "model.gguf"
 ADAPTER = "adapter"
 FULL = "model"

@@ -7,10 +7,9 @@ from typing import TypeVar
 from malt.canonical_json import cached_sha256
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, Fallback, Role, Roles, RoleSpec, RunSpec
-from malt.datasets.version.dataset_version import NAME
 from malt.errors import ConfigError, VersionError
 from malt.llm.provider import embedded
-from malt.models.version import ModelVersion, open_model
+from malt.models.version import NAME, ModelVersion, open_model
 
 M = TypeVar("M", RoleSpec, EvaluatorSpec)
 

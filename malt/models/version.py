@@ -7,11 +7,11 @@ from pathlib import Path
 from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.version.dataset_version import NAME
 from malt.datasets.version.folders import LATEST, version_numbers
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
 
+NAME = "[a-z0-9-]{1,100}"
 KIND = "models/"
 """What commands that take versions of any kind call these by: `models/NAME@v3`."""
 REFERENCE = re.compile(rf"({KIND})?(?P<name>{NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}))?")

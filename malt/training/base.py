@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from malt.canonical_json import cached_sha256, digest
-from malt.datasets.version.folders import discard, sync_tree, unfinished
+from malt.datasets.version.folders import discard, sync_tree, temporary_name
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
 
@@ -70,7 +70,7 @@ def unpack(base: Base) -> Path:
     if base.gguf is None or (base.folder / "config.json").is_file():
         return base.folder
     base.folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = unfinished(base.folder.parent)
+    staging = temporary_name(base.folder.parent)
     staging.mkdir()
     try:
         write_folder(base.gguf, staging)
