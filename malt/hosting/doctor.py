@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
-from malt.engine.job import models_asked, read_inputs
+from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
@@ -50,8 +50,8 @@ def tried(subject: str, trial: Callable[[], str]) -> Check:
 
 def told_of_inputs(spec: RunSpec) -> str:
     """Read questions and prompts."""
-    inputs = read_inputs(spec)
-    return f"{len(inputs.questions):,} questions, every reference answer can be graded against"
+    job = read_job(spec)
+    return f"{len(job.questions):,} questions, every reference answer can be graded against"
 
 
 def told_of_folder(settings: Settings) -> str:

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ from malt.config.settings import Settings
 from malt.errors import ConfigError
 
 NAME = "embedded"
+
+KEY = secrets.token_urlsafe(32)
+"""What the servers of this process ask for, so that no other user and no page in a browser can use them."""
 
 SLOTS = 8
 """Samples the server works on at once; the most that one request may ask for (`n`)."""
@@ -123,7 +127,8 @@ def as_list(value: JsonValue) -> list[JsonValue]:
 
 def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
     """Ask the server's tokenizer."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
         return as_list(json.load(reply)["tokens"])
 
@@ -250,6 +255,8 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
     values.verbosity = -1
     values.warmup = False
     values.ui = False
+    values.api_keys = [KEY]
+    values.cors_origins = "http://127.0.0.1"
     values.endpoint_slots = False
     return values
 

@@ -25,7 +25,9 @@ ASK = """
 import json, urllib.request
 def ask(url, **body):
     body = {"messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 12, "temperature": 1, **body}
-    request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode())
+    from malt.llm.provider.embedded import KEY
+    headers = {"Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as reply:
         return json.load(reply)
 """
