@@ -45,7 +45,7 @@ def ask(address: str, prompt: str, tokens: int) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{address}/chat/completions",
         json.dumps({**body, "logprobs": True, "top_logprobs": 5}).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", "Authorization": f"Bearer {embedded.KEY}"},
     )
     with urllib.request.urlopen(request, timeout=120) as reply:
         choice: dict[str, Any] = json.load(reply)["choices"][0]
