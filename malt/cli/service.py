@@ -14,12 +14,14 @@ from malt.errors import ConfigError
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Of the server and its UI."
 )
-def up(port: int) -> None:
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others reach it there.")
+@click.option("--redeploy", is_flag=True, help="Bring all deployments back to prefect.yaml, whatever the UI set.")
+def up(port: int, host: str, redeploy: bool) -> None:
     """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.config.settings import Settings
     from malt.hosting.up import up as serve
 
-    serve(_find_project(), Settings().data_dir, port, click.echo)
+    serve(_find_project(), Settings().data_dir, click.echo, host=host, port=port, redeploy=redeploy)
 
 
 @click.command()

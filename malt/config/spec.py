@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from malt.config.secret_scan import (
     schema_without_keys,
     text_like,
 )
+from malt.config.train import TrainSpec
 
 
 class Role(StrEnum):
@@ -28,8 +29,31 @@ class Role(StrEnum):
     EVALUATOR = "evaluator"
 
 
-PLAYERS = (Role.GENERATOR, Role.VERIFIER, Role.REFINER)
+class Part(NamedTuple):
+    """What one trained role writes in a trajectory."""
+
+    role: Role
+    writes: str
+    """Prompt slot under which all later roles see its text."""
+
+
+TRAJECTORY = (
+    Part(Role.GENERATOR, writes="solution"),
+    Part(Role.VERIFIER, writes="verification"),
+    Part(Role.REFINER, writes="refinement"),
+)
+"""The trained roles in the order they speak; each is asked once for every text of the one before it."""
+
+PLAYERS = tuple(part.role for part in TRAJECTORY)
 """The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+
+def slots_of(role: Role) -> tuple[str, ...]:
+    """Return what a role's prompt may name. The reference answer is the evaluator's alone."""
+    if role not in PLAYERS:
+        return ("question", "ground_truth", "answer")
+    return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
+
 
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
@@ -85,7 +109,7 @@ class ModelSpec(Declared):
     first: ClassVar[tuple[str, ...]] = ("model", "temperature", "max_tokens")
 
     model: str = Field("embedded", min_length=1)
-    """`embedded`, or any LiteLLM name: openai/…, anthropic/…, groq/…, ollama_chat/…, hosted_vllm/…"""
+    """`embedded`, a model version (NAME@v2), or a LiteLLM name: openai/…, groq/…, ollama_chat/…, hosted_vllm/…"""
     temperature: float | None = Field(0.3, ge=0, le=2)
     """Sampling temperature; empty: the provider's default."""
     max_tokens: int | None = Field(1024, ge=1)
@@ -106,6 +130,8 @@ class ModelSpec(Declared):
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
     fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks, tuple[Fallback | str, ...])] = ()
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
+    weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
@@ -125,8 +151,14 @@ class ModelSpec(Declared):
             "api_base": self.api_base if is_near else fallback.api_base,
             "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
             "api_key_block": self.api_key_block if is_near and fallback.api_key_env is None else None,
+            "weights": None,
         }
         return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
+
+    @property
+    def identity(self) -> str:
+        """What its answers' keys know it by: the digest of its weights, else its name."""
+        return self.model if self.weights is None else f"sha256:{self.weights}"
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
@@ -174,9 +206,9 @@ class Roles(Declared):
         return spec
 
     @property
-    def branching(self) -> tuple[int, int, int]:
+    def branching(self) -> tuple[int, ...]:
         """Children per node at each level: generations, critiques of each, refinements of each critique."""
-        return self.generator.samples, self.verifier.samples, self.refiner.samples
+        return tuple(self[role].samples for role in PLAYERS)
 
 
 class EvaluatorSpec(ModelSpec):
@@ -540,6 +572,8 @@ class RunSpec(Declared):
     """What the run may use."""
     run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
 

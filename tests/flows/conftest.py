@@ -19,6 +19,7 @@ from malt.hosting.private_prefect import PRIVATE
 HOME = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"] = "malt:tests"
 
 
 class Ran(NamedTuple):
