@@ -20,7 +20,7 @@ from malt.datasets.export.tool_files import README_FILE, render_readme
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, temporary_name
+from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, temporary_name
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 
@@ -158,8 +158,7 @@ def _move(staging: Path, target: Path) -> None:
     Between the two renames that this takes, a crash leaves no folder; the version still has all of it. Raises
     `InputError` where somebody else wrote there meanwhile.
     """
-    for path in [*staging.rglob("*"), staging]:
-        sync(path)
+    sync_tree(staging)
     refuse_foreign(target)
     earlier = target / EXPORT_MANIFEST_FILE
     if earlier.exists() and earlier.read_bytes() == (staging / EXPORT_MANIFEST_FILE).read_bytes():

@@ -24,6 +24,7 @@ from malt.datasets.version.dataset_version import DatasetVersion, locate, open_f
 from malt.datasets.version.folders import (
     STAGING,
     discard,
+    folder_numbers,
     is_abandoned,
     latest_number,
     linked_numbers,
@@ -69,9 +70,9 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 def _refuse_needed(folder: Path, number: int) -> None:
     """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
-    numbers = version_numbers(folder)
+    numbers = folder_numbers(folder)
     if number not in numbers:
-        raise VersionError(f"{folder.name}@v{number} was just removed")
+        raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to elsewhere")
     point_latest(folder)
     if number in (numbers[-1], latest_number(folder)):
         why = "`latest` names it" if number == latest_number(folder) else "its number must not be given again"
@@ -221,7 +222,8 @@ def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
 
 def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:
     """Count, or remove, what dead writers left in datasets' folders; return how many things, and their bytes."""
-    left = [entry for entry in chain.from_iterable(map(Path.iterdir, _dataset_folders(places))) if is_abandoned(entry)]
+    folders = (folder for folder in _dataset_folders(places) if not folder.is_symlink())
+    left = [entry for entry in chain.from_iterable(map(Path.iterdir, folders)) if is_abandoned(entry)]
     size = sum(map(size_of, left))
     for entry in left if delete else ():
         discard(entry)
