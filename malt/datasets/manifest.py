@@ -204,6 +204,8 @@ class TextCounts(Recorded):
     truncated: Share
     empty: Share
     refused: Share
+    stop_tokens: Share = Share()
+    """They ended with stop tokens of a chat template, which rows leave out."""
     unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 

@@ -7,6 +7,7 @@ from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.datasets.stats.counts import Mergeable
+from malt.grading.answers import without_stop_tokens
 from malt.grading.grades import Grade, Outcome
 from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import OwnAnswer, ValuedTree
@@ -144,6 +145,7 @@ class DiagnosticsCount(Mergeable):
         counts = self._texts.setdefault((node.role, node.completion.model), Counter())
         counts["nodes"] += 1
         counts[node.status] += 1
+        counts["stop_tokens"] += without_stop_tokens(node.text) != node.text
         counts["answers"] += outcome is not None
         counts["unanswered"] += outcome is Outcome.UNANSWERED
 
@@ -215,6 +217,7 @@ def _text_counts(counts: Counter[str]) -> TextCounts:
         truncated=_share(counts[NodeStatus.TRUNCATED], nodes),
         empty=_share(counts[NodeStatus.EMPTY], nodes),
         refused=_share(counts[NodeStatus.REFUSED], nodes),
+        stop_tokens=_share(counts["stop_tokens"], nodes),
         unanswered=_share(counts["unanswered"], nodes) if counts["answers"] else None,
     )
 

@@ -75,6 +75,7 @@ def _texts(found: Diagnostics) -> Iterator[Finding]:
 def _flaws(texts: TextCounts) -> str:
     named = {"truncated": texts.truncated, "empty": texts.empty, "refused": texts.refused}
     known = named if texts.unanswered is None else {**named, "unanswered": texts.unanswered}
+    known |= {"with stop tokens": texts.stop_tokens} if texts.stop_tokens.count else {}
     return ", ".join(f"{format_share(share.percent)} {name}" for name, share in known.items())
 
 
