@@ -1,6 +1,7 @@
 """TrainingDataGenerator: trees and training files from Python, without a config and without Prefect."""
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ OBJECTIVE = ("exact", "contains")
 
 FROM_PYTHON = QuestionSource(source="python", format="plain")
 """How rows of a program are read: the reference answer is the text that is given."""
+
+log = logging.getLogger(__name__)
 
 
 class TrainingDataGenerator:
@@ -111,6 +114,8 @@ class TrainingDataGenerator:
             version, _, reason = await asyncio.to_thread(build, job)
         if version is None:
             raise NothingToPublish(reason)
+        for suspicion in version.manifest.suspicions:
+            log.warning("%s is suspicious: %s", version.reference, suspicion)
         if output_dir is None:
             return version
         shutil.rmtree(output_dir, ignore_errors=True)

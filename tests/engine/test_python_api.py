@@ -92,6 +92,18 @@ async def test_criteria_change_by_a_subclass_and_by_more_scores(
     assert "Be strict." in provider.requests[0].prompt
 
 
+async def test_a_judge_whose_replies_cannot_be_read_makes_a_warning_and_no_latest_version(
+    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = lambda _asked, _sample: "I think it is fine."
+    generator = TrainingDataGenerator("openai/m", 0.5, 2, api_base=provider.url, api_key_env="TEST_KEY")
+    version = await generator.generate_and_evaluate(DATA)
+    assert version.manifest.counts.outcomes["unknown"] == 3 * 8
+    assert "training-data@v1 is suspicious: the grade of 24 of 24 leaves is unknown" in caplog.text
+    assert not (version.path.parent / "latest").exists()
+
+
 async def test_nothing_complete_is_an_error_that_says_so(
     generator: TrainingDataGenerator, provider: ScriptedProvider
 ) -> None:

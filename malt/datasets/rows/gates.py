@@ -208,12 +208,7 @@ GATES: tuple[Gate, ...] = (
         _each(_answers_differ),
         lambda context, pair: f"both texts answer {answer_of(context.valued, pair.chosen.node)!r}",
     ),
-    Gate(
-        "repeats",
-        _ALL,
-        _drop_repeats,
-        lambda *_: "an earlier row below the same parent says the same",
-    ),
+    Gate("repeats", _ALL, _drop_repeats, lambda *_: "an earlier row below the same parent says the same"),
     Gate(
         "min_margin",
         ("dpo",),
