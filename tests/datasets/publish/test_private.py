@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from malt import TrainingDataGenerator
 from malt.config.settings import Settings
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.version.folders import open_staging, set_tag
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
 from malt.private_files import make_private_folder
+from tests.providers import ScriptedProvider
 from tests.published import PROVENANCE, mixed_shard, publish_questions, spec_of
 
 
@@ -74,3 +76,14 @@ def test_no_module_names_a_file_in_the_shared_temporary_folder() -> None:
     sources = [path for part in ("malt", "tasks", "flows") for path in (root / part).rglob("*.py")]
     assert sources
     assert [str(path) for path in sources if fixed.search(path.read_text())] == []
+
+
+async def test_all_that_a_run_leaves_in_the_data_folder_is_the_user_s_alone(
+    provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "data"))
+    generator = TrainingDataGenerator("openai/m", api_base=provider.url, api_key_env="TEST_KEY", use_llm_eval=False)
+    await generator.generate_and_evaluate([{"question": "What is 2 + 2?", "ground_truth": "4"}])
+    assert (tmp_path / "data" / "store.db").exists()
+    assert open_to_others(tmp_path) == []
