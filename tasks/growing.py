@@ -32,28 +32,43 @@ from tasks.stored_answers import STORED_ANSWERS
 
 Future = PrefectFuture[Any]
 
+ROOT = Address()
 POLL_S = 0.5
 """How often a flow that waits for its task runs looks whether the run was stopped."""
 
 
-class Branch(NamedTuple):
+class Branch:
     """A node of a question's tree whose children are asked for; the root to begin with."""
 
-    question: Question
-    node: Address = Address()
+    def __init__(self, question: Question, node: Address = ROOT) -> None:
+        self.question = question
+        self.node = node
 
     def __str__(self) -> str:
         return f"{PLAYERS[len(self.node)]} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
 
 
-class Answers(NamedTuple):
-    """What one request came to, and the texts above that it went by."""
+class Answers:
+    """What one request came to, and the texts above that it went by.
 
-    texts: tuple[str, ...]
-    completions: Mapping[int, Completion]
-    """By sample number."""
-    failure: RequestFailed | None = None
-    """Why some could not be had."""
+    This class and `Graded` are none that Prefect looks into. It joins whatever equals a part of a result by identity to
+    the task that gave it, and all empty tuples are one.
+    """
+
+    def __init__(
+        self, texts: tuple[str, ...], completions: Mapping[int, Completion], failure: RequestFailed | None = None
+    ) -> None:
+        """`completions` are those that came, by sample number; `failure` says why others did not."""
+        self.texts = texts
+        self.completions = completions
+        self.failure = failure
+
+
+class Graded:
+    """What grading a tree came to."""
+
+    def __init__(self, assessed: Assessed) -> None:
+        self.assessed = assessed
 
 
 class Grower:
@@ -138,8 +153,8 @@ def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> Sta
     except MaltError as error:
         return Failed(message=str(error), data=error)
     if failures := assessed.valued.tree.failures:
-        return Failed(message=failures[0].reason, data=assessed)
-    return Completed(message=count_right(assessed.valued), data=assessed)
+        return Failed(message=failures[0].reason, data=Graded(assessed))
+    return Completed(message=count_right(assessed.valued), data=Graded(assessed))
 
 
 def count_right(valued: ValuedTree) -> str:
@@ -208,8 +223,8 @@ async def find_failures(future: Future, branch: Branch | None = None) -> tuple[F
     if not (future.state.is_failed() or future.state.is_crashed()):
         return ()
     found = await future.state.aresult(raise_on_failure=False)
-    if isinstance(found, Assessed):
-        return found.valued.tree.failures
+    if isinstance(found, Graded):
+        return found.assessed.valued.tree.failures
     if branch is None or not isinstance(found, Answers):
         raise found
     role = PLAYERS[len(branch.node)]
