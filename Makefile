@@ -19,6 +19,12 @@ $(VENV)/dev: $(VENV)/ready
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+$(VENV)/trains: $(VENV)/ready
+	$(INSTALL) --editable '.[train]'
+	@touch $@
+
+train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
+
 setup: $(VENV)/dev  ## create .venv with everything that is pinned
 
 run: $(VENV)/ready  ## make a dataset with the embedded model: no key, no server, no download
@@ -33,4 +39,4 @@ test: setup  ## lint, types, then the whole test suite
 pins: setup  ## write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-.PHONY: help setup run test pins
+.PHONY: help setup train run test pins
