@@ -28,7 +28,6 @@ from tasks.growing import (
     collect,
     expand,
     grade,
-    samples_above,
     with_block_keys,
 )
 from tasks.progress import show_progress
@@ -70,8 +69,8 @@ async def grow_branches(job: Job, run: Run) -> Grown:
     with SyncClientContext.get_or_create():  # else each task run would make a client of its own, for 25 ms
         answers = expand_stored.map(branches, unmapped(None), shared)
         expanded = [*zip(branches, answers, strict=True)]
-        for role in PLAYERS[1:]:
-            branches, parents = children_of(branches, answers, samples_above(role, job.spec))
+        for _ in PLAYERS[1:]:
+            branches, parents = children_of(branches, answers, job.spec)
             answers = expand_stored.map(branches, allow_failure(parents), shared)
             expanded += zip(branches, answers, strict=True)
         trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)

@@ -44,8 +44,13 @@ class Branch:
         self.question = question
         self.node = node
 
+    @property
+    def role(self) -> Role:
+        """Who is asked."""
+        return PLAYERS[len(self.node)]
+
     def __str__(self) -> str:
-        return f"{PLAYERS[len(self.node)]} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
+        return f"{self.role} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
 
 
 class Answers:
@@ -164,21 +169,16 @@ def count_right(valued: ValuedTree) -> str:
     return f"{right} of {len(leaves)} leaves right"
 
 
-def samples_above(role: Role, spec: RunSpec) -> int:
-    """Return how many children the nodes have of which a role is asked about each."""
-    return spec.roles[PLAYERS[PLAYERS.index(role) - 1]].samples
-
-
 def children_of(
-    branches: Sequence[Branch], answers: Sequence[Future], samples: int
+    branches: Sequence[Branch], answers: Sequence[Future], spec: RunSpec
 ) -> tuple[list[Branch], list[Future]]:
     """Return the next level's branches, and the future that each one's text comes from."""
-    pairs = [
+    children = [
         (Branch(branch.question, branch.node.child(sample)), future)
         for branch, future in zip(branches, answers, strict=True)
-        for sample in range(samples)
+        for sample in range(spec.roles[branch.role].samples)
     ]
-    return [branch for branch, _ in pairs], [future for _, future in pairs]
+    return [child for child, _ in children], [future for _, future in children]
 
 
 def by_question(answers: Sequence[Future], questions: int) -> list[Sequence[Future]]:
@@ -227,8 +227,7 @@ async def find_failures(future: Future, branch: Branch | None = None) -> tuple[F
         return found.assessed.valued.tree.failures
     if branch is None or not isinstance(found, Answers):
         raise found
-    role = PLAYERS[len(branch.node)]
-    return (FailedBranch(branch.question.question_id, str(branch.node), role, str(found.failure)),)
+    return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)
 
 
 @task(task_run_name="grow {job.questions[0].question_id} and on", persist_result=False)
