@@ -17,10 +17,9 @@ from malt.engine.build import Built, build
 from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
-from malt.trees.replay import Assessed
 from tasks.artifacts import leave
 from tasks.comparing import tell_changes
-from tasks.growing import Future
+from tasks.growing import Future, Graded
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
@@ -29,8 +28,8 @@ FAILURES_SHOWN = 200
 @task(task_run_name="publish {job.spec.name}", persist_result=False)
 def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
     """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
-    graded = [tree for tree in trees if isinstance(tree, Assessed)]
-    return build(job, {tree.valued.tree.question.question_id: tree for tree in graded})
+    graded = [tree.assessed for tree in trees if isinstance(tree, Graded)]
+    return build(job, {each.valued.tree.question.question_id: each for each in graded})
 
 
 async def publish(job: Job, trees: Sequence[Future]) -> Built:
