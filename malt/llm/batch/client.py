@@ -13,7 +13,7 @@ from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.api import GONE, MARK, ItemResult, RemoteBatch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.provider.errors import classify_error, name_endpoint
+from malt.llm.provider.errors import classify_error, name_endpoint, translate_error
 from malt.llm.provider.routing import Route, find_route
 from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.store.batches import Batch
@@ -155,7 +155,7 @@ class BatchClient:
         """Return what passes; raise what does not."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
-        fault = classify_error(api.translate_error(error, route), self.model, route)
+        fault = classify_error(translate_error(error, route), self.model, route)
         if isinstance(fault, RateLimited | Unavailable):
             return fault
         raise ConfigError(str(fault)) if isinstance(fault, Rejected) else fault from None

@@ -16,7 +16,8 @@ from malt.concurrency import all_of
 from malt.config.spec import Role
 from malt.errors import ConfigError, StoreError
 from malt.llm.client.session import Session, open_default_session
-from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed, read_response
+from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
+from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.llm.usage import Tally, Usage

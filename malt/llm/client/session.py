@@ -22,7 +22,8 @@ from malt.llm.faults import NoSiblings
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
-from malt.llm.request import CompletionRequest, RequestFailed, split_response
+from malt.llm.request import CompletionRequest, RequestFailed
+from malt.llm.response import split_response
 from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store, StoredSample
 from malt.llm.store.writer import BatchedWriter
