@@ -114,8 +114,8 @@ def read_response(
 ) -> Completion:
     """Read one stored response."""
     body: Any = parse_body(response.encode())
-    choice = body["choices"][0] or {}
-    message = choice.get("message") or {}
+    choice = _as_object(body["choices"][0])
+    message = _as_object(choice.get("message"))
     text, reasoning = _read_message(message)
     usage = body["usage"] if has_usage(body.get("usage")) else {}
     share = (body["position"], body["siblings"])
@@ -209,6 +209,10 @@ def _native_reason(choice: Mapping[str, Any]) -> str:
     own = choice.get("native_finish_reason") or (fields.get("native_finish_reason") if isinstance(fields, dict) else "")
     is_known = _text_of(own).lower() in _MEANINGS.keys() | _FAULTS
     return _text_of(own if is_known else choice.get("finish_reason"))
+
+
+def _as_object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _text_of(value: object) -> str:

@@ -23,7 +23,7 @@ from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
 from malt.llm.request import CompletionRequest, RequestFailed
-from malt.llm.response import split_response
+from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store, StoredSample
 from malt.llm.store.writer import BatchedWriter
@@ -177,16 +177,18 @@ class Session:
         started = time.perf_counter()
         try:
             reply = await self._send(endpoint, request, first, asked, tally)
+            rows = make_answered_rows(request, first, asked, reply, tally.run)
         except NoSiblings:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally, has_spare=has_spare)
-        except MaltError as error:
-            if not _costs_branch_alone(error, has_spare=has_spare):
+        except Exception as error:
+            if isinstance(error, MaltError) and not _costs_branch_alone(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
                 raise
+            reason = str(error) if isinstance(error, MaltError) else f"{type(error).__name__}: {error}"
             waited_s = time.perf_counter() - started
-            return await self._put(_make_failed_rows(request, first, count, str(error), waited_s, tally.run))
-        return await self._put(make_answered_rows(request, first, asked, reply, tally.run))
+            rows = _make_failed_rows(request, first, count, clean_text(reason), waited_s, tally.run)
+        return await self._put(rows)
 
     async def _wait_for_store(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""

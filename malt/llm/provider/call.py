@@ -18,7 +18,7 @@ from malt.canonical_json import digest
 from malt.concurrency import within
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError, MaltError
-from malt.llm.faults import NoSiblings, RateLimited, Unavailable
+from malt.llm.faults import NoSiblings, RateLimited, Unavailable, Unusable
 from malt.llm.provider import embedded, openai_compatible
 from malt.llm.provider.errors import classify_error, name_endpoint, read_reason, tidy_reason, translate_error
 from malt.llm.provider.openai_compatible import HttpRefusal, HttpReply
@@ -86,12 +86,17 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     started = time.perf_counter()
     try:
         body, headers = await within(model.timeout_s, _complete(route, arguments))
-        return await _read_reply(route, model, body, read_limits(headers), time.perf_counter() - started)
-    except MaltError:
-        raise
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
         raise classify_error(error, model, route, count, has_schema="response_format" in arguments) from None
+    latency_s = time.perf_counter() - started
+    try:
+        return await _read_reply(route, model, body, read_limits(headers), latency_s)
+    except MaltError:
+        raise
+    except Exception as error:
+        said = tidy_reason(f"{type(error).__name__}: {error}", model)
+        raise Unusable(f"{name_endpoint(model)}: the answer cannot be read ({said})") from None
 
 
 async def _complete(route: Route, arguments: Mapping[str, object]) -> HttpReply:

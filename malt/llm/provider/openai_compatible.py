@@ -31,6 +31,8 @@ _NOT_IN_BODY = frozenset(
 _UNCHANGED = frozenset({"temperature", "top_p", "max_tokens", "n", "seed", "response_format"})
 """Parameters that LiteLLM passes on as they are; to look takes it a quarter of a millisecond."""
 _MOST_REDIRECTS = 3
+_SHOWN = 200
+"""Bytes of a reply that is no JSON that its error shows."""
 
 
 class HttpReply(NamedTuple):
@@ -65,7 +67,10 @@ async def complete(route: Route, arguments: Mapping[str, Any]) -> HttpReply:
     status, sent_back, text = await _post(url, json.dumps(body).encode(), headers, _most_bytes(body))
     if status != 200:
         raise HttpRefusal(status, text.decode(errors="replace"), sent_back)
-    return HttpReply(parse_body(text), sent_back)
+    try:
+        return HttpReply(parse_body(text), sent_back)
+    except ValueError:
+        raise ValueError(f"answered with no JSON: {text[:_SHOWN].decode(errors='replace')}") from None
 
 
 def build_body(route: Route, arguments: Mapping[str, Any]) -> dict[str, Any]:
