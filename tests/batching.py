@@ -12,7 +12,7 @@ from malt.config.spec import RunSpec
 from malt.engine.batch_mode import Rhythm, ask_in_batches
 from malt.engine.job import read_inputs
 from malt.llm.client.session import open_session
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from malt.llm.usage import Tally
 from malt.trees.pipeline import Shortfall
 from tests.batches import BatchProvider

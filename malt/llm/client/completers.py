@@ -169,7 +169,8 @@ class SessionCompleter(StoreCompleter):
         """Ask, remember what came or why nothing did, and return how many samples came."""
         self._raise_if_under_way(request.keys[first : first + count])
         drawn = self.with_draw(request, first)
-        rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
+        has_failed = any(key in self.known for key in request.keys[first : first + count])  # a row, and no answer
+        rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare, has_failed=has_failed)
         self.known.update((row.key, row) for row in rows)
         bought = {row.key: read_sample(row, cached=False) for row in rows if row.response is not None}
         for completion in bought.values():

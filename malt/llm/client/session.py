@@ -153,13 +153,21 @@ class Session:
         return [endpoint.throttled_by for endpoint, _ in list(self._endpoints.values()) if endpoint.throttled_by]
 
     async def ask(
-        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
+        self,
+        request: CompletionRequest,
+        first: int,
+        count: int,
+        tally: Tally,
+        *,
+        has_spare: bool = False,
+        has_failed: bool = False,
     ) -> list[StoredSample]:
         """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked.
 
         `has_spare`: another model will be asked instead, so an endpoint that is down or unpaid does not end the run.
+        `has_failed`: an earlier run asked for it in vain.
         """
-        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
+        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare, has_failed=has_failed))
         self._in_flight.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
@@ -170,17 +178,17 @@ class Session:
             task.exception()  # where nobody waits for it any more, asyncio need not tell
 
     async def _ask(
-        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool, has_failed: bool
     ) -> list[StoredSample]:
         endpoint = self.endpoint(request.model)
         asked = count if endpoint.siblings else 1
         started = time.perf_counter()
         try:
-            reply = await self._send(endpoint, request, first, asked, tally)
+            reply = await self._send(endpoint, request, first, asked, tally, has_failed=has_failed)
             rows = make_answered_rows(request, first, asked, reply, tally.run)
         except NoSiblings:
             endpoint.siblings = False
-            return await self._ask(request, first, 1, tally, has_spare=has_spare)
+            return await self._ask(request, first, 1, tally, has_spare=has_spare, has_failed=has_failed)
         except Exception as error:
             if isinstance(error, MaltError) and not _costs_branch_alone(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
@@ -207,7 +215,7 @@ class Session:
             raise
 
     async def _send(
-        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
+        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_failed: bool
     ) -> Reply:
         async def send() -> Reply:
             self.raise_if_stopped()  # as may be since it waited for the budget
@@ -217,7 +225,8 @@ class Session:
         async def attempt() -> Reply:
             return await self.budget.pay(self.worst_case(request, count), send)
 
-        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._wait_for_store)
+        most_tokens, question = request.most_tokens(count), request.question_id
+        return await endpoint.call(attempt, most_tokens, question, self._wait_for_store, has_failed=has_failed)
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
