@@ -70,17 +70,18 @@ def escape_markdown(text: str) -> Markdown:
     """Return one line that is plain text to Markdown: no markup, link, image, HTML, formula or table cell."""
     if isinstance(text, Markdown):
         return text
-    line = _MARKUP.sub(r"\\\g<0>", _fold(text)).replace("|", "&#124;")
+    line = _MARKUP.sub(r"\\\g<0>", fold_lines(text)).replace("|", "&#124;")
     return Markdown(_BLOCK.sub(r"\1\\\2", line))
 
 
-def _fold(text: str) -> str:
+def fold_lines(text: str) -> str:
+    """Return a text that can be printed anywhere, on one line."""
     return " ".join(escape_controls(text).split())
 
 
 def code_span(text: str) -> Markdown:
     """Return a text as code; one that could end the code span is escaped as plain text."""
-    line = _fold(text)
+    line = fold_lines(text)
     return Markdown(f"`{line}`") if line and not {"`", "|"} & set(line) else escape_markdown(line)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "loading"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes"),
     ("config",),
     ("questions",),
     ("llm",),
@@ -17,7 +17,10 @@ LAYERS = (
     ("grading",),
     ("trees",),
     ("datasets",),
+    ("models",),
+    ("training",),
     ("engine",),
+    ("evaluation",),
     ("review",),
     ("hosting",),
     ("cli",),

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -36,12 +36,24 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
     if limit is not None:
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
-    places = Places(path, origins)
+    return _checked(values, Places(path, origins))
+
+
+def override_spec(spec: RunSpec, overrides: Sequence[str], place: Path) -> RunSpec:
+    """Apply `key=value` overrides to a spec that was read at `place`. Raises `ConfigError` with one line a problem."""
+    values = spec.as_config()
+    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
+    return _checked(values, Places(place, origins)) if overrides else spec
+
+
+def _checked(values: Table, places: "Places") -> RunSpec:
+    """Make a spec of a config's values, and say what is wrong with them in terms of where each was given."""
     _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
     try:
         _resolve_paths(values, places)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{path}: a path in it, or in -s, cannot be used: {_shown(str(error))}") from error
+        where = f"{places.file}: a path in it, or in -s"
+        raise ConfigError(f"{where}, cannot be used: {_shown(str(error))}") from error
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
@@ -123,9 +135,10 @@ def _table(values: Table, key: Key, place: str) -> Table:
 
 
 def _resolve_paths(values: Table, places: Places) -> None:
-    questions = values.get("questions")
-    if isinstance(questions, dict) and _is_local(questions.get("source")):
-        questions["source"] = _from_here(questions["source"], ("questions", "source"), places)
+    evaluate = values.get("evaluate")
+    _resolve_questions(values, (), places)
+    if isinstance(evaluate, dict):
+        _resolve_questions(evaluate, ("evaluate",), places)
     prompts = values.get("prompts")
     if _is_local(prompts):
         folder = _from_here(prompts, ("prompts",), places)
@@ -134,6 +147,16 @@ def _resolve_paths(values: Table, places: Places) -> None:
     dataset = values.get("dataset")
     if isinstance(dataset, dict):
         _resolve_dataset(dataset, places)
+    train = values.get("train")
+    if isinstance(train, dict) and _is_local(train.get("base")):
+        base = _from_here(train["base"], ("train", "base"), places)
+        train["base"] = base if Path(base).is_dir() else train["base"]  # else `embedded`, or a name on the Hub
+
+
+def _resolve_questions(values: Table, above: Key, places: Places) -> None:
+    questions = values.get("questions")
+    if isinstance(questions, dict) and _is_local(questions.get("source")):
+        questions["source"] = _from_here(questions["source"], (*above, "questions", "source"), places)
 
 
 def _resolve_dataset(dataset: Table, places: Places) -> None:
@@ -215,23 +238,30 @@ def _help(key: Key) -> str:
 def _model_at(key: Key) -> type[BaseModel]:
     """Return the model of the table at `key`; below free-form tables, the last model on the way."""
     model: type[BaseModel] = RunSpec
-    for part in key:
+    parts = iter(key)
+    for part in parts:
         field = model.model_fields.get(part)
-        if field is None or not _is_model(field.annotation):
+        inner = _model_in(field.annotation) if field else None
+        if field is None or inner is None:
             break
-        model = field.annotation
+        model = inner
+        if get_origin(field.annotation) is dict:
+            next(parts, None)  # the name of one of several tables
     return model
 
 
 def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         yield (*above, name)
-        if _is_model(field.annotation):
-            yield from _all_keys(field.annotation, (*above, name))
+        inner = _model_in(field.annotation)
+        if inner is not None and get_origin(field.annotation) is not dict:
+            yield from _all_keys(inner, (*above, name))
 
 
-def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model that a field holds, or may hold, or of which it holds several by name."""
+    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in found if issubclass(kind, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

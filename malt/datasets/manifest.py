@@ -1,12 +1,13 @@
 """Manifest: what a version is made of and from, every input and file by digest."""
 
 import json
+import stat
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from malt.canonical_json import digest
 from malt.config.base import Recorded
@@ -15,7 +16,13 @@ from malt.errors import VersionError
 from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
-SEAL = "manifest_sha256"
+_SEAL = "manifest_sha256"
+
+
+VersionName = Annotated[str, Field(pattern="^[a-z0-9-]{1,100}$")]
+FilePath = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
+"""Below a version's folder: no way out of it, nothing hidden, and the same on every file system."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FileEntry(Recorded):
@@ -241,6 +248,10 @@ class Diagnostics(Recorded):
     """By role, then by the model that answered."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    unread: Share = Share()
+    """Leaves that are wrong because no grader could read the whole of their answer."""
+    disputed: Share = Share()
+    """Leaves on which two ways of comparing mathematics disagree."""
     questions: QuestionMix
 
 
@@ -277,19 +288,36 @@ class Failure(Recorded):
     reason: str
 
 
-class Manifest(Recorded):
-    """The whole story of one version."""
+class VersionManifest(Recorded):
+    """What every manifest says, of whatever it is a version."""
 
     format: Literal[1] = 1
     """Of this file."""
-    name: str
-    version: int
+    kind: Literal["dataset", "model", "evaluation"] = "dataset"
+    """What it is a version of."""
+    name: VersionName
+    version: int = Field(ge=1)
     created_at: datetime
-    content_sha256: str
-    """Over the rows of all files, not over anything measured or timed."""
+    content_sha256: Sha256
+    """Over the content of all files, not over anything measured or timed."""
     parent: Parent | None
-    files: dict[str, FileEntry]
+    files: dict[FilePath, FileEntry]
     """By path below the version's folder."""
+
+    @field_validator("files")
+    @classmethod
+    def _leave_out_the_manifest(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if own := [path for path in files if path.startswith(MANIFEST_FILE)]:
+            raise ValueError(f"names {own[0]} itself")
+        return files
+
+
+M = TypeVar("M", bound=VersionManifest)
+
+
+class Manifest(VersionManifest):
+    """The whole story of one dataset version."""
+
     config: dict[str, Any]
     """The whole spec."""
     prompts: dict[str, str]
@@ -334,31 +362,59 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
     return digest({path: entry.rows_sha256 for path, entry in files.items() if entry.rows_sha256})
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: VersionManifest, folder: Path) -> None:
     """Write `manifest.json`, sealed with a digest of itself."""
     content = manifest.model_dump(mode="json")
-    sealed = {**content, SEAL: digest(content)}
+    sealed = {**content, _SEAL: digest(content)}
     text = json.dumps(sealed, indent=2, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a version's manifest. Raises `VersionError` where there is none, or none that this release can read."""
+    """Read a dataset version's manifest. Raises `VersionError` where there is none that this release can read."""
+    return read_as(Manifest, folder, "dataset")
+
+
+def read_as(kind: type[M], folder: Path, of: str) -> M:
+    """Read the manifest of a version of some kind, which may come from anywhere.
+
+    Names and paths in it stay in the version's folder, and what they lead to is no link and no device, so that whoever
+    opened a version may read and send its files. Raises `VersionError` where that does not hold, or none can be read.
+    """
     path = folder / MANIFEST_FILE
+    _refuse_special(folder, MANIFEST_FILE)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise VersionError(f"{folder} is no dataset version: {path.name} cannot be read ({error.strerror})") from error
+        raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise VersionError(f"{path}: {place}: {first['msg']}; damaged, or written by a newer release") from error
+    for file in manifest.files:
+        _refuse_special(folder, file)
+    return manifest
+
+
+def _refuse_special(folder: Path, file: str) -> None:
+    """Raise `VersionError` where a file of a version, or a folder on the way to it, is there and is another thing."""
+    for way in (PurePosixPath(file), *PurePosixPath(file).parents[:-1]):
+        path = folder / way
+        try:
+            mode = path.lstat().st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) if way == PurePosixPath(file) else stat.S_ISDIR(mode)):
+            raise VersionError(
+                f"{path} is a link or no plain file; a version holds nothing else, so nothing of {folder} is read. "
+                "Take it from where it was made"
+            )
 
 
 def seal_holds(folder: Path) -> bool:
     """Whether a readable manifest still has the digest it was sealed with."""
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
     try:
-        return bool(content.pop(SEAL, None) == digest(content))
+        return bool(content.pop(_SEAL, None) == digest(content))
     except ValueError:  # a number that JSON does not have
         return False

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
-from malt.engine.job import models_asked, read_inputs
+from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
+from malt.models.playing import with_weights
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 MOST_TOKENS = 16
@@ -50,8 +51,8 @@ def tried(subject: str, trial: Callable[[], str]) -> Check:
 
 def told_of_inputs(spec: RunSpec) -> str:
     """Read questions and prompts."""
-    inputs = read_inputs(spec)
-    return f"{len(inputs.questions):,} questions, every reference answer can be graded against"
+    job = read_job(spec)
+    return f"{len(job.questions):,} questions, every reference answer can be graded against"
 
 
 def told_of_folder(settings: Settings) -> str:
@@ -72,7 +73,7 @@ def told_of_store(settings: Settings) -> str:
 def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
     """Return what a run would ask, each model at each address once, with the first role that it plays."""
     seen = set()
-    for role, model in models_asked(spec).items():
+    for role, model in models_asked(with_weights(spec)).items():
         where = (model.model, model.api_base, model.api_key_env, model.api_key_block)
         if where not in seen:
             seen.add(where)

@@ -10,18 +10,20 @@ from malt.concurrency import all_of
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError
-from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.graders import Grader, graders_for, objective_grader
+from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
-from malt.grading.references import check_import
+from malt.grading.trust import require_trust
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 
-KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
-AT_ONCE = 64
+_KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
+_AT_ONCE = 64
 """Texts being graded at a time, unless a judge's endpoint may be asked more."""
 
 
@@ -47,7 +49,7 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
     """Return the grading that `malt grade` is told: the kinds, else a config's. Raises `ConfigError`."""
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
-        raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(KINDS)}")
+        raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
     grading = declared_grading(config, overrides, otherwise=Grading(EvaluatorSpec()))
     return grading.by(*chosen) if chosen else grading
 
@@ -66,17 +68,42 @@ def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: G
     return otherwise
 
 
+def audit_grading(
+    version: DatasetVersion,
+    kinds: Sequence[GraderKind],
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    trust_code: bool = False,
+) -> Grading:
+    """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
+
+    Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
+    """
+    grading = declared_grading(config, overrides, otherwise=grading_of(version.spec))
+    evaluator = grading.evaluator
+    if config is None and "python" in kinds and evaluator.function is not None:
+        require_trust(version.reference, evaluator.function, trusted=trust_code)
+    named = [name for name in ("api_base", "api_key_env") if getattr(evaluator, name) is not None]
+    if config is None and "llm" in kinds and named and not version.is_within(Settings().datasets_dir):
+        raise ConfigError(
+            f"{version.path} is from elsewhere, and its config names {' and '.join(named)} of a judge, which would get "
+            "its texts and that key. Nothing was sent; name a judge of your own with --config"
+        )
+    return grading
+
+
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
     """Read kinds, each alone or several with commas between. Raises `ConfigError` for one that there is not."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in KINDS:
-            close = difflib.get_close_matches(name, KINDS, n=1)
+        if name not in _KINDS:
+            close = difflib.get_close_matches(name, _KINDS, n=1)
             meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(KINDS)}")
+            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(_KINDS)}")
     if given and not names:
-        raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(KINDS)}")
-    return tuple(kind for kind in dict.fromkeys(names) if kind in KINDS)
+        raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(_KINDS)}")
+    return tuple(kind for kind in dict.fromkeys(names) if kind in _KINDS)
 
 
 class OpenedGraders:
@@ -89,9 +116,9 @@ class OpenedGraders:
         spec = grading.evaluator
         self._prompts = load_prompts(grading.prompts) if "llm" in spec.kind else None
         if self._prompts is not None:
-            check_judge(spec, grading.limits)
+            _check_judge(spec, grading.limits)
         if spec.function is not None:
-            check_import(spec.function)
+            objective_grader("python", spec).check()
 
     @property
     def used(self) -> Usage:
@@ -111,7 +138,7 @@ class OpenedGraders:
         return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
 
 
-def check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
+def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
     """Check a judge's model, key and price. Raises `ConfigError`."""
     from malt.llm.provider import call
 
@@ -128,14 +155,14 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
 
     async def grade_some() -> None:
         for place, grade in waiting:
-            grades[place] = await grade_or_reason(grade)
+            grades[place] = await _grade_or_explain(grade)
             await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
 
-    await all_of(grade_some() for _ in range(max(AT_ONCE, limits.max_in_flight)))
+    await all_of(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
 
 
-async def grade_or_reason(grade: Callable[[], Awaitable[Grade]]) -> Grade:
+async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
     """Grade once; a request that stays impossible is an unknown grade that says why."""
     try:
         return await grade()

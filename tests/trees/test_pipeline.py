@@ -7,7 +7,7 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
 from malt.prompts import load_prompts

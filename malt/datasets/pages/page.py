@@ -30,10 +30,10 @@ _FOLDER = Path(__file__).parent
 
 def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
     """Write the page, from what the manifest counts and the trees that a `TreeSample` chose."""
-    style, script = _read("marks.css") + _read("page.css"), _read("viewer.js")
+    style, script = read_part("marks.css") + read_part("page.css"), read_part("viewer.js")
     measures, mix = list(figures.measure_accuracy(manifest)), figures.list_mix(manifest)
     return (
-        _environment()
+        page_environment()
         .get_template("page.html.jinja")
         .render(
             **_draw_all(manifest),
@@ -48,7 +48,7 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
             shown=len(trees),
             style=Markup(style),  # noqa: S704 - ours
             script=Markup(script),  # noqa: S704 - ours
-            policy=_content_policy(style, script),
+            policy=content_policy(style, script),
             data=_embed_trees(manifest, trees),
         )
     )
@@ -56,8 +56,8 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
 
 def render_picture(manifest: Manifest) -> str:
     """Draw accuracy, flips and values as one SVG that stands alone, on a ground of its own."""
-    style = Markup(_read("marks.css"))  # noqa: S704 - ours
-    return _environment().get_template("picture.svg.jinja").render(**_draw_all(manifest), style=style)
+    style = Markup(read_part("marks.css"))  # noqa: S704 - ours
+    return page_environment().get_template("picture.svg.jinja").render(**_draw_all(manifest), style=style)
 
 
 def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
@@ -103,7 +103,8 @@ def _draw_all(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _read(name: str) -> str:
+def read_part(name: str) -> str:
+    """Read a part that pages share: a style or a script."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -114,7 +115,7 @@ def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
 
 
-def _content_policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Allow this style and this script, and nothing else."""
     return (
         f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
@@ -127,9 +128,10 @@ def _hash_source(text: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment(*folders: Path) -> Environment:
+    """Return what fills a page's templates, those of other folders too; texts of others are made inert."""
     made = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader([*folders, _FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

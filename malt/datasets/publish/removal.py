@@ -25,13 +25,14 @@ from malt.datasets.version.folders import (
     LATEST,
     STAGING,
     discard,
+    folder_numbers,
     is_abandoned,
-    links,
+    linked_numbers,
     lock_folder,
+    move_away,
     number_of,
-    numbered,
+    numbered_entries,
     point,
-    retire,
     size_of,
     tags_of,
     version_numbers,
@@ -61,7 +62,7 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
     folder, number = path.parent, number_of(path)
     with lock_folder(folder):
         _refuse_needed(folder, number)
-        retired = retire(path)
+        retired = move_away(path)
     size = size_of(retired)
     discard(retired)
     return Removed(f"{folder.name}@{path.name}", path, size)
@@ -69,11 +70,12 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 def _refuse_needed(folder: Path, number: int) -> None:
     """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
-    numbers = version_numbers(folder)
+    numbers, whole = folder_numbers(folder), version_numbers(folder)
     if number not in numbers:
-        raise VersionError(f"{folder.name}@v{number} was just removed")
-    point(folder, LATEST, numbers[-1])
-    if number == numbers[-1]:
+        raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to elsewhere")
+    if whole:
+        point(folder, LATEST, whole[-1])
+    if number in (numbers[-1], *whole[-1:]):
         raise VersionError(
             f"{folder.name}@v{number} stays: `latest` names it. Make a newer version first; to give up the whole "
             f"dataset, delete {folder}"
@@ -98,7 +100,9 @@ class Garbage(NamedTuple):
     folder_bytes: int
 
 
-def collect(settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()) -> Garbage:
+def collect_garbage(
+    settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()
+) -> Garbage:
     """Count, or delete, what no version uses in the datasets folder and in those `also_in`.
 
     Raises `VersionError` where it cannot be known what a version uses, or one is just being made; `ConfigError` where
@@ -142,15 +146,15 @@ def _whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
     """Yield all versions. Raises `VersionError` for one that is lost, or damaged where it says what it uses."""
     for folder in _dataset_folders(places):
         numbers = version_numbers(folder)
-        for name, number in links(folder).items():
+        for name, number in linked_numbers(folder).items():
             if number not in numbers:
                 raise VersionError(
                     f"{folder / name} names v{number}, which is lost, {_NOT_KNOWN}. Put it back, or remove the link"
                 )
-        yield from (_checked(entry) for _, entry in sorted(numbered(folder)) if _is_folder(entry))
+        yield from (_open_whole(entry) for _, entry in sorted(numbered_entries(folder)) if _is_folder(entry))
 
 
-def _checked(folder: Path) -> DatasetVersion:
+def _open_whole(folder: Path) -> DatasetVersion:
     """Return the version in a folder. Raises `VersionError` where its manifest or trajectories are not as published."""
     reference = f"{folder.parent.name}@{folder.name}"
     try:
@@ -218,7 +222,8 @@ def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
 
 def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:
     """Count, or remove, what dead writers left in datasets' folders; return how many things, and their bytes."""
-    left = [entry for entry in chain.from_iterable(map(Path.iterdir, _dataset_folders(places))) if is_abandoned(entry)]
+    folders = (folder for folder in _dataset_folders(places) if not folder.is_symlink())
+    left = [entry for entry in chain.from_iterable(map(Path.iterdir, folders)) if is_abandoned(entry)]
     size = sum(map(size_of, left))
     for entry in left if delete else ():
         discard(entry)

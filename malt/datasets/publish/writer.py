@@ -1,15 +1,14 @@
 """Publishing: shards in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from malt.canonical_json import file_sha256
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import (
     MANIFEST_FILE,
@@ -24,16 +23,15 @@ from malt.datasets.manifest import (
 from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
+from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.publish.shard import Shard, VersionStats
-from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
+from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
-from malt.datasets.version.dataset_version import DatasetVersion, newest_version
-from malt.datasets.version.folders import claim, discard, next_number, open_staging, point_latest, put
-from malt.errors import NothingToPublish, VersionError
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import discard, open_staging, put_in_place
+from malt.errors import NothingToPublish
 from malt.questions.screening import Screening
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,18 +97,8 @@ class VersionWriter:
                 "run again to ask for what is missing"
             )
         files = self.finish()
-        while True:
-            number = next_number(self.folder)  # before its parent is read: one that came between takes the number
-            newest = _readable_newest(self.folder)
-            parent = Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None
-            manifest = self.manifest(files, number, parent)
-            if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
-                point_latest(self.folder)
-                return newest
-            self.name(manifest)
-            path = claim(self._staging, self.folder, number)
-            if path is not None:
-                return DatasetVersion(path.resolve(), read_manifest(path), created=True)
+        placed = place_next(self._staging, self.folder, partial(self.manifest, files), self.name)
+        return DatasetVersion(placed.path, read_manifest(placed.path), placed.created)
 
     def finish(self) -> dict[str, FileEntry]:
         """Close the files of rows, and describe them."""
@@ -168,16 +156,7 @@ class VersionWriter:
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
-        put(self._staging, place, MANIFEST_FILE)
-
-
-def _readable_newest(folder: Path) -> DatasetVersion | None:
-    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
-    try:
-        return newest_version(folder)
-    except VersionError as error:
-        log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
-        return None
+        put_in_place(self._staging, place, MANIFEST_FILE)
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:
@@ -189,9 +168,3 @@ def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[s
 def render_pages(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
     """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
     return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}
-
-
-def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:
-    """Describe a finished file."""
-    known = FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
-    return known if rows is None else known.model_copy(update={"rows": rows.rows, "rows_sha256": rows.sha256})

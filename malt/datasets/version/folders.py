@@ -5,6 +5,7 @@ that happens under the folder's lock. Needs a POSIX file system.
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,12 +13,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.errors import InputError, VersionError
-from malt.processes import is_running
+from malt.processes import here, is_running
 
 LATEST = "latest"
 _LOCK = ".lock"
@@ -29,8 +31,13 @@ STAGING_SECONDS = 86_400
 
 
 def version_numbers(folder: Path) -> list[int]:
-    """Return the numbers of a dataset's versions, in order; none where the folder is not there."""
-    return sorted(number for number, entry in numbered(folder) if entry.is_dir())
+    """Return the numbers of a dataset's versions, in order; a bare folder and a link are none."""
+    return [number for number in folder_numbers(folder) if (folder / f"v{number}" / MANIFEST_FILE).is_file()]
+
+
+def folder_numbers(folder: Path) -> list[int]:
+    """Return the numbers of a dataset's versions, also of those that lost their manifest; in order."""
+    return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir() and not entry.is_symlink())
 
 
 def next_number(folder: Path) -> int:
@@ -38,24 +45,24 @@ def next_number(folder: Path) -> int:
 
     The newest version is never removed, so no number is given twice.
     """
-    return max([*(number for number, _ in numbered(folder)), *links(folder).values()], default=0) + 1
+    return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
 
 
-def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if _VERSION.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
-def links(folder: Path) -> dict[str, int]:
+def linked_numbers(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
-    named = {entry.name: number_named(entry) for entry in entries}
+    named = {entry.name: linked_number(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
 
 
-def number_named(link: Path) -> int | None:
+def linked_number(link: Path) -> int | None:
     """Return the number of the version that a link names; None for what is no such link."""
     try:
         target = str(link.readlink())
@@ -100,14 +107,20 @@ def open_staging(folder: Path) -> Path:
     for entry in folder.iterdir():
         if is_abandoned(entry):
             discard(entry)
-    staging = unfinished(folder)
+    staging = temporary_name(folder)
     staging.mkdir()
     return staging
 
 
-def unfinished(folder: Path) -> Path:
+def temporary_name(folder: Path) -> Path:
     """Return a new name for something still being written, which says who writes it."""
-    return folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    return folder / f".tmp-{_writers_place()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+@cache
+def _writers_place() -> str:
+    """Name the machine or container by whose process ids a writer's life can be judged."""
+    return f"{socket.gethostname()}.{hashlib.sha256(here().encode()).hexdigest()[:8]}"
 
 
 def discard(entry: Path) -> None:
@@ -119,11 +132,11 @@ def discard(entry: Path) -> None:
 
 
 def is_abandoned(entry: Path) -> bool:
-    """Whether an entry is a folder whose writer is gone: dead on this machine, or silent for a day on another."""
+    """Whether an entry is a folder whose writer is gone: dead in this container, or silent for a day elsewhere."""
     name = STAGING.fullmatch(entry.name)
     if name is None:
         return False
-    if name["host"] == socket.gethostname():
+    if name["host"] == _writers_place():
         return not is_running(int(name["pid"]))
     return time.time() - _last_touched(entry) > STAGING_SECONDS
 
@@ -156,9 +169,9 @@ def point_latest(folder: Path) -> None:
 
 def point(folder: Path, name: str, number: int) -> None:
     """Point a link at a version; the caller holds the folder's lock."""
-    if number_named(folder / name) == number:
+    if linked_number(folder / name) == number:
         return
-    link = unfinished(folder)
+    link = temporary_name(folder)
     link.symlink_to(f"v{number}")
     try:
         link.replace(folder / name)
@@ -168,14 +181,14 @@ def point(folder: Path, name: str, number: int) -> None:
     sync(folder)
 
 
-def retire(version: Path) -> Path:
+def move_away(version: Path) -> Path:
     """Take a version away at once, under the folder's lock, and return where it waits to be discarded."""
-    retired = version.rename(unfinished(version.parent))
+    retired = version.rename(temporary_name(version.parent))
     sync(version.parent)
     return retired
 
 
-def put(staging: Path, place: Path, last: str) -> None:
+def put_in_place(staging: Path, place: Path, last: str) -> None:
     """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
@@ -216,7 +229,7 @@ def sync(path: Path) -> None:
 
 def tags_of(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that a dataset's tags name, by tag."""
-    return {name: number for name, number in links(folder).items() if TAG.fullmatch(name)}
+    return {name: number for name, number in linked_numbers(folder).items() if TAG.fullmatch(name)}
 
 
 def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int | None:
@@ -231,7 +244,7 @@ def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int |
             "looks neither like a version's number nor like 'latest'"
         )
     with lock_folder(folder):
-        before = number_named(folder / tag)
+        before = linked_number(folder / tag)
         if not (folder / f"v{number}").is_dir():
             raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
         if before not in (None, number) and not move:

@@ -263,7 +263,7 @@ def default_key(model: ModelSpec, route: Route) -> str | None:
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
-        return "none"
+        return embedded.KEY
     is_openai = (
         route.api_base and not model.model.startswith("hosted_vllm/") and route.name.startswith(("hosted_", "openai/"))
     )

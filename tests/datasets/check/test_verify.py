@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
-from malt.datasets.check.verify import rows_of, verify
+from malt.datasets.check.verify import digest_rows, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
-from malt.datasets.publish.writer import describe_file
+from malt.datasets.publish.placing import describe_file
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening, ScreeningCounts
 from malt.trees.credit import ValuedTree, value_tree
@@ -61,7 +61,7 @@ def forge_manifest(version: DatasetVersion) -> DatasetVersion:
     """Make the manifest match the files again, seal and all."""
     files = {
         file: describe_file(
-            version.path / file, RowsWritten(*rows_of(version.path, file)) if entry.rows_sha256 else None
+            version.path / file, RowsWritten(*digest_rows(version.path, file)) if entry.rows_sha256 else None
         )
         for file, entry in version.manifest.files.items()
     }

@@ -19,7 +19,7 @@ from malt.datasets.rows.examples import (
     write_rows,
 )
 from malt.datasets.rows.tables import DpoRow, Kind, KtoRow, SftRow
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.tree import Address, NodeStatus

@@ -8,7 +8,7 @@ from malt.config.spec import CreditSpec, DatasetSpec, Role
 from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
 from malt.datasets.rows.selection import Selected, select
 from malt.datasets.rows.tables import KINDS, Kind
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
