@@ -26,7 +26,7 @@ from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoi
 from malt.llm.request import CompletionRequest, RequestFailed
 from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
-from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample, UnwritableRow
 from malt.llm.store.writer import BatchedWriter
 from malt.llm.usage import Tally, Usage
 
@@ -46,6 +46,7 @@ class Session:
     def __init__(self, settings: Settings, limits: Limits, shared: Endpoints = endpoints) -> None:
         """Open the store. `shared` are the endpoints that it asks along with the process's other sessions."""
         self.store = Store(settings.store, settings.store_patience_s)
+        self.store.check_writable()
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self.batch_store = BatchStore(self.store)
@@ -209,7 +210,8 @@ class Session:
 
     async def _wait_for_store(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
-        while self.store.is_away and self.stopped is None:
+        self.store.check_in_place()
+        while (self.store.is_away or self.store.lost) and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -219,6 +221,8 @@ class Session:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
         try:
             return await self._writer.put(rows)
+        except UnwritableRow as error:
+            raise RequestFailed(str(error)) from error
         except MaltError as error:
             self.stopped = self.stopped or error
             raise
