@@ -222,8 +222,8 @@ class Endpoint:
         return min(until_down, ready_at - now)
 
     def _describe_pause(self, now: float) -> str:
-        asked_s = max(self._asked_until, self._paused_until) - now
-        return f"limit, told by 429s: {show_duration(max(0.0, asked_s))} to wait"
+        asked_s = self._asked_until - now
+        return "limit, learned from 429s" + (f": {show_duration(asked_s)} to wait" if asked_s > 0 else "")
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
