@@ -251,6 +251,8 @@ class CreditSpec(Declared):
     """A node is labelled right only when its value is above this; a value equal to it is wrong."""
     truncated: Literal["wrong", "unknown"] = "wrong"
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
+    max_unknown: float = Field(0.2, ge=0, le=1)
+    """Share of leaves whose grading may fail. Past it the run ends with exit 1, and `latest` keeps its version."""
 
 
 GrowthMode = Literal["full", "adaptive"]

@@ -115,7 +115,7 @@ def _staging(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent}: no folder can be made there: {error.strerror}") from error
-    staging = open_staging(target.parent)
+    staging = open_staging(target.parent, 0o777)  # an export is for others: as the umask says
     try:
         yield staging
     finally:

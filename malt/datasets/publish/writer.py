@@ -28,6 +28,7 @@ from malt.datasets.publish.shard import Shard, VersionStats
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
+from malt.datasets.stats.findings import find_suspicions, why_withheld
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import discard, open_staging, put_in_place
 from malt.errors import NothingToPublish
@@ -117,7 +118,12 @@ class VersionWriter:
         return JsonExamples(self._staging / training_file(role), metadata)
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
-        """Say what these files, finished, are as a version of this number."""
+        """Say what these files, finished, are as a version of this number, and what is suspicious about it."""
+        manifest = self._describe(files, number, parent)
+        doubts = {"suspicions": tuple(find_suspicions(manifest)), "withheld": why_withheld(manifest)}
+        return manifest.model_copy(update=doubts)
+
+    def _describe(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
         trees, selection = self.stats.trees, self.stats.selection
         usage = dict(trees.usage)
         if self.stats.judge is not None:
