@@ -171,7 +171,7 @@ def test_a_card_tells_value_label_grade_and_text(page: Page) -> None:
         "✗ negative",
         "0.00 · 0.0.1",
         "refiner 0.0.1 on m1",
-        "wrong by llm, read “5”",
+        "incorrect by llm, read “5”",
         "worth 0",
     ]
 
