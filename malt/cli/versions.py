@@ -236,20 +236,24 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold."""
-    opened, problems = _check_version(version)
+    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
+    opened, problems, unchecked = _check_version(version)
     if as_json:
-        terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+        found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
+        terminal.emit({"version": opened.reference, **found})
     elif not problems:
         checked = f"{len(opened.manifest.files)} files, every digest, figure and row checked"
         terminal.say(f"{opened.reference} holds: {checked}")
+        for each in unchecked:
+            terminal.say(f"  not checked: {each}")
     else:
         for problem in problems:
             terminal.warn(f"{opened.reference}: {problem}")
     return 1 if problems else 0
 
 
-def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion, Sequence[str]]":
+def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion, Sequence[str], Sequence[str]]":
+    from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.kinds import find_kind
@@ -258,6 +262,7 @@ def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion,
 
     if find_kind(reference) == "evaluation":
         evaluation = open_evaluation(reference)
-        return evaluation, check_evaluation(evaluation)
+        return evaluation, check_evaluation(evaluation), ["that the systems gave these answers"]
     dataset = open_version(reference)
-    return dataset, check_dataset(dataset)
+    problems = check_dataset(dataset)
+    return dataset, problems, [] if problems else list_unchecked(dataset)
