@@ -3,9 +3,10 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from malt.config.settings import Settings
 from malt.datasets.version.dataset_version import open_version
@@ -15,7 +16,11 @@ from malt.training.settings import declared
 from tasks.training import announce_models, train_role, trained
 
 
-@flow(name="train", flow_run_name="train {version}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+"""Two trainings at once would only share the processors, and need the memory of both."""
+
+
+@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME)
 async def train(version: str, config: str = "") -> TrainSummary:
     """Train the roles of a dataset version, one after the other, and publish what comes of it.
 
