@@ -15,7 +15,6 @@ from malt.training.run import TrainSummary, known_role, prepare, publish, summar
 from malt.training.settings import declared
 from tasks.training import announce_models, train_role, trained
 
-
 ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 """Two trainings at once would only share the processors, and need the memory of both."""
 

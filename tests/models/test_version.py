@@ -56,7 +56,7 @@ def test_a_whole_version_holds_and_what_was_changed_is_named(publish: Publish) -
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(publish: Publish, file: str) -> None:
     version = publish()
     name_file(version.path, file)
-    with pytest.raises(VersionError, match="is no plain path below the version"):
+    with pytest.raises(VersionError, match="files"):
         open_model(version.path)
 
 
@@ -80,7 +80,7 @@ def test_a_version_with_a_link_is_refused(publish: Publish, tmp_path: Path, link
     version = publish()
     (version.path / link).rename(tmp_path / "elsewhere")
     (version.path / link).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(VersionError, match="is a link; a model version holds its own files"):
+    with pytest.raises(VersionError, match="is a link or no plain file"):
         open_model(version.path)
 
 
