@@ -26,12 +26,13 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, as_json
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine import signals
-    from malt.evaluation.evaluate import evaluate_job, limit_questions, name_run
+    from malt.engine.run import new_run_name
+    from malt.evaluation.evaluate import evaluate_alone, limit_questions
     from malt.evaluation.job import check_systems, read_evaluation
 
     job = read_evaluation(load_spec(config, limit_questions(override, limit)))
     check_systems(job)
-    done = signals.run(evaluate_job(job, Settings(), name_run()))
+    done = signals.run(evaluate_alone(job, Settings(), new_run_name()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")

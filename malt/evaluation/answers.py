@@ -4,7 +4,7 @@ The generator's answer (the single agent's) and the chain's are graded by the sa
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,12 +67,16 @@ class Answered(NamedTuple):
 
 
 async def ask_answers(
-    questions: Iterable[Question], lineups: Sequence[Lineup], prompts: PromptSet, complete: Complete, begin: Admit
+    questions: Iterable[Question],
+    lineups: Sequence[Lineup],
+    prompts: PromptSet,
+    complete: Complete,
+    admit: Callable[[Lineup], Admit],
 ) -> Shortfall:
     """Ask for everything that the systems need, so that the store has it; what several share is asked once."""
 
     async def missing_of(question: Question, lineup: Lineup) -> tuple[FailedBranch, ...]:
-        async with begin(question):
+        async with admit(lineup)(question):
             ask = silent(lineup, complete)
             if asks_judge(lineup.spec):
                 return (await answered(question, lineup, prompts, ask)).failures

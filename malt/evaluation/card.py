@@ -1,5 +1,7 @@
 """The card of an evaluation: `README.md`. It says nothing that summary and manifest do not."""
 
+from pathlib import Path
+
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
 from malt.sanitize import code_span, markdown_table
@@ -20,6 +22,30 @@ def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
         power_sentence(summary),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
+    """Write the figures for Prefect's UI, with bars for a picture."""
+    bars = [
+        (code_span(name), TITLES[measure], bar(getattr(system, measure)), percent(getattr(system, measure)))
+        for name, system in summary.systems.items()
+        for measure in MEASURES
+    ]
+    parts = [
+        f"# evaluations/{manifest.name}@v{manifest.version}",
+        f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
+        markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
+        f"## Differences to {code_span(summary.baseline)}, {TITLES[summary.measure]}",
+        difference_table(summary),
+        power_sentence(summary),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def bar(cell: Cell) -> str:
+    """Draw an accuracy as twenty blocks."""
+    filled = 0 if cell.accuracy is None else round(20 * cell.accuracy)
+    return "█" * filled + "░" * (20 - filled)
 
 
 def accuracy_table(summary: Summary) -> str:
