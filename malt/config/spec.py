@@ -430,6 +430,8 @@ class EvaluateSpec(Declared):
     """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
     tournament: TournamentSpec | None = None
     """Every combination of these models is a system too."""
+    race: bool = False
+    """Ask more and more questions, and drop systems that cannot win any more: a best one in at most 5 % of races."""
 
     @model_validator(mode="before")
     @classmethod

@@ -86,10 +86,11 @@ def entrants(spec: RunSpec) -> list[Entrant]:
 
 
 def players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
-    """Name the players of a role by their models. Raises `ConfigError` where two have one name."""
-    named = {label_of(player.model or spec.roles[role].model): player for player in declared or (PlayerSpec(),)}
-    if len(named) < len(declared):
-        raise ConfigError(f"evaluate.tournament.{role.value} names a model twice: {', '.join(named)}")
+    """Name the players of a role by their models; one that comes again by its number."""
+    named: dict[str, PlayerSpec] = {}
+    for player in declared or (PlayerSpec(),):
+        label = label_of(player.model or spec.roles[role].model)
+        named[label if label not in named else f"{label}-{len(named) + 1}"] = player
     return named
 
 
