@@ -130,7 +130,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt.datasets.version.kinds import find_kind
 
-    compared = evaluating.diff if find_kind(old) == "evaluation" else _diff_datasets
+    compared = evaluating.diff if find_kind(old) == "evaluations" else _diff_datasets
     compared(old, new, as_json=as_json)
 
 

@@ -100,7 +100,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     from malt.datasets.version.kinds import find_kind
     from malt.evaluation.version import open_evaluation
 
-    opened = open_evaluation(version) if find_kind(version) == "evaluation" else open_version(version)
+    opened = open_evaluation(version) if find_kind(version) == "evaluations" else open_version(version)
     pushed = push_version(opened, dest, public=public)
     terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
 

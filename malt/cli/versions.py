@@ -89,7 +89,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
     from malt.datasets.version.kinds import find_kind
 
-    shown = evaluating.show if find_kind(version) == "evaluation" else _show_dataset
+    shown = evaluating.show if find_kind(version) == "evaluations" else _show_dataset
     shown(version, question_id, as_json=as_json)
 
 
@@ -225,7 +225,7 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.evaluation.report import find_report as find_evaluation_report
     from malt.evaluation.version import open_evaluation
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation.reference, find_evaluation_report(evaluation, out)
     dataset = open_version(reference)
@@ -256,7 +256,7 @@ def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion,
     from malt.evaluation.check import verify as check_evaluation
     from malt.evaluation.version import open_evaluation
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation, check_evaluation(evaluation)
     dataset = open_version(reference)

@@ -343,6 +343,8 @@ class PlayerSpec(Declared):
     def plays(self, role: RoleSpec) -> RoleSpec:
         """Return a role as this player plays it; a key goes to no address but its own."""
         changed = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.model is not None:
+            changed["weights"] = None
         if self.model is None or provider_in(self.model) == provider_in(role.model):
             return role.model_copy(update=changed)
         elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))

@@ -286,8 +286,8 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["dataset", "model", "evaluation"] = "dataset"
-    """What it is a version of."""
+    kind: Literal["datasets", "models", "evaluations"] = "datasets"
+    """The shelf that it stands on."""
     name: str
     version: int
     created_at: datetime

@@ -20,8 +20,37 @@ def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
         difference_table(summary),
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
         power_sentence(summary),
+        *worth_tables(summary),
+        "What nothing beats at its price, in completion tokens a question:",
+        frontier_table(summary),
+        *([RACE.format(", ".join(map(code_span, summary.dropped)))] if summary.dropped else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+RACE = "A race dropped {}: they could not win any more. A system that is truly best is dropped in at most 5 % of races."
+
+
+def worth_tables(summary: Summary) -> list[str]:
+    """Write what each model is worth in each role that several play."""
+    head = ("model", "mean, %", "worth, points")
+    return [
+        f"Models as {role}, each over all of the others' combinations:\n\n"
+        + markdown_table(
+            head, [(code_span(model), f"{100 * each.accuracy:.1f}", span(each)) for model, each in worths.items()]
+        )
+        for role, worths in summary.tournament.items()
+    ]
+
+
+def frontier_table(summary: Summary) -> str:
+    """Write the cost-accuracy frontier, from the cheapest on."""
+    head = ("tokens", "system", "way", "right, %", "cost")
+    rows = [
+        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), dollars(each.cost_usd))
+        for each in summary.frontier
+    ]
+    return markdown_table(head, rows)
 
 
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:

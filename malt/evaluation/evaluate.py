@@ -16,16 +16,19 @@ from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
+from malt.evaluation.race import find_losers, order_questions, plan_rounds
 from malt.evaluation.result import Evaluated
-from malt.evaluation.systems import Lineup, with_samples
-from malt.evaluation.table import table_of
+from malt.evaluation.sheet import sheets_of
+from malt.evaluation.systems import Lineup, baseline_of, with_samples
+from malt.evaluation.table import frame_of, table_of
 from malt.evaluation.version import EvaluationVersion
 from malt.llm.client.completers import make_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.llm.usage import Tally
-from malt.trees.pipeline import Admit
+from malt.questions.question import Question
+from malt.trees.pipeline import NOTHING_MISSING, Admit, Shortfall
 from malt.trees.tree import FailedBranch
 
 MOST_VOTES = 64
@@ -88,7 +91,7 @@ class Built(NamedTuple):
 
 
 async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
-    """Ask for all chains, then for the votes that a single agent needs to write as much."""
+    """Ask for all chains, round by round where systems race, then for the votes that equal tokens take."""
     started = time.monotonic()
     session = open_session(settings, job.spec.limits, run=run)
     ask = make_completer(session, [question.question_id for question in job.questions], run=run)
@@ -96,12 +99,43 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
     def admit(lineup: Lineup) -> Admit:
         return admit_trees(ask, lineup.spec, job.prompts)
 
-    shortfall = await session.call(ask_answers(job.questions, job.lineups, job.prompts, ask, admit))
-    if job.evaluate.equal_tokens and shortfall.stopped is None:
-        job = job._replace(lineups=[*job.lineups, *await asyncio.to_thread(voters, job, settings)])
-        votes = [lineup for lineup in job.lineups if lineup.kind == "votes"]
-        shortfall = await session.call(ask_answers(job.questions, votes, job.prompts, ask, admit))
+    async def ask_for(wanted: EvaluationJob, questions: Sequence[Question], lineups: Sequence[Lineup]) -> Shortfall:
+        pairs = [(question, lineup) for question in questions for lineup in lineups if wanted.asks(lineup, question)]
+        return await session.call(
+            ask_answers(pairs, job.prompts, ask, lambda lineup: admit_trees(ask, lineup.spec, job.prompts))
+        )
+
+    shortfall = NOTHING_MISSING
+    for questions in rounds_of(job):
+        shortfall = await ask_for(job, questions, job.lineups)
+        if shortfall.stopped is not None:
+            return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+        if len(questions) < len(job.questions):
+            job = await asyncio.to_thread(drop_losers, job, questions, settings)
+    if job.evaluate.equal_tokens:
+        votes = await asyncio.to_thread(voters, job, settings)
+        job = job._replace(lineups=[*job.lineups, *votes])
+        shortfall = await ask_for(job, job.questions, votes)
     return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+
+
+def rounds_of(job: EvaluationJob) -> list[list[Question]]:
+    """Return the questions that have been asked after each round: all at once, unless systems race."""
+    if not job.evaluate.race:
+        return [job.questions]
+    ordered = order_questions(job.questions)
+    return [ordered[:count] for count in plan_rounds(len(ordered))]
+
+
+def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
+    """Return the job without further questions for the systems that cannot win any more; the baseline stays."""
+    answers = [each for found in read_back(job, job.lineups, settings, questions) for each in found.answers]
+    sheets = sheets_of(job.spec, frame_of(table_of(answers)), "chain")
+    racing = {name: sheet.scores(job.evaluate.measure) for name, sheet in sheets.items() if name not in job.asked}
+    losers = find_losers(racing, len(plan_rounds(len(job.questions))), len(sheets))
+    ids = frozenset(question.question_id for question in questions)
+    dropped = {name: ids for name in losers if name != baseline_of(job.spec)}
+    return job._replace(asked={**job.asked, **dropped})
 
 
 def build(job: EvaluationJob, settings: Settings) -> Built:
@@ -114,10 +148,14 @@ def build(job: EvaluationJob, settings: Settings) -> Built:
     return Built(publish(job, table_of(answers), failures, settings), failures)
 
 
-def read_back(job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings) -> list[Answered]:
+def read_back(
+    job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings, questions: Sequence[Question] | None = None
+) -> list[Answered]:
     """Return what the store holds of some systems' answers."""
+    asked = job.questions if questions is None else questions
+    pairs = [(question, lineup) for question in asked for lineup in lineups if job.asks(lineup, question)]
     with Store(settings.store, settings.store_patience_s) as store:
-        return list(stored_answers(job.questions, lineups, job.prompts, store))
+        return list(stored_answers(pairs, job.prompts, store))
 
 
 def voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
