@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from malt.evaluation.manifest import EvaluationManifest
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth
 from malt.sanitize import code_span, markdown_table
 
 CARD_FILE = "README.md"
@@ -36,11 +36,15 @@ def worth_tables(summary: Summary) -> list[str]:
     head = ("model", "mean, %", "worth, points")
     return [
         f"Models as {role}, each over all of the others' combinations:\n\n"
-        + markdown_table(
-            head, [(code_span(model), f"{100 * each.accuracy:.1f}", span(each)) for model, each in worths.items()]
-        )
+        + markdown_table(head, [worth_row(model, each) for model, each in worths.items()])
         for role, worths in summary.tournament.items()
     ]
+
+
+def worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
+    """Write a model's line: its mean, and its worth in percentage points with the interval."""
+    interval = f"({100 * worth.low:+.1f} to {100 * worth.high:+.1f})"
+    return code_span(model), f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f} {interval}"
 
 
 def frontier_table(summary: Summary) -> str:

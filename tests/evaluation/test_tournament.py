@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from malt.config.spec import SystemSpec
+from malt.config.spec import PLAYERS, SystemSpec
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.race import find_losers, order_questions, plan_rounds
 from malt.evaluation.statistics import Scores
@@ -59,9 +59,7 @@ def draw_tournament(random: np.random.Generator, questions: int) -> tuple[list[E
     ability = random.beta(2, 2, questions)
     field, scores = [], {}
     for chosen in product(range(len(MODELS)), repeat=3):
-        models = dict(
-            zip((Role.GENERATOR, Role.VERIFIER, Role.REFINER), (MODELS[each] for each in chosen), strict=True)
-        )
+        models = dict(zip(PLAYERS, (MODELS[each] for each in chosen), strict=True))
         entrant = Entrant("/".join(models.values()), SystemSpec(), models)
         field.append(entrant)
         chance = np.clip(ability + GAIN * (1.5 * len(chosen) - sum(chosen)) / 3, 0, 1)
