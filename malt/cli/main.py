@@ -34,7 +34,7 @@ _COMMANDS = [
     *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations),
-    *(service.up, service.doctor),
+    *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400
 """Characters of an unexpected error."""
