@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 _COMMANDS = [
     *(runs.plan, runs.run, runs.assemble, batches.batches),
     *(versions.datasets, versions.show, versions.report, versions.verify),
-    *(explaining.explain, explaining.diff),
+    *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
     *(training.train, training.models),

@@ -46,9 +46,7 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
 
 @click.command()
 @takes_config
-@click.option(
-    "--system", metavar="NAME", help="Of [evaluate.systems]; without it the first one, or the config's roles."
-)
+@click.option("--system", metavar="NAME", help="Of [evaluate.systems]; by default the first one.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="On 127.0.0.1.")
 def serve(config: Path, override: tuple[str, ...], limit: int | None, system: str | None, port: int) -> None:
     """Serve the trio as one OpenAI-compatible model. On loopback, with a key of its own, or MALT_SERVE_KEY's."""

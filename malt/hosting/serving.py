@@ -26,7 +26,7 @@ from malt.errors import ConfigError, MaltError
 from malt.evaluation.systems import Lineup, lineups, silent, with_samples
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
-from malt.llm.request import Completion, text_of
+from malt.llm.request import Completion, read_text
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id, read_questions
 from malt.trees.pipeline import grow_tree
@@ -57,8 +57,8 @@ class Asked(BaseModel):
     @property
     def question(self) -> str:
         """The last user turn; without one, all turns."""
-        turns = [text_of(turn.content) for turn in self.messages if turn.role == "user"]
-        return (turns[-1] if turns else "\n\n".join(text_of(turn.content) for turn in self.messages)).strip()
+        turns = [read_text(turn.content) for turn in self.messages if turn.role == "user"]
+        return (turns[-1] if turns else "\n\n".join(read_text(turn.content) for turn in self.messages)).strip()
 
 
 class Trio(NamedTuple):

@@ -132,15 +132,15 @@ def read_response(
     body = _read_json(response)
     choice = body["choices"][0] or {}
     message = choice.get("message") or {}
-    text, reasoning = _split_reasoning(_read_text(message.get("content")), _read_text(message.get("reasoning_content")))
+    text, reasoning = _split_reasoning(read_text(message.get("content")), read_text(message.get("reasoning_content")))
     usage = body["usage"] if has_usage(body.get("usage")) else {}
     share = (body["position"], body["siblings"])
     return Completion(
         key=key,
         text=text,
         reasoning=reasoning or None,
-        finish_reason=_read_text(choice.get("finish_reason")) or FinishReason.STOP,
-        model=_read_text(body.get("model")),
+        finish_reason=read_text(choice.get("finish_reason")) or FinishReason.STOP,
+        model=read_text(body.get("model")),
         prompt_tokens=share_tokens(usage.get("prompt_tokens"), *share),
         completion_tokens=choice.get("completion_tokens", share_tokens(usage.get("completion_tokens"), *share)),
         cost_usd=cost_usd,
@@ -158,7 +158,7 @@ def _read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
         return json.loads(text)
 
 
-def _read_text(content: object) -> str:
+def read_text(content: object) -> str:
     """Return the text of a message field: a string, a list of parts with text, or nothing."""
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
