@@ -28,13 +28,13 @@ _INTERRUPTED = 130
 _COMMANDS = [
     *(runs.plan, runs.run, runs.assemble, batches.batches),
     *(versions.datasets, versions.show, versions.report, versions.verify),
-    *(explaining.explain, explaining.diff),
+    *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
     *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations),
-    *(service.up, service.doctor),
+    *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400
 """Characters of an unexpected error."""

@@ -90,7 +90,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
     from malt.datasets.version.kinds import find_kind
 
-    shown = {"evaluation": evaluating.show, "model": training.show, "dataset": _show_dataset}
+    shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
     shown[find_kind(version)](version, question_id, as_json=as_json)
 
 
@@ -228,10 +228,10 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.models.report import find_report as find_model_report
     from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation.reference, find_evaluation_report(evaluation, out)
-    if find_kind(reference) == "model":
+    if find_kind(reference) == "models":
         model = open_model(reference)
         return model.reference, find_model_report(model, out)
     dataset = open_version(reference)
@@ -270,10 +270,10 @@ def _check_version(
     from malt.models.check import verify as check_model
     from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation, check_evaluation(evaluation), ["that the systems gave these answers"]
-    if find_kind(reference) == "model":
+    if find_kind(reference) == "models":
         model = open_model(reference)
         return model, check_model(model), ["that the base and these rows give these weights"]
     dataset = open_version(reference)

@@ -345,6 +345,8 @@ class PlayerSpec(Declared):
     def plays(self, role: RoleSpec) -> RoleSpec:
         """Return a role as this player plays it; a key goes to no address but its own."""
         changed = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.model is not None:
+            changed["weights"] = None
         if self.model is None or provider_in(self.model) == provider_in(role.model):
             return role.model_copy(update=changed)
         elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
@@ -441,6 +443,8 @@ class EvaluateSpec(Declared):
     """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
     tournament: TournamentSpec | None = None
     """Every combination of these models is a system too."""
+    race: bool = False
+    """Ask more and more questions, and drop systems that cannot win any more: a best one in at most 5 % of races."""
 
     @model_validator(mode="before")
     @classmethod
