@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
 from flows.runners import crew_of
-from malt.concurrency import to_its_end
+from malt.concurrency import run_to_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, Role, RunSpec
 from malt.engine.batch_mode import ask_in_batches
@@ -130,7 +130,7 @@ async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
         crew.stop()
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
-        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, lacking.had)])
+        return merged([*await run_to_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, lacking.had)])
 
 
 async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
@@ -144,7 +144,7 @@ async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks:
         return [question for question in inputs.questions if question.question_id in found]
 
     async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        questions = await to_its_end(look, lacking.stop, STOP_SECONDS)
+        questions = await run_to_end(look, lacking.stop, STOP_SECONDS)
         shortfall, tally = await ask_in_batches(questions, spec, inputs.prompts, session, run, asks)
     tally.merge(lacking.had)
     return Grown(shortfall, tally)

@@ -9,7 +9,7 @@ import click
 from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.processes import loading
+from malt.processes import paused_gc
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
@@ -117,7 +117,7 @@ def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
     from malt.engine import signals
     from malt.llm.provider import call
 
-    with loading():
+    with paused_gc():
         flow = flow_named(name)
         if name == "generate":
             call.warm_up()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from malt.config.secret_scan import forbidden
+from malt.config.secret_scan import find_forbidden
 from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError
 
@@ -37,7 +37,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
     places = Places(path, origins)
-    _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
+    _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
     try:
         _resolve_paths(values, places)
     except (OSError, RuntimeError, ValueError) as error:

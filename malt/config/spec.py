@@ -12,10 +12,10 @@ from malt.config.secret_scan import (
     BLOCK,
     PASSWORD_IN_URL,
     VARIABLE,
-    forbidden,
-    names_alone,
+    find_forbidden,
+    match_name,
+    match_text,
     schema_without_keys,
-    text_like,
 )
 
 
@@ -35,7 +35,7 @@ GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "py
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
 
-def as_list(value: object) -> object:
+def _as_list(value: object) -> object:
     """Let a single value be written without brackets."""
     return [value] if isinstance(value, str) else value
 
@@ -68,13 +68,13 @@ class Fallback(Declared):
 
     model: str = Field(min_length=1)
     """A LiteLLM name, or `embedded`."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Empty: where the role's own model is served, if both names begin with the same provider."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Empty: the role's own, where that is the role's own address too."""
 
 
-def as_fallbacks(value: object) -> object:
+def _as_fallbacks(value: object) -> object:
     """Let a fallback be written as a name alone."""
     return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
@@ -98,13 +98,13 @@ class ModelSpec(Declared):
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds the key; never the key."""
-    api_key_block: str | None = Field(None, json_schema_extra=names_alone(BLOCK))
+    api_key_block: str | None = Field(None, json_schema_extra=match_name(BLOCK))
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
-    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks, tuple[Fallback | str, ...])] = ()
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
 
     @model_validator(mode="after")
@@ -184,7 +184,7 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[GraderKinds, BeforeValidator(as_list, GraderKinds | GraderKind)] = ("llm",)
+    kind: Annotated[GraderKinds, BeforeValidator(_as_list, GraderKinds | GraderKind)] = ("llm",)
     """Graders in order; the first that can decide does."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
@@ -233,7 +233,7 @@ class GrowthSpec(Declared):
     """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
 
 
-def as_growth(value: object) -> object:
+def _as_growth(value: object) -> object:
     """Let the mode alone be written without a table."""
     return {"mode": value} if isinstance(value, str) else value
 
@@ -247,7 +247,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -261,7 +261,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(_as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
@@ -303,9 +303,9 @@ class PlayerSpec(Declared):
     """Another nucleus sampling."""
     seed: int | None = None
     """Another base seed."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Where the model is served; empty: as the role's own model, if both names begin with the same provider."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds its key; empty: the role's own, where that is the place too."""
 
     def plays(self, role: RoleSpec) -> RoleSpec:
@@ -530,7 +530,7 @@ class RunSpec(Declared):
     """How the leaves are graded."""
     credit: CreditSpec = Field(default_factory=CreditSpec)
     """How leaf grades become labels."""
-    growth: Annotated[GrowthSpec, BeforeValidator(as_growth, GrowthSpec | GrowthMode)] = Field(
+    growth: Annotated[GrowthSpec, BeforeValidator(_as_growth, GrowthSpec | GrowthMode)] = Field(
         default_factory=GrowthSpec
     )
     """How much of each tree is grown: `full` or `adaptive`."""
@@ -555,7 +555,7 @@ class RunSpec(Declared):
     @model_validator(mode="before")
     @classmethod
     def _holds_no_secret(cls, values: object) -> object:
-        if isinstance(values, Mapping) and (problems := [problem for _, problem in forbidden(values)]):
+        if isinstance(values, Mapping) and (problems := [problem for _, problem in find_forbidden(values)]):
             raise ValueError("; ".join(problems))
         return values
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
@@ -128,7 +128,7 @@ class TrainingDataGenerator:
         provenance = Provenance(self.prompts.digests, screening)
         with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
             for window in windows(questions):
-                trees = await all_of(self._tree(question) for question in window)
+                trees = await gather_all(self._tree(question) for question in window)
                 writer.add(make_shard(trees, self.spec, screening))
             return writer.publish()
 

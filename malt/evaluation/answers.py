@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from malt.concurrency import Wait, all_of, in_turn
+from malt.concurrency import Wait, gather_all, gather_in_turn
 from malt.config.spec import Role
 from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, silent
@@ -88,8 +88,8 @@ def stored_answers(
 
     async def window_answered(window: Sequence[Question]) -> list[Answered]:
         stored = make_store_completer(store, [question.question_id for question in window])
-        return await in_turn(
-            answered(question, lineup, prompts, silent(lineup, stored), in_turn)
+        return await gather_in_turn(
+            answered(question, lineup, prompts, silent(lineup, stored), gather_in_turn)
             for question in window
             for lineup in lineups
         )
@@ -99,7 +99,7 @@ def stored_answers(
 
 
 async def answered(
-    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = all_of
+    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
     tree = await grown(question, lineup.spec, prompts, complete, wait=wait)

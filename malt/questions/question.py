@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
+from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +66,7 @@ def _read_distinct(source: QuestionSource) -> list[Question]:
             raise QuestionError(_duplicate(question, row.place, first))
         questions.append(question)
     if not questions:
-        raise QuestionError(
-            f"{without_secrets(source.source)}: no questions in it; give a file with one question a row"
-        )
+        raise QuestionError(f"{strip_secrets(source.source)}: no questions in it; give a file with one question a row")
     return questions
 
 
@@ -126,7 +124,7 @@ def _column(values: Mapping[str, JsonValue], key: str, declared: str | None, def
     candidates = [name for name in ([declared] if declared else defaults) if name in values]
     if not candidates:
         wanted = " or ".join(repr(name) for name in ([declared] if declared else defaults))
-        raise QuestionError(f"no column {wanted}; it has: {listed(values)}. Name the right one in questions.{key}")
+        raise QuestionError(f"no column {wanted}; it has: {join_names(values)}. Name the right one in questions.{key}")
     return next((name for name in candidates if _is_filled(values[name])), candidates[0])
 
 
@@ -151,7 +149,7 @@ def _is_filled(value: JsonValue) -> bool:
 
 
 def _filled(values: Mapping[str, JsonValue], column: str, what: str) -> str:
-    text = cell_text(values[column], column)
+    text = read_cell(values[column], column)
     if not text:
         raise QuestionError(f"empty {what} in column {column!r}; fill it or remove the row")
     return text
@@ -164,7 +162,7 @@ def _given_id(values: Mapping[str, JsonValue], column: str) -> str:
     return given
 
 
-def cell_text(value: JsonValue, column: str) -> str:
+def read_cell(value: JsonValue, column: str) -> str:
     """Read a cell as text. Whole floats lose their `.0`: a column of whole numbers with a gap is stored as floats."""
     if value is None:
         return ""
@@ -196,7 +194,7 @@ def read_reference(text: str, written: str) -> str:
     if written == "gsm8k" or (written == "auto" and _ends_in_hashes(text)):
         return _after_hashes(text)
     if written == "math" or (written == "auto" and _BOX.search(text)):
-        return last_boxed(text)
+        return find_last_boxed(text)
     return text
 
 
@@ -214,7 +212,7 @@ def _after_hashes(text: str) -> str:
     return answer.strip()
 
 
-def last_boxed(text: str) -> str:
+def find_last_boxed(text: str) -> str:
     r"""Return the content of the last `\boxed{…}` or `\fbox{…}`, or the word after a `\boxed` without braces."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
@@ -265,7 +263,7 @@ def _part(item: object, name: str) -> JsonValue:
 
 
 def _labels(items: Sequence[JsonValue]) -> tuple[str, ...]:
-    return tuple(cell_text(item, "choices") for item in items)
+    return tuple(read_cell(item, "choices") for item in items)
 
 
 def _parsed(value: JsonValue) -> object:
@@ -295,7 +293,7 @@ def _letter(reference: JsonValue, labels: Sequence[str] | None, texts: Sequence[
     With labels of their own the label decides, then the text. A bare list is answered by letter, by text, or by
     position counted from 0 as MMLU does; a number that is no text is a position and nothing else.
     """
-    key = cell_text(reference, "ground_truth")
+    key = read_cell(reference, "ground_truth")
     by_text = _matches(key, texts)
     if labels is not None:
         found = _matches(key.casefold(), [label.casefold() for label in labels]) or by_text

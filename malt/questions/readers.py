@@ -70,7 +70,7 @@ def _matching(pattern: str) -> list[str]:
     """Return the addresses that match one with `*`."""
     found = _asked(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
     if not found:
-        raise _FileError(f"{without_secrets(pattern)}: no file matches; check the address")
+        raise _FileError(f"{strip_secrets(pattern)}: no file matches; check the address")
     return found
 
 
@@ -80,7 +80,7 @@ def _suffix(name: str) -> str:
 
 
 def _rows(source: str) -> Iterator[Row]:
-    name = without_secrets(source)
+    name = strip_secrets(source)
     path = urlsplit(source).path if source.startswith(("http://", "https://")) else source
     packed, suffix = path.lower().endswith(".gz"), _suffix(path)
     if suffix == ".parquet" and not packed:
@@ -112,7 +112,7 @@ def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
     import fsspec
 
     options = {"client_kwargs": {"trust_env": True}} if address.startswith(("http://", "https://")) else {}
-    name = without_secrets(address)
+    name = strip_secrets(address)
     try:
         return ask(*fsspec.core.url_to_fs(address, **options))
     except ImportError as error:
@@ -120,14 +120,14 @@ def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
     except FileNotFoundError as error:
         raise _FileError(f"{name}: not found there; check the address") from error
     except Exception as error:
-        reason = without_secrets(f"{type(error).__name__}: {error}")
+        reason = strip_secrets(f"{type(error).__name__}: {error}")
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
 
 
 _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
 
 
-def without_secrets(text: str) -> str:
+def strip_secrets(text: str) -> str:
     """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
     return _SECRETS_IN_URL.sub(r"\1\2", text)
 
@@ -182,7 +182,7 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise QuestionError(f"{place}: two columns have the same name: {listed(header)}; rename one")
+            raise QuestionError(f"{place}: two columns have the same name: {join_names(header)}; rename one")
         place = f"{name}:{reader.line_num + 1}"
         for cells in reader:
             if cells:
@@ -197,7 +197,7 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
 def _csv_row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
     if len(cells) != len(header):
         raise QuestionError(
-            f"{place}: {len(cells)} fields under {len(header)} columns ({listed(header)}); quote fields with commas"
+            f"{place}: {len(cells)} fields under {len(header)} columns ({join_names(header)}); quote fields with commas"
         )
     return _row(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 
@@ -270,7 +270,7 @@ def excerpt(value: object, longest: int = 80) -> str:
     return repr(short) if isinstance(value, str) else short
 
 
-def listed(columns: Collection[str]) -> str:
+def join_names(columns: Collection[str]) -> str:
     """Name columns in an error message; of very many the first."""
     first = [excerpt(name)[1:-1] for name in islice(columns, COLUMNS_SHOWN)]
     return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")

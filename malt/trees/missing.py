@@ -7,7 +7,7 @@ from itertools import chain, islice
 from threading import Event
 from typing import NamedTuple
 
-from malt.concurrency import in_turn
+from malt.concurrency import gather_in_turn
 from malt.config.spec import Role, RunSpec
 from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.usage import Tally, Usage
@@ -88,7 +88,7 @@ def survey_window(window: Window, source: Source) -> Surveyed:
     """Grow some questions' trees again, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
         noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
-    shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, wait=in_turn))
+    shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, wait=gather_in_turn))
     lacking = {branch.question_id for branch in shortfall.failures}
     whole = [request for request in noted.requests if request.question_id not in lacking]
     had = Counter(role for _, role in {(key, request.role) for request in whole for key in request.keys})

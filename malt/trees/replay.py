@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
-from malt.concurrency import in_turn
+from malt.concurrency import gather_in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.process_pool import CallFailed, submit
 from malt.llm.client.completers import make_store_completer
@@ -121,7 +121,7 @@ def assess_window(window: Window, source: Source) -> list[Assessed]:
 
     async def assessed(question: Question) -> Assessed:
         noting = JudgeNoted(stored)
-        valued = await assess(question, source.spec, source.prompts, noting, wait=in_turn)
+        valued = await assess(question, source.spec, source.prompts, noting, wait=gather_in_turn)
         return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
 
     async def all_assessed() -> list[Assessed]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.questions.question import Question, content_id, last_boxed, read_questions, read_reference
+from malt.questions.question import Question, content_id, find_last_boxed, read_questions, read_reference
 
 Cells = dict[str, Any]
 
@@ -182,7 +182,7 @@ def test_a_reference_is_read_as_its_format_says(text: str, written: str, answer:
     ],
 )
 def test_the_last_box_is_read_with_balanced_braces(text: str, content: str) -> None:
-    assert last_boxed(text) == content
+    assert find_last_boxed(text) == content
 
 
 @given(
@@ -192,13 +192,13 @@ def test_the_last_box_is_read_with_balanced_braces(text: str, content: str) -> N
 )
 def test_any_balanced_content_of_a_box_comes_back(content: str) -> None:
     if content.strip():
-        assert last_boxed(f"so $\\boxed{{{content}}}$ and {{more}}") == content.strip()
+        assert find_last_boxed(f"so $\\boxed{{{content}}}$ and {{more}}") == content.strip()
 
 
 @pytest.mark.parametrize("text", ["5", r"\boxed{}", r"\boxed{ }", r"\boxed{1", r"\boxed", r"\boxedfoo{1}", r"\boxed$"])
 def test_a_box_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(QuestionError, match="boxed"):
-        last_boxed(text)
+        find_last_boxed(text)
 
 
 def test_gsm8k_needs_its_mark_on_every_row(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class _ShardMaker:
 
     def _question(self, tree: Tree) -> QuestionRow:
         question_id, screening = tree.question.question_id, self.screening
-        split = screening.split_of(question_id, self.spec.dataset)
+        split = screening.choose_split(question_id, self.spec.dataset)
         return question_row(tree, split, screening.excluded.get(question_id))
 
     def _add_role(self, valued: ValuedTree, role: Role, question: QuestionRow) -> None:
@@ -155,7 +155,7 @@ def stored_shards(
 def _inputs_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: RankBar) -> _ShardInputs:
     """Return what one shard takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
-    return _ShardInputs(questions, screening.of(ids), {each: failed[each] for each in ids if each in failed}, bar)
+    return _ShardInputs(questions, screening.select(ids), {each: failed[each] for each in ids if each in failed}, bar)
 
 
 @collecting_seldom()
