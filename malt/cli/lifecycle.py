@@ -117,11 +117,11 @@ def _read_age(text: str) -> float:
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
     """Find rows and folders that no version needs. They are counted; --delete removes them."""
     from malt.config.settings import Settings
-    from malt.datasets.publish.removal import collect
+    from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
 
     settings = Settings()
-    found = collect(settings, older_than, delete=delete, also_in=also_in)
+    found = collect_garbage(settings, older_than, delete=delete, also_in=also_in)
     if compact and delete:
         with Store(settings.store) as store:
             store.compact()

@@ -149,11 +149,11 @@ def _format_tokens(count: int | None) -> str:
 
 def _show_findings(version: "DatasetVersion") -> None:
     """Print a version's diagnostics, and what its gates left out."""
-    from malt.datasets.stats.findings import findings, losses
+    from malt.datasets.stats.findings import describe_diagnostics, describe_losses
 
-    for subject, told in findings(version.manifest.diagnostics):
+    for subject, told in describe_diagnostics(version.manifest.diagnostics):
         terminal.say(f"  {subject:<12} {told}")
-    for file, candidates, kept, dropped in losses(version.manifest):
+    for file, candidates, kept, dropped in describe_losses(version.manifest):
         if dropped:
             terminal.say(f"  {file:<15} {kept:,} of {candidates:,} candidates kept; left out: {dropped}")
 

@@ -15,7 +15,7 @@ from malt.errors import VersionError
 from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
-SEAL = "manifest_sha256"
+_SEAL = "manifest_sha256"
 
 
 class FileEntry(Recorded):
@@ -349,7 +349,7 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
 def write_manifest(manifest: VersionManifest, folder: Path) -> None:
     """Write `manifest.json`, sealed with a digest of itself."""
     content = manifest.model_dump(mode="json")
-    sealed = {**content, SEAL: digest(content)}
+    sealed = {**content, _SEAL: digest(content)}
     text = json.dumps(sealed, indent=2, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -376,6 +376,6 @@ def seal_holds(folder: Path) -> bool:
     """Whether a readable manifest still has the digest it was sealed with."""
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
     try:
-        return bool(content.pop(SEAL, None) == digest(content))
+        return bool(content.pop(_SEAL, None) == digest(content))
     except ValueError:  # a number that JSON does not have
         return False

@@ -86,7 +86,7 @@ class Sheet:
         for place in np.ndindex(outcomes.shape[:2]):
             votes[place][0] = majority(
                 [
-                    Ballot(answer, truth, cast=outcome not in NO_ANSWER)
+                    Ballot(answer, truth, is_cast=outcome not in NO_ANSWER)
                     for outcome, answer, truth in zip(outcomes[place], answers[place], truths[place], strict=True)
                 ]
             )

@@ -7,7 +7,7 @@ import numpy as np
 
 from malt.config.spec import EvaluateSpec, RunSpec
 from malt.datasets.stats.accuracy import Truth
-from malt.datasets.stats.diagnostics import is_same
+from malt.datasets.stats.diagnostics import is_same_answer
 from malt.evaluation import statistics
 from malt.evaluation.sheet import Grid, Sheet, shares, sheets_of
 from malt.evaluation.statistics import Scores
@@ -164,7 +164,7 @@ def flips_of(sheet: Sheet) -> Flips:
     """Count what became of the generator's answers."""
     counts = counts_of(sheet.single, sheet.final)
     answers = zip(sheet.grid("generator_answer").flat, sheet.grid("answer").flat, strict=True)
-    same = [is_same(first, last) for first, last in answers if first is not None and last is not None]
+    same = [is_same_answer(first, last) for first, last in answers if first is not None and last is not None]
     return Flips(
         wrong_to_right=counts.get((False, True), 0),
         right_to_right=counts.get((True, True), 0),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import read_as
-from malt.datasets.version.dataset_version import choose, dataset_names, locate
+from malt.datasets.version.dataset_version import choose_number, list_names, locate
 from malt.datasets.version.folders import version_numbers
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
@@ -104,9 +104,9 @@ def list_evaluations(name: str | None = None) -> ListedEvaluations:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
     folder = evaluations_dir()
     if name is not None:
-        choose(folder / name)
+        choose_number(folder / name)
     listed = ListedEvaluations([], {})
-    for each in dataset_names(folder) if name is None else [name]:
+    for each in list_names(folder) if name is None else [name]:
         for number in version_numbers(folder / each):
             try:
                 listed.versions.append(open_evaluation_folder(folder / each / f"v{number}"))

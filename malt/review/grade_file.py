@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from malt.config.base import Recorded
 from malt.config.spec import QuestionSource
-from malt.datasets.rows.files import json_line, writable
+from malt.datasets.rows.files import clean_texts, json_line
 from malt.errors import InputError, QuestionError
 from malt.grading.graders import grade
 from malt.grading.grades import Grade, Outcome
@@ -309,7 +309,7 @@ def _write_parquet(rows: Sequence[Columns], file: BinaryIO) -> None:
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
-            columns[name] = pa.array([writable(row.get(name)) for row in rows])
+            columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
         except pa.ArrowException as error:
             raise InputError(f"column {name!r} fits no Parquet type ({error}); write a .jsonl file instead") from error
     try:

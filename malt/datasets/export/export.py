@@ -20,7 +20,7 @@ from malt.datasets.export.tool_files import README_FILE, render_readme
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
+from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, temporary_name
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 
@@ -163,7 +163,7 @@ def _move(staging: Path, target: Path) -> None:
     earlier = target / EXPORT_MANIFEST_FILE
     if earlier.exists() and earlier.read_bytes() == (staging / EXPORT_MANIFEST_FILE).read_bytes():
         return
-    former = unfinished(target.parent)
+    former = temporary_name(target.parent)
     try:
         if target.exists():
             target.rename(former)

@@ -12,7 +12,7 @@ from malt.config.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
 from malt.datasets.manifest import LengthBias, Manifest
 from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.datasets.stats.findings import findings, losses
+from malt.datasets.stats.findings import describe_diagnostics, describe_losses
 from malt.questions.screening import SPLITS, Split
 from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown, markdown_table
 
@@ -36,7 +36,7 @@ def render_card(manifest: Manifest) -> str:
         test_sets=_test_sets_table(manifest),
         lengths=_lengths_table(manifest),
         bias=" ".join(_bias_sentence(role, bias) for role, bias in manifest.length_bias.items() if bias.pairs),
-        findings=markdown_table(("of", "found"), findings(manifest.diagnostics)),
+        findings=markdown_table(("of", "found"), describe_diagnostics(manifest.diagnostics)),
         files=_files_table(manifest),
         leaves_each=_leaves_below(manifest),
         grader=_name_grader(spec.evaluator),
@@ -153,7 +153,10 @@ def _name_grader(evaluator: EvaluatorSpec) -> Markdown:
 
 
 def _losses_table(manifest: Manifest) -> Markdown:
-    rows = [(code_span(file), candidates, kept, gates or "none") for file, candidates, kept, gates in losses(manifest)]
+    rows = [
+        (code_span(file), candidates, kept, gates or "none")
+        for file, candidates, kept, gates in describe_losses(manifest)
+    ]
     return markdown_table(("rows", "candidates", "kept", "left out"), rows)
 
 

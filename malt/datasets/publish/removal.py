@@ -26,12 +26,12 @@ from malt.datasets.version.folders import (
     STAGING,
     discard,
     is_abandoned,
-    links,
+    linked_numbers,
     lock_folder,
+    move_away,
     number_of,
-    numbered,
+    numbered_entries,
     point,
-    retire,
     size_of,
     tags_of,
     version_numbers,
@@ -61,7 +61,7 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
     folder, number = path.parent, number_of(path)
     with lock_folder(folder):
         _refuse_needed(folder, number)
-        retired = retire(path)
+        retired = move_away(path)
     size = size_of(retired)
     discard(retired)
     return Removed(f"{folder.name}@{path.name}", path, size)
@@ -98,7 +98,9 @@ class Garbage(NamedTuple):
     folder_bytes: int
 
 
-def collect(settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()) -> Garbage:
+def collect_garbage(
+    settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()
+) -> Garbage:
     """Count, or delete, what no version uses in the datasets folder and in those `also_in`.
 
     Raises `VersionError` where it cannot be known what a version uses, or one is just being made; `ConfigError` where
@@ -142,15 +144,15 @@ def _whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
     """Yield all versions. Raises `VersionError` for one that is lost, or damaged where it says what it uses."""
     for folder in _dataset_folders(places):
         numbers = version_numbers(folder)
-        for name, number in links(folder).items():
+        for name, number in linked_numbers(folder).items():
             if number not in numbers:
                 raise VersionError(
                     f"{folder / name} names v{number}, which is lost, {_NOT_KNOWN}. Put it back, or remove the link"
                 )
-        yield from (_checked(entry) for _, entry in sorted(numbered(folder)) if _is_folder(entry))
+        yield from (_open_whole(entry) for _, entry in sorted(numbered_entries(folder)) if _is_folder(entry))
 
 
-def _checked(folder: Path) -> DatasetVersion:
+def _open_whole(folder: Path) -> DatasetVersion:
     """Return the version in a folder. Raises `VersionError` where its manifest or trajectories are not as published."""
     reference = f"{folder.parent.name}@{folder.name}"
     try:

@@ -25,7 +25,7 @@ from malt.datasets.rows.tables import (
     role_file,
     training_file,
 )
-from malt.datasets.stats.counts import TreeCount, UsageCount, as_failure
+from malt.datasets.stats.counts import Mergeable, TreeCount, UsageCount, as_failure
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.questions.question import Question
 from malt.questions.screening import Screening
@@ -43,7 +43,7 @@ Failed = Mapping[str, Sequence[FailedBranch]]
 _NONE_FAILED: Failed = MappingProxyType({})
 
 
-class VersionStats:
+class VersionStats(Mergeable):
     """All that is counted of a version's trees."""
 
     def __init__(self, spec: RunSpec, bar: RankBar = NO_BAR) -> None:
@@ -53,16 +53,6 @@ class VersionStats:
         self.sample = TreeSample(bar)
         self.judge: UsageCount | None = None
         """The judge's completions behind the grades; None where those are not known."""
-
-    def merge(self, other: "VersionStats") -> None:
-        """Count what another has counted, of questions that come after these."""
-        self.trees.merge(other.trees)
-        self.diagnostics.merge(other.diagnostics)
-        self.selection.merge(other.selection)
-        self.sample.merge(other.sample)
-        if other.judge is not None:
-            self.judge = self.judge or UsageCount()
-            self.judge.merge(other.judge)
 
 
 class Shard(NamedTuple):

@@ -29,7 +29,7 @@ from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, put
+from malt.datasets.version.folders import discard, open_staging, put_in_place
 from malt.errors import NothingToPublish
 from malt.questions.screening import Screening
 
@@ -156,7 +156,7 @@ class VersionWriter:
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
-        put(self._staging, place, MANIFEST_FILE)
+        put_in_place(self._staging, place, MANIFEST_FILE)
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:

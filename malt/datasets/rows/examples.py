@@ -130,41 +130,32 @@ def write_rows(
     kind: Kind, valued: ValuedTree, role: Role, candidates: Sequence[Candidate]
 ) -> Iterator[SftRow | DpoRow | KtoRow]:
     """Write candidates as rows of one kind."""
-    return (_WRITERS[kind](valued, role, candidate) for candidate in candidates)
+    return (_WRITERS[kind](f"{kind}-{role}", valued, candidate) for candidate in candidates)
 
 
-def _sft_row(valued: ValuedTree, role: Role, candidate: Candidate) -> SftRow:
+def _sft_row(config: str, valued: ValuedTree, candidate: Candidate) -> SftRow:
     [one] = candidate.texts
     return SftRow(
         prompt=_message_rows(one.node.prompt),
         completion=_reply_rows(one.node),
-        row_id=row_id(f"sft-{role}", valued, *candidate.addresses),
+        row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
         node_id=str(one.node.address),
         value=one.value.mean,
     )
 
 
-def _kto_row(valued: ValuedTree, role: Role, candidate: Candidate) -> KtoRow:
-    [one] = candidate.texts
-    return KtoRow(
-        prompt=_message_rows(one.node.prompt),
-        completion=_reply_rows(one.node),
-        label=one.is_right,
-        row_id=row_id(f"kto-{role}", valued, *candidate.addresses),
-        question_id=valued.tree.question.question_id,
-        node_id=str(one.node.address),
-        value=one.value.mean,
-    )
+def _kto_row(config: str, valued: ValuedTree, candidate: Candidate) -> KtoRow:
+    return KtoRow(**_sft_row(config, valued, candidate), label=candidate.chosen.is_right)
 
 
-def _dpo_row(valued: ValuedTree, role: Role, candidate: Candidate) -> DpoRow:
+def _dpo_row(config: str, valued: ValuedTree, candidate: Candidate) -> DpoRow:
     chosen, rejected = candidate.texts
     return DpoRow(
         prompt=_message_rows(chosen.node.prompt),
         chosen=_reply_rows(chosen.node),
         rejected=_reply_rows(rejected.node),
-        row_id=row_id(f"dpo-{role}", valued, *candidate.addresses),
+        row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
         chosen_node_id=str(chosen.node.address),
         rejected_node_id=str(rejected.node.address),
@@ -175,7 +166,7 @@ def _dpo_row(valued: ValuedTree, role: Role, candidate: Candidate) -> DpoRow:
     )
 
 
-_WRITERS: Mapping[Kind, Callable[[ValuedTree, Role, Candidate], SftRow | DpoRow | KtoRow]] = {
+_WRITERS: Mapping[Kind, Callable[[str, ValuedTree, Candidate], SftRow | DpoRow | KtoRow]] = {
     "sft": _sft_row,
     "dpo": _dpo_row,
     "kto": _kto_row,

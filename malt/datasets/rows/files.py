@@ -207,7 +207,7 @@ def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBa
         columns = [_as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
-        return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
+        return pa.RecordBatch.from_pylist([clean_texts(row) for row in rows], schema=schema)
 
 
 def _as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
@@ -219,13 +219,13 @@ def _as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     return pa.array(distinct.values(), kind, size=len(distinct)).take(pa.array([places[id(value)] for value in values]))
 
 
-def writable(value: object) -> object:
+def clean_texts(value: object) -> object:
     """Replace lone surrogates in all texts of a row."""
     match value:
         case str():
             return replace_lone_surrogates(value)
         case list():
-            return [writable(item) for item in value]
+            return [clean_texts(item) for item in value]
         case dict():
-            return {name: writable(item) for name, item in value.items()}
+            return {name: clean_texts(item) for name, item in value.items()}
     return value

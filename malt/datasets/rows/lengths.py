@@ -11,6 +11,7 @@ from pathlib import Path
 
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts
+from malt.datasets.stats.counts import Mergeable
 from malt.errors import ConfigError
 from malt.llm.request import Message
 from malt.trees.credit import Length, ValuedTree
@@ -66,7 +67,7 @@ def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     return replace(valued, lengths=lengths)
 
 
-class LengthCount:
+class LengthCount(Mergeable):
     """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
 
     def __init__(self) -> None:
@@ -75,10 +76,6 @@ class LengthCount:
     def add(self, tokens: int) -> None:
         """Count one row."""
         self._rows[tokens] += 1
-
-    def merge(self, other: "LengthCount") -> None:
-        """Count what another has counted."""
-        self._rows.update(other._rows)
 
     @property
     def result(self) -> LengthCounts:
@@ -102,7 +99,7 @@ def quantile(counts: Mapping[int, int], share: float) -> int:
     return 0
 
 
-class BiasCount:
+class BiasCount(Mergeable):
     """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
 
     def __init__(self) -> None:
@@ -115,14 +112,6 @@ class BiasCount:
         self._rejected += rejected
         self._longer += chosen > rejected
         self._shorter += chosen < rejected
-
-    def merge(self, other: "BiasCount") -> None:
-        """Count what another has counted."""
-        self._pairs += other._pairs
-        self._chosen += other._chosen
-        self._rejected += other._rejected
-        self._longer += other._longer
-        self._shorter += other._shorter
 
     @property
     def result(self) -> LengthBias:

@@ -13,6 +13,7 @@ from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes
 from malt.datasets.rows.gates import Context, gates_of
 from malt.datasets.rows.lengths import BiasCount, LengthCount
 from malt.datasets.rows.tables import KINDS, Kind
+from malt.datasets.stats.counts import Mergeable
 from malt.questions.screening import Exclusion
 from malt.trees.credit import ValuedTree
 
@@ -42,7 +43,7 @@ def _pass_gates(kind: Kind, candidates: Sequence[Candidate], context: Context) -
     return Selected(len(candidates), kept, dropped)
 
 
-class SelectionCount:
+class SelectionCount(Mergeable):
     """Adds up what passed and what did not, and how long it is, by role and kind of row."""
 
     def __init__(self) -> None:
@@ -61,15 +62,6 @@ class SelectionCount:
                 self._lengths[role, kind].add(one.tokens)
         for pair in selected["dpo"].kept:
             self._bias[role].add(len(pair.chosen.node.text), len(pair.rejected.node.text))
-
-    def merge(self, other: "SelectionCount") -> None:
-        """Count what another has counted."""
-        self._candidates.update(other._candidates)
-        for each, dropped in self._dropped.items():
-            dropped.update(other._dropped[each])
-            self._lengths[each].merge(other._lengths[each])
-        for role, bias in self._bias.items():
-            bias.merge(other._bias[role])
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:

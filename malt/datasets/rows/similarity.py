@@ -5,7 +5,7 @@ from functools import lru_cache
 from rapidfuzz import fuzz
 
 from malt.datasets.rows.examples import Candidate
-from malt.datasets.stats.diagnostics import is_same, stated_verdict
+from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
 from malt.questions.shingles import find_figures, split_words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
@@ -74,7 +74,7 @@ def similarity(pair: Candidate) -> float:
 def have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
     """Whether both texts give a final answer, and the same one."""
     chosen, rejected = answer_of(valued, pair.chosen.node), answer_of(valued, pair.rejected.node)
-    return chosen is not None and rejected is not None and is_same(chosen, rejected)
+    return chosen is not None and rejected is not None and is_same_answer(chosen, rejected)
 
 
 def answer_of(valued: ValuedTree, node: Node) -> str | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Self
 
 import malt
 from malt.config.spec import PLAYERS, Role, RunSpec
@@ -21,6 +22,32 @@ _DISTRIBUTION = "malt-trees"
 
 _FRACTIONS = 2.0**80
 """Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+
+
+class Mergeable:
+    """Counts that processes make apart, of questions in order, and that are then added up attribute by attribute."""
+
+    def merge(self, other: Self) -> None:
+        """Add another's counts, of questions that come after these and with the same spec."""
+        for name, own in vars(self).items():
+            setattr(self, name, _add_up(own, vars(other)[name]))
+
+
+def _add_up(own: Any, other: Any) -> Any:  # noqa: ANN401 - any attribute of a counter
+    match own:
+        case None:
+            return other
+        case bool() | tuple():  # what the spec says, the same of both
+            return own
+        case Counter():
+            own.update(other)  # `+` would lose the gates that left out nothing
+            return own
+        case int() | list():
+            return own + other
+        case dict():
+            return own | {key: _add_up(own.get(key), value) for key, value in other.items()}
+    own.merge(other)
+    return own
 
 
 class UsageCount:
@@ -40,7 +67,7 @@ class UsageCount:
         self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
 
     def merge(self, other: "UsageCount") -> None:
-        """Count what another has counted."""
+        """Add another's counts."""
         self._merge(other)
         for key, part in other.parts.items():
             self.parts.setdefault(key, UsageCount())._merge(part)
@@ -94,7 +121,7 @@ _BIASED = (
 
 
 def growth_of(spec: RunSpec, counts: Counts) -> GrowthSummary:
-    """Say how much of its trees a version has."""
+    """Summarise how much of its trees a version has."""
     is_full = spec.growth.mode == "full"
     return GrowthSummary(
         mode=spec.growth.mode,
@@ -105,8 +132,8 @@ def growth_of(spec: RunSpec, counts: Counts) -> GrowthSummary:
     )
 
 
-class TreeCount:
-    """Counts everything about the trees of one version."""
+class TreeCount(Mergeable):
+    """Counts the trees of one version, their nodes, labels and failures, and what they took."""
 
     def __init__(self) -> None:
         self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
@@ -126,18 +153,6 @@ class TreeCount:
             self._complete += 1
             for address in valued.tree.nodes:
                 self._add_node(valued, address)
-
-    def merge(self, other: "TreeCount") -> None:
-        """Count what another has counted, of questions that come after these."""
-        for role, usage in self.usage.items():
-            usage.merge(other.usage[role])
-        self.failures += other.failures
-        self._questions += other._questions
-        self._complete += other._complete
-        self._nodes.update(other._nodes)
-        self._statuses.update(other._statuses)
-        self._outcomes.update(other._outcomes)
-        self._labels.update(other._labels)
 
     @property
     def counts(self) -> Counts:
@@ -173,7 +188,7 @@ def as_failure(branch: FailedBranch) -> Failure:
 
 
 def code_version() -> Code:
-    """Name the code that runs: the installed release, and the commit where it runs from a checkout."""
+    """Return the installed release, and the commit where the code runs from a checkout."""
     try:
         release = version(_DISTRIBUTION)
     except PackageNotFoundError:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from malt.trees.credit import ValuedTree
 
-NAME = "[a-z0-9-]{1,100}"
-REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
+_NAME = "[a-z0-9-]{1,100}"
+_REFERENCE = re.compile(rf"(?P<name>{_NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
 
 
 @dataclass(frozen=True)
@@ -155,18 +155,18 @@ def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
         raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
     if is_folder:
         return path.resolve()
-    named = REFERENCE.fullmatch(str(reference))
+    named = _REFERENCE.fullmatch(str(reference))
     if named is None:
         raise VersionError(f"{reference} is neither NAME, NAME@v3, NAME@TAG, nor a folder with a {MANIFEST_FILE}")
     folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
-    return folder / f"v{choose(folder, named['wanted'] or LATEST)}"
+    return folder / f"v{choose_number(folder, named['wanted'] or LATEST)}"
 
 
-def choose(folder: Path, wanted: str = LATEST) -> int:
+def choose_number(folder: Path, wanted: str = LATEST) -> int:
     """Return the number that is wanted, by itself or by a tag, or the newest one."""
     numbers, tags = version_numbers(folder), tags_of(folder)
     if not numbers:
-        others = ", ".join(dataset_names(folder.parent)) or "none yet"
+        others = ", ".join(list_names(folder.parent)) or "none yet"
         raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
     if wanted == LATEST:
         return numbers[-1]
@@ -201,11 +201,11 @@ class Listed(NamedTuple):
 
 def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
-    names = dataset_names(datasets_dir) if name is None else [name]
+    names = list_names(datasets_dir) if name is None else [name]
     if name is not None:
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(_NAME, name):
             raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
-        choose(datasets_dir / name)
+        choose_number(datasets_dir / name)
     listed = Listed([], {})
     for folder in (datasets_dir / each for each in names):
         for number in version_numbers(folder):
@@ -216,8 +216,8 @@ def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     return listed
 
 
-def dataset_names(datasets_dir: Path) -> list[str]:
-    """The datasets that have a version."""
+def list_names(datasets_dir: Path) -> list[str]:
+    """List the datasets that have a version."""
     if not datasets_dir.is_dir():
         return []
     return sorted(entry.name for entry in datasets_dir.iterdir() if version_numbers(entry))

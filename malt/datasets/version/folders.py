@@ -30,7 +30,7 @@ STAGING_SECONDS = 86_400
 
 def version_numbers(folder: Path) -> list[int]:
     """Return the numbers of a dataset's versions, in order; none where the folder is not there."""
-    return sorted(number for number, entry in numbered(folder) if entry.is_dir())
+    return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir())
 
 
 def next_number(folder: Path) -> int:
@@ -38,24 +38,24 @@ def next_number(folder: Path) -> int:
 
     The newest version is never removed, so no number is given twice.
     """
-    return max([*(number for number, _ in numbered(folder)), *links(folder).values()], default=0) + 1
+    return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
 
 
-def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if _VERSION.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
-def links(folder: Path) -> dict[str, int]:
+def linked_numbers(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
-    named = {entry.name: number_named(entry) for entry in entries}
+    named = {entry.name: linked_number(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
 
 
-def number_named(link: Path) -> int | None:
+def linked_number(link: Path) -> int | None:
     """Return the number of the version that a link names; None for what is no such link."""
     try:
         target = str(link.readlink())
@@ -100,12 +100,12 @@ def open_staging(folder: Path) -> Path:
     for entry in folder.iterdir():
         if is_abandoned(entry):
             discard(entry)
-    staging = unfinished(folder)
+    staging = temporary_name(folder)
     staging.mkdir()
     return staging
 
 
-def unfinished(folder: Path) -> Path:
+def temporary_name(folder: Path) -> Path:
     """Return a new name for something still being written, which says who writes it."""
     return folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
 
@@ -156,9 +156,9 @@ def point_latest(folder: Path) -> None:
 
 def point(folder: Path, name: str, number: int) -> None:
     """Point a link at a version; the caller holds the folder's lock."""
-    if number_named(folder / name) == number:
+    if linked_number(folder / name) == number:
         return
-    link = unfinished(folder)
+    link = temporary_name(folder)
     link.symlink_to(f"v{number}")
     try:
         link.replace(folder / name)
@@ -168,14 +168,14 @@ def point(folder: Path, name: str, number: int) -> None:
     sync(folder)
 
 
-def retire(version: Path) -> Path:
+def move_away(version: Path) -> Path:
     """Take a version away at once, under the folder's lock, and return where it waits to be discarded."""
-    retired = version.rename(unfinished(version.parent))
+    retired = version.rename(temporary_name(version.parent))
     sync(version.parent)
     return retired
 
 
-def put(staging: Path, place: Path, last: str) -> None:
+def put_in_place(staging: Path, place: Path, last: str) -> None:
     """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
@@ -216,7 +216,7 @@ def sync(path: Path) -> None:
 
 def tags_of(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that a dataset's tags name, by tag."""
-    return {name: number for name, number in links(folder).items() if TAG.fullmatch(name)}
+    return {name: number for name, number in linked_numbers(folder).items() if TAG.fullmatch(name)}
 
 
 def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int | None:
@@ -231,7 +231,7 @@ def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int |
             "looks neither like a version's number nor like 'latest'"
         )
     with lock_folder(folder):
-        before = number_named(folder / tag)
+        before = linked_number(folder / tag)
         if not (folder / f"v{number}").is_dir():
             raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
         if before not in (None, number) and not move:

@@ -9,7 +9,7 @@ import pytest
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.version.dataset_version import open_version
-from malt.datasets.version.folders import links, remove_tag, set_tag, tags_of, version_numbers
+from malt.datasets.version.folders import linked_numbers, remove_tag, set_tag, tags_of, version_numbers
 from malt.errors import VersionError
 from tests.published import PROVENANCE, mixed_shard, publish_questions, publish_small, spec_of
 
@@ -51,7 +51,7 @@ def test_the_newest_stays_though_a_crash_left_latest_behind(folder: Path) -> Non
     (folder / "latest").symlink_to("v1")
     with pytest.raises(VersionError, match="arith@v3 stays"):
         remove_version("arith@v3", folder.parent)
-    assert links(folder) == {"latest": 3}
+    assert linked_numbers(folder) == {"latest": 3}
     assert remove_version("arith@v1", folder.parent).version == "arith@v1"
 
 

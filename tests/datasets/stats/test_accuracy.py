@@ -32,7 +32,7 @@ def wrong(answer: str | None) -> Ballot:
     return Ballot(answer, False)
 
 
-UNANSWERED = Ballot(None, False, cast=False)
+UNANSWERED = Ballot(None, False, is_cast=False)
 
 
 def test_nothing_counted_has_no_percentage() -> None:
