@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from malt.config.spec import PLAYERS, Role
 from malt.errors import PromptError
 from malt.llm.request import Message
+from malt.regular_files import MIB, read_regular_file
 
 SLOTS: Mapping[Role, frozenset[str]] = {
     Role.GENERATOR: frozenset({"question"}),
@@ -28,6 +29,7 @@ SLOTS: Mapping[Role, frozenset[str]] = {
 
 _PACKAGED_SETS = Path(__file__).parent / "_prompts"
 PROJECT_SETS = Path(__file__).parent.parent / "prompts"
+_MOST_BYTES = 4 * MIB
 
 
 class _Example(BaseModel):
@@ -215,8 +217,10 @@ def _jinja() -> SandboxedEnvironment:
 
 def _read_text(path: Path) -> str:
     """Read UTF-8 text; line ends and a byte order mark do not matter."""
+    is_ours = any(path.is_relative_to(sets) for sets in (_PACKAGED_SETS, PROJECT_SETS))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes() if is_ours else read_regular_file(path, _MOST_BYTES)
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 

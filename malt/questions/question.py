@@ -4,6 +4,7 @@ Every row is read by itself, so adding rows never changes how the others are rea
 """
 
 import json
+import logging
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from malt.canonical_json import digest
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
+
+_log = logging.getLogger("malt.questions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,12 @@ class Question:
     """Texts of the choices, in the order of their letters A, B, C, …"""
     metadata: dict[str, JsonValue] = field(default_factory=dict)
     """The row's other columns; empty cells and binary ones are left out."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other reference answers; to give any of them is right."""
+        listed = self.metadata.get("aliases")
+        return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else ()
 
 
 def read_questions(source: QuestionSource) -> list[Question]:
@@ -57,23 +66,24 @@ def content_id(question: str, ground_truth: str) -> str:
 
 
 def _read_distinct(source: QuestionSource) -> list[Question]:
-    questions: list[Question] = []
+    questions: dict[str, Question] = {}
     places: dict[str, str] = {}
+    repeats: list[str] = []
     for row in read_rows(source.source, "questions.source"):
         question = read_question(row, source)
-        first = places.setdefault(question.question_id, row.place)
-        if first is not row.place:
-            raise QuestionError(_duplicate(question, row.place, first))
-        questions.append(question)
+        first = questions.setdefault(question.question_id, question)
+        if first is question:
+            places[question.question_id] = row.place
+        elif (first.question, first.ground_truth) == (question.question, question.ground_truth):
+            repeats.append(f"{row.place} repeats {places[question.question_id]}")
+        else:
+            taken = f"id {question.question_id!r} is taken by {places[question.question_id]}"
+            raise QuestionError(f"{row.place}: {taken}; give every row its own id")
     if not questions:
         raise QuestionError(f"{strip_secrets(source.source)}: no questions in it; give a file with one question a row")
-    return questions
-
-
-def _duplicate(question: Question, place: str, first: str) -> str:
-    if question.question_id == content_id(question.question, question.ground_truth):
-        return f"{place}: same question and reference answer as {first}; remove one, or tell them apart by an id column"
-    return f"{place}: id {question.question_id!r} is taken by {first}; give every row its own id"
+    if repeats:
+        _log.warning("%d rows with the question and answer of an earlier one are dropped: %s", len(repeats), repeats[0])
+    return list(questions.values())
 
 
 _REFERENCE_COLUMNS = {
@@ -89,7 +99,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def read_question(row: Row, source: QuestionSource) -> Question:
     """Read one row as `source` says. Raises `QuestionError` naming the row's place."""
     try:
-        return _question(row.values, source)
+        return _question(_flatten(row.values), source)
     except QuestionError as error:
         raise QuestionError(f"{row.place}: {error}") from error
 
@@ -117,6 +127,24 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
         choices=choices,
         metadata=_others(values, {asked, answered, choices_column, named}),
     )
+
+
+def _flatten(values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Bring rows as benchmarks publish them into columns.
+
+    CommonsenseQA has the choices in the question: `{"stem": …, "choices": […]}`. TriviaQA has an answer with aliases,
+    `{"value": …, "aliases": […]}`, Natural Questions a list of answers; the first is the reference.
+    """
+    flat = dict(values)
+    if isinstance(asked := values.get("question"), dict) and "stem" in asked:
+        flat |= {**asked, "question": asked["stem"]}
+        del flat["stem"]
+    for name in ("ground_truth", "answer"):
+        if isinstance(answer := flat.get(name), dict) and "value" in answer:
+            flat |= {name: answer["value"], "aliases": answer.get("aliases")}
+        elif isinstance(answer, list) and answer and "choices" not in flat:
+            flat |= {name: answer[0], "aliases": answer[1:]}
+    return flat
 
 
 def _column(values: Mapping[str, JsonValue], key: str, declared: str | None, defaults: Sequence[str]) -> str:
