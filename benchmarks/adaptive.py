@@ -22,7 +22,7 @@ from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
 from malt.datasets.rows.lengths import measure_lengths, token_counter
 from malt.datasets.rows.selection import select
-from malt.engine.job import read_inputs
+from malt.engine.job import read_job
 from malt.llm.client.completers import StoreCompleter, make_completer
 from malt.llm.client.session import close_sessions, open_session
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
@@ -209,11 +209,11 @@ def embedded(count: int) -> None:
     """Compare on the embedded model: full trees are bought, adaptive ones are found in them."""
     threes = [f"roles.{role}.samples=3" for role in PLAYERS]
     spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
-    inputs, session = read_inputs(spec), open_session(Settings(), spec.limits)
-    ids = [question.question_id for question in inputs.questions]
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, make_completer(session, ids)))
+    job, session = read_job(spec), open_session(Settings(), spec.limits)
+    ids = [question.question_id for question in job.questions]
+    session.run(ask_all(job.questions, spec, job.prompts, make_completer(session, ids)))
     recall = StoreCompleter(session.store.rows(ids))
-    asyncio.run(compare(f"embedded, {count} questions", inputs.questions, spec, inputs.prompts, recall))
+    asyncio.run(compare(f"embedded, {count} questions", job.questions, spec, job.prompts, recall))
     close_sessions()
 
 

@@ -10,6 +10,7 @@ from malt.cli.options import takes_config, takes_json
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
+    from malt.evaluation.compare import EvaluationDiff
     from malt.evaluation.plan import EvaluationPlan
     from malt.evaluation.result import Evaluated
     from malt.evaluation.summary import Cell, Summary
@@ -158,3 +159,65 @@ def show_plan(plan: "EvaluationPlan") -> None:
     ]
     terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {'; '.join(shown)}")
     terminal.say(f"4 points where 20 % part need {plan.questions_for_4_points:,} questions", style="dim")
+
+
+def show(reference: str, question_id: str | None, *, as_json: bool) -> None:
+    """Print an evaluation, or what its systems say to one question."""
+    from malt.evaluation.version import open_evaluation
+
+    version = open_evaluation(reference)
+    if question_id is not None:
+        _show_question(version, question_id, as_json=as_json)
+    elif as_json:
+        manifest = version.manifest.model_dump(mode="json")
+        terminal.emit({**manifest, "summary": version.summary.model_dump(mode="json")})
+    else:
+        show_evaluation(version)
+
+
+def _show_question(version: "EvaluationVersion", question_id: str, *, as_json: bool) -> None:
+    rows = version.question_answers(question_id)
+    if as_json:
+        terminal.emit({"version": version.reference, "question_id": question_id, "answers": rows})
+        return
+    terminal.say(terminal.styled((terminal.one_line(rows[0]["question"]), "bold")))
+    terminal.say(f"reference: {rows[0]['ground_truth']}")
+    for row in rows:
+        _show_chain(row)
+
+
+def _show_chain(row: dict[str, Any]) -> None:
+    seed = "" if row["seed"] is None else f", seed {row['seed']}"
+    kind = "" if row["kind"] == "chain" else f", {row['kind']}"
+    terminal.say(terminal.styled((f"{row['system']}, chain {row['chain']}{seed}{kind}: {row['outcome']}", "bold")))
+    for role in ("generator", "verifier", "refiner"):
+        if row[role] is not None:
+            grade = f" ({row['generator_outcome']})" if role == "generator" else ""
+            terminal.say(terminal.styled(f"  {role}{grade}: ", (terminal.one_line(row[role]), "dim")))
+
+
+def diff(old: str, new: str, *, as_json: bool) -> None:
+    """Say what changed from one evaluation to another."""
+    from malt.evaluation.compare import compare
+    from malt.evaluation.version import open_evaluation
+
+    found = compare(open_evaluation(old), open_evaluation(new))
+    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found)
+
+
+def _show_diff(found: "EvaluationDiff") -> None:
+    terminal.say(f"{found.old} -> {found.new}", style="bold")
+    for name, change in found.inputs.items():
+        terminal.say(f"  {name}: {change.old!r} -> {change.new!r}")
+    if found.same_content:
+        terminal.say("same content: every answer and grade is the same")
+    for system, moved in found.accuracies.items():
+        told = ", ".join(f"{measure} {_percent(each.old)} -> {_percent(each.new)}" for measure, each in moved.items())
+        terminal.say(f"  {system}: {told}")
+    for system, turned in found.turned.items():
+        if turned.better or turned.worse:
+            terminal.say(f"  {system}: {len(turned.better)} questions turned better, {len(turned.worse)} worse")
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f} %" if isinstance(share, float) else "n/a"

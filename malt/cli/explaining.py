@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import terminal
+from malt.cli import evaluating, terminal
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -128,6 +128,13 @@ def _excerpt(text: str) -> str:
 @takes_json
 def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
+    from malt.datasets.version.kinds import find_kind
+
+    compared = evaluating.diff if find_kind(old) == "evaluation" else _diff_datasets
+    compared(old, new, as_json=as_json)
+
+
+def _diff_datasets(old: str, new: str, *, as_json: bool) -> None:
     from malt.datasets.check.compare import compare
     from malt.datasets.version.dataset_version import open_version
 

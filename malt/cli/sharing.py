@@ -97,8 +97,11 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     """
     from malt.datasets.push.push import push as push_version
     from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.kinds import find_kind
+    from malt.evaluation.version import open_evaluation
 
-    pushed = push_version(open_version(version), dest, public=public)
+    opened = open_evaluation(version) if find_kind(version) == "evaluation" else open_version(version)
+    pushed = push_version(opened, dest, public=public)
     terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.cli import terminal
+from malt.cli import evaluating, terminal
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from malt.datasets.version.dataset_version import DatasetVersion, Listed
+    from malt.evaluation.version import EvaluationVersion
 
 _QUESTIONS_SHOWN = 10
 _COLOURS = {True: "green", False: "red"}
@@ -86,6 +87,13 @@ def _show_version_table(versions: "Sequence[DatasetVersion]") -> None:
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
+    from malt.datasets.version.kinds import find_kind
+
+    shown = evaluating.show if find_kind(version) == "evaluation" else _show_dataset
+    shown(version, question_id, as_json=as_json)
+
+
+def _show_dataset(version: str, question_id: str | None, *, as_json: bool) -> None:
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
@@ -201,17 +209,27 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Print the path of a version's report. One HTML file; --open shows it."""
-    from malt.datasets.pages.page import find_report
-    from malt.datasets.version.dataset_version import open_version
-
-    opened = open_version(version)
-    path = find_report(opened, out)
+    reference, path = _find_report(version, out)
     if as_json:
-        terminal.emit({"version": opened.reference, "report": str(path)})
+        terminal.emit({"version": reference, "report": str(path)})
     else:
         terminal.say(terminal.shorten_path(path))
     if opens:
         click.launch(path.as_uri())
+
+
+def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
+    from malt.datasets.pages.page import find_report
+    from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.kinds import find_kind
+    from malt.evaluation.report import find_report as find_evaluation_report
+    from malt.evaluation.version import open_evaluation
+
+    if find_kind(reference) == "evaluation":
+        evaluation = open_evaluation(reference)
+        return evaluation.reference, find_evaluation_report(evaluation, out)
+    dataset = open_version(reference)
+    return dataset.reference, find_report(dataset, out)
 
 
 @click.command()
@@ -219,17 +237,27 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 @takes_json
 def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold."""
-    from malt.datasets.check.verify import verify as find_problems
-    from malt.datasets.version.dataset_version import open_version
-
-    opened = open_version(version)
-    problems = find_problems(opened)
+    opened, problems = _check_version(version)
     if as_json:
         terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
     elif not problems:
-        checked = f"{len(opened.manifest.files)} files, every digest, value, label and row checked"
+        checked = f"{len(opened.manifest.files)} files, every digest, figure and row checked"
         terminal.say(f"{opened.reference} holds: {checked}")
     else:
         for problem in problems:
             terminal.warn(f"{opened.reference}: {problem}")
     return 1 if problems else 0
+
+
+def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion, Sequence[str]]":
+    from malt.datasets.check.verify import verify as check_dataset
+    from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.kinds import find_kind
+    from malt.evaluation.check import verify as check_evaluation
+    from malt.evaluation.version import open_evaluation
+
+    if find_kind(reference) == "evaluation":
+        evaluation = open_evaluation(reference)
+        return evaluation, check_evaluation(evaluation)
+    dataset = open_version(reference)
+    return dataset, check_dataset(dataset)

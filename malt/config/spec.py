@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
 
@@ -28,8 +28,31 @@ class Role(StrEnum):
     EVALUATOR = "evaluator"
 
 
-PLAYERS = (Role.GENERATOR, Role.VERIFIER, Role.REFINER)
+class Part(NamedTuple):
+    """What one trained role writes in a trajectory."""
+
+    role: Role
+    writes: str
+    """Prompt slot under which all later roles see its text."""
+
+
+TRAJECTORY = (
+    Part(Role.GENERATOR, writes="solution"),
+    Part(Role.VERIFIER, writes="verification"),
+    Part(Role.REFINER, writes="refinement"),
+)
+"""The trained roles in the order they speak; each is asked once for every text of the one before it."""
+
+PLAYERS = tuple(part.role for part in TRAJECTORY)
 """The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+
+def slots_of(role: Role) -> tuple[str, ...]:
+    """Return what a role's prompt may name. The reference answer is the evaluator's alone."""
+    if role not in PLAYERS:
+        return ("question", "ground_truth", "answer")
+    return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
+
 
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
@@ -174,9 +197,9 @@ class Roles(Declared):
         return spec
 
     @property
-    def branching(self) -> tuple[int, int, int]:
+    def branching(self) -> tuple[int, ...]:
         """Children per node at each level: generations, critiques of each, refinements of each critique."""
-        return self.generator.samples, self.verifier.samples, self.refiner.samples
+        return tuple(self[role].samples for role in PLAYERS)
 
 
 class EvaluatorSpec(ModelSpec):

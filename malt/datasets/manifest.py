@@ -286,6 +286,8 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
+    kind: Literal["dataset", "model", "evaluation"] = "dataset"
+    """What it is a version of."""
     name: str
     version: int
     created_at: datetime

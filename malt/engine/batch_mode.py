@@ -12,7 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from malt.config.spec import Role, RunSpec
+from malt.concurrency import run_to_end
+from malt.config.spec import Role
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, session_of
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import RemoteBatch
@@ -22,18 +25,16 @@ from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
 from malt.llm.batch.submit import BatchSubmitter
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.client.completers import EVERY_ROLE
-from malt.llm.client.session import Session
+from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
 from malt.llm.rate_limit.rate import PATIENT, Policy
 from malt.llm.store.batches import Batch, name_process, submitting
 from malt.llm.store.samples import split_chunks
 from malt.llm.usage import Tally, Usage
-from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
-from malt.trees.replay import windows
+from malt.trees.replay import MissingQuestions, windows
 from malt.trees.tree import FailedBranch
 
 DAILY_SIZE = BatchSize()
@@ -63,19 +64,18 @@ class Waiting(RunStopped):
     """Batches are under way, and nobody is to wait for them."""
 
 
-async def ask_in_batches(
-    questions: Sequence[Question],
-    spec: RunSpec,
-    prompts: PromptSet,
-    session: Session,
-    run: str = "",
-    asks: Collection[Role] = EVERY_ROLE,
-    rhythm: Rhythm = DAILY,
-) -> tuple[Shortfall, Tally]:
-    """Ask for all that these questions need, level by level, so that the store has it; callable from any loop."""
-    batched = BatchedRun(spec, prompts, session, run, frozenset(asks), rhythm)
+async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = DAILY) -> Filled:
+    """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
+    session = session_of(job, run)
+
+    def find() -> list[Question]:
+        found = {question.question_id for question in missing}
+        return [question for question in job.questions if question.question_id in found]
+
+    questions = await run_to_end(find, missing.stop, STOP_SECONDS)
+    batched = BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
-    return shortfall, Tally(batched.tally.roles)
+    return Filled(shortfall, Tally(batched.tally.roles))
 
 
 @dataclass
@@ -97,11 +97,10 @@ class Level:
 class BatchedRun:
     """One run in batch mode. All methods belong to the session's loop."""
 
-    def __init__(
-        self, spec: RunSpec, prompts: PromptSet, session: Session, run: str, asks: frozenset[Role], rhythm: Rhythm
-    ) -> None:
-        self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
-        self.tally = Tally(above=session.tally, run=run)
+    def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
+        self.job, self.spec, self.prompts, self.session = job, job.spec, job.prompts, session
+        self.run, self.asks = run.name, run.roles
+        self.tally = Tally(above=session.tally, run=run.name)
         self._rhythm = rhythm
         self._pause_s = rhythm.first_look_s
         self._queues = Queues(rhythm.size)
@@ -185,7 +184,7 @@ class BatchedRun:
         known = await asyncio.to_thread(self.session.store.rows, ids)
         collector = BatchCollector(self.session, known, items, self._failed, self.asks, self.tally)
         try:
-            shortfall = await ask_all(window, self.spec, self.prompts, collector)
+            shortfall = await ask_all(window, self.spec, self.prompts, collector, judge=self.job.judge)
         finally:
             await self._note_spent()
         if shortfall.stopped is not None:

@@ -21,7 +21,7 @@ from malt.engine.estimate import (
     tokens_of,
     total_of,
 )
-from malt.engine.job import Inputs, models_asked
+from malt.engine.job import Job, models_asked
 from malt.engine.tree_cost import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.client.completers import StoreCompleter
@@ -110,7 +110,7 @@ class Count:
     """Nodes that these would have where all were asked for."""
 
 
-class Census(StoreCompleter):
+class CountingRecall(StoreCompleter):
     """Recalls what the store has, and counts it by role."""
 
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
@@ -142,14 +142,14 @@ class Census(StoreCompleter):
                 count.seen.setdefault(request.question_id, Seen()).add(completion)
 
 
-def plan(inputs: Inputs, spec: RunSpec, store: Store) -> Plan:
+def plan(job: Job, store: Store) -> Plan:
     """Quote a run: what it needs in full, less what the store has."""
-    counts = take_census(inputs, spec, store)
-    roles = {role: plan_role(role, model, inputs, spec, counts) for role, model in models_asked(spec).items()}
+    spec, counts = job.spec, count_stored(job, store)
+    roles = {role: plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
     return Plan(
         dataset=spec.name,
-        questions=len(inputs.questions),
-        excluded=inputs.screening.counts.excluded,
+        questions=len(job.questions),
+        excluded=job.screening.counts.excluded,
         roles=roles,
         requests=sum(role.requests for role in roles.values()),
         completions=sum(role.completions for role in roles.values()),
@@ -170,17 +170,17 @@ def together(parts: Sequence[Figures | RolePlan]) -> Figures:
     )
 
 
-def take_census(inputs: Inputs, spec: RunSpec, store: Store) -> dict[Role, Count]:
+def count_stored(job: Job, store: Store) -> dict[Role, Count]:
     """Grow every tree as far as the store goes, and count."""
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
-        census = Census(store.rows(question.question_id for question in window), counts)
-        for valued in await gather_all(assess(question, spec, inputs.prompts, census) for question in window):
+        counting = CountingRecall(store.rows(question.question_id for question in window), counts)
+        for valued in await gather_all(assess(question, job.spec, job.prompts, counting) for question in window):
             if valued.tree.complete:
-                count_grown(valued.tree, spec, counts)
+                count_grown(valued.tree, job.spec, counts)
 
-    for window in windows(inputs.questions):
+    for window in windows(job.questions):
         asyncio.run(visit(window))
     return counts
 
@@ -192,9 +192,9 @@ def count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None
         counts[role].grown_in_full += nodes
 
 
-def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, counts: Mapping[Role, Count]) -> RolePlan:
+def plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
     """Quote one role."""
-    count, questions = counts[role], len(inputs.questions)
+    spec, count, questions = job.spec, counts[role], len(job.questions)
     requests, completions = still_to_ask(role, questions, spec, counts)
     if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
         requests = completions
@@ -244,7 +244,7 @@ def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Rang
     player = PLAYERS[-1] if role is Role.EVALUATOR else role
     count, nodes = counts[player], nodes_per_question(spec)
     as_yet = count.grown / count.grown_in_full if count.grown_in_full else 1.0
-    return Range(nodes[Role.GENERATOR] / nodes[player], as_yet, 1.0)
+    return Range(nodes[PLAYERS[0]] / nodes[player], as_yet, 1.0)
 
 
 def adaptively(expected: Expected, share: Range) -> Expected:
@@ -328,8 +328,8 @@ def prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> R
     count = counts[role]
     if count.prompts:
         return tokens_of(count.prompt_characters / count.prompts)
-    generator = counts[Role.GENERATOR]
-    asked = tokens_of(generator.prompt_characters / max(generator.prompts, 1))
+    first = counts[PLAYERS[0]]
+    asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
     return asked.plus(total_of(text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
 
 

@@ -21,7 +21,7 @@ from malt.llm.request import Complete, Completion, RequestFailed
 from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.pipeline import Begin, Shortfall, asks_judge, grade_text, grown, shortfall_of
+from malt.trees.pipeline import Admit, Shortfall, asks_judge, gather_shortfall, grade_text, grow_tree
 from malt.trees.replay import windows
 from malt.trees.tree import Address, FailedBranch, Node
 
@@ -67,7 +67,7 @@ class Answered(NamedTuple):
 
 
 async def ask_answers(
-    questions: Iterable[Question], lineups: Sequence[Lineup], prompts: PromptSet, complete: Complete, begin: Begin
+    questions: Iterable[Question], lineups: Sequence[Lineup], prompts: PromptSet, complete: Complete, begin: Admit
 ) -> Shortfall:
     """Ask for everything that the systems need, so that the store has it; what several share is asked once."""
 
@@ -76,9 +76,9 @@ async def ask_answers(
             ask = silent(lineup, complete)
             if asks_judge(lineup.spec):
                 return (await answered(question, lineup, prompts, ask)).failures
-            return (await grown(question, lineup.spec, prompts, ask)).failures
+            return (await grow_tree(question, lineup.spec, prompts, ask)).failures
 
-    return await shortfall_of(missing_of(question, lineup) for question in questions for lineup in lineups)
+    return await gather_shortfall(missing_of(question, lineup) for question in questions for lineup in lineups)
 
 
 def stored_answers(
@@ -102,7 +102,7 @@ async def answered(
     question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
-    tree = await grown(question, lineup.spec, prompts, complete, wait=wait)
+    tree = await grow_tree(question, lineup.spec, prompts, complete, wait=wait)
     judge = LLMEvaluator.from_spec(lineup.spec.evaluator, prompts, complete) if asks_judge(lineup.spec) else None
     grading = Grading(question, graders_for(lineup.spec.evaluator, judge))
     chains = [Address((chain,)) for chain in range(lineup.chains)]

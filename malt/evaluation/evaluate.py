@@ -12,7 +12,7 @@ from uuid import uuid4
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
-from malt.engine.tree_cost import beginning
+from malt.engine.tree_cost import admit_trees
 from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
@@ -78,7 +78,7 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
     """Ask for all chains, then for the votes that a single agent needs to write as much."""
     session = open_session(settings, job.spec.limits, run=run)
     ask = make_completer(session, [question.question_id for question in job.questions], run=run)
-    begin = beginning(ask, job.spec, job.prompts)
+    begin = admit_trees(ask, job.spec, job.prompts)
     shortfall = await session.call(ask_answers(job.questions, job.lineups, job.prompts, ask, begin))
     if job.evaluate.equal_tokens and shortfall.stopped is None:
         job = job._replace(lineups=[*job.lineups, *await asyncio.to_thread(voters, job, settings)])

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from malt.config.base import Recorded
 from malt.config.spec import PLAYERS, Role
-from malt.engine.job import Inputs
+from malt.engine.job import Job
 from malt.engine.plan import Figures, RolePlan, plan, together
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.statistics import questions_needed, smallest_difference
@@ -76,9 +76,8 @@ def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
 def added_by_each(job: EvaluationJob, store: Store) -> list[Added]:
     """Quote each line-up's roles that no earlier one asks below the same texts."""
     added, known = [], set[str]()
-    inputs = Inputs(job.questions, job.prompts, Screening())
     for lineup in job.lineups:
-        quoted = plan(inputs, lineup.spec, store).roles
+        quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
         for role in quoted:
             place = place_of(lineup, role)
             if place not in known and (role in lineup.roles or role is Role.EVALUATOR):

@@ -12,6 +12,7 @@ from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.parted import parted_questions
 from malt.evaluation.sheet import sheets_of
 from malt.evaluation.summary import TITLES, Summary
+from malt.evaluation.version import EvaluationVersion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,3 +48,11 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             data=Markup(embed_json(data).decode()),  # noqa: S704 - `embed_json` escapes
         )
     )
+
+
+def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
+    """Return the report that lies in a version's folder; with `out`, draw it anew there."""
+    if out is None:
+        return version.path / REPORT_FILE
+    out.write_text(render_report(version.manifest, version.summary, version.answers), encoding="utf-8")
+    return out

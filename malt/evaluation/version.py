@@ -3,19 +3,20 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import read_as
+from malt.datasets.manifest import MANIFEST_FILE, read_as
 from malt.datasets.version.dataset_version import choose_number, list_names, locate
 from malt.datasets.version.folders import version_numbers
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import Summary
-from malt.evaluation.table import frame_of, read_answers
+from malt.evaluation.table import ANSWERS_FILE, frame_of, read_answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,14 @@ class EvaluationVersion:
         """One row a chain."""
         return frame_of(read_answers(self.path))
 
+    def question_answers(self, question_id: str) -> "list[dict[str, Any]]":
+        """What all systems say to one question. Raises `VersionError` where it was not asked."""
+        table = read_answers(self.path)
+        rows: list[dict[str, Any]] = table.filter(pc.equal(table["question_id"], question_id)).to_pylist()
+        if not rows:
+            raise VersionError(f"{self.reference} has no question {question_id!r}; {ANSWERS_FILE} lists them")
+        return rows
+
 
 def evaluations_dir() -> Path:
     """Return where evaluation versions are kept: `<it>/<name>/v<N>/`."""
@@ -83,7 +92,8 @@ def open_evaluation(reference: str | Path) -> EvaluationVersion:
 
     Raises `VersionError`, which says what versions there are.
     """
-    wanted = str(reference).removeprefix(f"{SHELF}/")
+    is_folder = (Path(reference) / MANIFEST_FILE).is_file()
+    wanted = reference if is_folder else str(reference).removeprefix(f"{SHELF}/")
     return open_evaluation_folder(locate(wanted, evaluations_dir()))
 
 

@@ -3,6 +3,7 @@
 How a reply is read is in `replies.py`. The criteria are text: `prompts/<set>/evaluator/`.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,12 @@ class LLMEvaluator:
             fallbacks=spec.fallbacks,
             complete=complete,
         )
+
+    def asking_with(self, complete: Complete) -> Self:
+        """Return the same judge, asking with `complete`."""
+        other = copy.copy(self)
+        other._complete = complete
+        return other
 
     async def evaluate_answer(self, question: str, ground_truth: str, answer: str) -> Judgement:
         """Judge one answer; an empty one scores zero without a request.

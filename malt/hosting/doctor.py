@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
-from malt.engine.job import models_asked, read_inputs
+from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
@@ -48,8 +48,8 @@ def _try_out(subject: str, trial: Callable[[], str]) -> Check:
 
 
 def _check_inputs(spec: RunSpec) -> str:
-    inputs = read_inputs(spec)
-    return f"{len(inputs.questions):,} questions, every reference answer can be graded against"
+    job = read_job(spec)
+    return f"{len(job.questions):,} questions, every reference answer can be graded against"
 
 
 def _check_folder(settings: Settings) -> str:

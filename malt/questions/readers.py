@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from glob import glob
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +32,8 @@ MOST_BYTES = 1024 * MIB
 MOST_ROWS = 10_000_000
 _UNPACKED_FREELY, _MOST_RATIO = 64 * MIB, 100
 """Text packs to a tenth at best: what unpacks to far more than it weighs is a trap."""
+_PARQUET_BATCH = 64
+"""Rows; few, for each may be long."""
 _SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
@@ -145,11 +147,17 @@ def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
         return ask(*fsspec.core.url_to_fs(address, **options))
     except ImportError as error:
         raise _FileError(f"{name}: a package is missing: {error}") from error
-    except FileNotFoundError as error:
-        raise _FileError(f"{name}: not found there; check the address") from error
     except Exception as error:
-        reason = strip_secrets(f"{type(error).__name__}: {error}")
+        cause = _cause(error)
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
+            raise _FileError(f"{name}: not found there; check the address") from error
+        reason = strip_secrets(f"{type(cause).__name__}: {cause}")
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what went wrong; over HTTP fsspec calls all of it a file that is not there."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
 _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
@@ -250,26 +258,30 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
-    number = unpacked = 0
+    unpacked, numbers = 0, count(1)
     try:
-        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(1024):
+        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(_PARQUET_BATCH):
+            batch = _plain_columns(batch)
             unpacked += batch.nbytes
             if unpacked > MOST_BYTES:
                 raise QuestionError(f"{name}: it unpacks to more than {MOST_BYTES // MIB:,} MiB; split it")
-            for number, values in enumerate(_widened(batch).to_pylist(), number + 1):
-                yield _row(f"{name}, row {number}", values)
+            for values in batch.to_pylist():
+                yield _row(f"{name}, row {next(numbers)}", values)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
 
 
-def _widened(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """Read numbers of 32 bits as they are written: 0.1, not 0.10000000149011612."""
+def _plain_columns(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Write out dictionaries, and read numbers of 32 bits as they are written: 0.1, not 0.10000000149011612."""
     import pyarrow
 
     for place, field in enumerate(batch.schema):
-        if field.type in (pyarrow.float16(), pyarrow.float32()):
-            column = batch.column(place).cast(pyarrow.float32()).cast(pyarrow.string()).cast(pyarrow.float64())
-            batch = batch.set_column(place, field.name, column)
+        column = batch.column(place)
+        if pyarrow.types.is_dictionary(field.type):
+            batch = batch.set_column(place, field.name, column.dictionary_decode())
+        elif field.type in (pyarrow.float16(), pyarrow.float32()):
+            written = column.cast(pyarrow.float32()).cast(pyarrow.string())
+            batch = batch.set_column(place, field.name, written.cast(pyarrow.float64()))
     return batch
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from malt.config.settings import Settings
 from malt.config.spec import Fallback, Role, RunSpec
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import assemble_version
-from malt.engine.job import check_models, read_inputs
+from malt.engine.build import build
+from malt.engine.job import check_models, read_job
 from malt.errors import ConfigError
 from malt.llm.batch.queues import BatchSize
 from malt.trees.pipeline import NOTHING_MISSING
@@ -40,7 +39,7 @@ def test_each_level_of_all_trees_is_one_batch(provider: BatchProvider, spec: Run
 
 
 def published(spec: RunSpec) -> DatasetVersion:
-    version, failures = assemble_version(read_inputs(spec), spec, Settings())
+    version, failures, _ = build(read_job(spec))
     assert version is not None
     assert failures == ()
     return version
@@ -113,7 +112,7 @@ def models(provider: BatchProvider, batch: StandInBatch) -> set[str]:
 
 
 def question(spec: RunSpec, number: int) -> str:
-    return read_inputs(spec).questions[number].question_id
+    return read_job(spec).questions[number].question_id
 
 
 overloaded = server_error(503)

@@ -18,7 +18,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.runners import DIED, Crew, crew_of
+from flows.executors import DIED, Crew, crew_of
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec

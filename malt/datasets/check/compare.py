@@ -174,23 +174,24 @@ def _name(version: DatasetVersion) -> ComparedVersion:
 
 def _compare_inputs(old: Manifest, new: Manifest) -> InputChanges:
     return InputChanges(
-        config=_compare_values(dict(_flatten(old.config)), dict(_flatten(new.config))),
-        prompts=_compare_values(old.prompts, new.prompts),
-        questions=_compare_values({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
-        code=_compare_values(old.code.model_dump(), new.code.model_dump()),
+        config=compare_values(dict(flatten_table(old.config)), dict(flatten_table(new.config))),
+        prompts=compare_values(old.prompts, new.prompts),
+        questions=compare_values({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
+        code=compare_values(old.code.model_dump(), new.code.model_dump()),
     )
 
 
-def _flatten(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, JsonValue]]:
+def flatten_table(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, JsonValue]]:
     """Yield the values of nested tables by dotted path."""
     for name, value in table.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{start}{name}.")
+            yield from flatten_table(value, f"{start}{name}.")
         else:
             yield f"{start}{name}", value
 
 
-def _compare_values(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> dict[str, Change]:
+def compare_values(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> dict[str, Change]:
+    """Return the values that differ, by name; None stands for one that is missing."""
     changes = {name: Change(old=old.get(name), new=new.get(name)) for name in {**old, **new}}
     return {name: change for name, change in changes.items() if change.old != change.new}
 
@@ -251,4 +252,4 @@ def _group_changes(
 def _row_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> RowChange:
     if old is None or new is None:
         return RowChange(row_id=(old or new or {})["row_id"], change="removed" if old else "added", columns={})
-    return RowChange(row_id=old["row_id"], change="changed", columns=_compare_values(old, new))
+    return RowChange(row_id=old["row_id"], change="changed", columns=compare_values(old, new))

@@ -31,7 +31,7 @@ from malt.errors import PromptError
 from malt.grading.grades import Evaluation
 from malt.prompts import load_prompts
 from malt.trees.credit import ValuedTree
-from malt.trees.growth import expansion
+from malt.trees.growth import build_request
 from malt.trees.tree import Address, Node
 
 _MOST_SUMMANDS = 30
@@ -183,7 +183,9 @@ def _find_prompt(
         return None, f"{missing} cannot be read: {error}"
     if _digests_of(prompts.digests, node.role) != _digests_of(version.manifest.prompts, node.role):
         return None, f"{missing} has changed since"
-    request = expansion(valued.tree.question, node.address.parent, valued.tree.nodes, spec, prompts)
+    question, nodes = valued.tree.question, valued.tree.nodes
+    texts = [nodes[above].text for above in node.address.path[:-1]]
+    request = build_request(question, node.address.parent, texts, spec, prompts)
     seen_now = tuple(PromptMessage(role=turn.role, content=turn.content) for turn in request.messages)
     return seen_now, f"prompt set {spec.prompts!r}, whose files have the manifest's digests"
 

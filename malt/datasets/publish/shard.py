@@ -32,7 +32,7 @@ from malt.questions.screening import Screening
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.growth import nodes_per_question
 from malt.trees.pipeline import asks_judge
-from malt.trees.replay import Source, assess_window, collecting_seldom, made_of_each, windows
+from malt.trees.replay import Assessed, Source, infrequent_gc, map_items, read_trees, windows
 from malt.trees.tree import FailedBranch, Tree
 
 _NODES = 1_000
@@ -41,6 +41,10 @@ _NODES = 1_000
 Failed = Mapping[str, Sequence[FailedBranch]]
 """What is missing of questions that are known to have no whole tree, by their ids."""
 _NONE_FAILED: Failed = MappingProxyType({})
+
+Known = Mapping[str, Assessed]
+"""Trees that were assessed already, by question id: they are not read from the store again."""
+NONE_KNOWN: Known = MappingProxyType({})
 
 
 class VersionStats(Mergeable):
@@ -124,6 +128,7 @@ class _ShardInputs(NamedTuple):
     failed: Failed
     """Those whose trees are not looked for."""
     bar: RankBar
+    known: Known = NONE_KNOWN
 
 
 def stored_shards(
@@ -132,28 +137,33 @@ def stored_shards(
     screening: Screening,
     so_far: VersionStats,
     failed: Failed = _NONE_FAILED,
+    known: Known = NONE_KNOWN,
 ) -> Iterator[Shard]:
     """Yield what the trees in the store give to a version, some questions' at a time, in their order.
 
     `so_far` is where the stats of each are merged into before the next is taken.
     """
     size = ceil(_NODES / sum(nodes_per_question(source.spec).values()))
-    inputs = (_inputs_of(window, screening, failed, so_far.sample.bar) for window in windows(questions, size))
-    return made_of_each(_stored_shard, inputs, source)
+    inputs = (_inputs_of(window, screening, failed, so_far.sample.bar, known) for window in windows(questions, size))
+    return map_items(_stored_shard, inputs, source)
 
 
-def _inputs_of(questions: Sequence[Question], screening: Screening, failed: Failed, bar: RankBar) -> _ShardInputs:
+def _inputs_of(
+    questions: Sequence[Question], screening: Screening, failed: Failed, bar: RankBar, known: Known
+) -> _ShardInputs:
     """Return what one shard takes: another process need not know of the other questions."""
     ids = [question.question_id for question in questions]
-    return _ShardInputs(questions, screening.select(ids), {each: failed[each] for each in ids if each in failed}, bar)
+    own_failed = {each: failed[each] for each in ids if each in failed}
+    own_known = {each: known[each] for each in ids if each in known}
+    return _ShardInputs(questions, screening.select(ids), own_failed, bar, own_known)
 
 
-@collecting_seldom()
+@infrequent_gc()
 def _stored_shard(inputs: _ShardInputs, source: Source) -> Shard:
     """Assess the trees of some questions, and return what they give."""
     spec = source.spec
-    looked_for = [question for question in inputs.questions if question.question_id not in inputs.failed]
-    assessed = {one.valued.tree.question.question_id: one for one in assess_window(looked_for, source)}
+    unknown = [each for each in inputs.questions if each.question_id not in {*inputs.failed, *inputs.known}]
+    assessed = {one.valued.tree.question.question_id: one for one in read_trees(unknown, source)} | dict(inputs.known)
     trees = (
         assessed[question.question_id].valued
         if question.question_id in assessed

@@ -4,12 +4,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from malt.canonical_json import file_sha256
 from malt.config.base import Recorded
-from malt.datasets.manifest import MANIFEST_FILE, seal_holds
-from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, seal_holds
 from malt.errors import MaltError, PushError, VersionError
 
 
@@ -23,11 +22,31 @@ class BundledFile(NamedTuple):
     sha256: str
 
 
+class Version(Protocol):
+    """A version of any kind."""
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        ...
+
+    @property
+    def manifest(self) -> VersionManifest:
+        """What it says of itself."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """How commands name it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A whole version, checked against its manifest."""
 
     name: str
+    """Datasets by their own, other kinds after their shelf: `evaluations/NAME`."""
     number: int
     files: tuple[BundledFile, ...]
     """By path, `manifest.json` last: whoever reads it finds all the others."""
@@ -93,7 +112,7 @@ class Pushed(Recorded):
         )
 
 
-def bundle_files(version: DatasetVersion) -> Bundle:
+def bundle_files(version: Version) -> Bundle:
     """Collect a version's files. Raises `VersionError` where one is no longer what was published."""
     known = version.manifest.files
     try:
@@ -108,7 +127,12 @@ def bundle_files(version: DatasetVersion) -> Bundle:
             f"{version.reference}: changed since it was published: {', '.join(changed)}; nothing was pushed. "
             f"See: malt verify {version.path}"
         )
-    return Bundle(version.name, version.number, files)
+    return Bundle(name_on_shelf(version.manifest), version.manifest.version, files)
+
+
+def name_on_shelf(manifest: VersionManifest) -> str:
+    """Return a version's name, with what it is a version of unless that is a dataset."""
+    return manifest.name if manifest.kind == "dataset" else f"{manifest.kind}s/{manifest.name}"
 
 
 def _describe(folder: Path, path: str) -> BundledFile:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from malt.datasets.manifest import MANIFEST_FILE, Manifest
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, push_errors
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, name_on_shelf, push_errors
 from malt.errors import InputError, PushDamaged, PushError
 from malt.sanitize import fold_lines
 
@@ -159,16 +159,16 @@ class Repository:
             )
         return commit
 
-    def _refuse_another(self, bundle: Bundle, newest: Manifest | None, others: Sequence[str]) -> None:
+    def _refuse_another(self, bundle: Bundle, newest: VersionManifest | None, others: Sequence[str]) -> None:
         """Only versions of one dataset follow each other in a repository."""
         if newest is None and others:
             raise PushError(
                 f"{self.dest} holds files that malt did not push ({list_first(others)}); nothing was sent. "
                 "Push to another repository, or delete them there"
             )
-        if newest is not None and newest.name != bundle.name:
+        if newest is not None and name_on_shelf(newest) != bundle.name:
             raise PushError(
-                f"{self.dest} holds versions of {newest.name!r}, not of {bundle.name!r}; nothing was sent. "
+                f"{self.dest} holds versions of {name_on_shelf(newest)!r}, not of {bundle.name!r}; nothing was sent. "
                 "Push to another repository"
             )
         if newest is not None and newest.version == bundle.number and MANIFEST_FILE in others:
@@ -184,14 +184,14 @@ class Repository:
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         return {file.path: Blob(file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
 
-    def _read_manifest(self, commit: str) -> Manifest:
+    def _read_manifest(self, commit: str) -> VersionManifest:
         """What a commit holds by its own account."""
         with tempfile.TemporaryDirectory() as folder:
             path = self.api.hf_hub_download(
                 self.id, MANIFEST_FILE, repo_type="dataset", revision=commit, local_dir=folder
             )
             try:
-                return Manifest.model_validate_json(Path(path).read_bytes())
+                return VersionManifest.model_validate_json(Path(path).read_bytes())
             except ValidationError as error:
                 raise PushError(
                     f"{self.dest} holds a {MANIFEST_FILE} that this release cannot read; nothing was sent. "

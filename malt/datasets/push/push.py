@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, bundle_files, list_first, push_errors
-from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, Version, bundle_files, list_first, push_errors
 from malt.datasets.version.folders import refuse_in_versions
 from malt.errors import InputError, PushDamaged, PushError
 from malt.questions.readers import strip_secrets
@@ -31,7 +30,7 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 """What fsspec's file systems are opened with."""
 
 
-def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
+def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
     """Put a version at `hf://datasets/OWNER/NAME`, at any address fsspec knows, or below a folder; check it there.
 
     Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.

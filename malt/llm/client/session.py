@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.budget import Amount, Budget, estimate_worst_case
-from malt.llm.faults import NoSiblings
+from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
@@ -58,6 +59,7 @@ class Session:
         self._loop = _background.enter()
         self._left = False
         self._writer = BatchedWriter(self.store)
+        self._rejected: set[str] = set()
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._work: set[concurrent.futures.Future[Any]] = set()
         self._closing = threading.Lock()
@@ -132,6 +134,11 @@ class Session:
         finally:
             await self.call(growing.__aexit__(None, None, None))
 
+    def was_rejected(self, request: CompletionRequest) -> bool:
+        """Whether a sample of a request, as its model or its last fallback was asked for it, was refused for good."""
+        asked = (request, *(replace(request, model=model) for model in request.model.backups))[-1]
+        return not self._rejected.isdisjoint(asked.keys)
+
     def raise_if_stopped(self) -> None:
         """Raise why nothing more is asked, where that is so."""
         if self.stopped is not None:
@@ -183,6 +190,8 @@ class Session:
             if not _costs_branch_alone(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
                 raise
+            if isinstance(error, Rejected):
+                self._rejected.update(request.keys[first : first + count])
             waited_s = time.perf_counter() - started
             return await self._put(_make_failed_rows(request, first, count, str(error), waited_s, tally.run))
         return await self._put(make_answered_rows(request, first, asked, reply, tally.run))

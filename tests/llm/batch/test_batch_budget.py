@@ -1,6 +1,7 @@
 """Caps in batch mode: the whole batch is held at its worst case before it is handed in, at the price of batches."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.engine.batch_mode import ask_in_batches
-from malt.engine.job import read_inputs
+from malt.engine.fill import fill
+from malt.engine.job import read_job
+from malt.engine.run import Run
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
 from malt.llm.client.session import Session, close_sessions, open_session
@@ -39,8 +42,8 @@ def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
 
 def capped(spec: RunSpec, trees: float) -> RunSpec:
     """Cap a run at what so many trees take at most."""
-    inputs = read_inputs(spec)
-    most = most_for_tree(inputs.questions[0], spec, inputs.prompts)
+    job = read_job(spec)
+    most = most_for_tree(job.questions[0], spec, job.prompts)
     return spec.model_copy(update={"limits": Limits(max_cost_usd=trees * most.usd)})
 
 
@@ -176,13 +179,14 @@ def test_what_was_packed_and_not_handed_in_is_held_no_longer(provider: BatchProv
 
 def test_runs_at_once_in_one_session_hold_and_count_each_batch_once(provider: BatchProvider, spec: RunSpec) -> None:
     limited = capped(spec, 4.5)
-    inputs, session = read_inputs(limited), held(limited, "one")
+    job, session = read_job(limited), held(limited, "one")
 
     async def grow(question: Question) -> Shortfall:
-        return (await ask_in_batches([question], limited, inputs.prompts, session, "one", rhythm=QUICK))[0]
+        by_batches = partial(ask_in_batches, rhythm=QUICK)
+        return (await fill(job.only([question]), Run("one"), by_batches)).shortfall
 
     async def grow_all() -> list[Shortfall]:
-        return await asyncio.gather(*map(grow, inputs.questions))
+        return await asyncio.gather(*map(grow, job.questions))
 
     assert asyncio.run(grow_all()) == [NOTHING_MISSING] * QUESTIONS
     assert session.budget.reserved == {}

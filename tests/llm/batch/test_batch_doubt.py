@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
-from malt.engine.job import read_inputs
+from malt.engine.fill import fill_batch
+from malt.engine.job import read_job
+from malt.engine.run import Run
 from malt.errors import ConfigError
-from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, close_sessions, open_session
 from malt.llm.store.batches import LIFE_S, BatchStore, batches_table
-from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown
 from tests.batching import provider as provider
@@ -175,9 +176,7 @@ def test_a_session_that_was_stopped_hands_in_nothing_more(provider: BatchProvide
 
 
 def asked_directly(spec: RunSpec, run: str = "direct", asks: frozenset[Role] = frozenset(Role)) -> Shortfall:
-    inputs, session = read_inputs(spec), open_session(Settings(), spec.limits, run=run)
-    ask = make_completer(session, [question.question_id for question in inputs.questions], asks, run)
-    return session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    return fill_batch(read_job(spec), Run(run, asks)).shortfall
 
 
 def test_a_direct_run_does_not_pay_for_what_is_under_way(

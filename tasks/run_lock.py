@@ -1,4 +1,4 @@
-"""The lease under Prefect: a run's log says what it waits for, and names runs as the UI does.
+"""The dataset's lock under Prefect: a run's log says what it waits for, and names runs as the UI does.
 
 However a flow run ends, what it asked has ended before the next one may begin.
 """
@@ -24,8 +24,8 @@ logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTR
 
 
 @asynccontextmanager
-async def alone(dataset: str) -> AsyncIterator[str]:
-    """Be the only flow run that grows a dataset, once those before this one have ended; the name it asks under."""
+async def only_run_of(dataset: str) -> AsyncIterator[str]:
+    """Hold a dataset's lock; yield the name that the run asks under."""
     run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"  # names sort by time
     async with hold_run_lock(dataset, Settings(), f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"):
         with cancelled_by_sigterm():

@@ -1,5 +1,6 @@
 """Where batches run: threads, processes, Dask or Ray; how the limits are shared out, and how processes are stopped."""
 
+import asyncio
 import importlib
 import os
 import threading
@@ -8,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
+from math import ceil
 from multiprocessing import Pipe
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,11 +20,18 @@ from typing import Any, TypeVar
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from malt.concurrency import run_to_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
+from malt.engine.fill import BATCH
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, merge
 from malt.engine.signals import begin_worker
 from malt.errors import ConfigError, WorkerDied
-from malt.llm.client.session import stop_sessions
+from malt.llm.client.session import STOP_SECONDS, stop_sessions
+from malt.questions.question import Question
+from malt.trees.replay import MissingQuestions
+from tasks.growing import grow_batch
 
 B = TypeVar("B")
 G = TypeVar("G")
@@ -98,6 +107,33 @@ class Crew:
             if isinstance(error, self.deaths):
                 raise WorkerDied(DIED) from error
             raise
+
+
+async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run) -> Filled:
+    """Run `grow_batch` over batches of questions, on one machine or many; an `Ask` of the engine."""
+    spec, is_here = job.spec, job.spec.run.task_runner == "threads"
+    crew = await asyncio.to_thread(crew_of, spec, job.settings, run.name)
+    size = min(BATCH, ceil(len(job.questions) / (1 if is_here else len(crew.shares))))
+
+    def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Filled]:
+        part = replace(job.only(batch), spec=spec.model_copy(update={"limits": share}))
+        future: PrefectFuture[Filled] = crew.runner.submit(grow_batch, {"job": part, "run": run})
+        return future
+
+    def count(part: Filled) -> None:
+        if not is_here:
+            run.tally.merge(part.tally)
+
+    def work() -> list[Filled]:
+        batches = missing.batches(size)
+        first = next(batches, None)
+        return [] if first is None else crew.work(chain([first], batches), submit, count)
+
+    def stop() -> None:
+        missing.stop()
+        crew.stop()
+
+    return merge(await run_to_end(work, stop, STOP_SECONDS + 1))
 
 
 def crew_of(spec: RunSpec, settings: Settings, run: str) -> Crew:
