@@ -15,6 +15,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/ready  ## create .venv with everything that is pinned
 
+$(VENV)/trains: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
+	@touch $@
+
+train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
+
 run: setup  ## make a dataset with the embedded model: no key, no server, no download
 	$(BIN)/malt run configs/quickstart.toml
 
@@ -27,4 +33,4 @@ test: setup  ## lint, types, then the whole test suite
 pins: setup  ## write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-.PHONY: help setup run test pins
+.PHONY: help setup train run test pins

@@ -17,6 +17,8 @@ LAYERS = (
     ("grading",),
     ("trees",),
     ("datasets",),
+    ("models",),
+    ("training",),
     ("engine",),
     ("evaluation",),
     ("review",),

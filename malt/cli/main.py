@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, evaluating, explaining, grading, lifecycle, runs, service, sharing, versions
+from malt.cli import batches, evaluating, explaining, grading, lifecycle, runs, service, sharing, training, versions
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import escape_controls
 
@@ -31,6 +31,7 @@ _COMMANDS = [
     *(explaining.explain, explaining.diff),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
+    *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations),
     *(service.up, service.doctor),

@@ -17,6 +17,7 @@ from malt.config.secret_scan import (
     match_text,
     schema_without_keys,
 )
+from malt.config.train import TrainSpec
 
 
 class Role(StrEnum):
@@ -108,7 +109,7 @@ class ModelSpec(Declared):
     first: ClassVar[tuple[str, ...]] = ("model", "temperature", "max_tokens")
 
     model: str = Field("embedded", min_length=1)
-    """`embedded`, or any LiteLLM name: openai/…, anthropic/…, groq/…, ollama_chat/…, hosted_vllm/…"""
+    """`embedded`, a model version (NAME@v2), or a LiteLLM name: openai/…, groq/…, ollama_chat/…, hosted_vllm/…"""
     temperature: float | None = Field(0.3, ge=0, le=2)
     """Sampling temperature; empty: the provider's default."""
     max_tokens: int | None = Field(1024, ge=1)
@@ -129,6 +130,8 @@ class ModelSpec(Declared):
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
     fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
+    weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
@@ -148,8 +151,14 @@ class ModelSpec(Declared):
             "api_base": self.api_base if is_near else fallback.api_base,
             "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
             "api_key_block": self.api_key_block if is_near and fallback.api_key_env is None else None,
+            "weights": None,
         }
         return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
+
+    @property
+    def identity(self) -> str:
+        """What its answers' keys know it by: the digest of its weights, else its name."""
+        return self.model if self.weights is None else f"sha256:{self.weights}"
 
     @property
     def sampling(self) -> dict[str, JsonValue]:
@@ -563,6 +572,8 @@ class RunSpec(Declared):
     """What the run may use."""
     run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
 

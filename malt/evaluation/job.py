@@ -8,6 +8,7 @@ from malt.engine.job import check_models
 from malt.errors import ConfigError, QuestionError
 from malt.evaluation.systems import Lineup, baseline_of, evaluate_spec, lineups
 from malt.grading.references import check_references
+from malt.models.playing import with_weights
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import find_near_duplicates, screen
@@ -36,7 +37,8 @@ def read_evaluation(spec: RunSpec) -> EvaluationJob:
     prompts = load_prompts(spec.prompts)
     questions = held_out_questions(spec)
     check_references(questions, spec.evaluator)
-    return EvaluationJob(spec, questions, prompts, lineups(spec))
+    known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in lineups(spec)]
+    return EvaluationJob(spec, questions, prompts, known)
 
 
 def check_systems(job: EvaluationJob) -> None:

@@ -16,6 +16,7 @@ from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
+from malt.models.playing import with_weights
 
 _QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 _MOST_TOKENS = 16
@@ -68,7 +69,7 @@ def _check_store(settings: Settings) -> str:
 def _list_endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
     """Return what a run would ask, each model at each address once, with the first role that it plays."""
     seen = set()
-    for role, model in models_asked(spec).items():
+    for role, model in models_asked(with_weights(spec)).items():
         where = (model.model, model.api_base, model.api_key_env, model.api_key_block)
         if where not in seen:
             seen.add(where)

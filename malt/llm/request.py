@@ -51,11 +51,11 @@ class CompletionRequest:
 
     @cached_property
     def keys(self) -> list[str]:
-        """One key a sample, in order: made of everything that shaped it. Where the model is served did not."""
+        """One key a sample, in order: made of everything that shaped it. Where a model is served did not."""
         prompt = digest(
             {
                 "role": self.role.value,
-                "model": self.model.model,
+                "model": self.model.identity,
                 "sampling": self.model.sampling,
                 "messages": [list(message) for message in self.messages],
                 "schema": self.schema.model_json_schema() if self.schema else None,

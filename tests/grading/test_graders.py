@@ -335,7 +335,7 @@ async def test_any_alias_of_the_reference_is_right(kind: str) -> None:
     asked = Question(
         question_id="q", question="Who?", ground_truth="Sinclair Lewis", metadata={"aliases": ["Harry Sinclair Lewis"]}
     )
-    graders = graders_for(EvaluatorSpec(kind=(kind,)), None)  # type: ignore[arg-type]  # a kind's name
+    graders = graders_for(EvaluatorSpec(kind=(kind,)), None)
     for answer, outcome in [
         ("Sinclair Lewis", "right"),
         ("Harry Sinclair Lewis", "right"),

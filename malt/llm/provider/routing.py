@@ -62,17 +62,17 @@ def import_litellm() -> ModuleType:
     return module
 
 
-_routes: dict[tuple[str, str | None], Route] = {}
+_routes: dict[tuple[str, str | None, str | None], Route] = {}
 _finding = threading.Lock()
 
 
 async def find_route(model: ModelSpec) -> Route:
     """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
-    where = (model.model, model.api_base)
+    where = (model.model, model.api_base, model.weights)
     return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model, where)
 
 
-def _find_once(model: ModelSpec, where: tuple[str, str | None]) -> Route:
+def _find_once(model: ModelSpec, where: tuple[str, str | None, str | None]) -> Route:
     with _finding:
         if where not in _routes:
             _routes[where] = _make_route(model)
@@ -84,7 +84,7 @@ def _make_route(model: ModelSpec) -> Route:
     supported = list_supported(model, provider)
     name, api_base = model.model, model.api_base
     if embedded.is_embedded(model.model):
-        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model)
+        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model, model.weights)
     elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
         # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames
         # their parameters
