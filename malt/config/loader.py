@@ -202,7 +202,8 @@ def _problem(details: ErrorDetails, places: Places) -> str:
         case "missing":
             return f"{place}: {name}: missing. {_help(key)}"
         case "value_error":
-            return f"{place}: {name}: {details['msg'].removeprefix('Value error, ')}"
+            where = f"{place}: {name}" if name else str(place)
+            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
         case "model_type":
             return f"{place}: {name} = {_shown(details['input'])}: must be a table, written [{name}]"
         case "string_type":

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from malt.config.base import Declared
 from malt.config.secret_scan import (
@@ -216,8 +225,8 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[GraderKinds, BeforeValidator(_as_list, GraderKinds | GraderKind)] = ("llm",)
-    """Graders in order; the first that can decide does."""
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(_as_list, GraderKinds | GraderKind)] = ()
+    """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
     scope: Literal["leaves", "all"] = "leaves"
@@ -547,6 +556,29 @@ class RunOptions(Declared):
         return self
 
 
+_PLACE = ("model", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
+"""What `[model]` says of where a model is served, and not of how it samples: the judge takes this alone."""
+
+
+def _is_refused(model: Mapping[str, object]) -> bool:
+    try:
+        ModelSpec.model_validate(model)
+    except ValidationError:
+        return True
+    return False
+
+
+def _inherit(shared: Mapping[str, Any], own: object) -> object:
+    """Return a role's table with what it leaves to `[model]`."""
+    if not isinstance(own, Mapping):
+        return own
+    provider = provider_in(str(own.get("model") or shared.get("model", "embedded")))
+    is_elsewhere = "api_base" in own or provider != provider_in(str(shared.get("model", "embedded")))
+    keys = ("api_key_env", "api_key_block")
+    left_out = {*(_PLACE[1:] if is_elsewhere else ()), *(keys if any(key in own for key in keys) else ())}
+    return {**{name: value for name, value in shared.items() if name not in left_out}, **own}
+
+
 class RunSpec(Declared):
     """One dataset, declared. Two equal specs name the same dataset."""
 
@@ -556,6 +588,10 @@ class RunSpec(Declared):
     """Where the questions come from and how to read them."""
     prompts: str = Field("general", min_length=1)
     """A prompt set under prompts/ (general, math, choice), or a folder of your own."""
+    model: ModelSpec | None = None
+    """What holds for every role that says nothing else: model, address, key, and for the trained ones the sampling.
+
+    A role with an address of its own, or a model of another provider, takes neither address nor key from here."""
     roles: Roles = Field(default_factory=Roles)
     """Who plays the three trained roles."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
@@ -576,6 +612,38 @@ class RunSpec(Declared):
     """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_model(cls, values: object) -> object:
+        """Write `[model]` into every role."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
+            return values
+        shared, roles = values["model"], values.get("roles", {})
+        if not isinstance(roles, Mapping) or _is_refused(shared):  # which is told where it stands
+            return values
+        place = {name: shared[name] for name in _PLACE if name in shared}
+        inherited = {role: _inherit(shared, roles.get(role, {})) for role in map(str, PLAYERS)}
+        judge = _inherit(place, values.get("evaluator", {}))
+        return {**values, "roles": {**roles, **inherited}, "evaluator": judge}
+
+    @field_validator("model")
+    @classmethod
+    def _is_spread(cls, _model: ModelSpec | None) -> None:
+        """Keep it in the roles alone."""
+
+    @model_validator(mode="after")
+    def _every_role_has_a_model(self) -> Self:
+        """Refuse a default model beside models that were chosen."""
+        declared: dict[str, ModelSpec] = {f"roles.{role}": self.roles[role] for role in PLAYERS}
+        chosen = [name for name, model in declared.items() if "model" in model.model_fields_set]
+        lacking = [name for name in declared if chosen and name not in chosen]
+        if "llm" in self.evaluator.kind and "model" not in self.evaluator.model_fields_set:
+            lacking.append("evaluator")
+        if lacking:
+            beside = f", while {chosen[0]} names {declared[chosen[0]].model!r}" if chosen else " for the judge"
+            raise ValueError(f"{lacking[0]}.model: missing{beside}; name one there, or in [model] for every role")
+        return self
 
     @model_validator(mode="after")
     def _batches_ask_for_whole_levels(self) -> Self:
