@@ -556,7 +556,7 @@ class RunOptions(Declared):
         return self
 
 
-_PLACE = ("model", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
+_PLACE = ("model", "weights", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
 """What `[model]` says of where a model is served, and not of how it samples: the judge takes this alone."""
 
 
