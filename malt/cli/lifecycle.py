@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version, trusts_code
 
 if TYPE_CHECKING:
     from malt.datasets.publish.removal import Garbage
@@ -46,15 +46,18 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write into this new folder.")
 @click.option("--questions", metavar="SOURCE", help="Where the question file is now.")
 @click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
+@trusts_code
 @takes_json
-def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
+def rebuild(
+    version: str, out: Path | None, questions: str | None, prompts: str | None, trust_code: bool, as_json: bool
+) -> int:
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
 
     sources = rebuilding.Sources(questions, prompts)
-    rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)
+    rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources, trust_code=trust_code)
     terminal.emit(_rebuilt_json(rebuilt)) if as_json else _show_rebuilt(rebuilt)
     return 0 if rebuilt.path else 1
 

@@ -10,10 +10,12 @@ from malt.concurrency import gather_all
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
+from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError
 from malt.grading.graders import Grader, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
+from malt.grading.trust import require_trust
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
@@ -64,6 +66,31 @@ def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: G
     if overrides:
         raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
     return otherwise
+
+
+def audit_grading(
+    version: DatasetVersion,
+    kinds: Sequence[GraderKind],
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    trust_code: bool = False,
+) -> Grading:
+    """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
+
+    Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
+    """
+    grading = declared_grading(config, overrides, otherwise=grading_of(version.spec))
+    evaluator = grading.evaluator
+    if config is None and "python" in kinds and evaluator.function is not None:
+        require_trust(version.reference, evaluator.function, trusted=trust_code)
+    named = [name for name in ("api_base", "api_key_env") if getattr(evaluator, name) is not None]
+    if config is None and "llm" in kinds and named and not version.is_within(Settings().datasets_dir):
+        raise ConfigError(
+            f"{version.path} is from elsewhere, and its config names {' and '.join(named)} of a judge, which would get "
+            "its texts and that key. Nothing was sent; name a judge of your own with --config"
+        )
+    return grading
 
 
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:

@@ -25,6 +25,7 @@ from malt.datasets.version.folders import (
     LATEST,
     STAGING,
     discard,
+    folder_numbers,
     is_abandoned,
     linked_numbers,
     lock_folder,
@@ -69,11 +70,12 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 def _refuse_needed(folder: Path, number: int) -> None:
     """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
-    numbers = version_numbers(folder)
+    numbers, whole = folder_numbers(folder), version_numbers(folder)
     if number not in numbers:
-        raise VersionError(f"{folder.name}@v{number} was just removed")
-    point(folder, LATEST, numbers[-1])
-    if number == numbers[-1]:
+        raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to elsewhere")
+    if whole:
+        point(folder, LATEST, whole[-1])
+    if number in (numbers[-1], *whole[-1:]):
         raise VersionError(
             f"{folder.name}@v{number} stays: `latest` names it. Make a newer version first; to give up the whole "
             f"dataset, delete {folder}"
@@ -220,7 +222,8 @@ def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
 
 def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:
     """Count, or remove, what dead writers left in datasets' folders; return how many things, and their bytes."""
-    left = [entry for entry in chain.from_iterable(map(Path.iterdir, _dataset_folders(places))) if is_abandoned(entry)]
+    folders = (folder for folder in _dataset_folders(places) if not folder.is_symlink())
+    left = [entry for entry in chain.from_iterable(map(Path.iterdir, folders)) if is_abandoned(entry)]
     size = sum(map(size_of, left))
     for entry in left if delete else ():
         discard(entry)

@@ -67,9 +67,10 @@ class _FileSystemPlace:
 
         scheme = dest.partition("://")[0] if "://" in dest else "file"
         files, base = url_to_fs(dest, skip_instance_cache=True, **_OPTIONS.get(scheme, {}))
+        place = f"{bundle.name}/{bundle.tag}"
         if scheme in ("file", "local"):
             refuse_in_versions(Path(base).resolve())
-        place = f"{bundle.name}/{bundle.tag}"
+            _refuse_links(Path(base), Path(base) / place)
         shown = strip_secrets(dest)
         return cls(bundle, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
 
@@ -146,6 +147,13 @@ class _FileSystemPlace:
                 f"{self.address}/{path} is not what was sent: read back, its SHA-256 is {arrived[:12]}…, "
                 f"not {file.sha256[:12]}…; push again to send it anew"
             )
+
+
+def _refuse_links(base: Path, root: Path) -> None:
+    """Raise `PushError` for a link in a version's place below a folder: what is written there would land elsewhere."""
+    for path in (root.parent, root, *root.rglob("*")):
+        if path != base and path.is_symlink():
+            raise PushError(f"{path} is a link, and a push follows none; nothing was sent. Remove it first")
 
 
 def _explain(error: Exception) -> str:

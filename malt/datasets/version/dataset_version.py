@@ -13,7 +13,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
-from malt.datasets.version.folders import LATEST, TAG, tags_of, version_numbers
+from malt.datasets.version.folders import LATEST, TAG, folder_numbers, tags_of, version_numbers
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -70,6 +70,10 @@ class DatasetVersion:
         if entry is None or not path.is_file():
             return False
         return file_sha256(path) == entry.sha256
+
+    def is_within(self, datasets_dir: Path) -> bool:
+        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
+        return self.path.is_relative_to(datasets_dir.resolve())
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -172,7 +176,7 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
         return numbers[-1]
     is_tag = TAG.fullmatch(wanted) is not None
     number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
-    if number in numbers:
+    if number in folder_numbers(folder):
         return number
     there = ", ".join([*(f"v{each}" for each in numbers), *tags])
     missing = f"tag {wanted}" if is_tag else f"version v{number}"

@@ -5,6 +5,7 @@ that happens under the folder's lock. Needs a POSIX file system.
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,12 +13,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.errors import InputError, VersionError
-from malt.processes import is_running
+from malt.processes import is_running, machine_id
 
 LATEST = "latest"
 _LOCK = ".lock"
@@ -29,8 +31,13 @@ STAGING_SECONDS = 86_400
 
 
 def version_numbers(folder: Path) -> list[int]:
-    """Return the numbers of a dataset's versions, in order; none where the folder is not there."""
-    return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir())
+    """Return the numbers of a dataset's versions, in order; a bare folder and a link are none."""
+    return [number for number in folder_numbers(folder) if (folder / f"v{number}" / MANIFEST_FILE).is_file()]
+
+
+def folder_numbers(folder: Path) -> list[int]:
+    """Return the numbers of a dataset's versions, also of those that lost their manifest; in order."""
+    return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir() and not entry.is_symlink())
 
 
 def next_number(folder: Path) -> int:
@@ -107,7 +114,13 @@ def open_staging(folder: Path) -> Path:
 
 def temporary_name(folder: Path) -> Path:
     """Return a new name for something still being written, which says who writes it."""
-    return folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    return folder / f".tmp-{_writers_place()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+@cache
+def _writers_place() -> str:
+    """Name the machine or container by whose process ids a writer's life can be judged."""
+    return f"{socket.gethostname()}.{hashlib.sha256(machine_id().encode()).hexdigest()[:8]}"
 
 
 def discard(entry: Path) -> None:
@@ -119,11 +132,11 @@ def discard(entry: Path) -> None:
 
 
 def is_abandoned(entry: Path) -> bool:
-    """Whether an entry is a folder whose writer is gone: dead on this machine, or silent for a day on another."""
+    """Whether an entry is a folder whose writer is gone: dead in this container, or silent for a day elsewhere."""
     name = STAGING.fullmatch(entry.name)
     if name is None:
         return False
-    if name["host"] == socket.gethostname():
+    if name["host"] == _writers_place():
         return not is_running(int(name["pid"]))
     return time.time() - _last_touched(entry) > STAGING_SECONDS
 
