@@ -39,7 +39,19 @@ from malt.grading.answers import (
     without_stop_tokens,
 )
 from malt.grading.choices import parse_choice, read_choice
-from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, brief, right, unanswered, unknown, unread, wrong
+from malt.grading.grades import (
+    Evaluation,
+    Grade,
+    Outcome,
+    Verdict,
+    brief,
+    disputed,
+    right,
+    unanswered,
+    unknown,
+    unread,
+    wrong,
+)
 from malt.grading.math_worker import (
     MathVerdict,
     call_function,
@@ -305,19 +317,18 @@ async def compare_as_mathematics(kind: str, question: Question, text: str, timeo
 
 
 def _math_verdict(kind: str, compared: MathVerdict, read: str, question: Question, *, marked: bool) -> Verdict | None:
-    dispute = ""
-    if compared.disputed:
-        dispute = f"math-verify finds {brief(read)} and {brief(question.ground_truth)} not {compared.result}"
-        LOG.warning("question %s: %s", question.question_id, dispute)
     if compared.result == "no reference":
         return None
     if compared.result == "equal":
-        return right(kind, read, question, dispute)
+        return right(kind, read, question)
     if not marked and (compared.words or compared.result == "unread"):
         return unanswered(kind)
     if compared.result == "unread":
         return unread(kind, read, compared.why)
-    return wrong(kind, read, question, dispute, decisive=not compared.words)
+    if compared.result == "disputed":
+        LOG.warning("question %s: %s, read as equal to the reference: %s", question.question_id, read, compared.why)
+        return disputed(kind, read, question, compared.why)
+    return wrong(kind, read, question, decisive=not compared.words)
 
 
 @dataclass(frozen=True)
