@@ -30,9 +30,10 @@ def render_eval_prompt(prompt: EvalPrompt, slots: Mapping[str, str]) -> tuple[Me
     try:
         if isinstance(prompt, str):
             return (Message("user", _fill(prompt, slots)),)
-        if isinstance(prompt, Sequence):
-            return tuple(Message(_ROLES[role], _fill(text, slots)) for role, text in prompt)
-        return tuple(Message(_ROLES[each.type], str(each.content)) for each in prompt.format_messages(**slots))
+        if not isinstance(prompt, Sequence):
+            return tuple(Message(_ROLES[each.type], str(each.content)) for each in prompt.format_messages(**slots))
+        pairs: Sequence[tuple[str, str]] = prompt
+        return tuple(Message(_ROLES[role], _fill(text, slots)) for role, text in pairs)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise PromptError(
             f"LLMEvaluator: eval_prompt cannot be filled: {type(error).__name__}: {error}; give pairs such as "
