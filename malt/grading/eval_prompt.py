@@ -5,7 +5,7 @@ Templates name the judge's slots as `{question}` or `{{question}}`; in the first
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from malt.errors import PromptError
 from malt.llm.request import Message
@@ -14,6 +14,7 @@ _ROLES = {"system": "system", "human": "user", "user": "user", "ai": "assistant"
 _SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
+@runtime_checkable
 class FormatsMessages(Protocol):
     """What LangChain's chat prompt templates do."""
 
@@ -28,11 +29,9 @@ EvalPrompt: TypeAlias = str | Sequence[tuple[str, str]] | FormatsMessages
 def render_eval_prompt(prompt: EvalPrompt, slots: Mapping[str, str]) -> tuple[Message, ...]:
     """Fill a judge's own prompt. Raises `PromptError` for one that cannot be filled."""
     try:
-        if isinstance(prompt, str):
-            return (Message("user", _fill(prompt, slots)),)
-        if not isinstance(prompt, Sequence):
+        if isinstance(prompt, FormatsMessages):
             return tuple(Message(_ROLES[each.type], str(each.content)) for each in prompt.format_messages(**slots))
-        pairs: Sequence[tuple[str, str]] = prompt
+        pairs = [("user", prompt)] if isinstance(prompt, str) else prompt
         return tuple(Message(_ROLES[role], _fill(text, slots)) for role, text in pairs)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise PromptError(
