@@ -146,7 +146,7 @@ def test_a_template_that_cannot_be_used_is_refused_when_the_set_is_loaded(
 
 
 def test_an_unknown_set_is_answered_with_those_there_are() -> None:
-    with pytest.raises(PromptError, match=r"no prompt set or folder 'genral'; sets: choice, general, math"):
+    with pytest.raises(PromptError, match=r"no prompt set or folder 'genral' .*; sets: choice, general, math"):
         load_prompts("genral")
 
 

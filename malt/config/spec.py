@@ -96,6 +96,13 @@ class QuestionSource(Declared):
     """Column of the choices; empty: `choices` where there is one."""
 
 
+def check_address(api_base: str | None) -> str | None:
+    """Refuse an address without a scheme: it would be tried, and tried again."""
+    if api_base is not None and not api_base.startswith(("http://", "https://")):
+        raise ValueError(f"{api_base!r} is no address; write http://HOST:PORT/v1, or https://…")
+    return api_base
+
+
 class Fallback(Declared):
     """Another model, and where it is served; it samples as the role does whose fallback it is."""
 
@@ -105,6 +112,11 @@ class Fallback(Declared):
     """Empty: where the role's own model is served, if both names begin with the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Empty: the role's own, where that is the role's own address too."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
 
 
 def _as_fallbacks(value: object) -> object:
@@ -141,6 +153,11 @@ class ModelSpec(Declared):
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
     weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:

@@ -356,3 +356,11 @@ def test_what_is_wrong_with_the_shared_model_is_said_once(folder: Path) -> None:
 )
 def test_no_role_is_played_by_the_default_beside_models_that_were_chosen(folder: Path, given: str, said: str) -> None:
     assert said in refusal(f"{SMALLEST}{given}\n")
+
+
+@pytest.mark.parametrize("table", ["model", "roles.generator", "evaluator"])
+def test_an_address_without_a_scheme_is_refused_in_one_sentence(folder: Path, table: str) -> None:
+    said = refusal(f'{SMALLEST}[{table}]\nmodel = "openai/m"\napi_base = "127.0.0.1:8000/v1"\n')
+    assert said.splitlines()[0] == (
+        f"configs/sums.toml: {table}.api_base: '127.0.0.1:8000/v1' is no address; write http://HOST:PORT/v1, or https://…"
+    )
