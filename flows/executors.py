@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from malt.concurrency import to_its_end
+from malt.concurrency import run_to_end
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.engine.fill import AT_ONCE, BATCH
@@ -64,7 +64,7 @@ async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run) -> Filled
         missing.stop()
         executor.stop()
 
-    return merge(await to_its_end(work, stop, STOP_SECONDS + 1))
+    return merge(await run_to_end(work, stop, STOP_SECONDS + 1))
 
 
 @dataclass

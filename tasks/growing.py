@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.states import Cancelled, Completed, Failed, Pending
 
-from malt.concurrency import to_its_end
+from malt.concurrency import run_to_end
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.engine.fill import fill_batch
 from malt.engine.job import Job
@@ -198,7 +198,7 @@ async def collect(expanded: Sequence[tuple[Branch, Future]], trees: Sequence[Fut
     """Wait for all task runs, and return what failed. Raises what is nobody's answer: a wrong key, a broken store."""
     session = grower.ask.session
     futures = cast("list[PrefectConcurrentFuture[Any]]", [*(future for _, future in expanded), *trees])
-    await to_its_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
+    await run_to_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
     if session.stopped is not None:
         if not isinstance(session.stopped, RunStopped):
             raise session.stopped

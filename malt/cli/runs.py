@@ -11,7 +11,7 @@ import click
 from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.processes import loading
+from malt.processes import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -137,7 +137,7 @@ def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
     from malt.engine.job import handing_over
     from malt.llm.provider import call
 
-    with loading():
+    with paused_gc():
         flow = getattr(import_module(f"flows.{name}"), name)
         if name == "generate":
             call.warm_up()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
@@ -158,7 +158,7 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
             grades[place] = await _grade_or_explain(grade)
             await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
 
-    await all_of(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
+    await gather_all(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
 
 

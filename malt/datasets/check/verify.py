@@ -50,7 +50,7 @@ from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, Row, parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
-from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screened
+from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
@@ -239,10 +239,10 @@ class _RowCheck:
         excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
         contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
         questions = [restore_question(row) for row in self._questions()]
-        self._screening = screened(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
+        self._screening = screen_known(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
         for row in self._questions():
             question_id = row["question_id"]
-            if row["split"] != self._screening.split_of(question_id, self.spec.dataset):
+            if row["split"] != self._screening.choose_split(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
             if exclusion_of(row) != self._screening.excluded.get(question_id):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
@@ -298,7 +298,7 @@ class _RowCheck:
         question_id = valued.tree.question.question_id
         selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        own = self._screening.split_of(question_id, self.spec.dataset)
+        own = self._screening.choose_split(question_id, self.spec.dataset)
         for kind, split in itertools.product(KINDS, SPLITS):
             file, kept = role_file(kind, role, split), selected[kind].kept if split == own else ()
             self._compare(file, "row_id", write_rows(kind, valued, role, kept), stored[file])
