@@ -126,7 +126,7 @@ def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
     from malt.engine import signals
     from malt.llm.provider import call
 
-    with loading():
+    with paused_gc():
         call.warm_up()
     return signals.run(work)
 
