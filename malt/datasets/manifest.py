@@ -297,8 +297,8 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["dataset", "model", "evaluation"] = "dataset"
-    """What it is a version of."""
+    kind: Literal["datasets", "models", "evaluations"] = "datasets"
+    """The shelf that it stands on."""
     name: VersionName
     version: int = Field(ge=1)
     created_at: datetime

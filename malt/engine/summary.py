@@ -6,7 +6,7 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built
 from malt.engine.job import Job
 from malt.engine.run import Filled
-from malt.sanitize import escape_markdown
+from malt.sanitize import code_span, escape_markdown, markdown_table
 from malt.trees.pipeline import Shortfall
 from malt.trees.tree import FailedBranch
 
@@ -98,7 +98,7 @@ class RunSummary(BaseModel):
         """The run's figures as a page."""
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
-        files = "\n".join(f"| `{file}` | {rows} |" for file, rows in self.rows.items())
+        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])
         leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
@@ -107,8 +107,7 @@ class RunSummary(BaseModel):
             f"not read: {self.unread}, disputed: {self.disputed}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
-            f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
-            f"| file | rows |\n|---|---:|\n{files}\n"
+            f"- folder: {code_span(str(self.path))}\n- content: `{self.content_sha256}`\n\n{files}\n"
         )
 
 

@@ -37,6 +37,7 @@ from malt.datasets.version.folders import (
     tags_of,
     version_numbers,
 )
+from malt.datasets.version.kinds import SHELVES
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 
@@ -126,7 +127,8 @@ def collect_garbage(
             if delete:
                 _refuse_newcomers(places, versions)
                 store.delete([row.key for row in unused], before)
-    return Garbage(len(versions), rows, row_bytes, *_clear(places, delete=delete))
+    shelves = [*places, *(settings.data_dir / shelf for shelf in SHELVES)]
+    return Garbage(len(versions), rows, row_bytes, *_clear(shelves, delete=delete))
 
 
 def _dataset_folders(places: Sequence[Path]) -> Iterator[Path]:

@@ -6,7 +6,7 @@ from rapidfuzz import fuzz
 
 from malt.datasets.rows.examples import Candidate
 from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
-from malt.questions.shingles import figures, words
+from malt.questions.shingles import find_figures, split_words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
 
@@ -36,7 +36,7 @@ def quotes_reference(valued: ValuedTree, node: Node) -> bool:
 @lru_cache(maxsize=1024)
 def _reference_runs(reference: str) -> tuple[str, ...]:
     """Return every run of `_LEAKED_WORDS` words of a reference; of a shorter one the whole, of a short one nothing."""
-    said = words(reference)
+    said = split_words(reference)
     if len(said) < _SHORTEST_LEAK:
         return ()
     length = min(_LEAKED_WORDS, len(said))
@@ -44,7 +44,7 @@ def _reference_runs(reference: str) -> tuple[str, ...]:
 
 
 def _spoken_words(text: str) -> str:
-    return f" {' '.join(words(text))} "
+    return f" {' '.join(split_words(text))} "
 
 
 def is_identical(pair: Candidate) -> bool:
@@ -60,7 +60,7 @@ def is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
     chosen, rejected = pair.texts
     return (
         fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
-        and figures(chosen.text) == figures(rejected.text)
+        and find_figures(chosen.text) == find_figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
         and (answer_of(valued, chosen.node) == answer_of(valued, rejected.node) or have_same_answer(valued, pair))
     )

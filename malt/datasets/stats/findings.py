@@ -50,17 +50,17 @@ def _compare_answers(found: Diagnostics) -> list[Finding]:
 
 def _question_mix(found: Diagnostics) -> str:
     mix = found.questions
-    named = ("all right", mix.all_right), ("all wrong", mix.all_wrong), ("mixed", mix.mixed)
+    named = ("all positive", mix.all_right), ("all negative", mix.all_wrong), ("mixed", mix.mixed)
     return ", ".join(f"{format_share(share.percent)} {name}" for name, share in named) + "; only mixed ones give pairs"
 
 
 def _flips(found: Diagnostics) -> str:
     flips = found.flips
     named = (
-        ("wrong to right", flips.wrong_to_right),
-        ("right to right", flips.right_to_right),
-        ("wrong to wrong", flips.wrong_to_wrong),
-        ("right to wrong", flips.right_to_wrong),
+        ("incorrect to correct", flips.wrong_to_right),
+        ("correct to correct", flips.right_to_right),
+        ("incorrect to incorrect", flips.wrong_to_wrong),
+        ("correct to incorrect", flips.right_to_wrong),
     )
     table = ", ".join(f"{name} {format_share(share.percent)}" for name, share in named)
     return table if flips.lift_points is None else f"{table}; lift {flips.lift_points:+.1f} points"
@@ -80,7 +80,7 @@ def _flaws(texts: TextCounts) -> str:
 
 
 def _accuracy(found: Accuracy) -> str:
-    known = f"{found.right:,} of {found.right + found.wrong:,} right"
+    known = f"{found.right:,} of {found.right + found.wrong:,} correct"
     percent = "" if found.percent is None else f" ({found.percent:.1f} %)"
     return known + percent + (f", {found.unknown:,} unknown" if found.unknown else "")
 

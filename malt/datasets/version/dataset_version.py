@@ -24,6 +24,7 @@ from malt.datasets.version.folders import (
 )
 from malt.errors import VersionError
 from malt.questions.screening import Split
+from malt.sanitize import escape_controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,12 @@ class DatasetVersion:
         if entry is None or not path.is_file():
             return False
         return file_sha256(path) == entry.sha256
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook, whatever models and questions are called."""
+        shown = {name: self.figures[name] for name in ("asked", "accuracy", "yields", "used")}
+        tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
+        return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
     def is_within(self, datasets_dir: Path) -> bool:
         """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""

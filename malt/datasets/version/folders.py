@@ -20,7 +20,7 @@ from uuid import uuid4
 from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
 from malt.errors import InputError, VersionError
 from malt.private_files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
-from malt.processes import here, is_running
+from malt.processes import is_running, machine_id
 
 LATEST = "latest"
 _LOCK = ".lock"
@@ -121,7 +121,7 @@ def temporary_name(folder: Path) -> Path:
 @cache
 def _writers_place() -> str:
     """Name the machine or container by whose process ids a writer's life can be judged."""
-    return f"{socket.gethostname()}.{hashlib.sha256(here().encode()).hexdigest()[:8]}"
+    return f"{socket.gethostname()}.{hashlib.sha256(machine_id().encode()).hexdigest()[:8]}"
 
 
 def discard(entry: Path) -> None:

@@ -15,8 +15,17 @@ from malt.errors import StoreError
 from malt.private_files import PRIVATE_FILE, make_private_folder
 
 _DRIVERS = ("sqlite", "postgresql+psycopg")
-_TIMEOUTS = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
+_CONNECTING = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "client_encoding": "utf8",
+}
 """After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
+
+_READ_ONLY = "25006"
+"""PostgreSQL's code for a write to a database that takes none, as a standby's."""
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -25,7 +34,9 @@ def make_engine(url: str) -> sa.Engine:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
             make_private_folder(Path(parsed.database).parent)
-        engine = sa.create_engine(parsed, connect_args=_TIMEOUTS if parsed.drivername.startswith("postgresql") else {})
+        engine = sa.create_engine(
+            parsed, connect_args=_CONNECTING if parsed.drivername.startswith("postgresql") else {}
+        )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {error}") from error
     except ModuleNotFoundError as error:
@@ -97,7 +108,10 @@ def describe_error(url: str, error: DBAPIError) -> str:
 
 
 def is_transient(error: DBAPIError) -> bool:
-    """Whether an error may pass by itself: no connection, a restart, no room, a lock; not a table that is missing."""
+    """Whether an error may pass by itself: no connection, a restart, no room, a lock, a database that is read-only for
+    now; not a table that is missing.
+    """
     if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
         return False
-    return error.connection_invalidated or isinstance(error, OperationalError)
+    is_read_only = getattr(error.orig, "sqlstate", None) == _READ_ONLY
+    return error.connection_invalidated or is_read_only or isinstance(error, OperationalError)
