@@ -170,7 +170,7 @@ class Values(Recorded):
     """Nodes labelled wrong."""
 
 
-class Flips(Recorded):
+class FlipTable(Recorded):
     """Leaves by what their generation's answer was and what theirs is, as in the paper's flip table.
 
     Only those of which both are known, by the diagnosis.
@@ -184,7 +184,7 @@ class Flips(Recorded):
     """Right refinements less right generations over these leaves, in percentage points: fixed less broken."""
 
 
-class Verdicts(Recorded):
+class VerdictTable(Recorded):
     """Critiques by the verdict in their last line that states one, against the truth of the answer they criticise."""
 
     correct_on_right: int = 0
@@ -242,8 +242,8 @@ class Diagnostics(Recorded):
     """Of questions: whether any leaf is right, by the grades that count."""
     values: dict[str, Values]
     """By role."""
-    flips: Flips
-    verdicts: Verdicts
+    flips: FlipTable
+    verdicts: VerdictTable
     unchanged: Share
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malt.datasets.rows.files import RowsDigest, RowsWritten, as_batch
-from malt.errors import VersionError
+from malt.datasets.version.reading import reading
 from malt.evaluation.answers import Answer
 
 if TYPE_CHECKING:
@@ -80,10 +80,8 @@ def digest_of(table: pa.Table, columns: Iterable[str]) -> str:
 
 def read_answers(folder: Path) -> pa.Table:
     """Read a version's answers. Raises `VersionError`."""
-    try:
+    with reading(folder, str(folder / ANSWERS_FILE)):
         return pq.read_table(folder / ANSWERS_FILE, schema=ANSWERS)
-    except (OSError, ValueError) as error:
-        raise VersionError(f"{folder / ANSWERS_FILE} cannot be read ({error}); try: malt verify {folder}") from error
 
 
 def frame_of(table: pa.Table) -> "pd.DataFrame":

@@ -3,12 +3,10 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malt.config.spec import Role
@@ -18,7 +16,7 @@ from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseR
 from malt.datasets.rows.files import json_line
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, parquet_rows
+from malt.datasets.version.reading import Cursor, parquet_rows, reading
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -77,7 +75,7 @@ def _as_lines(record: Callable[[Any], Record]) -> Writer:
 
 def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
     source = version.path / source_file(part)
-    with _reading(source, version):
+    with reading(version.path, str(source)):
         rows = pq.read_metadata(source).num_rows
     shutil.copyfile(source, path)
     return Written(rows)
@@ -91,10 +89,10 @@ def _stepwise_lines(version: DatasetVersion, part: ExportPart, path: Path) -> Wr
 def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
     """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
     questions, trajectories = version.path / QUESTIONS_FILE, version.path / TRAJECTORIES_FILE
-    with _reading(questions, version):
+    with reading(version.path, str(questions)):
         if all(row["split"] != split for row in parquet_rows(questions, ["split"])):
             return
-    with _reading(trajectories, version):
+    with reading(version.path, str(trajectories)):
         nodes = Cursor(parquet_rows(trajectories, STEPWISE_COLUMNS))
         for row in parquet_rows(questions):
             question = cast(QuestionRow, row)
@@ -109,7 +107,7 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
 
 def _role_rows(version: DatasetVersion, part: ExportPart) -> Iterator[Mapping[str, object]]:
     path = version.path / source_file(part)
-    with _reading(path, version):
+    with reading(version.path, str(path)):
         yield from parquet_rows(path)
 
 
@@ -118,14 +116,6 @@ def source_file(part: ExportPart) -> str:
     if part.role is None:
         raise ValueError(f"rows of kind {part.kind} are no role's")
     return role_file(part.kind, part.role, part.split)
-
-
-@contextmanager
-def _reading(path: Path, version: DatasetVersion) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise VersionError(f"{path} cannot be read ({error}); try: malt verify {version.path}") from error
 
 
 def _write_lines(rows: Iterable[Record], path: Path) -> int:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
+from malt.datasets.manifest import Diagnostics, FlipTable, QuestionMix, Share, TextCounts, Values, VerdictTable
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.datasets.stats.counts import Mergeable
 from malt.grading.answers import without_stop_tokens
@@ -185,11 +185,11 @@ def percent(count: int, whole: int) -> float | None:
     return round(100 * count / whole, 2) if whole else None
 
 
-def _flip_table(counts: Counter[tuple[Truth, Truth]]) -> Flips:
+def _flip_table(counts: Counter[tuple[Truth, Truth]]) -> FlipTable:
     fixed, kept = counts[False, True], counts[True, True]
     missed, broken = counts[False, False], counts[True, False]
     whole = fixed + kept + missed + broken
-    return Flips(
+    return FlipTable(
         wrong_to_right=_share(fixed, whole),
         right_to_right=_share(kept, whole),
         wrong_to_wrong=_share(missed, whole),
@@ -198,9 +198,9 @@ def _flip_table(counts: Counter[tuple[Truth, Truth]]) -> Flips:
     )
 
 
-def _verdict_table(counts: Counter[tuple[Truth, Truth]]) -> Verdicts:
+def _verdict_table(counts: Counter[tuple[Truth, Truth]]) -> VerdictTable:
     agree, differ = counts[True, True] + counts[False, False], counts[True, False] + counts[False, True]
-    return Verdicts(
+    return VerdictTable(
         correct_on_right=counts[True, True],
         correct_on_wrong=counts[True, False],
         wrong_on_right=counts[False, True],

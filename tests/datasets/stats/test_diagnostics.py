@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
-from malt.datasets.manifest import Diagnostics, Flips
+from malt.datasets.manifest import Diagnostics, FlipTable
 from malt.datasets.stats.diagnostics import DiagnosticsCount, stated_verdict
 from malt.datasets.stats.findings import describe_diagnostics
 from malt.grading.grades import Evaluation, Grade, Outcome
@@ -25,7 +25,7 @@ RIGHT, WRONG, UNKNOWN = Outcome.RIGHT, Outcome.WRONG, Outcome.UNKNOWN
 
 def spec_of(*kinds: str, truncated: str = "wrong") -> RunSpec:
     return RunSpec.model_validate(
-        {"name": "arith", "questions": {"source": "q.jsonl"}, "evaluator": {"kind": list(kinds)}}
+        {"name": "arith", "questions": {"source": "q.jsonl"}, "evaluator": {"kind": list(kinds), "model": "judge"}}
         | {"credit": {"truncated": truncated}}
     )
 
@@ -63,7 +63,7 @@ def diagnosis_of(tree: ValuedTree, *kinds: str, scope: str = "leaves") -> dict[s
     return {str(address): (own.outcome, own.answer) for address, own in found.items()}
 
 
-def flipped(flips: Flips) -> list[int]:
+def flipped(flips: FlipTable) -> list[int]:
     return [
         portion.count
         for portion in (flips.wrong_to_right, flips.right_to_right, flips.wrong_to_wrong, flips.right_to_wrong)
