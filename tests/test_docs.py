@@ -15,8 +15,8 @@ from malt.trees.credit import OwnAnswer, ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 DOCS = Path(__file__).parent.parent / "docs"
-PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "explore.md").read_text(), re.DOTALL)
-DATASETS = (DOCS / "datasets.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "pandas.md").read_text(), re.DOTALL)
+DATASETS = (DOCS / "how-to" / "datasets.md").read_text()
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", DATASETS, re.DOTALL) for line in block.splitlines()]
 
 
@@ -41,7 +41,7 @@ def quickstart() -> DatasetVersion:
 def test_every_program_of_the_walk_through_a_version_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for program in PROGRAMS:
-        exec(compile(program, "explore.md", "exec"), names)
+        exec(compile(program, "pandas.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "quickstart@v2 117 nodes of 3 questions" in printed
     assert "3 questions have both right and wrong leaves" in printed
