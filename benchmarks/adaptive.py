@@ -20,12 +20,12 @@ from benchmarks.difficulty import fitted
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
-from malt.datasets.rows.lengths import measured, token_counter
+from malt.datasets.rows.lengths import measure_lengths, token_counter
 from malt.datasets.rows.selection import select
-from malt.engine.job import read_inputs
-from malt.llm.completers import Recall, asker
+from malt.engine.job import read_job
+from malt.llm.client.completers import StoreCompleter, make_completer
+from malt.llm.client.session import close_sessions, open_session
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
-from malt.llm.session import close_sessions, session_for
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
@@ -111,12 +111,12 @@ class Yield:
 
     def add(self, valued: ValuedTree, spec: RunSpec) -> None:
         """Count one tree."""
-        question_id, valued = valued.tree.question.question_id, measured(valued, token_counter(spec.dataset))
+        question_id, valued = valued.tree.question.question_id, measure_lengths(valued, token_counter(spec.dataset))
         self.completions += len(valued.tree.nodes)
         for role in PLAYERS:
             selected = select(valued, role, spec.dataset)
-            self.pairs[question_id] += len(selected.dpo.kept)
-            self.sft += len(selected.sft.kept)
+            self.pairs[question_id] += len(selected["dpo"].kept)
+            self.sft += len(selected["sft"].kept)
         self.labels |= {(question_id, address): valued.label(address) for address in valued.tree.nodes}
         self.generations |= {
             (question_id, address): value.mean for address, value in valued.values.items() if len(address) == 1
@@ -209,11 +209,11 @@ def embedded(count: int) -> None:
     """Compare on the embedded model: full trees are bought, adaptive ones are found in them."""
     threes = [f"roles.{role}.samples=3" for role in PLAYERS]
     spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits)
-    ids = [question.question_id for question in inputs.questions]
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, asker(session, ids)))
-    recall = Recall(session.store.rows(ids))
-    asyncio.run(compare(f"embedded, {count} questions", inputs.questions, spec, inputs.prompts, recall))
+    job, session = read_job(spec), open_session(Settings(), spec.limits)
+    ids = [question.question_id for question in job.questions]
+    session.run(ask_all(job.questions, spec, job.prompts, make_completer(session, ids)))
+    recall = StoreCompleter(session.store.rows(ids))
+    asyncio.run(compare(f"embedded, {count} questions", job.questions, spec, job.prompts, recall))
     close_sessions()
 
 

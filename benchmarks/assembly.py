@@ -26,11 +26,11 @@ from pydantic import JsonValue
 
 from malt.config.loader import load_spec
 from malt.config.spec import Role, RunSpec
-from malt.engine.job import read_inputs
-from malt.llm.completers import completion
+from malt.engine.job import read_job
+from malt.llm.client.completers import read_sample
+from malt.llm.client.session import make_answered_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
-from malt.llm.session import answered_rows
 from malt.llm.store.samples import COLUMNS, Store, StoredSample
 from malt.prompts import PromptSet
 from malt.questions.question import Question
@@ -86,9 +86,9 @@ class MadeUp:
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         choices: list[JsonValue] = [self._choice(request.role, index) for index in range(request.count)]
-        rows = answered_rows(request, 0, request.count, Reply(response_body(choices), 1.5, 0.0004))
+        rows = make_answered_rows(request, 0, request.count, Reply(response_body(choices), 1.5, 0.0004))
         self.rows += rows
-        return [completion(row, cached=False) for row in rows]
+        return [read_sample(row, cached=False) for row in rows]
 
     def _choice(self, role: Role, index: int) -> JsonValue:
         length = self._random.randrange(LENGTHS[role] // 2, LENGTHS[role] * 3 // 2)
@@ -150,13 +150,13 @@ def write_questions(folder: Path, count: int) -> Path:
 
 def write_store(path: Path, spec: RunSpec) -> None:
     """Write what a run would have stored; siblings' rows lie apart, as they come from many requests in flight."""
-    inputs = read_inputs(spec)
+    job = read_job(spec)
     Store(f"sqlite:///{path}").close()
     insert = f"INSERT INTO samples ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-    work = partial(made_up_rows, spec=spec, prompts=inputs.prompts)
+    work = partial(made_up_rows, spec=spec, prompts=job.prompts)
     with closing(sqlite3.connect(path)) as store, multiprocessing.get_context("spawn").Pool() as pool:
         store.executescript(BULK)
-        for rows in pool.imap(work, windows(inputs.questions)):
+        for rows in pool.imap(work, windows(job.questions)):
             store.executemany(insert, rows)
         store.commit()
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from malt.config.settings import Settings
 from malt.datasets.manifest import write_manifest
-from malt.datasets.publish.garbage import collect
-from malt.datasets.publish.writer import described
+from malt.datasets.publish.placing import describe_file
+from malt.datasets.publish.removal import collect_garbage
 from malt.datasets.rows.tables import TRAJECTORIES, TRAJECTORIES_FILE
 from malt.llm.store.samples import Store
 from tests.published import publish_small
@@ -65,14 +65,14 @@ def fill(settings: Settings, questions: int) -> None:
                     TRAJECTORIES,
                 )
             )
-    files = {**version.manifest.files, TRAJECTORIES_FILE: described(path, None)}
+    files = {**version.manifest.files, TRAJECTORIES_FILE: describe_file(path, None)}
     write_manifest(version.manifest.model_copy(update={"files": files}), version.path)
 
 
 def measure(settings: Settings, delete: bool) -> str:
     """Collect in this process, and return seconds, rows and peak memory."""
     started = time.perf_counter()
-    found = collect(settings, 30 * DAY, delete=delete)
+    found = collect_garbage(settings, 30 * DAY, delete=delete)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return f"{found.rows:,} | {time.perf_counter() - started:,.1f} | {peak:,}"
 

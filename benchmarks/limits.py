@@ -15,10 +15,10 @@ from typing import NamedTuple
 from malt.config.settings import Settings
 from malt.config.spec import Limits
 from malt.errors import RunStopped
-from malt.llm.completers import asker
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import PATIENT, Policy
-from malt.llm.session import Session
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
 from malt.trees.pipeline import Shortfall, ask_all
@@ -48,7 +48,7 @@ def grow(provider: ScriptedProvider, folder: Path, questions: int, policy: Polic
     session = Session(Settings(data_dir=folder), Limits(), Endpoints(policy))
     asked = read_questions(spec.questions)
     started = time.monotonic()
-    ask = asker(session, [question.question_id for question in asked])
+    ask = make_completer(session, [question.question_id for question in asked])
     shortfall = session.run(ask_all(asked, spec, load_prompts(spec.prompts), ask))
     rows = session.store.rows(question.question_id for question in asked).values()
     begun = time.time() - (time.monotonic() - started)

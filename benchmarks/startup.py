@@ -51,7 +51,7 @@ def running_server() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as home:
         server = PrefectServer(Path(home))
         server.wait_until_ready()
-        os.environ["PREFECT_API_URL"] = server.api_url
+        os.environ.update(server.client_settings)
         try:
             yield
         finally:

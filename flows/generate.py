@@ -1,174 +1,101 @@
 """questions -> trees -> dataset version. Run again, it asks only for what is missing."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import chain
-from math import ceil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import allow_failure, flow, get_run_logger, unmapped
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.runners import crew_of
-from malt.concurrency import to_its_end
-from malt.config.settings import Settings
-from malt.config.spec import Limits, Role, RunSpec
-from malt.engine.batch_mode import ask_in_batches
-from malt.engine.job import Inputs, check_models, read_inputs
+from flows.executors import ask_in_shards
+from malt.config.spec import PLAYERS, RunSpec
+from malt.engine.fill import BATCH, fill
+from malt.engine.job import Job, check_models, read_job
+from malt.engine.run import Run
+from malt.engine.runner import is_publishable
 from malt.engine.summary import RunSummary
-from malt.engine.tree_cost import beginning
-from malt.grading.judge import LLMEvaluator
-from malt.llm.completers import EVERY_ROLE
-from malt.llm.session import STOP_SECONDS, session_for
-from malt.llm.usage import Tally
 from malt.questions.question import Question
-from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.missing import Lacking
-from malt.trees.pipeline import NOTHING_MISSING, Shortfall, grown, shortfall_of
-from malt.trees.replay import Source
-from malt.trees.tree import FailedBranch
-from tasks.growing import BranchAsker, Grown, asker_of_run, grow_batch, keyed
-from tasks.leasing import alone
-from tasks.progress import progress
-from tasks.publishing import ended, publish
+from malt.trees.growth import requests_per_question
+from tasks.growing import (
+    Branch,
+    Grower,
+    Grown,
+    by_question,
+    children_of,
+    collect,
+    expand,
+    grade,
+    samples_above,
+    with_block_keys,
+)
+from tasks.progress import show_progress
+from tasks.publishing import end_flow, publish
+from tasks.run_lock import only_run_of
+from tasks.stored_answers import save_answer_storage
 
 BRANCH_TASK_RUNS = 2_000
 """Up to this many task runs, `tracking = "auto"` shows every branch."""
-BATCH = 50
-"""Questions in one `grow_batch`, where there are enough for every worker."""
+BRANCHES_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)
 
 
-@flow(name="generate", flow_run_name="{spec.name}")
+@flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE)
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
-    async with alone(spec.name) as run:
-        inputs = read_inputs(spec)  # not before: whoever waits publishes what is there when it begins
-        return await grow_and_publish(inputs, spec, inputs.questions, run)
+    async with only_run_of(spec.name) as name:
+        job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
+        return await grow_and_publish(job, job.questions, Run(name))
 
 
-async def grow_and_publish(
-    inputs: Inputs, spec: RunSpec, questions: list[Question], run: str, asks: frozenset[Role] = EVERY_ROLE
-) -> State[RunSummary]:
+async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) -> State[RunSummary]:
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
-    started, settings = time.monotonic(), Settings()
-    check_models(await keyed(spec))
-    grow_all = way_to_grow(spec, len(questions))
-    get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", told_of(grow_all))
-    grown = await grow_all(inputs._replace(questions=questions), spec, settings, asks, run)
-    version = None
-    is_whole = grown.shortfall == NOTHING_MISSING
-    if is_whole or (spec.run.on_incomplete == "publish" and grown.shortfall.waits is None):
-        version, failures = await publish(inputs, spec, settings)
-        if grown.shortfall.stopped is None:  # else nearly all is missing, and the reason is known
-            grown = grown._replace(shortfall=Shortfall(failures, None))
-    return await ended(spec, inputs, grown, version, time.monotonic() - started)
+    started = time.monotonic()
+    part = replace(job.only(questions), spec=await with_block_keys(job.spec))
+    check_models(part.spec)
+    get_run_logger().info("%s: growing %s trees, %s", job.spec.name, f"{len(questions):,}", describe_tracking(part))
+    async with show_progress(part, run):
+        grow = grow_branches if tracks_branches(part) else grow_shards
+        filled, trees = await grow(part, run)
+    built = await publish(job, trees) if is_publishable(job.spec, filled.shortfall) else None
+    return await end_flow(job, filled, built, time.monotonic() - started)
 
 
-def way_to_grow(spec: RunSpec, questions: int) -> "GrowAll":
-    """Return how the trees of so many questions are grown."""
-    if spec.run.mode == "batch":
-        return grow_by_level
-    return grow_by_branch if tracks_branches(spec, questions) else grow_by_shard
+async def grow_branches(job: Job, run: Run) -> Grown:
+    """Map task runs over the branches of all trees; each goes on as soon as its own parent is there."""
+    grower, storage = Grower(job, run), await save_answer_storage()
+    shared, expand_stored = unmapped(grower), expand.with_options(result_storage=storage)
+    branches = [Branch(question) for question in job.questions]
+    answers = expand_stored.map(branches, unmapped(None), shared)
+    expanded = [*zip(branches, answers, strict=True)]
+    for role in PLAYERS[1:]:
+        branches, parents = children_of(branches, answers, samples_above(role, job.spec))
+        answers = expand_stored.map(branches, allow_failure(parents), shared)
+        expanded += zip(branches, answers, strict=True)
+    trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)
+    return await collect(expanded, trees, grower)
 
 
-def told_of(grow_all: "GrowAll") -> str:
-    """Say in a log line what a task run is."""
-    if grow_all is grow_by_level:
-        return "level by level, through batch APIs"
-    return "a task run a branch" if grow_all is grow_by_branch else f"in batches of up to {BATCH}"
+async def grow_shards(job: Job, run: Run) -> Grown:
+    """Grow what lacks something, in batches of questions or through batch APIs: a tree's shape need not be known."""
+    return Grown(await fill(job, run, ask_in_shards if job.spec.run.mode == "direct" else None), ())
 
 
-def tracks_branches(spec: RunSpec, questions: int) -> bool:
-    """Whether each branch gets a task run of its own: as declared, else while they stay few."""
+def tracks_branches(job: Job) -> bool:
+    """Whether each branch gets a task run of its own: as declared, else while they stay few.
+
+    Adaptive growth has no shape to map, under a cap trees begin one after another, and batches are asked by level.
+    """
+    spec = job.spec
+    if spec.growth.mode == "adaptive" or spec.limits.capped or spec.run.mode == "batch":
+        return False
     if spec.run.tracking != "auto":
         return spec.run.tracking == "branch"
-    return questions * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
+    return len(job.questions) * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
 
 
-async def grow_by_branch(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Grow all trees at once; every expansion, and every tree's grading, is a task run."""
-    spec = await keyed(spec)
-    ask = asker_of_run(run, inputs.questions, spec, settings, asks)
-    branches, begin = BranchAsker(ask), beginning(ask, spec, inputs.prompts)
-    judge = LLMEvaluator.from_spec(spec.evaluator, inputs.prompts, ask)
-
-    async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        async with begin(question):
-            tree = await grown(question, spec, inputs.prompts, branches, judge)
-            return await branches.grade(tree, spec, inputs.prompts)
-
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: ask.tally.answers):
-        return Grown(await shortfall_of(missing_of(question) for question in inputs.questions), ask.tally)
-
-
-async def grow_by_shard(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Map `grow_batch` over batches of what lacks something; the task runner is the engine, on one machine or many."""
-    is_here = spec.run.task_runner == "threads"
-    crew = await asyncio.to_thread(crew_of, spec, settings, run)
-    size = min(BATCH, ceil(len(inputs.questions) / (1 if is_here else len(crew.shares))))
-    so_far = session_for(settings, spec.limits, run=run).tally if is_here else Tally()
-    lacking = lacking_in(inputs, spec, settings, so_far)
-
-    def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Grown]:
-        shared = spec.model_copy(update={"limits": share})
-        taken = {"batch": batch, "spec": shared, "settings": settings, "asks": asks, "run": run}
-        future: PrefectFuture[Grown] = crew.runner.submit(grow_batch, taken)
-        return future
-
-    def count(part: Grown) -> None:
-        if not is_here:
-            so_far.merge(part.tally)
-
-    def work() -> list[Grown]:
-        batches = lacking.batches(size)
-        first = next(batches, None)
-        return [] if first is None else crew.work(chain([first], batches), submit, count)
-
-    def stop() -> None:
-        lacking.stop()
-        crew.stop()
-
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: so_far.answers):
-        return merged([*await to_its_end(work, stop, STOP_SECONDS + 1), Grown(NOTHING_MISSING, lacking.had)])
-
-
-async def grow_by_level(inputs: Inputs, spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Ask for a level of all trees that lack something at a time, in batches."""
-    spec = await keyed(spec)
-    session = session_for(settings, spec.limits, run=run)
-    lacking = lacking_in(inputs, spec, settings, session.tally)
-
-    def look() -> list[Question]:
-        found = {question.question_id for question in lacking}
-        return [question for question in inputs.questions if question.question_id in found]
-
-    async with progress(spec.name, nodes_of(spec, inputs.questions), lambda: session.tally.answers):
-        questions = await to_its_end(look, lacking.stop, STOP_SECONDS)
-        shortfall, tally = await ask_in_batches(questions, spec, inputs.prompts, session, run, asks)
-    tally.merge(lacking.had)
-    return Grown(shortfall, tally)
-
-
-GrowAll = Callable[[Inputs, RunSpec, Settings, frozenset[Role], str], Awaitable[Grown]]
-
-
-def lacking_in(inputs: Inputs, spec: RunSpec, settings: Settings, so_far: Tally) -> Lacking:
-    """Return the questions to be grown; what the store has of the others is added to `so_far`."""
-    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
-    return Lacking(inputs.questions, source, so_far)
-
-
-def nodes_of(spec: RunSpec, questions: Sequence[Question]) -> int:
-    """Nodes of all trees, once they are whole."""
-    return len(questions) * sum(nodes_per_question(spec).values())
-
-
-def merged(parts: Sequence[Grown]) -> Grown:
-    """Put batches together."""
-    tally = Tally()
-    for part in parts:
-        tally.merge(part.tally)
-    failures = tuple(branch for part in parts for branch in part.shortfall.failures)
-    stopped = next((part.shortfall.stopped for part in parts if part.shortfall.stopped), None)
-    return Grown(Shortfall(failures, stopped), tally)
+def describe_tracking(job: Job) -> str:
+    """Say in a log line what a task run is."""
+    if job.spec.run.mode == "batch":
+        return "level by level, through batch APIs"
+    return "a task run a branch" if tracks_branches(job) else f"in batches of up to {BATCH}"

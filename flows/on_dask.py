@@ -12,8 +12,8 @@ from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.session import stop_sessions
-from malt.llm.store.database import hidden
+from malt.llm.client.session import stop_sessions
+from malt.llm.store.database import hide_password
 
 CONNECT_LIMIT_S = 10.0
 SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
@@ -40,7 +40,7 @@ def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> Das
     named = f"run.task_runner = {address!r}"
     if settings.store.startswith("sqlite"):
         raise ConfigError(
-            f"{named} may spread over machines, and the store {hidden(settings.store)} is a file of this one: "
+            f"{named} may spread over machines, and the store {hide_password(settings.store)} is a file of this one: "
             "set MALT_STORE_URL to a PostgreSQL database"
         )
     workers = able_workers(address, named, spec, settings)

@@ -14,7 +14,7 @@ from flows.taking_part import prefect_of_run, problem_of
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
-from malt.llm.store.database import hidden
+from malt.llm.store.database import hide_password
 
 DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
@@ -34,8 +34,8 @@ def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
     named = f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}"
     if address and settings.store.startswith("sqlite"):
         raise ConfigError(
-            f"RAY_ADDRESS = {address!r} may spread over machines, and the store {hidden(settings.store)} is a file of "
-            "this one: set MALT_STORE_URL to a PostgreSQL database"
+            f"RAY_ADDRESS = {address!r} may spread over machines, and the store {hide_password(settings.store)} is a "
+            "file of this one: set MALT_STORE_URL to a PostgreSQL database"
         )
     own = {} if address else {"num_cpus": processes, "include_dashboard": False}
     try:

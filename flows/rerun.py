@@ -11,23 +11,24 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows.generate import grow_and_publish
+from flows.generate import BRANCHES_AT_ONCE, grow_and_publish
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.version.dataset_version import open_version
-from malt.engine.job import read_inputs
+from malt.engine.job import read_job
 from malt.engine.refresh import set_aside
+from malt.engine.run import Run
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError
-from malt.llm.completers import EVERY_ROLE
+from malt.llm.client.completers import EVERY_ROLE
 from malt.questions.question import Question
-from tasks.leasing import alone
+from tasks.run_lock import only_run_of
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 
 
-@flow(name="rerun", flow_run_name="rerun {name}")
+@flow(name="rerun", flow_run_name="rerun {name}", task_runner=BRANCHES_AT_ONCE)
 async def rerun(
     name: Name,
     questions: tuple[str, ...] = (),
@@ -45,17 +46,14 @@ async def rerun(
             follow. Off: ask for what is missing.
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
-    async with alone(name) as run:
-        spec = declared(name, config)
-        inputs = read_inputs(spec)
-        chosen = choose(inputs.questions, questions)
+    async with only_run_of(name) as run:
+        job = read_job(declared(name, config))
+        chosen = choose(job.questions, questions)
         if refresh:
-            count = await asyncio.to_thread(
-                set_aside, chosen, inputs, spec, roles or EVERY_ROLE, asked_at(), Settings()
-            )
+            count = await asyncio.to_thread(set_aside, job.only(chosen), roles or EVERY_ROLE, asked_at())
             get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
         asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
-        return await grow_and_publish(inputs, spec, chosen, run, asks)
+        return await grow_and_publish(job, chosen, Run(run, asks))
 
 
 def declared(name: str, config: str) -> RunSpec:
@@ -68,7 +66,7 @@ def declared(name: str, config: str) -> RunSpec:
     return spec
 
 
-def choose(questions: list[Question], ids: Sequence[str]) -> list[Question]:
+def choose(questions: Sequence[Question], ids: Sequence[str]) -> Sequence[Question]:
     """Return the questions with these ids, in the order of the file. Raises `QuestionError` for ids that none has."""
     known = [question.question_id for question in questions]
     for unknown in (each for each in ids if each not in known):

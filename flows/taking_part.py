@@ -15,7 +15,7 @@ from malt.engine.job import check_models
 from malt.errors import ConfigError, MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.store.samples import Store
-from tasks.growing import keyed
+from tasks.growing import with_block_keys
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -43,7 +43,7 @@ def problem_of(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> st
         Store(settings.store).close()
         with hydrated_context(prefect):
             check_prefect(PREFECT_API_URL.value() or "")
-            check_models(asyncio.run(keyed(spec)))
+            check_models(asyncio.run(with_block_keys(spec)))
     except MaltError as error:
         return str(error)
     return None

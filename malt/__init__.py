@@ -5,6 +5,7 @@ The data path is `Question -> Tree -> Grade -> value -> rows -> dataset version`
 questions   reading question files                llm        asking models: the store, limits, providers
 prompts     the roles' prompt sets                trees      growth, grading, credit
 spec        what a dataset is, declared           datasets   rows, versions, checks
+evaluation  systems compared on held-out questions
 """
 
 from importlib import import_module
@@ -14,19 +15,35 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.datasets.version.dataset_version import DatasetVersion, open_version
     from malt.engine.python_api import TrainingDataGenerator
+    from malt.evaluation.evaluate import evaluate
+    from malt.evaluation.version import EvaluationVersion, open_evaluation
     from malt.grading.judge import JudgeReply, LLMEvaluator, Score
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version.dataset_version",
+    "EvaluationVersion": "malt.evaluation.version",
     "JudgeReply": "malt.grading.judge",
     "LLMEvaluator": "malt.grading.judge",
     "RunSpec": "malt.config.spec",
     "Score": "malt.grading.judge",
     "TrainingDataGenerator": "malt.engine.python_api",
+    "evaluate": "malt.evaluation.evaluate",
+    "open_evaluation": "malt.evaluation.version",
     "open_version": "malt.datasets.version.dataset_version",
 }
 
-__all__ = ["DatasetVersion", "JudgeReply", "LLMEvaluator", "RunSpec", "Score", "TrainingDataGenerator", "open_version"]
+__all__ = [
+    "DatasetVersion",
+    "EvaluationVersion",
+    "JudgeReply",
+    "LLMEvaluator",
+    "RunSpec",
+    "Score",
+    "TrainingDataGenerator",
+    "evaluate",
+    "open_evaluation",
+    "open_version",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -16,3 +17,9 @@ def canonical_json(value: object) -> bytes:
 def digest(value: JsonValue) -> str:
     """Return the SHA-256 of a JSON value as 64 hex characters."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex characters, without holding them all in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

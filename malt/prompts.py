@@ -14,17 +14,12 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.spec import PLAYERS, Role, slots_of
 from malt.errors import PromptError
 from malt.llm.request import Message
 
-SLOTS: Mapping[Role, frozenset[str]] = {
-    Role.GENERATOR: frozenset({"question"}),
-    Role.VERIFIER: frozenset({"question", "solution"}),
-    Role.REFINER: frozenset({"question", "solution", "verification"}),
-    Role.EVALUATOR: frozenset({"question", "ground_truth", "answer"}),
-}
-"""What each role's templates may name. The reference answer is the evaluator's alone."""
+SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role in Role}
+"""What each role's templates may name."""
 
 PACKAGED_SETS = Path(__file__).parent / "_prompts"
 PROJECT_SETS = Path(__file__).parent.parent / "prompts"

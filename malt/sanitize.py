@@ -1,20 +1,97 @@
-"""Showing text that others wrote: what would steer a terminal, or turn text around, is written out instead."""
+"""Text that others wrote, made inert for the place where it is shown: terminal, page, Markdown, JSON on a terminal.
 
+Models, providers, question files and versions from elsewhere choose such text. Whatever steers a terminal, turns text
+around or hides it is written out as `\\x1b` or `\\u202e`.
+"""
+
+import json
+import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
-STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Control and format characters, halves of characters, and the separators that some terminals take for line ends."""
-
-KEPT = "\n\t\u200c\u200d"
+_STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Control and format characters, lone surrogates, and the separators that some terminals take for line ends."""
+_KEPT = frozenset("\n\t\u200c\u200d")
 """The joiners are part of many scripts and emoji."""
 
-_WRITTEN_OUT = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in range(0x10000)
-    if unicodedata.category(chr(code)) in STEERING and chr(code) not in KEPT
-}
+_MARKUP = re.compile(r"[\\`*\[\]<>~&$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What Markdown reads as markup, or as a link without brackets."""
+_BLOCK = re.compile(r"^(\d{1,9}(?=[.)])|)([.)#+=-])(?=[\s#=-]|$)")
+"""What it reads as a list or a heading at the start of a line."""
 
 
-def visible(text: str) -> str:
-    """Return a text that can be printed anywhere: an escape becomes `\\x1b`, a mark for right-to-left `\\u202e`."""
+_LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """Replace what JSON can hold as half a character, and no file or database can."""
+    return text.translate(_LONE_SURROGATES)
+
+
+class _WrittenOut(dict[int, int | str]):
+    def __missing__(self, code: int) -> int | str:
+        character = chr(code)
+        steers = unicodedata.category(character) in _STEERING and character not in _KEPT
+        self[code] = _escape(code) if steers else code
+        return self[code]
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class _JsonEscaped(_WrittenOut):
+    def __missing__(self, code: int) -> int | str:
+        shown = super().__missing__(code)
+        self[code] = shown if isinstance(shown, int) else json.dumps(chr(code))[1:-1]
+        return self[code]
+
+
+_WRITTEN_OUT, _JSON_ESCAPED = _WrittenOut(), _JsonEscaped()
+
+
+def escape_controls(text: str) -> str:
+    """Return a text that can be printed anywhere; line ends and tabs stay."""
     return text.translate(_WRITTEN_OUT)
+
+
+def dump_json(value: object, *, ascii_only: bool = False) -> str:
+    """Write JSON on one line that steers no terminal; whoever parses it gets the same value."""
+    return json.dumps(value, ensure_ascii=ascii_only).translate(_JSON_ESCAPED)
+
+
+class Markdown(str):
+    """Markdown of our own making: what is not of this type is escaped before it goes into a page."""
+
+    __slots__ = ()
+
+
+def escape_markdown(text: str) -> Markdown:
+    """Return one line that is plain text to Markdown: no markup, link, image, HTML, formula or table cell."""
+    if isinstance(text, Markdown):
+        return text
+    line = _MARKUP.sub(r"\\\g<0>", fold_lines(text)).replace("|", "&#124;")
+    return Markdown(_BLOCK.sub(r"\1\\\2", line))
+
+
+def fold_lines(text: str) -> str:
+    """Return a text that can be printed anywhere, on one line."""
+    return " ".join(escape_controls(text).split())
+
+
+def code_span(text: str) -> Markdown:
+    """Return a text as code; one that could end the code span is escaped as plain text."""
+    line = fold_lines(text)
+    return Markdown(f"`{line}`") if line and not {"`", "|"} & set(line) else escape_markdown(line)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
+    """Lay out a table. Whole numbers get commas, a column of nothing but numbers stands to the right."""
+    cells = [tuple(row) for row in rows]
+    numeric = [bool(cells) and all(isinstance(row[place], int | float) for row in cells) for place in range(len(head))]
+    rule = [Markdown("---:" if each else "---") for each in numeric]
+    return Markdown("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, rule, *cells)))
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else escape_markdown(value if isinstance(value, str) else str(value))

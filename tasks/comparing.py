@@ -5,10 +5,10 @@ import asyncio
 from prefect.artifacts import acreate_markdown_artifact
 
 from malt.datasets.check.compare import compare
-from malt.datasets.publish.folders import version_numbers
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_folder
-from tasks.telling import told
+from malt.datasets.version.folders import version_numbers
+from tasks.artifacts import leave
 
 MOST_NODES = 500_000
 """Of two versions together: comparing takes some 200 bytes of memory a node, and a run shall not need more than it."""
@@ -22,7 +22,7 @@ async def tell_changes(version: DatasetVersion) -> None:
     before = open_folder(folder / f"v{parent.version}")
     changed = await asyncio.to_thread(changes, before, version)
     described = f"{before.reference} -> {version.reference}"
-    await told(acreate_markdown_artifact(changed, key=f"{version.name}-changes", description=described))
+    await leave(acreate_markdown_artifact(changed, key=f"{version.name}-changes", description=described))
 
 
 def changes(before: DatasetVersion, after: DatasetVersion) -> str:

@@ -1,59 +1,232 @@
-"""Growing under Prefect: a task run is a batch of questions, or one branch. What grows is the same."""
+"""Growing under Prefect: a task run expands one node of a tree, grades one tree, or grows a batch of questions."""
 
 import asyncio
 import os
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
-from uuid import UUID
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 from prefect import Task, task
 from prefect.blocks.system import Secret
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import RunInput, State, TaskRunResult
-from prefect.states import Completed, Failed
-from prefect.task_engine import run_task_async
-from prefect.utilities.annotations import quote
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture
+from prefect.states import Cancelled, Completed, Failed, Pending
 
-from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
-from malt.engine.tree_cost import beginning
+from malt.concurrency import to_its_end
+from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.engine.fill import fill_batch
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, asker_for
 from malt.errors import ConfigError, MaltError, RunStopped
-from malt.grading.graders import Outcome
-from malt.llm.completers import Asker, asker
-from malt.llm.request import Completion, CompletionRequest, FinishReason
-from malt.llm.session import session_for, stop_sessions
-from malt.llm.store.samples import expect
-from malt.llm.usage import Tally
-from malt.prompts import PromptSet, load_prompts
+from malt.grading.grades import Outcome
+from malt.llm.client.session import STOP_SECONDS, Session, stop_sessions
+from malt.llm.faults import Rejected
+from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
-from malt.trees.pipeline import Shortfall, ask_all, value
-from malt.trees.tree import Address, FailedBranch, Tree
+from malt.trees.growth import build_request
+from malt.trees.pipeline import Shortfall
+from malt.trees.replay import Assessed, assess_noting_judge
+from malt.trees.tree import Address, FailedBranch
+from tasks.stored_answers import STORED_ANSWERS
 
-T = TypeVar("T")
+Future = PrefectFuture[Any]
 
-
-def whole(value: T) -> T:
-    """Hand a value to a task as it is: Prefect otherwise walks through it, looking for other tasks' results."""
-    return cast("T", quote(value))
-
-
-@lru_cache
-def prompts_of(name_or_folder: str) -> PromptSet:
-    """Read a prompt set, once in each worker."""
-    return load_prompts(name_or_folder)
+POLL_S = 0.5
+"""How often a flow that waits for its task runs looks whether the run was stopped."""
 
 
-def asker_of_run(
-    run: str, questions: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role]
-) -> Asker:
-    """Return what some questions ask with in this process; once its session stopped, a run asks no more."""
-    session = session_for(settings, spec.limits, run=run)
-    return asker(session, [question.question_id for question in questions], asks, run)
+class Branch(NamedTuple):
+    """A node of a question's tree whose children are asked for; the root to begin with."""
+
+    question: Question
+    node: Address = Address()
+
+    def __str__(self) -> str:
+        return f"{PLAYERS[len(self.node)]} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
 
 
-async def keyed(spec: RunSpec) -> RunSpec:
+class Answers(NamedTuple):
+    """What one request came to, and the texts above that it went by."""
+
+    texts: tuple[str, ...]
+    completions: Mapping[int, Completion]
+    """By sample number."""
+    failure: RequestFailed | None = None
+    """Why some could not be had."""
+
+
+class Grower:
+    """What the task runs of a flow run grow trees with; they share it, as they share a process."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self.job = job
+        self.ask = asker_for(job, run)
+
+    def build_request(self, branch: Branch, parent: object) -> CompletionRequest | None:
+        """Return the request for a node's children, None where the node itself is missing from its parent's answers."""
+        texts = find_texts(branch, parent)
+        if texts is None:
+            return None
+        return build_request(branch.question, branch.node, texts, self.job.spec, self.job.prompts)
+
+    def is_stored(self, request: CompletionRequest) -> bool:
+        """Whether the store has all samples of a request."""
+        return not self.ask.missing(request)
+
+    def expand(self, branch: Branch, parent: object, request: CompletionRequest) -> Answers:
+        """Ask for a node's children; what could not be had is the answers' failure."""
+        texts = find_texts(branch, parent) or ()
+        try:
+            return Answers(texts, dict(enumerate(self.ask.session.run(self.ask(request)))))
+        except RequestFailed as failure:
+            is_final = request.role not in self.ask.asks or self.ask.session.was_rejected(request)
+            reason = Rejected(str(failure)) if is_final else RequestFailed(str(failure))
+            return Answers(texts, failure.completed, reason)
+
+    def assess(self, question: Question) -> Assessed:
+        """Grade and value a question's tree, whose texts the store has; the judge is asked."""
+        return self.ask.session.run(assess_noting_judge(question, self.job.source, self.ask))
+
+
+def find_texts(branch: Branch, parent: object) -> tuple[str, ...] | None:
+    """Return the texts from the root to a branch's node, which is among its parent's answers; None where it is not."""
+    if not branch.node:
+        return ()
+    if not isinstance(parent, Answers) or branch.node[-1] not in parent.completions:
+        return None
+    return (*parent.texts, parent.completions[branch.node[-1]].text)
+
+
+def may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - as Prefect calls it
+    """Whether a failed branch is worth another try: not where its prompt is refused, or the run must stop."""
+    return isinstance(state.data, Answers) and not isinstance(state.data.failure, Rejected)
+
+
+@task(
+    task_run_name="{branch}",
+    retries=2,
+    retry_delay_seconds=[10, 30],
+    retry_condition_fn=may_pass,
+    cache_policy=STORED_ANSWERS,
+    persist_result=True,
+)
+def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]:
+    """Ask one role for all children of one node, in one request."""
+    request = grower.build_request(branch, parent)
+    if request is None:
+        return Pending(name="NotReady", message="the text that it is asked about could not be had")
+    try:
+        answers = grower.expand(branch, parent, request)
+    except RunStopped as stop:
+        return Cancelled(message=str(stop))
+    except MaltError as error:
+        return Failed(message=str(error), data=error)
+    if answers.failure is not None:
+        return Failed(message=str(answers.failure), data=answers)
+    is_cut = any(one.finish_reason == FinishReason.LENGTH for one in answers.completions.values())
+    return Completed(name="Truncated" if is_cut else None, data=answers)
+
+
+@task(task_run_name="grade {question.question_id}", persist_result=False)
+def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> State[Any]:  # noqa: ARG001 - waits for them
+    """Grade one tree's leaves; the state says how many are right."""
+    try:
+        assessed = grower.assess(question)
+    except RunStopped as stop:
+        return Cancelled(message=str(stop))
+    except MaltError as error:
+        return Failed(message=str(error), data=error)
+    if failures := assessed.valued.tree.failures:
+        return Failed(message=failures[0].reason, data=assessed)
+    return Completed(message=count_right(assessed.valued), data=assessed)
+
+
+def count_right(valued: ValuedTree) -> str:
+    """Say in a few words how a tree came out."""
+    leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
+    right = sum(grade.outcome is Outcome.RIGHT for grade in leaves)
+    return f"{right} of {len(leaves)} leaves right"
+
+
+def samples_above(role: Role, spec: RunSpec) -> int:
+    """Return how many children the nodes have of which a role is asked about each."""
+    return spec.roles[PLAYERS[PLAYERS.index(role) - 1]].samples
+
+
+def children_of(
+    branches: Sequence[Branch], answers: Sequence[Future], samples: int
+) -> tuple[list[Branch], list[Future]]:
+    """Return the next level's branches, and the future that each one's text comes from."""
+    pairs = [
+        (Branch(branch.question, branch.node.child(sample)), future)
+        for branch, future in zip(branches, answers, strict=True)
+        for sample in range(samples)
+    ]
+    return [branch for branch, _ in pairs], [future for _, future in pairs]
+
+
+def by_question(answers: Sequence[Future], questions: int) -> list[Sequence[Future]]:
+    """Cut the last level's futures into those of each question."""
+    each = len(answers) // questions
+    return [answers[start : start + each] for start in range(0, len(answers), each)]
+
+
+class Grown(NamedTuple):
+    """What came of some questions, and the futures of their graded trees, where each is a task run."""
+
+    filled: Filled
+    trees: Sequence[Future]
+
+
+async def collect(expanded: Sequence[tuple[Branch, Future]], trees: Sequence[Future], grower: Grower) -> Grown:
+    """Wait for all task runs, and return what failed. Raises what is nobody's answer: a wrong key, a broken store."""
+    session = grower.ask.session
+    futures = cast("list[PrefectConcurrentFuture[Any]]", [*(future for _, future in expanded), *trees])
+    await to_its_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
+    if session.stopped is not None:
+        if not isinstance(session.stopped, RunStopped):
+            raise session.stopped
+        return Grown(Filled(Shortfall((), str(session.stopped)), grower.ask.tally), ())
+    failures = [failed for branch, future in expanded for failed in await find_failures(future, branch)]
+    failures += [failed for future in trees for failed in await find_failures(future)]
+    return Grown(Filled(Shortfall(tuple(failures), None), grower.ask.tally), trees)
+
+
+def wait_for(futures: Sequence[PrefectConcurrentFuture[Any]], session: Session) -> None:
+    """Wait for task runs; once the session has stopped, those that have not begun never do."""
+    for future in futures:
+        while not future.wrapped_future.done():
+            future.wait(POLL_S)
+            if session.stopped is not None:
+                for pending in futures:
+                    pending.wrapped_future.cancel()
+
+
+async def find_failures(future: Future, branch: Branch | None = None) -> tuple[FailedBranch, ...]:
+    """Return what a task run could not get. Raises an error that is not about its answers."""
+    if not (future.state.is_failed() or future.state.is_crashed()):
+        return ()
+    found = await future.state.aresult(raise_on_failure=False)
+    if isinstance(found, Assessed):
+        return found.valued.tree.failures
+    if branch is None or not isinstance(found, Answers):
+        raise found
+    role = PLAYERS[len(branch.node)]
+    return (FailedBranch(branch.question.question_id, str(branch.node), role, str(found.failure)),)
+
+
+@task(task_run_name="grow {job.questions[0].question_id} and on", persist_result=False)
+def grow_batch(job: Job, run: Run) -> Filled:
+    """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
+    try:
+        return fill_batch(replace(job, spec=asyncio.run(with_block_keys(job.spec))), run)
+    except KeyboardInterrupt:  # as Ray tells a task to stop
+        stop_sessions(run.name)
+        raise
+
+
+async def with_block_keys(spec: RunSpec) -> RunSpec:
     """Read the keys that Prefect's blocks hold into this process's environment, where alone they are kept.
 
     Raises `ConfigError` where the server has no such block.
@@ -68,111 +241,3 @@ async def keyed(spec: RunSpec) -> RunSpec:
             ) from missing
         os.environ[variable] = secret.get()
     return spec.with_keys_from(variables)
-
-
-class Grown(NamedTuple):
-    """What became of some questions: what is missing, and what each role used."""
-
-    shortfall: Shortfall
-    tally: Tally
-
-
-@task(name="grow batch", task_run_name="grow {batch[0].question_id} and on", cache_policy=NO_CACHE)
-def grow_batch(batch: Sequence[Question], spec: RunSpec, settings: Settings, asks: frozenset[Role], run: str) -> Grown:
-    """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
-    spec, prompts = asyncio.run(keyed(spec)), prompts_of(spec.prompts)
-    expect(settings.store)
-    try:
-        ask = asker_of_run(run, batch, spec, settings, asks)
-        shortfall = ask.session.run(ask_all(batch, spec, prompts, ask, beginning(ask, spec, prompts)))
-    except RunStopped as stop:  # which came before this began
-        return Grown(Shortfall((), str(stop)), Tally())
-    except KeyboardInterrupt:  # as Ray tells a task to stop
-        stop_sessions(run)
-        raise
-    return Grown(shortfall, Tally(ask.tally.roles))
-
-
-@task(name="expand", task_run_name="{title}", cache_policy=NO_CACHE)
-async def expand(title: str, request: CompletionRequest, ask: Asker) -> State[Any]:  # noqa: ARG001 - names the task run
-    """Ask one role for all children of a node: `Cached` where the store had them, `Failed` where they cannot be had."""
-    try:
-        children = await ask(request)
-    except MaltError as error:
-        return Failed(message=str(error), data=error)
-    return Completed(name=expansion_state(children), data=children)
-
-
-def expansion_state(children: Sequence[Completion]) -> str | None:
-    """Name the state of an expansion after what a reader of the graph should notice."""
-    if any(child.finish_reason == FinishReason.LENGTH for child in children):
-        return "Truncated"
-    return "Cached" if all(child.cached for child in children) else None
-
-
-@task(name="grade", task_run_name="grade {question_id}", cache_policy=NO_CACHE)
-async def grade_tree(question_id: str, tree: Tree, spec: RunSpec, prompts: PromptSet, ask: Asker) -> State[Any]:  # noqa: ARG001
-    """Grade one tree's leaves; the state says how many are right."""
-    try:
-        valued = await value(tree, spec, prompts, ask)
-    except MaltError as error:
-        return Failed(message=str(error), data=error)
-    missing = valued.tree.failures[len(tree.failures) :]
-    if missing:
-        return Failed(message=missing[0].reason, data=valued)
-    return Completed(message=verdict(valued), data=valued)
-
-
-def verdict(valued: ValuedTree) -> str:
-    """Say in a few words how a tree came out."""
-    leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
-    right = sum(grade.outcome is Outcome.RIGHT for grade in leaves)
-    return f"{right} of {len(leaves)} leaves right"
-
-
-class BranchAsker:
-    """A `Complete` that makes every expansion a task run, joined in the graph to the one that made its parent."""
-
-    def __init__(self, ask: Asker) -> None:
-        self.ask = ask
-        self._task_runs: dict[tuple[str, Address], UUID] = {}
-
-    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Ask within a task run; raises what the request raised."""
-        parent = Address.parse(request.address)
-        above = self._task_runs.get((request.question_id, parent.parent)) if parent else None
-        title = f"{request.role} {request.question_id}" + (f"/{parent}" if parent else "")
-        taken = {"title": title, "request": whole(request), "ask": self.ask}
-        state = await run_task(expand, taken, [above] if above else [])
-        self._task_runs[request.question_id, parent] = cast("UUID", state.state_details.task_run_id)
-        data = await state.aresult(raise_on_failure=False)
-        if isinstance(data, BaseException):
-            raise data
-        return cast("Sequence[Completion]", data)
-
-    async def grade(self, tree: Tree, spec: RunSpec, prompts: PromptSet) -> tuple[FailedBranch, ...]:
-        """Grade a grown tree within a task run, and return all that is missing of it."""
-        question_id = tree.question.question_id
-        leaves = [
-            task_run
-            for (question, parent), task_run in self._task_runs.items()
-            if question == question_id and len(parent) == 2
-        ]
-        taken = {"tree": whole(tree), "spec": whole(spec), "prompts": whole(prompts), "ask": self.ask}
-        state = await run_task(grade_tree, {"question_id": question_id, **taken}, leaves)
-        valued = await state.aresult(raise_on_failure=False)
-        if isinstance(valued, BaseException):
-            raise valued
-        return cast("ValuedTree", valued).tree.failures
-
-
-async def run_task(tracked: Task[Any, Any], taken: dict[str, Any], after: Sequence[UUID]) -> State[Any]:
-    """Run a task here, joined in the graph to the task runs that it comes after, as task runners do.
-
-    Calling it would tell the server of `Pending` too, and build and search a state for every edge: together a third of
-    what a task run costs.
-    """
-    edges: dict[str, set[RunInput]] = {next(iter(taken)): {TaskRunResult(id=task_run) for task_run in after}}
-    task_run = await tracked.create_local_run(parameters=taken, extra_task_inputs=edges)
-    state = await run_task_async(tracked, task_run=task_run, parameters=taken, return_type="state")
-    return cast("State[Any]", state)

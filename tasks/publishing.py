@@ -1,49 +1,53 @@
 """Publishing under Prefect: the dataset version, and the artifacts that tell about it."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
-from prefect import task
+from prefect import allow_failure, task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from prefect.utilities.annotations import quote
 
-from malt.config.settings import Settings
-from malt.config.spec import RunSpec
 from malt.datasets.pages.markdown import figures_markdown
 from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import Assembled, assemble_version
-from malt.engine.job import Inputs
+from malt.engine.build import Built, build
+from malt.engine.job import Job
+from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
+from malt.trees.replay import Assessed
+from tasks.artifacts import leave
 from tasks.comparing import tell_changes
-from tasks.growing import Grown, whole
-from tasks.telling import told
+from tasks.growing import Future
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
 
 
-@task(name="publish dataset", task_run_name="publish {name}", cache_policy=NO_CACHE)
-def publish_dataset(name: str, inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:  # noqa: ARG001 - names the task run
-    """Make a version of the trees that the store holds whole."""
-    return assemble_version(inputs, spec, settings)
+@task(task_run_name="publish {job.spec.name}", persist_result=False)
+def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
+    """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
+    graded = [tree for tree in trees if isinstance(tree, Assessed)]
+    return build(job, {tree.valued.tree.question.question_id: tree for tree in graded})
 
 
-async def publish(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:
+async def publish(job: Job, trees: Sequence[Future]) -> Built:
     """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
-    return await asyncio.to_thread(publish_dataset, spec.name, whole(inputs), whole(spec), settings)
+    handed_over: Any = quote(job), allow_failure(trees)
+    return await asyncio.to_thread(publish_dataset, *handed_over)
 
 
-async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVersion | None, wall_s: float) -> State:
+async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
     """Return a flow's last state: `Failed` where something is missing, so that the UI offers *Retry*; `Waiting` where
     batches are under way, which the next scheduled run goes on with.
     """
-    summary = summarise(spec.name, len(inputs.questions), grown.tally, grown.shortfall, version, wall_s)
+    summary = summarise(job, filled, built, wall_s)
     await announce(summary)
-    if version is not None:
-        await show_figures(version)
-        await tell_changes(version)
+    if built is not None and built.version is not None:
+        await show_figures(built.version)
+        await tell_changes(built.version)
     if summary.waits is not None:
         return Completed(name="Waiting", message=summary.sentence, data=summary)
     state = Failed if summary.exit_code else Completed
@@ -53,9 +57,9 @@ async def ended(spec: RunSpec, inputs: Inputs, grown: Grown, version: DatasetVer
 async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
     key = f"{summary.dataset}-summary"
-    await told(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
+    await leave(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
     if summary.failures:
-        await told(
+        await leave(
             acreate_table_artifact(
                 [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
                 key=f"{summary.dataset}-failed-branches",
@@ -70,7 +74,7 @@ async def show_figures(version: DatasetVersion) -> None:
     where = (
         f"- dataset: `{version.path}`\n- report, with the trees: `{report}` (`malt report {version.reference} --open`)"
     )
-    await told(
+    await leave(
         acreate_markdown_artifact(
             f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
             key=f"{version.name}-report",

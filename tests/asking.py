@@ -1,16 +1,13 @@
 """Asking in earnest, without Prefect, for all that a spec needs."""
 
-from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.engine.job import Inputs, read_inputs
-from malt.llm.completers import asker
-from malt.llm.session import session_for
-from malt.trees.pipeline import ask_all
+from malt.engine.fill import fill_batch
+from malt.engine.job import Job, read_job
+from malt.engine.run import Run
 
 
-def asked_directly(spec: RunSpec, run: str = "") -> Inputs:
-    """Return the questions, once everything about them was asked that can be had."""
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
-    ask = asker(session, [question.question_id for question in inputs.questions], run=run)
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
-    return inputs
+def asked_directly(spec: RunSpec, run: str = "") -> Job:
+    """Return the job, once everything about it was asked that can be had."""
+    job = read_job(spec)
+    fill_batch(job, Run(run))
+    return job

@@ -4,17 +4,16 @@ import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.batch_mode import Rhythm, ask_in_batches
-from malt.engine.job import read_inputs
+from malt.engine.fill import fill
+from malt.engine.job import Job, read_job
+from malt.engine.run import Filled, Run
 from malt.llm.rate_limit.rate import Policy
-from malt.llm.session import session_for
-from malt.llm.usage import Tally
-from malt.trees.pipeline import Shortfall
 from tests.batches import BatchProvider
 
 HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)
@@ -34,9 +33,12 @@ def batched(spec: RunSpec, **options: object) -> RunSpec:
     return spec.model_copy(update={"run": spec.run.model_copy(update={"mode": "batch", **options})})
 
 
-def grown(spec: RunSpec, rhythm: Rhythm = QUICK, run: str = "one") -> tuple[Shortfall, Tally]:
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
-    return asyncio.run(ask_in_batches(inputs.questions, spec, inputs.prompts, session, run, rhythm=rhythm))
+def grown(spec: RunSpec, rhythm: Rhythm = QUICK, run: str = "one") -> Filled:
+    return grow_batched(read_job(spec), Run(run), rhythm)
+
+
+def grow_batched(job: Job, run: Run, rhythm: Rhythm = QUICK) -> Filled:
+    return asyncio.run(fill(job, run, partial(ask_in_batches, rhythm=rhythm)))
 
 
 def grow_there(spec: RunSpec, environment: dict[str, str]) -> None:

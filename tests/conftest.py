@@ -15,7 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from malt.config.settings import Settings
-from malt.llm.session import close_sessions
+from malt.llm.client.session import close_sessions
 from tests.providers import ScriptedProvider
 from tests.virtual_time import VirtualLoop
 

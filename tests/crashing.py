@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from malt.datasets.check.verify import verify
-from malt.datasets.publish.folders import links, put, version_numbers
 from malt.datasets.publish.removal import remove_version
-from malt.datasets.publish.tags import set_tag
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import linked_numbers, put_in_place, set_tag, version_numbers
 
 Work = Callable[..., object]
 
@@ -37,7 +36,7 @@ def move_tag(datasets_dir: Path, tag: str, number: int) -> None:
 
 
 def mend(place: Path, whole: Path) -> None:
-    put(whole, place, "manifest.json")
+    put_in_place(whole, place, "manifest.json")
 
 
 def killed_before(change: int, work: Work, *arguments: object) -> bool:
@@ -90,5 +89,5 @@ def check_whole(datasets_dir: Path, *numbers: int) -> list[int]:
     found = version_numbers(folder)
     assert set(numbers) <= set(found)
     assert [problem for number in found for problem in verify(open_version(folder / f"v{number}"))] == []
-    assert set(links(folder).values()) <= set(found)
+    assert set(linked_numbers(folder).values()) <= set(found)
     return found

@@ -4,6 +4,6 @@ import pandas  # noqa: F401
 
 import tests.batching
 import tests.published  # noqa: F401
-from malt.llm.provider.routing import library
+from malt.llm.provider.routing import import_litellm
 
-library()
+import_litellm()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from malt.config.spec import PLAYERS, Roles, RunSpec
-from malt.datasets.publish.shard import Portion, portion_of
+from malt.datasets.publish.shard import Shard, make_shard
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
@@ -50,14 +50,14 @@ def publish(
     """Publish trees; `judge` is what their grades took."""
     with VersionWriter(spec, provenance, datasets_dir / spec.name) as writer:
         for valued_tree in trees:
-            writer.add(portion_of([valued_tree], spec, provenance.screening))
-        writer.figures.judge = judge
+            writer.add(make_shard([valued_tree], spec, provenance.screening))
+        writer.stats.judge = judge
         return writer.publish()
 
 
-def mixed_portion(question_id: str) -> Portion:
+def mixed_shard(question_id: str) -> Shard:
     """What a mixed tree gives to a version."""
-    return portion_of([mixed_tree(question_id)], spec_of(), PROVENANCE.screening)
+    return make_shard([mixed_tree(question_id)], spec_of(), PROVENANCE.screening)
 
 
 def publish_small(datasets_dir: Path, question_id: str) -> DatasetVersion:

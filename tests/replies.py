@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
 
 
 @dataclass(frozen=True)
 class Reply:
     total_tokens: int | None = 10
     cost_usd: float | None = None
-    granted: Granted = NOTHING_TOLD
+    granted: AdvertisedLimits = NO_LIMITS

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import strategies as st
 
 from malt.config.spec import PLAYERS, CreditSpec, Role
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, FinishReason, Message
 from malt.questions.question import Question
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree

@@ -62,9 +62,10 @@ def test_settings_of_malt_exist(services: dict[str, Any]) -> None:
 
 def test_settings_of_prefect_exist(services: dict[str, Any]) -> None:
     known = get_current_settings().to_environment_variables(exclude_unset=False)
+    listed_once_set = {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"}
     named = environment_names(services, "PREFECT_")
     assert named
-    assert named <= {*known, "PREFECT_API_URL"}  # listed only once it is set
+    assert named <= {*known, *listed_once_set}
 
 
 def test_no_port_is_open_beyond_this_machine(services: dict[str, Any]) -> None:
@@ -77,3 +78,12 @@ def test_no_password_is_written_down(services: dict[str, Any]) -> None:
     values = [str(value) for service in services.values() for value in service.get("environment", {}).values()]
     assert all("${POSTGRES_PASSWORD:?" in value for value in values if "POSTGRES" in value or "malt:" in value)
     assert services["database"]["environment"]["POSTGRES_PASSWORD"].startswith("${POSTGRES_PASSWORD:?")
+
+
+def test_the_server_asks_for_a_string_that_its_clients_have_and_answers_its_own_pages(services: dict[str, Any]) -> None:
+    server = services["server"]["environment"]
+    assert server["PREFECT_SERVER_API_AUTH_STRING"] == "${PREFECT_AUTH_STRING:?}"
+    assert server["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
+    assert "*" not in server["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"]
+    clients = (services[name]["environment"] for name in ("deployments", "worker"))
+    assert all(client["PREFECT_API_AUTH_STRING"].startswith("${PREFECT_AUTH_STRING:?") for client in clients)

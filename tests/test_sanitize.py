@@ -1,12 +1,16 @@
-"""What others wrote is shown, and steers nothing."""
+"""Text that others wrote is shown, and steers nothing."""
 
+import json
+import re
 import unicodedata
+from html import unescape
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from malt.sanitize import visible
+from malt.sanitize import Markdown, code_span, dump_json, escape_controls, escape_markdown, markdown_table
 
 
 @pytest.mark.parametrize(
@@ -14,6 +18,7 @@ from malt.sanitize import visible
     [
         ("\x1b[2J\x1b]0;title\x07", "\\x1b[2J\\x1b]0;title\\x07"),
         ("\x9b31m", "\\x9b31m"),
+        ("tag \U000e0041", "tag \\U000e0041"),
         ("over\rwritten", "over\\x0dwritten"),
         ("\u202eright to left", "\\u202eright to left"),
         ("half \ud83d", "half \\ud83d"),
@@ -22,12 +27,59 @@ from malt.sanitize import visible
     ],
 )
 def test_what_would_steer_a_terminal_is_written_out(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert escape_controls(text) == shown
 
 
 @given(st.text())
 def test_what_is_shown_is_encodable_and_shown_again_the_same(text: str) -> None:
-    shown = visible(text)
+    shown = escape_controls(text)
     shown.encode()
-    assert visible(shown) == shown
+    assert escape_controls(shown) == shown
     assert not any(unicodedata.category(character) == "Cc" for character in shown if character not in "\n\t")
+
+
+@given(st.recursive(st.text() | st.integers(), lambda values: st.dictionaries(st.text(), values)))
+def test_json_for_a_terminal_is_the_same_value_without_a_control_character(value: object) -> None:
+    line = dump_json(value)
+    assert json.loads(line) == value
+    assert escape_controls(line) == line
+    assert "\n" not in line
+
+
+MARKUP = "[a](https://x.y) ![i](javascript:1) <b>&lt; www.x.y a@b _e_ **b** ~~s~~ `c` $x$ | cell\n# head\n- item\x1b[2J"
+
+
+def rendered(text: str) -> str:
+    """Return the HTML that a CommonMark reader with tables and strikethrough makes."""
+    html: str = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    return html
+
+
+def test_markup_is_shown_as_it_was_written() -> None:
+    shown = unescape(re.sub("<[^>]*>", "", rendered(escape_markdown(MARKUP)))).strip()
+    assert shown == escape_controls(" ".join(MARKUP.split()))
+
+
+@given(st.text(alphabet="[]()!<>&`*_~$|@:/.#-+=1 \nwhtpsx\\\x1b\u202e", max_size=60))
+def test_no_text_makes_an_element(text: str) -> None:
+    for made in (escape_markdown(text), code_span(text)):
+        assert not re.search(r"<(?!/?(?:p|code)>)", rendered(f"a {made} b")), made
+    table = rendered(markdown_table(["head", text], [(text, 1), (code_span(text), 2)]))
+    assert not re.search(r"<(?!/?(?:table|thead|tbody|tr|t[hd]|code)\b)", table), table
+    assert table.count("<tr>") == 3
+    assert table.count("<td") == 4
+
+
+def test_own_markdown_stays_and_numbers_stand_to_the_right() -> None:
+    table = markdown_table(["file", "rows"], [(Markdown("**f**"), 1_000), (code_span("a_b"), 2)])
+    assert table == "| file | rows |\n| --- | ---: |\n| **f** | 1,000 |\n| `a_b` | 2 |"
+
+
+@pytest.mark.parametrize("start", ["# a", "- a", "+ a", "1. a", "12) a", "=====", "---", "> a", "    a", "```a"])
+def test_no_text_begins_a_block(start: str) -> None:
+    assert re.fullmatch("<p>.*</p>", rendered(escape_markdown(start)).strip())
+
+
+def test_an_address_without_brackets_is_no_link_on_github() -> None:
+    made = escape_markdown("https://x.y www.x.y WWW.x.y me@x.y")
+    assert not re.search(r"(?<!\\)://|www\.|\w@", made, re.IGNORECASE)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -20,12 +20,12 @@ from statistics import median
 from typing import NamedTuple
 
 import httpx
+import psutil
 
 from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
 from malt.config.loader import load_spec
 from malt.datasets.version.dataset_version import open_version
 from malt.hosting.private_prefect import PrefectServer, direct_to_loopback
-from malt.hosting.supervise import descendants
 from tests.flows.service.conftest import Prefect, Up, free_port, in_form
 from tests.flows.service.conftest import start as start_service
 from tests.postgres import Postgres
@@ -36,7 +36,7 @@ SETTLED_S = 10.0
 AWAY_S = 3.0
 """At most how long PostgreSQL stays away."""
 APART_S = 15.0
-"""How long `malt up` is left alone after a kill: it starts again what is killed, but four times a minute at most."""
+"""How long `malt up` is left alone after a kill."""
 
 
 class Place(NamedTuple):
@@ -45,8 +45,8 @@ class Place(NamedTuple):
     folder: Path
     provider: ScriptedProvider
     random: Random
-    api_url: str
-    """Of a Prefect server that several runs report to, which saves them starting one each."""
+    prefect: Mapping[str, str]
+    """Names a Prefect server that several runs report to, which saves them starting one each."""
     digest: str
     """Of an undisturbed run."""
 
@@ -62,7 +62,11 @@ Torment = Callable[[Place, int], Account]
 
 def below(process: "subprocess.Popen[str]", sign: str, told_in: str = "cmdline") -> list[int]:
     """The processes below one whose command line, or environment, holds a sign."""
-    return [pid for pid in descendants(process.pid) if sign in told(pid, told_in)]
+    return [pid for pid in _descendants(process.pid) if sign in told(pid, told_in)]
+
+
+def _descendants(pid: int) -> list[int]:
+    return [each.pid for each in psutil.Process(pid).children(recursive=True)]
 
 
 def told(pid: int, where: str) -> str:
@@ -92,7 +96,7 @@ def kill_run(place: Place, kills: int) -> Account:
     """Kill `malt run`, and begin it again until it is done."""
     account = Account()
     while account.kills < kills:
-        stage, killed_at = place.stage(PREFECT_API_URL=place.api_url), 0.0
+        stage, killed_at = place.stage(**place.prefect), 0.0
         process = stage.start()
         while account.kills < kills and stage.wait_for_requests(process, place.moment()):
             killed_at = kill(process.pid)
@@ -134,7 +138,7 @@ def kill_dask_worker(place: Place, kills: int) -> Account:
         workers = below(process, "spawn_main")
         return kill(place.random.choice(workers)) if workers else None
 
-    return kill_beside(place, kills, strike, "run.task_runner=dask", PREFECT_API_URL=place.api_url)
+    return kill_beside(place, kills, strike, "run.task_runner=dask", **place.prefect)
 
 
 def kill_postgres(place: Place, kills: int) -> Account:
@@ -149,7 +153,7 @@ def kill_postgres(place: Place, kills: int) -> Account:
             return killed_at
 
         for number in range(kills):
-            store = {"PREFECT_API_URL": place.api_url, "MALT_STORE_URL": postgres.database(f"round{number}")}
+            store = {**place.prefect, "MALT_STORE_URL": postgres.database(f"round{number}")}
             add(account, kill_beside(place, 1, strike, **store))
     return account
 
@@ -259,10 +263,10 @@ def place_for(seed: int) -> Iterator[Place]:
         server = PrefectServer(Path(folder) / "prefect")
         server.wait_until_ready()
         provider.latency_s = LATENCY_S
-        peace = ended(Stage(Path(folder) / "peace", provider, {"PREFECT_API_URL": server.api_url}).start())
+        peace = ended(Stage(Path(folder) / "peace", provider, server.client_settings).start())
         assert peace.code == 0, peace.said
         assert peace.digest is not None
-        yield Place(Path(folder), provider, Random(seed), server.api_url, peace.digest)
+        yield Place(Path(folder), provider, Random(seed), server.client_settings, peace.digest)
         server.stop()
 
 

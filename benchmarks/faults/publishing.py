@@ -14,7 +14,7 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from malt.datasets.publish.folders import links, version_numbers
+from malt.datasets.version.folders import linked_numbers, version_numbers
 from tests.crashing import Work, check_whole, killed_after, move_tag, remove
 from tests.published import publish_small
 
@@ -46,7 +46,7 @@ def removing(folder: Path, name: str) -> Plan:
 
 def tagging(folder: Path, name: str) -> Plan:
     number = publish_small(folder, name).number
-    return Plan(move_tag, (folder, "tag", number), lambda: links(folder / "arith").get("tag") == number)
+    return Plan(move_tag, (folder, "tag", number), lambda: linked_numbers(folder / "arith").get("tag") == number)
 
 
 def seconds_of(plan: Callable[[Path, str], Plan], folder: Path) -> float:
@@ -72,10 +72,12 @@ def torment(plan: Callable[[Path, str], Plan], folder: Path, moments: int, rando
         done += is_done()
         lost = set(before) - set(version_numbers(folder / "arith"))
         assert len(lost) == (work is remove and is_done()), f"lost {lost}"
-        assert set(links(folder / "arith").values()) <= set(version_numbers(folder / "arith")), "a link to nowhere"
+        assert set(linked_numbers(folder / "arith").values()) <= set(version_numbers(folder / "arith")), (
+            "a link to nowhere"
+        )
     newest = publish_small(folder, "last").number
     whole = check_whole(folder, newest)
-    assert links(folder / "arith")["latest"] == newest == whole[-1]
+    assert linked_numbers(folder / "arith")["latest"] == newest == whole[-1]
     assert not list((folder / "arith").glob(".tmp-*")), "something unfinished was left"
     return f"{longest * 1000:.0f} | {killed} | {moments - done} | {done} | {len(whole)}"
 

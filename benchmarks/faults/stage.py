@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from malt.config.loader import load_spec
-from malt.engine.job import read_inputs
+from malt.engine.job import read_job
 from malt.llm.store.samples import Store
 from tests.configs import REQUESTS, write_config
 from tests.mishaps import Asked
@@ -103,7 +103,7 @@ class Stage:
         """The ids of the provider's answers that the store has."""
         spec = load_spec(self.config, SMALL)
         with Store(self.store_url) as store:
-            rows = store.rows(question.question_id for question in read_inputs(spec).questions)
+            rows = store.rows(question.question_id for question in read_job(spec).questions)
         return {json.loads(row.response)["id"] for row in rows.values() if row.response}
 
     def repeats(self) -> int:

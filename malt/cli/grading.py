@@ -1,10 +1,20 @@
 """Commands that grade: `grade`, `audit`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from malt.cli import terminal
 from malt.cli.options import takes_grading, takes_json, takes_version
+
+if TYPE_CHECKING:
+    from malt.review.audit import AuditReport, GraderPair, LeafDifference
+    from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
+
+_SHOWN = 10
+"""Rows or leaves shown; the rest are counted."""
 
 
 @click.command()
@@ -17,17 +27,66 @@ def grade(
     file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
-    from malt.cli.console import grading, terminal
-    from malt.review.grade_file import grade_file
+    from malt.review.grade_file import check_output, grade_file, write_rows
     from malt.review.grader_options import chosen_grading
-    from malt.review.row_output import check_output, write_rows
 
     if out is not None:
         check_output(out)
     rows, report = grade_file(file, chosen_grading(kinds, config, override))
     if out is not None:
         write_rows((row.as_columns() for row in rows), out)
-    terminal.emit(report.model_dump(mode="json")) if as_json else grading.show_grades(report)
+    terminal.emit(report.model_dump(mode="json")) if as_json else _show_grades(report)
+
+
+def _show_grades(report: "GradeReport") -> None:
+    from malt.review.grade_file import LabelledReport
+
+    graded_by = f"graded by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
+    terminal.say(f"{report.file}: {report.rows:,} rows {graded_by}")
+    table = terminal.new_table("outcome", "rows", "share")
+    for name in ("right", "wrong", "unanswered", "unknown"):
+        count: int = getattr(report, name)
+        table.add_row(name, f"{count:,}", _format_percent(count / report.rows))
+    terminal.say(table)
+    if report.unread or report.disputed:
+        terminal.say(f"{report.unread:,} of the wrong ones were not read whole; {report.disputed:,} rows are disputed")
+    if len(report.kinds) > 1:
+        decided = ", ".join(f"{kind} {count:,}" for kind, count in report.decided.items())
+        terminal.say(f"decided by: {decided or 'none'}")
+    _show_judge_use(report.requests, report.cost_usd)
+    _show_unknown(report.unknown_rows)
+    if isinstance(report, LabelledReport):
+        _show_agreement(report)
+
+
+def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
+    if rows:
+        terminal.say("unknown, and in no comparison:")
+    for row in rows[:_SHOWN]:
+        terminal.say(f"  {row.place}: {terminal.one_line(row.error or 'no reason was given')}")
+    terminal.show_rest(len(rows) - _SHOWN)
+
+
+def _show_agreement(report: "LabelledReport") -> None:
+    """Print how grades and labels agree, and where they do not."""
+    from malt.grading.grades import brief
+
+    left_out = report.labelled - report.compared
+    agreement, kappa = _format_percent(report.agreement), _format_kappa(report.kappa)
+    unknown = f"; {left_out:,} unknown left out" if left_out else ""
+    terminal.say(f"agreement {agreement} of {report.compared:,} labelled rows, kappa {kappa}{unknown}")
+    outcomes = list(report.confusion["right"])
+    table = terminal.new_table("label", *(f"graded {outcome}" for outcome in outcomes))
+    for label, counts in report.confusion.items():
+        table.add_row(label, *(f"{counts[outcome]:,}" for outcome in outcomes))
+    terminal.say(table)
+    if report.disagreements:
+        terminal.say("where grade and label differ:")
+    for row in report.disagreements[:_SHOWN]:
+        read = "nothing" if row.read is None else brief(row.read)
+        graded = f"label {row.label}, graded {row.outcome} by {row.grader}"
+        terminal.say(f"  {row.place}: {graded}: read {read}, reference {brief(row.reference)}")
+    terminal.show_rest(len(report.disagreements) - _SHOWN)
 
 
 @click.command()
@@ -37,7 +96,6 @@ def grade(
 @takes_json
 def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
     """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
-    from malt.cli.console import grading, terminal
     from malt.datasets.version.dataset_version import open_version
     from malt.review import audit as auditing
     from malt.review.grader_options import declared_grading, grading_of, read_kinds
@@ -45,4 +103,82 @@ def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: t
     opened = open_version(version)
     declared = declared_grading(config, override, otherwise=grading_of(opened.spec))
     report = auditing.audit(opened, declared, read_kinds(kinds, "--with"))
-    terminal.emit(report.model_dump(mode="json")) if as_json else grading.show_audit(report)
+    terminal.emit(report.model_dump(mode="json")) if as_json else _show_audit(report)
+
+
+def _show_audit(report: "AuditReport") -> None:
+    cut = f" ({report.truncated:,} cut off, seen by no grader)" if report.truncated else ""
+    terminal.say(
+        f"{report.version}: {report.leaves:,} leaves{cut} of {report.questions:,} questions, "
+        f"graded by {', '.join(report.graded_by)}; graded again by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
+    )
+    _show_judge_use(report.requests, report.cost_usd)
+    _show_outcomes(report)
+    _show_matrix(report)
+    for kind in report.kinds:
+        _show_changes(report, kind)
+    _show_differences(report.differences)
+
+
+def _show_outcomes(report: "AuditReport") -> None:
+    from malt.grading.grades import Outcome
+
+    table = terminal.new_table("grader", *Outcome)
+    for name, counts in report.outcomes.items():
+        table.add_row(name, *map("{:,}".format, counts.values()))
+    terminal.say(table)
+
+
+def _show_matrix(report: "AuditReport") -> None:
+    """Print how far each two graders agree."""
+    pairs = {pair.graders: pair for pair in report.agreement}
+    names = list(report.outcomes)
+    table = terminal.new_table("agreement, kappa, leaves", *(f"{name}." for name in names[1:]))
+    for row in names[:-1]:
+        found = [pairs.get((row, column)) for column in names[1:]]
+        table.add_row(row, *("" if pair is None else _format_pair(pair) for pair in found))
+    terminal.say(table)
+
+
+def _format_pair(pair: "GraderPair") -> str:
+    unknown = f" (+{pair.unknown:,} unknown)" if pair.unknown else ""
+    return f"{_format_percent(pair.agreement)}  {_format_kappa(pair.kappa)}  {pair.compared:,}{unknown}"
+
+
+def _show_changes(report: "AuditReport", kind: str) -> None:
+    """Print what one grader's grades would make of the version."""
+    terminal.say(f"with the grades of {kind}:")
+    changed = ("labels changed", "SFT rows", "added", "removed", "DPO pairs", "added", "removed")
+    table = terminal.new_table("role", "nodes", *changed)
+    for role, change in report.changes[kind].items():
+        table.add_row(role.value, *map("{:,}".format, change.model_dump().values()))
+    terminal.say(table)
+
+
+def _show_differences(differences: "Sequence[LeafDifference]") -> None:
+    """Print the leaves on which graders differ, and what each grader read."""
+    from malt.grading.grades import brief
+
+    terminal.say(f"{len(differences):,} leaves on which graders differ{':' if differences else ''}")
+    for leaf in differences[:_SHOWN]:
+        terminal.say(f"  {leaf.question_id}/{leaf.node_id}  reference {brief(leaf.reference)}")
+        for name, grade in leaf.grades.items():
+            read = "nothing" if grade.read is None else brief(grade.read)
+            terminal.say(f"    {name:<8} {grade.outcome:<10} read {read}")
+    terminal.show_rest(len(differences) - _SHOWN)
+
+
+def _show_judge_use(requests: int, cost_usd: float | None) -> None:
+    if requests:
+        terminal.say(f"judge: {requests:,} requests, cost {terminal.format_dollars(cost_usd)}")
+
+
+def _format_percent(share: float | None) -> str:
+    """Write a share, never rounded up to all."""
+    if share is None:
+        return "unknown"
+    return "100 %" if share == 1 else f"{min(share, 0.9999) * 100:.2f} %"
+
+
+def _format_kappa(kappa: float | None) -> str:
+    return "undefined" if kappa is None else f"{kappa:.3f}"

@@ -2,12 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from malt.cli import terminal
 from malt.cli.options import takes_json, takes_version
 
-UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+if TYPE_CHECKING:
+    from malt.datasets.publish.removal import Garbage
+    from malt.engine.rebuild import Rebuilt
+
+_UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 @click.command()
@@ -18,10 +24,8 @@ UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 @takes_json
 def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None:
     """Give a version a name that stays with it. NAME@TAG opens it; a tagged version is never removed."""
-    from malt.cli.console import lifecycle, terminal
-    from malt.datasets.publish.folders import number_of
-    from malt.datasets.publish.tags import remove_tag, set_tag
     from malt.datasets.version.dataset_version import locate
+    from malt.datasets.version.folders import number_of, remove_tag, set_tag
 
     if move and remove:
         raise click.UsageError("--move and --remove exclude each other.")
@@ -30,29 +34,52 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
     before = remove_tag(folder, tag) if number is None else set_tag(folder, tag, number, move=move)
     if as_json:
         terminal.emit({"dataset": folder.name, "tag": tag, "version": number, "before": before})
+    elif number is None:
+        terminal.say(f"{folder.name}@{tag} is gone; it named v{before}")
     else:
-        lifecycle.show_tag(folder.name, tag, number, before)
+        moved = "" if before in (None, number) else f", before v{before}"
+        terminal.say(f"{folder.name}@{tag} names v{number}{moved}")
 
 
 @click.command()
 @takes_version
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write into this folder, which is not there yet."
-)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write into this new folder.")
 @click.option("--questions", metavar="SOURCE", help="Where the question file is now.")
 @click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
 @takes_json
 def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
-    from malt.cli.console import lifecycle, terminal
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
 
     sources = rebuilding.Sources(questions, prompts)
     rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)
-    terminal.emit(lifecycle.rebuilt_json(rebuilt)) if as_json else lifecycle.show_rebuilt(rebuilt)
+    terminal.emit(_rebuilt_json(rebuilt)) if as_json else _show_rebuilt(rebuilt)
     return 0 if rebuilt.path else 1
+
+
+def _rebuilt_json(rebuilt: "Rebuilt") -> dict[str, Any]:
+    return {
+        "version": rebuilt.version.reference,
+        "content_sha256": rebuilt.version.manifest.content_sha256,
+        "identical": rebuilt.path is not None,
+        "written": rebuilt.written,
+        "path": None if rebuilt.path is None else str(rebuilt.path),
+        "differences": [*rebuilt.differences],
+    }
+
+
+def _show_rebuilt(rebuilt: "Rebuilt") -> None:
+    name, content = rebuilt.version.reference, rebuilt.version.manifest.content_sha256
+    if rebuilt.path is None:
+        terminal.warn(f"error: {name} cannot be made again; nothing was written")
+        for difference in rebuilt.differences:
+            terminal.warn(f"  {difference}")
+    else:
+        place = terminal.shorten_path(rebuilt.path)
+        done = f"rebuilt in {place}" if rebuilt.written else f"holds, and the store gives the same again: {place}"
+        terminal.say(f"{name} {done}\ncontent {content}")
 
 
 @click.command()
@@ -60,27 +87,27 @@ def rebuild(version: str, out: Path | None, questions: str | None, prompts: str 
 @takes_json
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
-    from malt.cli.console import lifecycle, terminal
     from malt.datasets.publish.removal import remove_version
 
     removed = remove_version(version)
     if as_json:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
-        lifecycle.show_removed(removed)
+        size = terminal.format_bytes(removed.bytes)
+        terminal.say(f"{removed.version} removed, {size}; its samples are in the store until: malt gc --delete")
 
 
-def seconds(age: str) -> float:
-    """Read an age like 30d, 12h or 90m."""
-    read = re.fullmatch(r"([0-9]+)([mhd])", age)
-    if read is None:
-        raise click.BadParameter(f"{age!r} is no age; write 30d, 12h or 90m.")
-    return int(read[1]) * UNITS[read[2]]
+def _read_age(text: str) -> float:
+    """Read an age such as 30d, 12h or 90m into seconds."""
+    age = re.fullmatch(r"([0-9]+)([mhd])", text)
+    if age is None:
+        raise click.BadParameter(f"{text!r} is no age; write 30d, 12h or 90m.")
+    return int(age[1]) * _UNITS_S[age[2]]
 
 
 @click.command()
 @click.option("--delete/--dry-run", help="Remove it; without --delete it is only counted.")
-@click.option("--older-than", type=seconds, default="30d", show_default=True, metavar="AGE", help="Leave younger rows.")
+@click.option("--older-than", type=_read_age, default="30d", show_default=True, metavar="AGE", help="Keep younger.")
 @click.option(
     "--datasets", "also_in", type=click.Path(path_type=Path, file_okay=False, exists=True), multiple=True,
     metavar="DIR", help="Another folder of datasets made from this store; may be repeated.",
@@ -88,18 +115,26 @@ def seconds(age: str) -> float:
 @click.option("--compact", is_flag=True, help="Then give the space back to the disk; nobody may write meanwhile.")
 @takes_json
 def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool, as_json: bool) -> None:
-    """Find rows of the store and folders that no version needs. They are counted; --delete removes them."""
-    from malt.cli.console import lifecycle, terminal
+    """Find rows and folders that no version needs. They are counted; --delete removes them."""
     from malt.config.settings import Settings
-    from malt.datasets.publish.garbage import collect
+    from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
 
     settings = Settings()
-    found = collect(settings, older_than, delete=delete, also_in=also_in)
+    found = collect_garbage(settings, older_than, delete=delete, also_in=also_in)
     if compact and delete:
         with Store(settings.store) as store:
             store.compact()
     if as_json:
         terminal.emit({"deleted": delete, "older_than_s": older_than, **found._asdict()})
     else:
-        lifecycle.show_garbage(found, delete)
+        _show_garbage(found, delete)
+
+
+def _show_garbage(garbage: "Garbage", deleted: bool) -> None:
+    rows, folders = map(terminal.format_bytes, (garbage.row_bytes, garbage.folder_bytes))
+    terminal.say(f"{'removed' if deleted else 'not used by any version'}:")
+    terminal.say(f"  {garbage.rows:,} rows of the store, {rows}")
+    terminal.say(f"  {garbage.folders:,} unfinished folders and links, {folders}")
+    versions = f"{garbage.versions:,} version{'' if garbage.versions == 1 else 's'}"
+    terminal.say(f"what the {versions} there use stays" + ("" if deleted else "; to remove the rest: --delete"))

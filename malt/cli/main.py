@@ -1,7 +1,7 @@
-"""The `malt` command: its subcommands, which are in `commands`, and how it ends.
+"""The `malt` command: its subcommands, and how it ends.
 
 Exit codes: 0 done, 1 failed branches or a check that did not hold, 2 the command or the config is wrong, 3 stopped at a
-limit, 4 batches are under way and nobody was to wait for them, 130 interrupted.
+limit, 4 batches are still under way (--no-wait), 130 interrupted.
 """
 
 import asyncio
@@ -14,41 +14,46 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, exporting, grading, lifecycle, pushing, runs, service, versions
+from malt.cli import batches, evaluating, explaining, grading, lifecycle, runs, service, sharing, versions
 from malt.errors import MaltError, RunStopped
-from malt.sanitize import visible
+from malt.sanitize import escape_controls
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NOTHING_LOST = "what was paid for is in the store, and no version is half written: make room, and run again"
-UNEXPECTED = 1
-INTERRUPTED = 130
-COMMANDS = [
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM_MESSAGE = (
+    "no room on the disk ({}); what was paid for is in the store, and no version is half written: "
+    "make room, and run again"
+)
+_UNEXPECTED = 1
+_INTERRUPTED = 130
+_COMMANDS = [
     *(runs.plan, runs.run, runs.assemble, batches.batches),
-    *(versions.datasets, versions.show, versions.report, versions.explain, versions.diff, versions.verify),
+    *(versions.datasets, versions.show, versions.report, versions.verify),
+    *(explaining.explain, explaining.diff),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
-    *(exporting.export, pushing.push),
+    *(sharing.export, sharing.push),
     *(grading.grade, grading.audit),
+    *(evaluating.evaluate, evaluating.evaluations),
     *(service.up, service.doctor),
 ]
-MOST_CHARACTERS = 400
-"""Of what an error that nobody foresaw says."""
+_LONGEST_ERROR = 400
+"""Characters of an unexpected error."""
 
 
 def main() -> None:
     """Run the command line, and end the process with its exit code."""
-    open_outputs()
-    logging.getLogger("malt").addHandler(OnStderr())
+    _open_outputs()
+    logging.getLogger("malt").addHandler(_StderrHandler())
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = exit_code(arguments, debug=len(arguments) < len(sys.argv) - 1)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read along, like `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = UNEXPECTED
+        code = _UNEXPECTED
     sys.exit(code)
 
 
-def open_outputs() -> None:
+def _open_outputs() -> None:
     """Make stdout and stderr take anything: in any encoding, and where they were closed from the start."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -56,12 +61,12 @@ def open_outputs() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-class OnStderr(logging.Handler):
-    """Prints what the library has to say while it works."""
+class _StderrHandler(logging.Handler):
+    """Prints the library's log lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line, above the progress bars where there are any."""
-        print(visible(record.getMessage()), file=sys.stderr, flush=True)
+        print(escape_controls(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def exit_code(arguments: list[str], *, debug: bool = False) -> int:
@@ -69,36 +74,35 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
     try:
         result = malt.main(arguments, prog_name="malt", standalone_mode=False)
     except MaltError as error:
-        return failed(str(error), error.exit_code, debug=debug)
+        return _report(str(error), error.exit_code, debug=debug)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
     except click.ClickException as error:
-        return failed(f"{error.format_message()} See: malt --help", 2, debug=debug)
+        return _report(f"{error.format_message()} See: malt --help", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         from malt.engine.signals import MESSAGE
 
-        return failed(MESSAGE, INTERRUPTED, debug=debug)
+        return _report(MESSAGE, _INTERRUPTED, debug=debug)
     except OSError as error:
-        if error.errno in NO_ROOM:
-            return failed(f"no room on the disk ({error.strerror}); {NOTHING_LOST}", RunStopped.exit_code, debug=debug)
-        return failed(f"the operating system refused: {error}; --debug shows where", 2, debug=debug)
+        if error.errno in _NO_ROOM:
+            return _report(_NO_ROOM_MESSAGE.format(error.strerror), RunStopped.exit_code, debug=debug)
+        return _report(f"the operating system refused: {error}; --debug shows where", 2, debug=debug)
     except Exception as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_CHARACTERS]}"
-        return failed(f"{what} (not expected; --debug shows where)", UNEXPECTED, debug=debug)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_ERROR]}"
+        return _report(f"{what} (not expected; --debug shows where)", _UNEXPECTED, debug=debug)
     return result if isinstance(result, int) else 0
 
 
-def failed(message: str, code: int, *, debug: bool) -> int:
-    """Say what went wrong."""
+def _report(message: str, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {visible(message)}", file=sys.stderr)
+    print(f"error: {escape_controls(message)}", file=sys.stderr)
     return code
 
 
 @click.group(
-    commands=COMMANDS,
+    commands=_COMMANDS,
     epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3, NAME@TAG or a folder. --debug shows tracebacks.",
 )
 @click.version_option(package_name="malt-trees")

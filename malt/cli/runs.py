@@ -1,21 +1,24 @@
 """Commands that grow and assemble: `plan`, `run`, `assemble`."""
 
+import asyncio
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.loading import loading
+from malt.processes import loading
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
-    from malt.engine.job import Inputs
+    from malt.engine.job import Job
+    from malt.engine.plan import Plan
     from malt.engine.summary import RunSummary
+    from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
-    from malt.trees.pipeline import Shortfall
 
     Server = NamedServer | PrefectServer
 
@@ -26,17 +29,28 @@ if TYPE_CHECKING:
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
-    from malt.cli.console import runs, terminal
-    from malt.config.settings import Settings
     from malt.engine.plan import plan as quote
+    from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
 
-    spec, inputs = declared(config, override, limit)
-    shortfall = None if pilot is None else piloted(inputs, spec, pilot)
-    with Store(Settings().store) as store:
-        quoted = quote(inputs, spec, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else runs.show_plan(quoted)
-    return 0 if shortfall is None else runs.show_shortfall(shortfall)
+    job = declared(config, override, limit)
+    shortfall = None if pilot is None else asyncio.run(run_pilot(job, pilot))
+    with Store(job.settings.store) as store:
+        quoted = quote(job, store)
+        evaluation = evaluating.quote_evaluation(job.spec, store)
+    terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
+    return 0 if shortfall is None else summaries.show_shortfall(shortfall)
+
+
+def _plan_json(quoted: "Plan", evaluation: "EvaluationPlan | None") -> dict[str, Any]:
+    told = quoted.model_dump(mode="json")
+    return told if evaluation is None else {**told, "evaluation": evaluation.model_dump(mode="json")}
+
+
+def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
+    summaries.show_plan(quoted)
+    if evaluation is not None:
+        evaluating.show_plan(evaluation)
 
 
 @click.command()
@@ -45,15 +59,15 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
 @takes_json
 def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    from malt.cli.console.progress import progress
+    from malt.cli.progress import progress
     from malt.engine.job import check_models
 
     if no_wait:
         override = (*override, "run.wait=false")
-    spec, inputs, server = begun(config, override, limit)
-    check_models(spec)
-    with progress(spec, len(inputs.questions)):
-        summary = flow_summary("generate", spec, server)
+    job, server = begun(config, override, limit)
+    check_models(job.spec)
+    with progress(job.spec, len(job.questions)):
+        summary = flow_summary("generate", job, server)
     return finish(summary, as_json=as_json)
 
 
@@ -62,45 +76,34 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
-    spec, inputs, server = begun(config, override, limit)
-    del inputs  # the flow reads its own: with 100,000 questions, two copies would be most of the memory
-    return finish(flow_summary("assemble", spec, server), as_json=as_json)
+    job, server = begun(config, override, limit)
+    return finish(flow_summary("assemble", job, server), as_json=as_json)
 
 
-def piloted(inputs: "Inputs", spec: "RunSpec", questions: int) -> "Shortfall":
-    """Ask a few questions; what went wrong is told beside the quote."""
-    from malt.config.settings import Settings
-    from malt.engine.job import check_models
-    from malt.engine.pilot import pilot
-
-    check_models(spec)
-    return pilot(inputs, spec, Settings(), questions)
-
-
-def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs]":
+def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
     """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config.loader import load_spec
-    from malt.engine.job import read_inputs
+    from malt.engine.job import read_job
 
-    spec = load_spec(config, override, limit)
-    return spec, read_inputs(spec)
+    return read_job(load_spec(config, override, limit))
 
 
-def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[RunSpec, Inputs, Server]":
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server]":
     """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
-    from malt.engine.job import read_inputs
+    from malt.engine.job import read_job
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
     server = connect(Settings().data_dir)
-    return spec, read_inputs(spec), server
+    return read_job(spec), server
 
 
-def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
+def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
     from malt.engine import signals
+    from malt.engine.job import handing_over
     from malt.llm.provider import call
 
     with loading():
@@ -108,7 +111,8 @@ def flow_summary(name: str, spec: "RunSpec", server: "Server") -> "RunSummary":
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
-    result = signals.run(ended(flow, spec, server))
+    with handing_over(job):
+        result = signals.run(ended(flow, job.spec, server))
     if isinstance(result, BaseException):
         raise result
     return result
@@ -144,8 +148,7 @@ def without(server: "Server", error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    from malt.cli.console import runs, terminal
 
-    terminal.emit(summary.model_dump(mode="json")) if as_json else runs.show_summary(summary)
-    runs.show_failures(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary)
+    summaries.show_failures(summary)
     return summary.exit_code

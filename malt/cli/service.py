@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from malt.cli import terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError
 
@@ -13,12 +14,14 @@ from malt.errors import ConfigError
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=4200, show_default=True, help="Of the server and its UI."
 )
-def up(port: int) -> None:
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others reach it there.")
+@click.option("--redeploy", is_flag=True, help="Bring all deployments back to prefect.yaml, whatever the UI set.")
+def up(port: int, host: str, redeploy: bool) -> None:
     """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.config.settings import Settings
     from malt.hosting.up import up as serve
 
-    serve(project(), Settings().data_dir, port, click.echo)
+    serve(_find_project(), Settings().data_dir, click.echo, host=host, port=port, redeploy=redeploy)
 
 
 @click.command()
@@ -26,7 +29,6 @@ def up(port: int) -> None:
 @takes_json
 def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Try what a run needs, each endpoint by one cheap call. Says what works, what does not, what to do."""
-    from malt.cli.console import terminal
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.doctor import examine
@@ -35,14 +37,14 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     for check in examine(load_spec(config, override, limit), Settings()):
         checks.append(check)
         if not as_json:
-            terminal.out.print(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}", markup=False)
+            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}")
     works = all(check.works for check in checks)
     if as_json:
         terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})
     return 0 if works else 1
 
 
-def project() -> Path:
+def _find_project() -> Path:
     """Return the checkout that flows/ lies in. Raises `ConfigError` where there is none."""
     flows = importlib.util.find_spec("flows")
     folder = Path(flows.origin).parents[1] if flows and flows.origin else Path.cwd()

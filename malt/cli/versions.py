@@ -1,11 +1,23 @@
-"""Commands that look at versions: `datasets`, `show`, `report`, `explain`, `diff`, `verify`."""
+"""Commands that look at versions: `datasets`, `show`, `report`, `verify`."""
 
 import json
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from malt.cli import evaluating, terminal
 from malt.cli.options import takes_json, takes_version
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from malt.datasets.version.dataset_version import DatasetVersion, Listed
+    from malt.evaluation.version import EvaluationVersion
+
+_QUESTIONS_SHOWN = 10
+_COLOURS = {True: "green", False: "red"}
 
 
 @click.command()
@@ -13,13 +25,60 @@ from malt.cli.options import takes_json, takes_version
 @takes_json
 def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
-    from malt.cli.console import terminal, versions
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import list_versions
 
     listed = list_versions(Settings().datasets_dir, name)
-    terminal.emit(versions.listing(listed)) if as_json else versions.show_versions(listed)
+    terminal.emit(_listing_json(listed)) if as_json else _show_versions(listed)
     return 1 if listed.unreadable else 0
+
+
+def _listing_json(listed: "Listed") -> dict[str, Any]:
+    return {
+        "versions": [
+            {
+                "name": version.name,
+                "version": version.number,
+                "tags": [*version.tags],
+                "path": str(version.path),
+                "created_at": version.manifest.created_at.isoformat(),
+                "content_sha256": version.manifest.content_sha256,
+                "rows": {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None},
+            }
+            for version in listed.versions
+        ],
+        "unreadable": {reference: str(error) for reference, error in listed.unreadable.items()},
+    }
+
+
+def _show_versions(listed: "Listed") -> None:
+    for reference, error in listed.unreadable.items():
+        terminal.warn(f"error: {reference}: {error}")
+    if listed.versions:
+        _show_version_table(listed.versions)
+    elif not listed.unreadable:
+        terminal.say(
+            f"no datasets yet in {_datasets_folder()} (MALT_DATA_DIR); make one with: malt run configs/quickstart.toml"
+        )
+
+
+def _datasets_folder() -> Path:
+    from malt.config.settings import Settings
+
+    return Settings().datasets_dir.resolve()
+
+
+def _show_version_table(versions: "Sequence[DatasetVersion]") -> None:
+    kinds = ("sft", "dpo", "kto")
+    table = terminal.new_table("version", "questions", *kinds, "content.", "made.", "tags.")
+    for version in versions:
+        manifest = version.manifest
+        rows = {file: entry.rows or 0 for file, entry in manifest.files.items()}
+        sums = (sum(count for file, count in rows.items() if file.startswith(f"{kind}/")) for kind in kinds)
+        made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
+        figures = map("{:,}".format, (manifest.counts.complete, *sums))
+        table.add_row(version.reference, *figures, manifest.content_sha256[:12], made, ", ".join(version.tags))
+    terminal.say(table)
 
 
 @click.command()
@@ -28,17 +87,119 @@ def datasets(name: str | None, as_json: bool) -> int:
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
-    from malt.cli.console import terminal, versions
+    from malt.datasets.version.kinds import find_kind
+
+    shown = evaluating.show if find_kind(version) == "evaluation" else _show_dataset
+    shown(version, question_id, as_json=as_json)
+
+
+def _show_dataset(version: str, question_id: str | None, *, as_json: bool) -> None:
     from malt.datasets.version.dataset_version import open_version
 
     opened = open_version(version)
     if question_id is None:
-        terminal.emit(opened.manifest.model_dump(mode="json")) if as_json else versions.show_version(opened)
+        terminal.emit(opened.manifest.model_dump(mode="json")) if as_json else _show_version(opened)
     elif as_json:
         nodes = json.loads(opened.tree_rows(question_id).to_json(orient="records"))
         terminal.emit({"version": opened.reference, "question_id": question_id, "nodes": nodes})
     else:
-        versions.show_tree(opened, question_id)
+        _show_tree(opened, question_id)
+
+
+def _show_version(version: "DatasetVersion") -> None:
+    manifest = version.manifest
+    counts, growth = manifest.counts, manifest.growth
+    terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
+    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    complete = f"{counts.complete} of {counts.questions} questions complete"
+    terminal.say(f"{complete}, {counts.failed_branches} failed branches")
+    if growth.mode == "adaptive":
+        nodes = f"{growth.nodes:,} of {growth.nodes_in_full:,} nodes of full trees"
+        terminal.say(f"grown adaptively: {nodes}; a value is {growth.values}")
+    _show_roles(version)
+    leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
+    terminal.say(f"leaves: {leaves}; graded by {', '.join(manifest.spec.evaluator.kind)}")
+    _show_ledger(version)
+    _show_findings(version)
+    _show_questions(version)
+    terminal.show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+
+
+def _show_roles(version: "DatasetVersion") -> None:
+    from malt.config.spec import PLAYERS
+
+    manifest = version.manifest
+    columns = ("model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
+    table = terminal.new_table("role", *columns)
+    for role in PLAYERS:
+        labels, declared = manifest.counts.labels[role], manifest.spec.roles[role]
+        figures = (declared.samples, manifest.counts.nodes[role], labels.right, labels.wrong, labels.none)
+        tokens = _format_tokens(manifest.tokens[role].completion_tokens)
+        cost = terminal.format_dollars(manifest.cost[role].cost_usd)
+        table.add_row(role.value, declared.model, *map(str, figures), tokens, cost)
+    terminal.say(table)
+
+
+def _show_ledger(version: "DatasetVersion") -> None:
+    """Print what each run gave to a version, and what that cost."""
+    table = terminal.new_table("run", "role.", "model.", "completions", "tokens in", "tokens out", "cost")
+    for entry in version.manifest.ledger:
+        tokens = map(_format_tokens, (entry.tokens.prompt_tokens, entry.tokens.completion_tokens))
+        cost = terminal.format_dollars(entry.cost.cost_usd)
+        made = f"{entry.tokens.completions:,}"
+        table.add_row(entry.run or "unknown", entry.role.value, entry.model, made, *tokens, cost)
+    terminal.say(table)
+
+
+def _format_tokens(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
+
+
+def _show_findings(version: "DatasetVersion") -> None:
+    """Print a version's diagnostics, and what its gates left out."""
+    from malt.datasets.stats.findings import describe_diagnostics, describe_losses
+
+    for subject, told in describe_diagnostics(version.manifest.diagnostics):
+        terminal.say(f"  {subject:<12} {told}")
+    for file, candidates, kept, dropped in describe_losses(version.manifest):
+        if dropped:
+            terminal.say(f"  {file:<15} {kept:,} of {candidates:,} candidates kept; left out: {dropped}")
+
+
+def _show_questions(version: "DatasetVersion") -> None:
+    """Print the first questions with their ids, and how many of each one's leaves are right."""
+    leaves = version.trajectories.query("role == 'refiner'")
+    right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
+    for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
+        asked = version.questions.query("question_id == @question_id").question.iloc[0]
+        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} right  {terminal.one_line(asked)}")
+    if len(right) > _QUESTIONS_SHOWN:
+        terminal.say(f"  … and {len(right) - _QUESTIONS_SHOWN} more questions in questions.parquet")
+
+
+def _show_tree(version: "DatasetVersion", question_id: str) -> None:
+    """Print one question's tree: every node's value, label and text, every leaf's grade."""
+    from rich.tree import Tree
+
+    rows = version.tree_rows(question_id)
+    asked = version.questions.query("question_id == @question_id").to_dict("records")[0]
+    question = (terminal.one_line(asked["question"]), "bold")
+    root = Tree(terminal.styled(question, f"\nreference: {asked['ground_truth']}"))
+    branches = {"": root}
+    for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
+        parent = branches[row["node_id"].rpartition(".")[0]]
+        branches[row["node_id"]] = parent.add(_node_text(row))
+    terminal.say(root)
+
+
+def _node_text(row: Mapping[Hashable, Any]) -> "Text":
+    """Write one node in two lines."""
+    value = "no value" if row["label"] is None else f"{row['value']:.2f}"
+    grade = f" {row['outcome']}" if row["outcome"] else ""
+    read = f", read {row['answer']!r}" if row["answer"] else ""
+    head = f"{row['role']} {row['node_id']}  {value}{grade}"
+    text = terminal.one_line(row["text"])
+    return terminal.styled((head, _COLOURS.get(row["label"], "yellow")), read, "\n", (text, "dim"))
 
 
 @click.command()
@@ -47,47 +208,28 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Name a version's report, one HTML file. It needs no network; --open shows it."""
-    from malt.cli.console import terminal
-    from malt.datasets.pages.reread import report_file
-    from malt.datasets.version.dataset_version import open_version
-
-    opened = open_version(version)
-    path = report_file(opened, out)
+    """Print the path of a version's report. One HTML file; --open shows it."""
+    reference, path = _find_report(version, out)
     if as_json:
-        terminal.emit({"version": opened.reference, "report": str(path)})
+        terminal.emit({"version": reference, "report": str(path)})
     else:
-        terminal.out.print(terminal.from_here(str(path)), markup=False, soft_wrap=True)
+        terminal.say(terminal.shorten_path(path))
     if opens:
         click.launch(path.as_uri())
 
 
-@click.command()
-@takes_version
-@click.argument("row_id", metavar="ROW_ID")
-@takes_json
-def explain(version: str, row_id: str, as_json: bool) -> None:
-    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
-    from malt.cli.console import explaining, terminal
-    from malt.datasets.check.explain import explain as explained
+def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
+    from malt.datasets.pages.page import find_report
     from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.kinds import find_kind
+    from malt.evaluation.report import find_report as find_evaluation_report
+    from malt.evaluation.version import open_evaluation
 
-    told = explained(open_version(version), row_id)
-    terminal.emit(told.model_dump(mode="json")) if as_json else explaining.show_explanation(told)
-
-
-@click.command()
-@click.argument("old", metavar="A")
-@click.argument("new", metavar="B")
-@takes_json
-def diff(old: str, new: str, as_json: bool) -> None:
-    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
-    from malt.cli.console import comparing, terminal
-    from malt.datasets.check.compare import compare
-    from malt.datasets.version.dataset_version import open_version
-
-    found = compare(open_version(old), open_version(new), None if as_json else comparing.QUESTIONS_SHOWN)
-    terminal.emit(found.model_dump(mode="json")) if as_json else comparing.show_diff(found)
+    if find_kind(reference) == "evaluation":
+        evaluation = open_evaluation(reference)
+        return evaluation.reference, find_evaluation_report(evaluation, out)
+    dataset = open_version(reference)
+    return dataset.reference, find_report(dataset, out)
 
 
 @click.command()
@@ -95,14 +237,27 @@ def diff(old: str, new: str, as_json: bool) -> None:
 @takes_json
 def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold."""
-    from malt.cli.console import terminal, versions
-    from malt.datasets.check.verify import verify as problems_of
-    from malt.datasets.version.dataset_version import open_version
-
-    opened = open_version(version)
-    problems = problems_of(opened)
+    opened, problems = _check_version(version)
     if as_json:
         terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+    elif not problems:
+        checked = f"{len(opened.manifest.files)} files, every digest, figure and row checked"
+        terminal.say(f"{opened.reference} holds: {checked}")
     else:
-        versions.show_verdict(opened, problems)
+        for problem in problems:
+            terminal.warn(f"{opened.reference}: {problem}")
     return 1 if problems else 0
+
+
+def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion, Sequence[str]]":
+    from malt.datasets.check.verify import verify as check_dataset
+    from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.kinds import find_kind
+    from malt.evaluation.check import verify as check_evaluation
+    from malt.evaluation.version import open_evaluation
+
+    if find_kind(reference) == "evaluation":
+        evaluation = open_evaluation(reference)
+        return evaluation, check_evaluation(evaluation)
+    dataset = open_version(reference)
+    return dataset, check_dataset(dataset)

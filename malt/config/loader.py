@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -123,9 +123,10 @@ def _table(values: Table, key: Key, place: str) -> Table:
 
 
 def _resolve_paths(values: Table, places: Places) -> None:
-    questions = values.get("questions")
-    if isinstance(questions, dict) and _is_local(questions.get("source")):
-        questions["source"] = _from_here(questions["source"], ("questions", "source"), places)
+    evaluate = values.get("evaluate")
+    _resolve_questions(values, (), places)
+    if isinstance(evaluate, dict):
+        _resolve_questions(evaluate, ("evaluate",), places)
     prompts = values.get("prompts")
     if _is_local(prompts):
         folder = _from_here(prompts, ("prompts",), places)
@@ -134,6 +135,12 @@ def _resolve_paths(values: Table, places: Places) -> None:
     dataset = values.get("dataset")
     if isinstance(dataset, dict):
         _resolve_dataset(dataset, places)
+
+
+def _resolve_questions(values: Table, above: Key, places: Places) -> None:
+    questions = values.get("questions")
+    if isinstance(questions, dict) and _is_local(questions.get("source")):
+        questions["source"] = _from_here(questions["source"], (*above, "questions", "source"), places)
 
 
 def _resolve_dataset(dataset: Table, places: Places) -> None:
@@ -215,23 +222,30 @@ def _help(key: Key) -> str:
 def _model_at(key: Key) -> type[BaseModel]:
     """Return the model of the table at `key`; below free-form tables, the last model on the way."""
     model: type[BaseModel] = RunSpec
-    for part in key:
+    parts = iter(key)
+    for part in parts:
         field = model.model_fields.get(part)
-        if field is None or not _is_model(field.annotation):
+        inner = _model_in(field.annotation) if field else None
+        if field is None or inner is None:
             break
-        model = field.annotation
+        model = inner
+        if get_origin(field.annotation) is dict:
+            next(parts, None)  # the name of one of several tables
     return model
 
 
 def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         yield (*above, name)
-        if _is_model(field.annotation):
-            yield from _all_keys(field.annotation, (*above, name))
+        inner = _model_in(field.annotation)
+        if inner is not None and get_origin(field.annotation) is not dict:
+            yield from _all_keys(inner, (*above, name))
 
 
-def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model that a field holds, or may hold, or of which it holds several by name."""
+    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in found if issubclass(kind, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

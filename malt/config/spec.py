@@ -1,8 +1,9 @@
 """RunSpec: what a dataset is, declared. The TOML file, the Prefect form and the manifest are this one model."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
 
@@ -27,8 +28,31 @@ class Role(StrEnum):
     EVALUATOR = "evaluator"
 
 
-PLAYERS = (Role.GENERATOR, Role.VERIFIER, Role.REFINER)
+class Part(NamedTuple):
+    """What one trained role writes in a trajectory."""
+
+    role: Role
+    writes: str
+    """Prompt slot under which all later roles see its text."""
+
+
+TRAJECTORY = (
+    Part(Role.GENERATOR, writes="solution"),
+    Part(Role.VERIFIER, writes="verification"),
+    Part(Role.REFINER, writes="refinement"),
+)
+"""The trained roles in the order they speak; each is asked once for every text of the one before it."""
+
+PLAYERS = tuple(part.role for part in TRAJECTORY)
 """The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+
+def slots_of(role: Role) -> tuple[str, ...]:
+    """Return what a role's prompt may name. The reference answer is the evaluator's alone."""
+    if role not in PLAYERS:
+        return ("question", "ground_truth", "answer")
+    return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
+
 
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
@@ -173,9 +197,9 @@ class Roles(Declared):
         return spec
 
     @property
-    def branching(self) -> tuple[int, int, int]:
+    def branching(self) -> tuple[int, ...]:
         """Children per node at each level: generations, critiques of each, refinements of each critique."""
-        return self.generator.samples, self.verifier.samples, self.refiner.samples
+        return tuple(self[role].samples for role in PLAYERS)
 
 
 class EvaluatorSpec(ModelSpec):
@@ -287,6 +311,141 @@ class DatasetSpec(Declared):
         if set(roles) - {Role.GENERATOR, Role.REFINER}:
             raise ValueError("only the generator and the refiner give final answers")
         return roles
+
+
+class PlayerSpec(Declared):
+    """Who plays a role in one system: what is set here takes the place of what the config declares."""
+
+    model: str | None = Field(None, min_length=1)
+    """Another model, by its name; `models/NAME@v3` or `NAME@v3` is a model version."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """Another sampling temperature."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Another longest completion."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Another nucleus sampling."""
+    seed: int | None = None
+    """Another base seed."""
+    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    """Where the model is served; empty: as the role's own model, if both names begin with the same provider."""
+    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    """Name of the environment variable that holds its key; empty: the role's own, where that is the place too."""
+
+    def plays(self, role: RoleSpec) -> RoleSpec:
+        """Return a role as this player plays it; a key goes to no address but its own."""
+        changed = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.model is None or provider_in(self.model) == provider_in(role.model):
+            return role.model_copy(update=changed)
+        elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
+        elsewhere |= {"extra": {}, "fallbacks": ()}
+        return role.model_copy(update={**elsewhere, **changed})
+
+
+class SystemSpec(Declared):
+    """Who plays each role in one of the systems that are compared; left empty, as the config declares."""
+
+    models: str | None = Field(None, min_length=1)
+    """A model version, `NAME@v3`, that plays all roles that it has."""
+    generator: PlayerSpec | None = None
+    """Who answers."""
+    verifier: PlayerSpec | None = None
+    """Who criticises."""
+    refiner: PlayerSpec | None = None
+    """Who answers again."""
+    roles: tuple[Literal["generator", "verifier", "refiner"], ...] = ("generator", "verifier", "refiner")
+    """Who takes part. Without a verifier the refiner sees an empty critique; without a refiner the answer is the one
+    that the verifier states, else the generator's."""
+
+    @field_validator("roles")
+    @classmethod
+    def _someone_answers(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        if "generator" not in roles or len(set(roles)) < len(roles):
+            raise ValueError("the generator always takes part, and every role once: such as [generator, refiner]")
+        return roles
+
+
+def paper_systems(trained: str | None) -> dict[str, SystemSpec]:
+    """Return the systems of the paper's tables: untrained, STaR and MALT, each role untrained, and roles left out."""
+    whole = SystemSpec(models=trained)
+    left_out = {
+        "G": SystemSpec(models=trained, roles=("generator",)),
+        "G+V": SystemSpec(models=trained, roles=("generator", "verifier")),
+        "G+R": SystemSpec(models=trained, roles=("generator", "refiner")),
+    }
+    if trained is None:
+        return {"G+V+R": whole, **left_out}
+    player = PlayerSpec(model=trained)
+    untrained = {
+        "generator-untrained": SystemSpec(verifier=player, refiner=player),
+        "verifier-untrained": SystemSpec(generator=player, refiner=player),
+        "refiner-untrained": SystemSpec(generator=player, verifier=player),
+    }
+    return {"untrained": SystemSpec(), "star": SystemSpec(generator=player), "malt": whole, **untrained, **left_out}
+
+
+class TournamentSpec(Declared):
+    """Models for each role; every combination is a system. A role without a list is played as the config declares."""
+
+    generator: tuple[PlayerSpec, ...] = ()
+    """Who may answer."""
+    verifier: tuple[PlayerSpec, ...] = ()
+    """Who may criticise."""
+    refiner: tuple[PlayerSpec, ...] = ()
+    """Who may answer again."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _names_alone(cls, players: object) -> object:
+        """Let a player be written as a name alone."""
+        return (
+            [{"model": one} if isinstance(one, str) else one for one in players]
+            if isinstance(players, list)
+            else players
+        )
+
+
+class EvaluateSpec(Declared):
+    """Systems to compare on held-out questions. Changes no dataset, and nothing that a run asks."""
+
+    questions: QuestionSource | None = None
+    """Held-out questions; empty: the validation split that `dataset.validation` sets apart."""
+    overlap: Literal["refuse", "keep"] = "refuse"
+    """Questions that are, nearly word for word, among those of `[questions]`, from which systems may have learnt."""
+    chains: int = Field(3, ge=1, le=64)
+    """Independent chains of generator, verifier and refiner a question: the votes of MV@k."""
+    seeds: tuple[int, ...] = ()
+    """Repeats: each seed asks anew, in place of the roles' own seeds."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """Adds a control: one more chain a question and seed at this temperature, such as 0."""
+    equal_tokens: bool = False
+    """Adds the single agent with as many tokens: votes are added until it has written as much as the pipeline."""
+    measure: Literal["sa", "sa_mv", "ma", "ma_mv"] = "ma_mv"
+    """What differences to the baseline are told of first: the generator's answer (`sa`) or the chain's (`ma`), singly
+    or by vote (`_mv`)."""
+    baseline: str | None = None
+    """The system that the others are compared with; empty: the first."""
+    models: str | None = Field(None, min_length=1)
+    """For `systems = "paper"`: the model version of the trained roles; untrained are the config's own."""
+    systems: dict[str, SystemSpec] = Field({})
+    """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
+    tournament: TournamentSpec | None = None
+    """Every combination of these models is a system too."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_names_its_systems(cls, values: object) -> object:
+        if isinstance(values, Mapping) and values.get("systems") == "paper":
+            return {"equal_tokens": True, **values, "systems": paper_systems(values.get("models"))}
+        return values
+
+    @model_validator(mode="after")
+    def _names_can_be_told_apart(self) -> Self:
+        for name in self.systems:
+            if not re.fullmatch(r"[\w.+-]{1,60}", name):
+                raise ValueError(f"system {name!r}: a name has letters, digits and . _ + - only")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds name one twice; each repeat needs a seed of its own")
+        return self
 
 
 class Limits(Declared):
@@ -404,6 +563,8 @@ class RunSpec(Declared):
     """What the run may use."""
     run: RunOptions = Field(default_factory=RunOptions)
     """How the run is carried out."""
+    evaluate: EvaluateSpec | None = None
+    """Systems to compare on held-out questions, for `malt evaluate`."""
 
     @model_validator(mode="after")
     def _batches_ask_for_whole_levels(self) -> Self:

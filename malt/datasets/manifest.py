@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from malt.errors import VersionError
 from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
-SEAL = "manifest_sha256"
+_SEAL = "manifest_sha256"
 
 
 class FileEntry(Recorded):
@@ -119,7 +119,7 @@ class LengthBias(Recorded):
     chosen_shorter: int = 0
 
 
-class Growth(Recorded):
+class GrowthSummary(Recorded):
     """How much of the trees was grown, and what that means for the values."""
 
     mode: Literal["full", "adaptive"]
@@ -132,7 +132,7 @@ class Growth(Recorded):
     """What a node's value estimates, and whether it is unbiased."""
 
 
-class Portion(Recorded):
+class Share(Recorded):
     """Part of a whole."""
 
     count: int = 0
@@ -169,10 +169,10 @@ class Flips(Recorded):
     Only those of which both are known, by the diagnosis.
     """
 
-    wrong_to_right: Portion
-    right_to_right: Portion
-    wrong_to_wrong: Portion
-    right_to_wrong: Portion
+    wrong_to_right: Share
+    right_to_right: Share
+    wrong_to_wrong: Share
+    right_to_wrong: Share
     lift_points: float | None
     """Right refinements less right generations over these leaves, in percentage points: fixed less broken."""
 
@@ -186,7 +186,7 @@ class Verdicts(Recorded):
     wrong_on_wrong: int = 0
     unstated: int = 0
     """Critiques, of answers whose truth is known, that state no verdict."""
-    agree: Portion
+    agree: Share
     """Verdicts that say what is true, of those stated."""
 
 
@@ -194,20 +194,20 @@ class TextCounts(Recorded):
     """What one model's texts in one role are like."""
 
     nodes: int = 0
-    truncated: Portion
-    empty: Portion
-    refused: Portion
-    unanswered: Portion | None
+    truncated: Share
+    empty: Share
+    refused: Share
+    unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 
 
 class QuestionMix(Recorded):
     """Questions by the labels of their known leaves. Only mixed ones can give pairs."""
 
-    all_right: Portion
-    all_wrong: Portion
-    mixed: Portion
-    unknown: Portion
+    all_right: Share
+    all_wrong: Share
+    mixed: Share
+    unknown: Share
     """No leaf is known."""
 
 
@@ -235,12 +235,16 @@ class Diagnostics(Recorded):
     """By role."""
     flips: Flips
     verdicts: Verdicts
-    unchanged: Portion
+    unchanged: Share
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
+    unread: Share = Share()
+    """Leaves that are wrong because no grader could read the whole of their answer."""
+    disputed: Share = Share()
+    """Leaves on which two ways of comparing mathematics disagree."""
     questions: QuestionMix
 
 
@@ -277,19 +281,29 @@ class Failure(Recorded):
     reason: str
 
 
-class Manifest(Recorded):
-    """The whole story of one version."""
+class VersionManifest(Recorded):
+    """What every manifest says, of whatever it is a version."""
 
     format: Literal[1] = 1
     """Of this file."""
+    kind: Literal["dataset", "model", "evaluation"] = "dataset"
+    """What it is a version of."""
     name: str
     version: int
     created_at: datetime
     content_sha256: str
-    """Over the rows of all files, not over anything measured or timed."""
+    """Over the content of all files, not over anything measured or timed."""
     parent: Parent | None
     files: dict[str, FileEntry]
     """By path below the version's folder."""
+
+
+M = TypeVar("M", bound=VersionManifest)
+
+
+class Manifest(VersionManifest):
+    """The whole story of one dataset version."""
+
     config: dict[str, Any]
     """The whole spec."""
     prompts: dict[str, str]
@@ -297,7 +311,7 @@ class Manifest(Recorded):
     questions: QuestionsUsed
     code: Code
     counts: Counts
-    growth: Growth
+    growth: GrowthSummary
     screening: ScreeningCounts
     """Which questions give no rows."""
     selection: dict[str, dict[str, RowCounts]]
@@ -334,21 +348,26 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
     return digest({path: entry.rows_sha256 for path, entry in files.items() if entry.rows_sha256})
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: VersionManifest, folder: Path) -> None:
     """Write `manifest.json`, sealed with a digest of itself."""
     content = manifest.model_dump(mode="json")
-    sealed = {**content, SEAL: digest(content)}
+    sealed = {**content, _SEAL: digest(content)}
     text = json.dumps(sealed, indent=2, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a version's manifest. Raises `VersionError` where there is none, or none that this release can read."""
+    """Read a dataset version's manifest. Raises `VersionError` where there is none that this release can read."""
+    return read_as(Manifest, folder, "dataset")
+
+
+def read_as(kind: type[M], folder: Path, of: str) -> M:
+    """Read the manifest of a version of some kind. Raises `VersionError` where there is none that can be read."""
     path = folder / MANIFEST_FILE
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise VersionError(f"{folder} is no dataset version: {path.name} cannot be read ({error.strerror})") from error
+        raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
@@ -359,6 +378,6 @@ def seal_holds(folder: Path) -> bool:
     """Whether a readable manifest still has the digest it was sealed with."""
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
     try:
-        return bool(content.pop(SEAL, None) == digest(content))
+        return bool(content.pop(_SEAL, None) == digest(content))
     except ValueError:  # a number that JSON does not have
         return False

@@ -1,7 +1,7 @@
 """Batch mode: a level of all trees at a time goes through the providers' batch APIs, until the store has them whole.
 
 Trees are grown again over the store in every round: what they lack then is the next level. So a run that ends, however
-it ends, is gone on with by the next one; what lies with a provider is in the store too (batch_store.py).
+it ends, is gone on with by the next one; what lies with a provider is in the store too.
 """
 
 import asyncio
@@ -12,38 +12,39 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from malt.config.spec import Role, RunSpec
+from malt.concurrency import to_its_end
+from malt.config.spec import Role
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, session_of
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.batch.api import Job
-from malt.llm.batch.collector import Gathering
-from malt.llm.batch.ledger import Batch, handing_in, this_process
-from malt.llm.batch.queues import Queues, Size
-from malt.llm.batch.results import QUEUE_FULL, Outcome
-from malt.llm.batch.retrying import BatchDesk
-from malt.llm.batch.submit import Packer
+from malt.llm.batch.api import RemoteBatch
+from malt.llm.batch.client import BatchClient
+from malt.llm.batch.collector import BatchCollector
+from malt.llm.batch.queues import BatchSize, Queues
+from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
+from malt.llm.batch.submit import BatchSubmitter
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.completers import EVERY_ROLE
-from malt.llm.provider.errors import place_of
-from malt.llm.provider.routing import way_to
+from malt.llm.client.session import STOP_SECONDS, Session
+from malt.llm.provider.errors import name_endpoint
+from malt.llm.provider.routing import find_route
 from malt.llm.rate_limit.rate import PATIENT, Policy
-from malt.llm.session import Session
-from malt.llm.store.samples import chunks
+from malt.llm.store.batches import Batch, name_process, submitting
+from malt.llm.store.samples import split_chunks
 from malt.llm.usage import Tally, Usage
-from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
-from malt.trees.replay import windows
+from malt.trees.replay import MissingQuestions, windows
 from malt.trees.tree import FailedBranch
 
-DAILY_SIZE = Size()
+DAILY_SIZE = BatchSize()
 
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
     """How batches are made and waited for; tests shrink it."""
 
-    size: Size = DAILY_SIZE
+    size: BatchSize = DAILY_SIZE
     attempts: int = 5
     """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
     first_look_s: float = 0.5
@@ -63,19 +64,18 @@ class Waiting(RunStopped):
     """Batches are under way, and nobody is to wait for them."""
 
 
-async def ask_in_batches(
-    questions: Sequence[Question],
-    spec: RunSpec,
-    prompts: PromptSet,
-    session: Session,
-    run: str = "",
-    asks: Collection[Role] = EVERY_ROLE,
-    rhythm: Rhythm = DAILY,
-) -> tuple[Shortfall, Tally]:
-    """Ask for all that these questions need, level by level, so that the store has it; callable from any loop."""
-    batched = BatchedRun(spec, prompts, session, run, frozenset(asks), rhythm)
+async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = DAILY) -> Filled:
+    """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
+    session = session_of(job, run)
+
+    def find() -> list[Question]:
+        found = {question.question_id for question in missing}
+        return [question for question in job.questions if question.question_id in found]
+
+    questions = await to_its_end(find, missing.stop, STOP_SECONDS)
+    batched = BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
-    return shortfall, Tally(batched.tally.roles)
+    return Filled(shortfall, Tally(batched.tally.roles))
 
 
 @dataclass
@@ -97,17 +97,16 @@ class Level:
 class BatchedRun:
     """One run in batch mode. All methods belong to the session's loop."""
 
-    def __init__(
-        self, spec: RunSpec, prompts: PromptSet, session: Session, run: str, asks: frozenset[Role], rhythm: Rhythm
-    ) -> None:
-        self.spec, self.prompts, self.session, self.run, self.asks = spec, prompts, session, run, asks
-        self.tally = Tally(above=session.tally, run=run)
+    def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
+        self.job, self.spec, self.prompts, self.session = job, job.spec, job.prompts, session
+        self.run, self.asks = run.name, run.roles
+        self.tally = Tally(above=session.tally, run=run.name)
         self._rhythm = rhythm
         self._pause_s = rhythm.first_look_s
         self._queues = Queues(rhythm.size)
-        self._book = session.book
+        self._batch_store = session.batch_store
         self._failed: set[str] = set()
-        self._jobs: dict[str, Job] = {}
+        self._remotes: dict[str, RemoteBatch] = {}
 
     async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
         """Go on until nothing is missing that can be had."""
@@ -120,16 +119,16 @@ class BatchedRun:
             return Shortfall((), None, str(waiting))
         except RunStopped as stop:
             if isinstance(stop, BudgetSpent):
-                await asyncio.to_thread(self._book.close, self.spec.name)
+                await asyncio.to_thread(self._batch_store.close, self.spec.name)
             return Shortfall(tuple(failures), str(stop))
-        await asyncio.to_thread(self._book.close, self.spec.name)
+        await asyncio.to_thread(self._batch_store.close, self.spec.name)
         return NOTHING_MISSING._replace(failures=tuple(failures))
 
     async def _take_over(self) -> None:
         """Count what this dataset's earlier runs have spent since one was at its end, and hold what is under way."""
-        for ended in await asyncio.to_thread(self._book.ended, self.spec.name):
-            if ended.mark != self.session.mark:
-                self.session.budget.redeem(ended.mark, ended.amount)
+        for ended in await asyncio.to_thread(self._batch_store.list_ended, self.spec.name):
+            if ended.mark != self.session.session_id:
+                self.session.budget.settle_reserved(ended.mark, ended.amount)
         await self._under_way()
 
     def _groups(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
@@ -166,61 +165,61 @@ class BatchedRun:
         """Grow all trees as far as the store goes, and hand in what they lack."""
         level = Level([], Counter(), set())
         patience = self._rhythm.patience
-        packer = Packer(self.session, self._book, self.spec.name, self.tally, self._queues, patience)
+        packer = BatchSubmitter(self.session, self._batch_store, self.spec.name, self.tally, self._queues, patience)
         with closing(packer):
             for window in windows(questions):
                 self.session.raise_if_stopped()
-                gathering = await self._gathered(window, level)
-                for wanted in gathering.wanted.values():
+                collector = await self._collect_missing(window, level)
+                for wanted in collector.wanted.values():
                     await packer.add(wanted)
             await packer.finish()
         level.wanted += packer.wanted
         level.short = level.short or packer.short
         return level
 
-    async def _gathered(self, window: Sequence[Question], level: Level) -> Gathering:
+    async def _collect_missing(self, window: Sequence[Question], level: Level) -> BatchCollector:
         ids = [question.question_id for question in window]
         # before the rows: what is answered leaves the items
-        items = await asyncio.to_thread(self._book.items_of, ids, self.spec.name)
+        items = await asyncio.to_thread(self._batch_store.find_items, ids, self.spec.name)
         known = await asyncio.to_thread(self.session.store.rows, ids)
-        gathering = Gathering(self.session, known, items, self._failed, self.asks, self.tally)
+        collector = BatchCollector(self.session, known, items, self._failed, self.asks, self.tally)
         try:
-            shortfall = await ask_all(window, self.spec, self.prompts, gathering)
+            shortfall = await ask_all(window, self.spec, self.prompts, collector, judge=self.job.judge)
         finally:
             await self._note_spent()
         if shortfall.stopped is not None:
             raise self.session.stopped or RunStopped(shortfall.stopped)
         level.failures += shortfall.failures
-        level.stored += gathering.stored
-        level.waits_for |= gathering.waits_for
-        level.wanted += gathering.put_off
-        level.short = level.short or gathering.short
-        return gathering
+        level.stored += collector.stored
+        level.waits_for |= collector.waits_for
+        level.wanted += collector.put_off
+        level.short = level.short or collector.short
+        return collector
 
     async def _note_spent(self) -> None:
         """Note what was asked directly, for the run that comes again."""
-        spent = self.session.budget.spent_directly
+        spent = self.session.budget.spent_unreserved
         if spent != NOTHING:
-            noted = Batch(self.session.mark, self.spec.name, "asked directly", None, None, *spent, this_process())
-            await asyncio.to_thread(self._book.note_spent, noted)
+            noted = Batch(self.session.session_id, self.spec.name, "asked directly", None, None, *spent, name_process())
+            await asyncio.to_thread(self._batch_store.note_spent, noted)
 
     async def _under_way(self, marks: Collection[str] = ()) -> list[Batch]:
         """Return the open batches of this dataset, and others by their marks; the budget holds what is in them."""
-        batches = await asyncio.to_thread(self._book.under_way, self.spec.name, marks)
+        batches = await asyncio.to_thread(self._batch_store.list_open, self.spec.name, marks)
         for batch in batches:
-            self.session.budget.pledge(batch.mark, batch.amount)
+            self.session.budget.reserve(batch.mark, batch.amount)
         await self._let_go({batch.mark for batch in batches})
         self._queues.note_under_way(batches)
         return batches
 
     async def _let_go(self, still_open: Collection[str]) -> None:
         """Let go of what is held for batches that others have collected; what nobody can say counts in full."""
-        held = {mark: most for mark, most in self.session.budget.pledged.items() if mark not in still_open}
-        known = await asyncio.to_thread(self._book.by_mark, held)
+        held = {mark: most for mark, most in self.session.budget.reserved.items() if mark not in still_open}
+        known = await asyncio.to_thread(self._batch_store.find_by_mark, held)
         for mark, most in held.items():
             batch = known.get(mark)
-            if mark not in handing_in and (batch is None or batch.ended_at is not None):
-                self.session.budget.redeem(mark, most if batch is None else batch.amount)
+            if mark not in submitting and (batch is None or batch.ended_at is not None):
+                self.session.budget.settle_reserved(mark, most if batch is None else batch.amount)
 
     def _raise_if_spent(self, short: Amount) -> None:
         """Raise `BudgetSpent` where there still is no room for an amount."""
@@ -245,54 +244,55 @@ class BatchedRun:
     async def _look(self, batch: Batch) -> bool:
         """See how a batch is; whether it has ended, and is collected."""
         self.session.raise_if_stopped()
-        desk = BatchDesk(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
+        client = BatchClient(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
         if not batch.batch_id:
-            return batch.is_abandoned and await self._adopt(batch.mark, desk)
-        job = self._jobs[batch.mark] = await desk.look(batch)
-        if job.has_ended:
-            await self._collect(batch, job, desk)
-        return job.has_ended
+            return batch.is_abandoned and await self._adopt(batch.mark, client)
+        remote = self._remotes[batch.mark] = await client.look(batch)
+        if remote.has_ended:
+            await self._collect(batch, remote, client)
+        return remote.has_ended
 
-    async def _adopt(self, mark: str, desk: BatchDesk) -> bool:
+    async def _adopt(self, mark: str, client: BatchClient) -> bool:
         """Find out whether a batch was made before the process that wrote it down ended; else forget it.
 
         It is read again: it may have been handed in since, and only then was nobody at it any more.
         """
-        batch = (await asyncio.to_thread(self._book.by_mark, [mark])).get(mark)
+        batch = (await asyncio.to_thread(self._batch_store.find_by_mark, [mark])).get(mark)
         if batch is None or batch.ended_at is not None or batch.batch_id or not batch.is_abandoned:
             return False
-        job = await desk.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
-        if job is None:
-            await asyncio.to_thread(self._book.release, batch.mark)
-            self.session.budget.redeem(batch.mark, NOTHING)
+        remote = await client.find(batch.mark, batch.planned_at) if batch.is_in_doubt else None
+        if remote is None:
+            await asyncio.to_thread(self._batch_store.release, batch.mark)
+            self.session.budget.settle_reserved(batch.mark, NOTHING)
         else:
-            await asyncio.to_thread(self._book.submitted, batch.mark, job.batch_id)
-        return job is None
+            await asyncio.to_thread(self._batch_store.note_batch_id, batch.mark, remote.batch_id)
+        return remote is None
 
-    async def _collect(self, batch: Batch, job: Job, desk: BatchDesk) -> None:
+    async def _collect(self, batch: Batch, remote: RemoteBatch, client: BatchClient) -> None:
         """Store what came, then note what is to be asked for again."""
-        outcome = Outcome(batch, job, await way_to(batch.asked), self.run, self._rhythm.attempts)
-        items = await asyncio.to_thread(self._book.items, batch.mark)
-        await asyncio.to_thread(outcome.read, items, await desk.results(job))
-        for rows in chunks(outcome.rows):
+        outcome = BatchOutcome(batch, remote, await find_route(batch.asked), self.run, self._rhythm.attempts)
+        items = await asyncio.to_thread(self._batch_store.read_items, batch.mark)
+        await asyncio.to_thread(outcome.read, items, await client.results(remote))
+        for rows in split_chunks(outcome.rows):
             outcome.count(await asyncio.to_thread(self.session.store.write, rows), self.tally)
-        await asyncio.to_thread(self._book.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
-        self.session.budget.redeem(batch.mark, outcome.taken)
+        await asyncio.to_thread(self._batch_store.settle, batch.mark, outcome.taken, outcome.answered, outcome.returned)
+        self.session.budget.settle_reserved(batch.mark, outcome.taken)
         for role, usage in outcome.wasted:
             self.tally.add(role, usage)
         if not outcome.has_siblings:
             self.session.endpoint(batch.asked).siblings = False
-        self._note_queue(batch, job, len({item.custom_id for item in items}))
+        self._note_queue(batch, remote, len({item.custom_id for item in items}))
         if outcome.ends_run is not None:
             raise outcome.ends_run
 
-    def _note_queue(self, batch: Batch, job: Job, items: int) -> None:
+    def _note_queue(self, batch: Batch, remote: RemoteBatch, items: int) -> None:
         """Learn how much the provider's queue has room for, and come again later where it has none."""
-        if job.error_code != QUEUE_FULL:
+        if remote.error_code != QUEUE_FULL:
             self._pause_s = self._rhythm.first_look_s
             self._queues.took(batch.asked, items)
             return
-        full = f"the provider's queue is full ({QUEUE_FULL}): {place_of(batch.asked)} takes no batch of {items:,} items"
+        place = name_endpoint(batch.asked)
+        full = f"the provider's queue is full ({QUEUE_FULL}): {place} takes no batch of {items:,} items"
         may_fit = self._queues.refused(batch.asked, items)
         full_for_s = self._queues.full_for_s(batch.asked)
         if full_for_s > self._rhythm.full_for_s:
@@ -302,13 +302,15 @@ class BatchedRun:
 
     def _tell(self, batches: Sequence[Batch]) -> None:
         """Say how the batches stand, for the progress line."""
-        jobs = [self._jobs[batch.mark] for batch in batches if batch.mark in self._jobs]
-        under_way = len(batches) - sum(job.has_ended for job in jobs)
+        remotes = [self._remotes[batch.mark] for batch in batches if batch.mark in self._remotes]
+        under_way = len(batches) - sum(remote.has_ended for remote in remotes)
         since = timedelta(seconds=round(time.time() - batches[0].planned_at))
-        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(jobs)}"
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(remotes)}"
 
 
-def items_of(jobs: Sequence[Job]) -> str:
+def items_of(remotes: Sequence[RemoteBatch]) -> str:
     """Say how far the items of some batches are, as their providers count."""
-    completed, failed, total = (sum(getattr(job, name) for job in jobs) for name in ("completed", "failed", "total"))
+    completed, failed, total = (
+        sum(getattr(remote, name) for remote in remotes) for name in ("completed", "failed", "total")
+    )
     return f"{completed:,} of {total:,} items answered, {failed:,} failed" if total else "no item begun yet"

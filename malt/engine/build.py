@@ -1,38 +1,36 @@
-"""Assembly: a dataset version out of the store. Nobody is asked anything.
+"""Building: the store's trees -> a dataset version. Nobody is asked anything.
 
-Trees are grown again by the growth that asked for them, over what the store recalls, and written as they come: memory
-does not grow with their number.
+Trees are replayed by the growth that asked for them, and written as they come: memory does not grow with their number.
 """
 
 from typing import NamedTuple
 
-from malt.config.settings import Settings
-from malt.config.spec import RunSpec
-from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.job import Inputs
+from malt.engine.job import Job
 from malt.errors import NothingToPublish
-from malt.trees.replay import Source, collecting_seldom
+from malt.trees.replay import infrequent_gc
 from malt.trees.tree import FailedBranch
 
 
-class Assembled(NamedTuple):
+class Built(NamedTuple):
     """What the store amounts to: a version of the complete trees, None where there is none, and what is missing."""
 
     version: DatasetVersion | None
     failures: tuple[FailedBranch, ...]
+    reason: str = ""
+    """Why there is no version."""
 
 
-def assemble_version(inputs: Inputs, spec: RunSpec, settings: Settings) -> Assembled:
-    """Publish the trees that the store holds whole."""
-    source = Source(spec, inputs.prompts, settings.store, patience_s=settings.store_patience_s)
-    provenance = Provenance(inputs.prompts.digests, inputs.screening)
-    with collecting_seldom(), VersionWriter(spec, provenance, settings.datasets_dir / spec.name) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures):
-            writer.add(portion)
+def build(job: Job, known: Known = NONE_KNOWN) -> Built:
+    """Publish the trees that the store holds whole; those in `known`, by question id, need not be replayed."""
+    provenance = Provenance(job.prompts.digests, job.screening)
+    with infrequent_gc(), VersionWriter(job.spec, provenance, job.settings.datasets_dir / job.spec.name) as writer:
+        for shard in stored_shards(job.questions, job.source, job.screening, writer.stats, known=known):
+            writer.add(shard)
+        failures = tuple(writer.stats.trees.failures)
         try:
-            version = writer.publish()
-        except NothingToPublish:
-            version = None
-    return Assembled(version, tuple(writer.figures.census.failures))
+            return Built(writer.publish(), failures)
+        except NothingToPublish as nothing:
+            return Built(None, failures, str(nothing))

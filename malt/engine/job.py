@@ -1,34 +1,83 @@
-"""Inputs: what a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
+"""Job: all that a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 
+from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.datasets.rows.lengths import token_counter
 from malt.errors import ConfigError
-from malt.grading.graders import check_references
+from malt.grading.judge import LLMEvaluator
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import Screening, screen
+from malt.trees.replay import Source
 
 
-class Inputs(NamedTuple):
-    """The questions and the prompts of a run, and what is known of the questions before they are asked."""
+@dataclass(frozen=True)
+class Job:
+    """What to grow, and where. Pickles, so that a part of it can go to another process."""
 
-    questions: list[Question]
+    spec: RunSpec
     prompts: PromptSet
+    questions: Sequence[Question]
     screening: Screening
+    settings: Settings = field(default_factory=Settings)
+    judge: LLMEvaluator | None = None
+    """Stands in for the judge that the spec declares."""
+
+    @property
+    def source(self) -> Source:
+        """Where its trees are replayed from."""
+        return Source(
+            self.spec,
+            self.prompts,
+            self.settings.store,
+            patience_s=self.settings.store_patience_s,
+            judge=self.judge,
+        )
+
+    def only(self, questions: Sequence[Question]) -> "Job":
+        """Return the same for some of its questions."""
+        ids = [question.question_id for question in questions]
+        return replace(self, questions=questions, screening=self.screening.of(ids))
 
 
-def read_inputs(spec: RunSpec) -> Inputs:
+_read: ContextVar[Job | None] = ContextVar("read_job", default=None)
+
+
+@contextmanager
+def handing_over(job: Job) -> Iterator[None]:
+    """Let `read_job` return this job for its spec: a flow that is called in here need not read it again."""
+    token = _read.set(job)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def read_job(spec: RunSpec, settings: Settings | None = None) -> Job:
     """Read questions and prompts, check that every reference answer can be graded against, and screen the questions.
 
     Raises `QuestionError`, `PromptError`, `GradingError`, or `ConfigError` for a tokenizer that cannot be had.
     """
+    read = _read.get()
+    if read is not None and read.spec == spec:
+        return read
+    return make_job(spec, read_questions(spec.questions), settings)
+
+
+def make_job(
+    spec: RunSpec, questions: Sequence[Question], settings: Settings | None = None, judge: LLMEvaluator | None = None
+) -> Job:
+    """Check and screen questions that were read already; raises as `read_job` does."""
     prompts = load_prompts(spec.prompts)
-    questions = read_questions(spec.questions)
     check_references(questions, spec.evaluator)
     token_counter(spec.dataset)
-    return Inputs(questions, prompts, screen(questions, spec.dataset))
+    return Job(spec, prompts, questions, screen(questions, spec.dataset), settings or Settings(), judge)
 
 
 def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
@@ -40,15 +89,15 @@ def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm.batch import api
-    from malt.llm.batch.api import in_batches
+    from malt.llm.batch.api import is_asked_in_batches
     from malt.llm.provider import call
 
     for role in models_asked(spec).values():
         for model in (role, *role.backups):
             call.check(model, spec.limits)
-            if in_batches(model, spec):
+            if is_asked_in_batches(model, spec):
                 api.check(model)
-    if spec.run.mode == "batch" and not any(in_batches(model, spec) for model in models_asked(spec).values()):
+    if spec.run.mode == "batch" and not any(is_asked_in_batches(model, spec) for model in models_asked(spec).values()):
         raise ConfigError(
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
             "leave mode out"

@@ -21,10 +21,10 @@ from malt.engine.estimate import (
     tokens_of,
     total_of,
 )
-from malt.engine.job import Inputs, models_asked
+from malt.engine.job import Job, models_asked
 from malt.engine.tree_cost import SHOWN
-from malt.llm.batch.api import in_batches
-from malt.llm.completers import Recall
+from malt.llm.batch.api import is_asked_in_batches
+from malt.llm.client.completers import StoreCompleter
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.samples import Store, StoredSample
@@ -110,7 +110,7 @@ class Count:
     """Nodes that these would have where all were asked for."""
 
 
-class Census(Recall):
+class CountingRecall(StoreCompleter):
     """Recalls what the store has, and counts it by role."""
 
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
@@ -142,14 +142,14 @@ class Census(Recall):
                 count.seen.setdefault(request.question_id, Seen()).add(completion)
 
 
-def plan(inputs: Inputs, spec: RunSpec, store: Store) -> Plan:
+def plan(job: Job, store: Store) -> Plan:
     """Quote a run: what it needs in full, less what the store has."""
-    counts = take_census(inputs, spec, store)
-    roles = {role: plan_role(role, model, inputs, spec, counts) for role, model in models_asked(spec).items()}
+    spec, counts = job.spec, count_stored(job, store)
+    roles = {role: plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
     return Plan(
         dataset=spec.name,
-        questions=len(inputs.questions),
-        excluded=inputs.screening.counts.excluded,
+        questions=len(job.questions),
+        excluded=job.screening.counts.excluded,
         roles=roles,
         requests=sum(role.requests for role in roles.values()),
         completions=sum(role.completions for role in roles.values()),
@@ -170,17 +170,17 @@ def together(parts: Sequence[Figures | RolePlan]) -> Figures:
     )
 
 
-def take_census(inputs: Inputs, spec: RunSpec, store: Store) -> dict[Role, Count]:
+def count_stored(job: Job, store: Store) -> dict[Role, Count]:
     """Grow every tree as far as the store goes, and count."""
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
-        census = Census(store.rows(question.question_id for question in window), counts)
-        for valued in await all_of(assess(question, spec, inputs.prompts, census) for question in window):
+        counting = CountingRecall(store.rows(question.question_id for question in window), counts)
+        for valued in await all_of(assess(question, job.spec, job.prompts, counting) for question in window):
             if valued.tree.complete:
-                count_grown(valued.tree, spec, counts)
+                count_grown(valued.tree, job.spec, counts)
 
-    for window in windows(inputs.questions):
+    for window in windows(job.questions):
         asyncio.run(visit(window))
     return counts
 
@@ -192,9 +192,9 @@ def count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None
         counts[role].grown_in_full += nodes
 
 
-def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, counts: Mapping[Role, Count]) -> RolePlan:
+def plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
     """Quote one role."""
-    count, questions = counts[role], len(inputs.questions)
+    spec, count, questions = job.spec, counts[role], len(job.questions)
     requests, completions = still_to_ask(role, questions, spec, counts)
     if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
         requests = completions
@@ -204,7 +204,7 @@ def plan_role(role: Role, model: ModelSpec, inputs: Inputs, spec: RunSpec, count
     low, middle, high = figures_of(expected)
     return RolePlan(
         model=model.model,
-        mode="batch" if in_batches(model, spec) else "direct",
+        mode="batch" if is_asked_in_batches(model, spec) else "direct",
         requests=requests,
         completions=completions,
         stored_completions=count.completions,
@@ -244,7 +244,7 @@ def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Rang
     player = PLAYERS[-1] if role is Role.EVALUATOR else role
     count, nodes = counts[player], nodes_per_question(spec)
     as_yet = count.grown / count.grown_in_full if count.grown_in_full else 1.0
-    return Range(nodes[Role.GENERATOR] / nodes[player], as_yet, 1.0)
+    return Range(nodes[PLAYERS[0]] / nodes[player], as_yet, 1.0)
 
 
 def adaptively(expected: Expected, share: Range) -> Expected:
@@ -274,14 +274,16 @@ def expect(
         model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    if len(costs) < len(seen) or (in_batches(model, spec) and expected.cost is not None):  # some may be direct ones'
+    if len(costs) < len(seen) or (
+        is_asked_in_batches(model, spec) and expected.cost is not None
+    ):  # some may be direct ones'
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
 
 def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
     """Add the cost by LiteLLM's prices, where it has any."""
-    prices = call.price(model, batched=in_batches(model, spec))
+    prices = call.find_price(model, batched=is_asked_in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
     return Expected(prompt, completion, cost, basis)
 
@@ -326,8 +328,8 @@ def prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> R
     count = counts[role]
     if count.prompts:
         return tokens_of(count.prompt_characters / count.prompts)
-    generator = counts[Role.GENERATOR]
-    asked = tokens_of(generator.prompt_characters / max(generator.prompts, 1))
+    first = counts[PLAYERS[0]]
+    asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
     return asked.plus(total_of(text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
 
 

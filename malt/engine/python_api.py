@@ -1,35 +1,26 @@
 """TrainingDataGenerator: trees and training files from Python, without a config and without Prefect."""
 
+import asyncio
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
-from malt.concurrency import all_of
-from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.shard import portion_of
-from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.engine.batch_mode import ask_in_batches
-from malt.engine.job import check_models
-from malt.engine.tree_cost import beginning
-from malt.errors import ConfigError, QuestionError, RunStopped
+from malt.engine.build import build
+from malt.engine.fill import fill
+from malt.engine.job import Job, check_models, make_job
+from malt.engine.run import Run
+from malt.errors import ConfigError, NothingToPublish, QuestionError, RunStopped
 from malt.grading.judge import LLMEvaluator
-from malt.grading.references import check_references
-from malt.llm.completers import EVERY_ROLE, asker
-from malt.llm.run_lock import lease
-from malt.llm.session import Session, session_for
+from malt.llm.client.run_lock import hold_run_lock
 from malt.prompts import load_prompts
 from malt.questions.question import Question, read_question
 from malt.questions.readers import Row
-from malt.questions.screening import screen
 from malt.trees.credit import ValuedTree
-from malt.trees.pipeline import assess
-from malt.trees.replay import windows
+from malt.trees.replay import read_trees
 
 OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""
@@ -88,9 +79,9 @@ class TrainingDataGenerator:
         )
         if evaluator is not None and self.spec.run.mode == "batch":
             raise ConfigError('an evaluator that is given asks directly; declare it in the spec for run.mode = "batch"')
-        self.prompts = load_prompts(self.spec.prompts)
         self.judge = evaluator
-        self._run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
+        self._run = Run()
+        load_prompts(self.spec.prompts)
         check_models(self.spec)
 
     async def generate_trajectories(self, question: str, ground_truth: str) -> ValuedTree:
@@ -99,9 +90,10 @@ class TrainingDataGenerator:
         A branch that could not be had is in `tree.failures`. Raises `RunStopped` at a limit, `ConfigError` for a wrong
         key or model, and `QuestionError` or `GradingError` for a text or a reference that cannot be used.
         """
-        [asked] = read_rows([{"question": question, "ground_truth": ground_truth}], self.spec)
-        await self._ask_in_batches([asked])
-        return await self._tree(asked)
+        job = self._job([{"question": question, "ground_truth": ground_truth}])
+        await self._fill(job)
+        [assessed] = await asyncio.to_thread(read_trees, job.questions, job.source)
+        return assessed.valued
 
     async def generate_and_evaluate(
         self, training_data: Sequence[Mapping[str, str]], output_dir: str | Path | None = None
@@ -113,45 +105,29 @@ class TrainingDataGenerator:
         `NothingToPublish` where no tree is complete.
         """
         check_replaceable(output_dir)
-        questions = read_rows(training_data, self.spec)
-        async with lease(self.spec.name, Settings(), f"run {self._run}"):
-            version = await self._version(questions)
+        job = self._job(training_data)
+        async with hold_run_lock(self.spec.name, job.settings, f"run {self._run.name}"):
+            await self._fill(job)
+            version, _, reason = await asyncio.to_thread(build, job)
+        if version is None:
+            raise NothingToPublish(reason)
         if output_dir is None:
             return version
         shutil.rmtree(output_dir, ignore_errors=True)
         copied = open_version(shutil.copytree(version.path, output_dir))
         return replace(copied, created=version.created)
 
-    async def _version(self, questions: Sequence[Question]) -> DatasetVersion:
-        await self._ask_in_batches(questions)
-        screening = screen(questions, self.spec.dataset)
-        provenance = Provenance(self.prompts.digests, screening)
-        with VersionWriter(self.spec, provenance, Settings().datasets_dir / self.spec.name) as writer:
-            for window in windows(questions):
-                trees = await all_of(self._tree(question) for question in window)
-                writer.add(portion_of(trees, self.spec, screening))
-            return writer.publish()
+    def _job(self, rows: Sequence[Mapping[str, str]]) -> Job:
+        return make_job(self.spec, read_rows(rows), judge=self.judge)
 
-    async def _ask_in_batches(self, questions: Sequence[Question]) -> None:
-        """In batch mode fill the store, from which alone the trees are then grown."""
-        if self.spec.run.mode == "batch":
-            shortfall, _ = await ask_in_batches(questions, self.spec, self.prompts, self._session, self._run)
-            if reason := shortfall.stopped or shortfall.waits:
-                raise RunStopped(reason)
-
-    @property
-    def _session(self) -> Session:
-        return session_for(Settings(), self.spec.limits, run=self._run)
-
-    async def _tree(self, question: Question) -> ValuedTree:
-        asks = EVERY_ROLE if self.spec.run.mode == "direct" else ()
-        ask = asker(self._session, [question.question_id], asks, self._run)
-        async with beginning(ask, self.spec, self.prompts)(question):
-            return await assess(question, self.spec, self.prompts, ask, self.judge)
+    async def _fill(self, job: Job) -> None:
+        shortfall = (await fill(job, self._run)).shortfall
+        if reason := shortfall.stopped or shortfall.waits:
+            raise RunStopped(reason)
 
 
-def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question]:
-    """Read and check rows as those of a file are; their ids come from their content."""
+def read_rows(rows: Sequence[Mapping[str, str]]) -> list[Question]:
+    """Read rows as those of a file are; their ids come from their content."""
     if not rows:
         raise QuestionError("training_data has no rows; give some with a question and a ground_truth each")
     questions: dict[str, Question] = {}
@@ -163,7 +139,6 @@ def read_rows(rows: Sequence[Mapping[str, str]], spec: RunSpec) -> list[Question
         if question.question_id in questions:
             raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
         questions[question.question_id] = question
-    check_references(questions.values(), spec.evaluator)
     return list(questions.values())
 
 

@@ -12,22 +12,21 @@ from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
-from malt.datasets.publish.folders import refuse_in_versions
-from malt.datasets.publish.shard import stored_portions
+from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
-from malt.datasets.rows.examples import QuestionRow, question_row
+from malt.datasets.rows.examples import question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
-from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import refuse_in_versions
 from malt.datasets.version.reading import parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question
-from malt.engine.job import Inputs
+from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
-from malt.grading.graders import check_references
+from malt.grading.references import check_references
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screened
-from malt.trees.replay import Source
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -65,16 +64,16 @@ def rebuild(
         raise VersionError(f"{out} is there already; name a folder that is not")
     if out is not None:
         refuse_in_versions(out.resolve())
-    inputs = inputs_again(version, sources or Sources())
-    changed = [*changed_prompts(version, inputs.prompts), *changed_questions(version, inputs)]
+    job = read_job_again(version, settings, sources or Sources())
+    changed = [*changed_prompts(version, job.prompts), *changed_questions(version, job)]
     if changed:
         return Rebuilt(version, differences=tuple(changed))
-    check_references(inputs.questions, version.spec.evaluator)
-    return build(version, inputs, settings, out)
+    check_references(job.questions, version.spec.evaluator)
+    return build_again(version, job, out)
 
 
-def inputs_again(version: DatasetVersion, sources: Sources) -> Inputs:
-    """Read the inputs as they are now: the version's own questions, unless those are damaged or a file is given."""
+def read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
+    """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
     spec = version.spec
     try:
         prompts = load_prompts(sources.prompts or spec.prompts)
@@ -82,14 +81,14 @@ def inputs_again(version: DatasetVersion, sources: Sources) -> Inputs:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
         own, screening = own_questions(version)
-        return Inputs(own, prompts, screening)
+        return Job(spec, prompts, own, screening, settings)
     declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
     try:
         questions = read_questions(declared)
     except QuestionError as error:
         damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
         raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
-    return Inputs(questions, prompts, screen(questions, spec.dataset))
+    return Job(spec, prompts, questions, screen(questions, spec.dataset), settings)
 
 
 def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
@@ -112,20 +111,20 @@ def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str
         )
 
 
-def changed_questions(version: DatasetVersion, inputs: Inputs) -> Iterator[str]:
+def changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
     """Say that the questions, or the test sets that they were compared with, are not those of then."""
     then = version.manifest
-    if digest_of(inputs.questions) != then.questions.sha256:
+    if digest_questions(job.questions) != then.questions.sha256:
         yield (
             f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
-            f"{len(inputs.questions)} now, not all the same; give the file as it was with --questions"
+            f"{len(job.questions)} now, not all the same; give the file as it was with --questions"
         )
-    for test_set in inputs.screening.test_sets:
+    for test_set in job.screening.test_sets:
         if test_set not in then.screening.test_sets:
             yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
 
 
-def digest_of(questions: Sequence[Question]) -> str:
+def digest_questions(questions: Sequence[Question]) -> str:
     """The digest of questions' values in order, as a manifest has it."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
     rows = [question_row(Tree(question, {}), "train", None) for question in questions]
@@ -133,19 +132,19 @@ def digest_of(questions: Sequence[Question]) -> str:
     return asked.hexdigest()
 
 
-def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path | None) -> Rebuilt:
+def build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt:
     """Write the version beside its place, and put it there if its content is what the manifest says."""
-    then, spec = version.manifest, version.spec
+    then = version.manifest
     place = version.path if out is None else out.resolve()
-    provenance = Provenance(inputs.prompts.digests, inputs.screening, then.created_at)
-    source = Source(spec, inputs.prompts, settings.store, then.created_at)
-    failed = failed_then(then)
-    with VersionWriter(spec, provenance, place.parent) as writer:
-        for portion in stored_portions(inputs.questions, source, inputs.screening, writer.figures, failed):
-            writer.add(portion)
-        missing = [branch for branch in writer.figures.census.failures if branch.question_id not in failed]
+    provenance = Provenance(job.prompts.digests, job.screening, then.created_at)
+    source = job.source._replace(moment=then.created_at, patience_s=0.0)
+    failed = failures_of(then)
+    with VersionWriter(version.spec, provenance, place.parent) as writer:
+        for shard in stored_shards(job.questions, source, job.screening, writer.stats, failed):
+            writer.add(shard)
+        missing = [branch for branch in writer.stats.trees.failures if branch.question_id not in failed]
         now = writer.manifest(writer.finish(), then.version, then.parent)
-        differences = told_missing(missing) or told_rows(version, now)
+        differences = describe_missing(missing) or describe_row_changes(version, now)
         if differences:
             return Rebuilt(version, differences=tuple(differences))
         if out is None and not verify(version):
@@ -155,7 +154,7 @@ def build(version: DatasetVersion, inputs: Inputs, settings: Settings, out: Path
     return Rebuilt(version, place, written=True)
 
 
-def failed_then(then: Manifest) -> dict[str, list[FailedBranch]]:
+def failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
     """Return what was missing of the questions that were incomplete: they stay so."""
     failed: dict[str, list[FailedBranch]] = {}
     for failure in then.failures:
@@ -164,7 +163,7 @@ def failed_then(then: Manifest) -> dict[str, list[FailedBranch]]:
     return failed
 
 
-def told_missing(missing: Sequence[FailedBranch]) -> list[str]:
+def describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
     """Say what the store lacks."""
     named = [
         f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
@@ -174,7 +173,7 @@ def told_missing(missing: Sequence[FailedBranch]) -> list[str]:
     return [*named, *([f"store: … and lacks {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else [])]
 
 
-def told_rows(version: DatasetVersion, now: Manifest) -> list[str]:
+def describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
     """Say which files would have other rows, and what may be the reason."""
     then = version.manifest
     if now.content_sha256 == then.content_sha256:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from malt.llm.session import stop_sessions
+from malt.llm.client.session import stop_sessions
 
 T = TypeVar("T")
 

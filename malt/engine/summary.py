@@ -3,7 +3,9 @@
 from pydantic import BaseModel, ConfigDict
 
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.llm.usage import Tally
+from malt.engine.build import Built
+from malt.engine.job import Job
+from malt.engine.run import Filled
 from malt.trees.pipeline import Shortfall
 from malt.trees.tree import FailedBranch
 
@@ -45,6 +47,10 @@ class RunSummary(BaseModel):
     """Leaves of the version by what became of them."""
     graded_by: dict[str, int]
     """Leaves of the version by the kind of grader that decided."""
+    unread: int = 0
+    """Wrong leaves whose answer no grader could read whole."""
+    disputed: int = 0
+    """Leaves on which two ways of comparing mathematics disagree."""
 
     @property
     def exit_code(self) -> int:
@@ -87,7 +93,8 @@ class RunSummary(BaseModel):
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
             f"# {self.reference}\n\n{self.sentence}\n\n"
-            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}\n"
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}; "
+            f"not read: {self.unread}, disputed: {self.disputed}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
             f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
@@ -95,20 +102,20 @@ class RunSummary(BaseModel):
         )
 
 
-def summarise(
-    dataset: str, questions: int, tally: Tally, shortfall: Shortfall, version: DatasetVersion | None, wall_s: float
-) -> RunSummary:
-    """Put a run's figures together."""
-    used = tally.total
+def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> RunSummary:
+    """Put a run's figures together; `built` is None where nothing was to be published."""
+    version = None if built is None else built.version
+    shortfall, used = _found_missing(filled.shortfall, built), filled.tally.total
     counts = None if version is None else version.manifest.counts
+    questions = len(job.questions)
     return RunSummary(
-        dataset=dataset,
+        dataset=job.spec.name,
         version=None if version is None else version.number,
         created=version is not None and version.created,
         path=None if version is None else str(version.path),
         content_sha256=None if version is None else version.manifest.content_sha256,
         questions=questions,
-        complete=complete_questions(questions, shortfall) if counts is None else counts.complete,
+        complete=_complete_questions(questions, shortfall) if counts is None else counts.complete,
         failed_branches=len(shortfall.failures),
         requests=used.requests,
         completions=used.completions,
@@ -120,21 +127,27 @@ def summarise(
         stopped=shortfall.stopped,
         waits=shortfall.waits,
         failures=shortfall.failures,
-        rows={} if version is None else rows_by_file(version),
+        rows={} if version is None else _rows_by_file(version),
         outcomes={} if counts is None else dict(counts.outcomes),
         graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
+        unread=0 if version is None else version.manifest.diagnostics.unread.count,
+        disputed=0 if version is None else version.manifest.diagnostics.disputed.count,
     )
 
 
-def complete_questions(questions: int, shortfall: Shortfall) -> int:
+def _found_missing(shortfall: Shortfall, built: Built | None) -> Shortfall:
+    """Return what the store was found to lack; after a stop nearly all is missing, and the reason is known."""
+    if built is None or shortfall.stopped is not None:
+        return shortfall
+    return shortfall._replace(failures=built.failures)
+
+
+def _complete_questions(questions: int, shortfall: Shortfall) -> int:
     """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
-    return (
-        0
-        if shortfall.stopped or shortfall.waits
-        else questions - len({failure.question_id for failure in shortfall.failures})
-    )
+    if shortfall.stopped or shortfall.waits:
+        return 0
+    return questions - len({failure.question_id for failure in shortfall.failures})
 
 
-def rows_by_file(version: DatasetVersion) -> dict[str, int]:
-    """Rows of each of a version's files that has rows."""
+def _rows_by_file(version: DatasetVersion) -> dict[str, int]:
     return {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None}

@@ -1,24 +1,24 @@
-"""Outlay: what growing one question's tree may take, so that under a cap none is begun that cannot be finished."""
+"""What growing one question's tree may cost, so that under a cap none is begun that cannot be finished."""
 
 from contextlib import nullcontext
 
-from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec, slots_of
 from malt.engine.job import models_asked
-from malt.llm.batch.api import in_batches
-from malt.llm.budget import Amount, worst_case
-from malt.llm.completers import Asker
+from malt.llm.batch.api import is_asked_in_batches
+from malt.llm.budget import Amount, estimate_worst_case
+from malt.llm.client.completers import SessionCompleter
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
-from malt.trees.pipeline import Begin
+from malt.trees.pipeline import Admit
 
-SHOWN = {Role.GENERATOR: (), Role.VERIFIER: PLAYERS[:1], Role.REFINER: PLAYERS[:2], Role.EVALUATOR: PLAYERS[2:]}
+SHOWN = {role: PLAYERS[:depth] for depth, role in enumerate(PLAYERS)} | {Role.EVALUATOR: PLAYERS[-1:]}
 """Whose texts each role is shown."""
 
 
-def beginning(ask: Asker, spec: RunSpec, prompts: PromptSet) -> Begin:
+def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Admit:
     """Return what every tree waits for: room under the caps, where there are any."""
     if not spec.limits.capped:
         return lambda _question: nullcontext()
@@ -33,13 +33,13 @@ def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amou
 
 def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return one role's part of it."""
-    prices = call.price(model, batched=in_batches(model, spec)) or (0.0, 0.0)
+    prices = call.find_price(model, batched=is_asked_in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)
-    completions = nodes.get(role, nodes[Role.REFINER])
+    completions = nodes.get(role, nodes[PLAYERS[-1]])
     requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
     shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
-    request = CompletionRequest(role, model, empty_prompt(role, question, prompts), question.question_id)
-    prompt = worst_case(request, 0, prices)
+    request = CompletionRequest(role, model, _unwritten_prompt(role, question, prompts), question.question_id)
+    prompt = estimate_worst_case(request, 0, prices)
     longest = model.max_tokens or 0
     return Amount(
         requests * (prompt.usd + shown * prices[0]) + completions * longest * prices[1],
@@ -47,9 +47,7 @@ def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpe
     )
 
 
-def empty_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
+def _unwritten_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
     """Return a role's prompt without the texts that others have yet to write."""
-    if role is Role.EVALUATOR:
-        return prompts.messages(role, question=question.question, ground_truth=question.ground_truth, answer="")
-    written = ("solution", "verification")[: PLAYERS.index(role)]
-    return prompts.messages(role, question=question.question, **dict.fromkeys(written, ""))
+    known = {"question": question.question, "ground_truth": question.ground_truth}
+    return prompts.messages(role, **{slot: known.get(slot, "") for slot in slots_of(role)})

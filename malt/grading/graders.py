@@ -1,87 +1,62 @@
-"""Outcome and Grade: what graders say of one answer. Graders form a cascade: each decides, or passes the answer on.
+"""The kinds of graders, one class each, and the cascade that they form: each decides, or passes the answer on.
 
 | kind | decides | passes on |
 |---|---|---|
 | `exact` | the texts are equal but for case, space, markup and surrounding punctuation | a miss |
 | `contains` | the reference stands in the answer (in the whole reply if none is marked) as whole words | a miss |
-| `number` | both sides are numbers | what cannot be read as one |
-| `math` | math-verify finds them equal, or both are mathematics without words and differ | words, nothing readable |
-| `choice` | the answer names one of the choices | what names none |
+| `number` | both sides are numbers | what cannot be read whole as one |
+| `math` | both sides are read whole as mathematics | words, what is not read to its end |
+| `choice` | the answer names one of the choices | what names none, or several |
 | `python` | a score was returned | None |
 | `llm` | the judge's reply can be read | |
 
-What is passed on to nobody is wrong (`unanswered` where nothing could be read), unless a grader of the cascade failed
-(time limit, crash, unreadable judge): then it is unknown. Grades are not stored, only the judge's replies are: a rerun
-grades all answers again.
+What is passed on to nobody is wrong (`unanswered` where no answer was found, `unread` where one was and could not be
+read whole), unless a grader of the cascade failed (time limit, crash, unreadable judge): then it is unknown. Grades
+are not stored, only the judge's replies are: a rerun grades all answers again.
+
+A new kind is a class here and its name in `GraderKind` of the spec.
 """
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import ClassVar, Protocol, Self
 
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import GradingError
-from malt.grading.answers import clean, final_answer, normalised, read_choice, read_number
-from malt.grading.math_worker import MathVerdict, call_function, compare_math
-from malt.grading.numbers import equal
-from malt.grading.process_pool import CallFailed, run_in_pool
-from malt.grading.references import check_references as check_references
-from malt.grading.references import choice_reference, is_whole, number_reference, spellings, stands_in, text_reference
+from malt.grading.answers import (
+    clean,
+    final_answer,
+    is_true_or_false,
+    normalised,
+    read_number,
+    sentence,
+    stands_in,
+    unmarked_formula,
+    without_stop_tokens,
+)
+from malt.grading.choices import parse_choice, read_choice
+from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, brief, right, unanswered, unknown, unread, wrong
+from malt.grading.math_worker import (
+    MathVerdict,
+    call_function,
+    check_function,
+    compare_math,
+    is_expression,
+    is_mathematics,
+)
+from malt.grading.numbers import Quantity, equal, parse_quantity
+from malt.grading.process_pool import START_LIMIT_S, CallFailed, run_in_pool, submit
 from malt.llm.request import RequestFailed
 from malt.questions.question import Question
 
+LOG = logging.getLogger("malt.grading")
 
-class Outcome(StrEnum):
-    """What became of one answer."""
-
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNANSWERED = "unanswered"
-    """No answer could be read; counts as wrong."""
-    TRUNCATED = "truncated"
-    """Cut off at max_tokens; counts as `[credit] truncated` says."""
-    UNKNOWN = "unknown"
-    """The grader failed: it timed out, crashed, or could not be read. Never counts as wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Scores in [0, 1] and their grounds. An objective grader gives both scores the value of its one verdict."""
-
-    correctness_score: float
-    reasoning_score: float
-    explanation: tuple[str, ...] = ()
-    key_matches: tuple[str, ...] = ()
-    score: float = 0.0
-    """Weighted mean of the scores; the leaf's reward."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """What a grader made of one answer; `evaluation` is None exactly where the outcome is unknown."""
-
-    outcome: Outcome
-    answer: str | None
-    """The final answer that was read from the text."""
-    grader: str
-    """The kind that decided."""
-    evaluation: Evaluation | None
-    error: str | None = None
-    """Why the outcome is unknown."""
-
-    @property
-    def reward(self) -> float | None:
-        """The leaf's reward in [0, 1], or None where it is unknown."""
-        return None if self.evaluation is None else self.evaluation.score
-
-
-class Verdict(NamedTuple):
-    """One grader's word: its grade, and whether the graders after it are asked no more."""
-
-    grade: Grade
-    decisive: bool
+LONGEST_MATH = 10_000
+"""Characters of an answer past which mathematics is not attempted: the grade is unknown."""
 
 
 class Grader(Protocol):
@@ -103,6 +78,7 @@ class Grader(Protocol):
 
 async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Grade:
     """Grade a reply with the first of the graders that can decide; see the module for what holds if none can."""
+    text = without_stop_tokens(text)
     passed: list[Grade] = []
     for grader in graders:
         try:
@@ -122,12 +98,6 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
     return unknown(kinds, None, f"reference {brief(question.ground_truth)} cannot be graded with {kinds}").grade
 
 
-def truncated_grade() -> Grade:
-    """Return the grade of a reply that was cut off at max_tokens: no grader sees it."""
-    why = "cut off at max_tokens: not a finished answer"
-    return Grade(Outcome.TRUNCATED, None, "none", Evaluation(0.0, 0.0, (why,)))
-
-
 def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]:
     """Return the graders a config names, in its order. Raises `GradingError` where it names `llm` and none is given."""
     if "llm" in spec.kind and judge is None:
@@ -135,139 +105,241 @@ def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]
     return tuple(judge if kind == "llm" and judge is not None else objective_grader(kind, spec) for kind in spec.kind)
 
 
-def objective_grader(kind: GraderKind, spec: EvaluatorSpec) -> Grader:
+def objective_grader(kind: GraderKind, spec: EvaluatorSpec) -> "ObjectiveGrader":
     """Return the grader of a kind that asks no model."""
-    match kind:
-        case "exact":
-            return ExactGrader()
-        case "contains":
-            return ContainsGrader()
-        case "number":
-            return NumberGrader()
-        case "choice":
-            return ChoiceGrader()
-        case "math":
-            return MathGrader(spec.grader_timeout_s)
-        case "python" if spec.function is not None:
-            return PythonGrader(spec.function, spec.grader_timeout_s)
-    raise GradingError(f"kind {kind!r} is no objective grader")
+    if kind not in GRADERS:
+        raise GradingError(f"kind {kind!r} is no objective grader")
+    return GRADERS[kind].of(spec)
 
 
-class ExactGrader:
+@dataclass(frozen=True)
+class ObjectiveGrader:
+    """A grader that asks no model. What it needs of a reference it says itself, before any model is asked."""
+
+    kind: ClassVar[GraderKind]
+    refuses: ClassVar[str]
+    """What is wrong with a reference that it cannot use, after `the reference`."""
+
+    @classmethod
+    def of(cls, spec: EvaluatorSpec) -> Self:  # noqa: ARG003 - those that take settings override it
+        """Return the grader that a config declares."""
+        return cls()
+
+    def check(self) -> None:
+        """Raise `GradingError` where the grader itself cannot work."""
+
+    def accepts(self, question: Question) -> "bool | Future[bool]":
+        """Whether it can use the reference; the answer may come from a process."""
+        raise NotImplementedError
+
+    async def __call__(self, question: Question, text: str) -> Verdict | None:
+        """Grade a reply, as `Grader` says."""
+        raise NotImplementedError
+
+
+class ExactGrader(ObjectiveGrader):
     """Equal texts are right; a miss is wrong, and another grader may see more in it."""
 
     kind = "exact"
+    refuses = "is empty"
+
+    def accepts(self, question: Question) -> bool:
+        """Take any text."""
+        return bool(_text_reference(question.ground_truth))
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Compare the marked answer, or its first sentence, or an unmarked reply that is nothing but the answer."""
-        target = text_reference(question.ground_truth)
+        target = _text_reference(question.ground_truth)
         answer = final_answer(text)
         if answer is None:
-            return right(self.kind, clean(text), question) if normalised(text) == target else unanswered(self.kind)
-        if target in (normalised(answer), normalised(answer.partition(". ")[0])):
+            whole = clean(text)
+            return right(self.kind, whole, question) if _is_same_text(whole, target) else unanswered(self.kind)
+        if _is_same_text(answer, target) or _is_same_text(sentence(answer), target):
             return right(self.kind, answer, question)
         return wrong(self.kind, answer, question, decisive=False)
 
 
-class ContainsGrader:
+class ContainsGrader(ObjectiveGrader):
     """A reference that stands in the answer is right, for models that chat; a miss may be seen otherwise by others."""
 
     kind = "contains"
+    refuses = "is empty"
+
+    def accepts(self, question: Question) -> bool:
+        """Take any text."""
+        return bool(_text_reference(question.ground_truth))
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Look through the marked answer, or through the whole reply where none is marked."""
-        answer = final_answer(text)
-        if not text_reference(question.ground_truth):
+        if not _text_reference(question.ground_truth):
             return None
+        answer = final_answer(text)
         scope = normalised(text if answer is None else answer).replace("**", "")
         if not scope:
             return unanswered(self.kind)
-        for spelling in spellings(question.ground_truth):
+        for spelling in _spellings(question.ground_truth):
             if stands_in(spelling, scope):
                 return right(self.kind, answer or spelling, question)
-        return wrong(self.kind, answer, question, decisive=False)
+        return wrong(self.kind, answer or "", question, decisive=False)
 
 
-class NumberGrader:
-    """Compare as numbers, exactly; the two readings of `50%` or `2 million` both count."""
+@dataclass(frozen=True)
+class NumberGrader(ObjectiveGrader):
+    """Compare as numbers, exactly; the two readings of `50%` or `2 million` both count.
+
+    A reference that is an expression, `5!` or `3x`, is compared as mathematics.
+    """
 
     kind = "number"
+    refuses = "is not a number"
+
+    timeout_s: float
+
+    @classmethod
+    def of(cls, spec: EvaluatorSpec) -> Self:
+        """Take the time limit from the config."""
+        return cls(spec.grader_timeout_s)
+
+    def accepts(self, question: Question) -> "bool | Future[bool]":
+        """Take one number, in words or digits, with a unit; or one expression."""
+        if _number_reference(question.ground_truth) is not None:
+            return True
+        return _has_digit(question) and submit(
+            is_expression, _math_reference(question.ground_truth), question.question, timeout_s=self.timeout_s
+        )
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Decide both ways where both sides are numbers."""
-        target = number_reference(question.ground_truth)
+        target = _number_reference(question.ground_truth)
         if target is None:
-            return None
+            return (
+                await compare_as_mathematics(self.kind, question, text, self.timeout_s)
+                if _has_digit(question)
+                else None
+            )
         read = read_number(text)
         if read is None:
             return unanswered(self.kind)
         if read.quantity is None:
-            return wrong(self.kind, read.answer, question, decisive=False)
+            return unread(self.kind, read.answer, "it is not one number")
         if equal(read.quantity, target):
             return right(self.kind, read.answer, question)
-        return wrong(self.kind, read.answer, question, decisive=True)
+        return wrong(self.kind, read.answer, question)
 
 
-class ChoiceGrader:
+class ChoiceGrader(ObjectiveGrader):
     """Compare letters; a choice's own words stand for its letter."""
 
     kind = "choice"
+    refuses = "is neither a letter nor the text of one of its choices"
+
+    def accepts(self, question: Question) -> bool:
+        """Take a letter, or a choice's own text."""
+        return _choice_reference(question.ground_truth, question.choices) is not None
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Decide both ways where the answer names a choice."""
-        target = choice_reference(question.ground_truth, question.choices)
+        target = _choice_reference(question.ground_truth, question.choices)
         if target is None:
             return None
         read = read_choice(text, question.choices)
         if read is None:
             return unanswered(self.kind)
-        if read.letter == target:
-            return right(self.kind, read.answer, question)
-        return wrong(self.kind, read.answer, question, decisive=read.letter is not None)
+        if read.letter is None:
+            return unread(self.kind, read.answer, "it names no single choice")
+        return (right if read.letter == target else wrong)(self.kind, read.answer, question)
 
 
 @dataclass(frozen=True)
-class MathGrader:
-    """Compare as mathematics, with math-verify in a process that can be killed."""
+class MathGrader(ObjectiveGrader):
+    """Compare as mathematics, in a process that can be killed."""
+
+    kind = "math"
+    refuses = "is not mathematics that can be read whole"
 
     timeout_s: float
-    kind = "math"
+
+    @classmethod
+    def of(cls, spec: EvaluatorSpec) -> Self:
+        """Take the time limit from the config."""
+        return cls(spec.grader_timeout_s)
+
+    def accepts(self, question: Question) -> "bool | Future[bool]":
+        """Take what can be read whole as mathematics; one that takes longer than an answer may cannot."""
+        reference, given = _math_reference(question.ground_truth), question.ground_truth
+        if _plain_number(reference) is not None:
+            return True
+        return submit(is_mathematics, reference, question.question, "\\text" in given, timeout_s=self.timeout_s)
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Decide without a process what plainly is equal, or is two different whole numbers."""
-        target, answer = question.ground_truth, final_answer(text)
-        read = (text.strip() if answer is None else answer).replace("\u2013", "-")
-        if len(read) > LONGEST_MATH:
-            return unknown(self.kind, None, f"an answer of {len(read):,} characters is too long to be compared")
-        if not read:
-            return unanswered(self.kind)
-        plainly = plain_comparison(read, target)
-        if plainly is not None:
-            return (right if plainly else wrong)(self.kind, read, question)
-        try:
-            compared = await run_in_pool(compare_math, target, read, timeout_s=self.timeout_s)
-        except CallFailed as failure:
-            return unknown(self.kind, answer, str(failure))
-        return self._verdict(compared, answer, question)
+        """Decide where both sides are read whole and are no words."""
+        return await compare_as_mathematics(self.kind, question, text, self.timeout_s)
 
-    def _verdict(self, compared: MathVerdict, answer: str | None, question: Question) -> Verdict | None:
-        match compared.result:
-            case "no reference":
-                return None
-            case "equal":
-                return right(self.kind, answer or compared.read, question)
-            case "different":
-                return wrong(self.kind, answer or compared.read, question, decisive=compared.symbolic)
-        return unanswered(self.kind) if answer is None else wrong(self.kind, answer, question, decisive=False)
+
+async def compare_as_mathematics(kind: str, question: Question, text: str, timeout_s: float) -> Verdict | None:
+    """Compare a reply's answer to the reference; without a process where it plainly is equal, or both are digits."""
+    target, answer = _math_reference(question.ground_truth), final_answer(text)
+    read = unmarked_formula(text) if answer is None else answer
+    if len(read) > LONGEST_MATH:
+        return unknown(kind, None, f"an answer of {len(read):,} characters is too long to be compared")
+    if not read:
+        return unanswered(kind)
+    plainly = _compare_plainly(read, target)
+    if plainly is not None:
+        return (right if plainly else wrong)(kind, read, question)
+    try:
+        compared = await run_in_pool(compare_math, target, read, question.question, timeout_s=timeout_s)
+    except CallFailed as failure:
+        return unknown(kind, answer, str(failure))
+    return _math_verdict(kind, compared, read, question, marked=answer is not None)
+
+
+def _math_verdict(kind: str, compared: MathVerdict, read: str, question: Question, *, marked: bool) -> Verdict | None:
+    dispute = ""
+    if compared.disputed:
+        dispute = f"math-verify finds {brief(read)} and {brief(question.ground_truth)} not {compared.result}"
+        LOG.warning("question %s: %s", question.question_id, dispute)
+    if compared.result == "no reference":
+        return None
+    if compared.result == "equal":
+        return right(kind, read, question, dispute)
+    if not marked and (compared.words or compared.result == "unread"):
+        return unanswered(kind)
+    if compared.result == "unread":
+        return unread(kind, read, compared.why)
+    return wrong(kind, read, question, dispute, decisive=not compared.words)
 
 
 @dataclass(frozen=True)
-class PythonGrader:
+class PythonGrader(ObjectiveGrader):
     """A user's `module:function`, called with (question, ground_truth, reply) in a process that can be killed."""
+
+    kind = "python"
+    refuses = "is refused"
 
     function: str
     timeout_s: float
-    kind = "python"
+
+    @classmethod
+    def of(cls, spec: EvaluatorSpec) -> Self:
+        """Take the function from the config. Raises `GradingError` where it names none."""
+        if spec.function is None:
+            raise GradingError("kind 'python' needs [evaluator] function = \"module:function\"")
+        return cls(spec.function, spec.grader_timeout_s)
+
+    def check(self) -> None:
+        """Import the function where it will run."""
+        try:
+            submit(check_function, self.function, timeout_s=START_LIMIT_S).result()
+        except CallFailed as failure:
+            raise GradingError(
+                f"[evaluator] function = {self.function!r} cannot be imported: {failure}; "
+                "it must be a function in a module on the Python path"
+            ) from None
+
+    def accepts(self, question: Question) -> bool:  # noqa: ARG002 - the function alone knows
+        """Take any reference."""
+        return True
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Take what it returns as the score, right above one half; None passes on, whatever it raises is unknown."""
@@ -284,69 +356,72 @@ class PythonGrader:
         return Verdict(Grade(Outcome.RIGHT if score > 0.5 else Outcome.WRONG, answer, self.kind, said), decisive=True)
 
 
-LONGEST_MATH = 10_000
-"""Characters of an answer past which mathematics is not attempted: the grade is unknown."""
-LONGEST_KEPT = 1000
-"""Characters of an answer that a grade keeps."""
+GRADERS: Mapping[GraderKind, type[ObjectiveGrader]] = {
+    grader.kind: grader
+    for grader in (ExactGrader, ContainsGrader, NumberGrader, MathGrader, ChoiceGrader, PythonGrader)
+}
+"""Every kind but the judge's, `llm`."""
 
 
-def right(kind: str, answer: str | None, question: Question) -> Verdict:
-    """A right answer always decides."""
-    kept = kept_text(answer or "")
-    said = Evaluation(1.0, 1.0, (compared_line(kind, kept, question),), (kept,), 1.0)
-    return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
+# References, as each kind reads them.
 
 
-def wrong(kind: str, answer: str | None, question: Question, decisive: bool = True) -> Verdict:
-    """A wrong answer, or a miss that other graders may see otherwise."""
-    kept = None if answer is None else kept_text(answer)
-    said = Evaluation(0.0, 0.0, (compared_line(kind, kept, question),))
-    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive)
+@lru_cache(maxsize=8192)
+def _text_reference(reference: str) -> str:
+    """Return a reference as texts are compared; one that is nothing but punctuation stays as it is."""
+    return normalised(reference) or reference.strip().casefold()
 
 
-def unanswered(kind: str) -> Verdict:
-    """No answer was found; a grader that needs no marked answer may find one."""
-    said = Evaluation(0.0, 0.0, (f"{kind}: no answer was found",))
-    return Verdict(Grade(Outcome.UNANSWERED, None, kind, said), decisive=False)
+def _is_same_text(answer: str, target: str) -> bool:
+    said = normalised(answer)
+    truth = is_true_or_false(target)
+    return said == target or (truth is not None and is_true_or_false(said) is truth)
 
 
-def unknown(kind: str, answer: str | None, why: str) -> Verdict:
-    """The grader failed."""
-    return Verdict(Grade(Outcome.UNKNOWN, answer and kept_text(answer), kind, None, f"{kind}: {why}"), decisive=False)
+@lru_cache(maxsize=8192)
+def _spellings(reference: str) -> tuple[str, ...]:
+    """Return the texts that `contains` looks for: the reference, and a whole number with and without its commas."""
+    number, text = parse_quantity(reference), _text_reference(reference)
+    if number is None or number.value.denominator != 1 or number.scale != 1:
+        return (text,)
+    return tuple(dict.fromkeys((text, str(number.value), f"{int(number.value):,}")))
 
 
-def plain_comparison(answer: str, reference: str) -> bool | None:
-    """Return whether two texts plainly are the same mathematics or differ, None where that takes more than looking."""
-    target_text = clean(reference)
-    if answer == target_text:
+def _has_digit(question: Question) -> bool:
+    return any(map(str.isdigit, question.ground_truth))
+
+
+@lru_cache(maxsize=8192)
+def _number_reference(reference: str) -> Quantity | None:
+    """Return the number that a text is, after a `####` or in a box too; None where it is not one, as `5!` is not."""
+    text = clean(reference.rpartition("####")[2])
+    return None if text.endswith("!") else parse_quantity(text)
+
+
+@lru_cache(maxsize=8192)
+def _choice_reference(reference: str, choices: tuple[str, ...]) -> str | None:
+    """Return the letter of a reference, which may be written as the choice's own text."""
+    return parse_choice(clean(reference), choices)
+
+
+@lru_cache(maxsize=8192)
+def _math_reference(reference: str) -> str:
+    """Return the mathematics of a reference: after a `####`, or in its last boxes; several of them are a list."""
+    boxes = final_answer(reference) if "\\boxed" in reference else None
+    return boxes or clean(reference.rpartition("####")[2])
+
+
+def _compare_plainly(answer: str, reference: str) -> bool | None:
+    """Return whether two texts are the same or two plain numbers, None where it takes more than looking."""
+    if "".join(answer.split()) == "".join(reference.split()):
         return True
-    if brackets(answer) != brackets(target_text) and brackets(answer) and brackets(target_text):
-        return False
-    given, target = number_reference(answer), number_reference(reference)
-    if given is None or target is None or "=" in reference:
-        return None
-    return True if equal(given, target) else False if is_whole(given) and is_whole(target) else None
+    given, wanted = _plain_number(answer), _plain_number(reference)
+    return None if given is None or wanted is None else given == wanted
 
 
-PAIR = re.compile(r"(?:\\left)?([(\[])[^()\[\]]*,[^()\[\]]*?(?:\\right)?([)\]])")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})", re.ASCII)
 
 
-def brackets(text: str) -> tuple[str, ...]:
-    """Return the brackets of a single pair or interval: math-verify takes `[1,5]` for the point `(1,5)` as well."""
-    match = PAIR.fullmatch(text.strip("$ "))
-    return match.groups() if match else ()
-
-
-def compared_line(kind: str, answer: str | None, question: Question) -> str:
-    """Say in one line what was compared."""
-    return f"{kind}: read {brief(answer or '')}, expected {brief(question.ground_truth)}"
-
-
-def brief(text: str) -> str:
-    """Quote a text, shortened."""
-    return repr(text if len(text) <= 80 else text[:79] + "…")
-
-
-def kept_text(answer: str) -> str:
-    """Return the part of an answer that a grade keeps."""
-    return answer if len(answer) <= LONGEST_KEPT else answer[: LONGEST_KEPT - 1] + "…"
+def _plain_number(text: str) -> int | None:
+    """Return a whole number that is nothing but digits."""
+    return int(text.replace(",", "")) if _PLAIN_NUMBER.fullmatch(text) else None

@@ -3,6 +3,7 @@
 How a reply is read is in `replies.py`. The criteria are text: `prompts/<set>/evaluator/`.
 """
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic import JsonValue, ValidationError
 from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.grading.answers import final_answer
-from malt.grading.graders import Evaluation, Grade, Outcome, Verdict
+from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
 from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
 from malt.prompts import PromptSet, load_prompts
@@ -133,6 +134,12 @@ class LLMEvaluator:
             complete=complete,
         )
 
+    def asking_with(self, complete: Complete) -> Self:
+        """Return the same judge, asking with `complete`."""
+        other = copy.copy(self)
+        other._complete = complete
+        return other
+
     async def evaluate_answer(self, question: str, ground_truth: str, answer: str) -> Judgement:
         """Judge one answer; an empty one scores zero without a request.
 
@@ -211,7 +218,7 @@ class LLMEvaluator:
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
-    from malt.llm.completers import ask_default as ask
+    from malt.llm.client.completers import ask_default as ask
 
     return await ask(request)
 

@@ -3,76 +3,112 @@
 import math
 import re
 import sys
-from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from malt.grading.process_pool import resolve
 
 if TYPE_CHECKING:
-    from sympy import Basic
+    from malt.grading.math_reader import Reading
 
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
-
-TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|operatorname|begin|end)\s*\{[^{}]*+\}")
-WORD = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|lim|max|min|mod)(?![A-Za-z]))[A-Za-z]{3,}"
-)
-LATEX_PLACE = re.compile(r"\$|\\\(|\\\[|\\boxed")
-JOINED = re.compile(r",?\s(?:and|or)\s")
 
 MathResult = Literal["equal", "different", "unread", "no reference"]
 
 
 class MathVerdict(NamedTuple):
-    """How an answer compares to a reference, and what was read of it; `symbolic`: there are no words on either side."""
+    """How an answer compares to a reference, and why it was not read; `words`: one of them is no mathematics.
+
+    `disputed`: math-verify's own comparison of the same two expressions says otherwise.
+    """
 
     result: MathResult
-    read: str | None = None
-    symbolic: bool = False
+    why: str = ""
+    words: bool = False
+    disputed: bool = False
 
 
-def compare_math(expected: str, answer: str) -> MathVerdict:
-    """Compare an answer to a reference as mathematics, with math-verify: order matters, the reference sets the form."""
+def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
+    """Compare an answer to a reference as mathematics: both are read whole, or they are not compared."""
+    from malt.grading.math_compare import same
+    from malt.grading.math_reader import Words
+    from malt.grading.math_tokens import Unread
+
+    prepare()
+    try:
+        target = _read_reference(reference, question)
+    except Unread as unread:
+        return MathVerdict("no reference", str(unread))
+    try:
+        given = _read(answer, question + " " + reference)
+        equal = same(target, given)
+    except Unread as unread:
+        return MathVerdict("unread", str(unread))
+    words = isinstance(target, Words) or isinstance(given, Words)
+    return MathVerdict("equal" if equal else "different", "", words, _verified(target, given) not in (equal, None))
+
+
+def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
+    """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
+    from malt.grading.math_reader import Words
+    from malt.grading.math_tokens import Unread
+
+    prepare()
+    try:
+        return may_be_words or not isinstance(_read_reference(reference, question), Words)
+    except Unread:
+        return False
+
+
+def is_expression(reference: str, question: str) -> bool:
+    """Say whether a reference is read whole as one expression."""
+    from malt.grading.math_reader import Value
+    from malt.grading.math_tokens import Unread
+
+    prepare()
+    try:
+        return isinstance(_read_reference(reference, question), Value)
+    except Unread:
+        return False
+
+
+_BARE_METRES = re.compile(r"\s*[0-9.]+\s?m\s*")
+_NOUN = re.compile(r"[A-Za-z]{3,}")
+
+
+@lru_cache(maxsize=2048)
+def _read_reference(reference: str, question: str) -> "Reading":
+    """Read a reference; `12m` are metres where the question has no symbol `m`."""
+    if _BARE_METRES.fullmatch(reference) and not re.search(r"(?<![A-Za-z\\])m(?![A-Za-z])", question):
+        reference = reference.replace("m", r"\text{ m}")
+    return _read(reference, question + " " + reference)
+
+
+def _read(text: str, context: str) -> "Reading":
+    from malt.grading.math_reader import read_math
+
+    return read_math(text, _nouns(context))
+
+
+@lru_cache(maxsize=2048)
+def _nouns(context: str) -> frozenset[str]:
+    """Return the words of a question and its reference, which an answer may name beside its value."""
+    from malt.grading.units import TURNING
+
+    return frozenset(word.lower() for word in _NOUN.findall(context)) - TURNING
+
+
+def _verified(target: "Reading", given: "Reading") -> bool | None:
+    """Ask math-verify about the same two expressions; None where they plainly are one, or it does not compare such."""
     from math_verify import verify
 
-    prepare()
-    target = read_math(expected)
-    if not is_symbolic(target):
-        return MathVerdict("no reference")
-    given = read_math(answer)
-    if not given:
-        return MathVerdict("unread")
-    equal = verify(target, given, timeout_seconds=None)
-    symbolic = is_symbolic(given) and not (WORD.search(expected) or WORD.search(answer))
-    return MathVerdict("equal" if equal else "different", str(given[-1]), symbolic)
+    from malt.grading.math_compare import sympy_form
 
-
-def is_mathematics(reference: str) -> bool:
-    """Say whether math-verify finds mathematics in a reference; words outside LaTeX are none."""
-    prepare()
-    return is_symbolic(read_math(reference))
-
-
-def read_math(text: str) -> "list[Basic | str]":
-    """Return what math-verify reads: expressions, then the text they were read from; empty where it finds nothing."""
-    from math_verify import parse
-
-    found: list[Basic | str] = parse(placed(text), parsing_timeout=None)
-    return found
-
-
-def placed(text: str) -> str:
-    """Set mathematics that stands bare between delimiters: LaTeX is read only there, words only outside."""
-    if LATEX_PLACE.search(text) or WORD.search(JOINED.sub(", ", TEXT_COMMAND.sub("", text))):
-        return text
-    return f"${JOINED.sub(', ', text)}$"
-
-
-def is_symbolic(found: "Sequence[Basic | str]") -> bool:
-    """Whether anything was understood, rather than only found."""
-    return any(not isinstance(each, str) for each in found)
+    left, right = sympy_form(target), sympy_form(given)
+    if left is None or right is None or left == right or (left.is_Rational and right.is_Rational):
+        return None
+    return bool(verify(left, right, timeout_seconds=None))
 
 
 @cache

@@ -1,8 +1,47 @@
 # ruff: noqa: RUF001 - the signs that look alike are what this module is about
-"""Notation: making a text with typography, Markdown and LaTeX plain, so that numbers in it read alike."""
+"""Making texts plain, so that what means the same reads the same: typography, scripts, Markdown and LaTeX."""
 
 import re
+import unicodedata
 from collections.abc import Callable
+
+_TYPOGRAPHIC = str.maketrans(
+    {sign: plain for signs, plain in (
+        ("‘’‚‛ʼʹ′＇´", "'"), ("“”„‟«»″＂", '"'), ("−‐‑‒–—―﹣－", "-"), ("…", "..."),
+        ("。｡．", "."), ("，、､٬", ","), ("：", ":"), ("；", ";"), ("？", "?"), ("！", "!"), ("٫", "."), ("٪", "%"),
+        ("（", "("), ("）", ")"), ("【［「『", "["), ("】］」』", "]"),
+        ("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
+        ("\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069", ""),
+        ("\ufeff\ufe0e\ufe0f", ""),
+    ) for sign in signs}
+)  # fmt: skip
+_FULL_WIDTH = re.compile("[\uff01-\uff5e]+")
+_BORDER = re.compile(r"(?<=[0-9A-Za-z)\]%])(?=[^\W0-9A-Za-z_])|(?<=[^\W0-9A-Za-z_])(?=[-+(\[$]?[0-9A-Za-z])")
+
+
+def typed(text: str) -> str:
+    """Return a text with the signs of a keyboard: quotation marks, dashes, full-width letters, any script's digits."""
+    if text.isascii():
+        return text
+    text = _FULL_WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text.translate(_TYPOGRAPHIC))
+    return "".join(c if c.isascii() or (digit := unicodedata.decimal(c, None)) is None else str(digit) for c in text)
+
+
+def apart(text: str) -> str:
+    """Return a text typed, with spaces where a script that knows no case meets Latin letters or digits: `共有18个`."""
+    if text.isascii():
+        return text
+    return _BORDER.sub(lambda border: " " if _is_border(border.string, border.start()) else "", typed(text))
+
+
+def _is_border(text: str, position: int) -> bool:
+    return not (is_spaced(text[position - 1]) and is_spaced(text[position]))
+
+
+def is_spaced(character: str) -> bool:
+    """Whether a character belongs to no script that writes words without spaces or glues them to numbers."""
+    return character.isascii() or unicodedata.category(character) not in ("Lo", "Mn", "Mc", "Lm")
+
 
 SYMBOL = "√"
 """What stands in a plain text for whatever makes a number symbolic: a root, π, a function, a broken fraction."""
@@ -14,7 +53,9 @@ SIGNS = {
     "⁄∕": "/",
     "×⋅·∗": "*",
     "≃≅": "≈",
-    "π∛∞": SYMBOL,
+    "π∛∞±∓": SYMBOL,
+    "≤⩽≦": "<",
+    "≥⩾≧≠": ">",
 }
 FRACTIONS = {
     "½": "1/2",
@@ -36,7 +77,6 @@ FRACTIONS = {
 PLAIN = str.maketrans(
     {sign: plain for signs, plain in SIGNS.items() for sign in signs}
     | {sign: f" {fraction}" for sign, fraction in FRACTIONS.items()}
-    | dict(zip("０１２３４５６７８９．，％＄／：＝", "0123456789.,%$/:=", strict=True))
 )
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -48,6 +88,7 @@ LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
     for pattern, replacement in (
         (r"\{,\}", ","),
         (r"\\!", ""),
+        (r"~", " "),
         (r"\\[$%#&]", lambda match: match[0][1]),
         (r"\\[dtc]?frac\s*\{([^{}\\]*+)\}\s*\{([^{}\\]*+)\}", r" \1/\2"),
         (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2"),
@@ -55,6 +96,7 @@ LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"\\(?:times|cdot)(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "÷"),
         (r"\\(?:approx|simeq)(?![a-zA-Z])", "≈"),
+        (r"\\(?:g|l)(?:eq?(?:slant)?|t)(?![a-zA-Z])|\\neq?(?![a-zA-Z])", ">"),
         (r"\^\s*\{([^{}]*+)\}", r"^\1"),
         (r"\^?\\(?:circ|degree)(?![a-zA-Z])", "°"),
         (
@@ -64,7 +106,9 @@ LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"\\(?:[a-zA-Z]+|.)|[{}]", " "),
     )
 )
-SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi)(?![A-Za-z])")
+SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|log|ln|sin|cos|tan|exp)(?![A-Za-z])")
+TAGS = re.compile(r"<<[^<>\n]{0,200}>>|</?[A-Za-z][^<>\n]{0,60}>")
+SPACES = re.compile(r"[ \t]{2,}")
 POWER = re.compile(r"(?<=[0-9])\*\*(?=-?[0-9])")
 SPACED_SIGN = re.compile(r"(?<![0-9)%] )(?<![0-9)%])([-+]) (?=[0-9]+/[0-9])")
 
@@ -72,12 +116,15 @@ SPACED_SIGN = re.compile(r"(?<![0-9)%] )(?<![0-9)%])([-+]) (?=[0-9]+/[0-9])")
 def plain(text: str) -> str:
     """Return the text in ASCII signs, without emphasis and LaTeX, fractions as `1/2`, roots and the like as `√`."""
     if not text.isascii():
-        text = SUPERSCRIPTS.sub(lambda match: "^" + match[0].translate(RAISED), text.translate(PLAIN))
-    if "\\" in text or "{" in text:
+        text = SUPERSCRIPTS.sub(lambda match: "^" + match[0].translate(RAISED), text)
+        text = apart(text.translate(PLAIN))
+    if "<" in text:
+        text = TAGS.sub(" ", text)
+    if "\\" in text or "{" in text or "~" in text:
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement, text)
     if "*" in text or "_" in text or "`" in text:
         text = POWER.sub("^", text).replace("**", "").replace("__", "").replace("`", "")
     if "/" in text:
         text = SPACED_SIGN.sub(r"\1", text)
-    return SYMBOLS.sub(SYMBOL, text) if "pi" in text or "sqrt" in text else text
+    return SPACES.sub(" ", SYMBOLS.sub(SYMBOL, text))

@@ -6,11 +6,15 @@ percent, units, LaTeX, small number words, and measures in two units. Not a numb
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from malt.grading.normalize import plain
+from malt.grading.number_words import NUMBER_WORDS, number_in_words
+from malt.grading.units import COUNTED
+from malt.grading.units import UNITS as UNIT_SPELLINGS
 
 LONGEST = 10_000
 """Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
@@ -50,7 +54,13 @@ def near(left: Fraction, right: Fraction) -> bool:
 
 # How one number is read.
 
-DIGITS = r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9]) | [0-9]++(?>(?:,[0-9]++)*))(?:\.[0-9]++)? | \.[0-9]++"
+DIGITS = (
+    r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9])(?:,[0-9]{1,2}(?![0-9,]))?"  # 1 234 567,89
+    r"|[0-9]{1,3}(?>(?:'[0-9]{3})+)(?![0-9])"  # 1'234
+    r"|[0-9]{1,3}(?>(?:\.[0-9]{3})+)(?:,[0-9]{1,2}(?![0-9,])"  # 1.234,56
+    r"|(?<=\.[0-9]{3}\.[0-9]{3})(?![0-9.]))"  # 1.234.567
+    r"|[0-9]++(?>(?:,[0-9]++)*))(?:\.[0-9]++)?|\.[0-9]++"
+)
 NUMBER = re.compile(
     rf"""
     (?<![\w.^√]) (?<![0-9][:/,]) (?<![^\W\d_]-)
@@ -66,10 +76,11 @@ NUMBER = re.compile(
       | \s?[*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
       )?
     )
-    (?![0-9]) (?!\s?[√^]) (?!\s?/\s?[0-9(]) (?!:[0-9]|\s:\s[0-9]) (?!\.[0-9])
+    (?![0-9]) (?!\s?[√^]) (?!_) (?!'[0-9]) (?!\() (?!\s?/\s?[0-9(]) (?!:[0-9]|\s:\s[0-9]) (?!\.[0-9])
     (?: \s?(?P<percent>%|percent(?![a-z]))
     | (?P<letter>[kKMB])(?![\w])
-    | \s(?P<magnitude>hundred|thousand|million|billion|trillion|dozen|cents?)(?![a-z])
+    | \s(?P<magnitude>hundred|thousand|million|billion|trillion|dozen|cents?|lakh|crore)(?![a-z])
+    | \s?(?P<ideograph>[万萬亿億千百만억])
     | (?P<cent>¢)
     )?
     """,
@@ -86,6 +97,12 @@ SCALES = {
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "lakh": 10**5,
+    "crore": 10**7,
+    **dict.fromkeys("万萬만", 10**4),
+    **dict.fromkeys("亿億억", 10**8),
+    "千": 1000,
+    "百": 100,
 }
 
 
@@ -99,6 +116,7 @@ def quantity(match: re.Match[str]) -> Quantity | None:
         scale = Fraction(1, 100)
     else:
         scale = Fraction(SCALES.get(match["letter"] or match["magnitude"] or "", 1))
+        value *= SCALES.get(match["ideograph"] or "", 1)
     return Quantity(match[0].strip(), -value if negative else value, scale)
 
 
@@ -130,8 +148,12 @@ def times_ten_to(value: Fraction, power: str) -> Fraction | None:
 
 
 def decimal(digits: str) -> Fraction | None:
-    """Read digits with separators: `1,250.5`, `1,00,000`, `1 000`; `12,50` has a decimal comma; `3,4,5` is a list."""
-    groups = digits.replace(" ", "").split(",")
+    """Read digits with separators: `1,250.5`, `1.250,5`, `1,00,000`, `1 000`, `12,50`; `3,4,5` is a list."""
+    if re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]{3})+(?:,[0-9]+|(?<=\.[0-9]{3}\.[0-9]{3}))", digits):
+        digits = digits.replace(".", "").replace(",", ".")
+    elif " " in digits:
+        digits = digits.replace(" ", "").replace(",", ".")
+    groups = digits.replace("'", "").split(",")
     if len(groups) == 1:
         return Fraction(groups[0])
     last = groups[-1].partition(".")[0]
@@ -184,33 +206,47 @@ def measured(match: re.Match[str]) -> Quantity | None:
     return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
 
 
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve "
-    "thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-)
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-WORD_VALUES = {
-    **{word: value for value, word in enumerate(SMALL.split())},
-    **{word: 10 * tens for tens, word in enumerate(TENS.split(), start=2)},
-}
-WORD_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6}
-
-
 def in_words(text: str) -> Quantity | None:
-    """Return the number that a plain text without digits begins with, as in `Twenty-five dollars`."""
-    total = current = 0
-    read: list[str] = []
-    for word in re.findall(r"[a-z]+", text[:200].lower()):
-        if word in WORD_VALUES:
-            current += WORD_VALUES[word]
-        elif word in WORD_SCALES and read:
-            current *= WORD_SCALES[word]
-            if word != "hundred":
-                total, current = total + current, 0
-        elif word != "and" or not read:
-            break
-        read.append(word)
-    return Quantity(" ".join(read).removesuffix(" and"), Fraction(total + current)) if read else None
+    """Return the number that a text without digits is, with at most a unit after it, as in `Twenty-five dollars`."""
+    words = _WORD_OR_SIGN.findall(text[:200])
+    if words and (ideographs := in_ideographs(words[0])) is not None:
+        return Quantity(words[0], Fraction(ideographs))
+    for end in range(min(len(words), 16), 0, -1):
+        value = number_in_words(" ".join(words[:end]))
+        if value is not None:
+            rest = {word.lower() for word in words[end:]}
+            if rest & (NUMBER_WORDS | _OPERATIONS):
+                return None
+            scale = Fraction(1, 100) if words[end : end + 1] in (["percent"], ["cents"], ["cent"]) else Fraction(1)
+            return Quantity(" ".join(words[:end]).lower(), Fraction(value), scale)
+    return None
+
+
+_IDEOGRAPHS = re.compile("[〇零一二两三四五六七八九十百千万萬亿億]+")
+
+
+def in_ideographs(text: str) -> int | None:
+    """Return the number that a text in Chinese numerals begins with, up to its counter: `十八个` is 18."""
+    found = _IDEOGRAPHS.match(text)
+    if found is None:
+        return None
+    total = section = digit = 0
+    for sign in found[0]:
+        value = 2 if sign == "两" else int(unicodedata.numeric(sign))
+        if value < 10:
+            digit = value
+        elif value < 10_000:
+            section, digit = section + (digit or 1) * value, 0
+        else:
+            total, section, digit = (total + section + digit) * value, 0, 0
+    return total + section + digit
+
+
+_WORD_OR_SIGN = re.compile(r"[^\W\d_]+|[^\w\s,;.!?'\"*()-]")
+_OPERATIONS_TEXT = """
+point and or to in squared cubed factorial choose mod minus plus times over divided
+"""
+_OPERATIONS = frozenset(_OPERATIONS_TEXT.split())
 
 
 # Which number of a text is the answer.
@@ -224,8 +260,18 @@ class Found(NamedTuple):
     quantity: Quantity | None
 
 
-TANGLED_BEFORE = re.compile(r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through)|√)\s?[$€£¥₹(]*$")
-TANGLED_AFTER = re.compile(r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through)\s(?=[$€£¥₹]?[0-9]))")
+TANGLED_BEFORE = re.compile(
+    r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through|by|point)|[√<>]=?|[0-9A-Za-z)]\s?\^"
+    r"|(?<![a-z])(?:not|(?:less|more|greater|fewer|larger|smaller|other)\sthan))\s?[$€£¥₹(]*$"
+)
+TANGLED_AFTER = re.compile(
+    r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through|by|point)\s(?=[$€£¥₹]?[0-9])|[-+*/<>^]=?\s?(?=√|[A-Za-z](?:$|[\s)^*/+=<>-]*$))"
+    r"|(?:squared|cubed|factorial|choose|halves|thirds|quarters|fifths)(?![a-z]))"
+)
+SYMBOL_AFTER = re.compile(r"\s?([A-Za-z]+)(?![A-Za-z'])")
+UNITS_OR_NOUNS = COUNTED | UNIT_SPELLINGS.keys()
+ATTACHED = frozenset({"st", "nd", "rd", "th", "am", "pm", "AM", "PM"})
+SPACED_LETTERS = frozenset("aAImgshlL")
 LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
 QUALIFIER_BEFORE = re.compile(
     r"(?<![a-z])(?:in|after|for|by|at|the|of|from|to|with|within|over|every|each|per|than|these|those|both|all|next|first"
@@ -237,10 +283,10 @@ CONCLUSION = re.compile(
 )
 EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
 LEAD_IN = re.compile(
-    r"[\s$€£¥₹~≈=:(\[\"'#>*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
+    r"[\s$€£¥₹~≈=:(\[\"'#*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
     re.IGNORECASE,
 )
-ASSIGNMENT = re.compile(r"^[^0-9=]{1,40}=")
+ASSIGNMENT = re.compile(r"^[^0-9=<>!≈]{1,40}=")
 UNITS_AFTER = re.compile(
     r"(?>(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8})[\s.!*_$)\]\"']*+"
 )
@@ -292,7 +338,7 @@ def last_quantity(text: str) -> Quantity | None:
     The result of `120 / 24 = 5 hours to read 120 pages` is 5.
     """
     for written in reversed(text[-LONGEST:].splitlines()):
-        line = plain(written)
+        line = plain(written.lstrip("> "))
         known = [number.quantity for number in numbers(line) if number.quantity is not None]
         if known:
             conclusion = tail(CONCLUSION, tail(SENTENCE_END, line))
@@ -349,8 +395,19 @@ def numbers(line: str) -> list[Found]:
 def standing(match: re.Match[str]) -> Quantity | None:
     """Return a number that stands for itself."""
     line, start = match.string, match.start() + len(match["sign"] or "")
-    tangled = TANGLED_BEFORE.search(line[max(0, start - 12) : start]) or TANGLED_AFTER.match(line, match.end())
-    return None if tangled else quantity(match)
+    tangled = TANGLED_BEFORE.search(line[max(0, start - 24) : start]) or TANGLED_AFTER.match(line, match.end())
+    return None if tangled or symbol_after(line, match.end()) else quantity(match)
+
+
+def symbol_after(line: str, end: int) -> bool:
+    """Whether letters after a number are symbols that it is multiplied with, rather than a unit or a word."""
+    found = SYMBOL_AFTER.match(line, end)
+    if found is None:
+        return False
+    run, attached = found[1], found.start(1) == end
+    if len(run) == 1:
+        return attached or run not in SPACED_LETTERS
+    return attached and len(run) < 4 and not (run in UNITS_OR_NOUNS or run in ATTACHED)
 
 
 def lead_in(line: str) -> int:

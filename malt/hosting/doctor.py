@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from malt.config.settings import Settings
 from malt.config.spec import ModelSpec, Role, RunSpec
-from malt.engine.job import models_asked, read_inputs
+from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
-from malt.llm.store.database import hidden
+from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
 
 QUESTION = Message("user", "Answer with one word: what is the capital of France?")
@@ -50,8 +50,8 @@ def tried(subject: str, trial: Callable[[], str]) -> Check:
 
 def told_of_inputs(spec: RunSpec) -> str:
     """Read questions and prompts."""
-    inputs = read_inputs(spec)
-    return f"{len(inputs.questions):,} questions, every reference answer can be graded against"
+    job = read_job(spec)
+    return f"{len(job.questions):,} questions, every reference answer can be graded against"
 
 
 def told_of_folder(settings: Settings) -> str:
@@ -66,7 +66,7 @@ def told_of_store(settings: Settings) -> str:
     """Open the store, and ask it something."""
     with Store(settings.store) as store:
         store.rows(["none"])
-    return f"{hidden(settings.store)} answers"
+    return f"{hide_password(settings.store)} answers"
 
 
 def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:

@@ -1,7 +1,7 @@
-"""The process of a private Prefect server; private_prefect.py starts it.
+"""The process of a Prefect server of ours; private_prefect.py starts it.
 
-Run as `python -m malt.hosting.prefect_server SOCKET DATABASE`. It ends when its standard input does: the process that
-started it holds the other end, and loses it however it ends.
+Run as `python -m malt.hosting.prefect_server SOCKET DATABASE HOST`. It ends when its standard input does: the process
+that started it holds the other end, and loses it however it ends.
 """
 
 import fcntl
@@ -18,15 +18,17 @@ from pathlib import Path
 
 import uvicorn
 
-from malt.loading import loading
+from malt.hosting.access import OwnPagesOnly
+from malt.processes import loading
 
-STOP_LIMIT_S = 5.0
-"""Seconds it may take to write its records once its time is over."""
+_STOP_LIMIT_S = 5.0
+"""Seconds it may take to write its records once it is told to end."""
 
 
 def main() -> None:
     """Serve Prefect's API on an open socket until standard input ends."""
-    listener, database = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    os.umask(0o077)  # its records are the user's alone
+    listener, database, host = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -35,24 +37,25 @@ def main() -> None:
         ws_per_message_deflate=False,  # events come from this machine
         timeout_graceful_shutdown=1,
     )
-    server = StartsAlone(config, database)
-    threading.Thread(target=end_with_parent, args=(server,), daemon=True).start()
+    server = _Server(config, database)
+    threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with loading():
         config.load()
+    config.loaded_app = OwnPagesOnly(config.loaded_app, host, listener.getsockname()[1])
     server.run(sockets=[listener])
 
 
-def end_with_parent(server: uvicorn.Server) -> None:
+def _end_with_parent(server: uvicorn.Server) -> None:
     """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
     while os.read(0, 1024):
         pass
     if server.started:
         server.should_exit = True
-        time.sleep(STOP_LIMIT_S)
+        time.sleep(_STOP_LIMIT_S)
     os._exit(1)
 
 
-class StartsAlone(uvicorn.Server):
+class _Server(uvicorn.Server):
     """A server that makes or upgrades its database while no other does the same to it."""
 
     def __init__(self, config: uvicorn.Config, database: Path) -> None:
@@ -60,17 +63,19 @@ class StartsAlone(uvicorn.Server):
         self._database = database
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the lock, then start; a database that was made is kept before the first request is let in."""
+        """Wait for the lock, then start; a new database is cached before the first request is let in."""
         with self._database.with_name("starting.lock").open("a") as lock, loading():
             fcntl.flock(lock, fcntl.LOCK_EX)
-            is_made = self._database.exists() or copied(made_before(), self._database)
+            is_made = self._database.exists() or copy_database(_cached_database(), self._database)
+            for path in self._database.parent.glob(f"{self._database.name}*"):
+                path.chmod(0o600)
             await super().startup(sockets)
             if not is_made:
-                copied(self._database, made_before())
+                copy_database(self._database, _cached_database())
 
 
-def made_before() -> Path | None:
-    """Return where a database without records is kept: making one takes Prefect's hundred migrations, 3 s of CPU.
+def _cached_database() -> Path | None:
+    """Return where a database without records is cached: making one takes Prefect's hundred migrations, 3 s of CPU.
 
     A user without a home folder has no such place.
     """
@@ -78,7 +83,7 @@ def made_before() -> Path | None:
     return caches / "malt" / f"prefect-{version('prefect')}.db" if caches.is_absolute() else None
 
 
-def copied(source: Path | None, target: Path | None) -> bool:
+def copy_database(source: Path | None, target: Path | None) -> bool:
     """Copy a database, whole or not at all, and say whether that was done; where it was not, Prefect makes its own."""
     if source is None or target is None or not source.exists():
         return False

@@ -17,20 +17,22 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
-from malt.hosting.supervise import Starts
+from malt.hosting.access import AUTH_STRING, own_origins, read_auth_string, warn_if_open
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
-START_LIMIT_S = 120.0
+_START_LIMIT_S = 120.0
 """Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database."""
-STOP_LIMIT_S = 6.0
+_STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
+_RESTARTS = 5
+"""How often it is started again where it is killed."""
 
-CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+_CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """How grave a log line must be to be printed."""
 
 TUNED = {
@@ -43,7 +45,7 @@ TUNED = {
     "DO_NOT_TRACK": "1",
     "PREFECT__SERVER_FINAL": "1",
 }
-"""What any server of ours is set to."""
+"""Settings of any server of ours."""
 PRIVATE = {
     **TUNED,
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
@@ -51,7 +53,7 @@ PRIVATE = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT__SERVER_EPHEMERAL": "1",  # no UI, and only the services that a run needs
 }
-"""What serves a single run is set to."""
+"""Settings of a server for a single run."""
 
 
 class NamedServer(NamedTuple):
@@ -62,8 +64,9 @@ class NamedServer(NamedTuple):
     """What to do where it goes away during a run."""
 
     def wait_until_ready(self) -> None:
-        """Check that it answers. Raises `ConfigError`."""
+        """Check that it answers, and warn where it lets anyone in. Raises `ConfigError`."""
         check_answers(self.api_url)
+        warn_if_open(self.api_url, ANSWER_LIMIT_S)
 
 
 def connect(data_dir: Path) -> "NamedServer | PrefectServer":
@@ -71,7 +74,7 @@ def connect(data_dir: Path) -> "NamedServer | PrefectServer":
 
     Raises `ConfigError`, as does waiting until the server can be asked, where that will not come.
     """
-    os.environ.setdefault(CONSOLE, "CRITICAL")  # the command tells what happened
+    os.environ.setdefault(_CONSOLE, "CRITICAL")  # the command tells what happened
     if url := os.environ.get("PREFECT_API_URL"):
         return NamedServer(url)
     os.environ.update(direct_to_loopback())
@@ -100,12 +103,19 @@ def check_answers(api_url: str) -> None:
 
 
 class PrefectServer:
-    """A Prefect server in a process of its own; it starts at once, and ends with this process however that ends."""
+    """A Prefect server in a process of its own; it starts at once, and ends with this process however that ends.
 
-    def __init__(self, home: Path, port: int = 0, settings: Mapping[str, str] = PRIVATE) -> None:
-        """Start it on a loopback port, any free one by default. Raises `OSError` where the port is taken."""
+    Only who has its authentication string may ask it; `environment` gives that to Prefect's clients.
+    """
+
+    def __init__(
+        self, home: Path, port: int = 0, settings: Mapping[str, str] = PRIVATE, host: str = "127.0.0.1"
+    ) -> None:
+        """Start it on a port, any free one by default. Raises `OSError` where that cannot be."""
         home.mkdir(parents=True, exist_ok=True)
-        self._home, self._settings = home, settings
+        home.chmod(0o700)
+        self.auth_string = read_auth_string(home)
+        self._home, self._host, self._settings = home, host, settings
         self.log = home / "server.log"
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         self._is_up, self._has_ended, self._stopping = False, False, threading.Lock()
@@ -113,40 +123,45 @@ class PrefectServer:
         atexit.register(self.stop)
 
     def _start(self, port: int) -> None:
-        with socket.create_server(("127.0.0.1", port), backlog=128) as listener, self.log.open("ab") as log:
+        with socket.create_server((self._host, port), backlog=128) as listener, _open_log(self.log) as log:
             self.port = int(listener.getsockname()[1])
+            arguments = (str(listener.fileno()), str(_database_in(self._home)), self._host)
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [
-                    sys.executable,
-                    "-m",
-                    "malt.hosting.prefect_server",
-                    str(listener.fileno()),
-                    str(database_in(self._home)),
-                ],
+                [sys.executable, "-m", "malt.hosting.prefect_server", *arguments],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                env={**os.environ, **self.environment, **self._settings, CONSOLE: "ERROR"},
+                env={**os.environ, **self.environment, **self._access_settings, **self._settings, _CONSOLE: "ERROR"},
                 start_new_session=True,  # Ctrl-C is for the run, which still tells the server how it ended
             )
 
+    @property
+    def _access_settings(self) -> dict[str, str]:
+        return {
+            "PREFECT_SERVER_API_AUTH_STRING": self.auth_string,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(self._host, self.port)),
+        }
+
     def _keep_up(self) -> None:
-        """Start it again, on its port, whenever it is killed; not for ever."""
-        starts = Starts()
-        while self.process.wait() < 0 and starts.again():
-            with self._stopping:
-                if not self._is_up:
-                    return
-                self._let_go()
-                try:
-                    self._start(self.port)
-                except OSError:  # the port was taken meanwhile, or nothing more can be started here
-                    break
+        """Start it again, on its port, where it is killed; not for ever."""
+        for _ in range(_RESTARTS):
+            if self.process.wait() >= 0 or not self._start_again():
+                break
+        else:
+            self.process.wait()
         self._has_ended = self._is_up
 
-    def _let_go(self) -> None:
-        """Close what tells the server that this process is there."""
+    def _start_again(self) -> bool:
+        with self._stopping, suppress(OSError):  # the port was taken meanwhile, or nothing more can be started here
+            if self._is_up:
+                self._close_stdin()
+                self._start(self.port)
+                return True
+        return False
+
+    def _close_stdin(self) -> None:
+        """Tell the server that this process has ended."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -156,39 +171,51 @@ class PrefectServer:
 
     @property
     def when_lost(self) -> str:
-        """What to do where it went away during a run, for good: the next one starts another."""
+        """What to do where it went away during a run, for good."""
         return f"run again ({self.log} has what it said last)"
 
     @property
     def api_url(self) -> str:
-        """Where it is asked."""
-        return f"http://127.0.0.1:{self.port}/api"
+        """Where clients on this machine ask it."""
+        host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "localhost") else self._host  # noqa: S104 - compared with
+        return f"http://{host}:{self.port}/api"
+
+    @property
+    def client_settings(self) -> dict[str, str]:
+        """What lets a Prefect client ask it."""
+        return {"PREFECT_API_URL": self.api_url, AUTH_STRING: self.auth_string}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes Prefect use it."""
-        return environment(self.api_url, self._home)
+        """What makes Prefect use it, whatever its user has set up for other servers."""
+        return {
+            **self.client_settings,
+            "PREFECT_HOME": str(self._home),
+            "PREFECT_PROFILE": "ephemeral",
+            "PREFECT_PROFILES_PATH": str(self._home / "profiles.toml"),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_database_in(self._home)}",
+        }
 
     def wait_until_ready(self) -> None:
         """Wait for the first answer: the socket is open already, so the question waits there. Raises `ConfigError`."""
         try:
-            urllib.request.urlopen(f"{self.api_url}/health", timeout=START_LIMIT_S).close()  # noqa: S310
+            urllib.request.urlopen(f"{self.api_url}/health", timeout=_START_LIMIT_S).close()  # noqa: S310
             self._is_up = True
             threading.Thread(target=self._keep_up, name="prefect-server", daemon=True).start()
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)  # its last words come as it ends
             raise ConfigError(
-                f"the private Prefect server did not start: {last_words(self.log, self.log_start) or error} "
+                f"the private Prefect server did not start: {last_line(self.log, self.log_start) or error} "
                 f"(see {self.log}); mend that, or set PREFECT_API_URL to a server of your own"
             ) from error
 
-    def stop(self, within_s: float = STOP_LIMIT_S) -> None:
+    def stop(self, within_s: float = _STOP_LIMIT_S) -> None:
         """End the server, once it has written its records; one that is not up yet has none."""
         atexit.unregister(self.stop)
         with self._stopping:
             was_up, self._is_up = self._is_up, False
-        self._let_go()
+        self._close_stdin()
         try:
             self.process.wait(within_s if was_up else 0)
         except subprocess.TimeoutExpired:
@@ -196,11 +223,15 @@ class PrefectServer:
             self.process.wait()
 
 
-def last_words(log: Path, start: int) -> str:
+def _open_log(path: Path) -> BinaryIO:
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def last_line(log: Path, start: int) -> str:
     """Return the line of a process's log, from `start` on, that says most about its end."""
-    with log.open(errors="replace") as lines_of:
-        lines_of.seek(start)
-        lines = [line.strip()[:300] for line in lines_of if line.strip()]
+    with log.open(errors="replace") as text:
+        text.seek(start)
+        lines = [line.strip()[:300] for line in text if line.strip()]
     return next((line for line in reversed(lines) if "Error: " in line), lines[-1] if lines else "")
 
 
@@ -211,19 +242,7 @@ def direct_to_loopback() -> dict[str, str]:
     return {"no_proxy": direct, "NO_PROXY": direct}
 
 
-def environment(api_url: str, home: Path) -> dict[str, str]:
-    """Return what makes Prefect use a private server, whatever its user has set up for others."""
-    return {
-        "PREFECT_API_URL": api_url,
-        "PREFECT_HOME": str(home),
-        "PREFECT_PROFILE": "ephemeral",
-        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database_in(home)}",
-    }
-
-
-def database_in(home: Path) -> Path:
-    """Return where a private server keeps its records."""
+def _database_in(home: Path) -> Path:
     return home / "prefect.db"
 
 

@@ -4,40 +4,47 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
-from urllib.error import HTTPError
+from typing import Any, NamedTuple
 
+from malt.canonical_json import digest
+from malt.config.spec import RunSpec
 from malt.engine.signals import on_signal
 from malt.errors import ConfigError
+from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, post_json, warn_if_open
 from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
     TUNED,
     PrefectServer,
     check_answers,
     direct_to_loopback,
-    last_words,
+    last_line,
 )
 from malt.hosting.supervise import STOP_LIMIT_S
 
 POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
-SHARED = {**TUNED, "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
-"""What a server with a UI is set to."""
-WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+SHARED = {
+    **TUNED,
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+}
+"""Settings of a server with a UI."""
+_WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 """How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
-SERVER_STOP_LIMIT_S = 1.5
-LOOK_EVERY_S = 0.5
+_SERVER_STOP_LIMIT_S = 1.5
+_LOOK_EVERY_S = 0.5
 
 Say = Callable[[str], None]
 
 
-class Child(NamedTuple):
-    """A process that has to last as long as the service; where it is killed, it is started again."""
+class _Child(NamedTuple):
+    """A process that has to last as long as the service."""
 
     name: str
     has_ended: Callable[[], bool]
@@ -45,108 +52,174 @@ class Child(NamedTuple):
     log_start: int
 
     def check(self) -> None:
-        """Raise `ConfigError` where it has ended by itself, or was killed too often."""
+        """Raise `ConfigError` where it has ended."""
         if self.has_ended():
-            said = last_words(self.log, self.log_start) or "it said nothing"
-            raise ConfigError(f"the {self.name} ended by itself: {said} (see {self.log}); mend that, and start again")
+            said = last_line(self.log, self.log_start) or "it said nothing"
+            raise ConfigError(f"the {self.name} has ended: {said} (see {self.log}); mend that, and start again")
 
 
-def up(project: Path, data_dir: Path, port: int, say: Say) -> None:
+def up(project: Path, data_dir: Path, say: Say, *, host: str, port: int, redeploy: bool = False) -> None:
     """Serve until a signal comes, with the flows of `project`; `say` is told the address of the UI.
 
-    Raises `ConfigError` where something does not start, or does not last.
+    `redeploy` brings all deployments back to prefect.yaml. Raises `ConfigError` where something does not start or last.
     """
     home = data_dir.resolve() / "prefect"
     os.environ["MALT_DATA_DIR"] = str(data_dir.resolve())  # a worker's flows run elsewhere
     stopping = threading.Event()
     with on_signal(stopping.set), ExitStack() as started:
-        children = [] if adopted() else [start_server(home, port, started)]
+        server = None if _is_server_named() else _start_server(home, host, port, started)
         api_url = os.environ["PREFECT_API_URL"]
-        make_pool(api_url)
-        children.append(start_worker(project, home, started))
-        deploy(project)
-        say(f"Prefect's UI: {api_url.removesuffix('/api')}")
-        say(f"for runs of `malt run` in it: export PREFECT_API_URL={api_url}")
-        say(f"logs: {home}; Ctrl-C ends server, worker and the runs under way")
-        while not stopping.wait(LOOK_EVERY_S):
+        _make_pool(api_url)
+        children = [_start_worker(project, home, started)]
+        deployed = deploy(project, api_url, redeploy=redeploy)
+        if server is not None:
+            children.append(_Child("Prefect server", server.has_ended, server.log, server.log_start))
+        for line in _greeting(api_url, home, host, server, deployed):
+            say(line)
+        while not stopping.wait(_LOOK_EVERY_S):
             for child in children:
                 child.check()
 
 
-def adopted() -> bool:
-    """Whether there is a server at `PREFECT_API_URL` to be used. Raises `ConfigError` where it does not answer."""
+def _is_server_named() -> bool:
+    """Whether PREFECT_API_URL names a server. Raises `ConfigError` where that does not answer."""
     url = os.environ.get("PREFECT_API_URL")
     if url:
         check_answers(url)
+        warn_if_open(url, ANSWER_LIMIT_S)
     return bool(url)
 
 
-def start_server(home: Path, port: int, started: ExitStack) -> Child:
+def _start_server(home: Path, host: str, port: int, started: ExitStack) -> PrefectServer:
     """Start a server of our own, and let this process's Prefect commands use it."""
     os.environ.update(direct_to_loopback())
     settings = {**SHARED, "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui")}
     try:
-        server = PrefectServer(home, port, settings)
+        server = PrefectServer(home, port, settings, host)
     except OSError as error:
         raise ConfigError(
-            f"a server on port {port}, with its records in {home}: {error}; choose another with --port or "
+            f"a server on port {port} of {host}, with its records in {home}: {error}; choose another with --port or "
             "MALT_DATA_DIR, or set PREFECT_API_URL to the server that is there"
         ) from error
-    started.callback(server.stop, SERVER_STOP_LIMIT_S)
+    started.callback(server.stop, _SERVER_STOP_LIMIT_S)
     server.wait_until_ready()
     os.environ.update(server.environment)
-    return Child("Prefect server", server.has_ended, server.log, server.log_start)
+    return server
 
 
-def make_pool(api_url: str) -> None:
-    """Make the work pool where there is none."""
-    body = json.dumps({"name": POOL, "type": "process"}).encode()
-    request = urllib.request.Request(f"{api_url}/work_pools/", body, {"Content-Type": "application/json"})  # noqa: S310
-    try:
-        urllib.request.urlopen(request, timeout=ANSWER_LIMIT_S).close()  # noqa: S310 - the server that was checked
-    except HTTPError as error:
-        if error.code != 409:  # it is there
-            raise ConfigError(f"{api_url}: the work pool {POOL!r} cannot be made there: {error}") from error
+def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None, deployed: "Deployed") -> Iterable[str]:
+    ui, export = api_url.removesuffix("/api"), f"export PREFECT_API_URL={api_url}"
+    yield f"Prefect's UI: {ui}"
+    if server is not None:
+        yield f"to sign in, once a browser: {ui}{SIGN_IN_PATH}#{server.auth_string}"
+        export += f' {AUTH_STRING}="$(cat {home / "auth"})"'
+    if server is not None and host not in LOOPBACK:
+        yield (
+            f"warning: it listens on {host}: whoever is on that network and has the string above runs code as you, and "
+            "nothing is encrypted; put a proxy with TLS before it, or leave --host out"
+        )
+    yield f"to see runs of `malt run` there: {export}"
+    yield from deployed.lines()
+    yield f"logs: {home}; Ctrl-C ends server, worker and the runs under way"
 
 
-def start_worker(project: Path, home: Path, started: ExitStack) -> Child:
+def _make_pool(api_url: str) -> None:
+    status, said = post_json(f"{api_url}/work_pools/", {"name": POOL, "type": "process"}, ANSWER_LIMIT_S)
+    if status not in (201, 409):  # 409: it is there
+        raise ConfigError(f"{api_url}: the work pool {POOL!r} cannot be made there: {status} {said}")
+
+
+def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     """Start a worker that runs what is asked of the pool."""
     home.mkdir(parents=True, exist_ok=True)
     path = home / "worker.log"
     with path.open("ab") as log:
-        command = [sys.executable, "-m", "malt.hosting.supervise", *prefect("worker", "start", "--pool", POOL)]
+        path.chmod(0o600)
+        command = [sys.executable, "-m", "malt.hosting.supervise", *_prefect("worker", "start", "--pool", POOL)]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
             stdout=log,
             stderr=log,
             cwd=project,
-            env={**os.environ, **WORKER},
+            env={**os.environ, **_WORKER},
             start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
         )
-        started.callback(end, process)
-        return Child("worker", lambda: process.poll() is not None, path, log.tell())
+        started.callback(_end, process)
+        return _Child("worker", lambda: process.poll() is not None, path, log.tell())
 
 
-def deploy(project: Path) -> None:
-    """Deploy all that prefect.yaml names."""
-    command = prefect("--no-prompt", "deploy", "--all")
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, start_new_session=True)  # noqa: S603
-    if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())[-600:]
-        raise ConfigError(f"{project / 'prefect.yaml'} cannot be deployed: {said}")
-
-
-def prefect(*arguments: str) -> list[str]:
-    """Return one of Prefect's own commands, run by this Python."""
-    return [sys.executable, "-m", "prefect", *arguments]
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a tied process, and wait for it."""
+def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.stdin is not None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_LIMIT_S + 2)
     process.kill()
     process.wait()
+
+
+class Deployed(NamedTuple):
+    """What `deploy` did."""
+
+    anew: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Not touched: what was set in the UI stays."""
+
+    def lines(self) -> Iterable[str]:
+        """Say it."""
+        if self.anew:
+            yield f"deployed: {', '.join(self.anew)}"
+        if self.kept:
+            yield f"deployed before, and left as set in the UI: {', '.join(self.kept)} (--redeploy resets them)"
+
+
+def deploy(project: Path, api_url: str, *, redeploy: bool = False) -> Deployed:
+    """Deploy what prefect.yaml names and the server lacks, or has from another text of it.
+
+    The digest of that text is the deployment's version.
+    """
+    declared = _read_project(project / "prefect.yaml")
+    wanted = {each["name"]: {**each, "version": _version_of(each)} for each in declared["deployments"]}
+    there = {} if redeploy else _deployed_versions(api_url)
+    anew = [each for name, each in wanted.items() if there.get(name) != each["version"]]
+    if anew:
+        _prefect_deploy(project, {**declared, "deployments": anew})
+    names = tuple(each["name"] for each in anew)
+    return Deployed(names, tuple(name for name in wanted if name not in names))
+
+
+def _read_project(path: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]  # it has no types
+
+    project: dict[str, Any] = yaml.safe_load(path.read_text())
+    return {name: value for name, value in project.items() if name != "definitions"}
+
+
+def _version_of(deployment: Mapping[str, Any]) -> str:
+    """Return what changes with a deployment's text or with the form that is drawn from our code."""
+    text = json.loads(json.dumps(deployment, default=str))
+    return f"malt-{version('malt-trees')}-{digest([text, RunSpec.model_json_schema()])[:12]}"
+
+
+def _deployed_versions(api_url: str) -> dict[str, str]:
+    status, found = post_json(f"{api_url}/deployments/filter", {"limit": 200}, ANSWER_LIMIT_S)
+    if status != 200:
+        raise ConfigError(f"{api_url}: its deployments cannot be read: {status} {found}")
+    return {each["name"]: each["version"] for each in found}
+
+
+def _prefect_deploy(project: Path, declared: Mapping[str, Any]) -> None:
+    """Run `prefect deploy` on a project file. JSON is YAML."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(declared, file, default=str)
+        file.flush()
+        command = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", file.name)
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, start_new_session=True)  # noqa: S603
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())[-600:]
+        raise ConfigError(f"{project / 'prefect.yaml'} cannot be deployed: {said}")
+
+
+def _prefect(*arguments: str) -> list[str]:
+    """Return one of Prefect's own commands, run by this Python."""
+    return [sys.executable, "-m", "prefect", *arguments]

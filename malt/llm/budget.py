@@ -31,7 +31,7 @@ class Amount(NamedTuple):
 NOTHING = Amount(0.0, 0)
 
 
-class Answer(Protocol):
+class Metered(Protocol):
     """What an attempt returns, as far as budgets and limits care."""
 
     @property
@@ -43,16 +43,16 @@ class Answer(Protocol):
         """What it cost; None when not known."""
 
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
+MeteredT = TypeVar("MeteredT", bound=Metered)
 
 
-class Account:
+class _Cap:
     """One cap, with what is spent and held of it, in whole units."""
 
     def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
         self.cap = math.inf if cap is None else math.floor(cap * units)
         self.spent = self.held = self.promised = 0
-        self.pledged = 0
+        self.reserved = 0
         """What of `held` is held by name: it may be for days."""
         self._units, self._key, self._written = units, key, written
 
@@ -74,13 +74,13 @@ class Budget:
 
     def __init__(self, limits: Limits) -> None:
         self._accounts = (
-            Account(limits.max_cost_usd, PICO, "limits.max_cost_usd", "{:.4f} USD"),
-            Account(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
+            _Cap(limits.max_cost_usd, PICO, "limits.max_cost_usd", "{:.4f} USD"),
+            _Cap(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
         )
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
         self._trees = 0
-        self._pledged: dict[str, Amount] = {}
-        self._redeemed: dict[str, Amount] = {}
+        self._reserved: dict[str, Amount] = {}
+        self._settled_names: dict[str, Amount] = {}
 
     @property
     def spent(self) -> Amount:
@@ -88,7 +88,7 @@ class Budget:
         dollars, tokens = self._accounts
         return Amount(dollars.spent / PICO, tokens.spent)
 
-    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[MeteredT]]) -> MeteredT:
         """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
 
         A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
@@ -103,7 +103,7 @@ class Budget:
                 bill = [0, 0]
             raise
         else:
-            bill = self._in_units(taken(answer, worst))
+            bill = self._in_units(_measure(answer, worst))
             return answer
         finally:
             self._settle(held, bill)
@@ -119,33 +119,33 @@ class Budget:
         return not self._too_short(self._in_units(worst))
 
     @property
-    def pledged(self) -> dict[str, Amount]:
+    def reserved(self) -> dict[str, Amount]:
         """What is held by name."""
-        return dict(self._pledged)
+        return dict(self._reserved)
 
     @property
-    def spent_directly(self) -> Amount:
+    def spent_unreserved(self) -> Amount:
         """What was spent and never pledged."""
-        taken = [self._in_units(amount) for amount in self._redeemed.values()]
+        taken = [self._in_units(amount) for amount in self._settled_names.values()]
         dollars, tokens = (
             account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
         )
         return Amount(dollars / PICO, tokens)
 
-    def pledge(self, name: str, worst: Amount) -> None:
+    def reserve(self, name: str, worst: Amount) -> None:
         """Hold an amount by name until `redeem`, room or not: it is promised already. Said again, it changes nothing
         but the amount.
         """
-        if name not in self._redeemed:
-            self._hold_by_name(self._pledged.get(name, NOTHING), -1)
-            self._pledged[name] = worst
-            self._hold_by_name(worst, 1)
+        if name not in self._settled_names:
+            self._reserve(self._reserved.get(name, NOTHING), -1)
+            self._reserved[name] = worst
+            self._reserve(worst, 1)
 
-    def redeem(self, name: str, taken: Amount) -> None:
+    def settle_reserved(self, name: str, taken: Amount) -> None:
         """Let go what is held by a name, and count what it took; said again, it changes nothing."""
-        if name not in self._redeemed:
-            self._redeemed[name] = taken
-            self._hold_by_name(self._pledged.pop(name, NOTHING), -1)
+        if name not in self._settled_names:
+            self._settled_names[name] = taken
+            self._reserve(self._reserved.pop(name, NOTHING), -1)
             self._settle([0, 0], self._in_units(taken))
 
     def refusal(self, worst: Amount) -> BudgetSpent:
@@ -171,10 +171,10 @@ class Budget:
             self._promise([-amount for amount in promise], -1)
             self._tree_ended.set()
 
-    def _hold_by_name(self, amount: Amount, sign: int) -> None:
+    def _reserve(self, amount: Amount, sign: int) -> None:
         for account, units in zip(self._accounts, self._in_units(amount), strict=True):
             account.held += sign * units
-            account.pledged += sign * units
+            account.reserved += sign * units
 
     def _in_units(self, amount: Amount) -> list[int]:
         return [account.in_units(part) for account, part in zip(self._accounts, amount, strict=True)]
@@ -191,14 +191,14 @@ class Budget:
     async def _hold(self, amounts: list[int]) -> None:
         while short := self._too_short(amounts):
             for account, amount in short:
-                if account.spent + amount > account.cap or account.held == account.pledged:
+                if account.spent + amount > account.cap or account.held == account.reserved:
                     raise BudgetSpent(account.refusal(amount))
             self._settled.clear()
             await self._settled.wait()
         for account, amount in zip(self._accounts, amounts, strict=True):
             account.held += amount
 
-    def _too_short(self, amounts: list[int]) -> list[tuple[Account, int]]:
+    def _too_short(self, amounts: list[int]) -> list[tuple[_Cap, int]]:
         booked = zip(self._accounts, amounts, strict=True)
         return [(account, amount) for account, amount in booked if account.spent + account.held + amount > account.cap]
 
@@ -209,7 +209,7 @@ class Budget:
         self._settled.set()
 
 
-def taken(answer: Answer, worst: Amount) -> Amount:
+def _measure(answer: Metered, worst: Amount) -> Amount:
     """Return what an answer took; what it does not say counts in full."""
     return Amount(
         worst.usd if answer.cost_usd is None else answer.cost_usd,
@@ -217,7 +217,7 @@ def taken(answer: Answer, worst: Amount) -> Amount:
     )
 
 
-def worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:
+def estimate_worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:
     """Return the most that `samples` of a request can take, at (prompt, completion) dollars a token.
 
     No tokenizer makes more tokens of a text than it has bytes; each message and the template around it add a few.

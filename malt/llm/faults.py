@@ -1,4 +1,4 @@
-"""What a failed request means to the run: the classes that meaning.py raises, and what limits.py does about each.
+"""What a failed request means to the run: the classes that errors.py raises, and what limiter.py does about each.
 
 | class | what came | policy |
 |---|---|---|
@@ -11,7 +11,7 @@
 | `ConfigError` | 401, 403, 404: key, model or address | the run stops: exit 2 |
 
 An endpoint that stops answering ends the run after two minutes, one that never answered after 20 seconds, one that says
-nothing but 429 after 15 minutes (`EndpointDown`, exit 3; pace.py has the figures). Where a role has fallbacks, what
+nothing but 429 after 15 minutes (`EndpointDown`, exit 3; rate.py has the figures). Where a role has fallbacks, what
 would fail the branch, `EndpointDown` and `AccountEmpty` make the next model be asked instead.
 """
 

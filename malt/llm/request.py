@@ -19,7 +19,7 @@ from malt.errors import MaltError
 DEFAULT_MAX_TOKENS = 4096
 """What is reserved for a completion whose length the config leaves to the provider."""
 
-MOST_TOKENS = 2**31
+_MOST_TOKENS = 2**31
 """A count from here on is a provider's mistake."""
 
 
@@ -129,20 +129,20 @@ def read_response(
     response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
 ) -> Completion:
     """Read one stored response. Whatever the provider sent has a reading: what is missing is empty or None."""
-    body = read_json(response)
+    body = _read_json(response)
     choice = body["choices"][0] or {}
     message = choice.get("message") or {}
-    text, reasoning = split_reasoning(text_of(message.get("content")), text_of(message.get("reasoning_content")))
-    usage = body["usage"] if is_counted(body.get("usage")) else {}
+    text, reasoning = _split_reasoning(_read_text(message.get("content")), _read_text(message.get("reasoning_content")))
+    usage = body["usage"] if has_usage(body.get("usage")) else {}
     share = (body["position"], body["siblings"])
     return Completion(
         key=key,
         text=text,
         reasoning=reasoning or None,
-        finish_reason=text_of(choice.get("finish_reason")) or FinishReason.STOP,
-        model=text_of(body.get("model")),
-        prompt_tokens=shared(usage.get("prompt_tokens"), *share),
-        completion_tokens=choice.get("completion_tokens", shared(usage.get("completion_tokens"), *share)),
+        finish_reason=_read_text(choice.get("finish_reason")) or FinishReason.STOP,
+        model=_read_text(body.get("model")),
+        prompt_tokens=share_tokens(usage.get("prompt_tokens"), *share),
+        completion_tokens=choice.get("completion_tokens", share_tokens(usage.get("completion_tokens"), *share)),
         cost_usd=cost_usd,
         latency_s=latency_s,
         cached=cached,
@@ -150,7 +150,7 @@ def read_response(
     )
 
 
-def read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
+def _read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
     """Parse JSON. The quick parser refuses half characters, which Python's takes."""
     try:
         return from_json(text)
@@ -158,14 +158,14 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
         return json.loads(text)
 
 
-def text_of(content: object) -> str:
+def _read_text(content: object) -> str:
     """Return the text of a message field: a string, a list of parts with text, or nothing."""
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
 
 
-def split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
+def _split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
     """Take `<think>` text out of the content, where servers without a reasoning parser leave it."""
     if reasoning or not content.lstrip().startswith("<think>"):
         return content, reasoning
@@ -173,20 +173,20 @@ def split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
     return (answer.lstrip(), thought.strip()) if closed else ("", thought.strip())
 
 
-def shared(total: object, position: int, siblings: int) -> int | None:
+def share_tokens(total: object, position: int, siblings: int) -> int | None:
     """Divide a request's token count among its siblings; the shares add up to the whole."""
-    counted = token_count(total)
+    counted = read_token_count(total)
     return None if counted is None else counted // siblings + (position < counted % siblings)
 
 
-def is_counted(usage: object) -> TypeGuard[dict[str, JsonValue]]:
+def has_usage(usage: object) -> TypeGuard[dict[str, JsonValue]]:
     """Whether a usage says anything: LiteLLM fills a missing one with zeros, and no prompt has none."""
-    return isinstance(usage, dict) and bool(token_count(usage.get("prompt_tokens")))
+    return isinstance(usage, dict) and bool(read_token_count(usage.get("prompt_tokens")))
 
 
-def token_count(value: object) -> int | None:
+def read_token_count(value: object) -> int | None:
     """Return a provider's count, or None where it cannot be one."""
-    return value if isinstance(value, int) and 0 <= value < MOST_TOKENS else None
+    return value if isinstance(value, int) and 0 <= value < _MOST_TOKENS else None
 
 
 class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is

@@ -3,11 +3,11 @@
 from collections import Counter
 from typing import NamedTuple
 
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 
-VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+_VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 
-Verdicts = Counter[tuple[bool | None, bool | None]]
+VerdictPairs = Counter[tuple[bool | None, bool | None]]
 """Answers by what two graders say of them: right, wrong, or None where one does not know."""
 
 
@@ -24,12 +24,12 @@ class Agreement(NamedTuple):
     """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
 
 
-def verdict(outcome: Outcome) -> bool | None:
-    """Whether an outcome says right; None for what says neither. An answer that is not there is wrong."""
-    return VERDICTS.get(outcome)
+def read_verdict(outcome: Outcome) -> bool | None:
+    """Return whether an outcome says right; None for neither. An answer that is not there is wrong."""
+    return _VERDICTS.get(outcome)
 
 
-def agreement_of(verdicts: Verdicts) -> Agreement:
+def measure_agreement(verdicts: VerdictPairs) -> Agreement:
     """Work out agreement and kappa from counts."""
     both, first, second, neither = (
         verdicts[pair] for pair in [(True, True), (True, False), (False, True), (False, False)]

@@ -13,35 +13,32 @@ from functools import partial
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
+from malt.config.base import Recorded
 from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
 from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, stored_trees
 from malt.datasets.version.restore import exclusion_of
-from malt.grading.graders import Grade, Outcome
+from malt.grading.grades import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
-from malt.review.agreement import Verdicts, agreement_of, verdict
+from malt.review.agreement import VerdictPairs, measure_agreement, read_verdict
 from malt.review.grader_options import Grading, OpenedGraders, grade_all
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus
 
-TREES_AT_ONCE = 100
+_TREES_AT_ONCE = 100
 """Trees between two waits for all that is under way."""
 
-OWN = "version"
+_OWN = "version"
 """How the grades that the version has are named among the graders."""
 
-Regraded = dict[Address, Grade]
+_Regraded = dict[Address, Grade]
 
 
-class GradeSaid(BaseModel):
+class GraderVerdict(Recorded):
     """What one grader made of a leaf."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     outcome: str
     read: str | None
@@ -50,21 +47,17 @@ class GradeSaid(BaseModel):
     """Its grounds, or why it does not know."""
 
 
-class Difference(BaseModel):
+class LeafDifference(Recorded):
     """A leaf that one grader finds right and another wrong."""
-
-    model_config = ConfigDict(frozen=True)
 
     question_id: str
     node_id: str
     reference: str
-    grades: dict[str, GradeSaid]
+    grades: dict[str, GraderVerdict]
 
 
-class GraderPair(BaseModel):
+class GraderPair(Recorded):
     """How far two graders agree over the leaves that were not cut off."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     graders: tuple[str, str]
     compared: int
@@ -75,10 +68,8 @@ class GraderPair(BaseModel):
     """Cohen's kappa; None where it says nothing."""
 
 
-class RoleChange(BaseModel):
+class RoleChange(Recorded):
     """What would become of one role's labels and rows with another grader's grades."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     nodes: int = 0
     labels_changed: int = 0
@@ -93,10 +84,8 @@ class RoleChange(BaseModel):
     dpo_removed: int = 0
 
 
-class AuditReport(BaseModel):
+class AuditReport(Recorded):
     """What other graders say of a version's leaves."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: str
     graded_by: tuple[str, ...]
@@ -110,7 +99,7 @@ class AuditReport(BaseModel):
     outcomes: dict[str, dict[str, int]]
     """Leaves by grader, then by outcome; `version` is the version itself."""
     agreement: tuple[GraderPair, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[LeafDifference, ...]
     changes: dict[str, dict[Role, RoleChange]]
     """By grader and role, if that grader's grades were the version's."""
     requests: int
@@ -128,24 +117,23 @@ def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]
     """
     started, spec = time.perf_counter(), version.spec
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
-    count = AuditCount(spec, kinds)
-    asyncio.run(count_trees(stored_trees(version), graders, grading.limits, count))
+    count = _AuditCount(spec, kinds)
+    asyncio.run(_count_trees(stored_trees(version), graders, grading.limits, count))
     return count.report(version, list(graders.values()), time.perf_counter() - started)
 
 
-async def count_trees(
-    trees: Iterator[StoredTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "AuditCount"
+async def _count_trees(
+    trees: Iterator[StoredTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "_AuditCount"
 ) -> None:
-    """Regrade and count all trees."""
-    while window := list(islice(trees, TREES_AT_ONCE)):
-        again = await regrade([tree.valued for tree in window], graders, limits)
+    while window := list(islice(trees, _TREES_AT_ONCE)):
+        again = await _regrade([tree.valued for tree in window], graders, limits)
         for tree, regraded in zip(window, again, strict=True):
             count.add(tree, regraded)
 
 
-async def regrade(
+async def _regrade(
     trees: Sequence[ValuedTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits
-) -> list[dict[GraderKind, Regraded]]:
+) -> list[dict[GraderKind, _Regraded]]:
     """Grade the leaves of some trees with every grader; return each tree's grades by grader."""
     question_ids = [valued.tree.question.question_id for valued in trees]
     opened = {kind: each.for_questions(question_ids) for kind, each in graders.items()}
@@ -155,50 +143,50 @@ async def regrade(
     grades = await grade_all(
         [partial(grade_text, trees[number].tree.question, leaf, opened[kind]) for number, kind, leaf in places], limits
     )
-    found: list[dict[GraderKind, Regraded]] = [{kind: {} for kind in graders} for _ in trees]
+    found: list[dict[GraderKind, _Regraded]] = [{kind: {} for kind in graders} for _ in trees]
     for (number, kind, leaf), grade in zip(places, grades, strict=True):
         found[number][kind][leaf.address] = grade
     return found
 
 
-class TrainingRows(NamedTuple):
+class _TrainingRows(NamedTuple):
     """One role's rows of one tree, by their nodes."""
 
-    sft: set[Address]
-    dpo: set[tuple[Address, Address]]
+    sft: set[tuple[Address, ...]]
+    dpo: set[tuple[Address, ...]]
     """The chosen and the rejected one."""
 
 
-class AuditCount:
+class _AuditCount:
     """Counts what graders say, tree after tree."""
 
     def __init__(self, spec: RunSpec, kinds: Sequence[GraderKind]) -> None:
         self.spec = spec
         self.kinds = kinds
-        self.differences: list[Difference] = []
+        self.differences: list[LeafDifference] = []
         self._questions = self._leaves = self._truncated = 0
-        self._outcomes: dict[str, Counter[str]] = {name: Counter() for name in (OWN, *kinds)}
-        self._verdicts: dict[tuple[str, str], Verdicts] = {pair: Counter() for pair in combinations(self._outcomes, 2)}
+        self._outcomes: dict[str, Counter[str]] = {name: Counter() for name in (_OWN, *kinds)}
+        pairs = combinations(self._outcomes, 2)
+        self._verdicts: dict[tuple[str, str], VerdictPairs] = {pair: Counter() for pair in pairs}
         self._changes: Counter[tuple[str, Role, str]] = Counter()
 
-    def add(self, tree: StoredTree, regraded: Mapping[GraderKind, Regraded]) -> None:
+    def add(self, tree: StoredTree, regraded: Mapping[GraderKind, _Regraded]) -> None:
         """Count one tree."""
         valued, excluded = tree.valued, exclusion_of(tree.question)
         self._questions += 1
         for leaf in valued.tree.leaves:
             own = valued.grades[leaf.address]
-            self._add_leaf(valued, leaf, {OWN: own, **{kind: regraded[kind][leaf.address] for kind in self.kinds}})
-        published = {role: training_rows(valued, role, self.spec, excluded) for role in PLAYERS}
+            self._add_leaf(valued, leaf, {_OWN: own, **{kind: regraded[kind][leaf.address] for kind in self.kinds}})
+        published = {role: _training_rows(valued, role, self.spec, excluded) for role in PLAYERS}
         for kind in self.kinds:
             other = value_tree(valued.tree, {**valued.grades, **regraded[kind]}, self.spec.credit)
             other = replace(other, diagnosis=valued.diagnosis, lengths=valued.lengths)
             for role in PLAYERS:
-                rows = training_rows(other, role, self.spec, excluded)
+                rows = _training_rows(other, role, self.spec, excluded)
                 self._count_labels(kind, role, valued, other)
                 self._count_rows(kind, role, published[role], rows)
 
     def report(self, version: DatasetVersion, graders: Sequence[OpenedGraders], wall_s: float) -> AuditReport:
-        """Say what was counted."""
         used = Usage()
         for each in graders:
             used.add(each.used)
@@ -213,7 +201,7 @@ class AuditCount:
                 name: {outcome.value: counts[outcome] for outcome in Outcome} for name, counts in self._outcomes.items()
             },
             agreement=tuple(
-                GraderPair(graders=pair, **agreement_of(verdicts)._asdict())
+                GraderPair(graders=pair, **measure_agreement(verdicts)._asdict())
                 for pair, verdicts in self._verdicts.items()
             ),
             differences=tuple(self.differences),
@@ -230,11 +218,11 @@ class AuditCount:
         if leaf.status is NodeStatus.TRUNCATED:
             self._truncated += 1
             return
-        verdicts = {name: verdict(grade.outcome) for name, grade in grades.items()}
+        verdicts = {name: read_verdict(grade.outcome) for name, grade in grades.items()}
         for first, second in self._verdicts:
             self._verdicts[first, second][verdicts[first], verdicts[second]] += 1
         if {True, False} <= set(verdicts.values()):
-            self.differences.append(difference(valued, leaf, grades))
+            self.differences.append(_describe_difference(valued, leaf, grades))
 
     def _count_labels(self, kind: str, role: Role, valued: ValuedTree, other: ValuedTree) -> None:
         addresses = [address for address in valued.tree.nodes if address.role is role]
@@ -242,43 +230,37 @@ class AuditCount:
         self._changes[kind, role, "nodes"] += len(addresses)
         self._changes[kind, role, "labels_changed"] += changed
 
-    def _count_rows(self, kind: str, role: Role, published: TrainingRows, rows: TrainingRows) -> None:
-        counts = self._changes
-        counts[kind, role, "sft_rows"] += len(published.sft)
-        counts[kind, role, "sft_added"] += len(rows.sft - published.sft)
-        counts[kind, role, "sft_removed"] += len(published.sft - rows.sft)
-        counts[kind, role, "dpo_pairs"] += len(published.dpo)
-        counts[kind, role, "dpo_added"] += len(rows.dpo - published.dpo)
-        counts[kind, role, "dpo_removed"] += len(published.dpo - rows.dpo)
+    def _count_rows(self, kind: str, role: Role, published: _TrainingRows, rows: _TrainingRows) -> None:
+        for name, were, are in (("sft", published.sft, rows.sft), ("dpo", published.dpo, rows.dpo)):
+            self._changes[kind, role, f"{name}_{'rows' if name == 'sft' else 'pairs'}"] += len(were)
+            self._changes[kind, role, f"{name}_added"] += len(are - were)
+            self._changes[kind, role, f"{name}_removed"] += len(were - are)
 
     def _change(self, kind: str, role: Role) -> RoleChange:
         return RoleChange(**{name: self._changes[kind, role, name] for name in RoleChange.model_fields})
 
 
-def training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclusion | None) -> TrainingRows:
-    """Return what a tree gives a role to train on."""
+def _training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclusion | None) -> _TrainingRows:
     selected = select(valued, role, spec.dataset, excluded)
-    return TrainingRows(
-        sft={one.node.address for one in selected.sft.kept},
-        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected.dpo.kept},
+    return _TrainingRows(
+        sft={(one.chosen.node.address,) for one in selected["sft"].kept},
+        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected["dpo"].kept},
     )
 
 
-def difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> Difference:
-    """Say what every grader made of one leaf."""
+def _describe_difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> LeafDifference:
     question = valued.tree.question
-    return Difference(
+    return LeafDifference(
         question_id=question.question_id,
         node_id=str(leaf.address),
         reference=question.ground_truth,
         grades={
-            name: GradeSaid(outcome=grade.outcome.value, read=grade.answer, said=grounds(grade))
+            name: GraderVerdict(outcome=grade.outcome.value, read=grade.answer, said=_grounds(grade))
             for name, grade in grades.items()
         },
     )
 
 
-def grounds(grade: Grade) -> str | None:
-    """Return what a grader said for its grade."""
+def _grounds(grade: Grade) -> str | None:
     lines = grade.evaluation.explanation if grade.evaluation else ()
     return grade.error or "; ".join(lines) or None

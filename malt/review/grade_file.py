@@ -1,28 +1,38 @@
-"""Grading a file of answers: rows of question, reference and answer, perhaps with labels to compare the grades to."""
+"""Grading a file of answers: rows of question, reference and answer, perhaps with labels to compare the grades to.
+
+The rows are written with their grades to one file, whole or not at all.
+"""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
+from malt.config.base import Recorded
 from malt.config.spec import QuestionSource
-from malt.errors import QuestionError
-from malt.grading.graders import Grade, Outcome, grade
+from malt.datasets.rows.files import clean_texts, json_line
+from malt.errors import InputError, QuestionError
+from malt.grading.graders import grade
+from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, cell_text, read_question
 from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
-from malt.review.agreement import Agreement, Verdicts, agreement_of, verdict
+from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
 from malt.review.grader_options import Grading, OpenedGraders, grade_all
 
-COLUMNS = ("question", "ground_truth", "answer")
-LABELS: Mapping[str, bool] = {
+Columns = Mapping[str, JsonValue]
+
+_COLUMNS = ("question", "ground_truth", "answer")
+_LABELS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "1", "right", "correct", "yes"), True),
     **dict.fromkeys(("false", "0", "wrong", "incorrect", "no"), False),
 }
-ROWS_AT_ONCE = 5_000
+_ROWS_AT_ONCE = 5_000
 """Rows between two waits for all that is under way; what the store has of a judge is read for as many."""
 
 
@@ -45,7 +55,7 @@ class GradedRow(NamedTuple):
     @property
     def differs(self) -> bool:
         """Whether grade and label contradict each other."""
-        graded = verdict(self.grade.outcome)
+        graded = read_verdict(self.grade.outcome)
         return None not in (graded, self.answered.label) and graded is not self.answered.label
 
     def as_columns(self) -> dict[str, JsonValue]:
@@ -57,14 +67,13 @@ class GradedRow(NamedTuple):
             "read": grade.answer,
             "score": grade.reward,
             "grader": grade.grader,
+            "unread": grade.is_unread,
             "error": grade.error,
         }
 
 
-class Disagreement(BaseModel):
+class Disagreement(Recorded):
     """A row whose grade contradicts its label."""
-
-    model_config = ConfigDict(frozen=True)
 
     place: str
     label: str
@@ -74,26 +83,26 @@ class Disagreement(BaseModel):
     grader: str
 
 
-class UnknownRow(BaseModel):
+class UnknownRow(Recorded):
     """A row whose grade is unknown, and why."""
-
-    model_config = ConfigDict(frozen=True)
 
     place: str
     error: str | None
 
 
-class GradeReport(BaseModel):
+class GradeReport(Recorded):
     """What came of a file. The four outcomes add up to the rows."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     file: str
     kinds: tuple[str, ...]
     rows: int
     right: int
     wrong: int
-    """Answers that were read and are not right."""
+    """Answers that are not right, those that no grader could read whole among them."""
+    unread: int
+    """Wrong ones that no grader could read whole."""
+    disputed: int
+    """Rows on which two ways of comparing mathematics disagree."""
     unanswered: int
     """No answer could be read; to be compared with a label this is wrong."""
     unknown: int
@@ -130,22 +139,21 @@ def read_answers(source: str) -> list[AnswerRow]:
     Raises `QuestionError` naming file and line.
     """
     declared = QuestionSource(source=source, question="question", ground_truth="ground_truth")
-    answers = [read_answer(row, declared) for row in read_rows(source)]
+    answers = [_read_answer(row, declared) for row in read_rows(source)]
     if not answers:
-        raise QuestionError(f"{without_secrets(source)}: no rows in it; give rows of {', '.join(COLUMNS)}[, label]")
+        raise QuestionError(f"{without_secrets(source)}: no rows in it; give rows of {', '.join(_COLUMNS)}[, label]")
     return answers
 
 
-def read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
-    """Read one row."""
-    for column in COLUMNS:
+def _read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
+    for column in _COLUMNS:
         if column not in row.values:
             has = listed(row.values) or "none"
-            raise QuestionError(f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(COLUMNS)}")
-    return AnswerRow(row, read_question(row, declared), answer_text(row), read_label(row))
+            raise QuestionError(f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(_COLUMNS)}")
+    return AnswerRow(row, read_question(row, declared), _read_text(row), _read_label(row))
 
 
-def answer_text(row: Row) -> str:
+def _read_text(row: Row) -> str:
     """Return the answer as it was written; one that is empty is an answer too."""
     answer = row.values["answer"]
     try:
@@ -154,14 +162,14 @@ def answer_text(row: Row) -> str:
         raise QuestionError(f"{row.place}: {error}") from error
 
 
-def read_label(row: Row) -> bool | None:
+def _read_label(row: Row) -> bool | None:
     """Return whether the row is labelled right; None where it has no label."""
     value = row.values.get("label")
     if value is None or value == "":
         return None
-    label = None if isinstance(value, list | dict) else LABELS.get(cell_text(value, "label").lower())
+    label = None if isinstance(value, list | dict) else _LABELS.get(cell_text(value, "label").lower())
     if label is None:
-        raise QuestionError(f"{row.place}: label {excerpt(value)} cannot be read; write one of {', '.join(LABELS)}")
+        raise QuestionError(f"{row.place}: label {excerpt(value)} cannot be read; write one of {', '.join(_LABELS)}")
     return label
 
 
@@ -180,21 +188,20 @@ def grade_file(source: str, grading: Grading) -> GradedFile:
     started = time.perf_counter()
     answers, graders = read_answers(source), OpenedGraders(grading)
     rows: list[GradedRow] = []
-    asyncio.run(grade_into(rows, answers, graders))
-    return GradedFile(rows, report_on(source, rows, graders, time.perf_counter() - started))
+    asyncio.run(_grade_into(rows, answers, graders))
+    return GradedFile(rows, _report(source, rows, graders, time.perf_counter() - started))
 
 
-async def grade_into(rows: list[GradedRow], answers: Sequence[AnswerRow], graders: OpenedGraders) -> None:
+async def _grade_into(rows: list[GradedRow], answers: Sequence[AnswerRow], graders: OpenedGraders) -> None:
     """Append every answer with its grade.
 
     Returns nothing, because `asyncio.run` formats what its task returns: of many rows that takes longer than grading.
     """
-    for start in range(0, len(answers), ROWS_AT_ONCE):
-        rows += await grade_rows(answers[start : start + ROWS_AT_ONCE], graders)
+    for start in range(0, len(answers), _ROWS_AT_ONCE):
+        rows += await _grade_rows(answers[start : start + _ROWS_AT_ONCE], graders)
 
 
-async def grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[GradedRow]:
-    """Grade some rows at once."""
+async def _grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[GradedRow]:
     opened = graders.for_questions(row.question.question_id for row in answers)
     grades = await grade_all(
         [partial(grade, row.question, row.answer, opened) for row in answers], graders.grading.limits
@@ -202,8 +209,7 @@ async def grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> li
     return [GradedRow(row, given) for row, given in zip(answers, grades, strict=True)]
 
 
-def report_on(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall_s: float) -> GradeReport:
-    """Count what came of the rows."""
+def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall_s: float) -> GradeReport:
     outcomes = Counter(row.grade.outcome for row in rows)
     used = graders.used
     report = GradeReport(
@@ -212,6 +218,8 @@ def report_on(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wa
         rows=len(rows),
         right=outcomes[Outcome.RIGHT],
         wrong=outcomes[Outcome.WRONG],
+        unread=sum(row.grade.is_unread for row in rows),
+        disputed=sum(row.grade.is_disputed for row in rows),
         unanswered=outcomes[Outcome.UNANSWERED],
         unknown=outcomes[Outcome.UNKNOWN],
         unknown_rows=tuple(
@@ -225,16 +233,16 @@ def report_on(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wa
         wall_s=round(wall_s, 3),
     )
     labelled = [row for row in rows if row.answered.label is not None]
-    return compared(report, labelled) if labelled else report
+    return _add_comparison(report, labelled) if labelled else report
 
 
-def compared(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
+def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
     """Add what comparing grades with labels gives."""
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
-    verdicts: Verdicts = Counter()
+    verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():
-        verdicts[label, verdict(outcome)] += count
-    found: Agreement = agreement_of(verdicts)
+        verdicts[label, read_verdict(outcome)] += count
+    found: Agreement = measure_agreement(verdicts)
     return LabelledReport(
         **report.model_dump(),
         labelled=counts.total(),
@@ -242,29 +250,75 @@ def compared(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
         agreement=found.agreement,
         kappa=found.kappa,
         confusion={
-            name_of(label): {outcome.value: counts[label, outcome] for outcome in Outcome if outcome in POSSIBLE}
+            _name_label(label): {outcome.value: counts[label, outcome] for outcome in Outcome if outcome in _POSSIBLE}
             for label in (True, False)
         },
-        disagreements=tuple(disagreement(row) for row in rows if row.differs),
+        disagreements=tuple(_describe_disagreement(row) for row in rows if row.differs),
     )
 
 
-POSSIBLE = (Outcome.RIGHT, Outcome.WRONG, Outcome.UNANSWERED, Outcome.UNKNOWN)
+_POSSIBLE = (Outcome.RIGHT, Outcome.WRONG, Outcome.UNANSWERED, Outcome.UNKNOWN)
 """What can become of a row: a file does not say what was cut off at max_tokens."""
 
 
-def name_of(label: bool | None) -> str:
-    """Write a label."""
+def _name_label(label: bool | None) -> str:
     return "right" if label else "wrong"
 
 
-def disagreement(row: GradedRow) -> Disagreement:
-    """Say where a grade and a label contradict each other, and what was read."""
+def _describe_disagreement(row: GradedRow) -> Disagreement:
     return Disagreement(
         place=row.answered.row.place,
-        label=name_of(row.answered.label),
+        label=_name_label(row.answered.label),
         outcome=row.grade.outcome.value,
         read=row.grade.answer,
         reference=row.answered.question.ground_truth,
         grader=row.grade.grader,
     )
+
+
+def check_output(path: Path) -> None:
+    """Make sure that rows can be written there. Raises `InputError`."""
+    if path.suffix not in _WRITERS:
+        raise InputError(f"--out {path}: cannot tell its format; it must end in {' or '.join(_WRITERS)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--out {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+
+
+def write_rows(rows: Iterable[Columns], path: Path) -> None:
+    """Write rows in order; an earlier file, or a link, gives way once the new one is whole. Raises `InputError`."""
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            _WRITERS[path.suffix](list(rows), file)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_jsonl(rows: Sequence[Columns], file: BinaryIO) -> None:
+    file.writelines(json_line(row) + b"\n" for row in rows)
+
+
+def _write_parquet(rows: Sequence[Columns], file: BinaryIO) -> None:
+    """Write columns; a row without one has null there. Raises `InputError` where a column's values share no type."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
+        except pa.ArrowException as error:
+            raise InputError(f"column {name!r} fits no Parquet type ({error}); write a .jsonl file instead") from error
+    try:
+        parquet.write_table(pa.table(columns), file)
+    except pa.ArrowException as error:
+        raise InputError(f"the rows fit no Parquet file ({error}); write a .jsonl file instead") from error
+
+
+_WRITERS: Mapping[str, Callable[[Sequence[Columns], BinaryIO], None]] = {
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}

@@ -11,17 +11,17 @@ from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
 from malt.errors import ConfigError
-from malt.grading.graders import Grade, Grader, Outcome, graders_for
+from malt.grading.graders import Grader, graders_for, objective_grader
+from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
-from malt.grading.references import check_import
-from malt.llm.completers import asker
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
-from malt.llm.session import session_for
 from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 
-KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
-AT_ONCE = 64
+_KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
+_AT_ONCE = 64
 """Texts being graded at a time, unless a judge's endpoint may be asked more."""
 
 
@@ -47,7 +47,7 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
     """Return the grading that `malt grade` is told: the kinds, else a config's. Raises `ConfigError`."""
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
-        raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(KINDS)}")
+        raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
     grading = declared_grading(config, overrides, otherwise=Grading(EvaluatorSpec()))
     return grading.by(*chosen) if chosen else grading
 
@@ -70,13 +70,13 @@ def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
     """Read kinds, each alone or several with commas between. Raises `ConfigError` for one that there is not."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in KINDS:
-            close = difflib.get_close_matches(name, KINDS, n=1)
+        if name not in _KINDS:
+            close = difflib.get_close_matches(name, _KINDS, n=1)
             meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(KINDS)}")
+            raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(_KINDS)}")
     if given and not names:
-        raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(KINDS)}")
-    return tuple(kind for kind in dict.fromkeys(names) if kind in KINDS)
+        raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(_KINDS)}")
+    return tuple(kind for kind in dict.fromkeys(names) if kind in _KINDS)
 
 
 class OpenedGraders:
@@ -89,9 +89,9 @@ class OpenedGraders:
         spec = grading.evaluator
         self._prompts = load_prompts(grading.prompts) if "llm" in spec.kind else None
         if self._prompts is not None:
-            check_judge(spec, grading.limits)
+            _check_judge(spec, grading.limits)
         if spec.function is not None:
-            check_import(spec.function)
+            objective_grader("python", spec).check()
 
     @property
     def used(self) -> Usage:
@@ -106,12 +106,12 @@ class OpenedGraders:
         spec = self.grading.evaluator
         if self._prompts is None:
             return graders_for(spec, None)
-        ask = asker(session_for(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
+        ask = make_completer(open_session(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
         self._tallies.append(ask.tally)
         return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
 
 
-def check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
+def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
     """Check a judge's model, key and price. Raises `ConfigError`."""
     from malt.llm.provider import call
 
@@ -128,14 +128,14 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
 
     async def grade_some() -> None:
         for place, grade in waiting:
-            grades[place] = await grade_or_reason(grade)
+            grades[place] = await _grade_or_explain(grade)
             await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
 
-    await all_of(grade_some() for _ in range(max(AT_ONCE, limits.max_in_flight)))
+    await all_of(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
 
 
-async def grade_or_reason(grade: Callable[[], Awaitable[Grade]]) -> Grade:
+async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
     """Grade once; a request that stays impossible is an unknown grade that says why."""
     try:
         return await grade()

@@ -28,7 +28,7 @@ from malt.llm.request import Complete
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate
-from malt.trees.growth import expansion, had
+from malt.trees.growth import build_request, request_children
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 PRIOR = 0.5
@@ -88,7 +88,7 @@ def exactly(right: int, leaves: int, belief: Belief) -> float:
 class Rule:
     """When a tree of this shape has told enough."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     threshold: float
     confidence: float
 
@@ -174,8 +174,9 @@ async def grow_adaptively(
     failures: list[FailedBranch] = []
 
     async def expand(parent: Address, count: int) -> None:
-        request = expansion(question, parent, nodes, spec, prompts, count)
-        children, reason = await had(complete, request)
+        texts = [nodes[above].text for above in parent.path]
+        request = build_request(question, parent, texts, spec, prompts, count)
+        children, reason = await request_children(complete, request)
         asked[parent] = request.count
         if reason is not None:
             failures.append(FailedBranch(question.question_id, str(parent), request.role, reason))

@@ -10,7 +10,7 @@ from math import fsum
 from typing import NamedTuple
 
 from malt.config.spec import CreditSpec, Role
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 
 ROUNDING = 1e-12

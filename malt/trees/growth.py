@@ -1,10 +1,12 @@
 """Growth: from a question to its tree. Who answers is an argument, so the same growth runs anywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 from malt.concurrency import Wait, all_of
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.spec import PLAYERS, TRAJECTORY, Role, RunSpec
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
 from malt.questions.question import Question
@@ -17,13 +19,13 @@ async def grow(question: Question, spec: RunSpec, prompts: PromptSet, complete: 
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
     everything already asked has come back. `wait` is how children of one node are waited for.
     """
-    growth = Growth(question, spec, prompts, complete, wait)
+    growth = _Growth(question, spec, prompts, complete, wait)
     await growth.expand(Address())
     return Tree(question, dict(sorted(growth.nodes.items())), tuple(sorted(growth.failures)))
 
 
 @dataclass(slots=True)
-class Growth:
+class _Growth:
     """A tree as it grows."""
 
     question: Question
@@ -36,8 +38,9 @@ class Growth:
 
     async def expand(self, parent: Address) -> None:
         """Ask for all that grows from a node."""
-        request = expansion(self.question, parent, self.nodes, self.spec, self.prompts)
-        children, reason = await had(self.complete, request)
+        texts = [self.nodes[above].text for above in parent.path]
+        request = build_request(self.question, parent, texts, self.spec, self.prompts)
+        children, reason = await request_children(self.complete, request)
         if reason is not None:
             self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, reason))
         for sample, completion in children.items():
@@ -47,34 +50,32 @@ class Growth:
             await self.wait(self.expand(parent.child(sample)) for sample in children)
 
 
-def expansion(
+def build_request(
     question: Question,
     parent: Address,
-    nodes: Mapping[Address, Node],
+    texts: Sequence[str],
     spec: RunSpec,
     prompts: PromptSet,
     count: int | None = None,
 ) -> CompletionRequest:
-    """Return the one request for the first `count` children, or all. The reference answer is no part of it."""
+    """Return the one request for the first `count` children of a node, or all; `texts` lead from the root to it."""
     role = PLAYERS[len(parent)]
-    slots = {"question": question.question}
-    if len(parent) >= 1:
-        slots["solution"] = nodes[Address(parent[:1])].text
-    if len(parent) == 2:
-        slots["verification"] = nodes[parent].text
+    written = {part.writes: text for part, text in zip(TRAJECTORY, texts, strict=False)}
     declared = spec.roles[role]
     return CompletionRequest(
         role=role,
         model=declared,
-        messages=prompts.messages(role, **slots),
+        messages=prompts.messages(role, question=question.question, **written),
         question_id=question.question_id,
         address=str(parent),
         count=declared.samples if count is None else count,
     )
 
 
-async def had(complete: Complete, request: CompletionRequest) -> tuple[Mapping[int, Completion], str | None]:
-    """Return the children that could be had, by sample number, and why others could not."""
+async def request_children(
+    complete: Complete, request: CompletionRequest
+) -> tuple[Mapping[int, Completion], str | None]:
+    """Return the children that came, by sample number, and why others did not."""
     try:
         return dict(enumerate(await complete(request))), None
     except RequestFailed as failure:
@@ -83,11 +84,9 @@ async def had(complete: Complete, request: CompletionRequest) -> tuple[Mapping[i
 
 def requests_per_question(spec: RunSpec) -> dict[Role, int]:
     """Requests a full tree takes, by role: one for each parent, which asks for all of its children."""
-    n, m, _ = spec.roles.branching
-    return {Role.GENERATOR: 1, Role.VERIFIER: n, Role.REFINER: n * m}
+    return dict(zip(PLAYERS, (1, *nodes_per_question(spec).values()), strict=False))
 
 
 def nodes_per_question(spec: RunSpec) -> dict[Role, int]:
     """Nodes of a full tree, by role: n, n², n³ where every level branches n ways."""
-    n, m, k = spec.roles.branching
-    return {Role.GENERATOR: n, Role.VERIFIER: n * m, Role.REFINER: n * m * k}
+    return dict(zip(PLAYERS, accumulate(spec.roles.branching, mul), strict=True))

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from malt.concurrency import Wait, all_of
 from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RunStopped
-from malt.grading.graders import Grade, Grader, Outcome, grade, graders_for, objective_grader, truncated_grade
+from malt.grading.graders import Grader, grade, graders_for, objective_grader
+from malt.grading.grades import Grade, Outcome, truncated_grade
 from malt.grading.judge import LLMEvaluator
 from malt.llm.request import Complete, RequestFailed
 from malt.prompts import PromptSet
@@ -32,12 +33,12 @@ async def assess(
 
     `judge` stands in for the one that the spec declares.
     """
-    tree = await grown(question, spec, prompts, complete, judge, wait)
-    valued = await value(tree, spec, prompts, complete, judge, wait)
+    tree = await grow_tree(question, spec, prompts, complete, judge, wait)
+    valued = await grade_tree(tree, spec, prompts, complete, judge, wait)
     return replace(valued, diagnosis=await diagnose(valued, spec.evaluator, wait))
 
 
-async def grown(
+async def grow_tree(
     question: Question,
     spec: RunSpec,
     prompts: PromptSet,
@@ -48,15 +49,13 @@ async def grown(
     """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
     if spec.growth.mode == "full":
         return await grow(question, spec, prompts, complete, wait)
-    if judge is None and asks_judge(spec):
-        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
-    graders = graders_for(spec.evaluator, judge)
+    graders = graders_for(spec.evaluator, judge_asking(complete, spec, prompts, judge))
 
     async def reward(leaf: Node) -> float | None:
         try:
             return leaf_reward(await grade_text(question, leaf, graders), spec.credit)
         except RequestFailed:
-            return None  # `value` asks again, and records the branch
+            return None  # `grade_tree` asks again, and records the branch
 
     return await grow_adaptively(question, spec, prompts, complete, reward, wait)
 
@@ -67,13 +66,13 @@ class Shortfall(NamedTuple):
     failures: tuple[FailedBranch, ...]
     stopped: str | None
     waits: str | None = None
-    """What is still under way elsewhere, for the same command to go on with."""
+    """What is still in flight in batches, for the same command to go on with."""
 
 
 NOTHING_MISSING = Shortfall((), None)
 
 
-Begin = Callable[[Question], AbstractAsyncContextManager[None]]
+Admit = Callable[[Question], AbstractAsyncContextManager[None]]
 """Waits until a question's tree may be begun; left when all of it was asked for."""
 
 
@@ -82,23 +81,24 @@ async def ask_all(
     spec: RunSpec,
     prompts: PromptSet,
     complete: Complete,
-    begin: Begin = lambda _question: nullcontext(),
+    admit: Admit = lambda _question: nullcontext(),
+    judge: LLMEvaluator | None = None,
     wait: Wait = all_of,
 ) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
-    async def missing_of(question: Question) -> tuple[FailedBranch, ...]:
-        async with begin(question):
-            tree = await grown(question, spec, prompts, complete, wait=wait)
+    async def find_failures(question: Question) -> tuple[FailedBranch, ...]:
+        async with admit(question):
+            tree = await grow_tree(question, spec, prompts, complete, judge, wait)
             if asks_judge(spec):
-                tree = (await value(tree, spec, prompts, complete, wait=wait)).tree
+                tree = (await grade_tree(tree, spec, prompts, complete, judge, wait)).tree
             return tree.failures
 
-    return await shortfall_of(missing_of(question) for question in questions)
+    return await gather_shortfall(map(find_failures, questions))
 
 
-async def shortfall_of(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) -> Shortfall:
-    """Wait for every question's missing branches. A stop of the run is noted; any other error is raised at the end."""
+async def gather_shortfall(work: Iterable[Awaitable[tuple[FailedBranch, ...]]]) -> Shortfall:
+    """Wait for every question's failed branches. A stop of the run is noted; any other error is raised at the end."""
     results = await asyncio.gather(*work, return_exceptions=True)
     stops = [str(result) for result in results if isinstance(result, RunStopped)]
     failures = [branch for result in results if isinstance(result, tuple) for branch in result]
@@ -113,7 +113,18 @@ def asks_judge(spec: RunSpec) -> bool:
     return "llm" in spec.evaluator.kind
 
 
-async def value(
+def judge_asking(
+    complete: Complete, spec: RunSpec, prompts: PromptSet, given: LLMEvaluator | None = None
+) -> LLMEvaluator | None:
+    """Return the judge, `given` or declared, as one that asks with `complete`; None where grading needs none."""
+    if not asks_judge(spec):
+        return None
+    if given is not None:
+        return given.asking_with(complete)
+    return LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+
+
+async def grade_tree(
     tree: Tree,
     spec: RunSpec,
     prompts: PromptSet,
@@ -121,9 +132,8 @@ async def value(
     judge: LLMEvaluator | None = None,
     wait: Wait = all_of,
 ) -> ValuedTree:
-    """Grade a grown tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
-    if judge is None and asks_judge(spec):
-        judge = LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    """Grade a tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
+    judge = judge_asking(complete, spec, prompts, judge)
     grades: dict[Address, Grade] = {}
     failures: list[FailedBranch] = []
 

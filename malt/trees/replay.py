@@ -1,105 +1,112 @@
-"""Trees out of the store alone: grown, graded and valued again, some questions at a time.
+"""Trees out of the store alone: which questions lack something, and the trees of the others, graded and valued again.
 
-What is made of many questions is made in the pool's processes, ahead of whoever takes it, in order.
+Many questions are worked on in the pool's processes, ahead of the consumer, in order.
 """
 
 import asyncio
 import gc
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, islice
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 from malt.concurrency import in_turn
 from malt.config.spec import Role, RunSpec
+from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
-from malt.llm.completers import recall
+from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.request import Complete, Completion, CompletionRequest
-from malt.llm.store.history import StoreThen
-from malt.llm.store.samples import Store
+from malt.llm.store.samples import PastStore, Store
+from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
-from malt.trees.pipeline import assess
+from malt.trees.growth import nodes_per_question
+from malt.trees.pipeline import ask_all, asks_judge, assess
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 AHEAD = 2
-"""Items under way while another is taken; each more is held in memory."""
+"""Items in flight while another is consumed; each more is held in memory."""
 MANY = 20
-"""Items from which on processes are worth their start."""
+"""Items from which on starting processes pays."""
 ITEM_LIMIT_S = 600.0
-"""Seconds one item may take in a process; as a rule it is less than one."""
-SELDOM = 1_000_000
-"""Objects made, less those let go, between two searches for cycles."""
+"""Timeout of one item in a process; it usually takes less than a second."""
+GC_THRESHOLD = 1_000_000
+"""Generation-0 threshold: allocations, less deallocations, between two searches for cycles."""
 
 WINDOW = 200
 """Questions whose trees are held in memory at once."""
+SURVEY_WINDOW = 50
+"""Questions checked together for what they lack."""
 
 Window = Sequence[Question]
 
 
 class Source(NamedTuple):
-    """What trees are grown from again, beside the questions."""
+    """What trees are replayed from, beside the questions."""
 
     spec: RunSpec
     prompts: PromptSet
     store_url: str
     moment: datetime | None = None
-    """As of which the store is read; None: as it is now."""
+    """As of which the store is read; None: now."""
     patience_s: float = 0.0
-    """How long the store is waited for."""
+    """Seconds to wait for a store that is away."""
+    judge: LLMEvaluator | None = None
+    """Stands in for the judge that the spec declares."""
 
     @property
-    def takes_processes(self) -> bool:
-        """Whether graders use the pool's processes themselves."""
-        return not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
+    def needs_this_process(self) -> bool:
+        """Whether graders use the pool's processes themselves, or are objects of this program."""
+        return self.judge is not None or not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
 
     def open_store(self) -> Store:
         """Open the store. Raises `StoreError`."""
         if self.moment is not None:
-            return StoreThen(self.store_url, self.moment)
+            return PastStore(self.store_url, self.moment)
         return Store(self.store_url, self.patience_s)
 
 
 class Assessed(NamedTuple):
-    """A question's tree, and what the judge said of it: each completion once, though equal answers share one."""
+    """A question's tree, and the judge's completions: each once, though equal answers share one."""
 
     valued: ValuedTree
     judged: tuple[Completion, ...]
 
 
 @contextmanager
-def collecting_seldom() -> Iterator[None]:
-    """Look for cycles seldom: trees and rows have none, and every search walks through all those at hand."""
+def infrequent_gc() -> Iterator[None]:
+    """Raise the generation-0 threshold: trees and rows have no cycles, and every search walks all of them."""
     usual = gc.get_threshold()
-    gc.set_threshold(SELDOM, *usual[1:])
+    gc.set_threshold(GC_THRESHOLD, *usual[1:])
     try:
         yield
     finally:
         gc.set_threshold(*usual)
 
 
-def made_of_each(
+def map_items(
     make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source, *, grades: bool = True
 ) -> Iterator[Made]:
-    """Yield what is made of every item, in order: of many, in other processes, unless it `grades` with those itself."""
+    """Yield `make(item, source)` in order; many items go to other processes, unless grading needs this one."""
     left = iter(items)
     first = list(islice(left, MANY))
-    if len(first) < MANY or (grades and source.takes_processes):
+    if len(first) < MANY or (grades and source.needs_this_process):
         return (make(item, source) for item in chain(first, left))
-    return made_ahead(make, chain(first, left), source)
+    return _map_in_processes(make, chain(first, left), source)
 
 
-def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:
-    """Yield what other processes make; an item on which one fails is made here, where its error shows."""
+def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item], source: Source) -> Iterator[Made]:
+    """Repeat in this process what failed in another, so that its error shows."""
     waiting = deque[tuple[Item, Future[Made]]]()
 
-    def taken() -> Made:
+    def next_made() -> Made:
         item, future = waiting.popleft()
         try:
             return future.result()
@@ -109,29 +116,34 @@ def made_ahead(make: Callable[[Item, Source], Made], items: Iterable[Item], sour
     for item in items:
         waiting.append((item, submit(make, item, source, timeout_s=ITEM_LIMIT_S)))
         if len(waiting) > AHEAD:
-            yield taken()
+            yield next_made()
     while waiting:
-        yield taken()
+        yield next_made()
 
 
-@collecting_seldom()
-def assess_window(window: Window, source: Source) -> list[Assessed]:
-    """Assess some questions."""
+@infrequent_gc()
+def read_trees(window: Window, source: Source) -> list[Assessed]:
+    """Replay the trees of some questions; what the store lacks is among a tree's failures."""
     with source.open_store() as store:
-        stored = recall(store, [question.question_id for question in window])
-
-    async def assessed(question: Question) -> Assessed:
-        noting = JudgeNoted(stored)
-        valued = await assess(question, source.spec, source.prompts, noting, wait=in_turn)
-        return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
-
-    async def all_assessed() -> list[Assessed]:
-        return await asyncio.gather(*(assessed(question) for question in window))
-
-    return asyncio.run(all_assessed())
+        stored = make_store_completer(store, [question.question_id for question in window])
+    return asyncio.run(_assess_all(window, source, stored))
 
 
-class JudgeNoted:
+async def _assess_all(window: Window, source: Source, stored: Complete) -> list[Assessed]:
+    async def assess_one(question: Question) -> Assessed:
+        return await assess_noting_judge(question, source, stored)
+
+    return await asyncio.gather(*map(assess_one, window))
+
+
+async def assess_noting_judge(question: Question, source: Source, complete: Complete) -> Assessed:
+    """Assess one question's tree, and keep the judge's completions."""
+    noting = _JudgeNoted(complete)
+    valued = await assess(question, source.spec, source.prompts, noting, source.judge, wait=in_turn)
+    return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
+
+
+class _JudgeNoted:
     """A `Complete` that keeps the judge's completions by key."""
 
     def __init__(self, complete: Complete) -> None:
@@ -139,7 +151,6 @@ class JudgeNoted:
         self.judged: dict[str, Completion] = {}
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return the samples, and note them where they are the judge's."""
         completions = await self.complete(request)
         if request.role is Role.EVALUATOR:
             self.judged.update((completion.key, completion) for completion in completions)
@@ -147,5 +158,78 @@ class JudgeNoted:
 
 
 def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
-    """Cut the questions into what is held in memory at once."""
+    """Cut the questions into windows."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
+
+
+class Survey(NamedTuple):
+    """What the store has of some questions."""
+
+    missing: Sequence[Question]
+    """Those whose trees, or their grades, are incomplete."""
+    stored: Mapping[Role, int]
+    """Samples in the other questions' trees, by role."""
+
+
+class MissingQuestions:
+    """The questions whose trees the store does not hold whole; the samples of the others are counted meanwhile."""
+
+    def __init__(self, questions: Sequence[Question], source: Source, above: Tally) -> None:
+        self.questions = questions
+        self.source = source
+        self.stored = Tally(above=above)
+        """Samples of whole trees, as far as those were looked at."""
+        self._stopped = Event()
+
+    def __iter__(self) -> Iterator[Question]:
+        return chain.from_iterable(self._parts())
+
+    def batches(self, size: int) -> Iterator[list[Question]]:
+        """Yield them so many at a time; the first ones do not wait for the survey of the rest."""
+        parts = self._parts()
+        return chain(_batch(next(parts), size), _batch(chain.from_iterable(parts), size))
+
+    def stop(self) -> None:
+        """Look no further."""
+        self._stopped.set()
+
+    def _parts(self) -> Iterator[Sequence[Question]]:
+        for part in survey(self.questions, self.source):
+            for role, samples in part.stored.items():
+                self.stored.add(role, Usage(cached_completions=samples))
+            yield part.missing
+            if self._stopped.is_set():
+                return
+
+
+def _batch(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    left = iter(questions)
+    return iter(lambda: list(islice(left, size)), [])
+
+
+def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
+    """Yield which questions lack something: first, at once, those of which the store has too few rows."""
+    with source.open_store() as store:
+        rows = store.count(question.question_id for question in questions)
+    least = _least_rows(source.spec)
+    yield Survey([question for question in questions if rows[question.question_id] < least], {})
+    begun = [question for question in questions if rows[question.question_id] >= least]
+    grades = asks_judge(source.spec) or source.spec.growth.mode == "adaptive"
+    yield from map_items(survey_window, windows(begun, SURVEY_WINDOW), source, grades=grades)
+
+
+def _least_rows(spec: RunSpec) -> int:
+    """Rows below which no tree is whole."""
+    return sum(nodes_per_question(spec).values()) if spec.growth.mode == "full" else 1
+
+
+@infrequent_gc()
+def survey_window(window: Window, source: Source) -> Survey:
+    """Replay some questions' trees, and their judge's grades, as far as the store goes."""
+    with source.open_store() as store:
+        noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
+    shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, judge=source.judge, wait=in_turn))
+    missing = {branch.question_id for branch in shortfall.failures}
+    whole = [request for request in noted.requests if request.question_id not in missing]
+    stored = Counter(role for _, role in {(key, request.role) for request in whole for key in request.keys})
+    return Survey([question for question in window if question.question_id in missing], stored)

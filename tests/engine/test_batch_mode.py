@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from malt.config.settings import Settings
 from malt.config.spec import Fallback, Role, RunSpec
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import assemble_version
-from malt.engine.job import check_models, read_inputs
+from malt.engine.build import build
+from malt.engine.job import check_models, read_job
 from malt.errors import ConfigError
-from malt.llm.batch.queues import Size
+from malt.llm.batch.queues import BatchSize
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.asking import asked_directly
 from tests.batches import BatchProvider, StandInBatch
@@ -40,7 +39,7 @@ def test_each_level_of_all_trees_is_one_batch(provider: BatchProvider, spec: Run
 
 
 def published(spec: RunSpec) -> DatasetVersion:
-    version, failures = assemble_version(read_inputs(spec), spec, Settings())
+    version, failures, _ = build(read_job(spec))
     assert version is not None
     assert failures == ()
     return version
@@ -113,7 +112,7 @@ def models(provider: BatchProvider, batch: StandInBatch) -> set[str]:
 
 
 def question(spec: RunSpec, number: int) -> str:
-    return read_inputs(spec).questions[number].question_id
+    return read_job(spec).questions[number].question_id
 
 
 overloaded = server_error(503)
@@ -217,12 +216,12 @@ def test_the_judge_has_a_level_of_its_own(provider: BatchProvider, spec: RunSpec
 
 
 def test_a_level_is_cut_into_batches_of_what_a_file_may_hold(provider: BatchProvider, spec: RunSpec) -> None:
-    assert grown(spec, replace(QUICK, size=Size(items=4)))[0] == NOTHING_MISSING
+    assert grown(spec, replace(QUICK, size=BatchSize(items=4)))[0] == NOTHING_MISSING
     assert [len(provider.lines(batch)) for batch in provider.batches] == [2, 4, 2, 4, 4, 4, 4, 2]
 
 
 def test_a_file_stays_below_its_most_bytes(provider: BatchProvider, spec: RunSpec) -> None:
-    assert grown(spec, replace(QUICK, size=Size(bytes=5000)))[0] == NOTHING_MISSING
+    assert grown(spec, replace(QUICK, size=BatchSize(bytes=5000)))[0] == NOTHING_MISSING
     sizes = [len(provider.files[batch.file_id]) for batch in provider.batches]
     assert max(sizes) <= 5000
     assert len(sizes) > 3

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
-from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import Assembled, assemble_version
-from malt.engine.job import read_inputs
+from malt.engine.build import Built, build
+from malt.engine.job import read_job
+from malt.engine.run import Filled
 from malt.engine.summary import summarise
 from malt.llm.usage import Tally
 from malt.prompts import SLOTS
@@ -30,9 +30,9 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
     return spec_of(provider, write_questions(tmp_path), samples=2).model_copy(update={"evaluator": judge})
 
 
-def assembled(spec: RunSpec) -> Assembled:
+def assembled(spec: RunSpec) -> Built:
     """Ask for everything, as far as it can be had, then assemble."""
-    return assemble_version(asked_directly(spec), spec, Settings())
+    return build(asked_directly(spec))
 
 
 def version_of(spec: RunSpec) -> DatasetVersion:
@@ -84,14 +84,16 @@ def test_a_cascade_s_version_tells_who_graded_and_compares_like_with_like(spec: 
 
 def test_assembling_again_gives_the_same_version(spec: RunSpec) -> None:
     first = version_of(spec)
-    again = assemble_version(read_inputs(spec), spec, Settings()).version
+    again = build(read_job(spec)).version
     assert again is not None
     assert (again.created, again.path) == (False, first.path)
 
 
 def test_a_run_s_summary_says_who_graded(spec: RunSpec) -> None:
-    version = version_of(spec)
-    summary = summarise("sums", 2, Tally(), NOTHING_MISSING, version, 1.0)
+    job = asked_directly(spec)
+    built = build(job)
+    assert built.version is not None
+    summary, version = summarise(job, Filled(NOTHING_MISSING, Tally()), built, 1.0), built.version
     assert summary.graded_by == version.manifest.diagnostics.graded_by
     assert f"{summary.graded_by['exact']} exact" in summary.markdown
 

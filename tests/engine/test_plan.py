@@ -1,5 +1,6 @@
 """The quote of a run: counted against the store, asking nobody; a cost that is not known is never zero."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ import pytest
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, Role, RunSpec
-from malt.engine.job import read_inputs
-from malt.engine.pilot import pilot, spread
+from malt.engine.job import read_job
 from malt.engine.plan import Plan, plan
-from malt.llm.completers import asker
-from malt.llm.session import session_for
+from malt.engine.runner import run_pilot, spread
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
@@ -29,14 +30,14 @@ def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.Monke
 
 def quote(spec: RunSpec) -> Plan:
     with Store(Settings().store) as store:
-        return plan(read_inputs(spec), spec, store)
+        return plan(read_job(spec), store)
 
 
 def grow(spec: RunSpec) -> bool:
     """Ask for all that a spec needs; return whether all of it came."""
-    inputs, session = read_inputs(spec), session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    missing = session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    job, session = read_job(spec), open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in job.questions])
+    missing = session.run(ask_all(job.questions, spec, job.prompts, ask))
     return missing == NOTHING_MISSING
 
 
@@ -139,15 +140,15 @@ def test_a_quote_is_a_range_within_what_it_assumes(config: Path) -> None:
 
 def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, provider: ScriptedProvider) -> None:
     spec = load_spec(config)
-    inputs = read_inputs(spec)
-    assert pilot(inputs, spec, Settings(), 3) == NOTHING_MISSING
+    job = read_job(spec)
+    assert asyncio.run(run_pilot(job, 3)) == NOTHING_MISSING
     assert provider.request_count == 3 * 13
     quoted = quote(spec)
     assert quoted.stored_completions == 3 * 39
     assert "to 3 questions" in quoted.roles[Role.REFINER].basis
-    session = session_for(Settings(), Limits())
-    ask = asker(session, [question.question_id for question in inputs.questions])
-    session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    session = open_session(Settings(), Limits())
+    ask = make_completer(session, [question.question_id for question in job.questions])
+    session.run(ask_all(job.questions, spec, job.prompts, ask))
     used = ask.tally.total
     assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens
     assert quoted.low.prompt_tokens <= used.prompt_tokens <= quoted.high.prompt_tokens
@@ -161,7 +162,7 @@ def test_costs_that_a_provider_reported_come_before_listed_prices(config: Path, 
 
 
 def test_a_pilot_asks_at_even_distances(config: Path) -> None:
-    questions = read_inputs(load_spec(config)).questions
+    questions = read_job(load_spec(config)).questions
     assert spread(questions, 2) == [questions[0], questions[2]]
     assert spread(questions, 9) == questions
 

@@ -14,10 +14,10 @@ from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import read_manifest
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.engine.build import assemble_version
+from malt.engine.build import build
 from malt.engine.rebuild import Rebuilt, Sources, rebuild
 from malt.errors import InputError, PromptError, QuestionError, VersionError
-from malt.llm.session import close_sessions
+from malt.llm.client.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store
 from malt.prompts import find_set
 from tests import mishaps, providers
@@ -40,7 +40,7 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 
 def published(spec: RunSpec) -> DatasetVersion:
     """Ask for everything, as far as it can be had, and publish it."""
-    version = assemble_version(asked_directly(spec), spec, Settings()).version
+    version = build(asked_directly(spec)).version
     assert version is not None
     close_sessions()
     return version

@@ -19,6 +19,7 @@ from malt.hosting.private_prefect import PRIVATE
 HOME = os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="malt-tests-prefect-")
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"] = "malt:tests"
 
 
 class Ran(NamedTuple):
@@ -34,7 +35,7 @@ Malt = Callable[..., Ran]
 
 def beside_progress(stderr: str) -> str:
     """What was said on stderr; a run that takes long says every few seconds how far it is."""
-    return "\n".join(line for line in stderr.strip().splitlines() if " requests; held back by " not in line)
+    return "\n".join(line for line in stderr.strip().splitlines() if " requests; limited by: " not in line)
 
 
 def pytest_unconfigure() -> None:

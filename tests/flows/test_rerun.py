@@ -15,7 +15,7 @@ from malt.config.spec import Role
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError
-from malt.llm.session import close_sessions
+from malt.llm.client.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests import mishaps
 from tests.configs import REQUESTS, write_config

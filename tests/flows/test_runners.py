@@ -12,18 +12,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.runners import DIED, Crew, crew_of
+from flows.executors import DIED, Crew, crew_of
 from flows.taking_part import outdated, prefect_of_run, problem_of, versions
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
-from malt.hosting.supervise import descendants
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests
@@ -246,7 +246,9 @@ def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_ot
 
 def workers_of(pid: int) -> list[int]:
     """The processes that work for a run."""
-    return [each for each in descendants(pid) if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    return [
+        each.pid for each in psutil.Process(pid).children(recursive=True) if "spawn_main" in " ".join(each.cmdline())
+    ]
 
 
 def most_above(per_second: float, times: Sequence[float]) -> float:

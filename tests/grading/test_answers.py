@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.grading.answers import final_answer, normalised, read_choice, read_number
+from malt.grading.answers import final_answer, normalised, read_number
+from malt.grading.choices import read_choice
 from malt.grading.numbers import equal, parse_quantity
 
 CHOICES = ("doctor", "bookstore", "market", "train station", "mortuary")

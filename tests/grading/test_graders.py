@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 
 from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
-from malt.grading.graders import (
-    Evaluation,
-    Grade,
-    Grader,
-    Outcome,
-    Verdict,
-    check_references,
-    grade,
-    graders_for,
-    truncated_grade,
-)
+from malt.grading.graders import Grader, grade, graders_for
+from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, truncated_grade
 from malt.grading.process_pool import worker_pids
+from malt.grading.references import check_references
 from malt.questions.question import Question
 
 TABLES = sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))
@@ -52,12 +44,13 @@ async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10
 async def test_a_case_of_the_tables_is_graded_as_it_says(case: dict[str, Any]) -> None:
     asked = question(case["ground_truth"], tuple(case.get("choices", ())))
     result = await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
-    assert result.outcome == case["outcome"], result
+    accepted = case["outcome"] if isinstance(case["outcome"], list) else [case["outcome"]]
+    assert result.outcome in accepted, result
     assert result.answer == case.get("answer", result.answer)
 
 
 def test_the_tables_are_large_and_name_their_sources() -> None:
-    assert len(CASES) >= 300
+    assert len(CASES) >= 700
     assert all(case["source"] for case in CASES)
 
 
@@ -140,7 +133,8 @@ async def test_the_first_that_decides_stands_and_a_failure_is_never_wrong(
         ("0.5", "Final Answer: 0.5", ("exact", "number"), "exact", Outcome.RIGHT),
         ("0.5", "Final Answer: 1/2", ("exact", "number"), "number", Outcome.RIGHT),
         ("0.5", "Final Answer: 1/3", ("exact", "number", "llm"), "number", Outcome.WRONG),
-        ("0.5", "Final Answer: a half", ("exact", "number", "llm"), "llm", Outcome.RIGHT),
+        ("0.5", "Final Answer: a half", ("exact", "number", "llm"), "number", Outcome.RIGHT),
+        ("0.5", "Final Answer: one part in two", ("exact", "number", "llm"), "llm", Outcome.RIGHT),
         ("x^2", "Final Answer: x^3", ("exact", "math", "llm"), "math", Outcome.WRONG),
         ("\\text{even}", "Final Answer: not odd", ("exact", "math", "llm"), "llm", Outcome.RIGHT),
         ("Paris", "Final Answer: the French capital", ("number", "exact", "llm"), "llm", Outcome.RIGHT),
@@ -279,10 +273,11 @@ async def test_a_users_grader_gives_the_score(
 # Nothing hangs, nothing raises.
 
 
-async def test_a_power_tower_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
+async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
     started = time.perf_counter()
-    tower = asyncio.create_task(graded("9", "Final Answer: 9^{9^{9^{9}}}", "math", timeout_s=4))
+    endless = " + ".join(f"\\binom{{1000000}}{{{500_000 - n}}}" for n in range(200))
+    tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=4))
     huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
     others = await asyncio.gather(
         *[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)]

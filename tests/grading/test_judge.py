@@ -15,7 +15,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from malt.config.spec import EvaluatorSpec, Role
 from malt.errors import ConfigError, EvaluationUnknown, MaltError
-from malt.grading.graders import Outcome
+from malt.grading.grades import Outcome
 from malt.grading.judge import JudgeReply, LLMEvaluator, Score, inert, tags_in
 from malt.grading.judge_reply import read_reply
 from malt.llm.request import Completion, CompletionRequest, FinishReason, Message, RequestFailed

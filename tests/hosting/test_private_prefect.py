@@ -19,7 +19,7 @@ import pytest
 
 from malt.cli.runs import without
 from malt.errors import ConfigError
-from malt.hosting.prefect_server import copied
+from malt.hosting.prefect_server import copy_database
 from malt.hosting.private_prefect import NamedServer, PrefectServer, connect
 
 HOLDER = """
@@ -178,7 +178,7 @@ def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: P
     for path in (kept, new):
         subprocess.run([sys.executable, "-c", WRITES_AND_IS_KILLED, path, path.stem], check=False)
     new.unlink()
-    assert copied(kept, new)
+    assert copy_database(kept, new)
     with closing(sqlite3.connect(new)) as reading:
         assert reading.execute("SELECT name FROM sqlite_master").fetchall() == [("kept",)]
 

@@ -1,4 +1,4 @@
-"""A tied command ends with the process that started it, and takes with it what it has started itself."""
+"""A supervised command ends with the process that started it, and takes with it what it has started itself."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ LEAVES_AN_ORPHAN = "import subprocess; subprocess.run('sleep 600 & echo $!', she
 LIVES_ON = f"{LEAVES_AN_ORPHAN}; {CHILD}"
 
 
-def tied(code: str) -> "subprocess.Popen[str]":
+def supervised(code: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "malt.hosting.supervise", sys.executable, "-c", code]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -47,7 +47,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its_own() -> None:
-    with tied(STARTS_ANOTHER) as process:
+    with supervised(STARTS_ANOTHER) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         assert is_running(child)
@@ -58,7 +58,7 @@ def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its
 
 
 def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
-    with tied(STARTS_ANOTHER_AS_IT_ENDS) as process:
+    with supervised(STARTS_ANOTHER_AS_IT_ENDS) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         out, _ = process.communicate()
@@ -66,7 +66,7 @@ def test_what_the_command_starts_as_it_ends_does_not_outlive_it() -> None:
 
 
 def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
-    with tied(LEAVES_AN_ORPHAN) as process:
+    with supervised(LEAVES_AN_ORPHAN) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
         assert process.wait(30) == 0
@@ -74,11 +74,10 @@ def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
 
 
 def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_the_parent() -> None:
-    with tied(STARTS_ANOTHER) as process:
+    with supervised(STARTS_ANOTHER) as process:
         assert process.stdout is not None
         orphan = int(process.stdout.readline())
-        first = int(Path(f"/proc/{orphan}/stat").read_text().rpartition(") ")[2].split()[1])
-        os.kill(first, signal.SIGKILL)
+        os.kill(parent_of(orphan), signal.SIGKILL)
         again = int(process.stdout.readline())
         assert is_running(orphan)
         process.communicate()
@@ -86,8 +85,17 @@ def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_th
     assert not is_running(again)
 
 
-def test_orphans_that_end_are_buried() -> None:
-    with tied(LIVES_ON) as process:
+def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
+    with supervised("import os; os.kill(os.getpid(), 9)") as process:
+        assert process.wait(30) != 0
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def test_orphans_that_end_are_reaped() -> None:
+    with supervised(LIVES_ON) as process:
         assert process.stdout is not None
         orphan = int(process.stdout.readline())
         os.kill(orphan, signal.SIGKILL)
@@ -98,11 +106,6 @@ def test_orphans_that_end_are_buried() -> None:
         process.communicate()
 
 
-def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
-    with tied("import os; os.kill(os.getpid(), 9)") as process:
-        assert process.wait(30) != 0
-
-
 def test_its_exit_code_is_the_commands() -> None:
-    with tied("raise SystemExit(3)") as process:
+    with supervised("raise SystemExit(3)") as process:
         assert process.wait(30) == 3

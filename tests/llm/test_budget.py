@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import BudgetSpent
-from malt.llm.budget import NOTHING, Amount, Budget, worst_case
+from malt.llm.budget import NOTHING, Amount, Budget, estimate_worst_case
 from malt.llm.faults import RateLimited, Unavailable
 from malt.llm.request import CompletionRequest, Message
 from tests.replies import Reply
@@ -147,9 +147,9 @@ async def test_a_tree_that_may_cost_more_than_the_cap_is_begun_alone_and_may_tur
 def test_the_worst_case_is_a_token_a_byte_and_every_completion_at_full_length(text: str, samples: int) -> None:
     model = ModelSpec(model="openai/m", max_tokens=100)
     request = CompletionRequest(Role.VERIFIER, model, (Message("user", text),), "q", "", samples)
-    assert worst_case(request, samples, (0, 1)).usd == samples * 100
-    assert worst_case(request, samples, (1, 0)).usd >= len(text.encode())
-    assert worst_case(request, samples, (0, 0)).tokens >= len(text.encode()) + samples * 100
+    assert estimate_worst_case(request, samples, (0, 1)).usd == samples * 100
+    assert estimate_worst_case(request, samples, (1, 0)).usd >= len(text.encode())
+    assert estimate_worst_case(request, samples, (0, 0)).tokens >= len(text.encode()) + samples * 100
 
 
 # What is held by name
@@ -158,27 +158,27 @@ def test_the_worst_case_is_a_token_a_byte_and_every_completion_at_full_length(te
 def test_what_is_pledged_is_held_once_and_counted_once() -> None:
     budget = Budget(Limits(max_cost_usd=1.0))
     for usd in (0.5, 0.75, 0.75):
-        budget.pledge("batch", Amount(usd, 0))
+        budget.reserve("batch", Amount(usd, 0))
     assert budget.room.usd == 0.25
     for _ in range(2):
-        budget.redeem("batch", Amount(0.125, 0))
-    budget.pledge("batch", Amount(0.75, 0))  # as one who has not heard yet that it ended
+        budget.settle_reserved("batch", Amount(0.125, 0))
+    budget.reserve("batch", Amount(0.75, 0))  # as one who has not heard yet that it ended
     assert budget.room.usd == 0.875
-    assert budget.pledged == {}
+    assert budget.reserved == {}
 
 
 async def test_what_was_spent_directly_is_told_from_what_was_pledged() -> None:
     budget = Budget(Limits(max_cost_usd=1.0))
-    budget.redeem("batch", Amount(0.5, 7))
+    budget.settle_reserved("batch", Amount(0.5, 7))
     await budget.pay(Amount(0.25, 10), costing(0.125))
-    assert budget.spent_directly == Amount(0.125, 10)
+    assert budget.spent_unreserved == Amount(0.125, 10)
 
 
 @pytest.mark.virtual_time
 async def test_a_request_does_not_wait_for_what_is_pledged() -> None:
     budget = Budget(Limits(max_cost_usd=1.0))
-    budget.pledge("batch", Amount(1.0, 0))
+    budget.reserve("batch", Amount(1.0, 0))
     with pytest.raises(BudgetSpent):
         await asyncio.wait_for(budget.pay(Amount(0.5, 0), costing(0.5)), 60)
-    budget.redeem("batch", NOTHING)
+    budget.settle_reserved("batch", NOTHING)
     assert await budget.pay(Amount(0.5, 0), costing(0.5))

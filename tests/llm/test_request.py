@@ -15,7 +15,7 @@ from malt.llm.request import (
     FinishReason,
     Message,
     read_response,
-    shared,
+    share_tokens,
     split_response,
 )
 
@@ -75,7 +75,7 @@ def test_siblings_have_different_keys() -> None:
 
 @given(st.integers(0, 10_000), st.integers(1, 20))
 def test_siblings_share_a_requests_tokens_to_the_last_one(total: int, siblings: int) -> None:
-    assert sum(shared(total, position, siblings) or 0 for position in range(siblings)) == total
+    assert sum(share_tokens(total, position, siblings) or 0 for position in range(siblings)) == total
 
 
 def body(*choices: JsonValue) -> dict[str, JsonValue]:

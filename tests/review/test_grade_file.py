@@ -267,7 +267,8 @@ def test_the_graded_rows_keep_their_columns(tmp_path: Path, rows_file: Callable[
     grade(path, "--kind", "number", "--out", out)
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert written[1] == {
-        **SUMS[1], "split": "test", "outcome": "wrong", "read": "5", "score": 0.0, "grader": "number", "error": None
+        **SUMS[1], "split": "test", "outcome": "wrong", "read": "5", "score": 0.0, "grader": "number", "unread": False,
+        "error": None,
     }  # fmt: skip
     assert [row["outcome"] for row in written] == ["right", "wrong", "unanswered", "right", "unknown"]
 

@@ -20,9 +20,9 @@ from malt.config.spec import (
     RoleSpec,
     RunSpec,
 )
-from malt.llm.completers import Recall, asker
+from malt.llm.client.completers import StoreCompleter, make_completer
+from malt.llm.client.session import open_session
 from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed
-from malt.llm.session import session_for
 from malt.llm.store.samples import Store
 from malt.prompts import load_prompts
 from malt.questions.question import Question
@@ -206,13 +206,13 @@ def asking(provider: ScriptedProvider, mode: str) -> RunSpec:
 
 
 def assessed(spec: RunSpec) -> ValuedTree:
-    session = session_for(Settings(), Limits())
-    return session.run(assess(QUESTION, spec, PROMPTS, asker(session, [QUESTION.question_id])))
+    session = open_session(Settings(), Limits())
+    return session.run(assess(QUESTION, spec, PROMPTS, make_completer(session, [QUESTION.question_id])))
 
 
 def recalled(spec: RunSpec) -> ValuedTree:
     with Store(Settings().store) as store:
-        return asyncio.run(assess(QUESTION, spec, PROMPTS, Recall(store.rows([QUESTION.question_id]))))
+        return asyncio.run(assess(QUESTION, spec, PROMPTS, StoreCompleter(store.rows([QUESTION.question_id]))))
 
 
 def test_the_store_alone_gives_the_same_tree(settings: Settings, served: ScriptedProvider) -> None:
@@ -239,9 +239,9 @@ def test_going_on_to_the_full_tree_pays_only_the_difference(settings: Settings, 
 def test_a_sample_that_is_asked_for_again_with_siblings_is_counted_once(
     settings: Settings, served: ScriptedProvider
 ) -> None:
-    session = session_for(Settings(), Limits())
+    session = open_session(Settings(), Limits())
     for bought, stored in ((True, False), (False, True)):
-        ask = asker(session, [QUESTION.question_id])
+        ask = make_completer(session, [QUESTION.question_id])
         tree = session.run(assess(QUESTION, asking(served, "adaptive"), PROMPTS, ask)).tree
         total = ask.tally.total
         assert (total.completions, total.cached_completions) == (bought * len(tree.nodes), stored * len(tree.nodes))

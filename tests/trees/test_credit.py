@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.trees.credit import Value, ValuedTree, propagate, value_tree
 from malt.trees.tree import Address
 from tests.strategies import (

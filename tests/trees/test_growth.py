@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
-from malt.llm.completers import asker
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import open_session
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, RequestFailed
-from malt.llm.session import session_for
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.growth import grow, nodes_per_question, requests_per_question
@@ -54,8 +54,8 @@ def grown(branching: Branching, complete: Complete = write) -> Tree:
 
 def grown_at(provider: ScriptedProvider, settings: Settings, branching: Branching = PAPER) -> Tree:
     """Grow a tree by asking a provider, through the store."""
-    session = session_for(settings, Limits())
-    ask = asker(session, [QUESTION.question_id])
+    session = open_session(settings, Limits())
+    ask = make_completer(session, [QUESTION.question_id])
     return session.run(grow(QUESTION, shaped(branching, provider), PROMPTS, ask))
 
 
@@ -136,8 +136,8 @@ def test_children_are_asked_for_the_moment_their_parent_exists() -> None:
 
 def test_the_reference_answer_reaches_no_trained_role(provider: ScriptedProvider, settings: Settings) -> None:
     secret = Question(question_id="q2", question="Name it.", ground_truth="xyzzy-4711", metadata={"hint": "xyzzy-4711"})
-    session = session_for(settings, Limits())
-    work = grow(secret, shaped(PAPER, provider), PROMPTS, asker(session, ["q2"]))
+    session = open_session(settings, Limits())
+    work = grow(secret, shaped(PAPER, provider), PROMPTS, make_completer(session, ["q2"]))
     assert session.run(work).complete
     assert len(provider.requests) == 13
     assert not [asked for asked in provider.requests if "xyzzy" in repr(asked)]

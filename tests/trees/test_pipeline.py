@@ -7,9 +7,9 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
-from malt.grading.graders import Outcome
-from malt.llm.completers import asker
-from malt.llm.session import Session, session_for
+from malt.grading.grades import Outcome
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session, open_session
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
@@ -50,11 +50,11 @@ def judged(provider: ScriptedProvider, *kinds: str, scope: str = "leaves") -> Ru
 @pytest.fixture
 def session(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setenv("TEST_KEY", "k")
-    return session_for(settings, Limits())
+    return open_session(settings, Limits())
 
 
 def assessed(session: Session, spec: RunSpec, question: Question = SUM) -> ValuedTree:
-    return session.run(assess(question, spec, PROMPTS, asker(session, [question.question_id])))
+    return session.run(assess(question, spec, PROMPTS, make_completer(session, [question.question_id])))
 
 
 def outcomes(valued: ValuedTree) -> Counter[Outcome]:
@@ -159,7 +159,7 @@ def test_the_reference_answer_is_shown_to_the_judge_alone(session: Session, prov
 
 
 def shortfall(session: Session, spec: RunSpec, *questions: Question) -> Shortfall:
-    ask = asker(session, [question.question_id for question in questions])
+    ask = make_completer(session, [question.question_id for question in questions])
     return session.run(ask_all(questions, spec, PROMPTS, ask))
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.engine.job import Inputs
+from malt.engine.job import Job
 from malt.errors import StoreError
-from malt.trees.replay import MANY, Source, Window, assess_window, made_of_each
+from malt.trees.replay import MANY, Source, Window, map_items, read_trees
 from tests import mishaps
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
@@ -28,29 +28,29 @@ def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def inputs(spec: RunSpec) -> Inputs:
+def job(spec: RunSpec) -> Job:
     """The questions, once everything about them was asked that can be had."""
     return asked_directly(spec)
 
 
-def source_of(inputs: Inputs, spec: RunSpec) -> Source:
-    return Source(spec, inputs.prompts, Settings().store)
+def source_of(job: Job, spec: RunSpec) -> Source:
+    return Source(spec, job.prompts, Settings().store)
 
 
-def single(inputs: Inputs) -> Sequence[Window]:
+def single(job: Job) -> Sequence[Window]:
     """A window a question."""
-    return [[question] for question in inputs.questions]
+    return [[question] for question in job.questions]
 
 
-def test_many_windows_give_the_trees_that_one_gives(inputs: Inputs, spec: RunSpec) -> None:
-    source = source_of(inputs, spec)
-    ahead = list(chain.from_iterable(made_of_each(assess_window, single(inputs), source)))
-    assert ahead == assess_window(inputs.questions, source)
+def test_many_windows_give_the_trees_that_one_gives(job: Job, spec: RunSpec) -> None:
+    source = source_of(job, spec)
+    ahead = list(chain.from_iterable(map_items(read_trees, single(job), source)))
+    assert ahead == read_trees(job.questions, source)
     assert [tree.valued.tree.complete for tree in ahead] == [place != 1 for place in range(MANY)]
 
 
-def test_a_damaged_answer_is_the_store_s_fault_wherever_it_is_read(inputs: Inputs, spec: RunSpec) -> None:
+def test_a_damaged_answer_is_the_store_s_fault_wherever_it_is_read(job: Job, spec: RunSpec) -> None:
     with closing(sqlite3.connect(Settings().store.removeprefix("sqlite:///"))) as store, store:
         store.execute("UPDATE samples SET response = 'half of {' WHERE role = 'refiner'")
     with pytest.raises(StoreError, match="is damaged"):
-        list(made_of_each(assess_window, single(inputs), source_of(inputs, spec)))
+        list(map_items(read_trees, single(job), source_of(job, spec)))

@@ -1,7 +1,8 @@
 """Comparing two versions: which inputs differ, and which rows were added, removed or changed, question by question.
 
-Rows are joined by their ids, over `marks`. The three `*_training.json` files hold the nodes of `trajectories.parquet`
-over again, and are not compared by themselves.
+Rows are joined by their ids, over `row_hashes`. The three `*_training.json` files hold the nodes of
+`trajectories.parquet` over
+again, and are not compared by themselves.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,14 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from malt.config.base import Recorded
-from malt.datasets.check.row_hashes import mark_rows, no_marks, rows_by_key
+from malt.datasets.check.row_hashes import empty_hashes, hash_rows, rows_by_key
 from malt.datasets.manifest import Manifest
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
+from malt.sanitize import code_span, escape_markdown, markdown_table
 
-Kind = Literal["added", "removed", "changed"]
-
-COUNTED = ("added", "removed", "changed", "relabelled", "rewritten")
+_COUNTED = ("added", "removed", "changed", "relabelled", "rewritten")
 
 
 class Change(Recorded):
@@ -61,7 +61,7 @@ class RowChange(Recorded):
 
     row_id: str
     """`QUESTION_ID/NODE_ID` for a row of the trajectories, `QUESTION_ID` for one of the questions."""
-    change: Kind
+    change: Literal["added", "removed", "changed"]
     columns: dict[str, Change]
     """What differs in a row that changed."""
 
@@ -85,7 +85,7 @@ class FileChange(ChangeCounts):
     """As many as were asked for."""
 
 
-class Compared(Recorded):
+class ComparedVersion(Recorded):
     """One of two versions that were compared."""
 
     version: str
@@ -96,8 +96,8 @@ class Compared(Recorded):
 class VersionDiff(Recorded):
     """What changed from one version to another."""
 
-    old: Compared
-    new: Compared
+    old: ComparedVersion
+    new: ComparedVersion
     same_content: bool
     inputs: InputChanges
     files: dict[str, FileChange]
@@ -106,25 +106,21 @@ class VersionDiff(Recorded):
     def markdown(self) -> str:
         """The counts of what changed, as a page."""
         inputs = [
-            f"- {group} `{name}`: `{change.old}` → `{change.new}`"
+            f"- {group} {code_span(name)}: {code_span(str(change.old))} → {code_span(str(change.new))}"
             for group, changes in self.inputs
             for name, change in changes.items()
         ]
         files = [
-            f"| `{file}` | {change.rows[0]} | {change.rows[1]} | "
-            + " | ".join(str(getattr(change, name)) for name in COUNTED)
-            + f" | {change.questions_changed} |"
+            (code_span(file), *change.rows, *(getattr(change, name) for name in _COUNTED), change.questions_changed)
             for file, change in self.files.items()
             if not change.same
         ]
-        heads = ("rows of", "old", "new", *COUNTED, "questions")
-        table = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1), *files]
-        return "\n".join(
-            [f"# {self.old.version} → {self.new.version}", "", *(inputs or ["No input differs."]), "", *table, ""]
-        )
+        table = markdown_table(("rows of", "old", "new", *_COUNTED, "questions"), files)
+        title = f"# {escape_markdown(self.old.version)} → {escape_markdown(self.new.version)}"
+        return "\n".join([title, "", *(inputs or ["No input differs."]), "", table, ""])
 
 
-class Side(NamedTuple):
+class _Side(NamedTuple):
     """One version's copy of a file."""
 
     version: DatasetVersion
@@ -137,8 +133,7 @@ class Side(NamedTuple):
         return None if entry is None else entry.rows_sha256
 
     @property
-    def rows(self) -> int:
-        """How many rows it has."""
+    def row_count(self) -> int:
         entry = self.version.manifest.files.get(self.file)
         return 0 if entry is None else entry.rows or 0
 
@@ -148,14 +143,12 @@ class Side(NamedTuple):
         names = pq.read_schema(self.version.path / self.file).names if self.digest else SCHEMAS[self.file].names
         return [name for name in names if name not in MEASURED]
 
-    def marks(self, columns: list[str], question_numbers: dict[str, int]) -> pd.DataFrame:
-        """Its rows' marks."""
+    def hash_rows(self, columns: list[str], question_numbers: dict[str, int]) -> pd.DataFrame:
         if self.digest is None:
-            return no_marks()
-        return mark_rows(self.version.path / self.file, columns, question_numbers)
+            return empty_hashes()
+        return hash_rows(self.version.path / self.file, columns, question_numbers)
 
-    def read(self, columns: list[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
-        """Its rows with these keys."""
+    def read_rows(self, columns: list[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
         return {} if keys.empty else rows_by_key(self.version.path / self.file, columns, keys)
 
 
@@ -166,68 +159,66 @@ def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = No
     cannot be read.
     """
     return VersionDiff(
-        old=named(old),
-        new=named(new),
+        old=_name(old),
+        new=_name(new),
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=compare_inputs(old.manifest, new.manifest),
-        files={file: compare_file(Side(old, file), Side(new, file), questions) for file in SCHEMAS},
+        inputs=_compare_inputs(old.manifest, new.manifest),
+        files={file: _compare_file(_Side(old, file), _Side(new, file), questions) for file in SCHEMAS},
     )
 
 
-def named(version: DatasetVersion) -> Compared:
-    """Name a version."""
-    return Compared(version=version.reference, path=str(version.path), content_sha256=version.manifest.content_sha256)
+def _name(version: DatasetVersion) -> ComparedVersion:
+    digest = version.manifest.content_sha256
+    return ComparedVersion(version=version.reference, path=str(version.path), content_sha256=digest)
 
 
-def compare_inputs(old: Manifest, new: Manifest) -> InputChanges:
-    """Say which inputs differ."""
+def _compare_inputs(old: Manifest, new: Manifest) -> InputChanges:
     return InputChanges(
-        config=differing(dict(flat(old.config)), dict(flat(new.config))),
-        prompts=differing(old.prompts, new.prompts),
-        questions=differing({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
-        code=differing(old.code.model_dump(), new.code.model_dump()),
+        config=compare_values(dict(flatten_table(old.config)), dict(flatten_table(new.config))),
+        prompts=compare_values(old.prompts, new.prompts),
+        questions=compare_values({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
+        code=compare_values(old.code.model_dump(), new.code.model_dump()),
     )
 
 
-def flat(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, JsonValue]]:
+def flatten_table(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, JsonValue]]:
     """Yield the values of nested tables by dotted path."""
     for name, value in table.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{start}{name}.")
+            yield from flatten_table(value, f"{start}{name}.")
         else:
             yield f"{start}{name}", value
 
 
-def differing(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> dict[str, Change]:
-    """Return what two tables do not agree on."""
+def compare_values(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> dict[str, Change]:
+    """Return the values that differ, by name; None stands for one that is missing."""
     changes = {name: Change(old=old.get(name), new=new.get(name)) for name in {**old, **new}}
     return {name: change for name, change in changes.items() if change.old != change.new}
 
 
-def compare_file(old: Side, new: Side, questions: int | None) -> FileChange:
-    """Say which rows of a file differ."""
-    rows = old.rows, new.rows
+def _compare_file(old: _Side, new: _Side, questions: int | None) -> FileChange:
+    rows = old.row_count, new.row_count
     if old.digest == new.digest:
         return FileChange(rows=rows, same=True)
     try:
         columns = [name for name in old.columns if name in new.columns]
         numbers: dict[str, int] = {}
-        changes = join(old.marks(columns, numbers), new.marks(columns, numbers))
-        told = by_question(changes, list(numbers), questions, (old, new), columns)
+        changes = _join(old.hash_rows(columns, numbers), new.hash_rows(columns, numbers))
+        shown = _group_changes(changes, list(numbers), questions, (old, new), columns)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         paths = " or ".join(str(side.version.path) for side in (old, new))
         raise VersionError(f"{old.file} of {paths} cannot be read ({error}); try: malt verify on both") from error
-    return FileChange(
-        rows=rows,
-        same=False,
-        questions_changed=int(changes["question"].nunique()),
-        questions=told,
-        **{name: int(changes[name].sum()) for name in COUNTED},
-    )
+    counts = _count(changes)
+    number = int(changes["question"].nunique())
+    return FileChange(rows=rows, same=False, questions_changed=number, questions=shown, **counts)
 
 
-def join(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that differ: `key`, `question`, and what is true of each, a column for each of `COUNTED`."""
+def _count(changes: pd.DataFrame) -> dict[str, int]:
+    return {name: int(changes[name].sum()) for name in _COUNTED}
+
+
+def _join(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that differ: `key`, `question`, and what is true of each, a column for each of `_COUNTED`."""
     both = old.merge(new, on="key", suffixes=("", "_new"))
     relabelled, rewritten, rest = (both[name] != both[f"{name}_new"] for name in ("values", "texts", "rest"))
     changed = both.assign(changed=relabelled | rewritten | rest, relabelled=relabelled, rewritten=rewritten)
@@ -236,30 +227,29 @@ def join(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
         old[~old["key"].isin(new["key"])].assign(removed=True),
         new[~new["key"].isin(old["key"])].assign(added=True),
     ]
-    found = pd.concat([part.reindex(columns=["key", "question", *COUNTED], fill_value=False) for part in parts])
-    return found.astype(dict.fromkeys(COUNTED, bool))
+    found = pd.concat([part.reindex(columns=["key", "question", *_COUNTED], fill_value=False) for part in parts])
+    return found.astype(dict.fromkeys(_COUNTED, bool))
 
 
-def by_question(
-    changes: pd.DataFrame, question_ids: list[str], most: int | None, sides: tuple[Side, Side], columns: list[str]
+def _group_changes(
+    changes: pd.DataFrame, question_ids: list[str], most: int | None, sides: tuple[_Side, _Side], columns: list[str]
 ) -> tuple[QuestionChange, ...]:
-    """Tell what differs of the first questions, in the order of the first version and then of the second."""
-    told = changes["question"].drop_duplicates().sort_values()[:most]
-    shown = changes[changes["question"].isin(told)]
-    old = sides[0].read(columns, shown.loc[~shown["added"], "key"])
-    new = sides[1].read(columns, shown.loc[~shown["removed"], "key"])
+    """Return what differs of the first questions, in the order of the first version and then of the second."""
+    first = changes["question"].drop_duplicates().sort_values()[:most]
+    shown = changes[changes["question"].isin(first)]
+    old = sides[0].read_rows(columns, shown.loc[~shown["added"], "key"])
+    new = sides[1].read_rows(columns, shown.loc[~shown["removed"], "key"])
     return tuple(
         QuestionChange(
             question_id=question_ids[int(str(number))],
-            rows=tuple(row_change(old.get(int(key)), new.get(int(key))) for key in rows["key"]),
-            **{name: int(rows[name].sum()) for name in COUNTED},
+            rows=tuple(_row_change(old.get(int(key)), new.get(int(key))) for key in rows["key"]),
+            **_count(rows),
         )
         for number, rows in shown.groupby("question", sort=True)
     )
 
 
-def row_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> RowChange:
-    """Tell one row that differs, with its values in the two versions."""
+def _row_change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> RowChange:
     if old is None or new is None:
         return RowChange(row_id=(old or new or {})["row_id"], change="removed" if old else "added", columns={})
-    return RowChange(row_id=old["row_id"], change="changed", columns=differing(old, new))
+    return RowChange(row_id=old["row_id"], change="changed", columns=compare_values(old, new))

@@ -9,40 +9,43 @@ from typing import cast
 
 from malt.config.base import Recorded
 from malt.config.spec import Role
-from malt.datasets.check.lookup import Asked, find_nodes, find_question
+from malt.datasets.check.lookup import FoundNodes, find_nodes, find_question
 from malt.datasets.check.verify import parent_of
-from malt.datasets.rows.examples import (
+from malt.datasets.rows.examples import interval_of
+from malt.datasets.rows.gate_trace import Decision, GateTrace
+from malt.datasets.rows.gates import Context
+from malt.datasets.rows.tables import (
+    ROLE_FILES,
+    TEXT_KINDS,
+    TRAJECTORIES_FILE,
     DpoRow,
     KtoRow,
     MessageRow,
     SftRow,
-    interval_of,
+    role_file,
 )
-from malt.datasets.rows.gate_trace import Decision, Decisions
-from malt.datasets.rows.gates import Context
-from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES_FILE, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Row, read_rows, stored_tree
 from malt.datasets.version.restore import exclusion_of
 from malt.errors import PromptError
-from malt.grading.graders import Evaluation
+from malt.grading.grades import Evaluation
 from malt.prompts import load_prompts
 from malt.trees.credit import ValuedTree
-from malt.trees.growth import expansion
+from malt.trees.growth import build_request
 from malt.trees.tree import Address, Node
 
-MOST_SUMMANDS = 30
-"""Leaves that a sum spells out; of more, equal rewards are told together."""
+_MOST_SUMMANDS = 30
+"""Leaves that a sum spells out; of more, equal rewards are written together."""
 
 
-class MessageTold(Recorded):
+class PromptMessage(Recorded):
     """One turn of a prompt."""
 
     role: str
     content: str
 
 
-class LeafTold(Recorded):
+class LeafExplanation(Recorded):
     """One leaf's grade."""
 
     node_id: str
@@ -58,7 +61,7 @@ class LeafTold(Recorded):
     """Why the outcome is unknown."""
 
 
-class TextTold(Recorded):
+class TextExplanation(Recorded):
     """One text and what it is worth."""
 
     node_id: str
@@ -80,7 +83,7 @@ class TextTold(Recorded):
     own_answer: str | None
     """What the text itself answers: for diagnosis, never for credit."""
     own_outcome: str | None
-    leaves: tuple[LeafTold, ...]
+    leaves: tuple[LeafExplanation, ...]
 
 
 class Explanation(Recorded):
@@ -95,13 +98,13 @@ class Explanation(Recorded):
     question: str
     ground_truth: str
     role: str
-    prompt: tuple[MessageTold, ...] | None
+    prompt: tuple[PromptMessage, ...] | None
     """What the role saw; None where that is not known any more."""
     prompt_from: str
     """Where the prompt was found, or why it was not."""
-    text: TextTold
+    text: TextExplanation
     """The row's text; of a pair the one named first."""
-    sibling: TextTold | None
+    sibling: TextExplanation | None
     """The text that it is paired with."""
     margin: float | None
     """How far a pair's values differ; None where it is no candidate."""
@@ -118,88 +121,84 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
 
     Raises `VersionError` for an id that cannot be of this version, and names near ones.
     """
-    spec = version.spec
     source, question = find_question(version, row_id)
     valued = stored_tree(version, question)
-    asked = find_nodes(version, row_id, source, valued)
-    nodes = [valued.tree.nodes[address] for address in asked.addresses]
+    found = find_nodes(version, row_id, source, valued)
+    nodes = [valued.tree.nodes[address] for address in found.addresses]
     role = nodes[0].role
-    rows = training_rows(version, role, question["question_id"])
-    context = Context(valued, role, spec.dataset, exclusion_of(question))
-    decisions = Decisions(context, {str(row["row_id"]) for row in rows})
-    pair = decisions.pair(*asked.addresses) if len(nodes) == 2 else None
-    prompt, prompt_from = prompt_of(nodes[0], valued, rows, version)
+    rows = _read_training_rows(version, role, question["question_id"])
+    context = Context(valued, role, version.spec.dataset, exclusion_of(question))
+    decisions = GateTrace(context, {str(row["row_id"]) for row in rows})
+    pair = decisions.pair(*found.addresses) if len(nodes) == 2 else None
+    prompt, prompt_from = _find_prompt(nodes[0], valued, rows, version)
     return Explanation(
         version=version.reference,
         row_id=row_id,
-        file=role_file(asked.kind, role, question["split"]) if asked.kind else TRAJECTORIES_FILE,
+        file=role_file(found.kind, role, question["split"]) if found.kind else TRAJECTORIES_FILE,
         question_id=question["question_id"],
         question=question["question"],
         ground_truth=question["ground_truth"],
         role=role.value,
         prompt=prompt,
         prompt_from=prompt_from,
-        text=text_told(valued, nodes[0]),
-        sibling=text_told(valued, nodes[1]) if len(nodes) == 2 else None,
+        text=_explain_text(valued, nodes[0]),
+        sibling=_explain_text(valued, nodes[1]) if len(nodes) == 2 else None,
         margin=pair.margin if pair else None,
         confidence=pair.confidence if pair else None,
-        decision=decision_on(asked, decisions),
-        related=tuple(other for other in related(asked, decisions) if other.row_id != row_id),
+        decision=_decide(found, decisions),
+        related=tuple(other for other in _decide_rest(found, decisions) if other.row_id != row_id),
     )
 
 
-def decision_on(asked: Asked, decisions: Decisions) -> Decision | None:
-    """Say what became of the row that was asked for."""
-    if asked.kind is None:
+def _decide(found: FoundNodes, decisions: GateTrace) -> Decision | None:
+    if found.kind is None:
         return None
-    if asked.kind == "dpo":
-        return decisions.of_pair(*asked.addresses)
-    return decisions.of_text(asked.kind, asked.addresses[0])
+    if found.kind == "dpo":
+        return decisions.of_pair(*found.addresses)
+    return decisions.of_text(found.kind, found.addresses[0])
 
 
-def related(asked: Asked, decisions: Decisions) -> Iterator[Decision]:
-    """Say what else became of the texts: of one all, of a pair what each is by itself."""
-    if len(asked.addresses) == 1:
-        yield from decisions.of_all(asked.addresses[0])
+def _decide_rest(found: FoundNodes, decisions: GateTrace) -> Iterator[Decision]:
+    """Yield what else became of the texts: of one all, of a pair what each is by itself."""
+    if len(found.addresses) == 1:
+        yield from decisions.of_all(found.addresses[0])
     else:
-        yield from (decisions.of_text(kind, address) for address in asked.addresses for kind in ("sft", "kto"))
+        yield from (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
 
 
-def prompt_of(
+def _find_prompt(
     node: Node, valued: ValuedTree, rows: Sequence[Row], version: DatasetVersion
-) -> tuple[tuple[MessageTold, ...] | None, str]:
+) -> tuple[tuple[PromptMessage, ...] | None, str]:
     """Return what a role saw, and where that was found: in a row of a sibling, or in the same prompt files."""
     parent = str(node.address.parent)
     for row in rows:
         if parent_of(cast("SftRow | DpoRow | KtoRow", row)) == parent:
             seen = cast("list[MessageRow]", row["prompt"])
-            return tuple(MessageTold(**turn) for turn in seen), str(row["row_id"])
+            return tuple(PromptMessage(**turn) for turn in seen), str(row["row_id"])
     spec = version.manifest.spec
     missing = f"no row of {parent or 'the question'}'s children was kept, and prompt set {spec.prompts!r}"
     try:
         prompts = load_prompts(spec.prompts)
     except PromptError as error:
         return None, f"{missing} cannot be read: {error}"
-    own = f"{node.role}/"
-    if of_role(prompts.digests, own) != of_role(version.manifest.prompts, own):
+    if _digests_of(prompts.digests, node.role) != _digests_of(version.manifest.prompts, node.role):
         return None, f"{missing} has changed since"
     question, nodes = valued.tree.question, valued.tree.nodes
-    request = expansion(question, node.address.parent, nodes, spec, prompts)
-    seen_now = tuple(MessageTold(role=turn.role, content=turn.content) for turn in request.messages)
+    texts = [nodes[above].text for above in node.address.path[:-1]]
+    request = build_request(question, node.address.parent, texts, spec, prompts)
+    seen_now = tuple(PromptMessage(role=turn.role, content=turn.content) for turn in request.messages)
     return seen_now, f"prompt set {spec.prompts!r}, whose files have the manifest's digests"
 
 
-def of_role(digests: dict[str, str], folder: str) -> dict[str, str]:
-    """The digests of one role's prompt files."""
-    return {path: sha256 for path, sha256 in digests.items() if path.startswith(folder)}
+def _digests_of(digests: dict[str, str], role: Role) -> dict[str, str]:
+    return {path: sha256 for path, sha256 in digests.items() if path.startswith(f"{role}/")}
 
 
-def text_told(valued: ValuedTree, node: Node) -> TextTold:
-    """Tell one text."""
+def _explain_text(valued: ValuedTree, node: Node) -> TextExplanation:
     address = node.address
     value, own = valued.values.get(address), valued.diagnosis.get(address)
     interval = interval_of(node, value) if value else None
-    return TextTold(
+    return TextExplanation(
         node_id=str(address),
         role=node.role.value,
         model=node.completion.model,
@@ -211,18 +210,17 @@ def text_told(valued: ValuedTree, node: Node) -> TextTold:
         value_low=interval.low if interval else None,
         value_high=interval.high if interval else None,
         known_leaves=value.known_leaves if value else 0,
-        arithmetic=arithmetic(valued, address),
+        arithmetic=write_arithmetic(valued, address),
         evaluation=valued.evaluation(address),
         own_answer=own.answer if own else None,
         own_outcome=own.outcome.value if own else None,
-        leaves=tuple(leaf_told(valued, leaf) for leaf in valued.leaves_below(address)),
+        leaves=tuple(_explain_leaf(valued, leaf) for leaf in valued.leaves_below(address)),
     )
 
 
-def leaf_told(valued: ValuedTree, leaf: Address) -> LeafTold:
-    """Tell one leaf's grade."""
+def _explain_leaf(valued: ValuedTree, leaf: Address) -> LeafExplanation:
     grade, value = valued.grades[leaf], valued.values.get(leaf)
-    return LeafTold(
+    return LeafExplanation(
         node_id=str(leaf),
         reward=value.mean if value else None,
         outcome=grade.outcome.value,
@@ -233,37 +231,35 @@ def leaf_told(valued: ValuedTree, leaf: Address) -> LeafTold:
     )
 
 
-def arithmetic(valued: ValuedTree, address: Address) -> str:
+def write_arithmetic(valued: ValuedTree, address: Address) -> str:
     """Write how a value and its label follow, such as `0.67 = (1 + 1 + 0) / 3 leaves, above 0.5: right`."""
     value, leaves = valued.values.get(address), valued.leaves_below(address)
     if value is None:
         return "no value and no label: no grade below is known"
     is_right = value.label(valued.threshold)
     verdict = f"{'above' if is_right else 'not above'} {valued.threshold:g}: {'right' if is_right else 'wrong'}"
-    worth = number(value.mean, valued.threshold, is_right)
+    worth = _write_value(value.mean, valued.threshold, is_right)
     if address.is_leaf:
         return f"{worth}, its own grade, {verdict}"
     rewards = [valued.values[leaf].mean for leaf in leaves if leaf in valued.values]
     known = f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
     if len(rewards) < len(leaves):
         known = f"{len(rewards)} known of {known}"
-    return f"{worth} = ({total(rewards)}) / {known}, {verdict}"
+    return f"{worth} = ({_write_sum(rewards)}) / {known}, {verdict}"
 
 
-def total(rewards: Sequence[float]) -> str:
-    """Write a sum."""
-    if len(rewards) <= MOST_SUMMANDS:
+def _write_sum(rewards: Sequence[float]) -> str:
+    if len(rewards) <= _MOST_SUMMANDS:
         return " + ".join(f"{reward:.4g}" for reward in rewards)
     return " + ".join(f"{count} x {reward:.4g}" for reward, count in sorted(Counter(rewards).items(), reverse=True))
 
 
-def number(mean: float, threshold: float, is_right: bool) -> str:
+def _write_value(mean: float, threshold: float, is_right: bool) -> str:
     """Write a value to two digits, or to as many as show on which side of the threshold it lies."""
     digits = f"{mean:.2f}"
     return digits if (float(digits) > threshold) == is_right else f"{mean:.12g}"
 
 
-def training_rows(version: DatasetVersion, role: Role, question_id: str) -> list[Row]:
-    """Read what one question gave one role to train on."""
+def _read_training_rows(version: DatasetVersion, role: Role, question_id: str) -> list[Row]:
     files = [path for path, file in ROLE_FILES.items() if file.role is role]
     return [row for path in files for row in read_rows(version, path, question_id)]

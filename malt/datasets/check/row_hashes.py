@@ -1,7 +1,7 @@
-"""Marks: a file's rows as 64-bit hashes of their id, their values, their texts and the rest.
+"""A file's rows as 64-bit hashes of their id, their values, their texts and the rest.
 
 A row takes 36 bytes whatever its texts, so that files larger than memory can be joined. Two rows that differ have the
-same mark once in 2^64.
+same hash once in 2^64.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,19 +15,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-BATCH_ROWS = 10_000
+_BATCH_ROWS = 10_000
 
-VALUES = frozenset({"value", "label", "reward", "chosen_value", "rejected_value", "margin"})
+_VALUES = frozenset({"value", "label", "reward", "chosen_value", "rejected_value", "margin"})
 """Columns that say what a row is worth."""
-TEXTS = frozenset({"text", "prompt", "completion", "chosen", "rejected", "question", "ground_truth", "choices"})
+_TEXTS = frozenset({"text", "prompt", "completion", "chosen", "rejected", "question", "ground_truth", "choices"})
 """Columns that a reader of the row sees."""
 
-Hashes = NDArray[np.uint64]
-MIX = np.uint64(0x9E3779B97F4A7C15)
+_Hashes = NDArray[np.uint64]
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
 
-class Columns(NamedTuple):
+class ColumnGroups(NamedTuple):
     """A file's columns by what a difference in them means."""
 
     values: tuple[str, ...]
@@ -35,44 +35,44 @@ class Columns(NamedTuple):
     rest: tuple[str, ...]
 
 
-def by_meaning(names: Iterable[str]) -> Columns:
+def group_columns(names: Iterable[str]) -> ColumnGroups:
     """Sort columns by what a difference in them means."""
     named = tuple(names)
-    return Columns(
-        values=tuple(name for name in named if name in VALUES),
-        texts=tuple(name for name in named if name in TEXTS),
-        rest=tuple(name for name in named if name not in VALUES | TEXTS),
+    return ColumnGroups(
+        values=tuple(name for name in named if name in _VALUES),
+        texts=tuple(name for name in named if name in _TEXTS),
+        rest=tuple(name for name in named if name not in _VALUES | _TEXTS),
     )
 
 
-def mark_rows(path: Path, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
-    """Return a mark a row and column group, the row's `key`, and its `question` by number; new ones get the next."""
-    columns = by_meaning(names)
+def hash_rows(path: Path, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
+    """Return a hash a row and column group, the row's `key`, and its `question` by number; new ones get the next."""
+    columns = group_columns(names)
     frames = [
         pd.DataFrame(
             {
-                "key": hashed(ids_of(batch)),
-                "question": numbered(batch.column("question_id"), question_numbers),
-                **{group: hashed_together(batch, part) for group, part in columns._asdict().items()},
+                "key": _hash_values(_row_ids(batch)),
+                "question": number_texts(batch.column("question_id"), question_numbers),
+                **{group: hash_columns(batch, part) for group, part in columns._asdict().items()},
             }
         )
-        for batch in batches(path, names)
+        for batch in _read_batches(path, names)
     ]
-    return pd.concat(frames or [no_marks()], ignore_index=True).drop_duplicates("key")
+    return pd.concat(frames or [empty_hashes()], ignore_index=True).drop_duplicates("key")
 
 
-def no_marks() -> pd.DataFrame:
-    """Return the marks of a file without rows."""
-    types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(Columns._fields, np.uint64)}
+def empty_hashes() -> pd.DataFrame:
+    """Return the hashes of a file without rows."""
+    types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(ColumnGroups._fields, np.uint64)}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
 
 
 def rows_by_key(path: Path, names: Collection[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
     """Read the rows with these keys, each with its id as `row_id`."""
     wanted, found = pd.Index(keys), dict[int, dict[str, Any]]()
-    for batch in batches(path, names) if len(wanted) else ():
-        ids = ids_of(batch)
-        hashes = hashed(ids)
+    for batch in _read_batches(path, names) if len(wanted) else ():
+        ids = _row_ids(batch)
+        hashes = _hash_values(ids)
         places = np.flatnonzero(wanted.get_indexer(pd.Index(hashes)) != -1)
         rows = batch.take(pa.array(places)).to_pylist()
         for place, row in zip(places, rows, strict=True):
@@ -82,13 +82,12 @@ def rows_by_key(path: Path, names: Collection[str], keys: "pd.Series[int]") -> M
     return found
 
 
-def batches(path: Path, names: Collection[str]) -> Iterator[pa.RecordBatch]:
-    """Read some columns of a parquet file, a batch at a time."""
+def _read_batches(path: Path, names: Collection[str]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as parquet:
-        yield from parquet.iter_batches(BATCH_ROWS, columns=list(names))
+        yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
 
 
-def ids_of(batch: pa.RecordBatch) -> pa.Array:
+def _row_ids(batch: pa.RecordBatch) -> pa.Array:
     """Name the rows: by their own id, by question and node, or by question."""
     if "row_id" in batch.schema.names:
         return batch.column("row_id")
@@ -97,7 +96,7 @@ def ids_of(batch: pa.RecordBatch) -> pa.Array:
     return batch.column("question_id")
 
 
-def numbered(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
+def number_texts(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
     """Replace texts by their numbers; a new text gets the next one."""
     encoded = texts.dictionary_encode()
     known = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
@@ -105,17 +104,17 @@ def numbered(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
     return found
 
 
-def hashed_together(batch: pa.RecordBatch, names: Iterable[str]) -> Hashes:
+def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> _Hashes:
     """Hash some columns of every row into one number."""
     together = np.zeros(batch.num_rows, dtype=np.uint64)
     for name in names:
         column = batch.column(name)
-        for part in (hashed(flat(column)), hashed(sizes(column))):
-            together = together * MIX + part
+        for part in (_hash_values(_flatten(column)), _hash_values(_list_sizes(column))):
+            together = together * _MIX + part
     return together
 
 
-def flat(column: pa.Array) -> pa.Array:
+def _flatten(column: pa.Array) -> pa.Array:
     """Write a list of texts or of messages as one text."""
     if not pa.types.is_list(column.type):
         return column
@@ -125,15 +124,14 @@ def flat(column: pa.Array) -> pa.Array:
     return pc.binary_join(pa.ListArray.from_arrays(column.offsets, items), "\x1f")
 
 
-def sizes(column: pa.Array) -> pa.Array:
-    """Tell what `flat` does not: which values are there, and how many items a list has."""
+def _list_sizes(column: pa.Array) -> pa.Array:
+    """Return what `_flatten` loses: which values are there, and how many items a list has."""
     if pa.types.is_list(column.type):
         return pc.fill_null(pc.list_value_length(column), -1)
     return column.is_valid()
 
 
-def hashed(column: pa.Array) -> Hashes:
-    """Hash every value."""
+def _hash_values(column: pa.Array) -> _Hashes:
     if pa.types.is_string(column.type):
         values = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(object)
     else:

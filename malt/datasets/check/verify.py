@@ -16,17 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from malt.canonical_json import file_sha256
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
-from malt.datasets.pages.reread import failures_by_question
-from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.writer import CARD_FILE, pages_of, training_metadata
+from malt.datasets.pages.sample import TreeSample, group_failures
+from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
+from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.rows.lengths import estimated, measured
-from malt.datasets.rows.selection import SelectionCount, rows_by_kind, select
+from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
+from malt.datasets.rows.selection import SelectionCount, select
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTION_COLUMNS,
@@ -35,10 +36,16 @@ from malt.datasets.rows.tables import (
     ROLE_FILES,
     SCHEMAS,
     TRAJECTORIES_FILE,
+    DpoRow,
+    KtoRow,
+    MessageRow,
+    QuestionRow,
+    SftRow,
+    TrajectoryRow,
     role_file,
     training_file,
 )
-from malt.datasets.stats.counts import Census, code_version, growth_of, ledger_of
+from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, Row, parquet_rows
@@ -48,14 +55,14 @@ from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
 
-ROW_DIGESTS = SCHEMAS.keys() | {training_file(role) for role in PLAYERS}
+_ROW_FILES = SCHEMAS.keys() | {training_file(role) for role in PLAYERS}
 """The files whose rows have digests."""
-PAGES = frozenset({CARD_FILE, REPORT_FILE})
+_PAGES = frozenset({CARD_FILE, REPORT_FILE})
 
-SHOWN = 5
-"""Problems told of each file; the rest are counted."""
+_SHOWN = 5
+"""Problems listed of each file; the rest are counted."""
 
-VERSION_FOLDER = re.compile(r"v[1-9]\d*")
+_VERSION_FOLDER = re.compile(r"v[1-9]\d*")
 """How a version's folder is called in its dataset's; a copy elsewhere may have any other name."""
 
 
@@ -63,88 +70,82 @@ class Problems:
     """What does not hold, in words, by file."""
 
     def __init__(self) -> None:
-        self._told: dict[str, list[str]] = {}
+        self._first: dict[str, list[str]] = {}
         self._counts: Counter[str] = Counter()
 
     def add(self, file: str, problem: str) -> None:
         """Note one problem of a file."""
         self._counts[file] += 1
-        if self._counts[file] <= SHOWN:
-            self._told.setdefault(file, []).append(f"{file}: {problem}")
+        if self._counts[file] <= _SHOWN:
+            self._first.setdefault(file, []).append(f"{file}: {problem}")
 
     @property
     def lines(self) -> list[str]:
         """All of them, a line each."""
-        more = {file: count - SHOWN for file, count in self._counts.items() if count > SHOWN}
+        more = {file: count - _SHOWN for file, count in self._counts.items() if count > _SHOWN}
         return [
             line
-            for file, told in self._told.items()
-            for line in [*told, *([f"{file}: … and {more[file]} more"] if file in more else [])]
+            for file, first in self._first.items()
+            for line in [*first, *([f"{file}: … and {more[file]} more"] if file in more else [])]
         ]
 
 
 def verify(version: DatasetVersion) -> list[str]:
     """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
     problems = Problems()
-    check_manifest(version, problems)
-    readable = check_files(version, problems)
+    _check_manifest(version, problems)
+    readable = _check_files(version, problems)
     try:
         spec = version.manifest.spec
     except ValidationError as error:
         problems.add(MANIFEST_FILE, f"its config is no longer a valid one ({error.errors()[0]['msg']})")
         return problems.lines
     if readable:
-        RowCheck(version, spec, problems).run()
+        _RowCheck(version, spec, problems).run()
     return problems.lines
 
 
-def check_manifest(version: DatasetVersion, problems: Problems) -> None:
-    """Check what the manifest says of itself and of the files it names."""
-    manifest = version.manifest
+def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
+    manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
         problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
     if content_digest(manifest.files) != manifest.content_sha256:
         problems.add(MANIFEST_FILE, "content_sha256 is not the digest of the files' rows")
-    if VERSION_FOLDER.fullmatch(version.path.name) and version.path.name != f"v{manifest.version}":
-        problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {version.path.name}")
+    if _VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
+        problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {folder}")
     if manifest.name != manifest.config.get("name"):
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
-def check_files(version: DatasetVersion, problems: Problems) -> bool:
+def _check_files(version: DatasetVersion, problems: Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
     entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
     present = {file for file, path in entries.items() if path.is_file() and not path.is_symlink()}
-    for file in sorted(present - known.keys() - {MANIFEST_FILE}):
-        problems.add(file, "is not in the manifest")
-    for file in sorted(known.keys() - ROW_DIGESTS - PAGES):
-        problems.add(file, "is no file of a version, though the manifest names it")
-    for file in sorted(ROW_DIGESTS & {name for name, entry in known.items() if entry.rows_sha256 is None}):
+    folders = {file for file, path in entries.items() if path.is_dir() and not path.is_symlink()}
+    missing = (known.keys() | _ROW_FILES | _PAGES) - present
+    for files, problem in (
+        (present - known.keys() - {MANIFEST_FILE}, "is not in the manifest"),
+        (known.keys() - _ROW_FILES - _PAGES, "is no file of a version, though the manifest names it"),
+        (entries.keys() - present - folders, "is no plain file; a version holds nothing else"),
+        (missing, "is missing"),
+    ):
+        for file in sorted(files):
+            problems.add(file, problem)
+    for file in sorted(_ROW_FILES & {name for name, entry in known.items() if entry.rows_sha256 is None}):
         problems.add(MANIFEST_FILE, f"has no digest of the rows of {file}")
-    for file in sorted(file for file in entries.keys() - present if not is_folder(entries[file])):
-        problems.add(file, "is no plain file; a version holds nothing else")
-    missing = sorted((known.keys() | ROW_DIGESTS | PAGES) - present)
-    for file in missing:
-        problems.add(file, "is missing")
-    whole = [check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
+    whole = [_check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
     return not missing and all(whole)
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a folder, and not a link to one."""
-    return path.is_dir() and not path.is_symlink()
-
-
-def check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
+def _check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
     """Check one file; return whether its rows can be read."""
-    with (folder / file).open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != entry.sha256:
-            problems.add(file, "its bytes changed since it was published")
+    if file_sha256(folder / file) != entry.sha256:
+        problems.add(file, "its bytes changed since it was published")
     if entry.rows_sha256 is None:
         return True
     try:
-        rows, sha256 = rows_of(folder, file)
+        rows, sha256 = digest_rows(folder, file)
     except (OSError, ValueError, pa.ArrowException) as error:
         problems.add(file, f"cannot be read ({error})")
         return False
@@ -153,10 +154,10 @@ def check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) ->
     return True
 
 
-def rows_of(folder: Path, file: str) -> tuple[int, str]:
+def digest_rows(folder: Path, file: str) -> tuple[int, str]:
     """Count a file's rows and take their digest again."""
     if file not in SCHEMAS:
-        return lines_of(folder / file)
+        return _digest_lines(folder / file)
     with pq.ParquetFile(folder / file) as parquet:
         schema = parquet.schema_arrow
         if schema.metadata or not schema.equals(SCHEMAS[file]):
@@ -167,8 +168,7 @@ def rows_of(folder: Path, file: str) -> tuple[int, str]:
     return digest.rows, digest.hexdigest()
 
 
-def lines_of(path: Path) -> tuple[int, str]:
-    """Count the examples of a `*_training.json` and take their digest again."""
+def _digest_lines(path: Path) -> tuple[int, str]:
     sha256, rows = hashlib.sha256(), 0
     for line in example_lines(path):
         sha256.update(line + b"\n")
@@ -176,20 +176,18 @@ def lines_of(path: Path) -> tuple[int, str]:
     return rows, sha256.hexdigest()
 
 
-class RowCheck:
+class _RowCheck:
     """Works out every row of a version again from its trajectories, question by question."""
 
     def __init__(self, version: DatasetVersion, spec: RunSpec, problems: Problems) -> None:
-        self.version = version
-        self.spec = spec
-        self.problems = problems
-        self.census = Census()
+        self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
+        self.census = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
-        self._whole = whole_tree(spec)
+        self._whole = _list_whole_tree(spec)
         self._screening = Screening()
         self._trees = TreeSample()
-        self._failures = failures_by_question(version)
+        self._failures = group_failures(self.manifest)
         self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
@@ -204,15 +202,10 @@ class RowCheck:
                 self._check_question(question)
             else:
                 self._trees.add(question, (), self._failures.get(question["question_id"], ()))
-        for file, cursor in self._stored.items():
-            for question_id in cursor.left:
-                self.problems.add(file, f"holds rows of question {question_id!r}, out of order or without a tree")
-        for role, lines in self._lines.items():
-            if next(lines, None) is not None:
-                self.problems.add(training_file(role), "holds more examples than there are valued nodes")
+        self._check_rest()
         self._check_counts(questions)
         self._check_heads()
-        if not self.problems.lines and self.version.manifest.code == code_version():
+        if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages()
 
     def _check_asked(self) -> None:
@@ -220,7 +213,7 @@ class RowCheck:
         with pq.ParquetFile(self.version.path / QUESTIONS_FILE) as parquet:
             for batch in parquet.iter_batches():
                 asked.update(batch)
-        if asked.hexdigest() != self.version.manifest.questions.sha256:
+        if asked.hexdigest() != self.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
     def _questions(self) -> Iterator[QuestionRow]:
@@ -231,8 +224,7 @@ class RowCheck:
         excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
         contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
         questions = [restore_question(row) for row in self._questions()]
-        test_sets = self.version.manifest.screening.test_sets
-        self._screening = screened(questions, self.spec.dataset, contaminated, test_sets)
+        self._screening = screened(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
         for row in self._questions():
             question_id = row["question_id"]
             if row["split"] != self._screening.split_of(question_id, self.spec.dataset):
@@ -259,106 +251,112 @@ class RowCheck:
         for role in PLAYERS:
             self._check_role(valued, role, stored)
 
-    def _check_lengths(self, valued: ValuedTree) -> None:
-        """Count again what needs no tokenizer; the prompts are known where one of their rows was kept."""
-        for address, again in measured(valued, estimated).lengths.items():
-            stored, known = valued.lengths[address], valued.tree.nodes[address].prompt
-            if stored.text != again.text or (known and stored.prompt != again.prompt):
-                question_id = valued.tree.question.question_id
-                self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
-
-    def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
-        """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
-        if self.spec.growth.mode == "full":
-            return self._whole
-        values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
-        with suppress(KeyError):  # it would have asked for another leaf
-            return nodes_grown(
-                Rule.of(self.spec), {leaf: value.mean if value else None for leaf, value in values.items()}
-            )
-        return set()
-
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
         seen: dict[str, list[list[MessageRow]]] = {}
         for path in ROLE_FILES:
             for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[path]):
                 seen.setdefault(parent_of(row), []).append(row["prompt"])
-        prompts = {parent: most_common(family) for parent, family in seen.items()}
+        prompts = {parent: _most_common(family) for parent, family in seen.items()}
         rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
         return restore_tree(question, rows, prompts, self.spec)
+
+    def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
+        """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
+        if self.spec.growth.mode == "full":
+            return self._whole
+        values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
+        means = {leaf: value.mean if value else None for leaf, value in values.items()}
+        with suppress(KeyError):  # it would have asked for another leaf
+            return nodes_grown(Rule.of(self.spec), means)
+        return set()
+
+    def _check_lengths(self, valued: ValuedTree) -> None:
+        """Count again what needs no tokenizer; the prompts are known where one of their rows was kept."""
+        for address, again in measure_lengths(valued, estimate_tokens).lengths.items():
+            stored, known = valued.lengths[address], valued.tree.nodes[address].prompt
+            if stored.text != again.text or (known and stored.prompt != again.prompt):
+                question_id = valued.tree.question.question_id
+                self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
 
     def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
         question_id = valued.tree.question.question_id
         selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        rows, own = rows_by_kind(valued, role, selected), self._screening.split_of(question_id, self.spec.dataset)
+        own = self._screening.split_of(question_id, self.spec.dataset)
         for kind, split in itertools.product(KINDS, SPLITS):
-            file = role_file(kind, role, split)
-            self._compare(file, "row_id", rows[kind] if split == own else (), stored[file])
+            file, kept = role_file(kind, role, split), selected[kind].kept if split == own else ()
+            self._compare(file, "row_id", write_rows(kind, valued, role, kept), stored[file])
+        wrong = f"an example of question {question_id!r} is not what its node says"
         for example in examples.scored_examples(valued, role):
             if next(self._lines[role], None) != json_line(example):
-                self.problems.add(
-                    training_file(role), f"an example of question {question_id!r} is not what its node says"
-                )
+                self.problems.add(training_file(role), wrong)
 
     def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
         left = {row[key]: row for row in stored}
-        rows = list(expected)
+        rows = {row[key]: row for row in expected}
         if len(left) < len(stored):
             self.problems.add(file, f"holds a row of question {stored[0]['question_id']!r} twice")
-        elif left.keys() == {row[key] for row in rows} and list(left) != [row[key] for row in rows]:
+        elif left.keys() == rows.keys() and list(left) != list(rows):
             self.problems.add(file, f"the rows of question {stored[0]['question_id']!r} are out of order")
-        for row in rows:
-            found = left.pop(row[key], None)
+        for name, row in rows.items():
+            found = left.pop(name, None)
             if found is None:
-                self.problems.add(file, f"{name_of(row, key)} is missing")
+                self.problems.add(file, f"{_name_row(row, key)} is missing")
             elif found != row:
-                self.problems.add(file, f"{name_of(row, key)}: {difference(row, found)}")
+                self.problems.add(file, f"{_name_row(row, key)}: {_first_difference(row, found)}")
         for row in left.values():
-            self.problems.add(file, f"{name_of(row, key)} should not be there by its nodes' labels")
+            self.problems.add(file, f"{_name_row(row, key)} should not be there by its nodes' labels")
+
+    def _check_rest(self) -> None:
+        for file, cursor in self._stored.items():
+            for question_id in cursor.left:
+                self.problems.add(file, f"holds rows of question {question_id!r}, out of order or without a tree")
+        for role, lines in self._lines.items():
+            if next(lines, None) is not None:
+                self.problems.add(training_file(role), "holds more examples than there are valued nodes")
+
+    def _check_counts(self, questions: Counter[bool]) -> None:
+        manifest, counts, usage = self.manifest, self.census.counts, self.census.usage
+        update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
+        lengths = self.selection.lengths, self.selection.length_bias
+        ledger = tuple(entry for entry in manifest.ledger if entry.role in PLAYERS)
+        self._expect(manifest.counts, counts.model_copy(update=update), "its counts are not those of the rows")
+        growth = growth_of(self.spec, counts)
+        self._expect(manifest.growth, growth, "what it says of growth is not what its config and rows say")
+        dropped = "its counts of what was left out are not those of the rows"
+        self._expect(manifest.selection, self.selection.counts, dropped)
+        self._expect((manifest.lengths, manifest.length_bias), lengths, "its lengths are not those of the rows")
+        excluded = "its counts of questions that give no rows are not those of the rows"
+        self._expect(manifest.screening, self._screening.counts, excluded)
+        self._expect(manifest.diagnostics, self.diagnostics.result, "its diagnostics are not those of the rows")
+        for role, used in usage.items():
+            recorded = manifest.tokens.get(role), manifest.cost.get(role)
+            sums = f"the {role}'s tokens or cost are not the sums of the rows"
+            self._expect(recorded, (used.tokens, used.cost), sums)
+        self._expect(ledger, ledger_of(usage), "its ledger is not what the rows add up to")
+
+    def _expect(self, recorded: object, found: object, problem: str) -> None:
+        if recorded != found:
+            self.problems.add(MANIFEST_FILE, problem)
 
     def _check_heads(self) -> None:
-        manifest = self.version.manifest
         for role in PLAYERS:
             file = training_file(role)
-            metadata = training_metadata(self.spec, role, manifest.created_at)
+            metadata = training_metadata(self.spec, role, self.manifest.created_at)
             with (self.version.path / file).open("rb") as opened:
-                if opened.readline().rstrip(b"\n") != examples_head(metadata, manifest.files[file].rows or 0):
+                if opened.readline().rstrip(b"\n") != examples_head(metadata, self.manifest.files[file].rows or 0):
                     self.problems.add(file, "what it says of itself is not what the manifest says")
 
     def _check_pages(self) -> None:
         """Write the pages again; other code than that which made the version may write them otherwise."""
-        manifest = self.version.manifest
-        files = {file: entry for file, entry in manifest.files.items() if file not in PAGES}
-        for file, text in pages_of(manifest.model_copy(update={"files": files}), self._trees).items():
+        files = {file: entry for file, entry in self.manifest.files.items() if file not in _PAGES}
+        for file, text in render_pages(self.manifest.model_copy(update={"files": files}), self._trees).items():
             if (self.version.path / file).read_text(encoding="utf-8") != text:
                 self.problems.add(file, "is not the page that manifest and rows make")
 
-    def _check_counts(self, questions: Counter[bool]) -> None:
-        manifest = self.version.manifest
-        update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
-        if manifest.counts != self.census.counts.model_copy(update=update):
-            self.problems.add(MANIFEST_FILE, "its counts are not those of the rows")
-        if manifest.growth != growth_of(self.spec, self.census.counts):
-            self.problems.add(MANIFEST_FILE, "what it says of growth is not what its config and rows say")
-        if manifest.selection != self.selection.counts:
-            self.problems.add(MANIFEST_FILE, "its counts of what was left out are not those of the rows")
-        if (manifest.lengths, manifest.length_bias) != (self.selection.lengths, self.selection.length_bias):
-            self.problems.add(MANIFEST_FILE, "its lengths are not those of the rows")
-        if manifest.screening != self._screening.counts:
-            self.problems.add(MANIFEST_FILE, "its counts of questions that give no rows are not those of the rows")
-        if manifest.diagnostics != self.diagnostics.result:
-            self.problems.add(MANIFEST_FILE, "its diagnostics are not those of the rows")
-        for role, usage in self.census.usage.items():
-            if (manifest.tokens.get(role), manifest.cost.get(role)) != (usage.tokens, usage.cost):
-                self.problems.add(MANIFEST_FILE, f"the {role}'s tokens or cost are not the sums of the rows")
-        if tuple(entry for entry in manifest.ledger if entry.role in PLAYERS) != ledger_of(self.census.usage):
-            self.problems.add(MANIFEST_FILE, "its ledger is not what the rows add up to")
 
-
-def whole_tree(spec: RunSpec) -> set[Address]:
-    """Return the addresses of all nodes of a complete tree."""
+def _list_whole_tree(spec: RunSpec) -> set[Address]:
     levels = [range(samples) for samples in spec.roles.branching]
     return {Address(path) for depth in range(1, len(levels) + 1) for path in itertools.product(*levels[:depth])}
 
@@ -369,24 +367,21 @@ def parent_of(row: SftRow | DpoRow | KtoRow) -> str:
     return str(node_id).rpartition(".")[0]
 
 
-def most_common(prompts: Sequence[list[MessageRow]]) -> list[MessageRow]:
+def _most_common(prompts: Sequence[list[MessageRow]]) -> list[MessageRow]:
     """Return what most rows say: one that was changed shall not be believed before the others."""
     first = prompts[0]
     return first if all(prompt == first for prompt in prompts) else max(prompts, key=prompts.count)
 
 
-def name_of(row: Row, key: str) -> str:
-    """Name a row: by its id, or by question and node."""
+def _name_row(row: Row, key: str) -> str:
     return str(row[key]) if key == "row_id" else f"node {row[key]} of question {row['question_id']!r}"
 
 
-def difference(expected: Row, stored: Row) -> str:
-    """Say where two rows first differ."""
+def _first_difference(expected: Row, stored: Row) -> str:
     column = next(name for name, value in expected.items() if stored[name] != value)
-    return f"{column} is {brief(stored[column])}, but worked out again {brief(expected[column])}"
+    return f"{column} is {_excerpt(stored[column])}, but worked out again {_excerpt(expected[column])}"
 
 
-def brief(value: object) -> str:
-    """Show a value in at most 60 characters."""
+def _excerpt(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,25 +1,31 @@
 """Exporting: a version's rows in another tool's format, in a folder that appears whole or not at all."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.export.export_manifest import RECEIPT_FILE, ExportedFile, Receipt, refuse_foreign, write_receipt
+from malt.datasets.export.export_manifest import (
+    EXPORT_MANIFEST_FILE,
+    ExportedFile,
+    ExportManifest,
+    refuse_foreign,
+    write_export_manifest,
+)
 from malt.datasets.export.formats import FORMATS, STEPWISE, Format, Part, source_file
-from malt.datasets.export.tool_files import README_FILE, readme
-from malt.datasets.publish.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, unfinished
-from malt.datasets.publish.writer import CARD_FILE
+from malt.datasets.export.tool_files import README_FILE, render_readme
+from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, temporary_name
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 
 
-class Choice(NamedTuple):
+class RowChoice(NamedTuple):
     """Which rows are wanted; of what is not named, all."""
 
     roles: Collection[Role] = ()
@@ -31,47 +37,42 @@ class Exported(NamedTuple):
     """A folder, what is in it, and what its tool will not like about that."""
 
     path: Path
-    receipt: Receipt
+    manifest: ExportManifest
     warnings: Sequence[str]
 
     def as_json(self) -> JsonValue:
         """Say all of it; `version` is a reference, `empty` are the files that were not written for want of rows."""
-        receipt = self.receipt.model_dump(mode="json", include={"format", "content_sha256", "files", "empty"})
-        return {"version": self.receipt.reference, "dir": str(self.path), **receipt, "warnings": [*self.warnings]}
+        about = self.manifest.model_dump(mode="json", include={"format", "content_sha256", "files", "empty"})
+        return {"version": self.manifest.reference, "dir": str(self.path), **about, "warnings": [*self.warnings]}
 
 
-def export(version: DatasetVersion, to: str, directory: Path, choice: Choice | None = None) -> Exported:
+def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice | None = None) -> Exported:
     """Write a version in a format of `FORMATS` to a folder, which must be new, empty, or an earlier export's.
 
     Equal versions give equal bytes. Raises `InputError`, `VersionError` where the version cannot be read, and
     `NothingToExport` where there is no row.
     """
-    wanted = choice or Choice()
-    form = format_named(to)
-    parts = parts_of(version, to, form, wanted)
-    target = place_for(directory)
-    with staged(target) as staging:
-        files = [write_part(version, form, part, staging) for part in parts]
-        remove_empty_folders(staging)
-        receipt = receipt_of(version, to, files)
-        warnings = [
-            warning for file in receipt.files for warning in form.warnings(file, (staging / file.path).stat().st_size)
-        ]
-        for name, text in {**form.beside(receipt), README_FILE: readme(receipt, form.use)}.items():
+    form = _format_named(to)
+    parts = _list_parts(version, to, form, choice or RowChoice())
+    target = _check_place(directory)
+    with _staging(target) as staging:
+        manifest = _manifest_of(version, to, [_write_part(version, form, part, staging) for part in parts])
+        sizes = [(file, (staging / file.path).stat().st_size) for file in manifest.files]
+        warnings = [warning for file, size in sizes for warning in form.warnings(file, size)]
+        for name, text in {**form.beside(manifest), README_FILE: render_readme(manifest, form.use)}.items():
             (staging / name).write_text(text, encoding="utf-8")
-        write_receipt(receipt, staging)
-        move(staging, target)
-    return Exported(target, receipt, warnings)
+        write_export_manifest(manifest, staging)
+        _move(staging, target)
+    return Exported(target, manifest, warnings)
 
 
-def format_named(name: str) -> Format:
-    """Return a format. Raises `InputError` where there is none of this name."""
+def _format_named(name: str) -> Format:
     if name not in FORMATS:
         raise InputError(f"--to {name}: no such format; there are: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
-def parts_of(version: DatasetVersion, to: str, form: Format, wanted: Choice) -> list[Part]:
+def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[Part]:
     """Return what the files will hold, in order. Raises `InputError` where the format has nothing of what is wanted."""
     for kind in wanted.kinds:
         if kind not in form.writers:
@@ -82,19 +83,19 @@ def parts_of(version: DatasetVersion, to: str, form: Format, wanted: Choice) -> 
         Part(kind, role, split)
         for kind in form.writers
         if kind in (wanted.kinds or form.writers)
-        for role in roles_of(kind, wanted)
+        for role in _roles_of(kind, wanted)
         for split in SPLITS
         if split in (wanted.splits or SPLITS)
     ]
     return [part for part in parts if part.role is None or source_file(part) in version.manifest.files]
 
 
-def roles_of(kind: str, wanted: Choice) -> Sequence[Role | None]:
+def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
     """Return whose rows of a kind are wanted, in the order of the roles; None where a row holds all of them."""
     return [role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None]
 
 
-def place_for(directory: Path) -> Path:
+def _check_place(directory: Path) -> Path:
     """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
     try:
         target = directory.expanduser().resolve()
@@ -108,7 +109,7 @@ def place_for(directory: Path) -> Path:
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def _staging(target: Path) -> Iterator[Path]:
     """Give a folder to write in, next to where it will stand; what is left of it at the end is removed."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,41 +122,37 @@ def staged(target: Path) -> Iterator[Path]:
         discard(staging)
 
 
-def write_part(version: DatasetVersion, form: Format, part: Part, staging: Path) -> ExportedFile:
-    """Write one file; one without rows does not stay."""
+def _write_part(version: DatasetVersion, form: Format, part: Part, staging: Path) -> ExportedFile:
+    """Write one file; one without rows does not stay, nor does its folder."""
     name = "".join([part.role or part.kind, "" if part.split == "train" else f".{part.split}", form.suffix])
     path = f"{part.kind}/{name}" if len(form.writers) > 1 else name
     (staging / path).parent.mkdir(exist_ok=True)
     written = form.writers[part.kind](version, part, staging / path)
     if not written.rows:
         (staging / path).unlink()
+        with suppress(OSError):  # it has other files
+            (staging / path).parent.rmdir()
     return ExportedFile(path=path, **part._asdict(), rows=written.rows, left_out=dict(written.left_out))
 
 
-def remove_empty_folders(staging: Path) -> None:
-    """Remove the folders of kinds that have no rows."""
-    for folder in [path for path in staging.iterdir() if path.is_dir() and not any(path.iterdir())]:
-        folder.rmdir()
-
-
-def receipt_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> Receipt:
+def _manifest_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> ExportManifest:
     """Say what was written. Raises `NothingToExport` where that is nothing."""
-    there = [file for file in files if file.rows]
-    if not there:
-        asked = ", ".join(file.path for file in files) or "that split"
-        left_out = version.path / CARD_FILE
-        raise NothingToExport(f"{version.reference} has no rows for {to} ({asked}); what was left out: {left_out}")
-    return Receipt(
+    present = [file for file in files if file.rows]
+    if not present:
+        paths = ", ".join(file.path for file in files) or "that split"
+        card = version.path / CARD_FILE
+        raise NothingToExport(f"{version.reference} has no rows for {to} ({paths}); what was left out: {card}")
+    return ExportManifest(
         format=to,
         dataset=version.name,
         version=version.number,
         content_sha256=version.manifest.content_sha256,
-        files=tuple(there),
+        files=tuple(present),
         empty=tuple(file for file in files if not file.rows),
     )
 
 
-def move(staging: Path, target: Path) -> None:
+def _move(staging: Path, target: Path) -> None:
     """Put a finished folder in its place; an earlier export gives way, and the same one stays.
 
     Between the two renames that this takes, a crash leaves no folder; the version still has all of it. Raises
@@ -163,10 +160,10 @@ def move(staging: Path, target: Path) -> None:
     """
     sync_tree(staging)
     refuse_foreign(target)
-    receipt = target / RECEIPT_FILE
-    if receipt.exists() and receipt.read_bytes() == (staging / RECEIPT_FILE).read_bytes():
+    earlier = target / EXPORT_MANIFEST_FILE
+    if earlier.exists() and earlier.read_bytes() == (staging / EXPORT_MANIFEST_FILE).read_bytes():
         return
-    former = unfinished(target.parent)
+    former = temporary_name(target.parent)
     try:
         if target.exists():
             target.rename(former)

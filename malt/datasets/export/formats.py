@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 
 from malt.config.spec import Role
 from malt.datasets.export import row_formats, tool_files
-from malt.datasets.export.export_manifest import ExportedFile, Receipt
-from malt.datasets.export.row_formats import Record
-from malt.datasets.export.stepwise import COLUMNS, StepwiseRow, stepwise_rows
-from malt.datasets.rows.examples import QuestionRow, TrajectoryRow
+from malt.datasets.export.export_manifest import ExportedFile, ExportManifest
+from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
 from malt.datasets.rows.files import json_line
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, parquet_rows
 from malt.errors import VersionError
@@ -27,8 +25,8 @@ from malt.questions.screening import Split
 STEPWISE = "prm"
 """The kind of row that is in no file of a version, and holds all roles."""
 
-OPENAI_FEWEST_ROWS = 10
-OPENAI_MOST_BYTES = 512 * 10**6
+_OPENAI_FEWEST_ROWS = 10
+_OPENAI_MOST_BYTES = 512 * 10**6
 
 
 class Part(NamedTuple):
@@ -61,45 +59,43 @@ class Format:
     """What one does with the files, in Markdown."""
     writers: Mapping[str, Writer]
     """By kind of row; the kinds that the format takes."""
-    beside: Callable[[Receipt], Mapping[str, str]] = lambda _: {}
+    beside: Callable[[ExportManifest], Mapping[str, str]] = lambda _: {}
     """The tool's own settings, by file name."""
     suffix: str = ".jsonl"
     warnings: Callable[[ExportedFile, int], list[str]] = lambda _file, _size: []
     """What the tool will not like about a file of so many bytes."""
 
 
-def lines(record: Callable[[Any], Record]) -> Writer:
+def _as_lines(record: Callable[[Any], Record]) -> Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
 
     def write(version: DatasetVersion, part: Part, path: Path) -> Written:
-        return Written(write_lines(map(record, role_rows(version, part)), path))
+        return Written(_write_lines(map(record, _role_rows(version, part)), path))
 
     return write
 
 
-def copied(version: DatasetVersion, part: Part, path: Path) -> Written:
-    """Write a role's file as it is."""
+def _copy(version: DatasetVersion, part: Part, path: Path) -> Written:
     source = version.path / source_file(part)
-    with readable(source, version):
+    with _reading(source, version):
         rows = pq.read_metadata(source).num_rows
     shutil.copyfile(source, path)
     return Written(rows)
 
 
-def stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
-    """Write the paths of all trees of a split as JSONL."""
+def _stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
     left_out = Counter[str]()
-    return Written(write_lines(stepwise(version, part.split, left_out), path), left_out)
+    return Written(_write_lines(_stepwise_rows(version, part.split, left_out), path), left_out)
 
 
-def stepwise(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
+def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
     """Yield the paths of all trees of a split, a question at a time; those left out are counted."""
     questions, trajectories = version.path / QUESTIONS_FILE, version.path / TRAJECTORIES_FILE
-    with readable(questions, version):
+    with _reading(questions, version):
         if all(row["split"] != split for row in parquet_rows(questions, ["split"])):
             return
-    with readable(trajectories, version):
-        nodes = Cursor(parquet_rows(trajectories, COLUMNS))
+    with _reading(trajectories, version):
+        nodes = Cursor(parquet_rows(trajectories, STEPWISE_COLUMNS))
         for row in parquet_rows(questions):
             question = cast(QuestionRow, row)
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
@@ -111,30 +107,28 @@ def stepwise(version: DatasetVersion, split: Split, left_out: Counter[str]) -> I
             raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 
 
-def role_rows(version: DatasetVersion, part: Part) -> Iterator[Mapping[str, object]]:
-    """Yield the rows of one of a version's files."""
+def _role_rows(version: DatasetVersion, part: Part) -> Iterator[Mapping[str, object]]:
     path = version.path / source_file(part)
-    with readable(path, version):
+    with _reading(path, version):
         yield from parquet_rows(path)
 
 
 def source_file(part: Part) -> str:
-    """The file of a version that holds a role's rows."""
+    """Return the file of a version that holds a role's rows."""
     if part.role is None:
         raise ValueError(f"rows of kind {part.kind} are no role's")
     return role_file(part.kind, part.role, part.split)
 
 
 @contextmanager
-def readable(path: Path, version: DatasetVersion) -> Iterator[None]:
-    """Turn what goes wrong in reading a version's file into `VersionError`."""
+def _reading(path: Path, version: DatasetVersion) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise VersionError(f"{path} cannot be read ({error}); try: malt verify {version.path}") from error
 
 
-def write_lines(rows: Iterable[Record], path: Path) -> int:
+def _write_lines(rows: Iterable[Record], path: Path) -> int:
     """Write one JSON object a line; return how many."""
     count = 0
     with path.open("wb") as file:
@@ -143,14 +137,14 @@ def write_lines(rows: Iterable[Record], path: Path) -> int:
     return count
 
 
-def openai_warnings(file: ExportedFile, size: int) -> list[str]:
-    """What OpenAI refuses; others that read these formats have other limits."""
-    told = []
-    if file.rows < OPENAI_FEWEST_ROWS:
-        told.append(f"{file.path} has {file.rows} rows; OpenAI takes no fewer than {OPENAI_FEWEST_ROWS}")
-    if size > OPENAI_MOST_BYTES:
-        told.append(f"{file.path} has {size / 1e6:,.0f} MB; OpenAI takes no more than {OPENAI_MOST_BYTES / 1e6:g}")
-    return told
+def _warn_of_openai_limits(file: ExportedFile, size: int) -> list[str]:
+    """Say what OpenAI refuses; others that read these formats have other limits."""
+    warnings = []
+    if file.rows < _OPENAI_FEWEST_ROWS:
+        warnings.append(f"{file.path} has {file.rows} rows; OpenAI takes no fewer than {_OPENAI_FEWEST_ROWS}")
+    if size > _OPENAI_MOST_BYTES:
+        warnings.append(f"{file.path} has {size / 1e6:,.0f} MB; OpenAI takes no more than {_OPENAI_MOST_BYTES / 1e6:g}")
+    return warnings
 
 
 FORMATS: Mapping[str, Format] = {
@@ -158,45 +152,45 @@ FORMATS: Mapping[str, Format] = {
         about="TRL: the Parquet files as they are (sft, dpo, kto)",
         use="""`trl sft --dataset_name . --dataset_config CONFIG --model_name_or_path MODEL` trains on an `sft` config
 of the table; `trl dpo` and `trl kto` on theirs. In Python: `load_dataset(".", "CONFIG", split="train")`.""",
-        writers={"sft": copied, "dpo": copied, "kto": copied},
+        writers={"sft": _copy, "dpo": _copy, "kto": _copy},
         suffix=".parquet",
     ),
     "openai-sft": Format(
         about="OpenAI fine-tuning, supervised; also Together, Fireworks and others",
         use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job.
 Replies in the worked examples of a prompt have `weight` 0: only the last reply is trained on.""",
-        writers={"sft": lines(row_formats.openai_supervised)},
-        warnings=openai_warnings,
+        writers={"sft": _as_lines(row_formats.openai_supervised)},
+        warnings=_warn_of_openai_limits,
     ),
     "openai-dpo": Format(
         about="OpenAI fine-tuning, preference; also Together, Fireworks and others",
         use="""Upload a file with purpose `fine-tune`, and name it as `training_file` or `validation_file` of a job
 whose `method` has the type `dpo`.""",
-        writers={"dpo": lines(row_formats.openai_preference)},
-        warnings=openai_warnings,
+        writers={"dpo": _as_lines(row_formats.openai_preference)},
+        warnings=_warn_of_openai_limits,
     ),
     "sharegpt": Format(
         about="conversations of from and value, supervised",
         use="""Each line is one conversation: `system` where there is a system text, then `human` and `gpt` by turns.
 Where the prompt has worked examples, they are the earlier turns; train on the last `gpt` turn alone. `id` names the
 row: `malt explain` tells where it is from.""",
-        writers={"sft": lines(row_formats.sharegpt)},
+        writers={"sft": _as_lines(row_formats.sharegpt)},
     ),
     "alpaca": Format(
         about="instruction, input, output, with system and history, supervised",
         use="""`instruction` is the last question, `output` the reply; `input` is empty. `system` and `history` are
 LLaMA-Factory's columns for the system text and the worked examples of a prompt, pair by pair: a tool that does not read
 them trains without. `id` names the row: `malt explain` tells where it is from.""",
-        writers={"sft": lines(row_formats.alpaca)},
+        writers={"sft": _as_lines(row_formats.alpaca)},
     ),
     "axolotl": Format(
         about="Axolotl: sft, dpo and kto, with a config for each role",
         use="""`KIND-ROLE.yaml` is the part of an Axolotl config that names the files and how they are read; add your
 model and settings to it. In `sft` each message says whether it is trained on: only the last reply is.""",
         writers={
-            "sft": lines(row_formats.axolotl_supervised),
-            "dpo": lines(row_formats.axolotl_preference),
-            "kto": lines(row_formats.axolotl_unpaired),
+            "sft": _as_lines(row_formats.axolotl_supervised),
+            "dpo": _as_lines(row_formats.axolotl_preference),
+            "kto": _as_lines(row_formats.axolotl_unpaired),
         },
         beside=tool_files.axolotl_configs,
     ),
@@ -206,9 +200,9 @@ model and settings to it. In `sft` each message says whether it is trained on: o
 copy its entries into your own. With `stage: sft` set `mask_history: true`, so that the worked examples of a prompt are
 not trained on. `stage` is `dpo` or `kto` for the others.""",
         writers={
-            "sft": lines(row_formats.sharegpt),
-            "dpo": lines(row_formats.llamafactory_preference),
-            "kto": lines(row_formats.llamafactory_unpaired),
+            "sft": _as_lines(row_formats.sharegpt),
+            "dpo": _as_lines(row_formats.llamafactory_preference),
+            "kto": _as_lines(row_formats.llamafactory_unpaired),
         },
         beside=tool_files.llamafactory_info,
     ),
@@ -218,7 +212,7 @@ not trained on. `stage` is `dpo` or `kto` for the others.""",
 `completions`; whether each is labelled right as `labels`, and its value as `values`. Axolotl reads it with
 `process_reward_model: true` and `type: stepwise_supervised`, TRL (until it dropped the trainer in September 2026) with
 `trl.experimental.prm`. `malt explain VERSION ID` tells of the path's end.""",
-        writers={STEPWISE: stepwise_lines},
+        writers={STEPWISE: _stepwise_lines},
     ),
 }
 """Every format, by the name that `malt export --to` takes."""

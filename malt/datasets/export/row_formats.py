@@ -1,22 +1,28 @@
-"""A version's rows as other tools write them: pure functions from one row to one record, key by key in a fixed order.
+"""A version's rows as other tools write them: pure functions from a row, or a tree, to records in a fixed key order.
 
 What a role saw besides its last question (system text, worked examples as earlier turns) stays context: where a format
 can say so, only the last reply is trained on, as TRL does with a prompt and a completion.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict, cast
 
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow
+from malt.config.spec import PLAYERS
+from malt.datasets.rows.tables import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.errors import VersionError
+from malt.trees.tree import NodeStatus
 
 Record = Mapping[str, object]
 """One line of a JSONL file."""
 
-SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+STEPWISE_COLUMNS = ("question_id", "node_id", "text", "status", "value", "label")
+"""What is read of a node."""
+
+_SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-class Talk(NamedTuple):
+class ParsedPrompt(NamedTuple):
     """A prompt taken apart."""
 
     system: str
@@ -24,6 +30,25 @@ class Talk(NamedTuple):
     history: list[list[str]]
     """Earlier turns: what the user said and what was replied, pair by pair."""
     question: str
+
+
+class StepwiseRow(TypedDict):
+    """One path; its lists are parallel, and in the order of the roles. `malt explain VERSION ID` tells of its leaf."""
+
+    id: str
+    question_id: str
+    node_ids: list[str]
+    prompt: str
+    completions: list[str]
+    labels: list[bool]
+    values: list[float]
+
+
+class StepwisePaths(NamedTuple):
+    """What a tree gives, and how many of its paths were left out, by why."""
+
+    rows: list[StepwiseRow]
+    left_out: Counter[str]
 
 
 def openai_supervised(row: SftRow) -> Record:
@@ -43,17 +68,17 @@ def openai_preference(row: DpoRow) -> Record:
 
 def sharegpt(row: SftRow) -> Record:
     """One conversation of `from` and `value`, the reply last."""
-    return {"id": row["row_id"], "conversations": sharegpt_turns(row, row["completion"])}
+    return {"id": row["row_id"], "conversations": _sharegpt_turns(row, row["completion"])}
 
 
 def alpaca(row: SftRow) -> Record:
     """Instruction and output; the system text and earlier turns in LLaMA-Factory's columns for them."""
-    talk = taken_apart(row["prompt"], row["row_id"])
+    talk = _taken_apart(row["prompt"], row["row_id"])
     return {
         "id": row["row_id"],
         "instruction": talk.question,
         "input": "",
-        "output": text_of(row["completion"]),
+        "output": _text_of(row["completion"]),
         "system": talk.system,
         "history": talk.history,
     }
@@ -84,30 +109,29 @@ def llamafactory_preference(row: DpoRow) -> Record:
     """ShareGPT's turns up to the question, and one turn on each side."""
     return {
         "id": row["row_id"],
-        "conversations": sharegpt_turns(row),
-        "chosen": sharegpt_turn(row["chosen"][-1]),
-        "rejected": sharegpt_turn(row["rejected"][-1]),
+        "conversations": _sharegpt_turns(row),
+        "chosen": _sharegpt_turn(row["chosen"][-1]),
+        "rejected": _sharegpt_turn(row["rejected"][-1]),
     }
 
 
 def llamafactory_unpaired(row: KtoRow) -> Record:
     """One ShareGPT conversation, and whether its end is wanted."""
-    conversations = sharegpt_turns(row, row["completion"])
+    conversations = _sharegpt_turns(row, row["completion"])
     return {"id": row["row_id"], "conversations": conversations, "kto_tag": row["label"]}
 
 
-def sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
+def _sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
     """Write a row's prompt, and a reply to it, as ShareGPT's turns."""
-    taken_apart(row["prompt"], row["row_id"])
-    return [sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
+    _taken_apart(row["prompt"], row["row_id"])
+    return [_sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
 
 
-def sharegpt_turn(turn: MessageRow) -> dict[str, str]:
-    """Write one turn."""
-    return {"from": SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
+def _sharegpt_turn(turn: MessageRow) -> dict[str, str]:
+    return {"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
 
 
-def taken_apart(prompt: Sequence[MessageRow], row_id: str) -> Talk:
+def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> ParsedPrompt:
     """Take a prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
     opening = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
     turns = prompt[len(opening) :]
@@ -119,9 +143,51 @@ def taken_apart(prompt: Sequence[MessageRow], row_id: str) -> Talk:
         )
     texts = [turn["content"] for turn in turns]
     history = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
-    return Talk(text_of(opening) if opening else "", history, texts[-1])
+    return ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
 
 
-def text_of(turns: Sequence[MessageRow]) -> str:
-    """The text of the last turn."""
+def _text_of(turns: Sequence[MessageRow]) -> str:
     return turns[-1]["content"]
+
+
+def stepwise_rows(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> StepwisePaths:
+    """Write a tree's paths in its order, those whose three nodes are whole texts with a label."""
+    rows, left_out = [], Counter[str]()
+    for path in _paths(nodes):
+        fault = question["excluded"] or _fault_of(path)
+        if fault is None:
+            rows.append(_stepwise_row(question, path))
+        else:
+            left_out[fault] += 1
+    return StepwisePaths(rows, left_out)
+
+
+def _paths(nodes: Iterable[TrajectoryRow]) -> Iterator[list[TrajectoryRow]]:
+    """Yield the nodes from a generation to each leaf. The nodes come depth first."""
+    path: list[TrajectoryRow] = []
+    for node in nodes:
+        depth = node["node_id"].count(".")
+        path = [*path[:depth], node]
+        if len(path) == len(PLAYERS):
+            yield path
+
+
+def _fault_of(path: list[TrajectoryRow]) -> str | None:
+    """Why a path is no row: a text that is not whole would be judged for its end; None where it is one."""
+    if any(node["status"] != NodeStatus.OK for node in path):
+        return "not_whole"
+    if any(node["label"] is None for node in path):
+        return "no_label"
+    return None
+
+
+def _stepwise_row(question: QuestionRow, path: list[TrajectoryRow]) -> StepwiseRow:
+    return StepwiseRow(
+        id=f"{question['question_id']}/{path[-1]['node_id']}",
+        question_id=question["question_id"],
+        node_ids=[node["node_id"] for node in path],
+        prompt=question["question"],
+        completions=[node["text"] for node in path],
+        labels=[cast(bool, node["label"]) for node in path],
+        values=[cast(float, node["value"]) for node in path],
+    )

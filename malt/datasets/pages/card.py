@@ -1,185 +1,224 @@
 """The dataset card: `README.md` of a version. It says nothing that the manifest does not; its text is card.md.jinja."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from jinja2 import Environment, StrictUndefined, Template
 
 from malt.config.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
-from malt.datasets.manifest import Cost, LengthBias, Manifest
-from malt.datasets.pages.front_matter import config_files, front_matter, rows_of
-from malt.datasets.rows.tables import KINDS
-from malt.datasets.stats.findings import findings, losses
+from malt.datasets.manifest import LengthBias, Manifest
+from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
+from malt.datasets.stats.figures import format_count, format_dollars
+from malt.datasets.stats.findings import describe_diagnostics, describe_losses
 from malt.questions.screening import SPLITS, Split
+from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown, markdown_table
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
+CARD_FILE = "README.md"
 
-Cells = tuple[object, ...]
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+"""The Hub's size categories, each ten times the one before."""
 
 
 def render_card(manifest: Manifest) -> str:
     """Write a version's card."""
     spec = manifest.spec
-    return template().render(
-        front_matter=front_matter(manifest),
+    return _template().render(
+        front_matter=_front_matter(manifest),
         manifest=manifest,
         spec=spec,
-        leaves=leaves_sentence(manifest),
-        run=run_table(manifest),
-        cost=cost_sentence(manifest),
-        losses=losses_table(manifest),
-        gates=gates_table(manifest),
-        test_sets=test_sets_table(manifest),
-        lengths=lengths_table(manifest),
-        counted_by=counted_by(spec.dataset),
-        bias=" ".join(bias_sentence(role, bias) for role, bias in manifest.length_bias.items() if bias.pairs),
-        findings=table(("of", "found"), findings(manifest.diagnostics)),
-        files=files_table(manifest),
-        leaves_each=leaves_below(manifest),
-        grader=grader(spec.evaluator),
-        licence="not declared" if spec.dataset.license == "unknown" else f"`{spec.dataset.license}`, as declared",
+        run=_run_table(manifest),
+        cost=_cost_sentence(manifest),
+        losses=_losses_table(manifest),
+        gates=_gates_table(manifest),
+        test_sets=_test_sets_table(manifest),
+        lengths=_lengths_table(manifest),
+        bias=" ".join(_bias_sentence(role, bias) for role, bias in manifest.length_bias.items() if bias.pairs),
+        findings=markdown_table(("of", "found"), describe_diagnostics(manifest.diagnostics)),
+        files=_files_table(manifest),
+        leaves_each=_leaves_below(manifest),
+        grader=_name_grader(spec.evaluator),
     )
 
 
 @cache
-def template() -> Template:
-    """Read the card's text."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)  # noqa: S701 - Markdown
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+def _template() -> Template:
+    environment = Environment(  # noqa: S701 - Markdown: what is filled in is escaped by `finalize`
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        finalize=lambda value: escape_markdown(value) if isinstance(value, str) else value,
+    )
+    environment.filters |= {"count": format_count, "code": code_span}
+    return environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
 
 
-def leaves_sentence(manifest: Manifest) -> str:
-    """Say what became of the leaves, and who graded them."""
-    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in manifest.counts.outcomes.items())
-    return f"Leaves: {outcomes}; graded by: {', '.join(manifest.spec.evaluator.kind)}."
+def _front_matter(manifest: Manifest) -> Markdown:
+    from huggingface_hub import DatasetCardData
+
+    configs = config_files()
+    data = DatasetCardData(
+        pretty_name=f"{manifest.name} v{manifest.version}",
+        license=escape_controls(manifest.spec.dataset.license),
+        task_categories=["text-generation"],
+        size_categories=[_size_category(count_rows(manifest, ROLE_FILES))],
+        tags=["malt", "synthetic", "sft", "dpo", "trl"],
+        configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
+        dataset_info=[
+            {"config_name": config, "features": _features(SCHEMAS[files["train"]])} for config, files in configs.items()
+        ],  # no splits: `datasets` wants their size in memory, and the rows are told in the configs
+    )
+    return Markdown(f"---\n{data.to_yaml()}\n---")
 
 
-def run_table(manifest: Manifest) -> str:
-    """Write who played what, what came of it, and what it cost."""
+def config_files() -> dict[str, dict[Split, str]]:
+    """The files of each config that `load_dataset` finds, by split: `sft-generator` … `trajectories`, `questions`."""
+    found: dict[str, dict[Split, str]] = {}
+    for path in SCHEMAS:
+        file = ROLE_FILES.get(path)
+        config, split = (file.config, file.split) if file else (path.removesuffix(".parquet"), SPLITS[0])
+        found.setdefault(config, {})[split] = path
+    return found
+
+
+def count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
+    """Count the rows that some files have together."""
+    return sum(manifest.files[path].rows or 0 for path in paths)
+
+
+def _size_category(rows: int) -> str:
+    return _SIZES[min(max(len(str(rows)) - 3, 0), len(_SIZES) - 1)]
+
+
+def _config_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) -> dict[str, Any]:
+    """Describe one config; of the splits train, and validation where it has rows, since `datasets` loads no empty one.
+
+    The description holds the rows' digest because `datasets` keys its cache by this block alone: without it, two
+    folders both called `v1` would load each other's rows.
+    """
+    listed = {split: path for split, path in files.items() if split == "train" or count_rows(manifest, [path])}
+    entries = [manifest.files[path] for path in listed.values()]
+    return {
+        "config_name": config,
+        "description": ", ".join(f"{entry.rows} rows, sha256 {entry.rows_sha256}" for entry in entries),
+        "data_files": [{"split": split, "path": path} for split, path in listed.items()],
+    }
+
+
+def _features(fields: Iterable[pa.Field]) -> list[dict[str, Any]]:
+    return [{"name": field.name, **_feature(field.type)} for field in fields]
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """Name a column's type as `datasets` does."""
+    if not pa.types.is_list(kind):
+        return {"dtype": _name_type(kind)}
+    item = kind.value_type
+    return {"list": _features(item) if pa.types.is_struct(item) else _name_type(item)}
+
+
+def _name_type(kind: pa.DataType) -> str:
+    return "float64" if kind == pa.float64() else str(kind)
+
+
+def _run_table(manifest: Manifest) -> Markdown:
     head = ("role", "model", "n", "temperature", "nodes", "right", "wrong", "no label", "tokens", "cost")
-    return table(head, [role_cells(manifest, role) for role in PLAYERS])
+    return markdown_table(head, [_role_cells(manifest, role) for role in PLAYERS])
 
 
-def role_cells(manifest: Manifest, role: Role) -> Cells:
-    """One role's line."""
+def _role_cells(manifest: Manifest, role: Role) -> tuple[object, ...]:
     spec, labels, tokens = manifest.spec.roles[role], manifest.counts.labels[role], manifest.tokens[role]
     temperature = "default" if spec.temperature is None else f"{spec.temperature:g}"
-    known = tokens.prompt_tokens is not None and tokens.completion_tokens is not None
-    used = (tokens.prompt_tokens or 0) + (tokens.completion_tokens or 0) if known else "unknown"
+    parts = [part for part in (tokens.prompt_tokens, tokens.completion_tokens) if part is not None]
     counts = manifest.counts.nodes[role], labels.right, labels.wrong, labels.none
-    return role, spec.model, spec.samples, temperature, *counts, used, price(manifest.cost[role])
+    used = format_count(sum(parts) if len(parts) == 2 else None)
+    return role, spec.model, spec.samples, temperature, *counts, used, _price(manifest.cost[role].cost_usd)
 
 
-def price(cost: Cost) -> str:
-    """Write a cost; one that is unknown is never zero."""
-    return "unknown" if cost.cost_usd is None else f"${cost.cost_usd:.4f}"
+def _price(usd: float | None) -> Markdown:
+    return Markdown(format_dollars(usd))
 
 
-def cost_sentence(manifest: Manifest) -> str:
-    """Say what all of it cost, the judge's part included."""
+def _cost_sentence(manifest: Manifest) -> Markdown:
     total = manifest.total_cost_usd
-    worth = "an unknown sum" if total is None else f"${total:.4f}"
-    return f"All completions in it, the judge's too, cost {worth}, whichever run paid for them."
+    worth = "an unknown sum" if total is None else format_dollars(total)
+    return Markdown(f"All completions in it, the judge's too, cost {worth}, whichever run paid for them.")
 
 
-def grader(evaluator: EvaluatorSpec) -> str:
-    """Name the graders, and the model that judges."""
-    kinds = ", ".join(evaluator.kind)
-    return f"{kinds}, judged by `{evaluator.model}`" if "llm" in evaluator.kind else kinds
+def _name_grader(evaluator: EvaluatorSpec) -> Markdown:
+    kinds = escape_markdown(", ".join(evaluator.kind))
+    return Markdown(f"{kinds}, judged by {code_span(evaluator.model)}") if "llm" in evaluator.kind else kinds
 
 
-def losses_table(manifest: Manifest) -> str:
-    """Write what was left out of each file."""
-    rows = [(f"`{file}`", candidates, kept, dropped or "none") for file, candidates, kept, dropped in losses(manifest)]
-    return table(("rows", "candidates", "kept", "left out"), rows)
+def _losses_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (code_span(file), candidates, kept, gates or "none")
+        for file, candidates, kept, gates in describe_losses(manifest)
+    ]
+    return markdown_table(("rows", "candidates", "kept", "left out"), rows)
 
 
-def gates_table(manifest: Manifest) -> str:
-    """Write every gate with its setting, what it is for, and how much it left out."""
-    head = ("gate", "setting", "what it is for", *KINDS)
-    return table(head, [gate_cells(manifest, gate) for gate in gate_names(manifest)])
-
-
-def gate_cells(manifest: Manifest, gate: str) -> Cells:
-    """One gate's line; what its key is for is said in the words of the config."""
-    value = getattr(manifest.spec.dataset, gate)
-    described = DatasetSpec.model_fields[gate].description
-    return f"`{gate}`", setting(value), described, *(dropped_by(manifest, gate, kind) for kind in KINDS)
-
-
-def gate_names(manifest: Manifest) -> list[str]:
-    """The gates of all kinds of rows."""
+def _gates_table(manifest: Manifest) -> Markdown:
     counted = (rows.dropped for kinds in manifest.selection.values() for rows in kinds.values())
-    return list(dict.fromkeys(gate for dropped in counted for gate in dropped))
+    gates = dict.fromkeys(gate for dropped in counted for gate in dropped)
+    head = ("gate", "setting", "what it is for", *KINDS)
+    return markdown_table(head, [_gate_cells(manifest, gate) for gate in gates])
 
 
-def dropped_by(manifest: Manifest, gate: str, kind: str) -> int | str:
-    """How many candidates a gate left out, all roles together; nothing where this kind of row has no such gate."""
+def _gate_cells(manifest: Manifest, gate: str) -> tuple[object, ...]:
+    """One gate's line; what its key is for is said in the words of the config."""
+    setting = getattr(manifest.spec.dataset, gate)
+    about = Markdown(DatasetSpec.model_fields[gate].description)
+    return code_span(gate), _show_setting(setting), about, *(_count_dropped(manifest, gate, kind) for kind in KINDS)
+
+
+def _count_dropped(manifest: Manifest, gate: str, kind: str) -> int | str:
+    """Count what a gate left out, all roles together; empty where this kind of row has no such gate."""
     counted = [kinds[kind].dropped for kinds in manifest.selection.values()]
     return sum(dropped[gate] for dropped in counted) if all(gate in dropped for dropped in counted) else ""
 
 
-def setting(value: object) -> str:
-    """Write a gate's setting."""
+def _show_setting(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value).lower()
 
 
-def test_sets_table(manifest: Manifest) -> str:
-    """Write what the questions were compared with; nothing where that was nothing."""
-    sets = [(f"`{each.source}`", each.rows, f"`{each.sha256[:12]}`") for each in manifest.screening.test_sets]
-    return table(("test set", "rows", "sha256"), sets) if sets else ""
+def _test_sets_table(manifest: Manifest) -> Markdown:
+    sets = [(code_span(each.source), each.rows, code_span(each.sha256[:12])) for each in manifest.screening.test_sets]
+    return markdown_table(("test set", "rows", "sha256"), sets) if sets else Markdown()
 
 
-def lengths_table(manifest: Manifest) -> str:
-    """Write how long the rows of each file are."""
+def _lengths_table(manifest: Manifest) -> Markdown:
     rows = [
-        (f"`{kind}/{role}`", found.rows, f"{found.mean:g}", found.median, found.p95, found.longest)
+        (code_span(f"{kind}/{role}"), found.rows, f"{found.mean:g}", found.median, found.p95, found.longest)
         for role, kinds in manifest.lengths.items()
         for kind, found in kinds.items()
     ]
-    return table(("rows", "number", "mean", "median", "95 %", "longest"), rows)
+    return markdown_table(("rows", "number", "mean", "median", "95 %", "longest"), rows)
 
 
-def counted_by(spec: DatasetSpec) -> str:
-    """Say how tokens were counted."""
-    return f"counted with `{spec.tokenizer}`" if spec.tokenizer else "four characters taken for one"
-
-
-def bias_sentence(role: str, bias: LengthBias) -> str:
+def _bias_sentence(role: str, bias: LengthBias) -> str:
     """Say how far lengths alone tell chosen from rejected."""
-    longer, shorter = (100 * count / bias.pairs for count in (bias.chosen_longer, bias.chosen_shorter))
+    longer, shorter = (100 * number / bias.pairs for number in (bias.chosen_longer, bias.chosen_shorter))
     means = f"{bias.chosen_characters:,.0f} and {bias.rejected_characters:,.0f} characters on average"
     share = f"longer in {longer:.0f} %, shorter in {shorter:.0f} %"
     return f"Of {bias.pairs:,} {role} pairs the chosen text is {share} ({means})."
 
 
-def leaves_below(manifest: Manifest) -> str:
-    """How many leaves a whole tree has below a generation, and below a critique."""
+def _leaves_below(manifest: Manifest) -> str:
     _, critiques, refinements = manifest.spec.roles.branching
     return f"{critiques * refinements} leaves below a generation and {refinements} below a critique"
 
 
-def files_table(manifest: Manifest) -> str:
-    """Write every config with its files, and how many rows each split has."""
-    rows = [file_cells(manifest, config, files) for config, files in config_files().items()]
-    return table(("config", "files", *SPLITS), rows)
+def _files_table(manifest: Manifest) -> Markdown:
+    rows = [_file_cells(manifest, config, files) for config, files in config_files().items()]
+    return markdown_table(("config", "files", *SPLITS), rows)
 
 
-def file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> Cells:
+def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> tuple[object, ...]:
     """One config's line; trajectories and questions have no validation split."""
-    counts = (rows_of(manifest, [files[split]]) if split in files else "" for split in SPLITS)
-    return f"`{config}`", ", ".join(f"`{path}`" for path in files.values()), *counts
-
-
-def table(head: tuple[str, ...], rows: Sequence[Cells]) -> str:
-    """Lay out a Markdown table."""
-    return "\n".join(line(cells) for cells in [head, ("---",) * len(head), *rows])
-
-
-def line(cells: Cells) -> str:
-    """Lay out one line; a bar in a model's name stays part of the name, and a number gets its commas."""
-    written = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in written) + " |"
+    counts = (count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
+    return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts

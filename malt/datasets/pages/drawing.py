@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from malt.datasets.pages.figures import Flip, ValueBin
+from malt.datasets.stats.figures import Flip, ValueBin
 
-GAP = 6.0
+_GAP = 6.0
 """Between the right and the wrong half of a flip picture."""
-TALLEST = 86.0
+_TALLEST = 86.0
 """Of a histogram's bars, so that there is room for numbers above."""
 
 
@@ -57,39 +57,38 @@ class Bar(NamedTuple):
     wrong: Span
 
 
-def flip_picture(flips: Sequence[Flip]) -> FlipPicture | None:
+def draw_flips(flips: Sequence[Flip]) -> FlipPicture | None:
     """Lay out the flips, given in the order right to right, right to wrong, wrong to right, wrong to wrong."""
     if not flips:
         return None
     kept, broken, fixed, missed = (flip.leaves for flip in flips)
-    before, after = column(kept + broken, fixed + missed), column(kept + fixed, broken + missed)
-    scale = (100 - GAP) / (kept + broken + fixed + missed)
+    before, after = _column(kept + broken, fixed + missed), _column(kept + fixed, broken + missed)
+    scale = (100 - _GAP) / (kept + broken + fixed + missed)
     starts = before.right.top, before.right.top + kept * scale, before.wrong.top, before.wrong.top + fixed * scale
     ends = after.right.top, after.wrong.top, after.right.top + kept * scale, after.wrong.top + broken * scale
-    paths = [ribbon(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)]
+    paths = [
+        _ribbon_path(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)
+    ]
     ribbons = (Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
     return FlipPicture(before, after, tuple(ribbons))
 
 
-def column(right: int, wrong: int) -> Column:
-    """Lay out one side."""
-    scale = (100 - GAP) / (right + wrong)
-    return Column(Span(0, right * scale), Span(right * scale + GAP, wrong * scale), right, wrong)
+def _column(right: int, wrong: int) -> Column:
+    scale = (100 - _GAP) / (right + wrong)
+    return Column(Span(0, right * scale), Span(right * scale + _GAP, wrong * scale), right, wrong)
 
 
-def ribbon(start: float, end: float, height: float) -> str:
-    """Draw a ribbon from left to right."""
+def _ribbon_path(start: float, end: float, height: float) -> str:
     down, up = end + height, start + height
     return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
 
 
-def histogram(bins: Sequence[ValueBin]) -> list[Bar]:
+def draw_histogram(bins: Sequence[ValueBin]) -> list[Bar]:
     """Lay out one role's bars."""
     highest = max((each.right + each.wrong for each in bins), default=0) or 1
-    return [bar(each, place * 100 / len(bins), TALLEST / highest) for place, each in enumerate(bins)]
+    return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
 
 
-def bar(each: ValueBin, left: float, scale: float) -> Bar:
-    """Lay out one bar."""
+def _bar(each: ValueBin, left: float, scale: float) -> Bar:
     right, wrong = each.right * scale, each.wrong * scale
     return Bar(each, left, Span(100 - wrong - right, right), Span(100 - wrong, wrong))

@@ -4,108 +4,84 @@ from base64 import b64encode
 from collections.abc import Iterable
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.pages import figures
-from malt.datasets.pages.page import count, dollars, render_picture, share
-from malt.sanitize import visible
+from malt.datasets.pages.page import render_picture
+from malt.datasets.stats import figures
+from malt.datasets.stats.diagnostics import percent
+from malt.datasets.stats.figures import format_count, format_dollars, format_share
+from malt.sanitize import Markdown, markdown_table
 
-BAR = 20
+_BAR = 20
 """Characters of a bar for the whole."""
 
 
 def figures_markdown(manifest: Manifest) -> str:
     """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
     parts = {
-        "How often the answers are right": accuracy_table(manifest),
-        "What critique and refinement change": flips_table(manifest),
-        "What became of the questions": mix_table(manifest),
-        "What can be trained on": yields_table(manifest),
-        "What it took": used_table(manifest),
+        "How often the answers are right": _accuracy_table(manifest),
+        "What critique and refinement change": _flips_table(manifest),
+        "What became of the questions": _mix_table(manifest),
+        "What can be trained on": _yields_table(manifest),
+        "What it took": _usage_table(manifest),
     }
     picture = b64encode(render_picture(manifest).encode()).decode()
     tables = (f"## {title}\n\n{table}" for title, table in parts.items() if table)
     return "\n\n".join([f"![the figures](data:image/svg+xml;base64,{picture})", *tables])
 
 
-def accuracy_table(manifest: Manifest) -> str:
-    """How often each role was right, and what a vote makes of it."""
-    return table(
-        ("of", "right", "of", "95 % interval"),
-        [(each.measure, share(each.percent), count(each.known), interval(each)) for each in figures.accuracy(manifest)],
-    )
+def _accuracy_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (each.measure, format_share(each.percent), each.known, _interval(each))
+        for each in figures.measure_accuracy(manifest)
+    ]
+    return markdown_table(("of", "right", "of", "95 % interval"), rows)
 
 
-def interval(measure: figures.Measure) -> str:
-    """Write an interval, where there is one."""
+def _interval(measure: figures.Measure) -> str:
     return "" if measure.low is None or measure.high is None else f"{measure.low:.1f} to {measure.high:.1f} %"
 
 
-def flips_table(manifest: Manifest) -> str:
-    """What became of answers; nothing where nobody diagnosed them."""
+def _flips_table(manifest: Manifest) -> Markdown:
+    flips = figures.list_flips(manifest)
+    rows = [(f"{each.before} → {each.after}", each.leaves, format_share(each.percent)) for each in flips]
+    return markdown_table(("generation → refinement", "refinements", "share"), rows) if rows else Markdown()
+
+
+def _mix_table(manifest: Manifest) -> Markdown:
     rows = [
-        (f"{each.before} → {each.after}", count(each.leaves), share(each.percent)) for each in figures.flips(manifest)
+        (each.kind, _bar(each.percent), each.questions, format_share(each.percent))
+        for each in figures.list_mix(manifest)
     ]
-    return table(("generation → refinement", "refinements", "share"), rows) if rows else ""
+    return markdown_table(("questions", "", "", "share"), rows)
 
 
-def mix_table(manifest: Manifest) -> str:
-    """What became of all questions."""
+def _yields_table(manifest: Manifest) -> Markdown:
+    losses = list(figures.list_losses(manifest))
     rows = [
-        (each.kind, bar(each.percent), count(each.questions), share(each.percent)) for each in figures.mix(manifest)
+        (f"{kind}/{role}", _bar(percent(kept, candidates)), kept, candidates, _gates(role, kind, losses))
+        for role, kind, candidates, kept in figures.list_yields(manifest)
     ]
-    return table(("questions", "", "", "share"), rows)
+    return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
 
 
-def yields_table(manifest: Manifest) -> str:
-    """How many candidates became rows, and what each gate left out."""
-    lost = figures.losses(manifest)
-    return table(
-        ("rows", "", "kept", "candidates", "left out by"),
-        [
-            (
-                f"{each.kind}/{each.role}",
-                bar(kept_share(each)),
-                count(each.kept),
-                count(each.candidates),
-                gates(each, lost),
-            )
-            for each in figures.yields(manifest)
-        ],
-    )
-
-
-def kept_share(each: figures.Yield) -> float | None:
-    """The share of candidates that was kept, in percent."""
-    return figures.percent(each.kept, each.candidates)
-
-
-def gates(each: figures.Yield, losses: Iterable[figures.Loss]) -> str:
+def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
     """List the gates that left something out of one kind of rows."""
-    own = [loss for loss in losses if (loss.role, loss.kind) == (each.role, each.kind) and loss.lost]
+    own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
     return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
 
 
-def used_table(manifest: Manifest) -> str:
-    """What each role's completions took."""
-    return table(
-        ("role", "completions", "prompt tokens", "completion tokens", "cost"),
-        [
-            (
-                each.role,
-                *map(count, (each.completions, each.prompt_tokens, each.completion_tokens)),
-                dollars(each.cost_usd),
-            )
-            for each in figures.used(manifest)
-        ],
-    )
+def _usage_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (
+            each.role,
+            each.completions,
+            *map(format_count, (each.prompt_tokens, each.completion_tokens)),
+            Markdown(format_dollars(each.cost_usd)),
+        )
+        for each in figures.list_usage(manifest)
+    ]
+    return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)
 
 
-def bar(percent: float | None) -> str:
-    """Draw a share."""
-    filled = round(BAR * (percent or 0) / 100)
-    return "█" * filled + "░" * (BAR - filled)
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Lay out a table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(visible(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+def _bar(percent: float | None) -> str:
+    filled = round(_BAR * (percent or 0) / 100)
+    return "█" * filled + "░" * (_BAR - filled)

@@ -10,131 +10,152 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from malt.datasets.manifest import Manifest
-from malt.datasets.pages import figures
-from malt.datasets.pages.drawing import flip_picture, histogram
-from malt.datasets.pages.sample import embeddable
-from malt.sanitize import visible
+from malt.datasets.pages.drawing import draw_flips, draw_histogram
+from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow
+from malt.datasets.stats import figures
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.reading import Cursor, parquet_rows, reading
+from malt.sanitize import escape_controls
 
-FOLDER = Path(__file__).parent
 REPORT_FILE = "report.html"
+_FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
     """Write the page, from what the manifest counts and the trees that a `TreeSample` chose."""
-    style, script = read("marks.css") + read("page.css"), read("viewer.js")
-    measures, flips, mix = figures.accuracy(manifest), figures.flips(manifest), figures.mix(manifest)
+    style, script = read_part("marks.css") + read_part("page.css"), read_part("viewer.js")
+    measures, mix = list(figures.measure_accuracy(manifest)), figures.list_mix(manifest)
     return (
-        environment()
+        page_environment()
         .get_template("page.html.jinja")
         .render(
-            **drawn(manifest),
+            **_draw_all(manifest),
             manifest=manifest,
-            asked=figures.asked(manifest),
+            asked=list(figures.list_roles(manifest)),
             named={each.measure: each for each in measures} | {each.kind: each for each in mix},
-            flips=flips,
+            flips=figures.list_flips(manifest),
             mix=mix,
-            yields=figures.yields(manifest),
-            losses=figures.losses(manifest),
-            used=figures.used(manifest),
+            yields=list(figures.list_yields(manifest)),
+            losses=list(figures.list_losses(manifest)),
+            used=list(figures.list_usage(manifest)),
             shown=len(trees),
             style=Markup(style),  # noqa: S704 - ours
             script=Markup(script),  # noqa: S704 - ours
-            policy=policy(style, script),
-            data=embedded(manifest, trees),
+            policy=content_policy(style, script),
+            data=_embed_trees(manifest, trees),
         )
     )
 
 
 def render_picture(manifest: Manifest) -> str:
     """Draw accuracy, flips and values as one SVG that stands alone, on a ground of its own."""
-    style = Markup(read("marks.css"))  # noqa: S704 - ours
-    return environment().get_template("picture.svg.jinja").render(**drawn(manifest), style=style)
+    style = Markup(read_part("marks.css"))  # noqa: S704 - ours
+    return page_environment().get_template("picture.svg.jinja").render(**_draw_all(manifest), style=style)
 
 
-def drawn(manifest: Manifest) -> dict[str, object]:
+def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
+    """Return the report that lies in a version's folder; with `out`, or where none lies there, draw one anew.
+
+    Without `out` that is `NAME-vN-report.html` in the current folder: nothing is added to a version.
+    Raises `VersionError` where its rows cannot be read.
+    """
+    published = version.path / REPORT_FILE
+    if out is None and published.is_file():
+        return published
+    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).resolve()
+    drawn.write_text(redraw_report(version), encoding="utf-8")
+    return drawn
+
+
+def redraw_report(version: DatasetVersion) -> str:
+    """Draw a version's report from its manifest and its rows. Raises `VersionError` where they cannot be read."""
+    with reading(version.path):
+        sample = _sample_trees(version)
+    return render_report(version.manifest, sample.chosen)
+
+
+def _sample_trees(version: DatasetVersion) -> TreeSample:
+    """Choose trees as publishing did: from the questions in their order, and the failures that the manifest names."""
+    sample, failures = TreeSample(), group_failures(version.manifest)
+    nodes = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
+    for row in parquet_rows(version.path / QUESTIONS_FILE):
+        question = cast(QuestionRow, row)
+        question_id = question["question_id"]
+        sample.add(question, cast("list[TrajectoryRow]", nodes.take(question_id)), failures.get(question_id, ()))
+    return sample
+
+
+def _draw_all(manifest: Manifest) -> dict[str, object]:
     """What page and picture both show."""
-    values = groupby(figures.values(manifest), key=lambda each: each.role)
+    values = groupby(figures.list_values(manifest), key=lambda each: each.role)
     return {
         "spec": manifest.spec,
-        "measures": figures.accuracy(manifest),
-        "flip_picture": flip_picture(figures.flips(manifest)),
-        "values": {role: histogram(list(bins)) for role, bins in values},
+        "measures": list(figures.measure_accuracy(manifest)),
+        "flip_picture": draw_flips(figures.list_flips(manifest)),
+        "values": {role: draw_histogram(list(bins)) for role, bins in values},
     }
 
 
-def read(name: str) -> str:
-    """Read a part of the page."""
-    return (FOLDER / name).read_text(encoding="utf-8")
+def read_part(name: str) -> str:
+    """Read a part that pages share: a style or a script."""
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-def embedded(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
+def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     """Write the data of the tree viewer as JSON that may stand in a script element."""
     about = {"version": f"{manifest.name}@v{manifest.version}", "asked": manifest.counts.questions}
-    head = embeddable(about).decode().removesuffix("}")
-    return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embeddable` escapes
+    head = embed_json(about).decode().removesuffix("}")
+    return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
 
 
-def policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Allow this style and this script, and nothing else."""
     return (
-        f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; img-src data:; "
+        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def source_hash(text: str) -> str:
-    """Name a text as a Content-Security-Policy does."""
+def _hash_source(text: str) -> str:
     return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 @cache
-def environment() -> Environment:
-    """Escapes whatever it fills in; knows how numbers are written."""
+def page_environment(*folders: Path) -> Environment:
+    """Return what fills a page's templates, those of other folders too; texts of others are made inert."""
     made = Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader([*folders, _FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=shown_plainly,
+        finalize=lambda value: escape_controls(value) if type(value) is str else value,
     )
-    made.filters |= {"count": count, "compact": compact, "share": share, "dollars": dollars, "points": points}
+    made.filters |= {
+        "count": figures.format_count,
+        "share": figures.format_share,
+        "dollars": figures.format_dollars,
+        "compact": shorten_number,
+        "points": _format_points,
+    }
     return made
 
 
-def shown_plainly(value: object) -> object:
-    """Show a name that others chose without what would turn or hide text."""
-    return visible(value) if type(value) is str else value
-
-
-def count(number: int | None) -> str:
-    """Write a whole number; one that is not known is never zero."""
-    return "unknown" if number is None else f"{number:,}"
-
-
-def compact(number: int) -> str:
-    """Write a whole number in few signs."""
+def shorten_number(number: int) -> str:
+    """Write a whole number in few signs: `1.23 M`."""
     for least, unit, letter in ((999_500, 1_000_000, "M"), (1_000, 1_000, "k")):
         if number >= least:
             return f"{number / unit:.3g} {letter}"
     return str(number)
 
 
-def share(percent: float | None) -> str:
-    """Write a share."""
-    return "n/a" if percent is None else f"{percent:.1f} %"
-
-
-def points(number: float) -> str:
+def _format_points(number: float) -> str:
     """Write a difference of two shares, with a real minus sign."""
     return f"{number:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def dollars(usd: float | None) -> str:
-    """Write a cost; one that is not known is never zero."""
-    return "unknown" if usd is None else f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"

@@ -1,12 +1,47 @@
-"""Removing a version: gone at once for whoever looks, its files then; never one that `latest` or a tag needs."""
+"""Removal: a version that nothing names; rows of the store that no version uses; folders whose writers are gone.
 
+A version uses the samples of its nodes, which its trajectories name, and the judge's behind their grades, which nothing
+names: all that a judge said to a question of any version stays. Of what is not published yet only age tells whether it
+is still wanted, so rows younger than a limit stay too. Streams; keeps 8 bytes for each node of all versions.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.datasets.publish.folders import LATEST, changing, discard, number_of, point, retire, size_of, version_numbers
-from malt.datasets.publish.tags import tags_of
-from malt.datasets.version.dataset_version import locate
-from malt.errors import VersionError
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from malt.config.settings import Settings
+from malt.config.spec import Role
+from malt.datasets.rows.tables import TRAJECTORIES_FILE
+from malt.datasets.version.dataset_version import DatasetVersion, locate, open_folder
+from malt.datasets.version.folders import (
+    LATEST,
+    STAGING,
+    discard,
+    is_abandoned,
+    linked_numbers,
+    lock_folder,
+    move_away,
+    number_of,
+    numbered_entries,
+    point,
+    size_of,
+    tags_of,
+    version_numbers,
+)
+from malt.errors import ConfigError, VersionError
+from malt.llm.store.samples import ASIDE, OldRow, Store
+
+_Digests = npt.NDArray[np.uint64]
+
+_NOT_KNOWN = "so what that uses is not known; nothing was removed"
 
 
 class Removed(NamedTuple):
@@ -24,16 +59,16 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
     """
     path = locate(reference, datasets_dir)
     folder, number = path.parent, number_of(path)
-    with changing(folder):
-        refuse_needed(folder, number)
-        retired = retire(path)
+    with lock_folder(folder):
+        _refuse_needed(folder, number)
+        retired = move_away(path)
     size = size_of(retired)
     discard(retired)
     return Removed(f"{folder.name}@{path.name}", path, size)
 
 
-def refuse_needed(folder: Path, number: int) -> None:
-    """Raise where a version is needed or not there. The newest always is needed: so no number is given twice."""
+def _refuse_needed(folder: Path, number: int) -> None:
+    """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
     numbers = version_numbers(folder)
     if number not in numbers:
         raise VersionError(f"{folder.name}@v{number} was just removed")
@@ -49,3 +84,144 @@ def refuse_needed(folder: Path, number: int) -> None:
             f"{folder.name}@v{number} stays: it is tagged {', '.join(tags)}. "
             f"First: malt tag {folder.name} {tags[0]} --remove"
         )
+
+
+class Garbage(NamedTuple):
+    """What is, or was, of no use."""
+
+    versions: int
+    """Those whose rows stay."""
+    rows: int
+    row_bytes: int
+    """Of their texts."""
+    folders: int
+    folder_bytes: int
+
+
+def collect_garbage(
+    settings: Settings, older_than_s: float, *, delete: bool = False, also_in: Sequence[Path] = ()
+) -> Garbage:
+    """Count, or delete, what no version uses in the datasets folder and in those `also_in`.
+
+    Raises `VersionError` where it cannot be known what a version uses, or one is just being made; `ConfigError` where
+    rows are to be deleted from a store that others may have versions of, unless `also_in` says where those are.
+    """
+    if delete and settings.store_url and not also_in:
+        raise ConfigError(
+            "MALT_STORE_URL names a store that versions in other places may need: name every folder of datasets made "
+            "from it with --datasets (this one alone, if there is no other), then --delete"
+        )
+    places = [settings.datasets_dir, *also_in]
+    versions = list(_whole_versions(places))
+    used = _UsedKeys()
+    for version in versions:
+        used.add(version)
+    before, rows, row_bytes = time.time() - older_than_s, 0, 0
+    with Store(settings.store) as store:
+        for window in store.old_rows(before):
+            unused = used.left_out(window)
+            rows, row_bytes = rows + len(unused), row_bytes + sum(row.size for row in unused)
+            if delete:
+                _refuse_newcomers(places, versions)
+                store.delete([row.key for row in unused], before)
+    return Garbage(len(versions), rows, row_bytes, *_clear(places, delete=delete))
+
+
+def _dataset_folders(places: Sequence[Path]) -> Iterator[Path]:
+    """Yield the datasets' folders in some places."""
+    for place in dict.fromkeys(place.resolve() for place in places if _is_folder(place)):
+        yield from (entry for entry in sorted(place.iterdir()) if _is_folder(entry))
+
+
+def _is_folder(entry: Path) -> bool:
+    """Whether there is a folder. Raises `VersionError` for a link to nowhere: what should be there may use any row."""
+    if entry.is_symlink() and not entry.exists():
+        raise VersionError(f"{entry} names what is not there, {_NOT_KNOWN}. Put that back, or remove the link")
+    return entry.is_dir()
+
+
+def _whole_versions(places: Sequence[Path]) -> Iterator[DatasetVersion]:
+    """Yield all versions. Raises `VersionError` for one that is lost, or damaged where it says what it uses."""
+    for folder in _dataset_folders(places):
+        numbers = version_numbers(folder)
+        for name, number in linked_numbers(folder).items():
+            if number not in numbers:
+                raise VersionError(
+                    f"{folder / name} names v{number}, which is lost, {_NOT_KNOWN}. Put it back, or remove the link"
+                )
+        yield from (_open_whole(entry) for _, entry in sorted(numbered_entries(folder)) if _is_folder(entry))
+
+
+def _open_whole(folder: Path) -> DatasetVersion:
+    """Return the version in a folder. Raises `VersionError` where its manifest or trajectories are not as published."""
+    reference = f"{folder.parent.name}@{folder.name}"
+    try:
+        version = open_folder(folder)
+    except VersionError as error:
+        raise VersionError(f"{error}, {_NOT_KNOWN}. First mend it, or: malt rm {reference}") from error
+    if not version.is_whole(TRAJECTORIES_FILE):
+        raise VersionError(
+            f"{version.path / TRAJECTORIES_FILE} is not as published, {_NOT_KNOWN}. "
+            f"First: malt rebuild {reference}, or malt rm {reference}"
+        )
+    return version
+
+
+def _refuse_newcomers(places: Sequence[Path], known: Sequence[DatasetVersion]) -> None:
+    """Raise where a version is being made, or was since these were looked at: it may use any row."""
+    paths = {version.path for version in known}
+    for folder in _dataset_folders(places):
+        versions = ((folder / f"v{number}").resolve() for number in version_numbers(folder))
+        unfinished = (entry for entry in folder.iterdir() if STAGING.fullmatch(entry.name) and not is_abandoned(entry))
+        for new in chain(unfinished, (path for path in versions if path not in paths)):
+            raise VersionError(f"{new} is a version that was just made, or is; run malt gc again when it is there")
+
+
+class _UsedKeys:
+    """What versions use, as digests of 64 bits: two keys that share one only keep a row too many."""
+
+    def __init__(self) -> None:
+        self._keys: _Digests = np.empty(0, np.uint64)
+        self._questions: _Digests = np.empty(0, np.uint64)
+
+    def add(self, version: DatasetVersion) -> None:
+        """Add what one version uses."""
+        with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
+            keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
+            for batch in file.iter_batches(columns=["question_id", "request_key"]):
+                keys[filled : filled + len(batch)] = _digests(batch.column("request_key"))
+                self._questions = np.union1d(self._questions, _digests(batch.column("question_id")))
+                filled += len(batch)
+        keys.sort()
+        self._keys = np.union1d(self._keys, keys) if len(self._keys) else keys
+
+    def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
+        """Return the rows that no version uses."""
+        keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
+        by_key = _contains(self._keys, _digests(pa.array(keys, pa.string())))
+        by_question = _contains(self._questions, _digests(pa.array([row.question_id for row in rows], pa.string())))
+        is_judge = np.array([row.role == Role.EVALUATOR for row in rows], bool)
+        return [row for row, used in zip(rows, np.where(is_judge, by_question, by_key), strict=True) if not used]
+
+
+def _digests(texts: pa.Array) -> _Digests:
+    """Return a digest of every text."""
+    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
+
+
+def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
+    """Say of each wanted digest whether it is among others, which are sorted."""
+    if not len(among):
+        return np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(among, wanted), len(among) - 1)
+    found: npt.NDArray[np.bool_] = among[places] == wanted
+    return found
+
+
+def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:
+    """Count, or remove, what dead writers left in datasets' folders; return how many things, and their bytes."""
+    left = [entry for entry in chain.from_iterable(map(Path.iterdir, _dataset_folders(places))) if is_abandoned(entry)]
+    size = sum(map(size_of, left))
+    for entry in left if delete else ():
+        discard(entry)
+    return len(left), size

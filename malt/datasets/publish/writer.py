@@ -1,11 +1,10 @@
-"""Publishing: portions in, an immutable version out. Streams: memory does not grow with the number of trees."""
+"""Publishing: shards in, an immutable version out. Streams: memory does not grow with the number of trees."""
 
-import hashlib
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,21 +20,18 @@ from malt.datasets.manifest import (
     read_manifest,
     write_manifest,
 )
-from malt.datasets.pages.card import render_card
+from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.folders import claim, discard, next_number, open_staging, point_latest, put
-from malt.datasets.publish.shard import Figures, Portion
-from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, RowsWritten
+from malt.datasets.publish.placing import describe_file, place_next
+from malt.datasets.publish.shard import Shard, VersionStats
+from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
-from malt.datasets.version.dataset_version import DatasetVersion, newest_version
-from malt.errors import NothingToPublish, VersionError
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import discard, open_staging, put_in_place
+from malt.errors import NothingToPublish
 from malt.questions.screening import Screening
-
-log = logging.getLogger(__name__)
-
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class VersionWriter:
         self.spec = spec
         self.provenance = provenance
         self.folder = folder
-        self.figures = Figures(spec)
+        self.stats = VersionStats(spec)
         self._asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
         self._staging = open_staging(self.folder)
         for kind in KINDS:
@@ -78,15 +74,15 @@ class VersionWriter:
                 file.discard()
         discard(self._staging)
 
-    def add(self, portion: Portion) -> None:
+    def add(self, shard: Shard) -> None:
         """Take what further questions' trees give, in the order of the questions.
 
         Incomplete trees leave a line in `questions.parquet` and their failures in the manifest.
         """
-        self.figures.merge(portion.figures)
-        for path, rows in portion.tables.items():
+        self.stats.merge(shard.stats)
+        for path, rows in shard.tables.items():
             self._tables[path].add(rows)
-        for path, lines in portion.lines.items():
+        for path, lines in shard.lines.items():
             self._lines[path].add(lines)
 
     def publish(self) -> DatasetVersion:
@@ -94,29 +90,19 @@ class VersionWriter:
 
         Raises `NothingToPublish` where no tree is complete.
         """
-        if not self.figures.census.counts.complete:
-            asked = self.figures.census.counts.questions
+        if not self.stats.trees.counts.complete:
+            asked = self.stats.trees.counts.questions
             raise NothingToPublish(
                 f"no version of {self.spec.name!r} was made: none of {asked} questions has a whole tree; "
                 "run again to ask for what is missing"
             )
         files = self.finish()
-        while True:
-            number = next_number(self.folder)  # before its parent is read: one that came between takes the number
-            newest = readable_newest(self.folder)
-            parent = Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None
-            manifest = self.manifest(files, number, parent)
-            if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
-                point_latest(self.folder)
-                return newest
-            self.name(manifest)
-            path = claim(self._staging, self.folder, number)
-            if path is not None:
-                return DatasetVersion(path.resolve(), read_manifest(path), created=True)
+        placed = place_next(self._staging, self.folder, partial(self.manifest, files), self.name)
+        return DatasetVersion(placed.path, read_manifest(placed.path), placed.created)
 
     def finish(self) -> dict[str, FileEntry]:
         """Close the files of rows, and describe them."""
-        return {path: described(self._staging / path, file.close()) for path, file in self._files.items()}
+        return {path: describe_file(self._staging / path, file.close()) for path, file in self._files.items()}
 
     @property
     def _files(self) -> dict[str, ParquetRows | JsonExamples]:
@@ -132,10 +118,10 @@ class VersionWriter:
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
         """Say what these files, finished, are as a version of this number."""
-        census, selection = self.figures.census, self.figures.selection
-        usage = dict(census.usage)
-        if self.figures.judge is not None:
-            usage[Role.EVALUATOR] = self.figures.judge
+        trees, selection = self.stats.trees, self.stats.selection
+        usage = dict(trees.usage)
+        if self.stats.judge is not None:
+            usage[Role.EVALUATOR] = self.stats.judge
         return Manifest(
             name=self.spec.name,
             version=number,
@@ -147,39 +133,30 @@ class VersionWriter:
             prompts=dict(self.provenance.prompts),
             questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
             code=code_version(),
-            counts=census.counts,
-            growth=growth_of(self.spec, census.counts),
+            counts=trees.counts,
+            growth=growth_of(self.spec, trees.counts),
             screening=self.provenance.screening.counts,
             selection=selection.counts,
             lengths=selection.lengths,
             length_bias=selection.length_bias,
-            diagnostics=self.figures.diagnostics.result,
+            diagnostics=self.stats.diagnostics.result,
             tokens={role: count.tokens for role, count in usage.items()},
             cost={role: count.cost for role, count in usage.items()},
             ledger=ledger_of(usage),
-            failures=tuple(map(as_failure, census.failures)),
+            failures=tuple(map(as_failure, trees.failures)),
         )
 
     def name(self, manifest: Manifest) -> None:
         """Write what tells of the version by its number: the card, the report and the manifest."""
-        pages = pages_of(manifest, self.figures.trees)
+        pages = render_pages(manifest, self.stats.sample)
         for name, text in pages.items():
             (self._staging / name).write_text(text, encoding="utf-8")
-        files = {**manifest.files, **{name: described(self._staging / name, None) for name in pages}}
+        files = {**manifest.files, **{name: describe_file(self._staging / name) for name in pages}}
         write_manifest(manifest.model_copy(update={"files": files}), self._staging)
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
-        put(self._staging, place, MANIFEST_FILE)
-
-
-def readable_newest(folder: Path) -> DatasetVersion | None:
-    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
-    try:
-        return newest_version(folder)
-    except VersionError as error:
-        log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
-        return None
+        put_in_place(self._staging, place, MANIFEST_FILE)
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:
@@ -188,16 +165,6 @@ def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[s
     return {"timestamp": created_at.isoformat(), "model": model, "role": role.value, "dataset": spec.name}
 
 
-def pages_of(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
+def render_pages(manifest: Manifest, trees: TreeSample) -> dict[str, str]:
     """Write the pages of a version by their names, from what its manifest says of rows and from some trees."""
     return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest, trees.chosen)}
-
-
-def described(path: Path, rows: RowsWritten | None) -> FileEntry:
-    """Describe a finished file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    if rows is None:
-        return FileEntry(bytes=size, sha256=sha256)
-    return FileEntry(bytes=size, sha256=sha256, rows=rows.rows, rows_sha256=rows.sha256)

@@ -1,19 +1,18 @@
-"""What a push sends: a version's files, as they are on this disk; and what it says of itself once they have arrived."""
+"""What a push sends, a version's files checked against its manifest; and its result and its errors."""
 
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from malt.canonical_json import file_sha256
+from malt.config.base import Recorded
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, seal_holds
+from malt.errors import MaltError, PushError, VersionError
 
-from malt.datasets.manifest import MANIFEST_FILE, seal_holds
-from malt.datasets.version.dataset_version import DatasetVersion
-from malt.errors import VersionError
 
-
-class PackedFile(NamedTuple):
+class BundledFile(NamedTuple):
     """One file to be sent."""
 
     path: str
@@ -23,13 +22,33 @@ class PackedFile(NamedTuple):
     sha256: str
 
 
+class Version(Protocol):
+    """A version of any kind."""
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        ...
+
+    @property
+    def manifest(self) -> VersionManifest:
+        """What it says of itself."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """How commands name it."""
+        ...
+
+
 @dataclass(frozen=True)
-class Parcel:
+class Bundle:
     """A whole version, checked against its manifest."""
 
     name: str
+    """Datasets by their own, other kinds after their shelf: `evaluations/NAME`."""
     number: int
-    files: tuple[PackedFile, ...]
+    files: tuple[BundledFile, ...]
     """By path, `manifest.json` last: whoever reads it finds all the others."""
 
     @property
@@ -43,15 +62,13 @@ class Parcel:
         return f"v{self.number}"
 
     @property
-    def manifest(self) -> PackedFile:
+    def manifest(self) -> BundledFile:
         """The file that speaks for all."""
         return self.files[-1]
 
 
-class Pushed(BaseModel):
+class Pushed(Recorded):
     """What a push came to."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: str
     dest: str
@@ -73,33 +90,33 @@ class Pushed(BaseModel):
     @classmethod
     def of(
         cls,
-        parcel: Parcel,
+        bundle: Bundle,
         dest: str,
         url: str,
-        sent: Sequence[PackedFile],
+        sent: Sequence[BundledFile],
         *,
         commit: str | None = None,
         private: bool | None = None,
     ) -> Self:
-        """Tell of a parcel that has arrived whole."""
+        """Describe a bundle that has arrived whole."""
         return cls(
-            version=parcel.reference,
+            version=bundle.reference,
             dest=dest,
             url=url,
             commit=commit,
             private=private,
             sent=len(sent),
             bytes=sum(file.bytes for file in sent),
-            skipped=len(parcel.files) - len(sent),
-            verified=len(parcel.files),
+            skipped=len(bundle.files) - len(sent),
+            verified=len(bundle.files),
         )
 
 
-def pack(version: DatasetVersion) -> Parcel:
+def bundle_files(version: Version) -> Bundle:
     """Collect a version's files. Raises `VersionError` where one is no longer what was published."""
     known = version.manifest.files
     try:
-        files = tuple(packed(version.path, path) for path in (*sorted(known), MANIFEST_FILE))
+        files = tuple(_describe(version.path, path) for path in (*sorted(known), MANIFEST_FILE))
     except OSError as error:
         raise VersionError(f"{error.filename} cannot be read ({error.strerror}), so nothing was pushed") from error
     changed = [file.path for file in files if file.path in known and file.sha256 != known[file.path].sha256]
@@ -110,18 +127,31 @@ def pack(version: DatasetVersion) -> Parcel:
             f"{version.reference}: changed since it was published: {', '.join(changed)}; nothing was pushed. "
             f"See: malt verify {version.path}"
         )
-    return Parcel(version.name, version.number, files)
+    return Bundle(name_on_shelf(version.manifest), version.manifest.version, files)
 
 
-def packed(folder: Path, path: str) -> PackedFile:
-    """Take one file's size and digest."""
+def name_on_shelf(manifest: VersionManifest) -> str:
+    """Return a version's name, with what it is a version of unless that is a dataset."""
+    return manifest.name if manifest.kind == "dataset" else f"{manifest.kind}s/{manifest.name}"
+
+
+def _describe(folder: Path, path: str) -> BundledFile:
     local = folder / path
-    with local.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PackedFile(path, local, local.stat().st_size, sha256)
+    return BundledFile(path, local, local.stat().st_size, file_sha256(local))
 
 
-def listed(paths: Collection[str]) -> str:
+def list_first(paths: Collection[str]) -> str:
     """Name files in a message; of many the first."""
     first = sorted(paths)[:3]
     return ", ".join(first) + (f" and {len(paths) - len(first)} more" if len(paths) > len(first) else "")
+
+
+@contextmanager
+def push_errors(dest: str, explain: Callable[[Exception], str]) -> Iterator[None]:
+    """Make whatever a storage's own library raises a `PushError` in one line."""
+    try:
+        yield
+    except MaltError:
+        raise
+    except Exception as error:
+        raise PushError(f"{dest}: {explain(error)}") from error

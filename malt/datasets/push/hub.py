@@ -7,8 +7,7 @@ import hashlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from malt.datasets.manifest import MANIFEST_FILE, Manifest
-from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed
-from malt.errors import InputError, MaltError, PushDamaged, PushError
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, name_on_shelf, push_errors
+from malt.errors import InputError, PushDamaged, PushError
+from malt.sanitize import fold_lines
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-ADDRESS = re.compile(r"hf://datasets/(?P<id>[\w.-]+/[\w.-]+)/?")
-MAIN = "main"
+_ADDRESS = re.compile(r"hf://datasets/(?P<id>[\w.-]+/[\w.-]+)/?")
+_MAIN = "main"
 
 
 class Blob(NamedTuple):
@@ -35,20 +34,20 @@ class Blob(NamedTuple):
     sha256: str | None
     """Of large files; the others are known by git's digest."""
 
-    def is_of(self, file: PackedFile) -> bool:
+    def is_of(self, file: BundledFile) -> bool:
         """Whether it has this file's content."""
-        return self.git_sha1 == git_sha1(file) if self.sha256 is None else self.sha256 == file.sha256
+        return self.git_sha1 == _git_sha1(file) if self.sha256 is None else self.sha256 == file.sha256
 
 
-Tree = Mapping[str, Blob]
+_CommitFiles = Mapping[str, Blob]
 """What is in a commit, by path."""
 
 
-class Committed(NamedTuple):
+class Commit(NamedTuple):
     """Where a version stands."""
 
     commit: str
-    sent: Sequence[PackedFile] = ()
+    sent: Sequence[BundledFile] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Repository:
     @classmethod
     def named(cls, dest: str) -> Self:
         """Read a destination. Raises `InputError` where it names no dataset repository."""
-        named = ADDRESS.fullmatch(dest)
+        named = _ADDRESS.fullmatch(dest)
         if named is None:
             raise InputError(f"{dest} names no dataset repository; write hf://datasets/OWNER/NAME")
         return cls(named["id"])
@@ -83,13 +82,13 @@ class Repository:
             raise PushError(f"{self.dest}: no token; set HF_TOKEN, or log in with: hf auth login")
         return HfApi()
 
-    def push(self, parcel: Parcel, *, public: bool = False) -> Pushed:
+    def push(self, bundle: Bundle, *, public: bool = False) -> Pushed:
         """Commit what is missing, check every digest, and tag. A tag that is there is left as it is."""
-        with one_line(self.dest):
+        with push_errors(self.dest, _explain):
             is_private = self._open(public=public)
-            commit, sent = self._place(parcel)
-        url = f"{self.api.endpoint}/datasets/{self.id}/tree/{parcel.tag}"
-        return Pushed.of(parcel, self.dest, url, sent, commit=commit, private=is_private)
+            commit, sent = self._place(bundle)
+        url = f"{self.api.endpoint}/datasets/{self.id}/tree/{bundle.tag}"
+        return Pushed.of(bundle, self.dest, url, sent, commit=commit, private=is_private)
 
     def _open(self, *, public: bool) -> bool:
         """Make the repository unless it is there; return whether it is private."""
@@ -104,41 +103,43 @@ class Repository:
             raise PushError(f"{self.dest} is public; nothing was sent. If anyone may read this version, add --public")
         return is_private
 
-    def _place(self, parcel: Parcel) -> Committed:
+    def _place(self, bundle: Bundle) -> Commit:
         refs = self.api.list_repo_refs(self.id, repo_type="dataset")
         tags = {tag.name: tag.target_commit for tag in refs.tags}
-        if parcel.tag in tags:
-            return self._tagged(parcel, tags[parcel.tag])
-        return self._commit(parcel, {branch.name: branch.target_commit for branch in refs.branches})
+        if bundle.tag in tags:
+            return self._check_tagged(bundle, tags[bundle.tag])
+        return self._commit(bundle, {branch.name: branch.target_commit for branch in refs.branches})
 
-    def _tagged(self, parcel: Parcel, commit: str) -> Committed:
-        if different := lacking(parcel, self._tree(commit)):
+    def _check_tagged(self, bundle: Bundle, commit: str) -> Commit:
+        if different := _find_missing(bundle, self._list_files(commit)):
             raise PushError(
-                f"{self.dest} has a tag {parcel.tag} with other content ({listed(different)}); nothing was sent. "
+                f"{self.dest} has a tag {bundle.tag} with other content ({list_first(different)}); nothing was sent. "
                 "Push to another repository, or delete that tag"
             )
-        return Committed(commit)
+        return Commit(commit)
 
-    def _commit(self, parcel: Parcel, branches: Mapping[str, str]) -> Committed:
+    def _commit(self, bundle: Bundle, branches: Mapping[str, str]) -> Commit:
         """Commit to `main`, or beside it where that holds a newer version; check, and tag."""
-        head, tree = branches[MAIN], self._tree(branches[MAIN])
-        newest = self._manifest(head) if MANIFEST_FILE in tree else None
-        branch = f"malt-{parcel.tag}" if newest and newest.version > parcel.number else MAIN
-        if branch != MAIN and branch in branches:
-            head, tree = branches[branch], self._tree(branches[branch])
-        missing = lacking(parcel, tree)
-        self._refuse_another(parcel, newest, [path for path in missing if path in tree])
+        head, tree = branches[_MAIN], self._list_files(branches[_MAIN])
+        newest = self._read_manifest(head) if MANIFEST_FILE in tree else None
+        branch = f"malt-{bundle.tag}" if newest and newest.version > bundle.number else _MAIN
+        if branch != _MAIN and branch in branches:
+            head, tree = branches[branch], self._list_files(branches[branch])
+        missing = _find_missing(bundle, tree)
+        self._refuse_another(bundle, newest, [path for path in missing if path in tree])
         if branch not in branches:
             self.api.create_branch(self.id, branch=branch, repo_type="dataset")
         if missing:
-            stale = newest.files.keys() & tree.keys() - {file.path for file in parcel.files} if newest else ()
-            head = self._send(parcel, [*missing.values()], sorted(stale), branch, head)
-        self.api.create_tag(self.id, tag=parcel.tag, revision=head, repo_type="dataset")
-        if branch != MAIN:
+            stale = newest.files.keys() & tree.keys() - {file.path for file in bundle.files} if newest else ()
+            head = self._send(bundle, [*missing.values()], sorted(stale), branch, head)
+        self.api.create_tag(self.id, tag=bundle.tag, revision=head, repo_type="dataset")
+        if branch != _MAIN:
             self.api.delete_branch(self.id, branch=branch, repo_type="dataset")
-        return Committed(head, [*missing.values()])
+        return Commit(head, [*missing.values()])
 
-    def _send(self, parcel: Parcel, files: Sequence[PackedFile], stale: Sequence[str], branch: str, parent: str) -> str:
+    def _send(
+        self, bundle: Bundle, files: Sequence[BundledFile], stale: Sequence[str], branch: str, parent: str
+    ) -> str:
         """Make one commit of files and of what goes; return it once every digest in it is right."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -146,51 +147,51 @@ class Repository:
         commit = self.api.create_commit(
             self.id,
             [*added, *map(CommitOperationDelete, stale)],
-            commit_message=f"{parcel.reference}",
+            commit_message=f"{bundle.reference}",
             repo_type="dataset",
             revision=branch,
             parent_commit=parent,
         ).oid
-        if damaged := lacking(parcel, self._tree(commit)):
+        if damaged := _find_missing(bundle, self._list_files(commit)):
             raise PushDamaged(
-                f"{self.dest}: not what was sent, by the Hub's own digests: {listed(damaged)}; there is no tag "
-                f"{parcel.tag} yet. Push again to send it anew"
+                f"{self.dest}: not what was sent, by the Hub's own digests: {list_first(damaged)}; there is no tag "
+                f"{bundle.tag} yet. Push again to send it anew"
             )
         return commit
 
-    def _refuse_another(self, parcel: Parcel, newest: Manifest | None, others: Sequence[str]) -> None:
+    def _refuse_another(self, bundle: Bundle, newest: VersionManifest | None, others: Sequence[str]) -> None:
         """Only versions of one dataset follow each other in a repository."""
         if newest is None and others:
             raise PushError(
-                f"{self.dest} holds files that malt did not push ({listed(others)}); nothing was sent. "
+                f"{self.dest} holds files that malt did not push ({list_first(others)}); nothing was sent. "
                 "Push to another repository, or delete them there"
             )
-        if newest is not None and newest.name != parcel.name:
+        if newest is not None and name_on_shelf(newest) != bundle.name:
             raise PushError(
-                f"{self.dest} holds versions of {newest.name!r}, not of {parcel.name!r}; nothing was sent. "
+                f"{self.dest} holds versions of {name_on_shelf(newest)!r}, not of {bundle.name!r}; nothing was sent. "
                 "Push to another repository"
             )
-        if newest is not None and newest.version == parcel.number and MANIFEST_FILE in others:
+        if newest is not None and newest.version == bundle.number and MANIFEST_FILE in others:
             raise PushError(
-                f"{self.dest} holds another {parcel.reference}, not tagged yet; nothing was sent. "
+                f"{self.dest} holds another {bundle.reference}, not tagged yet; nothing was sent. "
                 "Let its push end, or push to another repository"
             )
 
-    def _tree(self, commit: str) -> Tree:
+    def _list_files(self, commit: str) -> _CommitFiles:
         from huggingface_hub import RepoFile
 
         entries = self.api.list_repo_tree(self.id, recursive=True, revision=commit, repo_type="dataset")
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         return {file.path: Blob(file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
 
-    def _manifest(self, commit: str) -> Manifest:
+    def _read_manifest(self, commit: str) -> VersionManifest:
         """What a commit holds by its own account."""
         with tempfile.TemporaryDirectory() as folder:
             path = self.api.hf_hub_download(
                 self.id, MANIFEST_FILE, repo_type="dataset", revision=commit, local_dir=folder
             )
             try:
-                return Manifest.model_validate_json(Path(path).read_bytes())
+                return VersionManifest.model_validate_json(Path(path).read_bytes())
             except ValidationError as error:
                 raise PushError(
                     f"{self.dest} holds a {MANIFEST_FILE} that this release cannot read; nothing was sent. "
@@ -198,13 +199,12 @@ class Repository:
                 ) from error
 
 
-def lacking(parcel: Parcel, tree: Tree) -> dict[str, PackedFile]:
-    """Return the files that a commit lacks or holds with other content, by path."""
-    return {file.path: file for file in parcel.files if file.path not in tree or not tree[file.path].is_of(file)}
+def _find_missing(bundle: Bundle, tree: _CommitFiles) -> dict[str, BundledFile]:
+    """Return the files that a commit lacks, or holds with other content, by path."""
+    return {file.path: file for file in bundle.files if file.path not in tree or not tree[file.path].is_of(file)}
 
 
-def git_sha1(file: PackedFile) -> str:
-    """Return the digest by which git knows a file's content."""
+def _git_sha1(file: BundledFile) -> str:
     digest = hashlib.sha1(b"blob %d\0" % file.bytes, usedforsecurity=False)
     with file.local.open("rb") as opened:
         for chunk in iter(lambda: opened.read(2**20), b""):
@@ -212,38 +212,23 @@ def git_sha1(file: PackedFile) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def one_line(dest: str) -> Iterator[None]:
-    """Make whatever the Hub's library raises one of our errors."""
+def _explain(raised: Exception) -> str:
+    """Say what the Hub's library raised, and what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        yield
-    except MaltError:
-        raise
-    except Exception as raised:
-        error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # it wraps failed uploads
-        if isinstance(error, HfHubHTTPError):
-            raise PushError(f"{dest}: {refusal(error)}") from raised
-        raise PushError(
-            f"{dest}: the Hub cannot be used ({type(error).__name__}: {folded(error)}); "
+    error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # it wraps failed uploads
+    if not isinstance(error, HfHubHTTPError):
+        return (
+            f"the Hub cannot be used ({type(error).__name__}: {fold_lines(str(error))}); "
             "check network and HF_ENDPOINT, then push again: what has arrived is not sent again"
-        ) from raised
-
-
-def refusal(error: "HfHubHTTPError") -> str:
-    """Say what the Hub's answer means, and what to do."""
-    told = folded(error.server_message or error)
+        )
+    said = fold_lines(str(error.server_message or error))
     match error.response.status_code:
         case 401:
-            return f"the Hub does not take this token ({told}); set HF_TOKEN to a valid one, or run: hf auth login"
+            return f"the Hub does not take this token ({said}); set HF_TOKEN to a valid one, or run: hf auth login"
         case 403:
-            return f"this token may not write there ({told}); it needs write access to the repository's owner"
+            return f"this token may not write there ({said}); it needs write access to the repository's owner"
         case 409 | 412:
-            return f"something else changed there meanwhile ({told}); push again"
-    return f"the Hub refused ({error.response.status_code}: {told})"
-
-
-def folded(said: object) -> str:
-    """Fold a message into one line."""
-    return " ".join(str(said).split())
+            return f"something else changed there meanwhile ({said}); push again"
+        case status:
+            return f"the Hub refused ({status}: {said})"

@@ -6,24 +6,23 @@ unfinished files are, so that a later push of the same version goes on with them
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.publish.folders import refuse_in_versions
-from malt.datasets.push.files import PackedFile, Parcel, Pushed, listed, pack
-from malt.datasets.version.dataset_version import DatasetVersion
-from malt.errors import InputError, MaltError, PushDamaged, PushError
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, Version, bundle_files, list_first, push_errors
+from malt.datasets.version.folders import refuse_in_versions
+from malt.errors import InputError, PushDamaged, PushError
 from malt.questions.readers import without_secrets
+from malt.sanitize import fold_lines
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 PARTIAL_FILE = f"{MANIFEST_FILE}.partial"
-OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
+_OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
     "file": {"auto_mkdir": True},
     "local": {"auto_mkdir": True},
     "s3": {"max_concurrency": 3},  # parts of 50 MB in memory at once
@@ -31,7 +30,7 @@ OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 """What fsspec's file systems are opened with."""
 
 
-def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
+def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
     """Put a version at `hf://datasets/OWNER/NAME`, at any address fsspec knows, or below a folder; check it there.
 
     Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.
@@ -41,19 +40,19 @@ def push(version: DatasetVersion, dest: str, *, public: bool = False) -> Pushed:
     if dest.startswith("hf://"):
         from malt.datasets.push.hub import Repository
 
-        return Repository.named(dest).push(pack(version), public=public)
+        return Repository.named(dest).push(bundle_files(version), public=public)
     if public:
         raise InputError(f"--public is for hf:// destinations; who may read {without_secrets(dest)} is set there")
-    parcel = pack(version)
-    with one_line(without_secrets(dest)):
-        return Shelf.at(dest, parcel).push()
+    bundle = bundle_files(version)
+    with push_errors(without_secrets(dest), _explain):
+        return _FileSystemPlace.find(dest, bundle).push()
 
 
 @dataclass(frozen=True)
-class Shelf:
+class _FileSystemPlace:
     """The place of one version on a file system."""
 
-    parcel: Parcel
+    bundle: Bundle
     dest: str
     address: str
     """For people, without secrets."""
@@ -62,37 +61,37 @@ class Shelf:
     """For `files`."""
 
     @classmethod
-    def at(cls, dest: str, parcel: Parcel) -> Self:
+    def find(cls, dest: str, bundle: Bundle) -> Self:
         """Find a version's place below a destination; nothing is made there yet."""
         from fsspec.core import url_to_fs
 
         scheme = dest.partition("://")[0] if "://" in dest else "file"
-        files, base = url_to_fs(dest, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
+        files, base = url_to_fs(dest, skip_instance_cache=True, **_OPTIONS.get(scheme, {}))
         if scheme in ("file", "local"):
             refuse_in_versions(Path(base).resolve())
-        place = f"{parcel.name}/{parcel.tag}"
+        place = f"{bundle.name}/{bundle.tag}"
         shown = without_secrets(dest)
-        return cls(parcel, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
+        return cls(bundle, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
 
     def push(self) -> Pushed:
         """Send what is missing and check it; then let the manifest say that all is there."""
-        held = self._sizes()
-        missing = [file for file in self.parcel.files if not self._holds(file, held)]
+        held = self._list_sizes()
+        missing = [file for file in self.bundle.files if not self._holds(file, held)]
         self._refuse_another(missing, held)
-        is_whole = self.parcel.manifest not in missing
+        is_whole = self.bundle.manifest not in missing
         if not is_whole:
             self._claim(held)
         for file in missing:
-            if file != self.parcel.manifest:
+            if file != self.bundle.manifest:
                 self._send(file, file.path)
         if not is_whole:
             self.files.mv(f"{self.root}/{PARTIAL_FILE}", f"{self.root}/{MANIFEST_FILE}")
-            self._check(self.parcel.manifest, MANIFEST_FILE)
+            self._check(self.bundle.manifest, MANIFEST_FILE)
         elif PARTIAL_FILE in held:
             self.files.rm_file(f"{self.root}/{PARTIAL_FILE}")
-        return Pushed.of(self.parcel, self.dest, self.address, missing)
+        return Pushed.of(self.bundle, self.dest, self.address, missing)
 
-    def _sizes(self) -> dict[str, int]:
+    def _list_sizes(self) -> dict[str, int]:
         """The files that are there, by their paths below the version's place."""
         self.files.invalidate_cache()
         try:
@@ -101,46 +100,46 @@ class Shelf:
             return {}
         return {path.removeprefix(self.root).lstrip("/"): info["size"] for path, info in found.items()}
 
-    def _holds(self, file: PackedFile, held: dict[str, int]) -> bool:
+    def _holds(self, file: BundledFile, held: dict[str, int]) -> bool:
         return held.get(file.path) == file.bytes and self._sha256(file.path) == file.sha256
 
     def _sha256(self, path: str) -> str:
         with self.files.open(f"{self.root}/{path}", "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _refuse_another(self, missing: Sequence[PackedFile], held: dict[str, int]) -> None:
+    def _refuse_another(self, missing: Sequence[BundledFile], held: dict[str, int]) -> None:
         """Only what an unfinished push of this version left may be written anew."""
         others = [file.path for file in missing if file.path in held]
         if PARTIAL_FILE in held and not self._has_claimed():
             raise PushError(
-                f"{self.address} holds an unfinished push of another {self.parcel.reference}; nothing was sent. "
+                f"{self.address} holds an unfinished push of another {self.bundle.reference}; nothing was sent. "
                 "Let that one end, remove what it left, or push elsewhere"
             )
         if PARTIAL_FILE not in held and others:
             raise PushError(
-                f"{self.address} holds other content already ({listed(others)}); nothing was sent or overwritten. "
+                f"{self.address} holds other content already ({list_first(others)}); nothing was sent or overwritten. "
                 "Push elsewhere, or remove what is there first"
             )
 
     def _has_claimed(self) -> bool:
         """Whether the partial manifest is this version's. One that was cut off is anyone's: nothing came after it."""
         claim: bytes = self.files.cat_file(f"{self.root}/{PARTIAL_FILE}")
-        return self.parcel.manifest.local.read_bytes().startswith(claim)
+        return self.bundle.manifest.local.read_bytes().startswith(claim)
 
     def _claim(self, held: dict[str, int]) -> None:
-        if held.get(PARTIAL_FILE) == self.parcel.manifest.bytes:
+        if held.get(PARTIAL_FILE) == self.bundle.manifest.bytes:
             return
         try:
-            self._send(self.parcel.manifest, PARTIAL_FILE, anew=PARTIAL_FILE in held)
+            self._send(self.bundle.manifest, PARTIAL_FILE, anew=PARTIAL_FILE in held)
         except FileExistsError as error:
             raise PushError(f"{self.address}: another push has just begun there; push again when it is done") from error
 
-    def _send(self, file: PackedFile, path: str, *, anew: bool = True) -> None:
+    def _send(self, file: BundledFile, path: str, *, anew: bool = True) -> None:
         options = {} if anew else {"mode": "create"}
         self.files.put_file(str(file.local), f"{self.root}/{path}", **options)
         self._check(file, path)
 
-    def _check(self, file: PackedFile, path: str) -> None:
+    def _check(self, file: BundledFile, path: str) -> None:
         arrived = self._sha256(path)
         if arrived != file.sha256:
             raise PushDamaged(
@@ -149,26 +148,17 @@ class Shelf:
             )
 
 
-@contextmanager
-def one_line(dest: str) -> Iterator[None]:
-    """Make whatever a storage's own library raises one of our errors."""
-    try:
-        yield
-    except MaltError:
-        raise
-    except ImportError as error:
-        raise PushError(f"{dest}: a package is missing: {error}") from error
-    except PermissionError as error:
-        raise PushError(f"{dest}: no permission ({reason(error)}); a push lists, reads, writes and deletes") from error
-    except FileNotFoundError as error:
-        raise PushError(f"{dest}: no such place ({reason(error)}); make the bucket or share first") from error
-    except Exception as error:
-        raise PushError(
-            f"{dest}: cannot be used ({type(error).__name__}: {reason(error)}); "
-            "check address, credentials and network, then push again: only what is missing is sent"
-        ) from error
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one line and without secrets."""
-    return without_secrets(" ".join(str(error).split()))
+def _explain(error: Exception) -> str:
+    """Say what a storage's own library raised, and what to do."""
+    said = without_secrets(fold_lines(str(error)))
+    match error:
+        case ImportError():
+            return f"a package is missing: {said}"
+        case PermissionError():
+            return f"no permission ({said}); a push lists, reads, writes and deletes"
+        case FileNotFoundError():
+            return f"no such place ({said}); make the bucket or share first"
+    return (
+        f"cannot be used ({type(error).__name__}: {said}); "
+        "check address, credentials and network, then push again: only what is missing is sent"
+    )

@@ -1,157 +1,37 @@
 """From a valued tree to candidates for training, and from those to rows: per role, and the tree itself.
 
-Pure functions; which candidates become rows is said in `selection`, what the rows look like in a file in `tables`. The
-rules are MALT's (arXiv 2412.01928, section 4.3 and algorithm 1): every node labelled right is a supervised example of
-its role, whatever its parent's label; every right sibling is preferred to every wrong one under the same parent.
+Pure functions; `selection` says which candidates become rows, `tables` what a row holds. The rules are MALT's (arXiv
+2412.01928, section 4.3 and algorithm 1): every node labelled right is a supervised example of its role, whatever its
+parent's label; every right sibling is preferred to every wrong one under the same parent.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypedDict
+from itertools import product
+from typing import NamedTuple
 
 from malt.canonical_json import canonical_json
 from malt.config.spec import Role
+from malt.datasets.rows.tables import (
+    DpoRow,
+    EvaluationRow,
+    Kind,
+    KtoRow,
+    MessageRow,
+    QuestionRow,
+    RefinerExample,
+    ScoredExample,
+    SftRow,
+    TrajectoryRow,
+    VerifierExample,
+)
 from malt.llm.request import Message
-from malt.questions.question import Question
 from malt.questions.screening import Exclusion, Split
 from malt.trees.credit import Length, Value, ValuedTree, role_nodes
 from malt.trees.tree import Address, Node, NodeStatus, Tree
 from malt.trees.uncertainty import Interval, order_probability, wilson
 
-UNMEASURED = Length(0, 0)
-
-
-class MessageRow(TypedDict):
-    """One turn, as chat templates want it."""
-
-    role: str
-    content: str
-
-
-class SftRow(TypedDict):
-    """TRL's conversational prompt-completion."""
-
-    prompt: list[MessageRow]
-    completion: list[MessageRow]
-    row_id: str
-    question_id: str
-    node_id: str
-    value: float
-
-
-class DpoRow(TypedDict):
-    """TRL's conversational preference."""
-
-    prompt: list[MessageRow]
-    chosen: list[MessageRow]
-    rejected: list[MessageRow]
-    row_id: str
-    question_id: str
-    chosen_node_id: str
-    rejected_node_id: str
-    chosen_value: float
-    rejected_value: float
-    margin: float
-    confidence: float
-
-
-class KtoRow(TypedDict):
-    """TRL's conversational unpaired preference."""
-
-    prompt: list[MessageRow]
-    completion: list[MessageRow]
-    label: bool
-    row_id: str
-    question_id: str
-    node_id: str
-    value: float
-
-
-class TrajectoryRow(TypedDict):
-    """One node. The grade's columns are empty where the node itself was not judged.
-
-    `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
-    `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value
-    is its grade and no estimate, so there all three are one. Lengths are in tokens, as `[dataset] tokenizer` counts.
-    """
-
-    question_id: str
-    node_id: str
-    role: str
-    model: str
-    text: str
-    prompt_length: int
-    text_length: int
-    reasoning: str | None
-    answer: str | None
-    finish_reason: str
-    status: str
-    reward: float | None
-    value: float | None
-    value_low: float | None
-    value_high: float | None
-    label: bool | None
-    known_leaves: int
-    own_outcome: str | None
-    own_answer: str | None
-    outcome: str | None
-    grader: str | None
-    correctness_score: float | None
-    reasoning_score: float | None
-    explanation: list[str] | None
-    key_matches: list[str] | None
-    error: str | None
-    request_key: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cost_usd: float | None
-    latency_s: float
-    run: str
-
-
-class QuestionRow(TypedDict):
-    """One question, also where its tree is incomplete. `excluded` is the gate that keeps all of its rows out."""
-
-    question_id: str
-    question: str
-    ground_truth: str
-    reference: str
-    choices: list[str]
-    complete: bool
-    split: Split
-    excluded: str | None
-    excluded_by: str | None
-    metadata: str
-
-
-class EvaluationRow(TypedDict):
-    """The evaluation of one example in a `*_training.json`."""
-
-    correctness_score: float
-    reasoning_score: float
-    explanation: list[str]
-    key_matches: list[str]
-
-
-class ScoredExample(TypedDict):
-    """One example of `generator_training.json`."""
-
-    question: str
-    solution: str
-    score: float
-    evaluation: EvaluationRow
-
-
-class VerifierExample(ScoredExample):
-    """One example of `verifier_training.json`: `solution` is the critique, of `generated_solution`."""
-
-    generated_solution: str
-
-
-class RefinerExample(VerifierExample):
-    """One example of `refiner_training.json`: `solution` is the refinement, after `verification`."""
-
-    verification: str
+_UNMEASURED = Length(0, 0)
 
 
 class Labelled(NamedTuple):
@@ -159,26 +39,45 @@ class Labelled(NamedTuple):
 
     node: Node
     value: Value
-    right: bool
-    whole: bool
+    is_right: bool
+    is_whole: bool
     """Whether its text is fit to train on: one that is cut off, empty or refused would teach just that."""
     length: Length
 
 
-class Pair(NamedTuple):
-    """Two siblings, the one labelled right before the one labelled wrong."""
+class Candidate(NamedTuple):
+    """What may become a row: one text, or two siblings, the one labelled right before the one labelled wrong."""
 
-    chosen: Labelled
-    rejected: Labelled
+    texts: tuple[Labelled, ...]
+
+    @property
+    def chosen(self) -> Labelled:
+        """The text itself, or the better of two."""
+        return self.texts[0]
+
+    @property
+    def rejected(self) -> Labelled:
+        """The worse of two."""
+        return self.texts[-1]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where its texts stand."""
+        return tuple(text.node.address for text in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """What a row takes: its prompt and its longest text."""
+        return max(text.length.prompt + text.length.text for text in self.texts)
 
     @property
     def margin(self) -> float:
-        """How far their values differ."""
+        """How far the two values differ."""
         return self.chosen.value.mean - self.rejected.value.mean
 
     @property
     def confidence(self) -> float:
-        """The probability that their order is right, to four digits. Of leaves it is 1: the grades are what is paired.
+        """The probability that the two values' order is right, to four digits; 1 for leaves: their grades are paired.
 
         It is worked out to 1e-4, and more digits would depend on the machine.
         """
@@ -188,86 +87,95 @@ class Pair(NamedTuple):
         return round(order_probability(better.mean, better.known_leaves, worse.mean, worse.known_leaves), 4)
 
 
-def texts_of(one: Labelled | Pair) -> tuple[Labelled, ...]:
-    """The texts of a candidate: one, or the chosen and the rejected one."""
-    return tuple(one) if isinstance(one, Pair) else (one,)
-
-
-def labelled(valued: ValuedTree, role: Role) -> list[Labelled]:
-    """The role's nodes that have a label, in order."""
+def label_nodes(valued: ValuedTree, role: Role) -> list[Labelled]:
+    """Return the role's nodes that have a label, in order."""
     return [
         Labelled(
             node=node,
             value=value,
-            right=value.label(valued.threshold),
-            whole=node.status is NodeStatus.OK,
-            length=valued.lengths.get(node.address, UNMEASURED),
+            is_right=value.label(valued.threshold),
+            is_whole=node.status is NodeStatus.OK,
+            length=valued.lengths.get(node.address, _UNMEASURED),
         )
         for node in role_nodes(valued, role)
         if (value := valued.values.get(node.address)) is not None
     ]
 
 
-def pairs(known: Iterable[Labelled]) -> list[Pair]:
-    """Every right and wrong sibling, all combinations under each parent, in order."""
+def find_candidates(kind: Kind, known: Sequence[Labelled]) -> list[Candidate]:
+    """Return what a role's labelled nodes offer for one kind of row, in order."""
+    match kind:
+        case "sft":
+            return [Candidate((one,)) for one in known if one.is_right]
+        case "kto":
+            return [Candidate((one,)) for one in known]
+        case "dpo":
+            return pair_siblings(known)
+
+
+def pair_siblings(known: Sequence[Labelled]) -> list[Candidate]:
+    """Pair every right with every wrong sibling, all combinations under each parent, in order."""
     families: dict[Address, list[Labelled]] = {}
     for one in known:
         families.setdefault(one.node.address.parent, []).append(one)
     return [
-        Pair(chosen, rejected)
+        Candidate((chosen, rejected))
         for family in families.values()
-        for chosen in family
-        for rejected in family
-        if chosen.right and not rejected.right
+        for chosen, rejected in product(family, repeat=2)
+        if chosen.is_right and not rejected.is_right
     ]
 
 
-def sft_row(valued: ValuedTree, role: Role, one: Labelled) -> SftRow:
-    """Write a supervised example."""
+def write_rows(
+    kind: Kind, valued: ValuedTree, role: Role, candidates: Sequence[Candidate]
+) -> Iterator[SftRow | DpoRow | KtoRow]:
+    """Write candidates as rows of one kind."""
+    return (_WRITERS[kind](f"{kind}-{role}", valued, candidate) for candidate in candidates)
+
+
+def _sft_row(config: str, valued: ValuedTree, candidate: Candidate) -> SftRow:
+    [one] = candidate.texts
     return SftRow(
-        prompt=turns(one.node.prompt),
-        completion=reply(one.node),
-        row_id=row_id(f"sft-{role}", valued, one.node),
+        prompt=_message_rows(one.node.prompt),
+        completion=_reply_rows(one.node),
+        row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
         node_id=str(one.node.address),
         value=one.value.mean,
     )
 
 
-def kto_row(valued: ValuedTree, role: Role, one: Labelled) -> KtoRow:
-    """Write an unpaired label."""
-    return KtoRow(
-        prompt=turns(one.node.prompt),
-        completion=reply(one.node),
-        label=one.right,
-        row_id=row_id(f"kto-{role}", valued, one.node),
-        question_id=valued.tree.question.question_id,
-        node_id=str(one.node.address),
-        value=one.value.mean,
-    )
+def _kto_row(config: str, valued: ValuedTree, candidate: Candidate) -> KtoRow:
+    return KtoRow(**_sft_row(config, valued, candidate), label=candidate.chosen.is_right)
 
 
-def dpo_row(valued: ValuedTree, role: Role, pair: Pair) -> DpoRow:
-    """Write a preference pair."""
-    chosen, rejected = pair.chosen.node, pair.rejected.node
+def _dpo_row(config: str, valued: ValuedTree, candidate: Candidate) -> DpoRow:
+    chosen, rejected = candidate.texts
     return DpoRow(
-        prompt=turns(chosen.prompt),
-        chosen=reply(chosen),
-        rejected=reply(rejected),
-        row_id=row_id(f"dpo-{role}", valued, chosen, rejected),
+        prompt=_message_rows(chosen.node.prompt),
+        chosen=_reply_rows(chosen.node),
+        rejected=_reply_rows(rejected.node),
+        row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
-        chosen_node_id=str(chosen.address),
-        rejected_node_id=str(rejected.address),
-        chosen_value=pair.chosen.value.mean,
-        rejected_value=pair.rejected.value.mean,
-        margin=pair.margin,
-        confidence=pair.confidence,
+        chosen_node_id=str(chosen.node.address),
+        rejected_node_id=str(rejected.node.address),
+        chosen_value=chosen.value.mean,
+        rejected_value=rejected.value.mean,
+        margin=candidate.margin,
+        confidence=candidate.confidence,
     )
 
 
-def row_id(config: str, valued: ValuedTree, *nodes: Node) -> str:
+_WRITERS: Mapping[Kind, Callable[[str, ValuedTree, Candidate], SftRow | DpoRow | KtoRow]] = {
+    "sft": _sft_row,
+    "dpo": _dpo_row,
+    "kto": _kto_row,
+}
+
+
+def row_id(config: str, valued: ValuedTree, *addresses: Address) -> str:
     """Name a row by where it comes from, such as `dpo-refiner/q17/2.0.1-2.0.2`: the same row in every version."""
-    return "/".join([config, valued.tree.question.question_id, "-".join(str(node.address) for node in nodes)])
+    return "/".join([config, valued.tree.question.question_id, "-".join(map(str, addresses))])
 
 
 class RowSource(NamedTuple):
@@ -288,26 +196,24 @@ def parse_row_id(text: str) -> RowSource:
 
 
 @lru_cache(maxsize=64)
-def turns(prompt: tuple[Message, ...]) -> list[MessageRow]:
+def _message_rows(prompt: tuple[Message, ...]) -> list[MessageRow]:
     """Write messages as rows hold them: siblings' rows share one list, and nobody changes it."""
     return [MessageRow(role=message.role, content=message.content) for message in prompt]
 
 
-def reply(node: Node) -> list[MessageRow]:
-    """Write a node's text as the assistant's turn."""
+def _reply_rows(node: Node) -> list[MessageRow]:
     return [MessageRow(role="assistant", content=node.text)]
 
 
 def trajectory_rows(valued: ValuedTree) -> Iterator[TrajectoryRow]:
-    """One row a node, depth first."""
-    return (trajectory_row(valued, valued.tree.nodes[address]) for address in sorted(valued.tree.nodes))
+    """Yield one row a node, depth first."""
+    return (_trajectory_row(valued, valued.tree.nodes[address]) for address in sorted(valued.tree.nodes))
 
 
-def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
-    """Write one node with its grade and its worth."""
+def _trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
     completion, grade, value = node.completion, valued.grades.get(node.address), valued.values.get(node.address)
     evaluation, own = grade.evaluation if grade else None, valued.diagnosis.get(node.address)
-    interval, length = interval_of(node, value) if value else None, valued.lengths.get(node.address, UNMEASURED)
+    interval, length = interval_of(node, value) if value else None, valued.lengths.get(node.address, _UNMEASURED)
     return TrajectoryRow(
         question_id=valued.tree.question.question_id,
         node_id=str(node.address),
@@ -345,7 +251,7 @@ def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
 
 
 def interval_of(node: Node, value: Value) -> Interval:
-    """The 95 % interval of a node's value, to twelve digits; a leaf's value is its grade, which is no estimate."""
+    """Return the 95 % interval of a node's value, to twelve digits; a leaf's value is its grade, no estimate."""
     if node.address.is_leaf:
         return Interval(value.mean, value.mean)
     return Interval(*(round(bound, 12) for bound in wilson(value.mean, value.known_leaves)))
@@ -353,7 +259,7 @@ def interval_of(node: Node, value: Value) -> Interval:
 
 def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> QuestionRow:
     """Write a tree's question, whether the tree is complete, and what was known of it before it was asked."""
-    question: Question = tree.question
+    question = tree.question
     return QuestionRow(
         question_id=question.question_id,
         question=question.question,
@@ -369,7 +275,7 @@ def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> Questi
 
 
 def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
-    """One example for each of the role's nodes that has a value, its text whole or not."""
+    """Yield an example for each of the role's nodes that has a value, its text whole or not."""
     for node in role_nodes(valued, role):
         value, evaluation = valued.values.get(node.address), valued.evaluation(node.address)
         if value is not None and evaluation is not None:
@@ -384,10 +290,10 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
                     key_matches=list(evaluation.key_matches),
                 ),
             )
-            yield with_ancestors(scored, valued, node)
+            yield _with_ancestors(scored, valued, node)
 
 
-def with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
+def _with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
     """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
     match [valued.tree.nodes[address].text for address in node.address.path[:-1]]:
         case [solution]:

@@ -17,17 +17,16 @@ import pyarrow.parquet as pq
 
 from malt.canonical_json import digest
 from malt.datasets.rows.tables import MEASURED
+from malt.sanitize import replace_lone_surrogates
 
-ROW_GROUP_BYTES = 8 * 2**20
+_ROW_GROUP_BYTES = 8 * 2**20
 """Columns held in memory before they are written; the size of a row group, uncompressed."""
 
-EXAMPLES_END = b"]}\n"
+_EXAMPLES_END = b"]}\n"
 """The last line of a `*_training.json`."""
-MOST_DIGITS = 12
+_MOST_DIGITS = 12
 """Room for the number of examples, which stands before them and is known after them."""
-JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-LONE_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
-"""Half characters, which a model's JSON can hold and no file can."""
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class RowsWritten(NamedTuple):
@@ -58,7 +57,7 @@ class RowsDigest:
                 self._take(name, batch.column(name))
 
     def hexdigest(self) -> str:
-        """The digest of all rows so far."""
+        """Return the digest of all rows so far."""
         return digest({"rows": self.rows, **{name: stream.hexdigest() for name, stream in self._streams.items()}})
 
     def _take(self, name: str, column: pa.Array) -> None:
@@ -72,7 +71,7 @@ class RowsDigest:
             self._take(f"{name}[]", present.flatten())
         elif pa.types.is_string(column.type):
             self._feed(f"{name}#", pc.binary_length(present).cast(pa.int64()))
-            self._stream(name).update(text_bytes(present))
+            self._stream(name).update(_text_bytes(present))
         else:
             self._feed(name, present.cast(pa.uint8()) if pa.types.is_boolean(column.type) else present)
 
@@ -83,8 +82,8 @@ class RowsDigest:
         return self._streams.setdefault(name, hashlib.sha256())
 
 
-def text_bytes(texts: pa.Array) -> memoryview:
-    """All texts of an array without nulls, one after another, as they lie in memory."""
+def _text_bytes(texts: pa.Array) -> memoryview:
+    """Return all texts of an array without nulls, one after another, as they lie in memory."""
     wide = texts.cast(pa.large_binary())
     _, offsets, data = wide.buffers()
     if not len(wide) or data is None:
@@ -94,7 +93,7 @@ def text_bytes(texts: pa.Array) -> memoryview:
 
 
 def digested_columns(schema: pa.Schema) -> list[str]:
-    """The columns that a file's rows digest covers."""
+    """Return the columns that a file's rows digest covers."""
     return [name for name in schema.names if name not in MEASURED]
 
 
@@ -116,7 +115,7 @@ class ParquetRows:
             rows_digest.update(rows)
         self._batches.append(rows)
         self._bytes += rows.nbytes
-        if self._bytes >= ROW_GROUP_BYTES:
+        if self._bytes >= _ROW_GROUP_BYTES:
             self._write()
 
     def close(self) -> RowsWritten:
@@ -173,13 +172,13 @@ class JsonExamples:
 
 
 def examples_head(metadata: Mapping[str, str], rows: int) -> bytes:
-    """The first line of a `*_training.json`, without its end."""
+    """Write the first line of a `*_training.json`, without its end."""
     written = json_line({**metadata, "total_examples": rows})
-    return b'{"metadata": %b, "examples": [' % written + b" " * (MOST_DIGITS - len(str(rows)))
+    return b'{"metadata": %b, "examples": [' % written + b" " * (_MOST_DIGITS - len(str(rows)))
 
 
 def example_lines(path: Path) -> Iterator[bytes]:
-    """The examples of a `*_training.json`, one JSON text each, as they were written.
+    """Yield the examples of a `*_training.json`, one JSON text each, as they were written.
 
     Raises `ValueError` for a line, the first apart, that publishing does not write: whoever parses it may read more.
     """
@@ -188,30 +187,30 @@ def example_lines(path: Path) -> Iterator[bytes]:
         for line in file:
             if line.startswith(b"{"):
                 yield line.rstrip(b",\n")
-            elif line != EXAMPLES_END:
+            elif line != _EXAMPLES_END:
                 raise ValueError("it holds a line that is no example")
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
     """Write one object on one line, keys in their given order."""
-    text = JSON.encode(row)
+    text = _JSON.encode(row)
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return text.translate(LONE_SURROGATES).encode()
+        return replace_lone_surrogates(text).encode()
 
 
 def as_batch(rows: list[Mapping[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     """Turn rows, which have a value for every column, into columns."""
     try:
         values = zip(*map(itemgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
-        columns = [as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
+        columns = [_as_column(column, kind) for column, kind in zip(values, schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
     except UnicodeEncodeError:
-        return pa.RecordBatch.from_pylist([writable(row) for row in rows], schema=schema)
+        return pa.RecordBatch.from_pylist([clean_texts(row) for row in rows], schema=schema)
 
 
-def as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
+def _as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     """Turn values into a column; a list that several rows share, as siblings do their prompt, is converted once."""
     distinct = {id(value): value for value in values} if pa.types.is_list(kind) else {}
     if not 0 < len(distinct) <= len(values) // 2:
@@ -220,13 +219,13 @@ def as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     return pa.array(distinct.values(), kind, size=len(distinct)).take(pa.array([places[id(value)] for value in values]))
 
 
-def writable(value: object) -> object:
-    """Replace half characters in all texts of a row."""
+def clean_texts(value: object) -> object:
+    """Replace lone surrogates in all texts of a row."""
     match value:
         case str():
-            return value.translate(LONE_SURROGATES)
+            return replace_lone_surrogates(value)
         case list():
-            return [writable(item) for item in value]
+            return [clean_texts(item) for item in value]
         case dict():
-            return {name: writable(item) for name, item in value.items()}
+            return {name: clean_texts(item) for name, item in value.items()}
     return value

@@ -1,14 +1,13 @@
-"""Decisions: what became of each candidate of one tree, and why. The gates themselves are in `selection`."""
+"""Gate trace: what became of each candidate of one tree, and why. The gates themselves are in `gates`."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from malt.config.base import Recorded
-from malt.datasets.rows.examples import Labelled, Pair, labelled, pairs, row_id, texts_of
-from malt.datasets.rows.gates import Context, Gate, dpo_gates, kto_gates, sft_gates
+from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes, row_id
+from malt.datasets.rows.gates import Context, gates_of
+from malt.datasets.rows.tables import KINDS, TEXT_KINDS, Kind
 from malt.trees.tree import Address
-
-C = TypeVar("C", Labelled, Pair)
 
 
 class Decision(Recorded):
@@ -24,7 +23,7 @@ class Decision(Recorded):
     why: str
 
 
-class Fate(NamedTuple):
+class _Passage(NamedTuple):
     """How far a candidate came: the gates that it passed, and the one that it did not."""
 
     passed: tuple[str, ...]
@@ -32,68 +31,67 @@ class Fate(NamedTuple):
     grounds: str = ""
 
 
-class Decisions:
+class GateTrace:
     """What became of one role's candidates in one tree. `stored` are the ids of the rows that the files hold."""
 
     def __init__(self, context: Context, stored: Collection[str]) -> None:
         self.valued = context.valued
         self.role = context.role
         self.stored = stored
-        known = labelled(context.valued, context.role)
+        known = label_nodes(context.valued, context.role)
         self._known = {one.node.address: one for one in known}
-        self._fates = {
-            **self._fates_of("sft", [one for one in known if one.right], sft_gates(context)),
-            **self._fates_of("kto", known, kto_gates(context)),
-            **self._fates_of("dpo", pairs(known), dpo_gates(context)),
+        self._passages = {
+            self._id(kind, *addresses): passage
+            for kind in KINDS
+            for addresses, passage in _trace(kind, find_candidates(kind, known), context).items()
         }
 
-    def of_text(self, kind: str, address: Address) -> Decision:
+    def of_text(self, kind: Kind, address: Address) -> Decision:
         """Say what became of a text as an `sft` or `kto` row."""
         one, name = self._known.get(address), self._id(kind, address)
         if one is None:
-            return self._no_candidate(name, unlabelled(address))
-        if kind == "sft" and not one.right:
+            return self._no_candidate(name, _why_unlabelled(address))
+        if kind == "sft" and not one.is_right:
             return self._no_candidate(name, "labelled wrong, and sft takes only what is labelled right")
-        return self._decided(name)
+        return self._decision(name)
 
-    def pair(self, first: Address, second: Address) -> Pair | None:
+    def pair(self, first: Address, second: Address) -> Candidate | None:
         """Return two siblings as a candidate; None where they are none in this order."""
         chosen, rejected = self._known.get(first), self._known.get(second)
-        return Pair(chosen, rejected) if chosen and rejected and chosen.right and not rejected.right else None
+        if not (chosen and rejected and chosen.is_right and not rejected.is_right):
+            return None
+        return Candidate((chosen, rejected))
 
     def of_pair(self, first: Address, second: Address) -> Decision:
         """Say what became of two siblings as a `dpo` row."""
         pair, name = self.pair(first, second), self._id("dpo", first, second)
         if pair is None:
             return self._no_candidate(name, self._why_no_pair(first, second))
-        return self._decided(name)
+        return self._decision(name)
 
     def of_all(self, address: Address) -> Iterator[Decision]:
         """Say what became of a text: by itself, and paired with each of its siblings."""
-        yield from (self.of_text(kind, address) for kind in ("sft", "kto"))
+        yield from (self.of_text(kind, address) for kind in TEXT_KINDS)
         for node in self.valued.siblings(address.parent):
             if node.address != address:
                 is_chosen = self.pair(node.address, address) is None
                 yield self.of_pair(address, node.address) if is_chosen else self.of_pair(node.address, address)
 
-    def _fates_of(self, kind: str, candidates: Sequence[C], gates: Sequence[Gate[C]]) -> dict[str, Fate]:
-        return fates(candidates, gates, lambda one: self._id(kind, *(text.node.address for text in texts_of(one))))
-
     def _why_no_pair(self, first: Address, second: Address) -> str:
         for address in (first, second):
             if address not in self._known:
-                return unlabelled(address)
+                return _why_unlabelled(address)
         if self.pair(second, first):
             return f"{second} is the one labelled right; the pair is {self._id('dpo', second, first)}"
-        return f"both are labelled {'right' if self._known[first].right else 'wrong'}; a pair needs one of each"
+        return f"both are labelled {'right' if self._known[first].is_right else 'wrong'}; a pair needs one of each"
 
     def _no_candidate(self, name: str, why: str) -> Decision:
         if name in self.stored:
             return Decision(row_id=name, kept=True, why=f"the file holds it, though {why}; see: malt verify")
         return Decision(row_id=name, kept=False, why=f"no candidate: {why}")
 
-    def _decided(self, name: str) -> Decision:
-        passed, gate, grounds = self._fates[name]
+    def _decision(self, name: str) -> Decision:
+        passed, gate, grounds = self._passages[name]
         kept = name in self.stored
         if gate is None:
             why = "kept" if kept else "no gate leaves it out, yet the file does not hold it; see: malt verify"
@@ -102,25 +100,23 @@ class Decisions:
             why = f"the file holds it, though it should be {why}; see: malt verify" if kept else why
         return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
 
-    def _id(self, kind: str, *addresses: Address) -> str:
-        return row_id(f"{kind}-{self.role}", self.valued, *(self.valued.tree.nodes[each] for each in addresses))
+    def _id(self, kind: Kind, *addresses: Address) -> str:
+        return row_id(f"{kind}-{self.role}", self.valued, *addresses)
 
 
-def fates(candidates: Sequence[C], gates: Sequence[Gate[C]], name: Callable[[C], str]) -> dict[str, Fate]:
-    """Send candidates through gates as `selection.sift` does, and note how far each came, by name."""
-    found: dict[str, Fate] = {}
+def _trace(kind: Kind, candidates: Sequence[Candidate], context: Context) -> dict[tuple[Address, ...], _Passage]:
+    """Send candidates through gates as `select` does, and note how far each came."""
+    found: dict[tuple[Address, ...], _Passage] = {}
     passed: tuple[str, ...] = ()
-    for gate in gates:
-        kept = gate.keep(candidates)
-        names = {name(each) for each in kept}
-        dropped = [each for each in candidates if name(each) not in names]
-        found.update((name(each), Fate(passed, gate.name, gate.why(each))) for each in dropped)
+    for gate in gates_of(kind):
+        kept = gate.keep(context, candidates)
+        left = {one.addresses for one in kept}
+        dropped = (one for one in candidates if one.addresses not in left)
+        found.update((one.addresses, _Passage(passed, gate.name, gate.why(context, one))) for one in dropped)
         candidates, passed = kept, (*passed, gate.name)
-    return found | {name(each): Fate(passed, None) for each in candidates}
+    return found | {one.addresses: _Passage(passed, None) for one in candidates}
 
 
-def unlabelled(address: Address) -> str:
-    """Say why a node has no label."""
-    return (
-        f"{address} has no label, as {'its grade' if address.is_leaf else 'the grade of every leaf below'} is unknown"
-    )
+def _why_unlabelled(address: Address) -> str:
+    ungraded = "its grade" if address.is_leaf else "the grade of every leaf below"
+    return f"{address} has no label, as {ungraded} is unknown"

@@ -1,41 +1,26 @@
-"""Gates: every reason to leave a candidate out, each named after the key of `[dataset]` that sets it.
+"""Gates: every reason to leave a candidate out. `GATES` at the end lists them all, in the order in which they look.
 
-A gate looks at one tree's candidates for one role and one kind of row. What two texts have in common is in `likeness`.
+A gate is named after the key of `[dataset]` that sets it, and looks at one tree's candidates for one role and one kind
+of row. A new gate is that key and an entry of `GATES`. What two texts have in common is in `similarity`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from malt.config.spec import DatasetSpec, Role
-from malt.datasets.rows.examples import Labelled, Pair, texts_of
+from malt.datasets.rows.examples import Candidate
 from malt.datasets.rows.similarity import (
     answer_of,
-    answers_alike,
+    have_same_answer,
     is_identical,
     is_near_identical,
+    length_ratio,
     quotes_reference,
-    ratio,
     similarity,
 )
+from malt.datasets.rows.tables import KINDS, Kind
 from malt.questions.screening import CONTAMINATED, DUPLICATE, Exclusion
 from malt.trees.credit import ROUNDING, ValuedTree
-
-C = TypeVar("C", Labelled, Pair)
-
-Candidates = Sequence[C]
-"""What one tree offers for one role's rows of one kind, in the order of the tree."""
-
-NOT_EXCLUDED = Exclusion("", "")
-
-
-class Gate(NamedTuple, Generic[C]):
-    """A reason to leave rows out."""
-
-    name: str
-    keep: Callable[[Candidates[C]], Candidates[C]]
-    """Return the candidates that pass, in their order."""
-    why: Callable[[C], str]
-    """Say why one that did not pass was left out."""
 
 
 class Context(NamedTuple):
@@ -48,221 +33,226 @@ class Context(NamedTuple):
     """Why the whole question gives no rows."""
 
 
-def sft_gates(context: Context) -> list[Gate[Labelled]]:
-    """The gates of supervised examples."""
-    most = context.spec.max_examples_per_question
-    return [
-        *text_gates(context),
-        Gate(
-            "max_examples_per_question",
-            lambda candidates: best(candidates, most),
-            lambda _: f"{most} of this question's texts come before it, by value",
-        ),
-    ]
+Keep = Callable[[Context, Sequence[Candidate]], Sequence[Candidate]]
+"""Returns the candidates that pass, in the order of the tree."""
 
 
-def kto_gates(context: Context) -> list[Gate[Labelled]]:
-    """The gates of unpaired labels."""
-    balance = context.spec.balance == "labels"
-    return [
-        *text_gates(context),
-        Gate("balance", lambda candidates: balanced(candidates) if balance else candidates, unbalanced),
-    ]
+class Gate(NamedTuple):
+    """A reason to leave rows out."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+    """The kinds of rows that it looks at."""
+    keep: Keep
+    why: Callable[[Context, Candidate], str]
+    """Say why one that did not pass was left out."""
 
 
-def text_gates(context: Context) -> list[Gate[Labelled]]:
-    """The gates of single texts."""
-    return [
-        decontaminate(context),
-        duplicate_questions(context),
-        flawed_texts(context.spec),
-        leaks(context),
-        repeats(context.spec),
-        max_length(context.spec),
-    ]
+def gates_of(kind: Kind) -> list[Gate]:
+    """Return the gates of one kind of row, in order."""
+    return [gate for gate in GATES if kind in gate.kinds]
 
 
-def dpo_gates(context: Context) -> list[Gate[Pair]]:
-    """The gates of preference pairs."""
-    spec = context.spec
-    unwanted = context.role is Role.GENERATOR and not spec.generator_dpo
-    return [
-        decontaminate(context),
-        duplicate_questions(context),
-        shut("generator_dpo", unwanted, "[dataset] generator_dpo is false"),
-        flawed_texts(spec),
-        leaks(context),
-        *likeness_gates(context),
-        repeats(spec),
-        each(
-            "min_margin",
-            lambda pair: pair.margin - spec.min_margin > -ROUNDING,
-            lambda pair: f"a margin of {pair.margin:.6g}, and min_margin = {spec.min_margin:g}",
-        ),
-        each(
-            "min_confidence",
-            lambda pair: spec.min_confidence == 0 or pair.confidence >= spec.min_confidence,
-            lambda pair: f"a confidence of {pair.confidence:.4f}, and min_confidence = {spec.min_confidence:g}",
-        ),
-        max_length(spec),
-        max_length_ratio(spec),
-        Gate(
-            "max_pairs_per_question",
-            lambda candidates: strongest(candidates, spec.max_pairs_per_question),
-            lambda _: (
-                f"{spec.max_pairs_per_question} of this question's pairs come before it, by margin, then confidence"
-            ),
-        ),
-    ]
+def _each(passes: Callable[[Context, Candidate], bool]) -> Keep:
+    """Look at every candidate by itself."""
+    return lambda context, candidates: [one for one in candidates if passes(context, one)]
 
 
-def each(name: str, passes: Callable[[C], bool], why: Callable[[C], str]) -> Gate[C]:
-    """Return a gate that looks at every candidate by itself."""
-    return Gate(name, lambda candidates: [one for one in candidates if passes(one)], why)
+def _unless(shut: Callable[[Context], bool]) -> Keep:
+    """Let all pass or none."""
+    return lambda context, candidates: candidates[:0] if shut(context) else candidates
 
 
-def shut(name: str, is_shut: bool, why: str) -> Gate[C]:
-    """Return a gate that lets all pass or none."""
-    return Gate(name, lambda candidates: candidates[:0] if is_shut else candidates, lambda _: why)
+def _unless_excluded(reason: str) -> Keep:
+    return _unless(lambda context: context.excluded is not None and context.excluded.reason == reason)
 
 
-def decontaminate(context: Context) -> Gate[C]:
-    """Leave out all of a question that is in a test set."""
-    reason, by = context.excluded or NOT_EXCLUDED
-    return shut(CONTAMINATED, reason == CONTAMINATED, f"the question overlaps with {by}, of the sets in decontaminate")
+def _excluded_by(context: Context) -> str:
+    return context.excluded.by if context.excluded else ""
 
 
-def duplicate_questions(context: Context) -> Gate[C]:
-    """Leave out all of a question that asks what an earlier one asks."""
-    reason, by = context.excluded or NOT_EXCLUDED
-    return shut(DUPLICATE, reason == DUPLICATE, f"question {by!r} asks the same")
+def _has_no_flaw(context: Context, candidate: Candidate) -> bool:
+    return context.spec.flawed_texts == "keep" or all(text.is_whole for text in candidate.texts)
 
 
-def flawed_texts(spec: DatasetSpec) -> Gate[C]:
-    """Leave out texts that are cut off, empty or refused."""
-    return each(
-        "flawed_texts",
-        lambda one: spec.flawed_texts == "keep" or all(text.whole for text in texts_of(one)),
-        lambda one: " and ".join(
-            f"{text.node.address} is {text.node.status}" for text in texts_of(one) if not text.whole
-        ),
-    )
+def _name_flaws(_: Context, candidate: Candidate) -> str:
+    flawed = (text.node for text in candidate.texts if not text.is_whole)
+    return " and ".join(f"{node.address} is {node.status}" for node in flawed)
 
 
-def leaks(context: Context) -> Gate[C]:
-    """Leave out critiques and refinements that know the reference from nowhere."""
-    drop = context.spec.leaks == "drop" and context.role is not Role.GENERATOR
-    return each(
-        "leaks",
-        lambda one: not (drop and any(quotes_reference(context.valued, text.node) for text in texts_of(one))),
-        lambda _: "it quotes the reference answer at length, and nothing that its role saw holds that",
-    )
+def _keeps_secrets(context: Context, candidate: Candidate) -> bool:
+    if context.spec.leaks != "drop" or context.role is Role.GENERATOR:
+        return True
+    return not any(quotes_reference(context.valued, text.node) for text in candidate.texts)
 
 
-def likeness_gates(context: Context) -> list[Gate[Pair]]:
-    """The gates of pairs whose two texts say much the same."""
-    valued, spec = context.valued, context.spec
-    return [
-        each(
-            "identical_pairs",
-            lambda pair: spec.identical_pairs == "keep" or not is_identical(pair),
-            lambda _: "both texts are the same but for case and space",
-        ),
-        each(
-            "max_similarity",
-            lambda pair: not is_near_identical(valued, pair, spec.max_similarity),
-            lambda pair: f"its texts are alike by {similarity(pair):.3f}, and max_similarity = {spec.max_similarity:g}",
-        ),
-        each(
-            "same_answer",
-            lambda pair: context.role not in spec.same_answer or not answers_alike(valued, pair),
-            lambda pair: f"both texts answer {answer_of(valued, pair.chosen.node)!r}",
-        ),
-    ]
+def _differs_enough(context: Context, pair: Candidate) -> bool:
+    return not is_near_identical(context.valued, pair, context.spec.max_similarity)
 
 
-def repeats(spec: DatasetSpec) -> Gate[C]:
-    """Leave out what says the same, word for word, as an earlier candidate below the same parent."""
-    drop = spec.repeats == "drop"
-    return Gate(
-        "repeats",
-        lambda candidates: said_once(candidates) if drop else candidates,
-        lambda _: "an earlier row below the same parent says the same",
-    )
+def _answers_differ(context: Context, pair: Candidate) -> bool:
+    return context.role not in context.spec.same_answer or not have_same_answer(context.valued, pair)
 
 
-def said_once(candidates: Candidates[C]) -> list[C]:
+def _drop_repeats(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
     """Keep the first of those with the same texts under the same parent."""
-    first: dict[tuple[object, ...], C] = {}
+    if context.spec.repeats != "drop":
+        return candidates
+    first: dict[tuple[object, ...], Candidate] = {}
     for one in candidates:
-        said = [(text.node.address.parent, text.right, text.node.text) for text in texts_of(one)]
-        first.setdefault(tuple(said), one)
+        first.setdefault(tuple((text.node.address.parent, text.is_right, text.node.text) for text in one.texts), one)
     return list(first.values())
 
 
-def max_length(spec: DatasetSpec) -> Gate[C]:
-    """Leave out rows that a trainer would cut."""
-    most = spec.max_length
-    return each(
-        "max_length",
-        lambda one: most is None or length_of(one) <= most,
-        lambda one: f"{length_of(one):,} tokens, and max_length = {most:,}",
-    )
+def _is_short_enough(context: Context, candidate: Candidate) -> bool:
+    return context.spec.max_length is None or candidate.tokens <= context.spec.max_length
 
 
-def length_of(one: Labelled | Pair) -> int:
-    """How many tokens a row takes: its prompt and its longest text."""
-    return max(text.length.prompt + text.length.text for text in texts_of(one))
+def _has_fair_lengths(context: Context, pair: Candidate) -> bool:
+    return context.spec.max_length_ratio is None or length_ratio(pair) <= context.spec.max_length_ratio
 
 
-def max_length_ratio(spec: DatasetSpec) -> Gate[Pair]:
-    """Leave out pairs that lengths alone tell apart."""
-    most = spec.max_length_ratio
-    return each(
-        "max_length_ratio",
-        lambda pair: most is None or ratio(pair) <= most,
-        lambda pair: (
-            f"one text has {ratio(pair):.2f} times the characters of the other, and max_length_ratio = {most:g}"
-        ),
-    )
-
-
-def best(candidates: Candidates[Labelled], most: int | None) -> Candidates[Labelled]:
+def _keep_best(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
     """Keep the texts of highest value, the first among equals."""
-    return first_by(candidates, [one.value.mean for one in candidates], most)
+    return _keep_first(candidates, context.spec.max_examples_per_question, lambda one: one.chosen.value.mean)
 
 
-def strongest(candidates: Candidates[Pair], most: int | None) -> Candidates[Pair]:
-    """Keep the pairs of largest margin, among equal ones of largest confidence, then the first ones."""
+def _keep_strongest(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Keep the pairs of largest margin, among equal ones of largest confidence, then the first ones.
+
+    Margins that only floating point tells apart are equal.
+    """
+    most = context.spec.max_pairs_per_question
+    return _keep_first(candidates, most, lambda pair: (round(pair.margin, 12), pair.confidence))
+
+
+def _keep_first(
+    candidates: Sequence[Candidate], most: int | None, worth: Callable[[Candidate], float | tuple[float, float]]
+) -> Sequence[Candidate]:
     if most is None or len(candidates) <= most:
         return candidates
-    # Margins that only floating point tells apart are equal.
-    return first_by(candidates, [(round(pair.margin, 12), pair.confidence) for pair in candidates], most)
-
-
-def first_by(
-    candidates: Candidates[C], worth: Sequence[float] | Sequence[tuple[float, float]], most: int | None
-) -> Candidates[C]:
-    """Keep the candidates of most worth, the first among equals, in their order."""
-    if most is None or len(candidates) <= most:
-        return candidates
-    ranked = sorted(range(len(candidates)), key=worth.__getitem__, reverse=True)[:most]
+    worths = list(map(worth, candidates))
+    ranked = sorted(range(len(candidates)), key=worths.__getitem__, reverse=True)[:most]
     return [candidates[place] for place in sorted(ranked)]
 
 
-def balanced(candidates: Candidates[Labelled]) -> list[Labelled]:
+def _balance(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
     """Keep as many right as wrong: the right ones of highest value, the wrong ones of lowest, the first among equals.
 
     A question whose texts all have one label keeps none.
     """
-    right = sorted((one for one in candidates if one.right), key=lambda one: -one.value.mean)
-    wrong = sorted((one for one in candidates if not one.right), key=lambda one: one.value.mean)
-    each_label = min(len(right), len(wrong))
-    kept = {one.node.address for one in right[:each_label] + wrong[:each_label]}
-    return [one for one in candidates if one.node.address in kept]
+    if context.spec.balance != "labels":
+        return candidates
+    right = sorted((one for one in candidates if one.chosen.is_right), key=lambda one: -one.chosen.value.mean)
+    wrong = sorted((one for one in candidates if not one.chosen.is_right), key=lambda one: one.chosen.value.mean)
+    most = min(len(right), len(wrong))
+    kept = {one.addresses for one in right[:most] + wrong[:most]}
+    return [one for one in candidates if one.addresses in kept]
 
 
-def unbalanced(one: Labelled) -> str:
-    """Say why the balance left a text out."""
-    most, which = ("right", "best") if one.right else ("wrong", "worst")
+def _why_unbalanced(_: Context, candidate: Candidate) -> str:
+    most, which = ("right", "best") if candidate.chosen.is_right else ("wrong", "worst")
     return f"this question has more texts that are {most}, and only the {which} are kept"
+
+
+_ALL: tuple[Kind, ...] = tuple(KINDS)
+
+GATES: tuple[Gate, ...] = (
+    Gate(
+        CONTAMINATED,
+        _ALL,
+        _unless_excluded(CONTAMINATED),
+        lambda context, _: f"the question overlaps with {_excluded_by(context)}, of the sets in decontaminate",
+    ),
+    Gate(
+        DUPLICATE,
+        _ALL,
+        _unless_excluded(DUPLICATE),
+        lambda context, _: f"question {_excluded_by(context)!r} asks the same",
+    ),
+    Gate(
+        "generator_dpo",
+        ("dpo",),
+        _unless(lambda context: context.role is Role.GENERATOR and not context.spec.generator_dpo),
+        lambda *_: "[dataset] generator_dpo is false",
+    ),
+    Gate("flawed_texts", _ALL, _each(_has_no_flaw), _name_flaws),
+    Gate(
+        "leaks",
+        _ALL,
+        _each(_keeps_secrets),
+        lambda *_: "it quotes the reference answer at length, and nothing that its role saw holds that",
+    ),
+    Gate(
+        "identical_pairs",
+        ("dpo",),
+        _each(lambda context, pair: context.spec.identical_pairs == "keep" or not is_identical(pair)),
+        lambda *_: "both texts are the same but for case and space",
+    ),
+    Gate(
+        "max_similarity",
+        ("dpo",),
+        _each(_differs_enough),
+        lambda context, pair: (
+            f"its texts are alike by {similarity(pair):.3f}, and max_similarity = {context.spec.max_similarity:g}"
+        ),
+    ),
+    Gate(
+        "same_answer",
+        ("dpo",),
+        _each(_answers_differ),
+        lambda context, pair: f"both texts answer {answer_of(context.valued, pair.chosen.node)!r}",
+    ),
+    Gate(
+        "repeats",
+        _ALL,
+        _drop_repeats,
+        lambda *_: "an earlier row below the same parent says the same",
+    ),
+    Gate(
+        "min_margin",
+        ("dpo",),
+        _each(lambda context, pair: pair.margin - context.spec.min_margin > -ROUNDING),
+        lambda context, pair: f"a margin of {pair.margin:.6g}, and min_margin = {context.spec.min_margin:g}",
+    ),
+    Gate(
+        "min_confidence",
+        ("dpo",),
+        _each(lambda context, pair: context.spec.min_confidence == 0 or pair.confidence >= context.spec.min_confidence),
+        lambda context, pair: (
+            f"a confidence of {pair.confidence:.4f}, and min_confidence = {context.spec.min_confidence:g}"
+        ),
+    ),
+    Gate(
+        "max_length",
+        _ALL,
+        _each(_is_short_enough),
+        lambda context, one: f"{one.tokens:,} tokens, and max_length = {context.spec.max_length:,}",
+    ),
+    Gate(
+        "max_length_ratio",
+        ("dpo",),
+        _each(_has_fair_lengths),
+        lambda context, pair: (
+            f"one text has {length_ratio(pair):.2f} times the characters of the other, and max_length_ratio = "
+            f"{context.spec.max_length_ratio:g}"
+        ),
+    ),
+    Gate(
+        "max_examples_per_question",
+        ("sft",),
+        _keep_best,
+        lambda context, _: (
+            f"{context.spec.max_examples_per_question} of this question's texts come before it, by value"
+        ),
+    ),
+    Gate("balance", ("kto",), _balance, _why_unbalanced),
+    Gate(
+        "max_pairs_per_question",
+        ("dpo",),
+        _keep_strongest,
+        lambda context, _: (
+            f"{context.spec.max_pairs_per_question} of this question's pairs come before it, by margin, then confidence"
+        ),
+    ),
+)

@@ -11,27 +11,28 @@ from pathlib import Path
 
 from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts
+from malt.datasets.stats.counts import Mergeable
 from malt.errors import ConfigError
 from malt.llm.request import Message
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
 
-CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 4
 CountTokens = Callable[[str], int]
 
 
 def token_counter(spec: DatasetSpec) -> CountTokens:
-    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be had."""
-    return estimated if spec.tokenizer is None else counting_with(spec.tokenizer)
+    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be loaded."""
+    return estimate_tokens if spec.tokenizer is None else _load_tokenizer(spec.tokenizer)
 
 
-def estimated(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """Take four characters for a token."""
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 
 @lru_cache
-def counting_with(name: str) -> CountTokens:
+def _load_tokenizer(name: str) -> CountTokens:
     """Load a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
     from tokenizers import Tokenizer
 
@@ -50,7 +51,7 @@ def counting_with(name: str) -> CountTokens:
     return count
 
 
-def measured(valued: ValuedTree, count: CountTokens) -> ValuedTree:
+def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     """Return a tree with the lengths of all of its nodes; siblings saw one prompt, which is counted once."""
     prompts: dict[Address, int] = {}
 
@@ -66,7 +67,7 @@ def measured(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     return replace(valued, lengths=lengths)
 
 
-class LengthCount:
+class LengthCount(Mergeable):
     """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
 
     def __init__(self) -> None:
@@ -75,10 +76,6 @@ class LengthCount:
     def add(self, tokens: int) -> None:
         """Count one row."""
         self._rows[tokens] += 1
-
-    def merge(self, other: "LengthCount") -> None:
-        """Count what another has counted."""
-        self._rows.update(other._rows)
 
     @property
     def result(self) -> LengthCounts:
@@ -102,7 +99,7 @@ def quantile(counts: Mapping[int, int], share: float) -> int:
     return 0
 
 
-class BiasCount:
+class BiasCount(Mergeable):
     """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
 
     def __init__(self) -> None:
@@ -115,14 +112,6 @@ class BiasCount:
         self._rejected += rejected
         self._longer += chosen > rejected
         self._shorter += chosen < rejected
-
-    def merge(self, other: "BiasCount") -> None:
-        """Count what another has counted."""
-        self._pairs += other._pairs
-        self._chosen += other._chosen
-        self._rejected += other._rejected
-        self._longer += other._longer
-        self._shorter += other._shorter
 
     @property
     def result(self) -> LengthBias:

@@ -1,18 +1,18 @@
-"""Likeness: what two texts have in common, and what a text has from a reference that its role never saw."""
+"""Similarity: what two texts have in common, and what a text has from a reference that its role never saw."""
 
 from functools import lru_cache
 
 from rapidfuzz import fuzz
 
-from malt.datasets.rows.examples import Pair, texts_of
-from malt.datasets.stats.diagnostics import is_same, stated_verdict
+from malt.datasets.rows.examples import Candidate
+from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
 from malt.questions.shingles import figures, words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
 
-LEAKED_WORDS = 12
+_LEAKED_WORDS = 12
 """Words of a reference in a row that nobody writes by chance."""
-SHORTEST_LEAK = 8
+_SHORTEST_LEAK = 8
 """Words of a whole reference below which a model may well have come upon it by itself."""
 
 
@@ -21,40 +21,39 @@ def quotes_reference(valued: ValuedTree, node: Node) -> bool:
     the texts that it answered to. A short reference is no quotation: a model may come upon it by itself.
     """
     question = valued.tree.question
-    secrets = reference_runs(question.reference or question.ground_truth)
+    secrets = _reference_runs(question.reference or question.ground_truth)
     if not secrets:
         return False
-    said = spoken(node.text)
+    said = _spoken_words(node.text)
     quoted = [run for run in secrets if run in said]
     if not quoted:
         return False
     above = [valued.tree.nodes[Address(node.address[:depth])].text for depth in range(1, len(node.address))]
-    seen = [spoken(text) for text in (question.question, *above)]
+    seen = [_spoken_words(text) for text in (question.question, *above)]
     return any(not any(run in text for text in seen) for run in quoted)
 
 
 @lru_cache(maxsize=1024)
-def reference_runs(reference: str) -> tuple[str, ...]:
-    """Return every run of `LEAKED_WORDS` words of a reference; of a shorter one the whole, of a short one nothing."""
+def _reference_runs(reference: str) -> tuple[str, ...]:
+    """Return every run of `_LEAKED_WORDS` words of a reference; of a shorter one the whole, of a short one nothing."""
     said = words(reference)
-    if len(said) < SHORTEST_LEAK:
+    if len(said) < _SHORTEST_LEAK:
         return ()
-    length = min(LEAKED_WORDS, len(said))
+    length = min(_LEAKED_WORDS, len(said))
     return tuple(f" {' '.join(said[start : start + length])} " for start in range(len(said) - length + 1))
 
 
-def spoken(text: str) -> str:
-    """Write a text as its words, a space around each."""
+def _spoken_words(text: str) -> str:
     return f" {' '.join(words(text))} "
 
 
-def is_identical(pair: Pair) -> bool:
-    """Whether two texts are one but for case and space."""
+def is_identical(pair: Candidate) -> bool:
+    """Say whether two texts are one but for case and space."""
     chosen, rejected = pair.chosen.node.text, pair.rejected.node.text
     return chosen == rejected or chosen.casefold().split() == rejected.casefold().split()
 
 
-def is_near_identical(valued: ValuedTree, pair: Pair, most: float) -> bool:
+def is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
     """Whether two texts are more alike than `most` and say the same: not with another number, answer or verdict."""
     if most >= 1:
         return False
@@ -63,30 +62,30 @@ def is_near_identical(valued: ValuedTree, pair: Pair, most: float) -> bool:
         fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
         and figures(chosen.text) == figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
-        and (answer_of(valued, chosen) == answer_of(valued, rejected) or answers_alike(valued, pair))
+        and (answer_of(valued, chosen) == answer_of(valued, rejected) or have_same_answer(valued, pair))
     )
 
 
-def similarity(pair: Pair) -> float:
-    """How alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
+def similarity(pair: Candidate) -> float:
+    """Return how alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
     return fuzz.ratio(pair.chosen.node.text, pair.rejected.node.text) / 100
 
 
-def answers_alike(valued: ValuedTree, pair: Pair) -> bool:
+def have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
     """Whether both texts give a final answer, and the same one."""
     chosen, rejected = answer_of(valued, pair.chosen.node), answer_of(valued, pair.rejected.node)
-    return chosen is not None and rejected is not None and is_same(chosen, rejected)
+    return chosen is not None and rejected is not None and is_same_answer(chosen, rejected)
 
 
 def answer_of(valued: ValuedTree, node: Node) -> str | None:
-    """The final answer that was read from a text, for its grade or else for its diagnosis."""
+    """Return the final answer that was read from a text, for its grade or else for its diagnosis."""
     grade, own = valued.grades.get(node.address), valued.diagnosis.get(node.address)
     if grade is not None and grade.answer is not None:
         return grade.answer
     return own.answer if own is not None else None
 
 
-def ratio(pair: Pair) -> float:
-    """How many times the characters of the shorter text the longer one has; an empty one counts as one character."""
-    shorter, longer = sorted(len(text.node.text) for text in texts_of(pair))
+def length_ratio(pair: Candidate) -> float:
+    """Return the longer text's characters over the shorter one's; an empty one counts as one character."""
+    shorter, longer = sorted(len(text.node.text) for text in pair.texts)
     return longer / max(shorter, 1)

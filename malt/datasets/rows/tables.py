@@ -1,119 +1,183 @@
-"""The files of a version and their schemas, declared once: writing, reading and the card go by these."""
+"""The files of a version and the type of their rows, declared once: writing, reading and the card go by these."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import UnionType
+from typing import Literal, NamedTuple, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import pyarrow as pa
 
 from malt.config.spec import PLAYERS, Role
 from malt.questions.screening import SPLITS, Split
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-SFT = pa.schema(
-    [
-        ("prompt", MESSAGES),
-        ("completion", MESSAGES),
-        ("row_id", pa.string()),
-        ("question_id", pa.string()),
-        ("node_id", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
-DPO = pa.schema(
-    [
-        ("prompt", MESSAGES),
-        ("chosen", MESSAGES),
-        ("rejected", MESSAGES),
-        ("row_id", pa.string()),
-        ("question_id", pa.string()),
-        ("chosen_node_id", pa.string()),
-        ("rejected_node_id", pa.string()),
-        ("chosen_value", pa.float64()),
-        ("rejected_value", pa.float64()),
-        ("margin", pa.float64()),
-        ("confidence", pa.float64()),
-    ]
-)
-KTO = pa.schema(
-    [
-        ("prompt", MESSAGES),
-        ("completion", MESSAGES),
-        ("label", pa.bool_()),
-        ("row_id", pa.string()),
-        ("question_id", pa.string()),
-        ("node_id", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
-TRAJECTORIES = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("node_id", pa.string()),
-        ("role", pa.string()),
-        ("model", pa.string()),
-        ("text", pa.string()),
-        ("prompt_length", pa.int64()),
-        ("text_length", pa.int64()),
-        ("reasoning", pa.string()),
-        ("answer", pa.string()),
-        ("finish_reason", pa.string()),
-        ("status", pa.string()),
-        ("reward", pa.float64()),
-        ("value", pa.float64()),
-        ("value_low", pa.float64()),
-        ("value_high", pa.float64()),
-        ("label", pa.bool_()),
-        ("known_leaves", pa.int64()),
-        ("own_outcome", pa.string()),
-        ("own_answer", pa.string()),
-        ("outcome", pa.string()),
-        ("grader", pa.string()),
-        ("correctness_score", pa.float64()),
-        ("reasoning_score", pa.float64()),
-        ("explanation", pa.list_(pa.string())),
-        ("key_matches", pa.list_(pa.string())),
-        ("error", pa.string()),
-        ("request_key", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("cost_usd", pa.float64()),
-        ("latency_s", pa.float64()),
-        ("run", pa.string()),
-    ]
-)
-QUESTIONS = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("question", pa.string()),
-        ("ground_truth", pa.string()),
-        ("reference", pa.string()),
-        ("choices", pa.list_(pa.string())),
-        ("complete", pa.bool_()),
-        ("split", pa.string()),
-        ("excluded", pa.string()),
-        ("excluded_by", pa.string()),
-        ("metadata", pa.string()),
-    ]
-)
+class MessageRow(TypedDict):
+    """One turn, as chat templates want it."""
+
+    role: str
+    content: str
+
+
+class SftRow(TypedDict):
+    """TRL's conversational prompt-completion."""
+
+    prompt: list[MessageRow]
+    completion: list[MessageRow]
+    row_id: str
+    question_id: str
+    node_id: str
+    value: float
+
+
+class DpoRow(TypedDict):
+    """TRL's conversational preference."""
+
+    prompt: list[MessageRow]
+    chosen: list[MessageRow]
+    rejected: list[MessageRow]
+    row_id: str
+    question_id: str
+    chosen_node_id: str
+    rejected_node_id: str
+    chosen_value: float
+    rejected_value: float
+    margin: float
+    confidence: float
+
+
+class KtoRow(TypedDict):
+    """TRL's conversational unpaired preference."""
+
+    prompt: list[MessageRow]
+    completion: list[MessageRow]
+    label: bool
+    row_id: str
+    question_id: str
+    node_id: str
+    value: float
+
+
+class TrajectoryRow(TypedDict):
+    """One node. The grade's columns are empty where the node itself was not judged.
+
+    `own_outcome` and `own_answer` are its diagnosis; `answer` is what was read beside the grade, without one the same.
+    `value_low` and `value_high` are the 95 % Wilson interval of the value over the node's known leaves; a leaf's value
+    is its grade and no estimate, so there all three are one. Lengths are in tokens, as `[dataset] tokenizer` counts.
+    """
+
+    question_id: str
+    node_id: str
+    role: str
+    model: str
+    text: str
+    prompt_length: int
+    text_length: int
+    reasoning: str | None
+    answer: str | None
+    finish_reason: str
+    status: str
+    reward: float | None
+    value: float | None
+    value_low: float | None
+    value_high: float | None
+    label: bool | None
+    known_leaves: int
+    own_outcome: str | None
+    own_answer: str | None
+    outcome: str | None
+    grader: str | None
+    correctness_score: float | None
+    reasoning_score: float | None
+    explanation: list[str] | None
+    key_matches: list[str] | None
+    error: str | None
+    request_key: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+    latency_s: float
+    run: str
+
+
+class QuestionRow(TypedDict):
+    """One question, also where its tree is incomplete. `excluded` is the gate that keeps all of its rows out."""
+
+    question_id: str
+    question: str
+    ground_truth: str
+    reference: str
+    choices: list[str]
+    complete: bool
+    split: Split
+    excluded: str | None
+    excluded_by: str | None
+    metadata: str
+
+
+class EvaluationRow(TypedDict):
+    """The evaluation of one example in a `*_training.json`."""
+
+    correctness_score: float
+    reasoning_score: float
+    explanation: list[str]
+    key_matches: list[str]
+
+
+class ScoredExample(TypedDict):
+    """One example of `generator_training.json`."""
+
+    question: str
+    solution: str
+    score: float
+    evaluation: EvaluationRow
+
+
+class VerifierExample(ScoredExample):
+    """One example of `verifier_training.json`: `solution` is the critique, of `generated_solution`."""
+
+    generated_solution: str
+
+
+class RefinerExample(VerifierExample):
+    """One example of `refiner_training.json`: `solution` is the refinement, after `verification`."""
+
+    verification: str
+
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def schema_of(row: type) -> pa.Schema:
+    """Return the Parquet schema of a row type; every column may hold null."""
+    return pa.schema([(name, _arrow_type(kind)) for name, kind in get_type_hints(row).items()])
+
+
+def _arrow_type(kind: object) -> pa.DataType:
+    if is_typeddict(kind):
+        return pa.struct(schema_of(kind))  # type: ignore[arg-type]  # the check narrows nothing
+    match get_origin(kind), get_args(kind):
+        case origin, (item,) if origin is list:
+            return pa.list_(_arrow_type(item))
+        case origin, (wrapped, _) if origin is UnionType:
+            return _arrow_type(wrapped)
+        case origin, _ if origin is Literal:
+            return pa.string()
+    return _ARROW[kind]  # type: ignore[index]  # one of the four types
+
+
+TRAJECTORIES, QUESTIONS = schema_of(TrajectoryRow), schema_of(QuestionRow)
 TRAJECTORIES_FILE, QUESTIONS_FILE = "trajectories.parquet", "questions.parquet"
-KINDS: Mapping[str, pa.Schema] = {"sft": SFT, "dpo": DPO, "kto": KTO}
 
+Kind = Literal["sft", "dpo", "kto"]
+KINDS: Mapping[Kind, pa.Schema] = {"sft": schema_of(SftRow), "dpo": schema_of(DpoRow), "kto": schema_of(KtoRow)}
 
-def role_file(kind: str, role: Role | str, split: Split = "train") -> str:
-    """Name of a role's file of one kind, `sft`, `dpo` or `kto`, with the rows of one split."""
-    return f"{kind}/{Role(role)}{'' if split == 'train' else f'.{split}'}.parquet"
-
-
-def training_file(role: Role) -> str:
-    """Name of the file with all of a role's scored examples."""
-    return f"{role}_training.json"
+TEXT_KINDS: tuple[Kind, ...] = ("sft", "kto")
+"""The kinds whose rows hold one text, not two."""
 
 
 class RoleFile(NamedTuple):
     """What is in a file of training rows."""
 
-    kind: str
+    kind: Kind
     role: Role
     split: Split
 
@@ -121,6 +185,16 @@ class RoleFile(NamedTuple):
     def config(self) -> str:
         """The name under which `load_dataset` finds it, all splits together, and with which its rows' ids begin."""
         return f"{self.kind}-{self.role}"
+
+
+def role_file(kind: str, role: Role | str, split: Split = "train") -> str:
+    """Name a role's file of one kind, `sft`, `dpo` or `kto`, with the rows of one split."""
+    return f"{kind}/{Role(role)}{'' if split == 'train' else f'.{split}'}.parquet"
+
+
+def training_file(role: Role) -> str:
+    """Name the file with all of a role's scored examples."""
+    return f"{role}_training.json"
 
 
 ROLE_FILES: Mapping[str, RoleFile] = {

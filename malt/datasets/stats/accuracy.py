@@ -1,4 +1,4 @@
-"""How often answers are right: counted question by question, with an interval that knows that siblings are alike."""
+"""Accuracy: answers counted question by question, with an interval that knows that siblings are alike."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,10 +6,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from malt.datasets.manifest import Accuracy
+from malt.datasets.stats.counts import Mergeable
 from malt.grading.answers import normalised
 from malt.trees.uncertainty import Interval, wilson
 
-plain = lru_cache(maxsize=4096)(normalised)
+normalise_answer = lru_cache(maxsize=4096)(normalised)
 """The answers to one question are few."""
 
 Truth = bool | None
@@ -21,11 +22,11 @@ class Ballot(NamedTuple):
 
     answer: str | None
     truth: Truth
-    cast: bool = True
+    is_cast: bool = True
     """Whether it votes: not without an answer, nor where it was cut off."""
 
 
-class TruthCount:
+class TruthCount(Mergeable):
     """Counts answers by their truth, a question at a time."""
 
     def __init__(self) -> None:
@@ -43,17 +44,9 @@ class TruthCount:
         self._right_known += right * known
         self._known_squared += known * known
 
-    def merge(self, other: "TruthCount") -> None:
-        """Count what another has counted, of other questions."""
-        self._truths.update(other._truths)
-        self._questions += other._questions
-        self._right_squared += other._right_squared
-        self._right_known += other._right_known
-        self._known_squared += other._known_squared
-
     @property
     def accuracy(self) -> Accuracy:
-        """How many are right so far."""
+        """How many answers are right so far."""
         right, wrong, unknown = (self._truths[truth] for truth in (True, False, None))
         if not right + wrong:
             return Accuracy(unknown=unknown)
@@ -78,25 +71,24 @@ class TruthCount:
 
 
 def majority(ballots: Sequence[Ballot]) -> Truth:
-    """Whether the answer that most give is right; among equally many, the one given first.
+    """Return whether the answer that most give is right; among equally many, the one given first.
 
     Right answers are one answer: all equal the reference. Wrong ones are told apart by their words, and those that
     a judge found wrong without reading an answer are one. Where all abstain, nothing was answered, which is wrong.
     """
-    cast = [ballot for ballot in ballots if ballot.cast and (ballot.answer, ballot.truth) != (None, None)]
+    cast = [ballot for ballot in ballots if ballot.is_cast and (ballot.answer, ballot.truth) != (None, None)]
     if not cast:
         return any_right(ballots)
-    votes = Counter(map(choice, cast))
+    votes = Counter(map(_choice, cast))
     chosen = max(votes, key=votes.__getitem__)
-    return any_right(ballot for ballot in cast if choice(ballot) == chosen)
+    return any_right(ballot for ballot in cast if _choice(ballot) == chosen)
 
 
-def choice(ballot: Ballot) -> tuple[bool, str]:
-    """What a ballot is counted for."""
-    return (True, "") if ballot.truth else (False, plain(ballot.answer or ""))
+def _choice(ballot: Ballot) -> tuple[bool, str]:
+    return (True, "") if ballot.truth else (False, normalise_answer(ballot.answer or ""))
 
 
 def any_right(ballots: Iterable[Ballot]) -> Truth:
-    """Whether one of some answers is right; None where none is known."""
+    """Return whether one of some answers is right; None where none is known."""
     known = [ballot.truth for ballot in ballots if ballot.truth is not None]
     return any(known) if known else None

@@ -1,4 +1,4 @@
-"""Census: counting trees, tokens and cost as they pass, and naming the code that ran."""
+"""Counts: trees, tokens and cost added up as they pass, and the name of the code that ran."""
 
 import shutil
 import subprocess
@@ -6,21 +6,48 @@ from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Self
 
 import malt
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.manifest import Code, Cost, Counts, Failure, Growth, LabelCounts, LedgerEntry, Tokens
-from malt.datasets.rows.files import LONE_SURROGATES
+from malt.datasets.manifest import Code, Cost, Counts, Failure, GrowthSummary, LabelCounts, LedgerEntry, Tokens
 from malt.llm.request import Completion
+from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question
 from malt.trees.tree import Address, FailedBranch
 
-DISTRIBUTION = "malt-trees"
+_DISTRIBUTION = "malt-trees"
 
 
-FRACTIONS = 2.0**80
+_FRACTIONS = 2.0**80
 """Of a dollar, whole ones, in which costs are added up: in floating point the sum would depend on the order."""
+
+
+class Mergeable:
+    """Counts that processes make apart, of questions in order, and that are then added up attribute by attribute."""
+
+    def merge(self, other: Self) -> None:
+        """Add another's counts, of questions that come after these and with the same spec."""
+        for name, own in vars(self).items():
+            setattr(self, name, _add_up(own, vars(other)[name]))
+
+
+def _add_up(own: Any, other: Any) -> Any:  # noqa: ANN401 - any attribute of a counter
+    match own:
+        case None:
+            return other
+        case bool() | tuple():  # what the spec says, the same of both
+            return own
+        case Counter():
+            own.update(other)  # `+` would lose the gates that left out nothing
+            return own
+        case int() | list():
+            return own + other
+        case dict():
+            return own | {key: _add_up(own.get(key), value) for key, value in other.items()}
+    own.merge(other)
+    return own
 
 
 class UsageCount:
@@ -40,24 +67,24 @@ class UsageCount:
         self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
 
     def merge(self, other: "UsageCount") -> None:
-        """Count what another has counted."""
+        """Add another's counts."""
         self._merge(other)
         for key, part in other.parts.items():
             self.parts.setdefault(key, UsageCount())._merge(part)
 
     def _merge(self, other: "UsageCount") -> None:
         self._completions += other._completions
-        self._tokens = {name: sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
+        self._tokens = {name: _sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
         self._known += other._known
         self._fractions += other._fractions
 
     def _add(self, completion: Completion) -> None:
         self._completions += 1
         for name, total in self._tokens.items():
-            self._tokens[name] = sum_known(total, getattr(completion, name))
+            self._tokens[name] = _sum_known(total, getattr(completion, name))
         if completion.cost_usd is not None:
             self._known += 1
-            self._fractions += int(completion.cost_usd * FRACTIONS)
+            self._fractions += int(completion.cost_usd * _FRACTIONS)
 
     @property
     def tokens(self) -> Tokens:
@@ -67,11 +94,11 @@ class UsageCount:
     @property
     def cost(self) -> Cost:
         """What they cost, to a billionth of a cent."""
-        usd = round(self._fractions / FRACTIONS, 11)
+        usd = round(self._fractions / _FRACTIONS, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
 
 
-def sum_known(one: int | None, other: int | None) -> int | None:
+def _sum_known(one: int | None, other: int | None) -> int | None:
     """Add two counts; what is not known of one is not known of both."""
     return None if one is None or other is None else one + other
 
@@ -79,34 +106,34 @@ def sum_known(one: int | None, other: int | None) -> int | None:
 def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
     """Write usage by run, role and model, in that order."""
     entries = [
-        LedgerEntry(run=run, role=role, model=model.translate(LONE_SURROGATES), tokens=part.tokens, cost=part.cost)
+        LedgerEntry(run=run, role=role, model=replace_lone_surrogates(model), tokens=part.tokens, cost=part.cost)
         for role, count in usage.items()
         for (run, model), part in sorted(count.parts.items())
     ]
     return tuple(sorted(entries, key=lambda entry: entry.run))
 
 
-UNBIASED = "the mean of all leaves below a node: unbiased"
-BIASED = (
+_UNBIASED = "the mean of all leaves below a node: unbiased"
+_BIASED = (
     "the mean of the leaves below a node that were asked for, whose number depends on what they were: biased away from "
     "1/2 where known_leaves is less than in a full tree"
 )
 
 
-def growth_of(spec: RunSpec, counts: Counts) -> Growth:
-    """Say how much of its trees a version has."""
+def growth_of(spec: RunSpec, counts: Counts) -> GrowthSummary:
+    """Summarise how much of its trees a version has."""
     is_full = spec.growth.mode == "full"
-    return Growth(
+    return GrowthSummary(
         mode=spec.growth.mode,
         confidence=None if is_full else spec.growth.confidence,
         nodes=sum(counts.nodes.values()),
         nodes_in_full=counts.complete * sum(nodes_per_question(spec).values()),
-        values=UNBIASED if is_full else BIASED,
+        values=_UNBIASED if is_full else _BIASED,
     )
 
 
-class Census:
-    """Counts everything about the trees of one version."""
+class TreeCount(Mergeable):
+    """Counts the trees of one version, their nodes, labels and failures, and what they took."""
 
     def __init__(self) -> None:
         self.usage: dict[Role, UsageCount] = {role: UsageCount() for role in PLAYERS}
@@ -126,18 +153,6 @@ class Census:
             self._complete += 1
             for address in valued.tree.nodes:
                 self._add_node(valued, address)
-
-    def merge(self, other: "Census") -> None:
-        """Count what another has counted, of questions that come after these."""
-        for role, usage in self.usage.items():
-            usage.merge(other.usage[role])
-        self.failures += other.failures
-        self._questions += other._questions
-        self._complete += other._complete
-        self._nodes.update(other._nodes)
-        self._statuses.update(other._statuses)
-        self._outcomes.update(other._outcomes)
-        self._labels.update(other._labels)
 
     @property
     def counts(self) -> Counts:
@@ -167,22 +182,22 @@ class Census:
 
 
 def as_failure(branch: FailedBranch) -> Failure:
-    """Write a failed branch as the manifest has it; a provider's words may hold half characters."""
-    reason = branch.reason.encode(errors="replace").decode()
+    """Write a failed branch as the manifest has it; a provider's words may hold lone surrogates."""
+    reason = replace_lone_surrogates(branch.reason)
     return Failure(question_id=branch.question_id, address=branch.address, role=branch.role, reason=reason)
 
 
 def code_version() -> Code:
-    """Name the code that runs: the installed release, and the commit where it runs from a checkout."""
+    """Return the installed release, and the commit where the code runs from a checkout."""
     try:
-        release = version(DISTRIBUTION)
+        release = version(_DISTRIBUTION)
     except PackageNotFoundError:
         release = "not installed"
-    return Code(version=release, commit=commit_of(Path(malt.__file__).resolve().parents[1]))
+    return Code(version=release, commit=_commit_of(Path(malt.__file__).resolve().parents[1]))
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit checked out in a folder, `-dirty` where files differ from it; None where it is no checkout."""
+def _commit_of(folder: Path) -> str | None:
+    """Return the commit checked out in a folder, `-dirty` where files differ from it; None where it is no checkout."""
     git = shutil.which("git")
     if git is None or not (folder / ".git").exists():
         return None

@@ -4,35 +4,36 @@ import re
 from collections import Counter
 
 from malt.config.spec import PLAYERS, Role, RunSpec
-from malt.datasets.manifest import Diagnostics, Flips, Portion, QuestionMix, TextCounts, Values, Verdicts
-from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, plain
-from malt.grading.graders import Outcome
+from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
+from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
+from malt.datasets.stats.counts import Mergeable
+from malt.grading.grades import Outcome
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
-VERDICT = re.compile(
+_VERDICT = re.compile(
     r"^[^\w\n]{0,20}verdict[^\w\n]{1,20}(?:(?P<correct>correct|right)|wrong|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
 """A critique's own verdict, on a line of its own, in Markdown or not."""
 
-KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+_KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 
-NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
+_NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 
-NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
+_NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
 
-BINS = 10
+_BINS = 10
 """Tenths of value."""
 
 
 def stated_verdict(critique: str) -> Truth:
-    """Whether a critique's last verdict is that the answer is correct; None where it states none."""
-    stated = list(VERDICT.finditer(critique))
+    """Return whether a critique's last verdict is that the answer is correct; None where it states none."""
+    stated = list(_VERDICT.finditer(critique))
     return stated[-1]["correct"] is not None if stated else None
 
 
-class DiagnosticsCount:
+class DiagnosticsCount(Mergeable):
     """Counts complete trees."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -46,12 +47,13 @@ class DiagnosticsCount:
         self._same: Counter[bool] = Counter()
         self._texts: dict[tuple[Role, str], Counter[str]] = {}
         self._graded_by: Counter[str] = Counter()
+        self._doubts: Counter[str] = Counter()
         self._questions: Counter[frozenset[bool]] = Counter()
 
     def add(self, valued: ValuedTree) -> None:
         """Count one tree."""
         for node in valued.tree.nodes.values():
-            self._add_text(node, outcome_of(valued, node))
+            self._add_text(node, _outcome_of(valued, node))
             if node.role is Role.VERIFIER:
                 truth = self._own_truth(valued, node.address.parent)
                 self._verdicts[stated_verdict(node.text), truth] += 1
@@ -63,27 +65,14 @@ class DiagnosticsCount:
         labels = {valued.label(leaf.address) for leaf in valued.tree.leaves}
         self._questions[frozenset(label for label in labels if label is not None)] += 1
 
-    def merge(self, other: "DiagnosticsCount") -> None:
-        """Count what another has counted, of other questions and with the same spec."""
-        for truths, others in zip(self._truths, other._truths, strict=True):
-            truths.merge(others)
-        self._values.update(other._values)
-        self._flips.update(other._flips)
-        self._verdicts.update(other._verdicts)
-        self._same.update(other._same)
-        self._graded_by.update(other._graded_by)
-        self._questions.update(other._questions)
-        for key, counts in other._texts.items():
-            self._texts.setdefault(key, Counter()).update(counts)
-
     @property
     def _truths(self) -> tuple[TruthCount, ...]:
-        singly = (self._generations, self._refinements, self._leaves)
-        return (*singly, self._generations_vote, self._leaves_vote, self._any_leaf)
+        votes = self._generations_vote, self._leaves_vote, self._any_leaf
+        return (self._generations, self._refinements, self._leaves, *votes)
 
     @property
     def result(self) -> Diagnostics:
-        """All figures so far."""
+        """The diagnostics so far."""
         return Diagnostics(
             graders=self._graders,
             generator=self._generations.accuracy,
@@ -93,16 +82,18 @@ class DiagnosticsCount:
             leaves_vote=self._leaves_vote.accuracy,
             any_leaf=self._any_leaf.accuracy,
             values={role.value: self._values_of(role) for role in PLAYERS},
-            flips=flips(self._flips),
-            verdicts=verdicts(self._verdicts),
-            unchanged=portion(self._same[True], self._same.total()),
+            flips=_flip_table(self._flips),
+            verdicts=_verdict_table(self._verdicts),
+            unchanged=_share(self._same[True], self._same.total()),
             texts={role.value: self._texts_of(role) for role in PLAYERS},
             graded_by=dict(sorted(self._graded_by.items())),
-            questions=question_mix(self._questions),
+            unread=_share(self._doubts["unread"], self._doubts["leaves"]),
+            disputed=_share(self._doubts["disputed"], self._doubts["leaves"]),
+            questions=_question_mix(self._questions),
         )
 
     def _truth(self, outcome: Outcome) -> Truth:
-        return self._truncated if outcome is Outcome.TRUNCATED else KNOWN_TRUTH.get(outcome)
+        return self._truncated if outcome is Outcome.TRUNCATED else _KNOWN_TRUTH.get(outcome)
 
     def _own_truth(self, valued: ValuedTree, address: Address) -> Truth:
         own = valued.diagnosis.get(address)
@@ -114,15 +105,16 @@ class DiagnosticsCount:
         self._flips[before, after] += 1
         if grade.outcome not in (Outcome.TRUNCATED, Outcome.UNKNOWN):
             self._graded_by[grade.grader] += 1
+        self._doubts.update(leaves=1, unread=grade.is_unread, disputed=grade.is_disputed)
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
         if first and last and first.answer is not None and last.answer is not None:
-            self._same[is_same(first.answer, last.answer)] += 1
+            self._same[is_same_answer(first.answer, last.answer)] += 1
 
     def _add_answers(self, valued: ValuedTree) -> None:
         """Count what one question's generations, refinements and leaves answer, singly and by vote."""
         first = sorted(address for address in valued.tree.nodes if address.role is Role.GENERATOR)
         last = sorted(leaf.address for leaf in valued.tree.leaves)
-        generations = [self._ballot(*valued.diagnosis.get(address, NOT_DIAGNOSED)) for address in first]
+        generations = [self._ballot(*valued.diagnosis.get(address, _NOT_DIAGNOSED)) for address in first]
         leaves = [self._ballot(valued.grades[leaf].outcome, valued.grades[leaf].answer) for leaf in last]
         self._generations.add(ballot.truth for ballot in generations)
         self._refinements.add(self._own_truth(valued, leaf) for leaf in last)
@@ -132,11 +124,11 @@ class DiagnosticsCount:
         self._any_leaf.add([any_right(leaves)])
 
     def _ballot(self, outcome: Outcome, answer: str | None) -> Ballot:
-        return Ballot(answer, self._truth(outcome), cast=outcome not in NO_ANSWER)
+        return Ballot(answer, self._truth(outcome), is_cast=outcome not in _NO_ANSWER)
 
     def _values_of(self, role: Role) -> Values:
         counts = self._values
-        right, wrong = (tuple(counts[role, place, label] for place in range(BINS)) for label in (True, False))
+        right, wrong = (tuple(counts[role, place, label] for place in range(_BINS)) for label in (True, False))
         return Values(right=right, wrong=wrong)
 
     def _add_text(self, node: Node, outcome: Outcome | None) -> None:
@@ -147,30 +139,29 @@ class DiagnosticsCount:
         counts["unanswered"] += outcome is Outcome.UNANSWERED
 
     def _texts_of(self, role: Role) -> dict[str, TextCounts]:
-        return {model: text_counts(counts) for (who, model), counts in sorted(self._texts.items()) if who is role}
+        return {model: _text_counts(counts) for (who, model), counts in sorted(self._texts.items()) if who is role}
 
 
-def outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
-    """What became of a node's own answer: by the grade that counts, else by the diagnosis. None for a critique."""
+def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
+    """Return a node's own outcome: by the grade that counts, else by the diagnosis. None for a critique."""
     if node.address.is_leaf:
         return valued.grades[node.address].outcome
     own = valued.diagnosis.get(node.address)
     return None if own is None else own.outcome
 
 
-def is_same(first: str, last: str) -> bool:
+def is_same_answer(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first == last or plain(first) == plain(last)
+    return first == last or normalise_answer(first) == normalise_answer(last)
 
 
 def bin_of(value: float) -> int:
-    """The tenth that a value is in; floating point puts some means just below a border that they lie on."""
-    return min(int(round(value * BINS, 9)), BINS - 1)
+    """Return the tenth that a value is in; floating point puts some means just below a border that they lie on."""
+    return min(int(round(value * _BINS, 9)), _BINS - 1)
 
 
-def portion(count: int, whole: int) -> Portion:
-    """Write a count and its share of the whole."""
-    return Portion(count=count, percent=percent(count, whole))
+def _share(count: int, whole: int) -> Share:
+    return Share(count=count, percent=percent(count, whole))
 
 
 def percent(count: int, whole: int) -> float | None:
@@ -178,22 +169,20 @@ def percent(count: int, whole: int) -> float | None:
     return round(100 * count / whole, 2) if whole else None
 
 
-def flips(counts: Counter[tuple[Truth, Truth]]) -> Flips:
-    """Write the flip table, from counts by the truth before and after."""
+def _flip_table(counts: Counter[tuple[Truth, Truth]]) -> Flips:
     fixed, kept = counts[False, True], counts[True, True]
     missed, broken = counts[False, False], counts[True, False]
     whole = fixed + kept + missed + broken
     return Flips(
-        wrong_to_right=portion(fixed, whole),
-        right_to_right=portion(kept, whole),
-        wrong_to_wrong=portion(missed, whole),
-        right_to_wrong=portion(broken, whole),
+        wrong_to_right=_share(fixed, whole),
+        right_to_right=_share(kept, whole),
+        wrong_to_wrong=_share(missed, whole),
+        right_to_wrong=_share(broken, whole),
         lift_points=percent(fixed - broken, whole),
     )
 
 
-def verdicts(counts: Counter[tuple[Truth, Truth]]) -> Verdicts:
-    """Write the table of verdicts, from counts by what was said and what is true."""
+def _verdict_table(counts: Counter[tuple[Truth, Truth]]) -> Verdicts:
     agree, differ = counts[True, True] + counts[False, False], counts[True, False] + counts[False, True]
     return Verdicts(
         correct_on_right=counts[True, True],
@@ -201,28 +190,26 @@ def verdicts(counts: Counter[tuple[Truth, Truth]]) -> Verdicts:
         wrong_on_right=counts[False, True],
         wrong_on_wrong=counts[False, False],
         unstated=counts[None, True] + counts[None, False],
-        agree=portion(agree, agree + differ),
+        agree=_share(agree, agree + differ),
     )
 
 
-def text_counts(counts: Counter[str]) -> TextCounts:
-    """Write what one model's texts in one role are like."""
+def _text_counts(counts: Counter[str]) -> TextCounts:
     nodes = counts["nodes"]
     return TextCounts(
         nodes=nodes,
-        truncated=portion(counts[NodeStatus.TRUNCATED], nodes),
-        empty=portion(counts[NodeStatus.EMPTY], nodes),
-        refused=portion(counts[NodeStatus.REFUSED], nodes),
-        unanswered=portion(counts["unanswered"], nodes) if counts["answers"] else None,
+        truncated=_share(counts[NodeStatus.TRUNCATED], nodes),
+        empty=_share(counts[NodeStatus.EMPTY], nodes),
+        refused=_share(counts[NodeStatus.REFUSED], nodes),
+        unanswered=_share(counts["unanswered"], nodes) if counts["answers"] else None,
     )
 
 
-def question_mix(counts: Counter[frozenset[bool]]) -> QuestionMix:
-    """Write the kinds of questions, from counts by the labels that their leaves have."""
+def _question_mix(counts: Counter[frozenset[bool]]) -> QuestionMix:
     whole = counts.total()
     return QuestionMix(
-        all_right=portion(counts[frozenset({True})], whole),
-        all_wrong=portion(counts[frozenset({False})], whole),
-        mixed=portion(counts[frozenset({True, False})], whole),
-        unknown=portion(counts[frozenset()], whole),
+        all_right=_share(counts[frozenset({True})], whole),
+        all_wrong=_share(counts[frozenset({False})], whole),
+        mixed=_share(counts[frozenset({True, False})], whole),
+        unknown=_share(counts[frozenset()], whole),
     )

@@ -1,98 +1,92 @@
-"""Findings: the diagnostics of a version in words, as the card and `malt show` have them."""
+"""Findings: the diagnostics of a version in words, as the card and `malt show` have them, and what is suspicious."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from malt.config.spec import PLAYERS
-from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, Portion, TextCounts
+from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, TextCounts
+from malt.datasets.stats.figures import format_share
 
-NOT_DIAGNOSED = 'not known: the judge graded the leaves alone; add an objective grader, or set scope = "all"'
+_NOT_DIAGNOSED = 'not known: the judge graded the leaves alone; add an objective grader, or set scope = "all"'
 
 
 class Finding(NamedTuple):
     """What was looked at, and what was found."""
 
     subject: str
-    told: str
+    sentence: str
 
 
-def findings(found: Diagnostics) -> list[Finding]:
-    """Tell the diagnostics, a line each."""
+def describe_diagnostics(found: Diagnostics) -> list[Finding]:
+    """Put the diagnostics in words, a line each."""
     return [
-        Finding("leaves", accuracy(found.leaves)),
-        Finding("graded by", counts(found.graded_by) or "nobody"),
-        *(diagnosis(found) if found.graders else [Finding("generations", NOT_DIAGNOSED)]),
-        Finding("questions", questions(found)),
-        *texts(found),
+        Finding("leaves", _accuracy(found.leaves)),
+        Finding("graded by", _list_counts(found.graded_by) or "nobody"),
+        Finding("not read", _doubts(found)),
+        *(_compare_answers(found) if found.graders else [Finding("generations", _NOT_DIAGNOSED)]),
+        Finding("questions", _question_mix(found)),
+        *_texts(found),
     ]
 
 
-def diagnosis(found: Diagnostics) -> list[Finding]:
-    """Tell how generations and refinements compare."""
-    graders = ", ".join(found.graders)
+def _doubts(found: Diagnostics) -> str:
+    disputed = format_share(found.disputed.percent)
+    return f"{format_share(found.unread.percent)} of leaves, and so wrong; {disputed} disputed"
+
+
+def _compare_answers(found: Diagnostics) -> list[Finding]:
+    graders, unchanged = ", ".join(found.graders), format_share(found.unchanged.percent)
+    stated = f"{format_share(found.verdicts.agree.percent)} of those stated are true"
     return [
-        Finding("generations", f"{accuracy(found.generator)}, by {graders}"),
-        Finding("refinements", f"{accuracy(found.refiner)}, by {graders}"),
-        Finding("flips", flips(found)),
-        Finding("unchanged", f"{share(found.unchanged)} of refinements with an answer repeat their generation's"),
-        Finding("verdicts", verdicts(found)),
+        Finding("generations", f"{_accuracy(found.generator)}, by {graders}"),
+        Finding("refinements", f"{_accuracy(found.refiner)}, by {graders}"),
+        Finding("flips", _flips(found)),
+        Finding("unchanged", f"{unchanged} of refinements with an answer repeat their generation's"),
+        Finding("verdicts", f"{stated}; {found.verdicts.unstated:,} critiques state none"),
     ]
 
 
-def questions(found: Diagnostics) -> str:
-    """Tell how many questions can give pairs."""
+def _question_mix(found: Diagnostics) -> str:
     mix = found.questions
-    told = f"{share(mix.all_right)} all right, {share(mix.all_wrong)} all wrong, {share(mix.mixed)} mixed"
-    return f"{told}; only mixed ones give pairs"
+    named = ("all right", mix.all_right), ("all wrong", mix.all_wrong), ("mixed", mix.mixed)
+    return ", ".join(f"{format_share(share.percent)} {name}" for name, share in named) + "; only mixed ones give pairs"
 
 
-def flips(found: Diagnostics) -> str:
-    """Tell the flip table and what it adds up to."""
-    flipped = found.flips
-    table = (
-        f"wrong to right {share(flipped.wrong_to_right)}, right to right {share(flipped.right_to_right)}, "
-        f"wrong to wrong {share(flipped.wrong_to_wrong)}, right to wrong {share(flipped.right_to_wrong)}"
+def _flips(found: Diagnostics) -> str:
+    flips = found.flips
+    named = (
+        ("wrong to right", flips.wrong_to_right),
+        ("right to right", flips.right_to_right),
+        ("wrong to wrong", flips.wrong_to_wrong),
+        ("right to wrong", flips.right_to_wrong),
     )
-    return table if flipped.lift_points is None else f"{table}; lift {flipped.lift_points:+.1f} points"
+    table = ", ".join(f"{name} {format_share(share.percent)}" for name, share in named)
+    return table if flips.lift_points is None else f"{table}; lift {flips.lift_points:+.1f} points"
 
 
-def verdicts(found: Diagnostics) -> str:
-    """Tell how far the critiques' verdicts are true."""
-    return f"{share(found.verdicts.agree)} of those stated are true; {found.verdicts.unstated:,} critiques state none"
-
-
-def texts(found: Diagnostics) -> Iterator[Finding]:
-    """Tell what each role's texts are like, by model."""
+def _texts(found: Diagnostics) -> Iterator[Finding]:
     for role in PLAYERS:
         for model, texts in found.texts[role].items():
-            yield Finding(role, f"{model or 'a model without a name'}: {texts.nodes:,} texts, {flaws(texts)}")
+            yield Finding(role, f"{model or 'a model without a name'}: {texts.nodes:,} texts, {_flaws(texts)}")
 
 
-def flaws(texts: TextCounts) -> str:
-    """Tell the shares of texts that are not as they should be."""
-    named = ("truncated", texts.truncated), ("empty", texts.empty), ("refused", texts.refused)
-    told = [f"{share(portion)} {name}" for name, portion in named]
-    return ", ".join(told if texts.unanswered is None else [*told, f"{share(texts.unanswered)} unanswered"])
+def _flaws(texts: TextCounts) -> str:
+    named = {"truncated": texts.truncated, "empty": texts.empty, "refused": texts.refused}
+    known = named if texts.unanswered is None else {**named, "unanswered": texts.unanswered}
+    return ", ".join(f"{format_share(share.percent)} {name}" for name, share in known.items())
 
 
-def accuracy(found: Accuracy) -> str:
-    """Tell how many answers are right."""
+def _accuracy(found: Accuracy) -> str:
     known = f"{found.right:,} of {found.right + found.wrong:,} right"
     percent = "" if found.percent is None else f" ({found.percent:.1f} %)"
     return known + percent + (f", {found.unknown:,} unknown" if found.unknown else "")
 
 
-def share(portion: Portion) -> str:
-    """Write a share; of nothing there is none."""
-    return "n/a" if portion.percent is None else f"{portion.percent:.1f} %"
-
-
-def counts(numbers: dict[str, int]) -> str:
-    """List what is not zero."""
+def _list_counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in numbers.items() if count)
 
 
-class Losses(NamedTuple):
+class FileLosses(NamedTuple):
     """What became of the candidates for one file."""
 
     file: str
@@ -102,10 +96,10 @@ class Losses(NamedTuple):
     """How many each gate left out."""
 
 
-def losses(manifest: Manifest) -> list[Losses]:
-    """Tell what the gates left out, file by file."""
+def describe_losses(manifest: Manifest) -> list[FileLosses]:
+    """Say what the gates left out, file by file."""
     return [
-        Losses(f"{kind}/{role}", rows.candidates, rows.kept, counts(rows.dropped))
+        FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
         for role, kinds in manifest.selection.items()
         for kind, rows in kinds.items()
     ]

@@ -1,6 +1,5 @@
-"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publishing`."""
+"""Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publish.writer`."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
+from malt.canonical_json import file_sha256
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
-from malt.datasets.publish.folders import LATEST, version_numbers
-from malt.datasets.publish.tags import TAG, tags_of
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
+from malt.datasets.version.folders import LATEST, TAG, tags_of, version_numbers
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from malt.trees.credit import ValuedTree
 
-NAME = "[a-z0-9-]{1,100}"
-REFERENCE = re.compile(rf"(?P<name>{NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
+_NAME = "[a-z0-9-]{1,100}"
+_REFERENCE = re.compile(rf"(?P<name>{_NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class DatasetVersion:
         entry, path = self.manifest.files.get(file), self.path / file
         if entry is None or not path.is_file():
             return False
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
+        return file_sha256(path) == entry.sha256
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -98,9 +96,9 @@ class DatasetVersion:
     @property
     def figures(self) -> "dict[str, pd.DataFrame]":
         """The report's figures by name: accuracy, flips, mix, values, yields, losses, asked, used."""
-        from malt.datasets.pages.figures import figures
+        from malt.datasets.stats.figures import tabulate_figures
 
-        return figures(self.manifest)
+        return tabulate_figures(self.manifest)
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
@@ -111,9 +109,9 @@ class DatasetVersion:
 
     def tree(self, question_id: str) -> "ValuedTree":
         """One question's tree, with grades and values. Raises `VersionError` where it is not in the version."""
-        from malt.datasets.version.reading import question_row, stored_tree
+        from malt.datasets.version.reading import read_question_row, stored_tree
 
-        question = question_row(self, question_id)
+        question = read_question_row(self, question_id)
         if question is None:
             raise self._no_tree(question_id)
         return stored_tree(self, question)
@@ -133,11 +131,11 @@ class DatasetVersion:
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
 
+        from malt.datasets.version.reading import reading
+
         filters = None if question_id is None else [("question_id", "==", question_id)]
-        try:
+        with reading(self.path, str(self.path / file)):
             return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
-        except (OSError, ValueError) as error:
-            raise VersionError(f"{self.path / file} cannot be read ({error}); try: malt verify {self.path}") from error
 
 
 def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
@@ -157,18 +155,18 @@ def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
         raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
     if is_folder:
         return path.resolve()
-    named = REFERENCE.fullmatch(str(reference))
+    named = _REFERENCE.fullmatch(str(reference))
     if named is None:
         raise VersionError(f"{reference} is neither NAME, NAME@v3, NAME@TAG, nor a folder with a {MANIFEST_FILE}")
     folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
-    return folder / f"v{choose(folder, named['wanted'] or LATEST)}"
+    return folder / f"v{choose_number(folder, named['wanted'] or LATEST)}"
 
 
-def choose(folder: Path, wanted: str = LATEST) -> int:
+def choose_number(folder: Path, wanted: str = LATEST) -> int:
     """Return the number that is wanted, by itself or by a tag, or the newest one."""
     numbers, tags = version_numbers(folder), tags_of(folder)
     if not numbers:
-        others = ", ".join(dataset_names(folder.parent)) or "none yet"
+        others = ", ".join(list_names(folder.parent)) or "none yet"
         raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
     if wanted == LATEST:
         return numbers[-1]
@@ -203,11 +201,11 @@ class Listed(NamedTuple):
 
 def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
-    names = dataset_names(datasets_dir) if name is None else [name]
+    names = list_names(datasets_dir) if name is None else [name]
     if name is not None:
-        if not re.fullmatch(NAME, name):
+        if not re.fullmatch(_NAME, name):
             raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
-        choose(datasets_dir / name)
+        choose_number(datasets_dir / name)
     listed = Listed([], {})
     for folder in (datasets_dir / each for each in names):
         for number in version_numbers(folder):
@@ -218,8 +216,8 @@ def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     return listed
 
 
-def dataset_names(datasets_dir: Path) -> list[str]:
-    """The datasets that have a version."""
+def list_names(datasets_dir: Path) -> list[str]:
+    """List the datasets that have a version."""
     if not datasets_dir.is_dir():
         return []
     return sorted(entry.name for entry in datasets_dir.iterdir() if version_numbers(entry))

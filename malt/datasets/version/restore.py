@@ -6,18 +6,18 @@ from dataclasses import replace
 from typing import Literal
 
 from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
-from malt.datasets.rows.examples import MessageRow, QuestionRow, TrajectoryRow
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.datasets.rows.tables import MessageRow, QuestionRow, TrajectoryRow
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
 from malt.trees.tree import Address, Node, Tree
 
-Prompts = Mapping[str, list[MessageRow]]
+_Prompts = Mapping[str, list[MessageRow]]
 """What siblings saw, by the id of their parent."""
 
-ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s", "run"], ...] = (
+_ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s", "run"], ...] = (
     "text",
     "model",
     "finish_reason",
@@ -27,24 +27,24 @@ ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "la
 )
 
 
-def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: Prompts, spec: RunSpec) -> ValuedTree:
+def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: _Prompts, spec: RunSpec) -> ValuedTree:
     """Rebuild one complete tree; values and labels are worked out again from the leaves' rewards, not read."""
     nodes, grades, diagnosis, lengths = {}, {}, {}, {}
     for row in rows:
-        address = as_address(row["node_id"])
-        nodes[address] = restore_node(address, row, prompts.get(row["node_id"].rpartition(".")[0], []))
+        address = _parse_node_id(row["node_id"])
+        nodes[address] = _restore_node(address, row, prompts.get(row["node_id"].rpartition(".")[0], []))
         lengths[address] = Length(row["prompt_length"], row["text_length"])
         if row["outcome"] is not None or address.is_leaf:
-            grades[address] = restore_grade(row, spec.evaluator)
+            grades[address] = _restore_grade(row, spec.evaluator)
         if row["own_outcome"] is not None:
             diagnosis[address] = OwnAnswer(Outcome(row["own_outcome"]), row["own_answer"])
     valued = value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
     return replace(valued, diagnosis=diagnosis, lengths=lengths)
 
 
-def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
+def _restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
     """Rebuild one node; raises `ValueError` where something is empty that every node has."""
-    empty = [name for name in ALWAYS_THERE if row[name] is None]
+    empty = [name for name in _ALWAYS_THERE if row[name] is None]
     if empty:
         raise ValueError(f"node {address} has no {', '.join(empty)}")
     completion = Completion(
@@ -62,7 +62,7 @@ def restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow])
     return Node(address, tuple(Message(turn["role"], turn["content"]) for turn in prompt), completion)
 
 
-def restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
+def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
     """Rebuild a judged node's grade; its score is the reward, or without one the weighted mean of the two scores."""
     correctness, reasoning = row["correctness_score"], row["reasoning_score"]
     evaluation = None
@@ -97,7 +97,7 @@ def exclusion_of(row: QuestionRow) -> Exclusion | None:
     return None if row["excluded"] is None else Exclusion(row["excluded"], row["excluded_by"] or "")
 
 
-def as_address(node_id: str) -> Address:
+def _parse_node_id(node_id: str) -> Address:
     """Read a node's id; raises `ValueError` where it is none."""
     address = Address(int(sample) for sample in node_id.split("."))
     if len(address) > len(PLAYERS):

@@ -1,6 +1,6 @@
 """A provider's batches, through LiteLLM's batch calls in OpenAI's protocol: handed in, looked at, found again, read.
 
-The calls block: LiteLLM's async ones cannot be made to close their connections. When to call is batch_desk.py's.
+The calls block: LiteLLM's async ones cannot be made to close their connections. client.py says when to call.
 """
 
 import json
@@ -16,36 +16,36 @@ from malt.config.spec import ModelSpec, RunSpec
 from malt.errors import ConfigError, MaltError
 from malt.llm.faults import Unavailable
 from malt.llm.provider import embedded
-from malt.llm.provider.call import Reply, arguments_of, cost_of, key_of, usual_key
-from malt.llm.provider.errors import meaning_of, place_of, reason_of
-from malt.llm.provider.routing import Way, library, provider_of
-from malt.llm.request import CompletionRequest, is_counted, token_count
+from malt.llm.provider.call import Reply, build_arguments, compute_cost, default_key, read_key
+from malt.llm.provider.errors import classify_error, name_endpoint, read_reason
+from malt.llm.provider.routing import Route, find_provider, import_litellm
+from malt.llm.request import CompletionRequest, has_usage, read_token_count
 from malt.llm.usage import Usage
 
-ENDPOINT = "/v1/chat/completions"
-WINDOW = "24h"
+_ENDPOINT = "/v1/chat/completions"
+_WINDOW = "24h"
 MOST_ITEMS = 50_000
 MOST_BYTES = 190_000_000
 """OpenAI takes 200 MB a file."""
-OF_DIGEST = 40
+_DIGEST_CHARACTERS = 40
 """Characters of a key's digest that tell it from all others; some providers take 64 in all."""
 ANSWERED = 200
 """Status of an item that has its answer."""
-CALL_LIMIT_S = 600.0
+_CALL_LIMIT_S = 600.0
 """Seconds one call may take: an upload is long."""
-PER_PAGE = 100
+_PER_PAGE = 100
 MARK = "malt_mark"
 """Name in a batch's metadata of what tells it from all others."""
 GONE = "unknown there"
 """Status of a batch that its provider knows no longer."""
-ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
-ABOUT_SENDING = frozenset({"model", "messages", "api_base", "api_key", "timeout"})
-IN_HEADERS = frozenset({"headers", "extra_headers", "organization"})
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
+_NOT_IN_BODY = frozenset({"model", "messages", "api_base", "api_key", "timeout"})
+_HEADER_KEYS = frozenset({"headers", "extra_headers", "organization"})
 """What `extra` may set for requests that have headers of their own; items have none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RemoteBatch:
     """A batch as the provider tells of it."""
 
     batch_id: str
@@ -65,11 +65,11 @@ class Job:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.status in ENDED
+        return self.status in _ENDED
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ItemResult:
     """What came of one item: a chat-completion body, or an HTTP status and what was said."""
 
     custom_id: str
@@ -80,44 +80,44 @@ class Result:
 
 def takes_batches(model: ModelSpec) -> bool:
     """Whether a model can be asked in batches: `openai/…`, at OpenAI or at whatever address speaks its protocol."""
-    return not embedded.is_embedded(model.model) and provider_of(model) == "openai"
+    return not embedded.is_embedded(model.model) and find_provider(model) == "openai"
 
 
-def in_batches(model: ModelSpec, spec: RunSpec) -> bool:
+def is_asked_in_batches(model: ModelSpec, spec: RunSpec) -> bool:
     """Whether a run asks a model in batches."""
     return spec.run.mode == "batch" and takes_batches(model)
 
 
 def check(model: ModelSpec) -> None:
     """Find what a batch cannot say of a model. Raises `ConfigError`."""
-    if said := sorted(IN_HEADERS & model.extra.keys()):
+    if said := sorted(_HEADER_KEYS & model.extra.keys()):
         raise ConfigError(
             f"{model.model}: extra.{said[0]} is sent as a header, and the items of a batch have none; leave it out, or "
             'set run.mode = "direct"'
         )
 
 
-def custom_id(request: CompletionRequest, first: int) -> str:
+def make_custom_id(request: CompletionRequest, first: int) -> str:
     """Name an item after its first sample's key: how results find their way."""
     prompt, _, sample = request.keys[first].partition(".")
-    return f"{prompt[:OF_DIGEST]}-{sample}"
+    return f"{prompt[:_DIGEST_CHARACTERS]}-{sample}"
 
 
-def item(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, JsonValue]:
+def make_item(request: CompletionRequest, route: Route, first: int, count: int) -> dict[str, JsonValue]:
     """Return one line of a batch: what a direct request for these samples would send. Raises as `send` does."""
     try:
-        body = _body(way, arguments_of(request, way, first, count))
+        body = _make_body(route, build_arguments(request, route, first, count))
     except MaltError:
         raise
     except Exception as error:
-        raise meaning_of(error, request.model, way) from None
-    return {"custom_id": custom_id(request, first), "method": "POST", "url": ENDPOINT, "body": body}
+        raise classify_error(error, request.model, route) from None
+    return {"custom_id": make_custom_id(request, first), "method": "POST", "url": _ENDPOINT, "body": body}
 
 
-def _body(way: Way, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    service, _, name = way.name.partition("/")
-    litellm, own = library(), _own_parameters()
-    sampling = {key: value for key, value in arguments.items() if key not in ABOUT_SENDING | own}
+def _make_body(route: Route, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    service, _, name = route.name.partition("/")
+    litellm, own = import_litellm(), _list_own_parameters()
+    sampling = {key: value for key, value in arguments.items() if key not in _NOT_IN_BODY | own}
     config = litellm.utils.ProviderConfigManager.get_provider_chat_config(
         model=name, provider=litellm.LlmProviders(service)
     )
@@ -131,117 +131,117 @@ def _body(way: Way, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _own_parameters() -> frozenset[str]:
+def _list_own_parameters() -> frozenset[str]:
     """Return what LiteLLM keeps to itself of a request's arguments, but for what its translation is told by."""
-    return frozenset(library().types.utils.all_litellm_params) - {"allowed_openai_params"}
+    return frozenset(import_litellm().types.utils.all_litellm_params) - {"allowed_openai_params"}
 
 
-def upload(model: ModelSpec, way: Way, lines: bytes) -> str:
+def upload(model: ModelSpec, route: Route, lines: bytes) -> str:
     """Upload a batch's items, and return the file's id."""
-    file = library().create_file(file=("batch.jsonl", lines), purpose="batch", **_access(model, way))
+    file = import_litellm().create_file(file=("batch.jsonl", lines), purpose="batch", **_make_access(model, route))
     return str(file.id)
 
 
-def create(model: ModelSpec, way: Way, file_id: str, mark: str) -> Job:
+def create(model: ModelSpec, route: Route, file_id: str, mark: str) -> RemoteBatch:
     """Hand a batch in."""
-    batch = library().create_batch(
-        completion_window=WINDOW,
-        endpoint=ENDPOINT,
+    batch = import_litellm().create_batch(
+        completion_window=_WINDOW,
+        endpoint=_ENDPOINT,
         input_file_id=file_id,
         metadata={MARK: mark},
-        **_access(model, way),
+        **_make_access(model, route),
     )
-    return _job(batch)
+    return _read_batch(batch)
 
 
-def look(model: ModelSpec, way: Way, batch_id: str) -> Job:
+def look(model: ModelSpec, route: Route, batch_id: str) -> RemoteBatch:
     """Ask how a batch is."""
-    return _job(library().retrieve_batch(batch_id, **_access(model, way)))
+    return _read_batch(import_litellm().retrieve_batch(batch_id, **_make_access(model, route)))
 
 
-def find(model: ModelSpec, way: Way, mark: str, since: float) -> Job | None:
+def find(model: ModelSpec, route: Route, mark: str, since: float) -> RemoteBatch | None:
     """Look for a batch by its mark among those that were made since a time, in seconds since the epoch."""
-    recent = takewhile(lambda job: job.created_at >= since or not job.created_at, _newest_first(model, way))
-    return next((job for job in recent if job.mark == mark), None)
+    recent = takewhile(lambda remote: remote.created_at >= since or not remote.created_at, _newest_first(model, route))
+    return next((remote for remote in recent if remote.mark == mark), None)
 
 
-def _newest_first(model: ModelSpec, way: Way) -> Iterator[Job]:
+def _newest_first(model: ModelSpec, route: Route) -> Iterator[RemoteBatch]:
     after = None
     while True:
-        page = library().list_batches(after=after, limit=PER_PAGE, **_access(model, way))
+        page = import_litellm().list_batches(after=after, limit=_PER_PAGE, **_make_access(model, route))
         page._client.close()
-        yield from map(_job, page.data)
+        yield from map(_read_batch, page.data)
         if not (page.data and getattr(page, "has_more", False)):
             return
         after = page.data[-1].id
 
 
-def read(model: ModelSpec, way: Way, file_id: str) -> list[Result]:
+def read(model: ModelSpec, route: Route, file_id: str) -> list[ItemResult]:
     """Download a file of results."""
-    content = library().file_content(file_id, **_access(model, way)).content
-    return [_result(json.loads(line)) for line in content.split(b"\n") if line.strip()]
+    content = import_litellm().file_content(file_id, **_make_access(model, route)).content
+    return [_read_result(json.loads(line)) for line in content.split(b"\n") if line.strip()]
 
 
-def reply_of(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
+def read_reply(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
     """Read an answered item as `send` reads a response. Raises `Unavailable` where it holds no choices."""
     try:
-        answer = library().utils.convert_to_model_response_object(
-            response_object=dict(body), model_response_object=library().ModelResponse()
+        answer = import_litellm().utils.convert_to_model_response_object(
+            response_object=dict(body), model_response_object=import_litellm().ModelResponse()
         )
     except Exception as error:
-        unreadable = f"{place_of(model)}: an item's answer cannot be read: {reason_of(error)}"
+        unreadable = f"{name_endpoint(model)}: an item's answer cannot be read: {read_reason(error)}"
         raise Unavailable(unreadable, perhaps_billed=True) from None
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):
-        raise Unavailable(f"{place_of(model)} answered without choices", perhaps_billed=True)
-    cost_usd = cost_of(model, getattr(answer, "usage", None), response.get("usage"), batched=True)
+        raise Unavailable(f"{name_endpoint(model)} answered without choices", perhaps_billed=True)
+    cost_usd = compute_cost(model, getattr(answer, "usage", None), response.get("usage"), batched=True)
     return Reply(response, latency_s, cost_usd)
 
 
-def bill_of(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
+def read_bill(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
     """Return what an answer that cannot be used took all the same; its cost is None where it does not tell."""
     counted = body.get("usage")
-    if not is_counted(counted):
+    if not has_usage(counted):
         return Usage(cost_usd=None)
-    prompt, completion = (token_count(counted.get(f"{kind}_tokens")) or 0 for kind in ("prompt", "completion"))
-    usage = library().Usage(prompt_tokens=prompt, completion_tokens=completion, cost=counted.get("cost"))
-    cost_usd = cost_of(model, usage, counted, batched=True)
+    prompt, completion = (read_token_count(counted.get(f"{kind}_tokens")) or 0 for kind in ("prompt", "completion"))
+    usage = import_litellm().Usage(prompt_tokens=prompt, completion_tokens=completion, cost=counted.get("cost"))
+    cost_usd = compute_cost(model, usage, counted, batched=True)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost_usd)
 
 
-def refusal_of(result: Result, model: ModelSpec, way: Way, count: int, *, has_schema: bool) -> MaltError:
+def classify_refusal(result: ItemResult, model: ModelSpec, route: Route, count: int, *, has_schema: bool) -> MaltError:
     """Say what a refused item means: the classes of a direct request's errors."""
     said = json.dumps(result.body)
-    refused = library().llms.openai.common_utils.OpenAIError(status_code=result.status or 500, message=said)
-    return meaning_of(known(refused, way), model, way, count, has_schema=has_schema)
+    refused = import_litellm().llms.openai.common_utils.OpenAIError(status_code=result.status or 500, message=said)
+    return classify_error(translate_error(refused, route), model, route, count, has_schema=has_schema)
 
 
-def known(error: Exception, way: Way) -> Exception:
+def translate_error(error: Exception, route: Route) -> Exception:
     """Return LiteLLM's own class of an error."""
     try:
-        library().exception_type(way.name.partition("/")[2], error, "openai")
+        import_litellm().exception_type(route.name.partition("/")[2], error, "openai")
     except Exception as classed:
         classed.__cause__ = None if classed is error else error
         return classed
     return error
 
 
-def _access(model: ModelSpec, way: Way) -> dict[str, Any]:
+def _make_access(model: ModelSpec, route: Route) -> dict[str, Any]:
     return {
         "custom_llm_provider": "openai",
-        "api_base": way.api_base,
-        "api_key": key_of(model) or usual_key(model, way),
-        "timeout": CALL_LIMIT_S,
+        "api_base": route.api_base,
+        "api_key": read_key(model) or default_key(model, route),
+        "timeout": _CALL_LIMIT_S,
         "max_retries": 0,
         "no-log": True,
         "extra_headers": {"Connection": "close"},  # each call of LiteLLM's makes a client, and leaves it open
     }
 
 
-def _job(batch: Any) -> Job:  # noqa: ANN401 - LiteLLM is not typed
+def _read_batch(batch: Any) -> RemoteBatch:  # noqa: ANN401 - LiteLLM is not typed
     counts, metadata = batch.request_counts, batch.metadata
     problem = next(iter((batch.errors and batch.errors.data) or ()), None)
-    return Job(
+    return RemoteBatch(
         batch_id=batch.id,
         status=batch.status,
         mark=metadata.get(MARK) if isinstance(metadata, dict) else None,
@@ -255,7 +255,7 @@ def _job(batch: Any) -> Job:  # noqa: ANN401 - LiteLLM is not typed
     )
 
 
-def _result(line: Mapping[str, Any]) -> Result:
+def _read_result(line: Mapping[str, Any]) -> ItemResult:
     response, error = line.get("response") or {}, line.get("error") or {}
     body = response.get("body") or {"error": error}
-    return Result(line["custom_id"], int(response.get("status_code") or 0), body, str(error.get("code") or ""))
+    return ItemResult(line["custom_id"], int(response.get("status_code") or 0), body, str(error.get("code") or ""))

@@ -7,18 +7,18 @@ from functools import partial
 
 from malt.concurrency import all_of
 from malt.config.spec import Role
-from malt.llm.batch.api import custom_id, takes_batches
-from malt.llm.batch.ledger import BatchItem
+from malt.llm.batch.api import make_custom_id, takes_batches
 from malt.llm.budget import Amount
-from malt.llm.completers import Asker, in_turn, runs_of
+from malt.llm.client.completers import SessionCompleter, group_runs, with_fallbacks
+from malt.llm.client.session import Session
 from malt.llm.request import CompletionRequest
-from malt.llm.session import Session
+from malt.llm.store.batches import BatchItem
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedSamples:
     """Samples to ask for: first … first+count-1 of a request."""
 
     request: CompletionRequest
@@ -28,10 +28,10 @@ class Wanted:
     @property
     def custom_id(self) -> str:
         """What a batch calls it."""
-        return custom_id(self.request, self.first)
+        return make_custom_id(self.request, self.first)
 
 
-class Gathering(Asker):
+class BatchCollector(SessionCompleter):
     """What some questions of a run in batch mode ask with, once a level.
 
     `items` are what the batches know of these questions' samples; `failed` is what other models could not be brought
@@ -51,7 +51,7 @@ class Gathering(Asker):
         self.tally = tally
         self.items = items
         self.failed = failed
-        self.wanted: dict[str, Wanted] = {}
+        self.wanted: dict[str, WantedSamples] = {}
         self.waits_for: set[str] = set()
         """Marks of the batches that hold what is missing."""
         self.put_off = 0
@@ -71,13 +71,13 @@ class Gathering(Asker):
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
         """Note for a batch what the model has not given up, then turn to its fallbacks for the rest."""
         left, fallbacks = list(missing), len(request.model.fallbacks)
-        for place, asked in enumerate(in_turn(request)):
+        for place, asked in enumerate(with_fallbacks(request)):
             to_ask = [sample for sample in left if not self._is_given_up(asked, sample)]
             if takes_batches(asked.model):
                 self._note(asked, to_ask)
             elif not self._puts_off(asked, to_ask):
-                buy = partial(self._buy, asked, has_spare=place < fallbacks)
-                await all_of(buy(first, count) for first, count in runs_of(to_ask))
+                buy = partial(self._request_run, asked, has_spare=place < fallbacks)
+                await all_of(buy(first, count) for first, count in group_runs(to_ask))
                 to_ask = [sample for sample in to_ask if self.answer(request, sample) is not None]
                 self.failed.update(asked.keys[sample] for sample in left if self.answer(request, sample) is None)
             left = [sample for sample in left if sample not in to_ask]
@@ -86,7 +86,7 @@ class Gathering(Asker):
 
     def _puts_off(self, request: CompletionRequest, samples: Sequence[int]) -> bool:
         """Leave samples to the next round where they would wait for what is held for batches."""
-        if not samples or not self.session.budget.pledged:
+        if not samples or not self.session.budget.reserved:
             return False
         worst = self.session.worst_case(request, len(samples))
         if self.session.budget.has_room_for(worst):
@@ -102,7 +102,7 @@ class Gathering(Asker):
         under_way = {sample: mark for sample in samples if (mark := self._mark(request, sample))}
         self.waits_for.update(under_way.values())
         for first, count in self._parts(request, [sample for sample in samples if sample not in under_way]):
-            wanted = Wanted(self.drawn(request, first), first, count)
+            wanted = WantedSamples(self.with_draw(request, first), first, count)
             self.wanted[wanted.custom_id] = wanted
 
     def _mark(self, request: CompletionRequest, sample: int) -> str | None:
@@ -113,7 +113,7 @@ class Gathering(Asker):
         """Cut samples into what one item asks for: siblings at once, where they come so."""
         has_siblings = self.session.endpoint(request.model).siblings
         together = [sample for sample in samples if has_siblings and not self._is_alone(request, sample)]
-        yield from runs_of(together)
+        yield from group_runs(together)
         yield from ((sample, 1) for sample in samples if sample not in together)
 
     def _is_alone(self, request: CompletionRequest, sample: int) -> bool:

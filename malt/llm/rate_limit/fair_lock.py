@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 
-class Turns:
+class FairLock:
     """A lock that goes to the question that came here first, and for one question in the order of arrival.
 
     All methods belong to one event loop.

@@ -7,51 +7,51 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-LONGEST_MINUTE_S = 600.0
+_LONGEST_MINUTE_S = 600.0
 """A limit whose window is found to be longer is one of an hour or a day, and no pace.
 
 A window that starts afresh each minute, seen early on, looks up to ten times as long as it is.
 """
 
-UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class Granted(NamedTuple):
+class AdvertisedLimits(NamedTuple):
     """What an endpoint says that it grants each minute; None where it says nothing."""
 
     requests: float | None = None
     tokens: float | None = None
 
 
-NOTHING_TOLD = Granted()
+NO_LIMITS = AdvertisedLimits()
 
 
-def granted(headers: Mapping[str, str]) -> Granted:
+def read_limits(headers: Mapping[str, str]) -> AdvertisedLimits:
     """Read `x-ratelimit-limit-requests`, `-tokens` and their like (OpenAI, Groq, Azure, Anthropic)."""
-    return Granted(_per_minute(headers, "requests"), _per_minute(headers, "tokens"))
+    return AdvertisedLimits(_per_minute(headers, "requests"), _per_minute(headers, "tokens"))
 
 
 def _per_minute(headers: Mapping[str, str], kind: str) -> float | None:
-    limit = _told(headers, "limit", kind)
+    limit = _read_number(headers, "limit", kind)
     if limit is None or limit <= 0:
         return None
-    remaining, reset_s = _told(headers, "remaining", kind), _reset_s(headers, kind)
+    remaining, reset_s = _read_number(headers, "remaining", kind), _read_reset(headers, kind)
     if remaining is None or reset_s is None or remaining >= limit:
         return limit
     window_s = reset_s * limit / (limit - remaining)  # what is used up comes back evenly until the reset
-    return limit if window_s <= LONGEST_MINUTE_S else None
+    return limit if window_s <= _LONGEST_MINUTE_S else None
 
 
-def _told(headers: Mapping[str, str], what: str, kind: str) -> float | None:
+def _read_number(headers: Mapping[str, str], what: str, kind: str) -> float | None:
     with suppress(ValueError, TypeError):
         return float(_header(headers, what, kind) or "")
     return None
 
 
-def _reset_s(headers: Mapping[str, str], kind: str) -> float | None:
+def _read_reset(headers: Mapping[str, str], kind: str) -> float | None:
     text = _header(headers, "reset", kind)
     with suppress(ValueError, TypeError):
-        return seconds(text) if text else None
+        return parse_seconds(text) if text else None
     return None
 
 
@@ -59,24 +59,24 @@ def _header(headers: Mapping[str, str], what: str, kind: str) -> str | None:
     return headers.get(f"x-ratelimit-{what}-{kind}") or headers.get(f"anthropic-ratelimit-{kind}-{what}")
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Read how long the provider asks to wait: milliseconds (OpenAI), seconds, or a date."""
     with suppress(ValueError):
         if milliseconds := headers.get("retry-after-ms"):
             return max(0.0, float(milliseconds) / 1000)
         if wait := headers.get("retry-after"):
-            return max(0.0, seconds(wait) if wait[:1].isdigit() else _until(parsedate_to_datetime(wait)))
+            return max(0.0, parse_seconds(wait) if wait[:1].isdigit() else _seconds_until(parsedate_to_datetime(wait)))
     return None
 
 
-def seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """Read a duration: `1.5`, `120ms`, `6m0s`, or a moment in ISO 8601. Raises `ValueError`."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     if re.fullmatch(r"(\d+(\.\d+)?(ms|[smhd]))+", text):
-        return sum(float(number) * UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhd])", text))
-    return _until(datetime.fromisoformat(text))
+        return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhd])", text))
+    return _seconds_until(datetime.fromisoformat(text))
 
 
-def _until(moment: datetime) -> float:
+def _seconds_until(moment: datetime) -> float:
     return (moment - datetime.now(UTC)).total_seconds()

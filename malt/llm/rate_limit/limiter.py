@@ -1,44 +1,45 @@
 """How fast and how often: one `Endpoint` for all requests to a model. For how much is budget.py's.
 
 An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
-its 429s have taught (pace.py). Waiting uses up no attempt and no time-out.
+its 429s have taught (rate.py). Waiting uses up no attempt and no time-out.
 """
 
 import asyncio
 import math
+import os
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from malt.config.spec import Limits
+from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.rate_limit.circuit_breaker import Health
-from malt.llm.rate_limit.fair_lock import Turns
-from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
-from malt.llm.rate_limit.rate import PATIENT, Pace, Policy, Schedule
+from malt.llm.rate_limit.circuit_breaker import CircuitBreaker
+from malt.llm.rate_limit.fair_lock import FairLock
+from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
+from malt.llm.rate_limit.rate import PATIENT, LearnedRate, Pacer, Policy
 from malt.llm.request import RequestFailed
 
 
-class Answer(budget.Answer, Protocol):
+class LimitedReply(budget.Metered, Protocol):
     """What an attempt returns, as far as limits care."""
 
     @property
-    def granted(self) -> Granted:
+    def granted(self) -> AdvertisedLimits:
         """What the endpoint told of its limits."""
 
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
+_ReplyT = TypeVar("_ReplyT", bound=LimitedReply)
 
-OUTAGE = "an outage; single requests probe"
-MINUTE_S = 61.0
+_OUTAGE = "an outage; single requests probe"
+_MINUTE_S = 61.0
 """How long what a minute grants must last: requests arrive up to a second late, and so closer than they were sent."""
 
 
-async def at_once() -> None:
+async def _begin_at_once() -> None:
     """Let a request begin."""
 
 
@@ -52,10 +53,10 @@ class Endpoint:
         self.siblings = True
         """Whether several samples may be asked for in one request; callers note here what they learn."""
         self.in_flight = 0
-        self._waits_for = ""
+        self._throttle = ""
         self._users = [limits]
         self._limits = limits
-        self._told = NOTHING_TOLD
+        self._advertised = NO_LIMITS
         self._given_up: RunStopped | None = None
         self._policy = policy
         self._window = float(min(policy.first_in_flight, limits.max_in_flight))
@@ -65,9 +66,9 @@ class Endpoint:
         self._cut_at = 0.0
         self._strikes = 0
         self._limited_since = math.inf
-        self._pace, self._health = Pace(policy), Health(policy)
-        self._learned, self._requests, self._tokens = Schedule(), Schedule(), Schedule()
-        self._turns, self._changed = Turns(), asyncio.Event()
+        self._learned_rate, self._breaker = LearnedRate(policy), CircuitBreaker(policy)
+        self._learned, self._requests, self._tokens = Pacer(), Pacer(), Pacer()
+        self._lock, self._changed = FairLock(), asyncio.Event()
         self._last_failure = ""
         self._anonymous = count()
 
@@ -84,36 +85,36 @@ class Endpoint:
     def enter(self, limits: Limits) -> None:
         """Keep to these limits too: the lowest of all users' counts."""
         self._users.append(limits)
-        self._limits = lowest(self._users)
+        self._limits = intersect_limits(self._users)
         self._window = min(self._window, float(self._limits.max_in_flight))
 
     def leave(self, limits: Limits) -> None:
         """Let one user's limits go."""
         self._users.remove(limits)
-        self._limits = lowest(self._users) if self._users else limits
+        self._limits = intersect_limits(self._users) if self._users else limits
 
-    def look_again(self) -> None:
+    def wake_waiters(self) -> None:
         """Let those who wait for room look whether they may still begin."""
         self._changed.set()
 
     @property
     def window(self) -> int:
         """How many requests may be under way now."""
-        return 1 if self._health.is_out else int(self._window)
+        return 1 if self._breaker.is_out else int(self._window)
 
     @property
-    def held_by(self) -> str:
+    def throttled_by(self) -> str:
         """What holds the rate back now, in the words of the progress line; empty where nothing is under way."""
         under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
-        return self._waits_for or under_way
+        return self._throttle or under_way
 
     async def call(
         self,
-        attempt: Callable[[], Awaitable[AnswerT]],
+        attempt: Callable[[], Awaitable[_ReplyT]],
         tokens: int,
         question: str = "",
-        may_begin: Callable[[], Awaitable[None]] = at_once,
-    ) -> AnswerT:
+        may_begin: Callable[[], Awaitable[None]] = _begin_at_once,
+    ) -> _ReplyT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
         `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
@@ -137,41 +138,43 @@ class Endpoint:
             except Unavailable as error:
                 self._last_failure = str(error)
                 unreachable = isinstance(error, Unreachable)
-                failures += self._health.failed(question, now_s(), unreachable=unreachable)
+                failures += self._breaker.failed(question, now_s(), unreachable=unreachable)
                 if failures == self._policy.attempts:
                     raise RequestFailed(f"{error}; gave up after {failures} attempts") from error
             await asyncio.sleep(self._backoff_s(failures))
 
-    async def _make(self, attempt: Callable[[], Awaitable[AnswerT]], tokens: int, question: str) -> AnswerT:
+    async def _make(self, attempt: Callable[[], Awaitable[_ReplyT]], tokens: int, question: str) -> _ReplyT:
         sent, used = now_s(), 0
         try:
             answer = await attempt()
         except RateLimited as error:
-            self._health.answered(question)
+            self._breaker.answered(question)
             self._slow_down(sent, error.retry_after_s)
             raise
         except (Rejected, NoSiblings):
-            self._health.answered(question)
+            self._breaker.answered(question)
             raise
         else:
-            self._health.answered(question)
+            self._breaker.answered(question)
             self._speed_up(sent)
-            self._told = Granted(*(new or old for new, old in zip(answer.granted, self._told, strict=True)))
+            self._advertised = AdvertisedLimits(
+                *(new or old for new, old in zip(answer.granted, self._advertised, strict=True))
+            )
             used = tokens if answer.total_tokens is None else answer.total_tokens
             return answer
         finally:
             self.in_flight -= 1
             if per_minute := self._tokens_per_minute:
-                self._tokens.give_back(tokens - used, per_minute / MINUTE_S)
+                self._tokens.give_back(tokens - used, per_minute / _MINUTE_S)
             self._changed.set()
 
     @property
     def _requests_per_minute(self) -> float | None:
-        return self._lowest(self._limits.requests_per_minute, self._told.requests)
+        return self._lowest(self._limits.requests_per_minute, self._advertised.requests)
 
     @property
     def _tokens_per_minute(self) -> float | None:
-        return self._lowest(self._limits.tokens_per_minute, self._told.tokens)
+        return self._lowest(self._limits.tokens_per_minute, self._advertised.tokens)
 
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
         """Stay a little below this process's part of what headers tell: others may count differently."""
@@ -180,9 +183,9 @@ class Endpoint:
         return min((limit for limit in known if limit is not None), default=None)
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
-        if self._limits.sharers > 1 and not (self.in_flight or self._turns.is_taken):
+        if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):
             self._take_over(now_s())
-        async with self._turns.turn(question):
+        async with self._lock.turn(question):
             await may_begin()
             while (wait_s := self._wait_s(now_s())) > 0:
                 self._changed.clear()
@@ -196,14 +199,14 @@ class Endpoint:
     def _wait_s(self, now: float) -> float:
         """Return how long the next request must wait at least; more when something changes. Raises `RunStopped`."""
         self._give_up_if_hopeless(now)
-        until_down = self._health.down_at - now
+        until_down = self._breaker.down_at - now
         self._is_full = self.in_flight >= self.window
         if self._is_full:
-            self._waits_for = OUTAGE if self._health.is_out else ""
+            self._throttle = _OUTAGE if self._breaker.is_out else ""
             return until_down
-        ready_at, self._waits_for = max(
+        ready_at, self._throttle = max(
             (now, ""),
-            (self._health.probe_at, OUTAGE),
+            (self._breaker.probe_at, _OUTAGE),
             (max(self._paused_until, self._learned.ready_at), "limit, learned from 429s"),
             (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
             (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
@@ -212,9 +215,9 @@ class Endpoint:
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
-        if now >= self._health.down_at:
+        if now >= self._breaker.down_at:
             self._given_up = EndpointDown(
-                f"{self._last_failure}; no answer for {self._health.patience_s:g} s. {stored} the endpoint is up"
+                f"{self._last_failure}; no answer for {self._breaker.patience_s:g} s. {stored} the endpoint is up"
             )
         elif now >= self._limited_since + self._policy.limited_after_s:
             self._given_up = EndpointDown(
@@ -227,21 +230,21 @@ class Endpoint:
     def _take_over(self, now: float) -> None:
         """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
         if per_minute := self._requests_per_minute:
-            self._requests.ready_at = max(self._requests.ready_at, now + MINUTE_S / per_minute)
+            self._requests.ready_at = max(self._requests.ready_at, now + _MINUTE_S / per_minute)
 
     def _take_turn(self, tokens: int, now: float) -> None:
-        self._learned.take(1, self._pace.per_second(now), now)
+        self._learned.take(1, self._learned_rate.per_second(now), now)
         if per_minute := self._requests_per_minute:
-            self._requests.take(1, per_minute / MINUTE_S, now)
+            self._requests.take(1, per_minute / _MINUTE_S, now)
         if per_minute := self._tokens_per_minute:
-            self._tokens.take(tokens, per_minute / MINUTE_S, now)
+            self._tokens.take(tokens, per_minute / _MINUTE_S, now)
 
     def _speed_up(self, sent: float) -> None:
         now = now_s()
         self._strikes = 0
         self._limited_since = math.inf
         self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
-        self._pace.granted(now, self._latency_s)
+        self._learned_rate.granted(now, self._latency_s)
         if self._is_full:
             grown = self._window + (1 if self._slow_start else self._policy.increase / self._window)
             self._window = min(float(self._limits.max_in_flight), grown)
@@ -257,8 +260,8 @@ class Endpoint:
             return
         self._cut_at, self._slow_start = now, False
         self._strikes += 1
-        self._pace.cut(now, self._latency_s, resumed)
-        rate = self._pace.per_second(now)
+        self._learned_rate.cut(now, self._latency_s, resumed)
+        rate = self._learned_rate.per_second(now)
         needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer could not keep the rate that is granted
         self._window = max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))
 
@@ -272,7 +275,7 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def lowest(users: Sequence[Limits]) -> Limits:
+def intersect_limits(users: Sequence[Limits]) -> Limits:
     """Return the limits that keep inside those of every user."""
 
     def least(limits: Iterable[float | None]) -> float | None:
@@ -283,3 +286,43 @@ def lowest(users: Sequence[Limits]) -> Limits:
         requests_per_minute=least(user.requests_per_minute for user in users),
         tokens_per_minute=least(user.tokens_per_minute for user in users),
     ).among(max(user.sharers for user in users))
+
+
+class EndpointKey(NamedTuple):
+    """What tells endpoints apart."""
+
+    model: str
+    api_base: str | None
+    key: str | None
+
+
+class Endpoints:
+    """Endpoints by where they are. All methods belong to the loop on which they are asked."""
+
+    def __init__(self, policy: Policy = PATIENT) -> None:
+        self._policy = policy
+        self._known: dict[EndpointKey, Endpoint] = {}
+
+    def enter(self, model: ModelSpec, limits: Limits) -> Endpoint:
+        """Return a model's endpoint, which keeps to these limits until `leave`; one that was given up starts afresh."""
+        where = endpoint_key(model)
+        endpoint = self._known.get(where)
+        if endpoint is None or endpoint.is_given_up:
+            endpoint = self._known[where] = Endpoint(limits, self._policy)
+        else:
+            endpoint.enter(limits)
+        return endpoint
+
+    def leave(self, endpoint: Endpoint, limits: Limits) -> None:
+        """Stop asking there; what was learned of an endpoint is forgotten with its last user."""
+        endpoint.leave(limits)
+        if endpoint.is_unused:
+            self._known = {where: known for where, known in self._known.items() if known is not endpoint}
+
+
+def endpoint_key(model: ModelSpec) -> EndpointKey:
+    """Return what a model's requests share with others' at the provider."""
+    return EndpointKey(model.model, model.api_base, os.environ.get(model.api_key_env) if model.api_key_env else None)
+
+
+endpoints = Endpoints()

@@ -44,7 +44,7 @@ class Policy:
 PATIENT = Policy()
 
 
-class Schedule:
+class Pacer:
     """Turns at an even rate. What is missed for longer than a moment is lost: no burst makes up for a pause.
 
     A moment is one turn and a half, within bounds: on a busy machine single turns are missed all the time.
@@ -66,7 +66,7 @@ class Schedule:
         self.ready_at -= amount / per_second
 
 
-class Pace:
+class LearnedRate:
     """The rate that an endpoint grants, learned from its 429s: nothing is known before the first."""
 
     def __init__(self, policy: Policy) -> None:

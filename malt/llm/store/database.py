@@ -13,26 +13,26 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from malt.errors import StoreError
 
-DRIVERS = ("sqlite", "postgresql+psycopg")
-SILENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
+_DRIVERS = ("sqlite", "postgresql+psycopg")
+_TIMEOUTS = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
 """After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
 
 
-def engine_of(url: str) -> sa.Engine:
+def make_engine(url: str) -> sa.Engine:
     """Return what connects to a database. Raises `StoreError` for one that cannot be a store; it need not be there."""
     try:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args=SILENCE if parsed.drivername.startswith("postgresql") else {})
+        engine = sa.create_engine(parsed, connect_args=_TIMEOUTS if parsed.drivername.startswith("postgresql") else {})
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise StoreError(f"MALT_STORE_URL {hidden(url)!r} is not a usable database URL: {error}") from error
+        raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {error}") from error
     except ModuleNotFoundError as error:
-        needed = f"the store {hidden(url)} needs the package {error.name!r}"
+        needed = f"the store {hide_password(url)} needs the package {error.name!r}"
         raise StoreError(f"{needed}: install malt-trees[postgres]") from error
     except OSError as error:
         raise StoreError(
-            f"the folder of the store {hidden(url)} cannot be made: {error}; "
+            f"the folder of the store {hide_password(url)} cannot be made: {error}; "
             "set MALT_DATA_DIR to one that can be written"
         ) from error
     if engine.dialect.name == "sqlite":
@@ -57,14 +57,14 @@ def parse_url(url: str) -> URL:
     parsed = make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in DRIVERS:
-        raise ArgumentError(f"a store is {' or '.join(DRIVERS)}, not {parsed.drivername}")
+    if parsed.drivername not in _DRIVERS:
+        raise ArgumentError(f"a store is {' or '.join(_DRIVERS)}, not {parsed.drivername}")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ArgumentError("a store in memory would lose what was paid for; name a file, sqlite:///store.db")
     return parsed
 
 
-def hidden(url: str) -> str:
+def hide_password(url: str) -> str:
     """Return a database URL with its password hidden."""
     try:
         return make_url(url).render_as_string(hide_password=True)
@@ -78,15 +78,15 @@ def database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise StoreError(unusable(url, error)) from error
+        raise StoreError(describe_error(url, error)) from error
 
 
-def unusable(url: str, error: DBAPIError) -> str:
+def describe_error(url: str, error: DBAPIError) -> str:
     """Say in one line what a database said."""
-    return f"the store {hidden(url)} cannot be used: {' '.join(str(error.orig).split())}"
+    return f"the store {hide_password(url)} cannot be used: {' '.join(str(error.orig).split())}"
 
 
-def passes(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
     """Whether an error may pass by itself: no connection, a restart, no room, a lock; not a table that is missing."""
     if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
         return False

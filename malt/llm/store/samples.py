@@ -10,49 +10,22 @@ disk is full, is waited for.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.exc import DBAPIError
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import database_errors, engine_of, hidden, passes, unusable
+from malt.llm.store.database import database_errors, describe_error, is_transient
+from malt.llm.store.schema import is_known, open_engine, samples_table
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""Version of the tables below; a store with a higher one was written by a newer program."""
-
-OPEN_ATTEMPTS = 25
-"""Tries to open a store that others are just making: six seconds in all."""
-RETRY_EVERY_S = 0.5
+_RETRY_EVERY_S = 0.5
 """Seconds between tries to use a store that is away."""
-STORE_LOCK = 0x6D616C74
-"""Number of the lock under which tables are created in PostgreSQL."""
-
-metadata = sa.MetaData()
-
-samples_table = sa.Table(
-    "samples",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("question_id", sa.Text, nullable=False, index=True),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("address", sa.Text, nullable=False),
-    sa.Column("sample", sa.Integer, nullable=False),
-    sa.Column("response", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("latency_s", sa.Float, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("run", sa.Text, nullable=False, server_default=""),
-)
-
-format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +66,17 @@ class OldRow(NamedTuple):
 
 
 COLUMNS = tuple(column.name for column in fields(StoredSample))
-PER_QUERY = 500
+_PER_QUERY = 500
 """Values bound in one query; well under SQLite's limit."""
-WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
+_WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
     samples_table.c.key.in_(sa.bindparam("keys", expanding=True))
 )
-SET_ASIDE = (
+_SET_ASIDE = (
     sa.update(samples_table)
     .where(samples_table.c.key == sa.bindparam("answered"), samples_table.c.response.is_not(None))
     .values(key=sa.bindparam("aside"))
 )
-BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
-
-
-_seen: set[str] = set()
-"""URLs of the stores that this process has opened, or whose like its run has."""
-
-
-def expect(url: str) -> None:
-    """Let a store be waited for that another process of the run has opened, though this one has not yet."""
-    _seen.add(url)
+_BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
 
 class Store:
@@ -143,7 +107,7 @@ class Store:
 
         def read(connection: sa.Connection) -> dict[str, StoredSample]:
             found: dict[str, StoredSample] = {}
-            for chunk in chunks(ids):
+            for chunk in split_chunks(ids):
                 query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
                     samples_table.c.question_id.in_(chunk)
                 )
@@ -155,7 +119,7 @@ class Store:
     def count(self, question_ids: Iterable[str]) -> Counter[str]:
         """Return how many rows there are of each of these questions."""
         asked, counted = samples_table.c.question_id, Counter[str]()
-        for chunk in chunks(list(dict.fromkeys(question_ids))):
+        for chunk in split_chunks(list(dict.fromkeys(question_ids))):
             query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
             counted.update({row[0]: row[1] for row in self._fetch(query)})
         return counted
@@ -171,10 +135,10 @@ class Store:
         def write(connection: sa.Connection) -> dict[str, StoredSample]:
             held = {row.key: row for row in rows}
             connection.execute(self._insert, values)
-            for keys in chunks(list(held)):
-                for key, created_at in connection.execute(WRITTEN_AT, {"keys": keys}):
+            for keys in split_chunks(list(held)):
+                for key, created_at in connection.execute(_WRITTEN_AT, {"keys": keys}):
                     if created_at != written[key]:
-                        held[key] = StoredSample(*connection.execute(BY_KEY, {"key": key}).one())
+                        held[key] = StoredSample(*connection.execute(_BY_KEY, {"key": key}).one())
             return held
 
         return self.transact(write)
@@ -188,10 +152,10 @@ class Store:
 
         def move(connection: sa.Connection) -> int:
             moved = 0
-            for chunk in chunks(wanted):
-                old = [row for row in connection.execute(WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
+            for chunk in split_chunks(wanted):
+                old = [row for row in connection.execute(_WRITTEN_AT, {"keys": chunk}) if row.created_at < before]
                 names = [{"answered": row.key, "aside": f"{row.key}{ASIDE}{row.created_at!r}"} for row in old]
-                moved += connection.execute(SET_ASIDE, names).rowcount if names else 0
+                moved += connection.execute(_SET_ASIDE, names).rowcount if names else 0
             return moved
 
         return self.transact(move)
@@ -210,13 +174,13 @@ class Store:
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
-        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(PER_QUERY)
+        query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(_PER_QUERY)
         return [row[0] for row in self._fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
         deleted = 0
-        for chunk in chunks(keys):
+        for chunk in split_chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
             deleted += self._change(doomed)
         return deleted
@@ -257,7 +221,7 @@ class Store:
             try:
                 engine = open_engine(self.url)
             except StoreError as error:
-                if self.url not in _seen or not isinstance(error.__cause__, DBAPIError):
+                if not is_known(self.url) or not isinstance(error.__cause__, DBAPIError):
                     raise
                 self._wait_out(error.__cause__)
             else:
@@ -265,8 +229,8 @@ class Store:
 
     def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""
-        told = unusable(self.url, error)
-        if not (self.patience_s and passes(error)):
+        told = describe_error(self.url, error)
+        if not (self.patience_s and is_transient(error)):
             raise StoreError(told) from error
         now = time.monotonic()
         self._away_since = self._away_since or now
@@ -276,7 +240,7 @@ class Store:
                 f"{told}; waited {self.patience_s:g} s for it. What was stored before is safe: mend it, and run again"
             )
             raise self.lost from error
-        time.sleep(RETRY_EVERY_S)
+        time.sleep(_RETRY_EVERY_S)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -299,69 +263,26 @@ class Store:
         return statement
 
 
-def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+class PastStore(Store):
+    """A store as of a moment, for reading."""
+
+    def __init__(self, url: str, moment: datetime) -> None:
+        super().__init__(url)
+        self.moment = moment.timestamp()
+
+    def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
+        """Return all rows of these questions by the keys that they had then."""
+        answers: dict[str, list[StoredSample]] = {}
+        for key, row in super().rows(question_ids).items():
+            answers.setdefault(key.partition(ASIDE)[0], []).append(row)
+        return {key: replace(self._held(rows), key=key) for key, rows in answers.items()}
+
+    def _held(self, rows: list[StoredSample]) -> StoredSample:
+        in_order = sorted(rows, key=lambda row: row.created_at)
+        return next((row for row in reversed(in_order) if row.created_at <= self.moment), in_order[0])
+
+
+def split_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut values into what one query takes."""
-    for start in range(0, len(values), PER_QUERY):
-        yield values[start : start + PER_QUERY]
-
-
-def open_engine(url: str) -> sa.Engine:
-    """Connect, check the format and create missing tables. Raises `StoreError`."""
-    engine = engine_of(url)
-    with database_errors(url):
-        _when_free(lambda: _create_or_check(engine, url))
-    _seen.add(url)
-    return engine
-
-
-def _when_free(open_store: Callable[[], None]) -> None:
-    """Try again while others make the same store: SQLite does not wait for its turn to switch to WAL."""
-    for attempt in range(OPEN_ATTEMPTS):
-        try:
-            open_store()
-        except OperationalError as error:
-            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock", "duplicate column"))
-            if not passes or attempt == OPEN_ATTEMPTS - 1:
-                raise
-            time.sleep(0.02 * (attempt + 1))
-        else:
-            return
-
-
-def _create_or_check(engine: sa.Engine, url: str) -> None:
-    with engine.begin() as connection:
-        create_tables(connection)
-        dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
-        if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
-            connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
-            return
-        present = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
-    if max(versions) > FORMAT:
-        raise StoreError(
-            f"the store {hidden(url)} has format {max(versions)}, written by a newer malt; this one reads {FORMAT}: "
-            "upgrade malt"
-        )
-    if missing := [name for name in COLUMNS if name not in present | {"run"}]:
-        raise StoreError(
-            f"the store {hidden(url)} has a table 'samples' without {', '.join(missing)}: it was not written by malt; "
-            "move it away or set MALT_STORE_URL"
-        )
-    if "run" not in present:
-        _add_run(engine)
-
-
-def _add_run(engine: sa.Engine) -> None:
-    """Add the one column that earlier releases did not write; they go on working with it there."""
-    with engine.begin() as connection:
-        if_missing = "IF NOT EXISTS " if engine.dialect.name == "postgresql" else ""
-        connection.execute(sa.text(f"ALTER TABLE samples ADD COLUMN {if_missing}run TEXT DEFAULT '' NOT NULL"))
-
-
-def create_tables(connection: sa.Connection) -> None:
-    """Create what is missing; several processes may do so at once."""
-    if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(STORE_LOCK)))
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table, if_not_exists=True))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index, if_not_exists=True))
+    for start in range(0, len(values), _PER_QUERY):
+        yield values[start : start + _PER_QUERY]

@@ -15,7 +15,7 @@ from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
 from malt.datasets.check.compare import VersionDiff, compare
-from malt.datasets.check.row_hashes import by_meaning, hashed_together, numbered
+from malt.datasets.check.row_hashes import group_columns, hash_columns, number_texts
 from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
@@ -182,21 +182,21 @@ def test_a_row_s_marks_do_not_depend_on_its_batch(tree: ValuedTree, start: int, 
     from malt.datasets.rows.examples import trajectory_rows
 
     batch = pa.RecordBatch.from_pylist(list(trajectory_rows(tree)), schema=TRAJECTORIES)
-    for names in by_meaning(batch.schema.names):
-        whole = hashed_together(batch, names)
-        assert hashed_together(batch.slice(start, length), names).tolist() == whole[start : start + length].tolist()
+    for names in group_columns(batch.schema.names):
+        whole = hash_columns(batch, names)
+        assert hash_columns(batch.slice(start, length), names).tolist() == whole[start : start + length].tolist()
 
 
 def test_questions_are_numbered_as_they_come() -> None:
     numbers: dict[str, int] = {}
-    assert numbered(pa.array(["b", "a", "b"]), numbers).tolist() == [0, 1, 0]
-    assert numbered(pa.array(["c", "a"]), numbers).tolist() == [2, 1]
+    assert number_texts(pa.array(["b", "a", "b"]), numbers).tolist() == [0, 1, 0]
+    assert number_texts(pa.array(["c", "a"]), numbers).tolist() == [2, 1]
 
 
 def test_nothing_and_an_empty_text_are_not_the_same() -> None:
     def marks(values: list[Any], kind: pa.DataType) -> list[int]:
         batch = pa.RecordBatch.from_arrays([pa.array(values, kind)], ["it"])
-        return [int(mark) for mark in hashed_together(batch, ["it"])]
+        return [int(mark) for mark in hash_columns(batch, ["it"])]
 
     texts = pa.list_(pa.string())
     assert len(set(marks([None, "", "None"], pa.string()))) == 3

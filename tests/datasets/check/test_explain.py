@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
-from malt.datasets.check.explain import Explanation, arithmetic, explain
+from malt.datasets.check.explain import Explanation, explain, write_arithmetic
 from malt.datasets.publish.writer import Provenance
-from malt.datasets.rows.gate_trace import Decisions
+from malt.datasets.rows.examples import write_rows
+from malt.datasets.rows.gate_trace import GateTrace
 from malt.datasets.rows.gates import Context
-from malt.datasets.rows.selection import rows_by_kind, select
+from malt.datasets.rows.selection import select
+from malt.datasets.rows.tables import TEXT_KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.prompts import load_prompts
 from malt.questions.screening import Exclusion, Screening
@@ -73,23 +75,24 @@ def pairs_of(tree: ValuedTree, role: Role) -> Iterator[tuple[Address, Address]]:
 def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spec: DatasetSpec) -> None:
     for role in PLAYERS:
         selected = select(tree, role, spec)
-        stored = {str(row["row_id"]) for rows in rows_by_kind(tree, role, selected).values() for row in rows}
-        decisions = Decisions(Context(tree, role, spec), stored)
+        rows = {kind: write_rows(kind, tree, role, found.kept) for kind, found in selected.items()}
+        stored = {row["row_id"] for each in rows.values() for row in each}
+        decisions = GateTrace(Context(tree, role, spec), stored)
         nodes = [address for address in tree.tree.nodes if address.role is role]
-        found = [decisions.of_text(kind, address) for kind in ("sft", "kto") for address in nodes]
+        found = [decisions.of_text(kind, address) for kind in TEXT_KINDS for address in nodes]
         found += [decisions.of_pair(*pair) for pair in pairs_of(tree, role)]
         assert {each.row_id for each in found if each.kept} == stored
         assert all((each.why == "kept") == each.kept and "malt verify" not in each.why for each in found)
         dropped = [each.left_out_by for each in found if each.left_out_by and each.row_id.startswith("dpo")]
         assert {gate: dropped.count(gate) for gate in dropped} == {
-            gate: count for gate, count in selected.dpo.dropped.items() if count
+            gate: count for gate, count in selected["dpo"].dropped.items() if count
         }
 
 
 @given(valued_trees())
 def test_the_arithmetic_says_what_the_label_is(tree: ValuedTree) -> None:
     for address in tree.tree.nodes:
-        line, label = arithmetic(tree, address), tree.label(address)
+        line, label = write_arithmetic(tree, address), tree.label(address)
         assert line.endswith({True: ": right", False: ": wrong", None: "no grade below is known"}[label])
         if label is not None:
             assert (float(line.split()[0].rstrip(",")) > tree.threshold) == label
@@ -111,12 +114,12 @@ def test_a_value_is_a_mean_of_leaves_pooled(version: DatasetVersion, row_id: str
 
 def test_a_value_just_above_the_threshold_is_not_rounded_onto_it() -> None:
     tree = valued(tree_of("q1", (1, 1, 2)), [0.501, 0.503])
-    assert arithmetic(tree, Address((0,))) == "0.502 = (0.501 + 0.503) / 2 leaves, above 0.5: right"
+    assert write_arithmetic(tree, Address((0,))) == "0.502 = (0.501 + 0.503) / 2 leaves, above 0.5: right"
 
 
 def test_of_many_leaves_equal_rewards_are_told_together() -> None:
     tree = valued(tree_of("q1", (1, 4, 10)), [1, 1, 0.25, 0] * 10)
-    assert arithmetic(tree, Address((0,))).startswith("0.56 = (20 x 1 + 10 x 0.25 + 10 x 0) / 40 leaves")
+    assert write_arithmetic(tree, Address((0,))).startswith("0.56 = (20 x 1 + 10 x 0.25 + 10 x 0) / 40 leaves")
 
 
 def test_a_row_of_every_file_is_explained(version: DatasetVersion) -> None:

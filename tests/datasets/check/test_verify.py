@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.config.spec import CreditSpec
-from malt.datasets.check.verify import rows_of, verify
+from malt.datasets.check.verify import digest_rows, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
-from malt.datasets.publish.writer import described
+from malt.datasets.publish.placing import describe_file
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening, ScreeningCounts
 from malt.trees.credit import ValuedTree, value_tree
@@ -60,7 +60,9 @@ def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]
 def forge_manifest(version: DatasetVersion) -> DatasetVersion:
     """Make the manifest match the files again, seal and all."""
     files = {
-        file: described(version.path / file, RowsWritten(*rows_of(version.path, file)) if entry.rows_sha256 else None)
+        file: describe_file(
+            version.path / file, RowsWritten(*digest_rows(version.path, file)) if entry.rows_sha256 else None
+        )
         for file, entry in version.manifest.files.items()
     }
     content = {"files": files, "content_sha256": content_digest(files)}
@@ -347,7 +349,7 @@ def test_a_forged_page_is_found_though_every_digest_matches(version: DatasetVers
 
 def test_a_file_that_does_not_belong_is_found_though_the_manifest_names_it(version: DatasetVersion) -> None:
     (version.path / "sft" / "more.parquet").write_bytes(b"more")
-    files = {**version.manifest.files, "sft/more.parquet": described(version.path / "sft" / "more.parquet", None)}
+    files = {**version.manifest.files, "sft/more.parquet": describe_file(version.path / "sft" / "more.parquet", None)}
     write_manifest(version.manifest.model_copy(update={"files": files}), version.path)
     told = "sft/more.parquet: is no file of a version, though the manifest names it"
     assert told in verify(open_version(version.path))

@@ -17,7 +17,7 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.config.spec import PLAYERS, Role
-from malt.datasets.export.export import Choice, export
+from malt.datasets.export.export import RowChoice, export
 from malt.datasets.export.formats import FORMATS
 from malt.datasets.rows.tables import ROLE_FILES
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -117,7 +117,7 @@ JSONL = [name for name in FORMATS if name not in ("trl", "prm")]
 @pytest.mark.parametrize("form", JSONL)
 def test_every_row_of_every_role_and_split_is_a_line(version: DatasetVersion, tmp_path: Path, form: str) -> None:
     exported = export(version, form, tmp_path / "out")
-    rows = {file.path: file.rows for file in exported.receipt.files}
+    rows = {file.path: file.rows for file in exported.manifest.files}
     expected = {path: list(parquet_rows(version.path / source)) for source, path in row_lines(form)}
     assert rows == {path: len(there) for path, there in expected.items()}
     assert sum("validation" in path for path in rows) == len(rows) / 2
@@ -148,7 +148,7 @@ def test_trl_s_files_are_the_version_s_own(version: DatasetVersion, tmp_path: Pa
 
 
 def test_stepwise_rows_are_one_file_a_split_and_say_what_was_left_out(version: DatasetVersion, tmp_path: Path) -> None:
-    files = export(version, "prm", tmp_path / "out").receipt.files
+    files = export(version, "prm", tmp_path / "out").manifest.files
     assert [file.path for file in files] == ["prm.jsonl", "prm.validation.jsonl"]
     assert sum(file.rows for file in files) + sum(sum(file.left_out.values()) for file in files) == 6 * 27
     assert sum(file.left_out.get("duplicate_questions", 0) for file in files) == 27
@@ -160,7 +160,7 @@ def test_stepwise_rows_are_one_file_a_split_and_say_what_was_left_out(version: D
 def test_every_file_loads_with_its_rows(version: DatasetVersion, tmp_path: Path, form: str) -> None:
     datasets = pytest.importorskip("datasets")
     exported = export(version, form, tmp_path / "out")
-    for file in exported.receipt.files:
+    for file in exported.manifest.files:
         cache = str(tmp_path / "cache")
         loaded = datasets.load_dataset(str(exported.path), file.config, split=file.split, cache_dir=cache)
         assert loaded.num_rows == file.rows
@@ -246,7 +246,7 @@ def test_without_any_row_there_is_no_folder(
     assert f"few@v1 has no rows for {form} (" in said.err
     assert not (tmp_path / "out").exists()
     with pytest.raises(NothingToExport):
-        export(few, "trl", tmp_path / "out", Choice(splits=["validation"]))
+        export(few, "trl", tmp_path / "out", RowChoice(splits=["validation"]))
 
 
 def test_openai_s_least_number_of_rows_is_a_warning(tmp_path: Path, malt_export: Export) -> None:
@@ -260,7 +260,7 @@ def test_openai_s_least_number_of_rows_is_a_warning(tmp_path: Path, malt_export:
 
 
 def test_axolotl_s_configs_name_the_files_and_how_they_are_read(version: DatasetVersion, tmp_path: Path) -> None:
-    export(version, "axolotl", tmp_path / "out", Choice(roles=[Role.VERIFIER]))
+    export(version, "axolotl", tmp_path / "out", RowChoice(roles=[Role.VERIFIER]))
     written = contents(tmp_path / "out")
     assert written["dpo-verifier.yaml"].decode() == (
         "# arith@v1: add this to an Axolotl config, and run it in this folder.\n"
@@ -340,11 +340,11 @@ def remove_a_file(folder: Path) -> None:
     (folder / "verifier.jsonl").unlink()
 
 
-def spoil_the_receipt(folder: Path) -> None:
+def spoil_the_manifest(folder: Path) -> None:
     (folder / "export.json").write_text("{}")
 
 
-@pytest.mark.parametrize("spoil", [add_notes, edit_a_file, add_a_link, remove_a_file, spoil_the_receipt])
+@pytest.mark.parametrize("spoil", [add_notes, edit_a_file, add_a_link, remove_a_file, spoil_the_manifest])
 def test_a_folder_with_anything_of_somebody_s_own_is_left_alone(
     version: DatasetVersion, tmp_path: Path, malt_export: Export, spoil: Callable[[Path], None]
 ) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.datasets.export import row_formats
-from malt.datasets.rows.examples import DpoRow, KtoRow, MessageRow, SftRow
 from malt.datasets.rows.files import json_line
+from malt.datasets.rows.tables import DpoRow, KtoRow, MessageRow, SftRow
 from malt.errors import VersionError
 
 Record = Mapping[str, Any]

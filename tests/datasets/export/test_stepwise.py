@@ -2,7 +2,7 @@
 
 from hypothesis import given
 
-from malt.datasets.export.stepwise import Paths, stepwise_rows
+from malt.datasets.export.row_formats import StepwisePaths, stepwise_rows
 from malt.datasets.rows.examples import question_row, trajectory_rows
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion
@@ -12,7 +12,7 @@ from tests.published import MIXED, mixed_tree
 from tests.strategies import tree_of, valued, valued_trees
 
 
-def paths_of(tree: ValuedTree, excluded: Exclusion | None = None) -> Paths:
+def paths_of(tree: ValuedTree, excluded: Exclusion | None = None) -> StepwisePaths:
     return stepwise_rows(question_row(tree.tree, "train", excluded), trajectory_rows(tree))
 
 

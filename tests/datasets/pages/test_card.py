@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.datasets.pages.card import render_card
-from malt.datasets.pages.front_matter import config_files
+from malt.datasets.pages.card import config_files, render_card
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import PROVENANCE, publish, publish_questions, spec_of
@@ -84,7 +83,7 @@ def test_a_model_s_name_cannot_break_the_card_s_table(mixed: DatasetVersion) -> 
     config = spec_of().as_config()
     config["roles"]["verifier"]["model"] = "odd|name"
     RunSpec.model_validate(config)
-    assert "| verifier | odd\\|name | 3 |" in render_card(mixed.manifest.model_copy(update={"config": config}))
+    assert "| verifier | odd&#124;name | 3 |" in render_card(mixed.manifest.model_copy(update={"config": config}))
 
 
 def test_an_unknown_cost_is_called_unknown(mixed: DatasetVersion) -> None:

@@ -18,13 +18,12 @@ from malt.cli.main import exit_code
 from malt.config.spec import RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest
-from malt.datasets.pages.drawing import flip_picture, histogram
-from malt.datasets.pages.figures import Flip, ValueBin
+from malt.datasets.pages.drawing import draw_flips, draw_histogram
 from malt.datasets.pages.markdown import figures_markdown
-from malt.datasets.pages.page import compact, render_picture, render_report
-from malt.datasets.pages.reread import redraw
-from malt.datasets.pages.sample import KEPT, TreeSample, embeddable, rank_of
+from malt.datasets.pages.page import redraw_report, render_picture, render_report, shorten_number
+from malt.datasets.pages.sample import KEPT, TreeSample, embed_json, rank_question
 from malt.datasets.rows import examples
+from malt.datasets.stats.figures import Flip, ValueBin
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree
@@ -148,7 +147,7 @@ def test_a_flip_picture_leads_every_answer_from_one_side_to_the_other(
         ("wrong", "wrong"): missed,
     }
     flips = [Flip(*sides, count, None) for sides, count in numbers.items()] if any(numbers.values()) else []
-    picture = flip_picture(flips)
+    picture = draw_flips(flips)
     if picture is not None:
         assert (picture.before.right_leaves, picture.after.right_leaves) == (kept + broken, kept + fixed)
         for column in (picture.before, picture.after):
@@ -158,14 +157,14 @@ def test_a_flip_picture_leads_every_answer_from_one_side_to_the_other(
 
 def test_a_histogram_s_highest_bar_leaves_room_for_its_number() -> None:
     bins = [ValueBin("refiner", 0, 0.5, 0, 7), ValueBin("refiner", 0.5, 1, 14, 0)]
-    first, last = histogram(bins)
+    first, last = draw_histogram(bins)
     assert (first.wrong.top, first.wrong.height, last.right.top, last.right.height) == (57, 43, 14, 86)
-    assert histogram([ValueBin("refiner", 0, 1, 0, 0)])[0].right.height == 0
+    assert draw_histogram([ValueBin("refiner", 0, 1, 0, 0)])[0].right.height == 0
 
 
 @pytest.mark.parametrize(("number", "told"), [(999, "999"), (1000, "1 k"), (12_345, "12.3 k"), (999_999, "1 M")])
 def test_numbers_on_pictures_are_short(number: int, told: str) -> None:
-    assert compact(number) == told
+    assert shorten_number(number) == told
 
 
 def test_the_picture_is_an_image_that_stands_alone(mixed: DatasetVersion) -> None:
@@ -200,7 +199,7 @@ def test_which_questions_are_shown_depends_on_their_ids_alone() -> None:
     shuffled = [*ids]
     Random(0).shuffle(shuffled)
     chosen = [set(ids_of(sampled(mixed_tree(each) for each in order))) for order in (ids, shuffled)]
-    assert chosen[0] == chosen[1] == set(sorted(ids, key=rank_of)[: len(chosen[0])])
+    assert chosen[0] == chosen[1] == set(sorted(ids, key=rank_question)[: len(chosen[0])])
     assert len(chosen[0]) == KEPT
 
 
@@ -283,7 +282,7 @@ def with_model(manifest: Manifest, model: str) -> Manifest:
 
 @given(st.text(max_size=30))
 def test_embedded_json_reads_back_and_ends_no_script(text: str) -> None:
-    written = embeddable([text.encode("utf-8", "replace").decode()])
+    written = embed_json([text.encode("utf-8", "replace").decode()])
     assert json.loads(written) == [text.encode("utf-8", "replace").decode()]
     assert not set(written.decode()) & set("<>&\u2028\u2029")
 
@@ -316,7 +315,7 @@ def test_a_report_is_a_file_of_its_version_and_verified_with_it(tmp_path: Path) 
 def test_a_report_drawn_from_the_rows_is_the_published_one(tmp_path: Path) -> None:
     trees = [mixed_tree("q1"), failed("q2"), valued(tree_of("q3"), [1] * 27), saying(HOSTILE + TURNED, "q4")]
     version = publish(trees, spec_of(), PROVENANCE, tmp_path)
-    assert redraw(open_version(version.path)) == (version.path / "report.html").read_text(encoding="utf-8")
+    assert redraw_report(open_version(version.path)) == (version.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_report_says_what_is_not_known(mixed: DatasetVersion) -> None:

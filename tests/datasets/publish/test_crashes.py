@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from malt.datasets.publish.folders import links, version_numbers
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import linked_numbers, version_numbers
 from tests.crashing import check_whole, killed_after, killed_before, mend, move_tag, remove
 from tests.published import publish_small
 
@@ -37,12 +37,12 @@ def test_a_publisher_killed_before_any_change_leaves_the_old_version_or_the_new_
         was_killed = killed_before(change, publish_small, tmp_path, "new")
         found = version_numbers(tmp_path / "arith")
         assert found in ([1], [1, 2])
-        assert links(tmp_path / "arith") in ({"latest": 1}, {"latest": found[-1]})
+        assert linked_numbers(tmp_path / "arith") in ({"latest": 1}, {"latest": found[-1]})
         if not was_killed:
             break
     assert change > 10
     assert check_whole(tmp_path) == [1, 2]
-    assert links(tmp_path / "arith") == {"latest": 2}
+    assert linked_numbers(tmp_path / "arith") == {"latest": 2}
     assert unfinished(tmp_path / "arith") == []
 
 
@@ -52,11 +52,11 @@ def test_publishers_killed_at_random_moments_lose_nothing(tmp_path: Path) -> Non
         killed_after(random.uniform(0, LONGEST_S), publish_small, tmp_path, f"q{moment}")
         found = version_numbers(tmp_path / "arith")
         assert found in (numbers, [*numbers, numbers[-1] + 1])
-        assert links(tmp_path / "arith")["latest"] in found
+        assert linked_numbers(tmp_path / "arith")["latest"] in found
         numbers = found
     newest = publish_small(tmp_path, "new").number
     assert newest == numbers[-1] + 1
-    assert links(tmp_path / "arith") == {"latest": newest}
+    assert linked_numbers(tmp_path / "arith") == {"latest": newest}
     assert check_whole(tmp_path) == [*numbers, newest]
     assert unfinished(tmp_path / "arith") == []
 
@@ -76,11 +76,11 @@ def test_a_removal_killed_before_any_change_leaves_the_version_whole_or_gone(thr
 def test_a_tag_whose_move_is_killed_names_the_old_version_or_the_new_one(three: Path) -> None:
     for change in count(1):
         was_killed = killed_before(change, move_tag, three, "paper", 2)
-        assert links(three / "arith")["paper"] in (1, 2)
+        assert linked_numbers(three / "arith")["paper"] in (1, 2)
         if not was_killed:
             break
     assert change > 2
-    assert links(three / "arith") == {"latest": 3, "paper": 2}
+    assert linked_numbers(three / "arith") == {"latest": 3, "paper": 2}
     assert check_whole(three) == [1, 2, 3]
 
 

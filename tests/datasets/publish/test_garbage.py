@@ -13,10 +13,9 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import Role
-from malt.datasets.publish.folders import open_staging
-from malt.datasets.publish.garbage import Garbage, collect
-from malt.datasets.publish.removal import remove_version
+from malt.datasets.publish.removal import Garbage, collect_garbage, remove_version
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import open_staging
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres
@@ -53,41 +52,41 @@ def keys(store: Store, question_ids: Iterable[str] = ("q1", "q2", "q3")) -> set[
 
 
 def test_rows_that_no_version_uses_go_and_all_others_stay(store: Store, settings: Settings) -> None:
-    found = collect(settings, 30 * DAY, delete=True)
+    found = collect_garbage(settings, 30 * DAY, delete=True)
     assert found == Garbage(versions=2, rows=40, row_bytes=40 * 11, folders=0, folder_bytes=0)
     assert keys(store) == {row.key for question_id in ("q1", "q2") for row in samples_of(question_id)}
 
 
 def test_a_dry_run_counts_the_same_and_takes_nothing(store: Store, settings: Settings) -> None:
     before = keys(store)
-    counted = collect(settings, 30 * DAY)
+    counted = collect_garbage(settings, 30 * DAY)
     assert keys(store) == before
-    assert collect(settings, 30 * DAY, delete=True) == counted
+    assert collect_garbage(settings, 30 * DAY, delete=True) == counted
 
 
 def test_young_rows_stay_since_a_run_may_be_growing(store: Store, settings: Settings) -> None:
     store.write([sample("young", "q3", created_at=time.time() - 29 * DAY)])
-    assert collect(settings, 30 * DAY, delete=True).rows == 40
+    assert collect_garbage(settings, 30 * DAY, delete=True).rows == 40
     assert keys(store, ["q3"]) == {"young"}
-    assert collect(settings, 28 * DAY, delete=True).rows == 1
+    assert collect_garbage(settings, 28 * DAY, delete=True).rows == 1
 
 
 def test_a_sample_beyond_those_that_a_version_has_goes(store: Store, settings: Settings) -> None:
     store.write([sample("q1/3", "q1"), sample("q1/0.3", "q1", Role.VERIFIER)])
-    assert collect(settings, 30 * DAY, delete=True).rows == 42
+    assert collect_garbage(settings, 30 * DAY, delete=True).rows == 42
     assert {"q1/3", "q1/0.3"} & keys(store) == set()
 
 
 def test_what_a_judge_said_to_a_question_of_any_version_stays(store: Store, settings: Settings) -> None:
     store.write([sample("another-judge", "q1", Role.EVALUATOR), sample("stray-judge", "q4", Role.EVALUATOR)])
-    collect(settings, 30 * DAY, delete=True)
+    collect_garbage(settings, 30 * DAY, delete=True)
     assert "another-judge" in keys(store)
     assert keys(store, ["q4"]) == set()
 
 
 def test_an_answer_set_aside_stays_as_long_as_its_key_is_used(store: Store, settings: Settings) -> None:
     store.write([sample(f"q1/0{ASIDE}123.5", "q1"), sample(f"q3/0{ASIDE}123.5", "q3")])
-    assert collect(settings, 30 * DAY, delete=True).rows == 41
+    assert collect_garbage(settings, 30 * DAY, delete=True).rows == 41
     assert f"q1/0{ASIDE}123.5" in keys(store)
 
 
@@ -95,24 +94,24 @@ def test_the_rows_of_a_removed_version_go_unless_another_shares_them(store: Stor
     publish_questions(["q2", "q3"], settings.datasets_dir)
     remove_version("arith@v1")
     remove_version("arith@v2")
-    assert collect(settings, 30 * DAY, delete=True).rows == 40
+    assert collect_garbage(settings, 30 * DAY, delete=True).rows == 40
     assert keys(store) == {row.key for question_id in ("q2", "q3") for row in samples_of(question_id)}
 
 
 def test_rows_are_judged_by_the_versions_of_all_datasets(store: Store, settings: Settings, tmp_path: Path) -> None:
     publish_questions(["q3"], tmp_path / "elsewhere", "logic")
-    assert collect(settings, 30 * DAY).rows == 40
-    assert collect(settings, 30 * DAY, also_in=[tmp_path / "elsewhere"]).rows == 0
+    assert collect_garbage(settings, 30 * DAY).rows == 40
+    assert collect_garbage(settings, 30 * DAY, also_in=[tmp_path / "elsewhere"]).rows == 0
     publish_questions(["q3"], settings.datasets_dir, "logic")
-    assert collect(settings, 30 * DAY).rows == 0
+    assert collect_garbage(settings, 30 * DAY).rows == 0
 
 
 def test_a_shared_store_needs_all_folders_named_before_anything_goes(store: Store, settings: Settings) -> None:
     shared = Settings(data_dir=settings.data_dir, store_url=settings.store)
     with pytest.raises(ConfigError, match="name every folder of datasets made from it with --datasets"):
-        collect(shared, 30 * DAY, delete=True)
-    assert collect(shared, 30 * DAY).rows == 40
-    assert collect(shared, 30 * DAY, delete=True, also_in=[settings.datasets_dir]).versions == 2
+        collect_garbage(shared, 30 * DAY, delete=True)
+    assert collect_garbage(shared, 30 * DAY).rows == 40
+    assert collect_garbage(shared, 30 * DAY, delete=True, also_in=[settings.datasets_dir]).versions == 2
     assert keys(store, ["q3"]) == set()
 
 
@@ -121,17 +120,17 @@ def test_nothing_goes_where_a_version_does_not_say_what_it_uses(store: Store, se
     with path.open("ab") as file:
         file.write(b"x")
     with pytest.raises(VersionError, match=r"not as published.*First: malt rebuild arith@v1, or malt rm arith@v1"):
-        collect(settings, 30 * DAY, delete=True)
+        collect_garbage(settings, 30 * DAY, delete=True)
     path.unlink()
     with pytest.raises(VersionError, match="not as published"):
-        collect(settings, 30 * DAY)
+        collect_garbage(settings, 30 * DAY)
     assert len(keys(store)) == 120
 
 
 def test_nothing_goes_where_a_manifest_cannot_be_read(store: Store, settings: Settings) -> None:
     (settings.datasets_dir / "arith" / "v1" / "manifest.json").write_text("{")
     with pytest.raises(VersionError, match=r"manifest\.json: .*; nothing was removed\. .*malt rm arith@v1"):
-        collect(settings, 30 * DAY, delete=True)
+        collect_garbage(settings, 30 * DAY, delete=True)
     assert len(keys(store)) == 120
 
 
@@ -141,22 +140,22 @@ def test_nothing_goes_where_a_link_leads_nowhere(store: Store, settings: Setting
     folder.rename(tmp_path / "away")
     folder.symlink_to(tmp_path / "disk" / "away")
     with pytest.raises(VersionError, match=r"names what is not there, .*; nothing was removed"):
-        collect(settings, 30 * DAY, delete=True)
+        collect_garbage(settings, 30 * DAY, delete=True)
     assert len(keys(store)) == 120
 
 
 def test_nothing_goes_where_a_version_is_lost(store: Store, settings: Settings, tmp_path: Path) -> None:
     (settings.datasets_dir / "arith" / "v2").rename(tmp_path / "lost")
     with pytest.raises(VersionError, match="latest names v2, which is lost"):
-        collect(settings, 30 * DAY, delete=True)
+        collect_garbage(settings, 30 * DAY, delete=True)
     assert len(keys(store)) == 120
 
 
 def test_nothing_goes_while_a_version_is_being_made(store: Store, settings: Settings) -> None:
     staging = open_staging(settings.datasets_dir / "arith")
     with pytest.raises(VersionError, match=r"arith/.tmp-.* just made, or is; run malt gc again"):
-        collect(settings, 30 * DAY, delete=True)
-    assert collect(settings, 30 * DAY).rows == 40
+        collect_garbage(settings, 30 * DAY, delete=True)
+    assert collect_garbage(settings, 30 * DAY).rows == 40
     assert len(keys(store)) == 120
     assert staging.is_dir()
 
@@ -166,10 +165,10 @@ def test_what_a_dead_writer_left_goes(store: Store, settings: Settings) -> None:
     left = folder / f".tmp-{socket.gethostname()}-{2**22 + 1}-0a0a0a0a"
     (left / "sft").mkdir(parents=True)
     (left / "sft" / "rows").write_bytes(b"x" * 1000)
-    counted = collect(settings, 30 * DAY)
+    counted = collect_garbage(settings, 30 * DAY)
     assert (counted.folders, counted.folder_bytes) == (1, 1000)
     assert left.is_dir()
-    assert collect(settings, 30 * DAY, delete=True) == counted
+    assert collect_garbage(settings, 30 * DAY, delete=True) == counted
     assert not left.exists()
 
 
@@ -180,7 +179,7 @@ def test_a_postgresql_store_is_cleared_by_the_same_rules(settings: Settings, pos
         for question_id in ("q1", "q2"):
             store.write(samples_of(question_id))
         store.write([sample("young", "q2", created_at=time.time())])
-        assert collect(shared, 30 * DAY, delete=True, also_in=[settings.datasets_dir]).rows == 40
+        assert collect_garbage(shared, 30 * DAY, delete=True, also_in=[settings.datasets_dir]).rows == 40
         store.compact()
         assert keys(store) == {"young", *(row.key for row in samples_of("q1"))}
 
@@ -188,7 +187,7 @@ def test_a_postgresql_store_is_cleared_by_the_same_rules(settings: Settings, pos
 def test_without_versions_only_age_keeps_a_row(settings: Settings) -> None:
     with Store(settings.store) as store:
         store.write([sample("old", "q1"), sample("young", "q1", created_at=time.time())])
-        assert collect(settings, 30 * DAY, delete=True).versions == 0
+        assert collect_garbage(settings, 30 * DAY, delete=True).versions == 0
         assert keys(store) == {"young"}
 
 
@@ -203,7 +202,7 @@ def test_a_row_that_was_answered_since_it_was_looked_at_stays(store: Store) -> N
 def test_more_questions_than_one_query_takes_are_all_looked_at(settings: Settings) -> None:
     with Store(settings.store) as store:
         store.write([sample(f"k{i}", f"q{i}") for i in range(1_300)])
-        assert collect(settings, 30 * DAY, delete=True).rows == 1_300
+        assert collect_garbage(settings, 30 * DAY, delete=True).rows == 1_300
         assert keys(store, [f"q{i}" for i in range(1_300)]) == set()
 
 
@@ -225,7 +224,7 @@ def test_the_command_is_a_dry_run_unless_told_to_delete(
 ) -> None:
     assert exit_code(["gc"]) == 0
     said = capsys.readouterr().out
-    assert "of no use:\n  40 rows of the store" in said
+    assert "not used by any version:\n  40 rows of the store" in said
     assert "what the 2 versions there use stays; to remove the rest: --delete" in said
     assert len(keys(store)) == 120
     assert exit_code(["gc", "--older-than", "60d", "--delete", "--json"]) == 0

@@ -6,13 +6,12 @@ from threading import Barrier
 
 import pytest
 
-from malt.datasets.publish.folders import links, version_numbers
 from malt.datasets.publish.removal import remove_version
-from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.version.dataset_version import open_version
+from malt.datasets.version.folders import linked_numbers, remove_tag, set_tag, tags_of, version_numbers
 from malt.errors import VersionError
-from tests.published import PROVENANCE, mixed_portion, publish_questions, publish_small, spec_of
+from tests.published import PROVENANCE, mixed_shard, publish_questions, publish_small, spec_of
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_the_newest_stays_though_a_crash_left_latest_behind(folder: Path) -> Non
     (folder / "latest").symlink_to("v1")
     with pytest.raises(VersionError, match="arith@v3 stays"):
         remove_version("arith@v3", folder.parent)
-    assert links(folder) == {"latest": 3}
+    assert linked_numbers(folder) == {"latest": 3}
     assert remove_version("arith@v1", folder.parent).version == "arith@v1"
 
 
@@ -65,7 +64,7 @@ def test_a_removed_version_s_number_is_not_given_again(folder: Path) -> None:
 def test_a_publisher_who_meant_to_take_a_number_that_came_and_went_takes_the_next(folder: Path) -> None:
     """Version 4 is made and removed while the slow one is about to take its number."""
     with VersionWriter(spec_of(), PROVENANCE, folder) as slow:
-        slow.add(mixed_portion("slow"))
+        slow.add(mixed_shard("slow"))
         for question_id in ("q4", "q5"):
             publish_questions([question_id], folder.parent)
         remove_version("arith@v4", folder.parent)

@@ -6,9 +6,8 @@ from threading import Barrier
 
 import pytest
 
-from malt.datasets.publish.folders import links
-from malt.datasets.publish.tags import remove_tag, set_tag, tags_of
 from malt.datasets.version.dataset_version import list_versions, open_version
+from malt.datasets.version.folders import linked_numbers, remove_tag, set_tag, tags_of
 from malt.errors import VersionError
 from tests.published import copied, publish_questions
 
@@ -64,7 +63,7 @@ def test_a_removed_tag_leaves_its_version(folder: Path) -> None:
 def test_what_reads_like_a_number_or_like_latest_is_no_tag(folder: Path, tag: str) -> None:
     with pytest.raises(VersionError, match="can be no tag"):
         set_tag(folder, tag, 1)
-    assert links(folder) == {"latest": 2}
+    assert linked_numbers(folder) == {"latest": 2}
 
 
 @pytest.mark.parametrize("tag", ["paper", "ICLR-2026", "v", "vanilla", "latest2", "a.b_c-d"])

@@ -15,17 +15,17 @@ from random import Random
 import pytest
 
 from malt.config.spec import PLAYERS, CreditSpec
-from malt.datasets.publish.folders import STAGING_SECONDS
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.stats.counts import UsageCount
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.datasets.version.folders import STAGING_SECONDS
 from malt.errors import NothingToPublish
 from malt.llm.request import Completion
 from malt.questions.screening import Exclusion, Screening
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Node
-from tests.published import MIXED, PROVENANCE, mixed_portion, mixed_tree, publish, publish_questions, spec_of
+from tests.published import MIXED, PROVENANCE, mixed_shard, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued
 
 
@@ -286,7 +286,7 @@ def test_half_characters_in_a_provider_s_words_are_replaced_not_fatal(tmp_path: 
     tree = incomplete_tree_of("q2")
     broken = replace(tree, failures=(tree.failures[0]._replace(reason="HTTP 500: \ud83d"),))
     version = publish([mixed_tree("q1"), valued(broken, {})], spec_of(), PROVENANCE, tmp_path)
-    assert version.manifest.failures[0].reason == "HTTP 500: ?"
+    assert version.manifest.failures[0].reason == "HTTP 500: \N{REPLACEMENT CHARACTER}"
 
 
 def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
     def run(question_id: str) -> None:
         with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
-            writer.add(mixed_portion(question_id))
+            writer.add(mixed_shard(question_id))
             together.wait()
             made.append(writer.publish())
 
@@ -312,7 +312,7 @@ def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_
 
 def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> None:
     with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
-        slow.add(mixed_portion("q1"))
+        slow.add(mixed_shard("q1"))
         fast = publish_questions(["q1"], tmp_path)
         assert slow.publish().path == fast.path
     assert [entry.name for entry in (tmp_path / "arith").glob("v*")] == ["v1"]
@@ -324,7 +324,7 @@ def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) 
 
     def run() -> None:
         with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
-            writer.add(mixed_portion("q1"))
+            writer.add(mixed_shard("q1"))
             together.wait()
             made.append(writer.publish())
 
@@ -341,9 +341,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from malt.datasets.publish.writer import VersionWriter
-from tests.published import PROVENANCE, mixed_portion, spec_of
+from tests.published import PROVENANCE, mixed_shard, spec_of
 with VersionWriter(spec_of(), PROVENANCE, Path(sys.argv[1]) / "arith") as writer:
-    writer.add(mixed_portion("q2"))
+    writer.add(mixed_shard("q2"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -363,7 +363,7 @@ def test_a_killed_publisher_leaves_the_old_version_and_the_next_one_clears_up(tm
 
 def test_a_living_publisher_s_folder_is_left_alone(tmp_path: Path) -> None:
     with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as slow:
-        slow.add(mixed_portion("q1"))
+        slow.add(mixed_shard("q1"))
         publish_questions(["q2"], tmp_path)
         assert slow.publish().number == 2
 

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import Pushed, pack
+from malt.datasets.push.files import Pushed, bundle_files
 from malt.datasets.push.push import push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
@@ -73,7 +73,7 @@ def contents(hub: Hub, revision: str) -> dict[str, bytes]:
 
 
 def files_of(reference: str) -> dict[str, bytes]:
-    return {file.path: file.local.read_bytes() for file in pack(open_version(reference)).files}
+    return {file.path: file.local.read_bytes() for file in bundle_files(open_version(reference)).files}
 
 
 def test_a_version_becomes_one_commit_and_a_tag(hub: Hub) -> None:

@@ -14,7 +14,7 @@ from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import pack
+from malt.datasets.push.files import bundle_files
 from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError, VersionError
@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def paths_of(version: DatasetVersion) -> list[str]:
     """All files of a version, in the order in which they are sent."""
-    return [file.path for file in pack(version).files]
+    return [file.path for file in bundle_files(version).files]
 
 
 def test_a_version_pushed_to_a_folder_is_that_version(version: DatasetVersion, tmp_path: Path) -> None:

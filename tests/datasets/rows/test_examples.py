@@ -1,26 +1,25 @@
 """From valued trees to rows."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from typing import cast
 
 import pytest
 from hypothesis import given
 
 from malt.config.spec import PLAYERS, Role
 from malt.datasets.rows.examples import (
-    DpoRow,
-    KtoRow,
-    SftRow,
-    dpo_row,
-    kto_row,
-    labelled,
-    pairs,
+    find_candidates,
+    label_nodes,
+    pair_siblings,
     parse_row_id,
     scored_examples,
-    sft_row,
     trajectory_rows,
+    write_rows,
 )
-from malt.grading.graders import Outcome
+from malt.datasets.rows.tables import DpoRow, Kind, KtoRow, SftRow
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.tree import Address, NodeStatus
@@ -31,16 +30,20 @@ MOST_PAIRS = {Role.GENERATOR: 2, Role.VERIFIER: 6, Role.REFINER: 18}
 MOST_SUPERVISED = {Role.GENERATOR: 3, Role.VERIFIER: 9, Role.REFINER: 27}
 
 
+def rows_of(kind: Kind, tree: ValuedTree, role: Role) -> Iterator[SftRow | DpoRow | KtoRow]:
+    return write_rows(kind, tree, role, find_candidates(kind, label_nodes(tree, role)))
+
+
 def sft_rows(tree: ValuedTree, role: Role) -> list[SftRow]:
-    return [sft_row(tree, role, one) for one in labelled(tree, role) if one.right]
+    return cast(list[SftRow], list(rows_of("sft", tree, role)))
 
 
 def kto_rows(tree: ValuedTree, role: Role) -> list[KtoRow]:
-    return [kto_row(tree, role, one) for one in labelled(tree, role)]
+    return cast(list[KtoRow], list(rows_of("kto", tree, role)))
 
 
 def dpo_rows(tree: ValuedTree, role: Role) -> list[DpoRow]:
-    return [dpo_row(tree, role, pair) for pair in pairs(labelled(tree, role))]
+    return cast(list[DpoRow], list(rows_of("dpo", tree, role)))
 
 
 def as_address(node_id: str) -> Address:
@@ -86,8 +89,8 @@ def test_every_labelled_text_is_an_unpaired_candidate(tree: ValuedTree) -> None:
 
 @given(valued_trees())
 def test_candidates_know_whether_their_text_is_whole(tree: ValuedTree) -> None:
-    for one in chain.from_iterable(labelled(tree, role) for role in PLAYERS):
-        assert one.whole == (one.node.status is NodeStatus.OK)
+    for one in chain.from_iterable(label_nodes(tree, role) for role in PLAYERS):
+        assert one.is_whole == (one.node.status is NodeStatus.OK)
 
 
 @given(valued_trees())
@@ -95,7 +98,9 @@ def test_the_order_of_leaves_is_sure_and_that_of_nodes_above_is_as_sure_as_their
     tree: ValuedTree,
 ) -> None:
     assert all(row["confidence"] == 1 for row in dpo_rows(tree, Role.REFINER))
-    for pair in chain(pairs(labelled(tree, Role.VERIFIER)), pairs(labelled(tree, Role.GENERATOR))):
+    for pair in chain(
+        pair_siblings(label_nodes(tree, Role.VERIFIER)), pair_siblings(label_nodes(tree, Role.GENERATOR))
+    ):
         better, worse = pair.chosen.value, pair.rejected.value
         expected = order_probability(better.mean, better.known_leaves, worse.mean, worse.known_leaves)
         assert pair.confidence == pytest.approx(expected, abs=1e-4)
@@ -155,12 +160,12 @@ def test_a_prompt_is_the_messages_that_the_role_saw() -> None:
 @given(valued_trees(question_id="a/b-1"))
 def test_row_ids_are_unique_and_lead_back_to_their_nodes(tree: ValuedTree) -> None:
     singles = [row for role in PLAYERS for row in chain(sft_rows(tree, role), kto_rows(tree, role))]
-    pairs = [row for role in PLAYERS for row in dpo_rows(tree, role)]
-    ids = [row["row_id"] for row in singles] + [row["row_id"] for row in pairs]
+    pair_siblings = [row for role in PLAYERS for row in dpo_rows(tree, role)]
+    ids = [row["row_id"] for row in singles] + [row["row_id"] for row in pair_siblings]
     assert len(ids) == len(set(ids))
     for row in singles:
         assert parse_row_id(row["row_id"])[1:] == ("a/b-1", (row["node_id"],))
-    for pair in pairs:
+    for pair in pair_siblings:
         assert parse_row_id(pair["row_id"])[1:] == ("a/b-1", (pair["chosen_node_id"], pair["rejected_node_id"]))
 
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest, as_batch, example_lines, json_line
-from malt.datasets.rows.tables import MESSAGES
+from malt.datasets.rows.tables import SftRow, schema_of
 
 SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
-        ("turns", MESSAGES),
+        ("turns", schema_of(SftRow).field("prompt").type),
         ("lines", pa.list_(pa.string())),
         ("value", pa.float64()),
         ("label", pa.bool_()),

@@ -1,15 +1,14 @@
 """Every gate leaves out the offender that was planted, keeps the innocent beside it, and counts what it did."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from malt.config.spec import CreditSpec, DatasetSpec, Role
-from malt.datasets.rows.lengths import estimated, measured
-from malt.datasets.rows.selection import Sifted, select
-from malt.datasets.rows.tables import KINDS
-from malt.grading.graders import Outcome
+from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
+from malt.datasets.rows.selection import Selected, select
+from malt.datasets.rows.tables import KINDS, Kind
+from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.questions.question import Question
 from malt.questions.screening import Exclusion
@@ -29,24 +28,24 @@ def refinements(*texts: str, right: int = 1, question: Question | None = None, c
     told = valued(tree, [1] * right + [0] * (len(texts) - right))
     grades = {leaf: replace(grade, answer=None) for leaf, grade in told.grades.items()}
     asked = replace(told.tree, question=question or told.tree.question)
-    return measured(replace(told, tree=asked, grades=grades), estimated)
+    return measure_lengths(replace(told, tree=asked, grades=grades), estimate_tokens)
 
 
-def sifted(tree: ValuedTree, kind: str, excluded: Exclusion | None = None, **spec: object) -> Sifted[Any]:
+def sifted(tree: ValuedTree, kind: Kind, excluded: Exclusion | None = None, **spec: object) -> Selected:
     """What became of the refinements as rows of one kind."""
-    found: Sifted[Any] = getattr(select(tree, Role.REFINER, DatasetSpec.model_validate(spec), excluded), kind)
+    found = select(tree, Role.REFINER, DatasetSpec.model_validate(spec), excluded)[kind]
     assert found.candidates == len(found.kept) + sum(found.dropped.values())
     return found
 
 
-def dropped(found: Sifted[Any]) -> dict[str, int]:
+def dropped(found: Selected) -> dict[str, int]:
     """The gates that left something out."""
     return {gate: count for gate, count in found.dropped.items() if count}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gate", ["decontaminate", "duplicate_questions"])
-def test_a_question_that_is_screened_out_gives_no_rows(kind: str, gate: str) -> None:
+def test_a_question_that_is_screened_out_gives_no_rows(kind: Kind, gate: str) -> None:
     tree = refinements("It is 4.", "It is 5.")
     innocent, offender = sifted(tree, kind), sifted(tree, kind, Exclusion(gate, "test.jsonl:7"))
     assert dropped(innocent) == {}
@@ -54,7 +53,7 @@ def test_a_question_that_is_screened_out_gives_no_rows(kind: str, gate: str) -> 
 
 
 @pytest.mark.parametrize(("kind", "kept", "lost"), [("sft", 1, 1), ("dpo", 1, 1), ("kto", 2, 1)])
-def test_a_text_that_was_cut_off_is_left_out(kind: str, kept: int, lost: int) -> None:
+def test_a_text_that_was_cut_off_is_left_out(kind: Kind, kept: int, lost: int) -> None:
     tree = tree_of("q1", (1, 1, 3), {Address((0, 0, 0)): FinishReason.LENGTH})
     told = valued(tree, [1, 1, 0])
     found = sifted(told, kind, same_answer=())
@@ -79,7 +78,7 @@ COUNTING = "Three trays of twelve buns are 36; she eats four, so she sells 32."
 
 @pytest.mark.parametrize("asked", [question(REFERENCE), question("32", REFERENCE)], ids=["whole", "read from a field"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_refinement_that_quotes_the_reference_is_left_out(asked: Question, kind: str) -> None:
+def test_a_refinement_that_quotes_the_reference_is_left_out(asked: Question, kind: Kind) -> None:
     assert dropped(sifted(refinements(QUOTING, COUNTING, question=asked), kind)) == {"leaks": 1}
     assert dropped(sifted(refinements(QUOTING, COUNTING, question=asked), kind, leaks="keep")) == {}
     assert dropped(sifted(refinements(COUNTING, "It is 5.", question=asked), kind)) == {}
@@ -98,7 +97,7 @@ def test_a_short_reference_is_no_quotation() -> None:
 def test_the_generator_may_know_a_reference_by_heart() -> None:
     tree = saying(tree_of("q1", (2, 1, 1)), {"0": REFERENCE})
     told = valued(replace(tree, question=question(REFERENCE)), [1, 0])
-    assert select(told, Role.GENERATOR, DatasetSpec()).sft.dropped["leaks"] == 0
+    assert select(told, Role.GENERATOR, DatasetSpec())["sft"].dropped["leaks"] == 0
 
 
 @pytest.mark.parametrize("twin", ["It is 4.", "it  is\n4."])
@@ -143,20 +142,20 @@ def test_refinements_with_one_answer_make_no_pair() -> None:
 def test_generations_with_one_answer_make_a_pair_unless_that_is_declared() -> None:
     told = valued(tree_of("q1", (2, 1, 1)), [1, 0])
     told = replace(told, diagnosis={Address((each,)): OwnAnswer(Outcome.WRONG, "4") for each in (0, 1)})
-    kept = select(told, Role.GENERATOR, DatasetSpec(generator_dpo=True)).dpo
-    lost = select(told, Role.GENERATOR, DatasetSpec(generator_dpo=True, same_answer=(Role.GENERATOR,))).dpo
+    kept = select(told, Role.GENERATOR, DatasetSpec(generator_dpo=True))["dpo"]
+    lost = select(told, Role.GENERATOR, DatasetSpec(generator_dpo=True, same_answer=(Role.GENERATOR,)))["dpo"]
     assert (len(kept.kept), lost.dropped["same_answer"]) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_said_again_is_left_out_where_that_is_declared(kind: str) -> None:
+def test_a_text_said_again_is_left_out_where_that_is_declared(kind: Kind) -> None:
     tree = refinements("It is 4.", "It is 4.", "It is 5.", right=2)
     assert dropped(sifted(tree, kind)) == {}
     assert dropped(sifted(tree, kind, repeats="drop")) == {"repeats": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_longer_than_the_trainer_takes_is_left_out(kind: str) -> None:
+def test_a_row_longer_than_the_trainer_takes_is_left_out(kind: Kind) -> None:
     tree = refinements("word " * 200, "It is 4.", "It is 5.", right=2)
     assert dropped(sifted(tree, kind, max_length=100)) == {"max_length": 1}
     assert dropped(sifted(tree, kind, max_length=1000)) == {}
@@ -170,8 +169,8 @@ def test_a_pair_that_lengths_tell_apart_is_left_out() -> None:
 
 def test_one_question_gives_as_many_examples_as_declared_the_best_first() -> None:
     tree = valued(tree_of("q1", (1, 3, 3)), [0.9, 0.9, 0.9, 0.9, 0.9, 0.3, 0.1, 0.1, 0.1], CreditSpec())
-    found = select(tree, Role.VERIFIER, DatasetSpec(max_examples_per_question=1)).sft
-    assert [str(one.node.address) for one in found.kept] == ["0.0"]
+    found = select(tree, Role.VERIFIER, DatasetSpec(max_examples_per_question=1))["sft"]
+    assert [str(one.chosen.node.address) for one in found.kept] == ["0.0"]
     assert dropped(found) == {"max_examples_per_question": 1}
 
 

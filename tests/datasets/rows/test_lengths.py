@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import DatasetSpec
-from malt.datasets.rows.lengths import BiasCount, LengthCount, estimated, measured, quantile, token_counter
+from malt.datasets.rows.lengths import BiasCount, LengthCount, estimate_tokens, measure_lengths, quantile, token_counter
 from malt.errors import ConfigError
 from tests.strategies import tree_of, valued
 
@@ -41,10 +41,10 @@ def test_a_tokenizer_that_is_none_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_a_node_is_as_long_as_what_its_role_saw_and_said() -> None:
-    told = measured(valued(tree_of("q1"), [1] * 27), estimated)
+    told = measure_lengths(valued(tree_of("q1"), [1] * 27), estimate_tokens)
     for address, node in told.tree.nodes.items():
-        prompt = sum(estimated(message.content) for message in node.prompt)
-        assert told.lengths[address] == (prompt, estimated(node.text))
+        prompt = sum(estimate_tokens(message.content) for message in node.prompt)
+        assert told.lengths[address] == (prompt, estimate_tokens(node.text))
 
 
 @given(st.lists(st.integers(0, 50), min_size=1))

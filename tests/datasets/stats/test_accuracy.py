@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from malt.config.spec import PLAYERS
 from malt.datasets.manifest import Accuracy
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority
-from malt.datasets.stats.counts import Census
+from malt.datasets.stats.counts import TreeCount
 from malt.datasets.stats.diagnostics import DiagnosticsCount, bin_of
 from malt.trees.credit import ValuedTree
 from malt.trees.uncertainty import wilson
@@ -32,7 +32,7 @@ def wrong(answer: str | None) -> Ballot:
     return Ballot(answer, False)
 
 
-UNANSWERED = Ballot(None, False, cast=False)
+UNANSWERED = Ballot(None, False, is_cast=False)
 
 
 def test_nothing_counted_has_no_percentage() -> None:
@@ -99,7 +99,7 @@ def test_no_vote_is_right_unless_an_answer_is(ballots: list[Ballot]) -> None:
 
 @given(st.lists(diagnosed_trees(), max_size=3))
 def test_values_by_tenths_are_all_labelled_nodes(trees: list[ValuedTree]) -> None:
-    diagnostics, census = DiagnosticsCount(spec_of()), Census()
+    diagnostics, census = DiagnosticsCount(spec_of()), TreeCount()
     for tree in trees:
         diagnostics.add(tree)
         census.add(tree)

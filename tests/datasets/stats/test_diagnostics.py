@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips
 from malt.datasets.stats.diagnostics import DiagnosticsCount, stated_verdict
-from malt.datasets.stats.findings import findings
-from malt.grading.graders import Evaluation, Grade, Outcome
+from malt.datasets.stats.findings import describe_diagnostics
+from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree
 from malt.trees.pipeline import diagnose, diagnosing
@@ -237,7 +237,7 @@ def test_texts_are_counted_by_role_and_by_the_model_that_wrote_them() -> None:
 
 def test_findings_name_every_figure() -> None:
     tree = diagnosed({"0": WRONG, "0.0.0": RIGHT, "0.0.1": WRONG}, {"0": "5", "0.0.0": "4", "0.0.1": "5"})
-    told = dict(findings(diagnostics_of(tree)))
+    told = dict(describe_diagnostics(diagnostics_of(tree)))
     assert told["generations"] == "0 of 1 right (0.0 %), by number"
     assert told["refinements"] == "1 of 2 right (50.0 %), by number"
     assert told["flips"].startswith("wrong to right 50.0 %, right to right 0.0 %, wrong to wrong 50.0 %")
@@ -248,7 +248,7 @@ def test_findings_name_every_figure() -> None:
 
 def test_findings_say_so_where_nobody_could_diagnose() -> None:
     tree = valued(tree_of("q1", (1, 1, 2)), [1, 0])
-    told = dict(findings(diagnostics_of(tree, spec=spec_of("llm"))))
+    told = dict(describe_diagnostics(diagnostics_of(tree, spec=spec_of("llm"))))
     assert told["generations"].startswith("not known: the judge graded the leaves alone")
     assert "flips" not in told
     assert told["questions"] == "0.0 % all right, 0.0 % all wrong, 100.0 % mixed; only mixed ones give pairs"

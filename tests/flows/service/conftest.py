@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from malt.config.spec import RunSpec
-from malt.datasets.publish.folders import version_numbers
 from malt.datasets.version.dataset_version import DatasetVersion, list_versions
+from malt.datasets.version.folders import version_numbers
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -24,6 +24,7 @@ PROJECT = Path(__file__).parents[3]
 KEY = "test-key-4711"
 RUN_LIMIT_S = 300.0
 """Prefect's server may stand still for a minute where writers of its SQLite file block each other."""
+DEPLOYMENTS = {"generate": "quickstart", "notify": "alerts"}
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 Json = Any
@@ -35,6 +36,15 @@ class Up(NamedTuple):
     process: "subprocess.Popen[str]"
     api_url: str
     data_dir: Path
+
+    @property
+    def auth_string(self) -> str:
+        return (self.data_dir / "prefect" / "auth").read_text().strip()
+
+    @property
+    def as_named(self) -> dict[str, str]:
+        """The environment that names its server."""
+        return {"PREFECT_API_URL": self.api_url, "PREFECT_API_AUTH_STRING": self.auth_string}
 
     def stop(self) -> float:
         """Press Ctrl-C, and return how many seconds the end took."""
@@ -109,7 +119,10 @@ class Prefect:
 
     def __init__(self, service: Up) -> None:
         self.service = service
-        self.http = httpx.Client(base_url=service.api_url, timeout=RUN_LIMIT_S)
+        user, _, password = service.auth_string.partition(":")
+        self.http = httpx.Client(base_url=service.api_url, timeout=RUN_LIMIT_S, auth=(user, password))
+        token = self.http.get("/csrf-token", params={"client": "tests"}).raise_for_status().json()["token"]
+        self.http.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
 
     def ask(self, method: str, path: str, body: Json = None) -> httpx.Response:
         """Ask again while the server says 503: its SQLite file was busy, and nothing was done."""
@@ -124,7 +137,7 @@ class Prefect:
         return self.ask("POST", path, body)
 
     def deployment(self, flow: str) -> Json:
-        return self.http.get(f"/deployments/name/{flow}/malt").raise_for_status().json()
+        return self.http.get(f"/deployments/name/{flow}/{DEPLOYMENTS.get(flow, flow)}").raise_for_status().json()
 
     def trigger(self, flow: str, **parameters: Json) -> httpx.Response:
         """Submit a deployment's form."""

@@ -33,7 +33,7 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
 
 
 def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: Path) -> None:
-    up = start(tmp_path / "data", PREFECT_API_URL=service.api_url)
+    up = start(tmp_path / "data", **service.as_named)
     assert up.api_url == service.api_url
     assert up.stop() < STOP_LIMIT_S
     assert up.processes() == []
@@ -51,8 +51,46 @@ def test_a_port_that_is_taken_is_said(service: Up, tmp_path: Path) -> None:
     assert "choose another with --port" in done.stderr
 
 
+def test_what_was_set_in_the_ui_stays_when_it_is_started_again(service: Up, prefect: Prefect, tmp_path: Path) -> None:
+    deployed = prefect.deployment("rerun")
+    changes = {"parameters": {"name": "other"}, "tags": ["mine"], "paused": False}
+    path = f"/deployments/{deployed['id']}"
+    prefect.ask("PATCH", path, changes).raise_for_status()
+    schedule = {"schedule": {"interval": 86400}, "active": False}
+    prefect.post(f"{path}/schedules", [schedule]).raise_for_status()
+    before = prefect.deployment("rerun")
+    up = start(tmp_path / "data", **service.as_named)
+    said = said_until_ready(up)
+    assert "left as set in the UI: quickstart, rerun, assemble" in said
+    assert "deployed: " not in said
+    up.stop()
+    kept = prefect.deployment("rerun")
+    assert {name: kept[name] for name in ("parameters", "tags", "version")} == {
+        name: before[name] for name in ("parameters", "tags", "version")
+    }
+    assert [each["id"] for each in kept["schedules"]] == [each["id"] for each in before["schedules"]]
+
+
+def said_until_ready(up: Up) -> str:
+    """The lines that it prints once it is ready; the first is read already."""
+    assert up.process.stdout is not None
+    said = ""
+    while "Ctrl-C" not in said:
+        said += up.process.stdout.readline()
+    return said
+
+
+def test_what_was_set_in_the_ui_goes_where_that_is_asked_for(service: Up, prefect: Prefect, tmp_path: Path) -> None:
+    path = f"/deployments/{prefect.deployment('assemble')['id']}"
+    prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
+    up = start(tmp_path / "data", "--redeploy", **service.as_named)
+    assert "deployed: quickstart, rerun, assemble, alerts, mark-crashed" in said_until_ready(up)
+    up.stop()
+    assert prefect.deployment("assemble")["tags"] == ["malt"]
+
+
 def test_nothing_is_left_where_it_is_killed(service: Up, tmp_path: Path) -> None:
-    up = start(tmp_path / "data", PREFECT_API_URL=service.api_url)
+    up = start(tmp_path / "data", **service.as_named)
     assert up.processes()
     up.process.kill()
     up.process.communicate()

@@ -1,6 +1,7 @@
 """Caps in batch mode: the whole batch is held at its worst case before it is handed in, at the price of batches."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.engine.batch_mode import ask_in_batches
-from malt.engine.job import read_inputs
+from malt.engine.fill import fill
+from malt.engine.job import read_job
+from malt.engine.run import Run
 from malt.engine.tree_cost import most_for_tree
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import BatchStore
-from malt.llm.session import Session, close_sessions, session_for
+from malt.llm.client.session import Session, close_sessions, open_session
+from malt.llm.store.batches import BatchStore
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
@@ -39,8 +42,8 @@ def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
 
 def capped(spec: RunSpec, trees: float) -> RunSpec:
     """Cap a run at what so many trees take at most."""
-    inputs = read_inputs(spec)
-    most = most_for_tree(inputs.questions[0], spec, inputs.prompts)
+    job = read_job(spec)
+    most = most_for_tree(job.questions[0], spec, job.prompts)
     return spec.model_copy(update={"limits": Limits(max_cost_usd=trees * most.usd)})
 
 
@@ -102,7 +105,7 @@ def test_what_lies_with_the_provider_is_held_before_a_run_that_comes_again_hands
         close_sessions()
         with Store(Settings().store) as store:
             book = BatchStore(store)
-            assert sum(batch.usd for batch in (*book.ended(spec.name), *book.under_way(spec.name))) <= cap
+            assert sum(batch.usd for batch in (*book.list_ended(spec.name), *book.list_open(spec.name))) <= cap
 
 
 def with_direct(spec: RunSpec, provider: BatchProvider, role: str) -> RunSpec:
@@ -129,7 +132,7 @@ def test_a_direct_request_waits_until_batches_leave_room(provider: BatchProvider
     provider.stages = ["in_progress", "completed"]
     grown(batched(spec, wait=False), run="one")
     with Store(Settings().store) as store:
-        [under_way] = BatchStore(store).under_way(spec.name)
+        [under_way] = BatchStore(store).list_open(spec.name)
     limited = spec.model_copy(update={"limits": Limits(max_cost_usd=under_way.usd)})
     grown(with_direct(limited, provider, "generator"), run="two")
     assert DIRECT.partition("/")[2] in {asked.model for asked in provider.requests}
@@ -150,7 +153,7 @@ def test_what_an_answer_took_that_does_not_say_so_is_not_known(provider: BatchPr
 
 
 def held(spec: RunSpec, run: str) -> Session:
-    return session_for(Settings(), spec.limits, run=run)
+    return open_session(Settings(), spec.limits, run=run)
 
 
 def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvider, spec: RunSpec) -> None:
@@ -158,10 +161,10 @@ def test_what_another_run_has_collected_is_held_no_longer(provider: BatchProvide
     provider.stages = ["in_progress", "completed"]
     assert grown(batched(limited, wait=False), run="one")[0].waits is not None
     budget = held(limited, "one").budget
-    assert len(budget.pledged) == 1
+    assert len(budget.reserved) == 1
     assert grown(batched(limited, wait=False), run="two")[0].waits is not None
     assert grown(limited, run="one")[0] == NOTHING_MISSING
-    assert budget.pledged == {}
+    assert budget.reserved == {}
     assert budget.spent.usd == pytest.approx(billed(provider))
 
 
@@ -170,22 +173,23 @@ def test_what_was_packed_and_not_handed_in_is_held_no_longer(provider: BatchProv
     with pytest.raises(ConfigError, match="No batches today"):
         grown(capped(spec, 4.5))
     budget = held(capped(spec, 4.5), "one").budget
-    assert budget.pledged == {}
+    assert budget.reserved == {}
     assert budget.room.usd == capped(spec, 4.5).limits.max_cost_usd
 
 
 def test_runs_at_once_in_one_session_hold_and_count_each_batch_once(provider: BatchProvider, spec: RunSpec) -> None:
     limited = capped(spec, 4.5)
-    inputs, session = read_inputs(limited), held(limited, "one")
+    job, session = read_job(limited), held(limited, "one")
 
     async def grow(question: Question) -> Shortfall:
-        return (await ask_in_batches([question], limited, inputs.prompts, session, "one", rhythm=QUICK))[0]
+        by_batches = partial(ask_in_batches, rhythm=QUICK)
+        return (await fill(job.only([question]), Run("one"), by_batches)).shortfall
 
     async def grow_all() -> list[Shortfall]:
-        return await asyncio.gather(*map(grow, inputs.questions))
+        return await asyncio.gather(*map(grow, job.questions))
 
     assert asyncio.run(grow_all()) == [NOTHING_MISSING] * QUESTIONS
-    assert session.budget.pledged == {}
+    assert session.budget.reserved == {}
     assert session.budget.spent.usd == pytest.approx(billed(provider))
 
 

@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, Role, RunSpec
-from malt.engine.job import read_inputs
+from malt.engine.fill import fill_batch
+from malt.engine.job import read_job
+from malt.engine.run import Run
 from malt.errors import ConfigError
-from malt.llm.batch.ledger import LIFE_S, BatchStore, batches_table
-from malt.llm.completers import asker
-from malt.llm.session import Session, close_sessions, session_for
-from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
+from malt.llm.client.session import Session, close_sessions, open_session
+from malt.llm.store.batches import LIFE_S, BatchStore, batches_table
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown
 from tests.batching import provider as provider
@@ -83,7 +84,7 @@ def test_a_batch_that_is_let_go_is_asked_for_again(
 def test_a_batch_that_nobody_knows_when_its_life_is_over_has_expired(
     provider: BatchProvider, spec: RunSpec, suspended: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = session_for(Settings(), suspended.limits).store
+    store = open_session(Settings(), suspended.limits).store
     long_ago = sa.update(batches_table).values(planned_at=batches_table.c.planned_at - LIFE_S)
     store.transact(lambda connection: connection.execute(long_ago))
     another_project(monkeypatch)
@@ -126,7 +127,7 @@ def test_what_was_not_uploaded_is_free_at_once_and_nothing_is_listed(provider: B
 
 
 def the_session(spec: RunSpec) -> Session:
-    return session_for(Settings(), spec.limits, run="one")
+    return open_session(Settings(), spec.limits, run="one")
 
 
 GiveUp = Callable[[BatchStore, str], None]
@@ -139,8 +140,8 @@ def given_up_as(provider: BatchProvider, spec: RunSpec, call: str, give_up: Give
 
     def meanwhile(name: str, number: int) -> None:
         if (name, number) == (call, 0):
-            book = the_session(spec).book
-            give_up(book, book.under_way()[0].mark)
+            book = the_session(spec).batch_store
+            give_up(book, book.list_open()[0].mark)
 
     provider.afterwards = meanwhile
     return grown(spec)[0]
@@ -175,9 +176,7 @@ def test_a_session_that_was_stopped_hands_in_nothing_more(provider: BatchProvide
 
 
 def asked_directly(spec: RunSpec, run: str = "direct", asks: frozenset[Role] = frozenset(Role)) -> Shortfall:
-    inputs, session = read_inputs(spec), session_for(Settings(), spec.limits, run=run)
-    ask = asker(session, [question.question_id for question in inputs.questions], asks, run)
-    return session.run(ask_all(inputs.questions, spec, inputs.prompts, ask))
+    return fill_batch(read_job(spec), Run(run, asks)).shortfall
 
 
 def test_a_direct_run_does_not_pay_for_what_is_under_way(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.config.spec import ModelSpec, RunSpec
-from malt.llm.batch.ledger import Batch
-from malt.llm.batch.queues import Queues, Size
+from malt.llm.batch.queues import BatchSize, Queues
+from malt.llm.store.batches import Batch
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.batches import BatchProvider
 from tests.batching import QUICK, batched, grown
@@ -20,7 +20,7 @@ OTHER = ModelSpec(model="openai/other")
 
 @pytest.fixture
 def queues() -> Queues:
-    made = Queues(Size(items=64))
+    made = Queues(BatchSize(items=64))
     made.note_under_way([of(MODEL)])
     return made
 
@@ -83,7 +83,7 @@ def sizes(provider: BatchProvider, model: str) -> list[int]:
 
 def test_a_rest_that_finds_the_queue_full_waits_for_the_batch_before_it(provider: BatchProvider, spec: RunSpec) -> None:
     provider.later_stages = {1: ["in_progress"] * 5 + ["completed"], 2: ["failed"], 3: ["completed"]}
-    assert grown(spec, replace(QUICK, size=Size(items=4)))[0] == NOTHING_MISSING
+    assert grown(spec, replace(QUICK, size=BatchSize(items=4)))[0] == NOTHING_MISSING
     assert sizes(provider, "verifier-model") == [4, 2, 2]
     assert sizes(provider, "refiner-model") == [4, 4, 4, 4, 2]
     assert set(provider.paid.values()) == {1}

@@ -147,7 +147,7 @@ async def test_cost_is_what_the_provider_reports(provider: ScriptedProvider) -> 
 
 async def test_cost_is_reckoned_from_the_price_list_where_none_is_reported(provider: ScriptedProvider) -> None:
     model = spec(provider, "openai/gpt-4o-mini")
-    prices = llm.price(model)
+    prices = llm.find_price(model)
     assert prices is not None
     reply = await llm.send(request(model), 0, 2)
     usage = reply.response["usage"]
@@ -182,12 +182,12 @@ async def test_what_litellm_writes_into_extra_changes_no_key(provider: ScriptedP
 async def test_an_unknown_cost_is_unknown_and_never_nothing(provider: ScriptedProvider) -> None:
     model = spec(provider, "openai/unlisted")
     assert (await llm.send(request(model), 0, 1)).cost_usd is None
-    assert llm.price(model) is None
-    assert llm.price(spec(provider, "hosted_vllm/unlisted")) is None
+    assert llm.find_price(model) is None
+    assert llm.find_price(spec(provider, "hosted_vllm/unlisted")) is None
 
 
 def test_the_embedded_model_costs_nothing() -> None:
-    assert llm.price(ModelSpec(model="embedded")) == (0, 0)
+    assert llm.find_price(ModelSpec(model="embedded")) == (0, 0)
 
 
 async def test_the_embedded_model_counts_each_samples_tokens_and_gives_at_most_its_slots() -> None:

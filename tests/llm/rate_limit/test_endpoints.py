@@ -9,11 +9,11 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import EndpointDown
-from malt.llm.completers import asker
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session, open_session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
-from malt.llm.session import Session, session_for
 from tests.providers import ScriptedProvider
 
 
@@ -26,7 +26,7 @@ def request_for_one(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch)
 
 async def ask_many(session: Session, request: CompletionRequest, prefix: str) -> Sequence[Sequence[Completion]]:
     requests = [replace(request, question_id=f"{prefix}{number}") for number in range(20)]
-    complete = asker(session, [each.question_id for each in requests])
+    complete = make_completer(session, [each.question_id for each in requests])
     return await asyncio.gather(*(complete(each) for each in requests))
 
 
@@ -34,7 +34,7 @@ def test_two_sessions_together_stay_inside_the_lower_of_their_limits(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.latency_s = 0.01
-    wide, narrow = session_for(settings, Limits()), session_for(settings, Limits(max_in_flight=2))
+    wide, narrow = open_session(settings, Limits()), open_session(settings, Limits(max_in_flight=2))
     assert wide.endpoint(request_for_one.model) is narrow.endpoint(request_for_one.model)
 
     async def both() -> None:
@@ -48,7 +48,7 @@ def test_a_session_that_is_closed_limits_no_other(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.latency_s = 0.05
-    wide, narrow = session_for(settings, Limits()), session_for(settings, Limits(max_in_flight=1))
+    wide, narrow = open_session(settings, Limits()), open_session(settings, Limits(max_in_flight=1))
     narrow.run(ask_many(narrow, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "a"))
     wide.endpoint(request_for_one.model)
     narrow.close()
@@ -87,7 +87,7 @@ def test_requests_a_minute_are_learned_from_response_headers(
     settings: Settings, provider: ScriptedProvider, request_for_one: CompletionRequest
 ) -> None:
     provider.headers = {"x-ratelimit-limit-requests": "3000", "x-ratelimit-limit-tokens": "1000000"}
-    session = session_for(settings, Limits())
+    session = open_session(settings, Limits())
     session.run(ask_many(session, request_for_one, "a"))
     learned = provider.request_count
     session.run(ask_many(session, replace(request_for_one, messages=(Message("user", "What is 1 + 1?"),)), "b"))

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from malt.llm.rate_limit.fair_lock import Turns
+from malt.llm.rate_limit.fair_lock import FairLock
 
 
 async def order_of(requests: list[tuple[str, str]], cancelled: int | None = None) -> list[str]:
     """Let requests (question, name) queue behind a first one, of question `q0`; return the order they are let in."""
-    turns, order, first_is_in = Turns(), [], asyncio.Event()
+    turns, order, first_is_in = FairLock(), [], asyncio.Event()
 
     async def enter(question: str, name: str) -> None:
         async with turns.turn(question):
@@ -33,7 +33,7 @@ async def test_one_who_leaves_does_not_hold_up_the_others() -> None:
 
 
 async def test_one_who_leaves_when_just_called_passes_the_turn_on() -> None:
-    turns, order = Turns(), []
+    turns, order = FairLock(), []
 
     async def enter(name: str) -> None:
         async with turns.turn(name):

@@ -10,11 +10,11 @@ from malt.config.settings import Settings
 from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.engine.python_api import TrainingDataGenerator
 from malt.errors import ConfigError
-from malt.llm.completers import asker, recall
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import make_completer, make_store_completer
+from malt.llm.client.session import Session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
-from malt.llm.session import Session
 from tests import mishaps
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
@@ -41,7 +41,7 @@ def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatc
 
 
 def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(asker(session, [request.question_id])(request))
+    return session.run(make_completer(session, [request.question_id])(request))
 
 
 def models_of(completions: Sequence[Completion]) -> list[str]:
@@ -111,7 +111,7 @@ def test_a_rerun_goes_on_with_what_stood_in_and_pays_nothing(
     assert [one.text for one in again] == [one.text for one in first]
     assert all(one.cached for one in again)
     assert provider.request_count == asked
-    assert models_of(session.run(recall(session.store, ["q1"])(request_for_three))) == ["spare"] * 3
+    assert models_of(session.run(make_store_completer(session.store, ["q1"])(request_for_three))) == ["spare"] * 3
 
 
 def test_what_a_fallback_answered_belongs_to_it_whoever_asks(

@@ -11,11 +11,11 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
-from malt.llm.completers import asker
-from malt.llm.rate_limit.endpoints import Endpoints
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session
+from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.rate import Policy
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
-from malt.llm.session import Session
 from tests import mishaps
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
@@ -96,7 +96,7 @@ def request_for_one(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch)
 
 
 def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(asker(session, [request.question_id])(request))
+    return session.run(make_completer(session, [request.question_id])(request))
 
 
 @of_every_case

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from malt.llm.rate_limit.headers import Granted, granted, retry_after_s, seconds
+from malt.llm.rate_limit.headers import AdvertisedLimits, parse_seconds, read_limits, read_retry_after
 
 OPENAI = {
     "x-ratelimit-limit-requests": "500",
@@ -28,16 +28,16 @@ ONLY_LIMITS = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-limit-tokens":
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
-        ({}, Granted(None, None)),
-        (OPENAI, Granted(500, 30000)),
-        (GROQ, Granted(None, 18000)),
-        (ONLY_LIMITS, Granted(1200, None)),
-        ({"x-ratelimit-limit-requests": "many"}, Granted(None, None)),
-        ({"anthropic-ratelimit-requests-limit": "50"}, Granted(50, None)),
+        ({}, AdvertisedLimits(None, None)),
+        (OPENAI, AdvertisedLimits(500, 30000)),
+        (GROQ, AdvertisedLimits(None, 18000)),
+        (ONLY_LIMITS, AdvertisedLimits(1200, None)),
+        ({"x-ratelimit-limit-requests": "many"}, AdvertisedLimits(None, None)),
+        ({"anthropic-ratelimit-requests-limit": "50"}, AdvertisedLimits(50, None)),
     ],
 )
-def test_what_a_minute_grants(headers: dict[str, str], told: Granted) -> None:
-    assert granted(headers) == told
+def test_what_a_minute_grants(headers: dict[str, str], told: AdvertisedLimits) -> None:
+    assert read_limits(headers) == told
 
 
 def test_a_moment_of_reset_is_as_good_as_a_duration() -> None:
@@ -46,16 +46,16 @@ def test_a_moment_of_reset_is_as_good_as_a_duration() -> None:
         "anthropic-ratelimit-requests-remaining": "40",
         "anthropic-ratelimit-requests-reset": (datetime.now(UTC) + timedelta(seconds=12)).isoformat(),
     }
-    assert granted(headers) == Granted(50, None)
+    assert read_limits(headers) == AdvertisedLimits(50, None)
     headers["anthropic-ratelimit-requests-reset"] = (datetime.now(UTC) + timedelta(hours=12)).isoformat()
-    assert granted(headers) == Granted(None, None)
+    assert read_limits(headers) == AdvertisedLimits(None, None)
 
 
 @pytest.mark.parametrize(
     ("text", "s"), [("7", 7), ("1.5", 1.5), ("120ms", 0.12), ("6m0s", 360), ("2m59.56s", 179.56), ("1h2m3s", 3723)]
 )
 def test_durations(text: str, s: float) -> None:
-    assert seconds(text) == pytest.approx(s)
+    assert parse_seconds(text) == pytest.approx(s)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_durations(text: str, s: float) -> None:
     [({"retry-after": "7"}, 7), ({"retry-after": "9", "retry-after-ms": "250"}, 0.25), ({"retry-after": "soon"}, None)],
 )
 def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
-    assert retry_after_s(headers) == wait_s
+    assert read_retry_after(headers) == wait_s

@@ -113,7 +113,7 @@ async def test_who_may_not_begin_any_more_need_not_wait_for_room() -> None:
     calls = [asyncio.create_task(endpoint.call(server.ask(each), 10, each, gate)) for each in questions(5)]
     await asyncio.sleep(1)
     stopped = True
-    endpoint.look_again()
+    endpoint.wake_waiters()
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert len(failures(results)) == 4
     assert now_s() - began < 2

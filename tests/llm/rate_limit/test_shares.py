@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import Limits
-from malt.llm.rate_limit.headers import NOTHING_TOLD, Granted
+from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
 from malt.llm.rate_limit.limiter import Endpoint, now_s
 from tests.virtual_time import run
 
@@ -19,14 +19,14 @@ from tests.virtual_time import run
 class Reply:
     total_tokens: int | None = 10
     cost_usd: float | None = None
-    granted: Granted = NOTHING_TOLD
+    granted: AdvertisedLimits = NO_LIMITS
 
 
 @dataclass
 class Server:
     """Counts what arrives, up to half a second after it was sent, and answers a moment later."""
 
-    told: Granted = NOTHING_TOLD
+    told: AdvertisedLimits = NO_LIMITS
     arrivals: list[float] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -74,7 +74,7 @@ async def die_and_be_replaced(server: Server, limits: Limits, lives_s: Iterator[
 
 
 def arrived(
-    limits: Limits, processes: int, seconds: float, lives_s: tuple[float, float], told: Granted = NOTHING_TOLD
+    limits: Limits, processes: int, seconds: float, lives_s: tuple[float, float], told: AdvertisedLimits = NO_LIMITS
 ) -> Server:
     """What a server saw of some processes, each of which lives so long."""
     server, chance = Server(told), random.Random(11)
@@ -112,7 +112,7 @@ def test_no_more_requests_are_in_flight_than_the_limit_and_none_of_it_is_left_un
 
 
 def test_what_an_endpoint_tells_of_its_limit_is_shared_out_too() -> None:
-    server = arrived(Limits(max_in_flight=50), 5, 300, LONG, Granted(requests=300))
+    server = arrived(Limits(max_in_flight=50), 5, 300, LONG, AdvertisedLimits(requests=300))
     assert 0.9 * 300 <= most_in_a_minute([at for at in server.arrivals if at > 60]) <= 300
 
 

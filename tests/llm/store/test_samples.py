@@ -18,8 +18,9 @@ from threading import Barrier
 import pytest
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import hidden
-from malt.llm.store.samples import ASIDE, FORMAT, Store, StoredSample, expect
+from malt.llm.store.database import hide_password
+from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.schema import FORMAT, expect_store
 from malt.llm.store.writer import BatchedWriter
 from tests.postgres import Postgres
 
@@ -127,7 +128,7 @@ def test_an_unusable_url_is_refused(url: str) -> None:
 
 
 def test_a_password_is_never_shown() -> None:
-    assert "s3cret" not in hidden("postgresql://me:s3cret@127.0.0.1/malt")
+    assert "s3cret" not in hide_password("postgresql://me:s3cret@127.0.0.1/malt")
 
 
 def test_a_store_of_an_earlier_release_gets_the_column_for_runs(url: str, tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_a_process_that_joins_a_run_waits_for_the_store_that_the_run_had() -> No
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(StoreError, match="cannot be used"):
             Store(url, patience_s=30)
-        expect(url)
+        expect_store(url)
         opening = pool.submit(Store, url, 30)
         server.start()
         opening.result(30).close()

@@ -1,0 +1,223 @@
+"""Commands that evaluate: `evaluate`, `evaluations`; and what other commands print of an evaluation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from malt.cli import summaries, terminal
+from malt.cli.options import takes_config, takes_json
+
+if TYPE_CHECKING:
+    from malt.config.spec import RunSpec
+    from malt.evaluation.compare import EvaluationDiff
+    from malt.evaluation.plan import EvaluationPlan
+    from malt.evaluation.result import Evaluated
+    from malt.evaluation.summary import Cell, Summary
+    from malt.evaluation.version import EvaluationVersion, ListedEvaluations
+    from malt.llm.store.samples import Store
+
+
+@click.command()
+@takes_config
+@takes_json
+def evaluate(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+    """Compare systems on held-out questions, paired by question. Asks only for what the store does not hold."""
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
+    from malt.engine import signals
+    from malt.evaluation.evaluate import evaluate_job, limit_questions, name_run
+    from malt.evaluation.job import check_systems, read_evaluation
+
+    job = read_evaluation(load_spec(config, limit_questions(override, limit)))
+    check_systems(job)
+    done = signals.run(evaluate_job(job, Settings(), name_run()))
+    terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
+    if done.stopped is not None:
+        terminal.warn(f"error: stopped: {done.stopped}")
+    elif done.failures:
+        terminal.warn(f"error: {len(done.failures)} failed branches; run again to ask for just what is missing")
+    summaries.show_branches(done.failures)
+    return done.exit_code
+
+
+def _show_evaluated(done: "Evaluated") -> None:
+    if done.version is not None:
+        show_evaluation(done.version)
+    used = f"{done.requests:,} requests, {done.completions:,} completions, {done.cached_completions:,} from the store"
+    cost = terminal.format_dollars(done.cost_usd)
+    terminal.say(f"{used}; this run cost {cost} and took {done.wall_s:.1f} s")
+
+
+@click.command()
+@click.argument("name", required=False)
+@takes_json
+def evaluations(name: str | None, as_json: bool) -> int:
+    """List evaluations: questions, systems, digest, date."""
+    from malt.evaluation.version import list_evaluations
+
+    listed = list_evaluations(name)
+    terminal.emit(_listing_json(listed)) if as_json else _show_evaluations(listed)
+    return 1 if listed.unreadable else 0
+
+
+def _listing_json(listed: "ListedEvaluations") -> dict[str, Any]:
+    return {
+        "versions": [
+            {
+                "name": version.name,
+                "version": version.number,
+                "path": str(version.path),
+                "created_at": version.manifest.created_at.isoformat(),
+                "content_sha256": version.manifest.content_sha256,
+                "questions": version.summary.questions,
+                "systems": [*version.summary.systems],
+            }
+            for version in listed.versions
+        ],
+        "unreadable": {reference: str(error) for reference, error in listed.unreadable.items()},
+    }
+
+
+def _show_evaluations(listed: "ListedEvaluations") -> None:
+    for reference, error in listed.unreadable.items():
+        terminal.warn(f"error: {reference}: {error}")
+    table = terminal.new_table("version", "questions", "systems.", "content.", "made.")
+    for version in listed.versions:
+        made, content = f"{version.manifest.created_at:%Y-%m-%d %H:%M}", version.manifest.content_sha256[:12]
+        table.add_row(
+            version.reference, f"{version.summary.questions:,}", ", ".join(version.summary.systems), content, made
+        )
+    if listed.versions:
+        terminal.say(table)
+    elif not listed.unreadable:
+        terminal.say("no evaluations yet; make one with: malt evaluate CONFIG")
+
+
+def show_evaluation(version: "EvaluationVersion") -> None:
+    """Print an evaluation's figures."""
+    summary, manifest = version.summary, version.manifest
+    terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
+    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    graders = ", ".join(manifest.grader)
+    terminal.say(f"{summary.questions:,} questions, {summary.chains} chains; graded by {graders}")
+    _show_accuracies(summary)
+    _show_differences(summary)
+    for name, system in summary.systems.items():
+        terminal.say(f"  {name}: {system.refining.sentence}")
+
+
+def _show_accuracies(summary: "Summary") -> None:
+    """Print how often each system is right, in percent with 95 % intervals."""
+    votes = f"@{summary.chains}"
+    table = terminal.new_table("system", "SA", f"SA+MV{votes}", "MA", f"MA+MV{votes}", "tokens", "cost")
+    for name, system in summary.systems.items():
+        cells = map(_format_cell, (system.sa, system.sa_mv, system.ma, system.ma_mv))
+        tokens = "unknown" if system.tokens is None else f"{system.tokens:,}"
+        table.add_row(name, *cells, tokens, terminal.format_dollars(system.cost_usd))
+    terminal.say(table)
+
+
+def _show_differences(summary: "Summary") -> None:
+    """Print what each system has over the baseline."""
+    if not summary.differences:
+        return
+    table = terminal.new_table(f"less {summary.baseline}", "points", "95 %", "p", "p (Holm)")
+    for name, found in summary.differences.items():
+        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        table.add_row(name, f"{100 * found.difference:+.1f}", interval, f"{found.p:.3g}", f"{found.p_holm:.3g}")
+    terminal.say(table)
+
+
+def _format_cell(cell: "Cell") -> str:
+    if cell.accuracy is None or cell.low is None or cell.high is None:
+        return "n/a"
+    return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.0f}-{100 * cell.high:.0f})"
+
+
+def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None":
+    """Quote the evaluation that a config declares; None where it declares none."""
+    from malt.evaluation.job import read_evaluation
+    from malt.evaluation.plan import plan_evaluation
+
+    return None if spec.evaluate is None else plan_evaluation(read_evaluation(spec), store)
+
+
+def show_plan(plan: "EvaluationPlan") -> None:
+    """Print an evaluation's quote, and what so many questions can show."""
+    figures = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")
+    table = terminal.new_table("system", "role.", "model.", *figures)
+    for system, added in plan.systems.items():
+        for role, quoted in added.roles.items():
+            table.add_row(system, role.value, quoted.model, *summaries.quoted_figures(quoted))
+    table.add_row("total", "", "", *summaries.quoted_figures(plan), style="bold")
+    terminal.say(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
+    terminal.say(table)
+    shown = [
+        f"{'none' if smallest is None else f'{100 * smallest:.1f} points'} where {parted} of votes part"
+        for parted, smallest in plan.smallest_difference.items()
+    ]
+    terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {'; '.join(shown)}")
+    terminal.say(f"4 points where 20 % part need {plan.questions_for_4_points:,} questions", style="dim")
+
+
+def show(reference: str, question_id: str | None, *, as_json: bool) -> None:
+    """Print an evaluation, or what its systems say to one question."""
+    from malt.evaluation.version import open_evaluation
+
+    version = open_evaluation(reference)
+    if question_id is not None:
+        _show_question(version, question_id, as_json=as_json)
+    elif as_json:
+        manifest = version.manifest.model_dump(mode="json")
+        terminal.emit({**manifest, "summary": version.summary.model_dump(mode="json")})
+    else:
+        show_evaluation(version)
+
+
+def _show_question(version: "EvaluationVersion", question_id: str, *, as_json: bool) -> None:
+    rows = version.question_answers(question_id)
+    if as_json:
+        terminal.emit({"version": version.reference, "question_id": question_id, "answers": rows})
+        return
+    terminal.say(terminal.styled((terminal.one_line(rows[0]["question"]), "bold")))
+    terminal.say(f"reference: {rows[0]['ground_truth']}")
+    for row in rows:
+        _show_chain(row)
+
+
+def _show_chain(row: dict[str, Any]) -> None:
+    seed = "" if row["seed"] is None else f", seed {row['seed']}"
+    kind = "" if row["kind"] == "chain" else f", {row['kind']}"
+    terminal.say(terminal.styled((f"{row['system']}, chain {row['chain']}{seed}{kind}: {row['outcome']}", "bold")))
+    for role in ("generator", "verifier", "refiner"):
+        if row[role] is not None:
+            grade = f" ({row['generator_outcome']})" if role == "generator" else ""
+            terminal.say(terminal.styled(f"  {role}{grade}: ", (terminal.one_line(row[role]), "dim")))
+
+
+def diff(old: str, new: str, *, as_json: bool) -> None:
+    """Say what changed from one evaluation to another."""
+    from malt.evaluation.compare import compare
+    from malt.evaluation.version import open_evaluation
+
+    found = compare(open_evaluation(old), open_evaluation(new))
+    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found)
+
+
+def _show_diff(found: "EvaluationDiff") -> None:
+    terminal.say(f"{found.old} -> {found.new}", style="bold")
+    for name, change in found.inputs.items():
+        terminal.say(f"  {name}: {change.old!r} -> {change.new!r}")
+    if found.same_content:
+        terminal.say("same content: every answer and grade is the same")
+    for system, moved in found.accuracies.items():
+        told = ", ".join(f"{measure} {_percent(each.old)} -> {_percent(each.new)}" for measure, each in moved.items())
+        terminal.say(f"  {system}: {told}")
+    for system, turned in found.turned.items():
+        if turned.better or turned.worse:
+            terminal.say(f"  {system}: {len(turned.better)} questions turned better, {len(turned.worse)} worse")
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f} %" if isinstance(share, float) else "n/a"

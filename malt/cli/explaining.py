@@ -1,0 +1,221 @@
+"""Commands that explain rows and differences: `explain`, `diff`."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from malt.cli import evaluating, terminal
+from malt.cli.options import takes_json, takes_version
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
+    from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
+    from malt.datasets.rows.gate_trace import Decision
+
+_SHOWN = 10
+"""Leaves or decisions shown; the rest are counted."""
+_TEXT_LENGTH = 600
+_COLOURS = {True: "green", False: "red", None: "yellow"}
+
+_QUESTIONS_SHOWN = 3
+"""Questions whose rows `diff` shows, for each file that differs."""
+_ROWS_SHOWN = 3
+_VALUE_LENGTH = 60
+_LEAD_IN = 15
+"""Characters shown before the place at which two texts part."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SIGNS = {"added": "+", "removed": "-", "changed": "~"}
+_DERIVED = frozenset({"request_key", "reward", "value_low", "value_high"})
+"""Columns that follow from others: `diff` leaves them out."""
+
+
+@click.command()
+@takes_version
+@click.argument("row_id", metavar="ROW_ID")
+@takes_json
+def explain(version: str, row_id: str, as_json: bool) -> None:
+    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
+    from malt.datasets.check.explain import explain as explain_row
+    from malt.datasets.version.dataset_version import open_version
+
+    explained = explain_row(open_version(version), row_id)
+    terminal.emit(explained.model_dump(mode="json")) if as_json else _show_explanation(explained)
+
+
+def _show_explanation(row: "Explanation") -> None:
+    terminal.say(terminal.styled((row.row_id, "bold"), f"  {row.version}, {row.file}"))
+    if row.decision is not None:
+        terminal.say(terminal.styled("  ", *_decision_parts(row.decision)))
+    terminal.say(f"question   {_excerpt(row.question)}")
+    terminal.say(f"reference  {_excerpt(row.ground_truth)}")
+    _show_prompt(row)
+    names = ("chosen", "rejected") if row.margin is not None else ("first", "second")
+    _show_text(names[0] if row.sibling else "text", row.text)
+    if row.sibling is not None:
+        _show_text(names[1], row.sibling)
+    if row.margin is not None and row.confidence is not None:
+        terminal.say(f"margin {row.margin:.4g}; the order is right with probability {row.confidence:.4g}")
+    _show_related(row.related)
+
+
+def _show_prompt(row: "Explanation") -> None:
+    """Print what the role saw, a line a message."""
+    if row.prompt is None:
+        terminal.say(f"what the {row.role} saw is not known: {row.prompt_from}")
+        return
+    terminal.say(f"what the {row.role} saw, from {row.prompt_from} (whole with --json):")
+    for message in row.prompt:
+        terminal.say(f"  {message.role:<9} {terminal.one_line(message.content)}", style="dim")
+
+
+def _show_text(name: str, text: "TextExplanation") -> None:
+    """Print a text, and how its value follows from its leaves."""
+    colour = _COLOURS[text.label]
+    node = (f"{text.role} {text.node_id}", colour)
+    terminal.say(terminal.styled(f"{name}: ", node, f" by {text.model}, {text.status}"))
+    terminal.say(f"  {_excerpt(text.text)}", style="dim")
+    terminal.say(terminal.styled("  ", (text.arithmetic, colour), _format_interval(text)))
+    table = terminal.new_table("  leaf", "reward", "outcome.", "read.", "grader.", "says.")
+    for leaf in text.leaves[:_SHOWN]:
+        table.add_row(*_leaf_cells(leaf))
+    terminal.say(table)
+    terminal.show_rest(len(text.leaves) - _SHOWN, "leaves")
+
+
+def _format_interval(text: "TextExplanation") -> str:
+    """Write how sure an inner node's value is."""
+    from malt.config.spec import PLAYERS
+
+    if text.value_low is None or text.value_high is None or text.role == PLAYERS[-1]:
+        return ""
+    return f"; 95 % interval {text.value_low:.2f} to {text.value_high:.2f}"
+
+
+def _leaf_cells(leaf: "LeafExplanation") -> tuple[str, ...]:
+    from malt.grading.grades import brief
+
+    reward = "not counted" if leaf.reward is None else f"{leaf.reward:.4g}"
+    read = "nothing" if leaf.read is None else brief(leaf.read)
+    says = terminal.one_line(leaf.error or "; ".join(leaf.explanation))
+    return f"  {leaf.node_id}", reward, leaf.outcome, read, leaf.grader, says
+
+
+def _show_related(decisions: "Sequence[Decision]") -> None:
+    """Print what else became of the texts."""
+    terminal.say("other rows of these texts:")
+    for decision in decisions[:_SHOWN]:
+        terminal.say(terminal.styled(f"  {decision.row_id}  ", *_decision_parts(decision)))
+    terminal.show_rest(len(decisions) - _SHOWN, "rows")
+
+
+def _decision_parts(decision: "Decision") -> tuple[str | tuple[str, str], ...]:
+    passed = f" (past {len(decision.passed)} gates)" if decision.passed else ""
+    return (decision.why, _COLOURS[decision.kept]), passed
+
+
+def _excerpt(text: str) -> str:
+    return terminal.one_line(text, _TEXT_LENGTH, "… (whole with --json)")
+
+
+@click.command()
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@takes_json
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
+    from malt.datasets.version.kinds import find_kind
+
+    compared = evaluating.diff if find_kind(old) == "evaluation" else _diff_datasets
+    compared(old, new, as_json=as_json)
+
+
+def _diff_datasets(old: str, new: str, *, as_json: bool) -> None:
+    from malt.datasets.check.compare import compare
+    from malt.datasets.version.dataset_version import open_version
+
+    found = compare(open_version(old), open_version(new), None if as_json else _QUESTIONS_SHOWN)
+    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found)
+
+
+def _show_diff(diff: "VersionDiff") -> None:
+    terminal.say(f"{diff.old.version} -> {diff.new.version}", style="bold")
+    _show_inputs(diff.inputs)
+    if diff.same_content:
+        terminal.say(f"same content: every row is the same ({diff.new.content_sha256[:12]})")
+        return
+    _show_counts(diff.files)
+    for file, change in diff.files.items():
+        if change.questions:
+            _show_file(file, change)
+
+
+def _show_inputs(inputs: "InputChanges") -> None:
+    groups = {"config": inputs.config, "prompts": inputs.prompts, "questions": inputs.questions, "code": inputs.code}
+    differing = [(group, name, change) for group, changes in groups.items() for name, change in changes.items()]
+    terminal.say("inputs that differ:" if differing else "no input differs")
+    for group, name, change in differing:
+        terminal.say(f"  {group:<10} {name}  {_format_change(change)}")
+
+
+def _show_counts(files: "Mapping[str, FileChange]") -> None:
+    """Print how many rows differ, a file a line."""
+    counted = ("added", "removed", "changed", "relabelled", "rewritten")
+    table = terminal.new_table("rows of", "old", "new", *counted, "questions", ".")
+    for file, change in files.items():
+        if not change.same:
+            figures = (*change.rows, *(getattr(change, name) for name in counted), change.questions_changed)
+            moved = "" if change.questions_changed else "the same rows: their order or the columns differ"
+            table.add_row(file, *map("{:,}".format, figures), moved)
+    terminal.say(table)
+    terminal.say("relabelled: another label or value; rewritten: another text or prompt; a changed row may be both")
+
+
+def _show_file(file: str, change: "FileChange") -> None:
+    """Print the first rows of a file that differ, by question."""
+    terminal.say(file, style="bold")
+    for question in change.questions:
+        counts = ((name, getattr(question, name)) for name in _SIGNS)
+        counted = ", ".join(f"{count:,} {name}" for name, count in counts if count)
+        terminal.say(f"  {question.question_id}: {counted}")
+        for row in question.rows[:_ROWS_SHOWN]:
+            terminal.say(f"    {_SIGNS[row.change]} {row.row_id}  {_format_columns(row)}".rstrip())
+        terminal.show_rest(len(question.rows) - _ROWS_SHOWN, "rows", indent=4)
+    terminal.show_rest(change.questions_changed - len(change.questions), "questions")
+
+
+def _format_columns(row: "RowChange") -> str:
+    return ", ".join(f"{name} {_format_change(change)}" for name, change in row.columns.items() if name not in _DERIVED)
+
+
+def _format_change(change: "Change") -> str:
+    """Write two values, long ones from where they part."""
+    old, new = _plain(change.old), _plain(change.new)
+    differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+    start = max(0, next(differ, min(len(old), len(new))) - _LEAD_IN)
+    return f"{_cut(old, start)} -> {_cut(new, start)}"
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + _VALUE_LENGTH
+    return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"
+
+
+def _plain(value: "JsonValue") -> str:
+    """Write a value of any type on one line."""
+    match value:
+        case None:
+            return "none"
+        case float():
+            return f"{value:.6g}"
+        case str() if _DIGEST.fullmatch(value):
+            return value[:12]
+        case str():
+            return " ".join(value.split()) or "empty"
+        case [{"content": _}, *_]:
+            return " ".join(str(turn["content"]) for turn in value if isinstance(turn, dict))
+    return " ".join(json.dumps(value, ensure_ascii=False).split())

@@ -1,0 +1,114 @@
+"""How far a run is, shown on stderr while it runs, and what limits its rate."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from malt.cli.terminal import console, warn
+from malt.config.spec import Role, RunSpec
+
+if TYPE_CHECKING:
+    from malt.llm.client.session import Session
+    from malt.llm.usage import Tally
+
+_REFRESH_S = 0.5
+_PLAIN_EVERY_S = 10.0
+"""Seconds between lines where there is no terminal."""
+_CPU_BOUND = 0.9
+"""Share of a processor from which on this process itself is the limit: it asks from one thread."""
+
+
+@contextmanager
+def progress(spec: RunSpec, questions: int) -> Iterator[None]:
+    """Show on stderr how far a run is, by role: a bar on a terminal, a line now and then elsewhere."""
+    from malt.trees.growth import nodes_per_question
+
+    expected = {role: questions * nodes for role, nodes in nodes_per_question(spec).items()}
+    done = threading.Event()
+    show = _show_bars if console(stderr=True).is_terminal else _print_lines
+    thread = threading.Thread(target=show, args=(expected, lambda: _session_of(spec), done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _session_of(spec: RunSpec) -> "Session | None":
+    from malt.config.settings import Settings
+    from malt.llm.client.session import find_session
+
+    return find_session(Settings(), spec.limits)
+
+
+def _count_completions(tally: "Tally", role: Role) -> int:
+    return tally.roles[role].completions + tally.roles[role].cached_completions
+
+
+class CpuMeter:
+    """How much of one processor this process used since the last reading."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self) -> float:
+        """Return the share, and begin anew."""
+        wall, cpu = time.monotonic(), time.process_time()
+        share = (cpu - self._cpu) / max(wall - self._wall, 0.001)
+        self._wall, self._cpu = wall, cpu
+        return share
+
+
+def limited_by(cpu_share: float, endpoints: Sequence[str]) -> str:
+    """Name what limits the rate: this process itself, else what most of its endpoints wait for."""
+    if cpu_share >= _CPU_BOUND:
+        return "CPU"
+    return Counter(endpoints).most_common(1)[0][0] if endpoints else "nothing"
+
+
+def _show_bars(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:
+    """Keep a bar a role, with the rate of new completions, the time left and what limits the rate."""
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    meter, started = CpuMeter(), time.monotonic()
+    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
+        tasks = {role: bars.add_task(role.value, total=total, rate="") for role, total in expected.items()}
+        while not done.wait(_REFRESH_S):
+            if (session := find()) is None:
+                continue
+            for role, task in tasks.items():
+                rate = session.tally.roles[role].completions / (time.monotonic() - started)
+                bars.update(task, completed=_count_completions(session.tally, role), rate=f"{rate:.1f}/s")
+            bars.update(task, rate=f"{rate:.1f}/s, limited by: {limited_by(meter.read(), session.throttled_by)}")
+
+
+def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:
+    meter = CpuMeter()
+    while not done.wait(_PLAIN_EVERY_S):
+        if (session := find()) is not None:
+            counts = {role: _count_completions(session.tally, role) for role in expected}
+            figures = ", ".join(f"{role.value} {counts[role]:,}/{total:,}" for role, total in expected.items())
+            share = sum(counts.values()) / max(sum(expected.values()), 1)
+            requests = f"{session.tally.total.requests:,} requests"
+            warn(f"{share:.0%}: {figures}; {requests}; limited by: {limited_by(meter.read(), session.throttled_by)}")

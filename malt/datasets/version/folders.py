@@ -1,0 +1,254 @@
+"""A dataset's folder: its versions `v1`, `v2`, …, `latest` and the tags that name them, folders still being written.
+
+A version appears and goes by one rename, and a link is put by one, so a crash leaves each whole or not at all. All of
+that happens under the folder's lock. Needs a POSIX file system.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from malt.datasets.manifest import MANIFEST_FILE
+from malt.errors import InputError, VersionError
+from malt.processes import is_running
+
+LATEST = "latest"
+_LOCK = ".lock"
+_VERSION = re.compile(r"v[1-9][0-9]*")
+TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
+STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
+STAGING_SECONDS = 86_400
+"""How old another machine's unfinished folder is when nobody is taken to be writing it any more."""
+
+
+def version_numbers(folder: Path) -> list[int]:
+    """Return the numbers of a dataset's versions, in order; none where the folder is not there."""
+    return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir())
+
+
+def next_number(folder: Path) -> int:
+    """Return the number of the next version: above all that versions, links or other files have.
+
+    The newest version is never removed, so no number is given twice.
+    """
+    return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
+
+
+def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield what is called `v1`, `v2`, … in a folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if _VERSION.fullmatch(entry.name):
+            yield int(entry.name[1:]), entry
+
+
+def linked_numbers(folder: Path) -> dict[str, int]:
+    """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
+    entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
+    named = {entry.name: linked_number(entry) for entry in entries}
+    return {name: number for name, number in named.items() if number is not None}
+
+
+def linked_number(link: Path) -> int | None:
+    """Return the number of the version that a link names; None for what is no such link."""
+    try:
+        target = str(link.readlink())
+    except OSError:
+        return None
+    return int(target[1:]) if _VERSION.fullmatch(target) else None
+
+
+def number_of(version: Path) -> int:
+    """Return the number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
+    if not _VERSION.fullmatch(version.name):
+        raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
+    return int(version.name[1:])
+
+
+def refuse_in_versions(place: Path) -> None:
+    """Raise `InputError` for a place in a version, which never changes, or one that would pass for a version."""
+    for folder in (place, *place.parents):
+        if (folder / MANIFEST_FILE).is_file():
+            raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
+    if _VERSION.fullmatch(place.name) and version_numbers(place.parent):
+        raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a dataset's lock; a process that dies lets go of it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_staging(folder: Path) -> Path:
+    """Make a folder to write a version in, next to where it will stand; clear away those that dead writers left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VersionError(f"{folder}: a folder for versions cannot be made there: {error.strerror}") from error
+    for entry in folder.iterdir():
+        if is_abandoned(entry):
+            discard(entry)
+    staging = temporary_name(folder)
+    staging.mkdir()
+    return staging
+
+
+def temporary_name(folder: Path) -> Path:
+    """Return a new name for something still being written, which says who writes it."""
+    return folder / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+def discard(entry: Path) -> None:
+    """Remove a folder, file or link, or what another's clearing has left of it."""
+    if entry.is_symlink() or entry.is_file():
+        entry.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def is_abandoned(entry: Path) -> bool:
+    """Whether an entry is a folder whose writer is gone: dead on this machine, or silent for a day on another."""
+    name = STAGING.fullmatch(entry.name)
+    if name is None:
+        return False
+    if name["host"] == socket.gethostname():
+        return not is_running(int(name["pid"]))
+    return time.time() - _last_touched(entry) > STAGING_SECONDS
+
+
+def _last_touched(entry: Path) -> float:
+    """Return when anything in a folder last changed; now, where it is just disappearing."""
+    try:
+        return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
+    except FileNotFoundError:
+        return time.time()
+
+
+def claim(staging: Path, folder: Path, number: int) -> Path | None:
+    """Make a finished folder version `number`, and `latest` name it; None where others took that number meanwhile."""
+    sync_tree(staging)
+    with lock_folder(folder):
+        if next_number(folder) != number:
+            return None
+        version = staging.rename(folder / f"v{number}")
+        sync(folder)
+        point(folder, LATEST, number)
+    return version
+
+
+def point_latest(folder: Path) -> None:
+    """Point `latest` at the newest version, where a crash kept it from that."""
+    with lock_folder(folder):
+        point(folder, LATEST, max(version_numbers(folder)))
+
+
+def point(folder: Path, name: str, number: int) -> None:
+    """Point a link at a version; the caller holds the folder's lock."""
+    if linked_number(folder / name) == number:
+        return
+    link = temporary_name(folder)
+    link.symlink_to(f"v{number}")
+    try:
+        link.replace(folder / name)
+    except IsADirectoryError as error:
+        link.unlink()
+        raise VersionError(f"{folder / name} is a folder, and should be a link to v{number}; move it away") from error
+    sync(folder)
+
+
+def move_away(version: Path) -> Path:
+    """Take a version away at once, under the folder's lock, and return where it waits to be discarded."""
+    retired = version.rename(temporary_name(version.parent))
+    sync(version.parent)
+    return retired
+
+
+def put_in_place(staging: Path, place: Path, last: str) -> None:
+    """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
+
+    The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
+    """
+    sync_tree(staging)
+    if not (place.is_dir() and any(place.iterdir())):
+        staging.rename(place)
+        return sync(place.parent)
+    whole = {entry.name: entry for entry in staging.iterdir()}
+    for entry in place.iterdir():
+        if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
+            discard(entry)
+    for name in sorted(whole, key=lambda name: name == last):
+        whole[name].replace(place / name)
+    return sync(place)
+
+
+def size_of(entry: Path) -> int:
+    """Return the bytes of a folder's files, or of a file."""
+    return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush a folder and all below it to disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tags_of(folder: Path) -> dict[str, int]:
+    """Return the numbers of the versions that a dataset's tags name, by tag."""
+    return {name: number for name, number in linked_numbers(folder).items() if TAG.fullmatch(name)}
+
+
+def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int | None:
+    """Point a tag at a version, and return what it named before.
+
+    Raises `VersionError` for what can be no tag, for a version that is not there, and for a tag that names another
+    version, unless it shall `move`.
+    """
+    if not TAG.fullmatch(tag):
+        raise VersionError(
+            f"{tag[:60]!r} can be no tag: it begins with a letter, goes on with letters, digits, '.', '_', '-', and "
+            "looks neither like a version's number nor like 'latest'"
+        )
+    with lock_folder(folder):
+        before = linked_number(folder / tag)
+        if not (folder / f"v{number}").is_dir():
+            raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
+        if before not in (None, number) and not move:
+            raise VersionError(f"{folder.name}@{tag} names v{before}; to let it name v{number}, add --move")
+        if before is None and (folder / tag).exists():
+            raise VersionError(f"{folder / tag} is there, and is no tag; move it away, or choose another name")
+        point(folder, tag, number)
+    return before
+
+
+def remove_tag(folder: Path, tag: str) -> int:
+    """Remove a tag, and return what it named. Raises `VersionError` where there is no such tag."""
+    with lock_folder(folder):
+        tags = tags_of(folder)
+        if tag not in tags:
+            there = ", ".join(tags) or "none"
+            raise VersionError(f"dataset {folder.name!r} has no tag {tag[:60]!r}; there are: {there}")
+        (folder / tag).unlink()
+        sync(folder)
+    return tags[tag]

@@ -1,0 +1,72 @@
+"""Filling the store: ask for what it lacks of a job's trees. How requests are carried out is an argument."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from malt.concurrency import all_of, to_its_end
+from malt.engine.batch_mode import ask_in_batches
+from malt.engine.job import Job
+from malt.engine.run import Filled, Run, asker_for, merge
+from malt.engine.tree_cost import admit_trees
+from malt.errors import RunStopped
+from malt.llm.client.session import STOP_SECONDS
+from malt.llm.store.schema import expect_store
+from malt.llm.usage import Tally
+from malt.questions.question import Question
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
+from malt.trees.replay import MissingQuestions
+
+BATCH = 50
+"""Questions that are asked about together; their stored samples are read in one go."""
+AT_ONCE = 4
+"""Batches under way at once in one process; each holds many requests, so few are enough."""
+
+
+Ask = Callable[[Job, MissingQuestions, Run], Awaitable[Filled]]
+"""Carries out what the missing questions need: in this process, through batch APIs, or by Prefect's tasks."""
+
+
+async def fill(job: Job, run: Run, ask: Ask | None = None) -> Filled:
+    """Ask for all that the store lacks of the job's trees and their judge's grades.
+
+    Questions whose trees are whole are not asked about; their samples count as cached. Without `ask` the spec's mode
+    says how: directly or in batches. Raises what is wrong with the job (`ConfigError` for a key that is refused);
+    a limit that was reached is `shortfall.stopped`.
+    """
+    if ask is None:
+        ask = ask_in_batches if job.spec.run.mode == "batch" else ask_directly
+    missing = MissingQuestions(job.questions, job.source, run.tally)
+    filled = await ask(job, missing, run)
+    return merge([filled, Filled(NOTHING_MISSING, missing.stored)])
+
+
+async def ask_directly(job: Job, missing: MissingQuestions, run: Run) -> Filled:
+    """Ask in this process, a few batches of questions at a time; no more are begun once one was stopped."""
+    batches, one_at_a_time = missing.batches(BATCH), asyncio.Lock()
+    parts: list[Filled] = []
+
+    async def take_batch() -> list[Question] | None:
+        async with one_at_a_time:
+            return await to_its_end(lambda: next(batches, None), missing.stop, STOP_SECONDS)
+
+    async def work() -> None:
+        while (batch := await take_batch()) is not None:
+            parts.append(await asyncio.to_thread(fill_batch, job.only(batch), run))
+            if parts[-1].shortfall.stopped:
+                missing.stop()
+                return
+
+    await all_of(work() for _ in range(AT_ONCE))
+    return merge(parts)
+
+
+def fill_batch(job: Job, run: Run) -> Filled:
+    """Ask for all that a part of a job needs; from any thread or process, but not from the session's loop."""
+    expect_store(job.settings.store)
+    try:
+        ask = asker_for(job, run)
+        admit = admit_trees(ask, job.spec, job.prompts)
+        shortfall = ask.session.run(ask_all(job.questions, job.spec, job.prompts, ask, admit, job.judge))
+    except RunStopped as stop:  # before this part began
+        return Filled(Shortfall((), str(stop)), Tally())
+    return Filled(shortfall, Tally(ask.tally.roles))

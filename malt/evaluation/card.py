@@ -1,0 +1,84 @@
+"""The card of an evaluation: `README.md`. It says nothing that summary and manifest do not."""
+
+from malt.evaluation.manifest import EvaluationManifest
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
+from malt.sanitize import code_span, markdown_table
+
+CARD_FILE = "README.md"
+
+
+def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
+    """Write a version's card."""
+    asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {summary.chains} chains each"
+    parts = [
+        f"# {manifest.name} v{manifest.version}: evaluation",
+        f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
+        accuracy_table(summary),
+        f"Differences to {code_span(summary.baseline)} ({TITLES[summary.measure]}), paired by question:",
+        difference_table(summary),
+        "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
+        power_sentence(summary),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def accuracy_table(summary: Summary) -> str:
+    """Write how often each system is right."""
+    head = ("system", *(TITLES[measure] for measure in MEASURES), "tokens", "cost")
+    rows = [
+        (
+            code_span(name),
+            *(percent(getattr(system, measure)) for measure in MEASURES),
+            count(system.tokens),
+            dollars(system.cost_usd),
+        )
+        for name, system in summary.systems.items()
+    ]
+    return markdown_table(head, rows)
+
+
+def difference_table(summary: Summary) -> str:
+    """Write what each system has over the baseline."""
+    head = ("system", "difference", "p", "p (Holm)")
+    return markdown_table(
+        head, [(code_span(name), points(each), p(each.p), p(each.p_holm)) for name, each in summary.differences.items()]
+    )
+
+
+def power_sentence(summary: Summary) -> str:
+    """Say what these questions can show."""
+    told = [
+        f"{100 * smallest:.1f} points {'' if name.startswith('at') else 'for '}{name}"
+        for name, smallest in summary.smallest_difference.items()
+        if smallest is not None
+    ]
+    return (
+        f"Smallest difference that {summary.questions:,} questions show with 80 % power: {'; '.join(told) or 'none'}."
+    )
+
+
+def percent(cell: Cell) -> str:
+    """Write an accuracy with its interval."""
+    if cell.accuracy is None or cell.low is None or cell.high is None:
+        return "n/a"
+    return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
+
+
+def points(compared: Compared) -> str:
+    """Write a difference in percentage points with its interval."""
+    return f"{100 * compared.difference:+.1f} ({100 * compared.low:+.1f} to {100 * compared.high:+.1f})"
+
+
+def p(value: float) -> str:
+    """Write a p-value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(number: int | None) -> str:
+    """Write a whole number; one that is not known is never zero."""
+    return "unknown" if number is None else f"{number:,}"
+
+
+def dollars(cost: float | None) -> str:
+    """Write a cost; one that is not known is never zero."""
+    return "unknown" if cost is None else f"${cost:.4f}"

@@ -1,0 +1,87 @@
+"""Comparing two evaluations: which inputs differ, which accuracies moved, and which questions turned."""
+
+from pydantic import JsonValue
+
+from malt.config.base import Recorded
+from malt.datasets.check.compare import Change, compare_values, flatten_table
+from malt.evaluation.sheet import sheets_of
+from malt.evaluation.summary import MEASURES
+from malt.evaluation.version import EvaluationVersion
+
+
+class Turned(Recorded):
+    """Questions of a system whose vote became right, or wrong, by `measure`."""
+
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+class EvaluationDiff(Recorded):
+    """What changed from one evaluation to another."""
+
+    old: str
+    new: str
+    same_content: bool
+    inputs: dict[str, Change]
+    """By dotted path of the config, `prompts.FILE` and `questions`."""
+    accuracies: dict[str, dict[str, Change]]
+    """By system, then by measure; only those that differ."""
+    turned: dict[str, Turned]
+    """By system, of questions that are in both."""
+
+
+def compare(old: EvaluationVersion, new: EvaluationVersion) -> EvaluationDiff:
+    """Say what changed. Raises `VersionError` where a file cannot be read."""
+    return EvaluationDiff(
+        old=old.reference,
+        new=new.reference,
+        same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
+        inputs=compare_values(inputs_of(old), inputs_of(new)),
+        accuracies={name: moved for name, moved in accuracies(old, new).items() if moved},
+        turned=turned(old, new),
+    )
+
+
+def inputs_of(version: EvaluationVersion) -> dict[str, JsonValue]:
+    """Return what a version was made from, by dotted path."""
+    manifest = version.manifest
+    prompts = {f"prompts.{file}": digest for file, digest in manifest.prompts.items()}
+    return {**dict(flatten_table(manifest.config)), **prompts, "questions": manifest.questions.sha256}
+
+
+def accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
+    """Return what moved, system by system."""
+    names = dict.fromkeys((*old.summary.systems, *new.summary.systems))
+    return {name: compare_values(accuracies_of(old, name), accuracies_of(new, name)) for name in names}
+
+
+def accuracies_of(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:
+    """Return a system's accuracies by measure; nothing where there is no such system."""
+    system = version.summary.systems.get(name)
+    return {} if system is None else {measure: getattr(system, measure).accuracy for measure in MEASURES}
+
+
+def turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
+    """Return the questions of each system in both versions that are more, or less, often right than before."""
+    before, after = scores_of(old), scores_of(new)
+    found = {}
+    for name in before.keys() & after.keys():
+        gains = {
+            question: after[name][question] - score
+            for question, score in before[name].items()
+            if question in after[name]
+        }
+        better = tuple(question for question, gain in gains.items() if gain > 0)
+        worse = tuple(question for question, gain in gains.items() if gain < 0)
+        found[name] = Turned(better=better, worse=worse)
+    return {name: found[name] for name in old.summary.systems if name in found}
+
+
+def scores_of(version: EvaluationVersion) -> dict[str, dict[str, float]]:
+    """Return each system's scores by question."""
+    sheets = sheets_of(version.spec, version.answers, "chain")
+    measure = version.summary.measure
+    return {
+        name: {question: float(score) for question, score in zip(sheet.questions, sheet.scores(measure), strict=True)}
+        for name, sheet in sheets.items()
+    }

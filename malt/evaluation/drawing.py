@@ -1,0 +1,140 @@
+"""What the report draws, as rows and places. Lengths are percent of the picture, so that it fits any width."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Flips, Summary, SystemSummary
+
+
+class Bar(NamedTuple):
+    """One accuracy with its interval, in percent."""
+
+    title: str
+    of: str
+    """`questions` for a vote, else `answers`."""
+    percent: float | None
+    low: float | None
+    high: float | None
+    questions: int
+
+
+class Gain(NamedTuple):
+    """A difference to the baseline in points, and where it stands in its picture."""
+
+    system: str
+    compared: Compared
+    low: float
+    middle: float
+    high: float
+
+
+class Segment(NamedTuple):
+    """A share of a system's chains by what refinement made of them."""
+
+    kind: str
+    chains: int
+    percent: float
+
+
+class Point(NamedTuple):
+    """A way of answering: what it takes, and how often it is right."""
+
+    system: str
+    way: str
+    tokens: float
+    accuracy: float
+    """Percent."""
+    x: float
+    y: float
+    on_frontier: bool
+
+
+def bars_of(system: SystemSummary, chains: int) -> list[Bar]:
+    """Return all accuracies of a system."""
+    bars = [bar_of(title_of(measure, chains), getattr(system, measure), is_vote(measure)) for measure in MEASURES]
+    if system.equal_tokens is not None:
+        title = f"single agent, vote of {system.equal_tokens.votes}: as many tokens as the pipeline"
+        bars.append(bar_of(title, system.equal_tokens.vote, votes=True))
+    if system.control is not None:
+        at = f"at temperature {system.control.temperature:g}"
+        bars += [bar_of(f"single agent {at}", system.control.sa), bar_of(f"pipeline {at}", system.control.ma)]
+    return bars
+
+
+def title_of(measure: str, chains: int) -> str:
+    """Say which answers are counted."""
+    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
+
+
+def is_vote(measure: str) -> bool:
+    """Whether votes are counted, rather than single answers."""
+    return measure.endswith("_mv")
+
+
+def bar_of(title: str, cell: Cell, votes: bool = False) -> Bar:
+    """Return one accuracy in percent."""
+    percent, low, high = (None if part is None else 100 * part for part in (cell.accuracy, cell.low, cell.high))
+    return Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
+
+
+def gains_of(summary: Summary) -> list[Gain]:
+    """Place the differences to the baseline on one axis with zero in its middle."""
+    reach = reach_of(summary)
+
+    def place(value: float) -> float:
+        return 50 + 50 * 100 * value / reach
+
+    return [
+        Gain(name, found, place(found.low), place(found.difference), place(found.high))
+        for name, found in summary.differences.items()
+    ]
+
+
+def reach_of(summary: Summary) -> float:
+    """Return how many points the axis of differences reaches to either side."""
+    ends = [abs(end) for found in summary.differences.values() for end in (found.low, found.high)]
+    return max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
+
+
+def segments_of(flips: Flips) -> list[Segment]:
+    """Return what refinement made of the chains, right ones first."""
+    kinds = ("right_to_right", "wrong_to_right", "right_to_wrong", "wrong_to_wrong")
+    counts = {kind: getattr(flips, kind) for kind in kinds}
+    whole = sum(counts.values())
+    return [Segment(kind, count, 100 * count / whole) for kind, count in counts.items() if whole]
+
+
+def points_of(summary: Summary) -> list[Point]:
+    """Place every way of answering by its tokens and its accuracy, and say which nothing beats at its price."""
+    ways = [way for name, system in summary.systems.items() for way in ways_of(name, system, summary)]
+    longest = max((tokens for _, _, tokens, _ in ways), default=1.0)
+    return [Point(*way, 96 * way[2] / longest, 100 - 100 * way[3] / 100, is_on_frontier(way[2:], ways)) for way in ways]
+
+
+def ways_of(name: str, system: SystemSummary, summary: Summary) -> list[tuple[str, str, float, float]]:
+    """Return a system's ways of answering: tokens that are written for a question, and percent right."""
+    votes = summary.chains * max(len(summary.seeds), 1)
+    single, pipeline = system.single.completion_tokens, system.pipeline.completion_tokens
+    repeats, questions = max(len(summary.seeds), 1), summary.questions
+    found = [
+        ("SA", single, votes, system.sa),
+        (f"SA+MV@{summary.chains}", single, repeats, system.sa_mv),
+        ("MA", pipeline, votes, system.ma),
+        (f"MA+MV@{summary.chains}", pipeline, repeats, system.ma_mv),
+    ]
+    if system.equal_tokens is not None:
+        equal = system.equal_tokens
+        found.append((f"SA+MV@{equal.votes}", equal.completion_tokens, repeats, equal.vote))
+    return [
+        (name, way, tokens / questions / parts, 100 * cell.accuracy)
+        for way, tokens, parts, cell in found
+        if tokens is not None and cell.accuracy is not None
+    ]
+
+
+def is_on_frontier(own: tuple[float, float], ways: Sequence[tuple[str, str, float, float]]) -> bool:
+    """Whether no other way is as often right for fewer tokens, or more often for as many."""
+    tokens, accuracy = own
+    return not any(
+        other <= tokens and right >= accuracy and (other, right) != (tokens, accuracy) for _, _, other, right in ways
+    )

@@ -1,0 +1,39 @@
+"""The manifest of an evaluation version: what was compared, on which questions, by whom and how graded."""
+
+from typing import Any, Literal
+
+from malt.config.base import Recorded
+from malt.config.spec import RunSpec
+from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest
+
+
+class Player(Recorded):
+    """Who played a role in a system."""
+
+    model: str
+    digest: str | None
+    """Of a model version's content; None of a model that is only known by its name."""
+    sampling: dict[str, Any]
+    """Temperature, tokens, seed: what shapes its texts beside the prompt."""
+
+
+class EvaluationManifest(VersionManifest):
+    """The whole story of one evaluation version."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    config: dict[str, Any]
+    """The whole spec."""
+    prompts: dict[str, str]
+    """SHA-256 of every prompt file."""
+    questions: QuestionsUsed
+    models: dict[str, dict[str, Player]]
+    """By system, then by the roles that take part."""
+    grader: tuple[str, ...]
+    """Kinds of graders, the judge's model last where one is asked."""
+    code: Code
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def spec(self) -> RunSpec:
+        """The declaration that it came from."""
+        return RunSpec.model_validate(self.config)

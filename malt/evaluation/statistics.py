@@ -1,0 +1,163 @@
+"""Statistics of an evaluation: pure functions over one number a question. The question is the unit everywhere.
+
+A question's number is the share of a system's answers to it that are right, over chains and seeds: answers to one
+question are alike, and so they are one cluster. `nan` is a question of which nothing is known; it is left out, from
+comparisons in pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malt.trees.uncertainty import Interval, wilson
+
+Scores = NDArray[np.float64]
+"""One number a question, in the questions' order."""
+
+DRAWS = 10_000
+"""Of a bootstrap."""
+SEED = 2412_01928
+"""Of all draws: the same answers give the same intervals."""
+LEVEL, POWER = 0.05, 0.80
+USUAL_DISCORDANCE = 0.20
+"""Share of questions on which two systems differ, where nothing is known of them yet."""
+
+
+class Estimate(NamedTuple):
+    """How often something is right, with the standard error over questions and a 95 % interval."""
+
+    accuracy: float | None
+    stderr: float | None
+    low: float | None
+    high: float | None
+    questions: int
+
+
+class Difference(NamedTuple):
+    """How much more often one system is right than another on the same questions."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    questions: int
+
+
+def estimate(scores: Scores) -> Estimate:
+    """Average over questions; the standard error is robust to answers of one question being alike.
+
+    The interval is Wilson's over as many independent answers as would vary as much as these questions do.
+    """
+    known = scores[~np.isnan(scores)]
+    if not len(known):
+        return Estimate(None, None, None, None, 0)
+    mean = float(known.mean())
+    stderr = standard_error(known)
+    low, high = wilson(mean, effective_answers(mean, stderr, len(known)))
+    return Estimate(mean, stderr, low, high, len(known))
+
+
+def standard_error(known: Scores) -> float | None:
+    """Return the standard error of a mean over questions; None of a single one."""
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
+
+
+def effective_answers(mean: float, stderr: float | None, questions: int) -> float:
+    """Return how many independent answers would have this standard error; as many as questions where none varies."""
+    if not stderr or not 0 < mean < 1:
+        return questions
+    return max(1.0, mean * (1 - mean) / stderr**2)
+
+
+def paired_difference(scores: Scores, baseline: Scores, *, votes: bool) -> Difference | None:
+    """Compare two systems on the questions of which both are known; None where there is none.
+
+    The interval is a bootstrap over questions. The p-value is McNemar's for votes, else that of a paired t-test.
+    """
+    differences = (scores - baseline)[~np.isnan(scores - baseline)]
+    if not len(differences):
+        return None
+    low, high = bootstrap(differences)
+    p = sign_test(differences) if votes else paired_test(differences)
+    return Difference(float(differences.mean()), low, high, p, len(differences))
+
+
+def bootstrap(values: Scores, draws: int = DRAWS) -> Interval:
+    """Return the 95 % percentile interval of a mean, by drawing questions with replacement.
+
+    Shares of a few answers take few values, so a draw is one multinomial over them. Where all questions have one value
+    the interval is what as many questions cannot exclude: the exact binomial bound of an outcome that was never seen.
+    """
+    distinct, counts = np.unique(values.round(12), return_counts=True)
+    if len(distinct) == 1:
+        unseen = 1 - (LEVEL / 2) ** (1 / len(values))
+        return Interval(float(distinct[0]) - unseen, float(distinct[0]) + unseen)
+    drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), size=draws)
+    low, high = np.quantile(drawn @ distinct / len(values), [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(float(low), float(high))
+
+
+def sign_test(differences: Scores) -> float:
+    """Return McNemar's exact p: of the questions on which two votes part, which side has more.
+
+    Where a question has several votes, of several seeds, its side is the one that more of them are on.
+    """
+    from scipy.stats import binomtest
+
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def paired_test(differences: Scores) -> float:
+    """Return the p of a t-test of differences paired by question."""
+    from scipy.stats import ttest_1samp
+
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return 1.0 if not differences.any() else 2.0 ** (1 - len(differences))
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Correct p-values for how many there are (Holm 1979); uniformly better than Bonferroni, under any dependence."""
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(p_values) - place)))
+        corrected[name] = highest
+    return {name: corrected[name] for name in p_values}
+
+
+def smallest_difference(questions: int, discordance: float = USUAL_DISCORDANCE) -> float | None:
+    """Return the smallest difference that McNemar's test finds with 80 % power; None where these questions are too few.
+
+    `discordance` is the share of questions on which two votes part (Connor 1987).
+    """
+    from scipy.optimize import brentq
+
+    if questions < 1 or questions_needed(discordance, discordance) > questions:
+        return None
+    found = brentq(lambda difference: questions_needed(difference, discordance) - questions, 1e-6, discordance)
+    return float(found)
+
+
+def questions_needed(difference: float, discordance: float = USUAL_DISCORDANCE) -> float:
+    """Return how many questions show a difference with 80 % power, two-sided at 5 %."""
+    from scipy.stats import norm
+
+    alpha, beta = norm.ppf(1 - LEVEL / 2), norm.ppf(POWER)
+    spread = alpha * np.sqrt(discordance) + beta * np.sqrt(discordance - difference**2)
+    return float(spread**2 / difference**2)
+
+
+def discordance(scores: Scores, baseline: Scores) -> float | None:
+    """Return the share of questions on which two systems' votes part."""
+    differences = (scores - baseline)[~np.isnan(scores - baseline)]
+    return float((differences != 0).mean()) if len(differences) else None
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Average several systems question by question; unknown where one of them is."""
+    averaged: Scores = np.mean(np.stack(list(scores)), axis=0)
+    return averaged

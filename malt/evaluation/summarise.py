@@ -1,0 +1,235 @@
+"""Working out a summary from an evaluation's table alone, so that anybody can work it out again."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from malt.config.spec import EvaluateSpec, RunSpec
+from malt.datasets.stats.accuracy import Truth
+from malt.datasets.stats.diagnostics import is_same_answer
+from malt.evaluation import statistics
+from malt.evaluation.sheet import Grid, Sheet, shares, sheets_of
+from malt.evaluation.statistics import Scores
+from malt.evaluation.summary import (
+    MEASURES,
+    Cell,
+    Compared,
+    Control,
+    EqualTokens,
+    Flips,
+    Measure,
+    Refining,
+    Summary,
+    SystemSummary,
+    Usage,
+    Verdicts,
+)
+from malt.evaluation.systems import baseline_of, evaluate_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
+    """Work out all figures of an evaluation from its rows."""
+    evaluate, baseline = evaluate_spec(spec), baseline_of(spec)
+    sheets = sheets_of(spec, rows, "chain")
+    scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
+    differences = {measure: compare_all(scores[measure], baseline, votes=measure in VOTES) for measure in MEASURES}
+    extras = Extras(evaluate, sheets_of(spec, rows, "control"), sheets_of(spec, rows, "votes"))
+    votes = scores[evaluate.measure]
+    return Summary(
+        evaluation=spec.name,
+        questions=rows["question_id"].nunique(),
+        chains=evaluate.chains,
+        seeds=evaluate.seeds,
+        baseline=baseline,
+        measure=evaluate.measure,
+        systems={name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()},
+        differences=differences[evaluate.measure],
+        all_differences={**differences},
+        smallest_difference=smallest_differences(votes, baseline),
+    )
+
+
+VOTES = ("sa_mv", "ma_mv")
+
+
+class Extras(NamedTuple):
+    """What is asked beside the chains, by system; empty where it is not."""
+
+    evaluate: EvaluateSpec
+    controls: Mapping[str, Sheet]
+    votes: Mapping[str, Sheet]
+
+
+def summarise_system(sheet: Sheet, extras: Extras, name: str) -> SystemSummary:
+    """Work out one system's figures."""
+    pipeline = usage_of(sheet, "", "ma")
+    return SystemSummary(
+        **{measure: cell_of(sheet.scores(measure)) for measure in MEASURES},
+        tokens=pipeline.tokens,
+        cost_usd=pipeline.cost_usd,
+        single=usage_of(sheet, "generator_", "sa"),
+        pipeline=pipeline,
+        flips=flips_of(sheet),
+        refining=refining_of(flips_of(sheet)),
+        verdicts=verdicts_of(sheet),
+        by_seed=seeds_of(sheet),
+        equal_tokens=equal_tokens_of(sheet, extras.votes.get(name)),
+        control=control_of(extras, name),
+    )
+
+
+def cell_of(scores: Scores) -> Cell:
+    """Write one accuracy."""
+    return Cell.model_validate(statistics.estimate(scores)._asdict())
+
+
+def seeds_of(sheet: Sheet) -> dict[str, dict[str, float | None]]:
+    """Write the accuracies of each repeat; nothing where there is only one."""
+    if len(sheet.seeds) == 1:
+        return {}
+    truths = {measure: sheet.by_seed(measure) for measure in MEASURES}
+    return {
+        str(seed): {measure: statistics.estimate(shares(truths[measure][:, place])).accuracy for measure in MEASURES}
+        for place, seed in enumerate(sheet.seeds)
+    }
+
+
+def compare_all(scores: Mapping[str, Scores], baseline: str, *, votes: bool) -> dict[str, Compared]:
+    """Compare every system with the baseline, and correct for how many there are."""
+    found = {
+        name: statistics.paired_difference(own, scores[baseline], votes=votes)
+        for name, own in scores.items()
+        if name != baseline
+    }
+    known = {name: difference for name, difference in found.items() if difference is not None}
+    corrected = statistics.holm({name: difference.p for name, difference in known.items()})
+    return {name: Compared(**difference._asdict(), p_holm=corrected[name]) for name, difference in known.items()}
+
+
+def smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
+    """Return what these questions can show: at the usual discordance, and at that of each system with the baseline."""
+    questions = len(next(iter(scores.values()), np.empty(0)))
+    found = {"at 20 % discordance": statistics.smallest_difference(questions)}
+    for name, own in scores.items():
+        parted = statistics.discordance(own, scores[baseline])
+        if name != baseline and parted:
+            found[name] = statistics.smallest_difference(questions, parted)
+    return found
+
+
+def usage_of(sheet: Sheet, part: str, measure: Measure) -> Usage:
+    """Add up what answers took, of the generator alone or of whole chains."""
+    prompt, completion = total(sheet.rows[f"{part}prompt_tokens"]), total(sheet.rows[f"{part}completion_tokens"])
+    cost, seconds = total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
+    tokens = None if prompt is None or completion is None else int(prompt + completion)
+    right = int(sum(truth is True for truth in sheet.by_seed(measure).flat))
+    questions = len(sheet.questions)
+    return Usage(
+        tokens=tokens,
+        completion_tokens=None if completion is None else int(completion),
+        cost_usd=cost,
+        seconds=seconds,
+        tokens_per_question=ratio(tokens, questions),
+        cost_per_question=ratio(cost, questions),
+        seconds_per_question=seconds / questions,
+        tokens_per_right=ratio(tokens, right),
+        cost_per_right=ratio(cost, right),
+        seconds_per_right=ratio(seconds, right),
+    )
+
+
+def total(values: "pd.Series[float]") -> float | None:
+    """Add up; one that is not known makes all of it unknown."""
+    return None if values.isna().any() else float(values.sum())
+
+
+def ratio(part: float | None, whole: float) -> float | None:
+    """Divide; None of nothing, and of what is not known."""
+    return part / whole if part is not None and whole else None
+
+
+def counts_of(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
+    """Count pairs of truths."""
+    counted: dict[tuple[Truth, Truth], int] = {}
+    for pair in zip(before.flat, after.flat, strict=True):
+        counted[pair] = counted.get(pair, 0) + 1
+    return counted
+
+
+def flips_of(sheet: Sheet) -> Flips:
+    """Count what became of the generator's answers."""
+    counts = counts_of(sheet.single, sheet.final)
+    answers = zip(sheet.grid("generator_answer").flat, sheet.grid("answer").flat, strict=True)
+    same = [is_same_answer(first, last) for first, last in answers if first is not None and last is not None]
+    return Flips(
+        wrong_to_right=counts.get((False, True), 0),
+        right_to_right=counts.get((True, True), 0),
+        wrong_to_wrong=counts.get((False, False), 0),
+        right_to_wrong=counts.get((True, False), 0),
+        unchanged=ratio(sum(same), len(same)),
+    )
+
+
+def refining_of(flips: Flips) -> Refining:
+    """Say whether refining pays: what it mends, against what it spoils."""
+    wrong, right = flips.wrong_to_right + flips.wrong_to_wrong, flips.right_to_right + flips.right_to_wrong
+    ecr, eir = ratio(flips.wrong_to_right, wrong), ratio(flips.right_to_wrong, right)
+    threshold = ratio(right, wrong)
+    pays = None if wrong + right == 0 else flips.wrong_to_right > flips.right_to_wrong
+    return Refining(ecr=ecr, eir=eir, threshold=threshold, pays=pays, sentence=rule_sentence(ecr, eir, threshold, pays))
+
+
+def rule_sentence(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
+    """Say the rule ECR/EIR > Acc/(1 - Acc) with this system's figures."""
+    if ecr is None or eir is None or threshold is None:
+        return "Whether refining pays cannot be said: the generator's answers are all right, or all wrong, or unknown."
+    mends = f"Refining mends {ecr:.1%} of wrong answers (ECR) and spoils {eir:.1%} of right ones (EIR)"
+    if not eir:
+        return f"{mends}: it pays as long as it mends any." if pays else f"{mends}: it changes nothing."
+    compared = "above" if pays else "not above"
+    return (
+        f"{mends}: ECR/EIR = {ecr / eir:.2f} is {compared} Acc/(1 − Acc) = {threshold:.2f}, "  # noqa: RUF001 - a minus
+        f"so refining {'pays' if pays else 'does not pay'}."
+    )
+
+
+def verdicts_of(sheet: Sheet) -> Verdicts:
+    """Count the verifier's stated verdicts against the truth."""
+    counts = counts_of(sheet.grid("verdict"), sheet.single)
+    right_called = {said: counts.get((said, True), 0) for said in (True, False)}
+    wrong_called = {said: counts.get((said, False), 0) for said in (True, False)}
+    stated = sum(right_called.values()) + sum(wrong_called.values())
+    return Verdicts(
+        stated=stated,
+        unstated=counts.get((None, True), 0) + counts.get((None, False), 0),
+        sensitivity=ratio(wrong_called[False], sum(wrong_called.values())),
+        specificity=ratio(right_called[True], sum(right_called.values())),
+        agreement=ratio(wrong_called[False] + right_called[True], stated),
+    )
+
+
+def equal_tokens_of(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
+    """Compare the pipeline's vote with that of a single agent that writes as much."""
+    if votes is None:
+        return None
+    single, pipeline = votes.scores("sa_mv"), sheet.scores("ma_mv")
+    ahead = compare_all({"pipeline": pipeline, "single": single}, "single", votes=True)
+    return EqualTokens(
+        votes=votes.chains,
+        vote=cell_of(single),
+        completion_tokens=usage_of(votes, "generator_", "sa").completion_tokens,
+        pipeline_completion_tokens=usage_of(sheet, "", "ma").completion_tokens,
+        pipeline_ahead=ahead.get("pipeline"),
+    )
+
+
+def control_of(extras: Extras, name: str) -> Control | None:
+    """Write the control of a system, where there is one."""
+    sheet, temperature = extras.controls.get(name), extras.evaluate.temperature
+    if sheet is None or temperature is None:
+        return None
+    return Control(temperature=temperature, sa=cell_of(sheet.scores("sa")), ma=cell_of(sheet.scores("ma")))

@@ -1,0 +1,156 @@
+"""Summary: an evaluation in figures, as `summary.json` keeps them. How they are worked out is `summarise`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from malt.config.base import Recorded
+
+Measure = Literal["sa", "sa_mv", "ma", "ma_mv"]
+MEASURES: tuple[Measure, ...] = ("sa", "sa_mv", "ma", "ma_mv")
+TITLES: Mapping[str, str] = {
+    "sa": "single agent",
+    "sa_mv": "single agent, vote",
+    "ma": "pipeline",
+    "ma_mv": "pipeline, vote",
+}
+
+
+class Cell(Recorded):
+    """How often one way of answering is right."""
+
+    accuracy: float | None
+    """Share of right answers, over the questions of which that is known; None where there are none."""
+    stderr: float | None
+    """Over questions: answers to one question count as one cluster."""
+    low: float | None
+    """Lower end of the 95 % interval."""
+    high: float | None
+    questions: int
+
+
+class Compared(Recorded):
+    """What a system has over the baseline, paired by question."""
+
+    difference: float
+    low: float
+    """Lower end of the 95 % interval: a bootstrap over questions."""
+    high: float
+    p: float
+    """McNemar's exact test for votes, else a t-test of the differences."""
+    p_holm: float
+    """Corrected for how many systems are compared."""
+    questions: int
+
+
+class Usage(Recorded):
+    """What answers took; None where a provider told less."""
+
+    tokens: int | None
+    """Prompt and completion together."""
+    completion_tokens: int | None
+    cost_usd: float | None
+    seconds: float
+    """Of requests one after another."""
+    tokens_per_question: float | None
+    cost_per_question: float | None
+    seconds_per_question: float
+    tokens_per_right: float | None
+    """A right answer, of single ones; None where none is right."""
+    cost_per_right: float | None
+    seconds_per_right: float | None
+
+
+class Flips(Recorded):
+    """Chains by what the generator's answer was and what the final one is."""
+
+    wrong_to_right: int
+    right_to_right: int
+    wrong_to_wrong: int
+    right_to_wrong: int
+    unchanged: float | None
+    """Share of final answers that repeat the generator's, of those where both give one."""
+
+
+class Refining(Recorded):
+    """Whether critique and refinement pay (arXiv 2604.22273)."""
+
+    ecr: float | None
+    """Errors corrected: share of wrong generations that end right."""
+    eir: float | None
+    """Errors introduced: share of right generations that end wrong."""
+    threshold: float | None
+    """Acc/(1 - Acc) of the generator: ECR/EIR must be above it."""
+    pays: bool | None
+    sentence: str
+
+
+class Verdicts(Recorded):
+    """The verifier's stated verdicts against the truth of the answers below them."""
+
+    stated: int
+    unstated: int
+    sensitivity: float | None
+    """Share of wrong answers that are called wrong."""
+    specificity: float | None
+    """Share of right answers that are called correct."""
+    agreement: float | None
+    """Share of verdicts that are true."""
+
+
+class EqualTokens(Recorded):
+    """A single agent whose votes are as many as it takes to write as much as the pipeline does."""
+
+    votes: int
+    vote: Cell
+    completion_tokens: int | None
+    pipeline_completion_tokens: int | None
+    pipeline_ahead: Compared | None
+    """The pipeline's vote less this one."""
+
+
+class Control(Recorded):
+    """One chain a question at another temperature."""
+
+    temperature: float
+    sa: Cell
+    ma: Cell
+
+
+class SystemSummary(Recorded):
+    """One system."""
+
+    sa: Cell
+    sa_mv: Cell
+    ma: Cell
+    ma_mv: Cell
+    tokens: int | None
+    """Of all its chains; the judge's are no part of them."""
+    cost_usd: float | None
+    single: Usage
+    """The generator's part."""
+    pipeline: Usage
+    flips: Flips
+    refining: Refining
+    verdicts: Verdicts
+    by_seed: dict[str, dict[str, float | None]]
+    """Accuracies of each repeat, by seed and measure."""
+    equal_tokens: EqualTokens | None = None
+    control: Control | None = None
+
+
+class Summary(Recorded):
+    """An evaluation in figures."""
+
+    evaluation: str
+    questions: int
+    chains: int
+    seeds: tuple[int, ...]
+    baseline: str
+    measure: Measure
+    systems: dict[str, SystemSummary]
+    differences: dict[str, Compared]
+    """Of `measure`, by system."""
+    all_differences: dict[str, dict[str, Compared]]
+    """By measure, then by system."""
+    smallest_difference: dict[str, float | None]
+    """What these questions show with 80 % power: at 20 % discordant votes, and at each system's own."""

@@ -1,0 +1,156 @@
+"""Systems: who plays each role, as configs that ask. Those that share a role share its answers through the store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+from malt.config.spec import (
+    PLAYERS,
+    EvaluateSpec,
+    GrowthSpec,
+    PlayerSpec,
+    Role,
+    Roles,
+    RoleSpec,
+    RunSpec,
+    SystemSpec,
+)
+from malt.errors import ConfigError
+from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
+
+Kind = Literal["chain", "control", "votes"]
+
+
+class Lineup(NamedTuple):
+    """One system with one seed: what it asks for each question, as a run would."""
+
+    system: str
+    seed: int | None
+    kind: Kind
+    """`control`: at another temperature; `votes`: further generations, so that a single agent writes as much."""
+    spec: RunSpec
+    """With as many generations as there are chains, and one text of each further role below each."""
+    roles: tuple[Role, ...]
+    """Who takes part; the others are silent."""
+
+    @property
+    def chains(self) -> int:
+        """How many answers to a question it gives."""
+        return self.spec.roles.generator.samples
+
+
+def evaluate_spec(spec: RunSpec) -> EvaluateSpec:
+    """Return what a config says of its evaluation. Raises `ConfigError` where it says nothing."""
+    if spec.evaluate is None:
+        raise ConfigError(
+            f"{spec.name}: the config has no [evaluate]; say there which questions and systems to compare"
+        )
+    return spec.evaluate
+
+
+def systems_of(spec: RunSpec) -> dict[str, SystemSpec]:
+    """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
+    evaluate = evaluate_spec(spec)
+    declared = dict(evaluate.systems)
+    if evaluate.tournament is not None:
+        declared |= {entrant.name: entrant.system for entrant in entrants(spec)}
+    return declared or {"pipeline": SystemSpec()}
+
+
+def baseline_of(spec: RunSpec) -> str:
+    """Return the system that others are compared with. Raises `ConfigError` where there is none of its name."""
+    names, wanted = list(systems_of(spec)), evaluate_spec(spec).baseline
+    if wanted is not None and wanted not in names:
+        raise ConfigError(f"evaluate.baseline = {wanted!r} is no system; there are: {', '.join(names)}")
+    return wanted or names[0]
+
+
+class Entrant(NamedTuple):
+    """One system of a tournament, and the models that play in it, by role."""
+
+    name: str
+    system: SystemSpec
+    models: Mapping[Role, str]
+
+
+def entrants(spec: RunSpec) -> list[Entrant]:
+    """Return every combination of a tournament's models; a role with a single one is no part of the names."""
+    tournament = evaluate_spec(spec).tournament
+    if tournament is None:
+        return []
+    fields = [players(spec, role, getattr(tournament, role.value)) for role in PLAYERS]
+    return [
+        entrant(chosen, [len(field) > 1 for field in fields])
+        for chosen in product(*(field.items() for field in fields))
+    ]
+
+
+def players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
+    """Name the players of a role by their models. Raises `ConfigError` where two have one name."""
+    named = {label_of(player.model or spec.roles[role].model): player for player in declared or (PlayerSpec(),)}
+    if len(named) < len(declared):
+        raise ConfigError(f"evaluate.tournament.{role.value} names a model twice: {', '.join(named)}")
+    return named
+
+
+def entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
+    """Make a system of a player for each role."""
+    names = [name for (name, _), told in zip(chosen, contested, strict=True) if told] or [chosen[0][0]]
+    system = SystemSpec(**{role.value: player for role, (_, player) in zip(PLAYERS, chosen, strict=True)})
+    return Entrant("/".join(names), system, {role: name for role, (name, _) in zip(PLAYERS, chosen, strict=True)})
+
+
+def label_of(model: str) -> str:
+    """Shorten a model's name to its last part."""
+    return model.rpartition("/")[2]
+
+
+def lineups(spec: RunSpec) -> list[Lineup]:
+    """Return all that is asked of each system: its chains with every seed, and the control where there is one."""
+    evaluate = evaluate_spec(spec)
+    return [each for name, system in systems_of(spec).items() for each in _lineups(name, system, spec, evaluate)]
+
+
+def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpec) -> Iterator[Lineup]:
+    roles = tuple(Role(role) for role in PLAYERS if role.value in system.roles)
+    for seed in evaluate.seeds or (None,):
+        played = cast_of(system, spec, seed, evaluate.chains)
+        yield Lineup(name, seed, "chain", asking(spec, played), roles)
+        if evaluate.temperature is not None:
+            cold = {
+                role.value: played[role].model_copy(update={"temperature": evaluate.temperature}) for role in PLAYERS
+            }
+            yield Lineup(name, seed, "control", asking(spec, with_samples(Roles(**cold), 1)), roles)
+
+
+def cast_of(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
+    """Return the roles as a system plays them."""
+    played: dict[str, RoleSpec] = {}
+    for role in PLAYERS:
+        player: PlayerSpec | None = getattr(system, role.value)
+        base = PlayerSpec(model=system.models).plays(spec.roles[role]) if system.models else spec.roles[role]
+        chosen = player.plays(base) if player is not None else base
+        played[role.value] = chosen if seed is None else chosen.model_copy(update={"seed": seed})
+    return with_samples(Roles(**played), chains)
+
+
+def with_samples(roles: Roles, chains: int) -> Roles:
+    """Return roles that make so many independent chains."""
+    counts = dict(zip(PLAYERS, (chains, 1, 1), strict=True))
+    return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
+
+
+def asking(spec: RunSpec, roles: Roles) -> RunSpec:
+    """Return the config that asks as a system."""
+    return spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None})
+
+
+def silent(lineup: Lineup, complete: Complete) -> Complete:
+    """Return a `Complete` that asks for those who take part alone; the others say nothing, and nobody is asked."""
+
+    async def speak(request: CompletionRequest) -> Sequence[Completion]:
+        if request.role in lineup.roles or request.role is Role.EVALUATOR:
+            return await complete(request)
+        return [Completion(key, "", None, FinishReason.STOP, "", 0, 0, 0.0) for key in request.keys]
+
+    return speak

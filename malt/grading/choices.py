@@ -1,0 +1,192 @@
+"""Reading which choice a reply names: by letter, by the choice's own words, or by its number. A hedge names none."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from malt.grading.answers import clean, marks, normalised, strongest
+from malt.grading.normalize import apart
+from malt.grading.numbers import LONGEST, equal, parse_quantity
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class ChoiceRead(NamedTuple):
+    """The answer as it was written, and the letter it stands for; no letter: it is none of the choices, or several."""
+
+    answer: str
+    letter: str | None
+
+
+def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
+    """Return the choice that a reply gives as its answer, or None where it names none."""
+    text, choices = apart(text), _bare(tuple(choices))
+    found = list(marks(text))
+    for mark in found:
+        letter = parse_choice(mark.text, choices)
+        if letter := letter or _stated(mark.text, choices, weak=mark.whole or mark.prose):
+            return ChoiceRead(mark.text, letter)
+        if len(_mentioned(_first_sentence(mark.text), choices)) > 1:
+            return ChoiceRead(mark.text, None)
+    strong, loose = strongest(found)
+    if strong is not None:
+        return ChoiceRead(strong.text, None)
+    letter = _stated(loose.text, choices) if loose else None
+    letter = letter or parse_choice(clean(text), choices) or _last_stated(text[-LONGEST:], choices)
+    if letter is None:
+        return ChoiceRead(loose.text, None) if loose else None
+    return ChoiceRead(letter, letter)
+
+
+_OWN_LETTER = re.compile(r"\(?([A-Z])[).:]\s*(?=\S)")
+
+
+@lru_cache(maxsize=4096)
+def _bare(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the choices without letters of their own, `A)125`, if they all have them in order."""
+    own = [_OWN_LETTER.match(choice) for choice in choices]
+    if choices and all(match and match[1] == letter for match, letter in zip(own, _LETTERS, strict=False)):
+        return tuple(choice[match.end() :] for choice, match in zip(choices, own, strict=True) if match)
+    return choices
+
+
+_LETTER_FIRST = re.compile(
+    r"(?:(?:the\s+)?(?:option|choice|letter)\s+)?(?P<open>[(\[{*<]{0,4})\s?(?P<letter>[A-Z])\s?(?P<close>[)\]}*>]{0,4})(?![\w'\u2019])",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"^(?:the|an?)\s+")
+
+
+def parse_choice(text: str, choices: Sequence[str]) -> str | None:
+    """Return the letter that a text begins with and alone names, or whose choice's words or number it is; else None."""
+    choices = _bare(tuple(choices))
+    words = _ARTICLE.sub("", normalised(text)) if len(text) < LONGEST else ""
+    same = [letter for letter, own in _words_of(choices) if words and words == own]
+    if same:
+        return same[0]
+    match = _LETTER_FIRST.match(text)
+    if match is None or match["letter"].upper() not in letters(choices):
+        return _same_number(text, choices)
+    letter, rest = match["letter"].upper(), text[match.end() :]
+    if not (match["close"] or match["open"] or rest.lstrip()[:1] in (*".):,;-\u2013\u2014/", "")) and (
+        match["letter"].islower() or letter in "AI"
+    ):
+        return None
+    return letter if _alone(letter, rest, choices) else None
+
+
+_NEXT_SENTENCE = re.compile(r"[.)]\s+[A-Z]\w* \w")
+
+
+def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
+    """Whether what follows a letter names no other choice: it may be the choice's own words, or another sentence."""
+    own, said = dict(_words_of(tuple(choices))).get(letter), rest.lstrip(" .):,;-/\u2013\u2014")
+    if own and _ARTICLE.sub("", said.casefold()).startswith(own):
+        rest = said[said.casefold().find(own) + len(own) :]
+    elif not _NEXT_SENTENCE.match(rest):
+        rest = said
+    return _mentioned(_first_sentence(rest), choices) <= {letter}
+
+
+def _same_number(text: str, choices: Sequence[str]) -> str | None:
+    """Return the letter of the one choice that is the same number as the text."""
+    number = parse_quantity(clean(text)) if len(text) < 200 else None
+    if number is None:
+        return None
+    quantities = [(letter, parse_quantity(choice)) for letter, choice in zip(_LETTERS, choices, strict=False)]
+    same = [letter for letter, quantity in quantities if quantity is not None and equal(number, quantity)]
+    return same[0] if len(same) == 1 else None
+
+
+@lru_cache(maxsize=4096)
+def _words_of(choices: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    words = [_ARTICLE.sub("", normalised(choice)) for choice in choices]
+    return tuple(zip(_LETTERS, words, strict=False))
+
+
+# Letters and choices that a text mentions.
+
+_LETTER = re.compile(r"[A-Z](?<![\w'\u2019\\]\w)(?![\w'\u2019])")
+_LIKE_A_WORD = re.compile(r"(?<![(\[*])(?:A(?= (?!or |and |nor |is |are )[a-z])|I(?= [a-z]))")
+_LISTED = (
+    r"[(\[*]*[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?"
+    r"[(\[*]*[A-Z][)\]*]*(?![\w']))*(?![\w'])"
+)
+_DENIED = re.compile(
+    r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of"
+    rf"|neither|never)\s+(?:is\s+|be\s+|options?\s+|choices?\s+|either\s+|both\s+)*{_LISTED})"
+    rf"|{_LISTED}\s+(?:is|are|was|were|can be|must be)\s+(?:\w+ly\s+)?"
+    r"(?:wrong|incorrect|false|not\b|ruled out|eliminated|excluded|impossible)"
+    rf"|{_LISTED}\s+(?:cannot|can't|isn't|aren't|do not|does not|don't|doesn't)\b"
+)
+_CONCLUSION = re.compile(
+    r"(?<![A-Za-z])(?:so|therefore|thus|hence|leaving|leaves|must be|answer is)(?![A-Za-z])", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(
+    r"(?<![A-Z])[.!?](?:\s+|$)|(?<=[A-Z])\.\s+(?=[A-Z][a-z]* )|\n|(?<![a-z])because(?![a-z])|;\s+(?=[a-z])"
+)
+_REST = re.compile(r"\b(?:rest|others?|remaining|incorrect|wrong|eliminated|distractors?)\b", re.IGNORECASE)
+
+
+def _first_sentence(text: str) -> str:
+    found = _SENTENCE_END.search(text)
+    return text[: found.start()] if found else text
+
+
+def _mentioned(text: str, choices: Sequence[str]) -> set[str]:
+    """Return the letters that stand alone in a text, those that it rules out left out."""
+    text = _DENIED.sub(" ", text)
+    *_, end = (0, *(match.end() for match in _CONCLUSION.finditer(text)))
+    text = text[end:] if _LETTER.search(text, end) else text
+    found = (match for match in _LETTER.finditer(text) if not _LIKE_A_WORD.match(text, match.start()))
+    return {match[0] for match in found if match[0] in letters(choices)}
+
+
+def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | None:
+    """Return the one letter that a statement mentions, else the letter of the one choice that it names by its words.
+
+    `weak`: it may begin a solution, so that only what its first sentence says counts.
+    """
+    text = _first_sentence(text) if weak else text
+    mentioned = _mentioned(text, choices)
+    if mentioned:
+        return mentioned.pop() if len(mentioned) == 1 else None
+    return _named(text, choices)
+
+
+def _named(text: str, choices: Sequence[str]) -> str | None:
+    """Return the letter of the one choice whose words stand in a text; a choice within a longer one does not count."""
+    said = " ".join(text.casefold().split())
+    found = [
+        (letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _whole(own).search(said)
+    ]
+    longest = [letter for letter, own in found if not any(own != other and own in other for _, other in found)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def _last_stated(text: str, choices: Sequence[str]) -> str | None:
+    """Return what the last sentence says that mentions a choice and is not about the rest of them."""
+    sentences = [each for each in re.split(r"(?<=[.!?\n])\s+", text) if each]
+    for each in reversed(sentences):
+        mentioned = _mentioned(each, choices)
+        if len(mentioned) == 1:
+            return mentioned.pop()
+        if mentioned and not _REST.search(each):
+            return None
+    return _named(text, choices)
+
+
+@lru_cache(maxsize=1024)
+def _whole(words: str) -> re.Pattern[str]:
+    """Return the pattern of these words standing whole."""
+    return re.compile(
+        rf"(?<![0-9A-Za-z_]){re.escape(words)}(?![0-9A-Za-z_])"
+        if not words.isascii()
+        else rf"(?<!\w){re.escape(words)}(?!\w)"
+    )
+
+
+def letters(choices: Sequence[str]) -> str:
+    """Return the letters of the choices; A to J where the question has none of its own."""
+    return _LETTERS[: len(choices) or 10]

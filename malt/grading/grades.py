@@ -1,0 +1,134 @@
+"""Outcome and Grade: what graders say of one answer, and the words they say it in."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from malt.questions.question import Question
+
+
+class Outcome(StrEnum):
+    """What became of one answer."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    """The answer is not the reference, or no grader could read the whole of it: `Grade.is_unread` tells them apart."""
+    UNANSWERED = "unanswered"
+    """No answer could be found; counts as wrong."""
+    TRUNCATED = "truncated"
+    """Cut off at max_tokens; counts as `[credit] truncated` says."""
+    UNKNOWN = "unknown"
+    """The grader failed: it timed out, crashed, or could not be read. Never counts as wrong."""
+
+
+UNREAD = "unread: "
+"""Begins the explanation of a wrong answer of which a part was not understood."""
+DISPUTED = "disputed: "
+"""Begins the line of an explanation that says that two ways of comparing disagree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores in [0, 1] and their grounds. An objective grader gives both scores the value of its one verdict."""
+
+    correctness_score: float
+    reasoning_score: float
+    explanation: tuple[str, ...] = ()
+    key_matches: tuple[str, ...] = ()
+    score: float = 0.0
+    """Weighted mean of the scores; the leaf's reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What a grader made of one answer; `evaluation` is None exactly where the outcome is unknown."""
+
+    outcome: Outcome
+    answer: str | None
+    """The final answer that was read from the text."""
+    grader: str
+    """The kind that decided."""
+    evaluation: Evaluation | None
+    error: str | None = None
+    """Why the outcome is unknown."""
+
+    @property
+    def reward(self) -> float | None:
+        """The leaf's reward in [0, 1], or None where it is unknown."""
+        return None if self.evaluation is None else self.evaluation.score
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the answer is wrong because no grader could read the whole of it."""
+        return self._says(UNREAD)
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether two ways of comparing the answer disagree."""
+        return self._says(DISPUTED)
+
+    def _says(self, beginning: str) -> bool:
+        return self.evaluation is not None and any(line.startswith(beginning) for line in self.evaluation.explanation)
+
+
+class Verdict(NamedTuple):
+    """One grader's word: its grade, and whether the graders after it are asked no more."""
+
+    grade: Grade
+    decisive: bool
+
+
+LONGEST_KEPT = 1000
+"""Characters of an answer that a grade keeps."""
+
+
+def right(kind: str, answer: str, question: Question, dispute: str = "") -> Verdict:
+    """A right answer always decides."""
+    kept = _kept(answer)
+    said = Evaluation(1.0, 1.0, _grounds(kind, kept, question, dispute), (kept,), 1.0)
+    return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
+
+
+def wrong(kind: str, answer: str, question: Question, dispute: str = "", *, decisive: bool = True) -> Verdict:
+    """A wrong answer, or a miss that other graders may see otherwise."""
+    kept = _kept(answer)
+    said = Evaluation(0.0, 0.0, _grounds(kind, kept, question, dispute))
+    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive)
+
+
+def unread(kind: str, answer: str, why: str) -> Verdict:
+    """An answer of which a part was not understood: another grader may read it."""
+    kept = _kept(answer)
+    said = Evaluation(0.0, 0.0, (f"{UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
+    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
+
+
+def unanswered(kind: str) -> Verdict:
+    """No answer was found; a grader that needs no marked answer may find one."""
+    said = Evaluation(0.0, 0.0, (f"{kind}: no answer was found",))
+    return Verdict(Grade(Outcome.UNANSWERED, None, kind, said), decisive=False)
+
+
+def unknown(kind: str, answer: str | None, why: str) -> Verdict:
+    """The grader failed."""
+    return Verdict(Grade(Outcome.UNKNOWN, answer and _kept(answer), kind, None, f"{kind}: {why}"), decisive=False)
+
+
+def truncated_grade() -> Grade:
+    """Return the grade of a reply that was cut off at max_tokens: no grader sees it."""
+    why = "cut off at max_tokens: not a finished answer"
+    return Grade(Outcome.TRUNCATED, None, "none", Evaluation(0.0, 0.0, (why,)))
+
+
+def brief(text: str) -> str:
+    """Quote a text, shortened."""
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _grounds(kind: str, answer: str, question: Question, dispute: str) -> tuple[str, ...]:
+    compared = f"{kind}: read {brief(answer)}, expected {brief(question.ground_truth)}"
+    return (compared, DISPUTED + dispute) if dispute else (compared,)
+
+
+def _kept(answer: str) -> str:
+    return answer if len(answer) <= LONGEST_KEPT else answer[: LONGEST_KEPT - 1] + "…"

@@ -1,0 +1,156 @@
+"""Who may use a Prefect server of ours: whoever has its authentication string, from the UI's own pages.
+
+Prefect checks the string; `OwnPagesOnly` refuses what pages of other origins ask, before Prefect sees it.
+"""
+
+import base64
+import json
+import logging
+import os
+import secrets
+import tempfile
+import urllib.request
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+AUTH_STRING = "PREFECT_API_AUTH_STRING"
+"""The variable that Prefect's clients read."""
+LOOPBACK = ("127.0.0.1", "localhost")
+SIGN_IN_PATH = "/malt/sign-in"
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+_SIGN_IN_PAGE = """<!doctype html><meta charset="utf-8"><title>MALT</title><p id="said">Signing in …</p><script>
+const key = btoa(decodeURIComponent(location.hash.slice(1)));
+history.replaceState(null, "", location.pathname);
+fetch("/api/admin/version", {headers: {Authorization: "Basic " + key}}).then(answer => {
+  if (!answer.ok) throw new Error("this link is not for this server");
+  localStorage.setItem("prefect-password", key);
+  location.replace("/");
+}).catch(error => { document.getElementById("said").textContent = "Not signed in: " + error.message; });
+</script>"""
+"""Stores the string where both of Prefect's UIs look for it. It comes after `#`, so no server or log sees it."""
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("malt")
+
+
+def read_auth_string(home: Path) -> str:
+    """Return the authentication string of the servers that keep their records in `home`; made at random once."""
+    path = home / "auth"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=home) as file:  # of mode 0600
+            file.write(f"malt:{secrets.token_urlsafe(32)}\n")
+            file.flush()
+            with suppress(FileExistsError):  # another process was faster
+                os.link(file.name, path)
+    path.chmod(0o600)
+    return path.read_text().strip()
+
+
+def auth_headers(auth_string: str | None) -> dict[str, str]:
+    """Return the header of a request to Prefect's API."""
+    return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"} if auth_string else {}
+
+
+def own_origins(host: str, port: int) -> tuple[str, ...]:
+    """Return the origins of a server's own pages."""
+    names = LOOPBACK if host in (*LOOPBACK, *_WILDCARDS) else (host, *LOOPBACK)
+    return tuple(f"http://{name}:{port}" for name in names)
+
+
+def warn_if_open(api_url: str, timeout_s: float) -> None:
+    """Warn of a Prefect server that asks nobody for authentication."""
+    try:
+        urllib.request.urlopen(f"{api_url}/admin/version", timeout=timeout_s).close()  # noqa: S310 - as configured
+    except (HTTPError, OSError, ValueError):
+        return
+    _log.warning(
+        "warning: PREFECT_API_URL = %s: this server has no authentication, so whoever reaches it, any web page in a "
+        "browser here included, can run code as its workers; start it with PREFECT_SERVER_API_AUTH_STRING set",
+        api_url,
+    )
+
+
+def post_json(url: str, body: object, timeout_s: float) -> tuple[int, Any]:
+    """Ask Prefect's API as its clients do; return the status, and what was said. Raises `OSError`."""
+    api_url, headers = url.partition("/api/")[0] + "/api", auth_headers(os.environ.get(AUTH_STRING))
+    client = "malt"
+    status, said = _ask(urllib.request.Request(f"{api_url}/csrf-token?client={client}", headers=headers), timeout_s)  # noqa: S310
+    if status == 200:  # else it has no CSRF protection
+        headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": said["token"]}
+    headers["Content-Type"] = "application/json"
+    return _ask(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout_s)  # noqa: S310 - as configured
+
+
+def _ask(request: urllib.request.Request, timeout_s: float) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310 - as configured
+            return answer.status, json.loads(answer.read())
+    except HTTPError as error:
+        return error.code, error.read(1000).decode(errors="replace")
+
+
+class OwnPagesOnly:
+    """Serve an app under its own host names, and to its own pages alone; add the page that signs in.
+
+    Another `Host` is a DNS name turned to this machine; another `Origin` is a page from elsewhere.
+    """
+
+    def __init__(self, app: App, host: str, port: int) -> None:
+        self._app = app
+        self._origins: Collection[str] = own_origins(host, port)
+        self._hosts = None if host in _WILDCARDS else {urlsplit(origin).hostname for origin in self._origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+        elif not self._is_own(scope):
+            await _refuse(scope, send)
+        elif scope["path"] == SIGN_IN_PATH and scope["type"] == "http":
+            await _answer(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
+        else:
+            await self._app(scope, receive, _unframed(send))
+
+    def _is_own(self, scope: Scope) -> bool:
+        hosts, origins = (_values(scope, name) for name in (b"host", b"origin"))
+        is_own_host = self._hosts is None or {urlsplit(f"//{host}").hostname for host in hosts} <= self._hosts
+        return bool(hosts) and is_own_host and all(origin in self._origins for origin in origins)
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await _answer(send, 403, "text/plain", "This server answers its own pages alone, under its own address.")
+
+
+async def _answer(send: Send, status: int, kind: str, text: str) -> None:
+    headers = [(b"content-type", kind.encode()), *_HEADERS, (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+_HEADERS = [(b"content-security-policy", b"frame-ancestors 'none'"), (b"referrer-policy", b"no-referrer")]
+
+
+def _unframed(send: Send) -> Send:
+    """Keep a server's pages out of other pages' frames."""
+
+    async def sent(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *_HEADERS]}
+        await send(message)
+
+    return sent

@@ -1,0 +1,225 @@
+"""Lease: one run at a time grows a dataset, and the next one waits, so that both never pay for the same.
+
+It is a lock beside an SQLite store or of a PostgreSQL session: whoever holds it loses it by ending, however that
+happens. It goes by the dataset's name; datasets of two names that ask the same are not kept apart.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from malt.config.settings import Settings
+from malt.errors import StoreError, StoreLost
+from malt.llm.client.session import STOP_SECONDS, is_asking
+from malt.llm.store.database import describe_error
+from malt.llm.store.schema import open_engine
+
+LOOK_EVERY_S = 0.25
+"""How often a run that waits looks whether it may begin."""
+KEEP_EVERY_S = 1.0
+"""How often a run that has begun looks whether its lease went with the connection, and takes it again."""
+GRACE_S = 3 * KEEP_EVERY_S
+"""How long those who wait leave a database that was away to the run that had the lease before."""
+
+_MOST_NAME_BYTES = 63
+"""Bytes that PostgreSQL keeps of what a session is called."""
+_KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+"""How the server notices within a minute that the machine of who holds a lease is gone."""
+
+log = logging.getLogger(__name__)
+
+
+class _Lock(Protocol):
+    """What a lease is made of."""
+
+    def take(self) -> str | None:
+        """Take it, or make sure that it is still held: None where it is, else what is to be waited for."""
+        ...
+
+    def release(self) -> None:
+        """Let go of it."""
+        ...
+
+
+@asynccontextmanager
+async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
+    """Be the only run that grows dataset `name` in this store, once all before it have ended. Not re-entrant.
+
+    What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
+    be used; once begun, a run goes on without its lease where that is lost.
+    """
+    lock = _make_lock(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
+    try:
+        await _acquire(lock, name)
+        keeping = asyncio.create_task(_keep_held(lock, name))
+        try:
+            yield
+        except asyncio.CancelledError:
+            await _wait_until_stored()
+            raise
+        finally:
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
+    finally:
+        lock.release()
+
+
+async def _acquire(lock: _Lock, name: str) -> None:
+    """Wait until a lock is ours."""
+    told = None
+    while (holder := lock.take()) is not None:
+        if holder != told:
+            log.warning("dataset %s: waiting for %s", name, holder)
+        told = holder
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _wait_until_stored() -> None:
+    """Wait until the store has what this process still gets, as long as a session may take to stop."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and is_asking():  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _keep_held(lock: _Lock, name: str) -> None:
+    """Take a lock again whenever it is lost."""
+    is_held = True
+    while True:
+        await asyncio.sleep(KEEP_EVERY_S)
+        was_held, is_held = is_held, await asyncio.to_thread(lock.take) is None
+        if was_held and not is_held:
+            log.warning("dataset %s: its lease was lost with the store's connection; until it is back another run "
+                        "may begin beside this one", name)  # fmt: skip
+
+
+def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
+    """Return the lock of a dataset in a store, not taken yet."""
+    engine = open_engine(settings.store)
+    if engine.dialect.name == "postgresql":
+        return _AdvisoryLock(engine, name, who, settings.store_patience_s)
+    engine.dispose()
+    return _FileLock(Path(f"{Path(engine.url.database or '').resolve()}-leases") / name, who)
+
+
+class _FileLock:
+    """A locked file, which says who has it; the operating system lets go of it with the process."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        self._who = who
+        self._is_held = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(f"{path}, which keeps two runs apart, cannot be opened: {error.strerror}") from error
+
+    def take(self) -> str | None:
+        """Take it, or read who has it."""
+        if self._is_held:
+            return None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(self._descriptor, 1_000, 0).decode(errors="replace") or "another run of it"
+        self._is_held = True
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self._who.encode(), 0)
+        return None
+
+    def release(self) -> None:
+        """Close the file, which stays: removed, two runs could lock two files of its name."""
+        os.close(self._descriptor)
+
+
+class _AdvisoryLock:
+    """An advisory lock of a database session, which is called after who has it; the server lets go of it at its end."""
+
+    def __init__(self, engine: sa.Engine, name: str, who: str, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._number = _number_lock(name)
+        self._settings = {**_KEEPALIVES, "application_name": who.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")}
+        self._session: sa.Connection | None = None
+        self._is_held = self._was_held = False
+        self._away_since: float | None = None
+        self._not_before = 0.0
+        self._one_at_a_time = threading.Lock()
+
+    def take(self) -> str | None:
+        """Take it, or ask who has it; a session that was lost is begun anew."""
+        with self._one_at_a_time:
+            try:
+                holder = self._take(self._session or self._begin())
+            except DBAPIError as error:
+                return self._lost(error)
+            self._away_since = None
+            return holder
+
+    def release(self) -> None:
+        """End the session."""
+        with self._one_at_a_time:
+            self._end()
+            self._engine.dispose()
+
+    def _take(self, session: sa.Connection) -> str | None:
+        if self._is_held:
+            session.execute(sa.select(1))
+            return None
+        if time.monotonic() >= self._not_before:
+            self._is_held = bool(session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))))
+            self._was_held = self._was_held or self._is_held
+        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or "another run of it"
+
+    def _begin(self) -> sa.Connection:
+        self._session = self._engine.connect()
+        for name, value in self._settings.items():
+            self._session.execute(sa.select(sa.func.set_config(name, value, False)))
+        return self._session
+
+    def _lost(self, error: DBAPIError) -> str:
+        now = time.monotonic()
+        self._end()
+        self._away_since = self._away_since or now
+        if not self._was_held:
+            self._not_before = now + GRACE_S
+            if now - self._away_since > self._patience_s:
+                told = describe_error(self._engine.url.render_as_string(), error)
+                raise StoreLost(f"{told}; waited {self._patience_s:g} s for it") from error
+        return "the store, which cannot be used just now"
+
+    def _end(self) -> None:
+        self._is_held = False
+        if self._session is not None:
+            self._session.invalidate()  # else the pool would keep the session, and that the lock
+            self._session.close()
+            self._session = None
+
+
+_HOLDER = sa.text(
+    "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND granted "
+    "AND datname = current_database() AND database = datid AND classid = :high AND objid = :low AND objsubid = 1"
+)
+"""Who has the advisory lock whose number has these halves."""
+
+
+def _number_lock(name: str) -> int:
+    """Return the number of a dataset's lock: 63 bits, the same for all who use the database."""
+    return int.from_bytes(hashlib.sha256(f"malt lease {name}".encode()).digest()[:8]) >> 1
+
+
+def _split_number(number: int) -> dict[str, int]:
+    """Return a lock's number as PostgreSQL lists it."""
+    return {"high": number >> 32, "low": number & 0xFFFFFFFF}

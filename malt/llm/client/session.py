@@ -1,0 +1,406 @@
+"""Session: the one place where a process asks models. Store first, then the endpoint; every answer stored at once.
+
+Prefect gives tasks loops of their own, so a session lives on the process's background loop, with its connections,
+limits and the store's writer. Anything may hand it a coroutine, from any thread.
+"""
+
+import asyncio
+import atexit
+import concurrent.futures
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
+from malt.llm.budget import Amount, Budget, estimate_worst_case
+from malt.llm.faults import NoSiblings, Rejected
+from malt.llm.provider import call, embedded
+from malt.llm.provider.call import Reply
+from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
+from malt.llm.request import CompletionRequest, RequestFailed, split_response
+from malt.llm.store.batches import BatchStore
+from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.writer import BatchedWriter
+from malt.llm.usage import Tally, Usage
+
+T = TypeVar("T")
+
+STOP_SECONDS = 6.0
+"""How long a stopping session waits for answers that are already paid for, and for a store that is away."""
+_GRACE_S = 1.0
+"""How long what a stopped session was given to do may take to notice."""
+_LOOK_EVERY_S = 0.2
+"""How often a request that is not sent while the store is away looks whether it is back."""
+
+
+class Session:
+    """A run's store, endpoints and budget."""
+
+    def __init__(self, settings: Settings, limits: Limits, shared: Endpoints = endpoints) -> None:
+        """Open the store. `shared` are the endpoints that it asks along with the process's other sessions."""
+        self.store = Store(settings.store, settings.store_patience_s)
+        self.tally = Tally()
+        self.stopped: MaltError | None = None
+        self.batch_store = BatchStore(self.store)
+        self.session_id = uuid4().hex
+        """Tells it from all other sessions that write to the store."""
+        self.batches = ""
+        """How the batches under way stand, in the words of the progress line."""
+        self._limits = limits
+        self.budget = Budget(limits)
+        self._shared = shared
+        self._endpoints: dict[EndpointKey, tuple[Endpoint, Limits]] = {}
+        self._loop = _background.enter()
+        self._left = False
+        self._writer = BatchedWriter(self.store)
+        self._rejected: set[str] = set()
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._work: set[concurrent.futures.Future[Any]] = set()
+        self._closing = threading.Lock()
+        self._leaving = threading.Lock()
+        atexit.register(self.close)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop and wait for it; never call it from that loop."""
+        return self._submit(work).result()
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop, from any loop."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        with self._leaving:  # the loop ends only after what it was given
+            if self._left:
+                work.close()
+                raise self.stopped or _session_closed()
+            submitted = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._work.add(submitted)
+        submitted.add_done_callback(self._work.discard)
+        return submitted
+
+    def close(self) -> None:
+        """Stop asking, give answers under way a few seconds to arrive, and write them."""
+        with self._closing:
+            if self._left:
+                return
+            self.stopped = self.stopped or _session_closed()
+            self.store.patience_s = min(self.store.patience_s, STOP_SECONDS)
+            self.run(self._drain())
+            with self._leaving:
+                self._left = True
+            concurrent.futures.wait(tuple(self._work), _GRACE_S)  # it is about to see that it was stopped
+            _background.leave(call.close)
+            self.store.close()
+            atexit.unregister(self.close)  # not before: the process waits for it
+
+    async def _drain(self) -> None:
+        self._writer.close()
+        for endpoint, _ in self._endpoints.values():
+            endpoint.wake_waiters()
+        if self._in_flight:
+            _, late = await asyncio.wait(self._in_flight, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._writer.drain()
+        for endpoint, limits in self._endpoints.values():
+            self._shared.leave(endpoint, limits)
+
+    def endpoint(self, model: ModelSpec) -> Endpoint:
+        """Return the limiter that all requests of the process to one model at one address share."""
+        where = endpoint_key(model)
+        if where not in self._endpoints:
+            limits = _limits_for(model, self._limits)
+            endpoint = self._shared.enter(model, limits)
+            endpoint.siblings = endpoint.siblings and call.takes_siblings(model)
+            self._endpoints[where] = endpoint, limits
+        return self._endpoints[where][0]
+
+    @asynccontextmanager
+    async def tree(self, worst: Amount) -> AsyncIterator[None]:
+        """Grow a tree in here, from any loop: it begins once the budget has room for it (see `Budget.tree`)."""
+        growing = self.budget.tree(worst)
+        await self.call(growing.__aenter__())
+        try:
+            yield
+        finally:
+            await self.call(growing.__aexit__(None, None, None))
+
+    def was_rejected(self, request: CompletionRequest) -> bool:
+        """Whether a sample of a request, as its model or its last fallback was asked for it, was refused for good."""
+        asked = (request, *(replace(request, model=model) for model in request.model.backups))[-1]
+        return not self._rejected.isdisjoint(asked.keys)
+
+    def raise_if_stopped(self) -> None:
+        """Raise why nothing more is asked, where that is so."""
+        if self.stopped is not None:
+            raise self.stopped.with_traceback(None)  # which would grow: all who ask raise the same
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether answers are under way, or on their way to the store."""
+        return bool(self._in_flight)
+
+    @property
+    def throttled_by(self) -> list[str]:
+        """What holds each endpoint's rate back now, in the words of the progress line."""
+        if self.store.is_away:
+            return ["the store, which cannot be used; nothing more is asked until it can"]
+        if self.batches:
+            return [self.batches]
+        return [endpoint.throttled_by for endpoint, _ in list(self._endpoints.values()) if endpoint.throttled_by]
+
+    async def ask(
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
+    ) -> list[StoredSample]:
+        """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked.
+
+        `has_spare`: another model will be asked instead, so an endpoint that is down or unpaid does not end the run.
+        """
+        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
+        self._in_flight.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._in_flight.discard(task)
+        if not task.cancelled():
+            task.exception()  # where nobody waits for it any more, asyncio need not tell
+
+    async def _ask(
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
+    ) -> list[StoredSample]:
+        endpoint = self.endpoint(request.model)
+        asked = count if endpoint.siblings else 1
+        started = time.perf_counter()
+        try:
+            reply = await self._send(endpoint, request, first, asked, tally)
+        except NoSiblings:
+            endpoint.siblings = False
+            return await self._ask(request, first, 1, tally, has_spare=has_spare)
+        except MaltError as error:
+            if not _costs_branch_alone(error, has_spare=has_spare):
+                self.stopped = self.stopped or error
+                raise
+            if isinstance(error, Rejected):
+                self._rejected.update(request.keys[first : first + count])
+            waited_s = time.perf_counter() - started
+            return await self._put(_make_failed_rows(request, first, count, str(error), waited_s, tally.run))
+        return await self._put(make_answered_rows(request, first, asked, reply, tally.run))
+
+    async def _wait_for_store(self) -> None:
+        """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
+        while self.store.is_away and self.stopped is None:
+            if self.store.lost is not None:
+                raise self.store.lost
+            await asyncio.sleep(_LOOK_EVERY_S)
+        self.raise_if_stopped()
+
+    async def _put(self, rows: list[StoredSample]) -> list[StoredSample]:
+        """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
+        try:
+            return await self._writer.put(rows)
+        except MaltError as error:
+            self.stopped = self.stopped or error
+            raise
+
+    async def _send(
+        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
+    ) -> Reply:
+        async def send() -> Reply:
+            self.raise_if_stopped()  # as may be since it waited for the budget
+            tally.add(request.role, Usage(requests=1))
+            return await call.send(request, first, count)
+
+        async def attempt() -> Reply:
+            return await self.budget.pay(self.worst_case(request, count), send)
+
+        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._wait_for_store)
+
+    def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
+        """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
+        prices = call.find_price(request.model, batched=batched)
+        if prices is None and self._limits.max_cost_usd is not None:
+            raise ConfigError(
+                f"limits.max_cost_usd is set, but the price of {request.model.model} is not known; remove it"
+            )
+        return estimate_worst_case(request, count, prices or (0.0, 0.0))
+
+
+def _costs_branch_alone(error: MaltError, *, has_spare: bool) -> bool:
+    """Whether an error costs a branch alone, rather than the run."""
+    return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
+
+
+def _session_closed() -> RunStopped:
+    """Return what is raised to those who ask a session that was closed."""
+    return RunStopped("the session was closed")
+
+
+def _limits_for(model: ModelSpec, limits: Limits) -> Limits:
+    """Return an endpoint's limits; more requests than the embedded model can work on would only time out waiting."""
+    if not embedded.is_embedded(model.model):
+        return limits
+    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
+
+
+def make_answered_rows(
+    request: CompletionRequest, first: int, count: int, reply: Reply, run: str = ""
+) -> list[StoredSample]:
+    """Return the rows of one response, one a choice, raw."""
+    responses = split_response(reply.response, count)
+    cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+    return [
+        _make_row(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
+        for position, response in enumerate(responses)
+    ]
+
+
+def _make_failed_rows(
+    request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
+) -> list[StoredSample]:
+    """Return the rows that say why these samples could not be had."""
+    return [_make_row(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
+
+
+def _make_row(
+    request: CompletionRequest,
+    sample: int,
+    latency_s: float,
+    run: str,
+    *,
+    response: str | None = None,
+    error: str | None = None,
+    cost_usd: float | None = None,
+) -> StoredSample:
+    """Return one sample's row."""
+    return StoredSample(
+        key=request.keys[sample],
+        question_id=request.question_id,
+        role=request.role.value,
+        model=request.model.model,
+        address=request.address,
+        sample=sample,
+        response=response,
+        error=error,
+        cost_usd=cost_usd,
+        latency_s=latency_s,
+        run=run,
+    )
+
+
+_sessions: dict[tuple[Settings, Limits, str], Session] = {}
+_stopped: set[str | None] = set()
+"""Runs that may not ask any more; None is all of them."""
+_opening = threading.Lock()
+
+
+def open_session(settings: Settings, limits: Limits, run: str = "") -> Session:
+    """Return the process's session for a run with these settings and limits; made at first use, closed at exit.
+
+    A session that has stopped stays so for its `run`: no later batch may spend on. Without a name, a new one is made.
+    Raises `RunStopped` once `stop_sessions` was called, were it before the run came here.
+    """
+    with _opening:
+        _raise_if_stopped(run)
+        session = _sessions.get((settings, limits, run))
+        if session is None or (session.stopped is not None and not run):
+            session = _sessions[settings, limits, run] = Session(settings, limits)
+    try:
+        _raise_if_stopped(run)
+    except RunStopped:  # meanwhile: the session may not have been seen
+        stop_sessions(run)
+        raise
+    return session
+
+
+def _raise_if_stopped(run: str) -> None:
+    """Raise `RunStopped` where a run, or all of them, may not ask any more."""
+    if not _stopped.isdisjoint((run, None)):
+        raise _session_closed()
+
+
+def find_session(settings: Settings, limits: Limits) -> Session | None:
+    """Return the session that `open_session` made last for these, or None where it has not made one yet."""
+    opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
+    return opened[-1] if opened else None
+
+
+def is_asking() -> bool:
+    """Whether any session that `open_session` has made waits for answers."""
+    return any(session.is_asking for session in list(_sessions.values()))
+
+
+def stop_sessions(run: str | None = None) -> None:
+    """Close what `open_session` has made, for one run or all, and make no more: who asks for one gets `RunStopped`."""
+    _stopped.add(run)
+    for key, session in list(_sessions.items()):
+        if run in (None, key[-1]):
+            session.close()
+            _sessions.pop(key, None)
+
+
+def close_sessions() -> None:
+    """Close what `open_session` has made; the next call makes new ones."""
+    stop_sessions()
+    _stopped.clear()
+
+
+def open_default_session() -> Session:
+    """Return the session of a program that uses the library without a config."""
+    return open_session(Settings(), Limits())
+
+
+class _BackgroundLoop:
+    """One event loop in a thread of its own, which starts with its first user and ends with its last.
+
+    HTTP clients belong to the loop that first used them, so all sessions of a process share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the loop, running; every `enter` takes a `leave`."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="malt-background", daemon=True)
+                self._thread.start()
+            self._users += 1
+            return self._loop
+
+    def leave(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Stop using the loop; the last one runs `farewell` on it and ends it, with whatever is left there."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._loop is None or self._thread is None:
+                return
+            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(_cancel_others())
+            self._loop.close()
+            self._loop = self._thread = None
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of this loop, and wait until they have ended."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+_background = _BackgroundLoop()

@@ -1,0 +1,375 @@
+"""What lies with providers: batches and their items, written down beside the samples before they are handed in.
+
+A sample's key is in one open batch at most, whichever run or process asks, so nothing is asked for twice. Rows stay
+until the run that they belong to is at its end, however often its process is started again. How often a sample came
+back counts for the dataset whose run asked for it, and for no other.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from malt.config.spec import ModelSpec
+from malt.llm.budget import Amount
+from malt.llm.store.samples import Store, split_chunks
+from malt.llm.store.schema import create_tables, metadata, samples_table
+from malt.processes import here, is_running
+
+LEASE_S = 1800.0
+"""How long a process of another machine may take to upload what it wrote down, and again to make a batch of it: longer
+than the patience with either call."""
+LIFE_S = 31 * 86_400.0
+"""How long something may come of a batch: its window of a day, and the 30 days for which results are kept then."""
+IN_DOUBT = ""
+"""Stands for the provider's name of a batch from when its making is tried until that name is known."""
+
+batches_table = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("mark", sa.Text, primary_key=True),
+    sa.Column("dataset", sa.Text, nullable=False, index=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("api_base", sa.Text),
+    sa.Column("api_key_env", sa.Text),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("planned_at", sa.Float, nullable=False),
+    sa.Column("batch_id", sa.Text),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("usd", sa.Float, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+)
+
+items_table = sa.Table(
+    "batch_items",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("mark", sa.Text, index=True),
+    sa.Column("dataset", sa.Text, nullable=False, index=True),
+    sa.Column("custom_id", sa.Text, nullable=False),
+    sa.Column("question_id", sa.Text, nullable=False, index=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("sample", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("alone", sa.Boolean, nullable=False),
+    sa.Column("given_up", sa.Boolean, nullable=False),
+)
+
+
+submitting: set[str] = set()
+"""Marks of the batches that this process is just packing or handing in."""
+
+
+def name_process() -> str:
+    """Name this process among those that may write to the store."""
+    return f"{here()}:{os.getpid()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch, and where it is."""
+
+    mark: str
+    """Our own name of it, in its metadata at the provider."""
+    dataset: str
+    model: str
+    api_base: str | None
+    api_key_env: str | None
+    """The variable that holds the key; never the key."""
+    usd: float
+    """While it is open, the most that it may cost; then what it did."""
+    tokens: int
+    owner: str = ""
+    planned_at: float = 0.0
+    """When it was written down, then when its making was tried."""
+    batch_id: str | None = None
+    """The provider's name of it; None until its making is tried, then `IN_DOUBT` until it is known."""
+    ended_at: float | None = None
+
+    @property
+    def asked(self) -> ModelSpec:
+        """The model, as far as reaching it goes."""
+        return ModelSpec(model=self.model, api_base=self.api_base, api_key_env=self.api_key_env)
+
+    @property
+    def amount(self) -> Amount:
+        """What it takes, in both currencies."""
+        return Amount(self.usd, self.tokens)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether who wrote it down has ended before it was known to be handed in."""
+        if self.owner == name_process():
+            return self.mark not in submitting
+        place, _, process = self.owner.rpartition(":")
+        return (place == here() and not is_running(int(process))) or time.time() - self.planned_at > LEASE_S
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it may have been made, and its name is not known."""
+        is_from_before = "/" not in self.owner  # by a release that did not note that it tries; or no Linux
+        return self.batch_id == IN_DOUBT or (self.batch_id is None and is_from_before)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can come of it any more."""
+        return time.time() - self.planned_at > LIFE_S
+
+    @property
+    def label(self) -> str:
+        """Its name, as users are told it: the provider's, else our own."""
+        return self.batch_id or self.mark
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One sample that was asked for in a batch; those of one item share its `custom_id`."""
+
+    key: str
+    mark: str | None
+    """The open batch that it is in; None once it came back without an answer."""
+    dataset: str
+    custom_id: str
+    question_id: str
+    role: str
+    address: str
+    sample: int
+    attempts: int = 0
+    """Batches that it came back from without an answer."""
+    alone: bool = False
+    """To be asked for without its siblings: they came, and it did not."""
+    given_up: bool = False
+    """Not to be asked for again in this run."""
+
+
+class Returned(NamedTuple):
+    """A sample that came back without an answer."""
+
+    at: str
+    """Its key."""
+    tries: int
+    """Batches that it came back from so far."""
+    is_alone: bool
+    is_given_up: bool
+
+
+_ITEM_COLUMNS = tuple(column.name for column in fields(BatchItem))
+_OWN_COLUMNS = ("attempts", "alone", "given_up")
+"""What of an item is its dataset's own."""
+_BATCH_COLUMNS = tuple(column.name for column in fields(Batch))
+
+
+class BatchStore:
+    """The two tables. Safe to use from several threads and processes at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._transact = store.transact
+        self._transact(create_tables)
+
+    def plan(self, batch: Batch, items: Sequence[BatchItem]) -> set[str]:
+        """Write a batch down with its items; return the custom ids that are ours, all samples of each.
+
+        Others have the rest, or had them answered meanwhile: another process was quicker. Done again, where the store
+        went away before it said that it was done, it changes nothing.
+        """
+        in_order = sorted(items, key=lambda item: item.key)  # so that two who claim the same never wait in a ring
+
+        def claim(connection: sa.Connection) -> set[str]:
+            noted = (
+                _insert_into(connection, batches_table)
+                .values(_list_values(batch, _BATCH_COLUMNS))
+                .on_conflict_do_nothing()
+            )
+            connection.execute(noted)
+            connection.execute(_claim_statement(connection), [_list_values(item, _ITEM_COLUMNS) for item in in_order])
+            held = set(connection.scalars(_STILL_MISSING, {"of": batch.mark}))
+            lost = {item.custom_id for item in items if item.key not in held}
+            _let_go(connection, batch.mark, lost)
+            return lost
+
+        return {item.custom_id for item in items} - self._transact(claim)
+
+    def note_attempt(self, mark: str) -> bool:
+        """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
+        return self._change(mark, batch_id=IN_DOUBT, planned_at=time.time())
+
+    def note_batch_id(self, mark: str, batch_id: str) -> bool:
+        """Note the provider's name of a batch; False where it was given up meanwhile."""
+        return self._change(mark, batch_id=batch_id)
+
+    def list_open(self, dataset: str | None = None, marks: Iterable[str] = ()) -> list[Batch]:
+        """Return the batches of a dataset, or of all, that have not ended, and others by their marks."""
+        table = batches_table.c
+        wanted = sa.true() if dataset is None else sa.or_(table.dataset == dataset, table.mark.in_(list(marks)))
+        return self._batches(sa.and_(table.ended_at.is_(None), wanted))
+
+    def count_samples(self) -> dict[str, int]:
+        """Count the samples in each open batch, by its mark."""
+        mark = items_table.c.mark
+        counts = self._fetch(sa.select(mark, sa.func.count()).where(mark.is_not(None)).group_by(mark))
+        return {mark: count for mark, count in counts}  # noqa: C416 - rows are no pairs to a type checker
+
+    def find_open(self, question_ids: Iterable[str]) -> dict[str, Batch]:
+        """Return the open batches that samples of these questions are in, by the samples' keys."""
+        items = self.find_items(question_ids)
+        batches = self.find_by_mark({item.mark for item in items.values() if item.mark})
+        return {key: batches[item.mark] for key, item in items.items() if item.mark in batches}
+
+    def find_by_mark(self, marks: Iterable[str]) -> dict[str, Batch]:
+        """Return those of some batches that are known, open or not."""
+        found = [self._batches(batches_table.c.mark.in_(chunk)) for chunk in split_chunks(list(marks))]
+        return {batch.mark: batch for batches in found for batch in batches}
+
+    def list_ended(self, dataset: str) -> list[Batch]:
+        """Return the batches of a dataset that have ended since its last run was at its end."""
+        table = batches_table.c
+        return self._batches(sa.and_(table.dataset == dataset, table.ended_at.is_not(None)))
+
+    def note_spent(self, spent: Batch) -> None:
+        """Note what a run has asked directly so far, as a batch that has ended: the next run counts it too."""
+        values = {**_list_values(spent, _BATCH_COLUMNS), "ended_at": time.time()}
+
+        def note(connection: sa.Connection) -> None:
+            connection.execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark))
+            connection.execute(sa.insert(batches_table).values(values))
+
+        self._transact(note)
+
+    def read_items(self, mark: str) -> list[BatchItem]:
+        """Return what is in a batch."""
+        return self._items(items_table.c.mark == mark)
+
+    def find_items(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
+        """Return the items of these questions that are in open batches, and those that came back to a dataset."""
+        table = items_table.c
+        known = sa.or_(table.mark.is_not(None), table.dataset == dataset)
+        ids = list(dict.fromkeys(question_ids))
+        return {
+            item.key: item
+            for chunk in split_chunks(ids)
+            for item in self._items(sa.and_(table.question_id.in_(chunk), known))
+        }
+
+    def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[Returned]) -> None:
+        """Close a batch, whose answers are in the store: forget those items, and note what became of the others."""
+        closed = {"ended_at": time.time(), "usd": taken.usd, "tokens": taken.tokens}
+
+        def close(connection: sa.Connection) -> None:
+            for chunk in split_chunks(list(answered)):
+                connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), _in_batch(mark)))
+            if returned:
+                connection.execute(_RETURN, [{"of": mark, **item._asdict()} for item in returned])
+            connection.execute(sa.update(batches_table).where(_is_open(mark)).values(closed))
+
+        self._transact(close)
+
+    def release(self, mark: str) -> None:
+        """Forget a batch that was never handed in."""
+
+        def forget(connection: sa.Connection) -> None:
+            _let_go(connection, mark)
+            connection.execute(sa.delete(batches_table).where(batches_table.c.mark == mark))
+
+        self._transact(forget)
+
+    def forget(self, mark: str) -> None:
+        """Let an open batch go, whatever becomes of it: its items are free, and it counts as if it took its most."""
+
+        def forget(connection: sa.Connection) -> None:
+            _let_go(connection, mark)
+            connection.execute(sa.update(batches_table).where(_is_open(mark)).values(ended_at=time.time()))
+
+        self._transact(forget)
+
+    def close(self, dataset: str) -> None:
+        """Forget all that has come back: the run is at its end, and the next one asks for what is missing anew."""
+        items, batches = items_table.c, batches_table.c
+
+        def forget(connection: sa.Connection) -> None:
+            connection.execute(sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None)))
+            connection.execute(
+                sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
+            )
+
+        self._transact(forget)
+
+    def _change(self, mark: str, **values: object) -> bool:
+        change = sa.update(batches_table).where(_is_open(mark)).values(values)
+        return self._transact(lambda connection: connection.execute(change).rowcount) == 1
+
+    def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:
+        query = sa.select(*(batches_table.c[name] for name in _BATCH_COLUMNS)).where(which)
+        return [Batch(*row) for row in self._fetch(query.order_by(batches_table.c.planned_at))]
+
+    def _items(self, which: sa.ColumnElement[bool]) -> list[BatchItem]:
+        return [
+            BatchItem(*row)
+            for row in self._fetch(sa.select(*(items_table.c[name] for name in _ITEM_COLUMNS)).where(which))
+        ]
+
+    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self._transact(lambda connection: connection.execute(query).all(), writes=False)
+
+
+def _insert_into(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
+    """Return an insertion that can say what to do where a row is there already."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _claim_statement(connection: sa.Connection) -> sa.Insert:
+    """Write items down where they are in no open batch and this dataset has not given them up."""
+    insert, table = _insert_into(connection, items_table), items_table.c
+    is_anothers = table.dataset != insert.excluded.dataset
+    statement: sa.Insert = insert.on_conflict_do_update(
+        index_elements=["key"],
+        set_={
+            **{name: insert.excluded[name] for name in ("mark", "dataset", "custom_id")},
+            **{name: sa.case((is_anothers, insert.excluded[name]), else_=table[name]) for name in _OWN_COLUMNS},
+        },
+        where=sa.and_(table.mark.is_(None), sa.or_(sa.not_(table.given_up), is_anothers)),
+    )
+    return statement
+
+
+def _let_go(connection: sa.Connection, mark: str, custom_ids: Iterable[str] | None = None) -> None:
+    """Let items go, all of a batch or some: those that were in no batch before leave no trace."""
+    for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
+        which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
+        connection.execute(sa.delete(items_table).where(which, items_table.c.attempts == 0))
+        connection.execute(sa.update(items_table).where(which).values(mark=None))
+
+
+_STILL_MISSING = sa.select(items_table.c.key).where(
+    items_table.c.mark == sa.bindparam("of"),
+    ~sa.exists().where(samples_table.c.key == items_table.c.key, samples_table.c.response.is_not(None)),
+)
+_RETURN = (
+    sa.update(items_table)
+    .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
+    .values(
+        mark=None,
+        attempts=sa.bindparam("tries"),
+        alone=sa.bindparam("is_alone"),
+        given_up=sa.bindparam("is_given_up"),
+    )
+)
+
+
+def _in_batch(mark: str) -> sa.ColumnElement[bool]:
+    """Pick the items of a batch."""
+    return items_table.c.mark == mark
+
+
+def _is_open(mark: str) -> sa.ColumnElement[bool]:
+    """Pick a batch that has not ended."""
+    return sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
+
+
+def _list_values(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
+    """Return a row's values by column."""
+    return {name: getattr(row, name) for name in names}

@@ -1,0 +1,70 @@
+"""The dataset's lock under Prefect: a run's log says what it waits for, and names runs as the UI does.
+
+However a flow run ends, what it asked has ended before the next one may begin.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from typing import cast
+
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+
+from malt.config.settings import Settings
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.client.session import stop_sessions
+
+logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
+
+
+@asynccontextmanager
+async def only_run_of(dataset: str) -> AsyncIterator[str]:
+    """Hold a dataset's lock; yield the name that the run asks under."""
+    run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{(flow_run.id or '')[:8]}"  # names sort by time
+    async with hold_run_lock(dataset, Settings(), f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"):
+        with cancelled_by_sigterm():
+            try:
+                yield run
+            finally:
+                await asyncio.to_thread(stop_sessions, run)
+
+
+@contextmanager
+def cancelled_by_sigterm() -> Iterator[None]:
+    """Cancel the task that is in here when SIGTERM comes.
+
+    Prefect's own handler has to stay, or *Cancel* counts as a crash; but it raises wherever the loop happens to stand:
+    in one branch, say, while all others go on.
+    """
+    if threading.current_thread() is not threading.main_thread():  # as under `malt run`, which cancels the flow itself
+        yield
+        return
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+
+    def cancel(signals: bytes) -> None:
+        if signal.SIGTERM in signals and not task.cancelling():
+            task.cancel()
+
+    with seen_signals(cancel):
+        yield
+
+
+@contextmanager
+def seen_signals(look: Callable[[bytes], None]) -> Iterator[None]:
+    """Tell the running loop of signals, beside what their handlers do."""
+    loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        loop.add_reader(ours, lambda: look(ours.recv(1024)))
+        try:
+            yield
+        finally:
+            loop.remove_reader(ours)
+            signal.set_wakeup_fd(before)

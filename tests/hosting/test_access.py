@@ -1,0 +1,287 @@
+"""Servers of ours are their user's alone: pages of others, DNS names turned here and other users get nothing."""
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+
+import pytest
+
+from malt.hosting import access
+from malt.hosting.private_prefect import PRIVATE, NamedServer, PrefectServer
+from malt.hosting.up import SHARED
+from malt.llm.provider import embedded
+from tests.browser import Page, chromium
+
+NOBODY = 65534
+ATTACKS = """
+window.got = [];
+async function ask(how, url, options) {
+  try {
+    const answer = await fetch(url, options);
+    const text = await answer.text();
+    if (answer.type !== "opaque" && answer.ok) got.push(how + " read: " + text.slice(0, 200));
+  } catch (error) {}
+}
+function listen(how, url, ...protocols) {
+  return new Promise(done => {
+    try {
+      const socket = new WebSocket(url, ...protocols);
+      socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: "guessed"}));
+      socket.onmessage = ({data}) => { if (!data.includes("auth_failure")) got.push(how + ": " + data); };
+      socket.onerror = socket.onclose = done;
+      setTimeout(done, 3000);
+    } catch (error) { done(); }
+  });
+}
+async function attack(root) {
+  const block = JSON.stringify({name: "evil", type: "process"}), ws = root.replace("http", "ws");
+  await ask("secrets", root + "/api/block_documents/filter", {method: "POST", body: '{"include_secrets": true}',
+    headers: {"content-type": "application/json"}});
+  await ask("settings", root + "/api/admin/settings");
+  await ask("no-cors write", root + "/api/work_pools/", {method: "POST", body: block, mode: "no-cors"});
+  await ask("write", root + "/api/work_pools/", {method: "POST", body: block,
+    headers: {"content-type": "application/json", "Authorization": "Basic " + btoa("malt:guessed")}});
+  await ask("models", root + "/v1/models");
+  await ask("completion", root + "/v1/chat/completions", {method: "POST", body: "{}"});
+  await listen("events", ws + "/api/events/out");
+  await listen("prefect events", ws + "/api/events/out", "prefect");
+  await listen("logs", ws + "/api/logs/out", "prefect");
+  return got;
+}
+"""
+
+
+class Target(NamedTuple):
+    """A server of ours."""
+
+    root: str
+    guarded: str
+    """A path that its user may ask for."""
+    headers: dict[str, str]
+    """What makes that the user."""
+    home: Path | None
+    """Where its authentication string is."""
+
+
+@pytest.fixture(scope="module")
+def homes() -> Iterator[Path]:
+    """A folder that other users can enter."""
+    folder = Path(tempfile.mkdtemp(prefix="malt-access-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", params=["malt up", "private", "embedded"])
+def target(request: pytest.FixtureRequest, homes: Path) -> Iterator[Target]:
+    if request.param == "embedded":
+        root = embedded.start_endpoint("embedded").removesuffix("/v1")
+        yield Target(root, "/v1/models", {"Authorization": f"Bearer {embedded.KEY}"}, None)
+        return
+    home = homes / request.param.replace(" ", "-")
+    is_up = request.param == "malt up"
+    settings = {**SHARED, "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui")} if is_up else PRIVATE
+    server = PrefectServer(home, settings=settings)
+    server.wait_until_ready()
+    root = server.api_url.removesuffix("/api")
+    yield Target(root, "/api/admin/version", access.auth_headers(server.auth_string), home)
+    server.stop()
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_only_who_has_the_key_is_answered(target: Target) -> None:
+    url = target.root + target.guarded
+    assert status(url) == 401
+    assert status(url, Authorization=target.headers["Authorization"][:-4] + "AAAA") == 401
+    assert status(url, **target.headers) == 200
+
+
+def test_a_name_that_was_turned_to_this_machine_gets_nothing(target: Target) -> None:
+    port = target.root.rpartition(":")[2]
+    assert status(target.root + target.guarded, Host=f"attacker.example:{port}") in (401, 403)
+    if target.home is not None:
+        assert status(target.root + target.guarded, Host=f"attacker.example:{port}", **target.headers) == 403
+        assert status(target.root + "/malt/sign-in", Host=f"attacker.example:{port}") == 403
+
+
+def test_a_request_from_a_page_of_another_origin_is_refused_whatever_it_knows(target: Target) -> None:
+    if target.home is None:
+        pytest.skip("the embedded server asks for its key alone")
+    for origin in ("http://attacker.example", "null", "http://127.0.0.1:1", target.root.replace("http", "https")):
+        assert status(target.root + target.guarded, Origin=origin, **target.headers) == 403
+    assert status(target.root + target.guarded, Origin=target.root, **target.headers) == 200
+
+
+@pytest.fixture(scope="module")
+def hostile_page(homes: Path) -> Iterator[str]:
+    """The address of a page that attacks what its fragment names."""
+    (homes / "hostile").mkdir()
+    (homes / "hostile" / "index.html").write_text(f"<!doctype html><script>{ATTACKS}</script>")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(homes / "hostile"))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its parent's name
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
+        server.shutdown()
+
+
+def test_a_hostile_page_reads_and_changes_nothing(target: Target, hostile_page: str, tmp_path: Path) -> None:
+    with chromium(tmp_path) as page:
+        page.open(hostile_page)
+        assert page.js(f"attack({json.dumps(target.root)})") == []
+    if target.home is not None:
+        assert status(f"{target.root}/api/work_pools/evil", **target.headers) == 404
+
+
+def as_another_user(work: Callable[[], object]) -> str:
+    """Do something as a user without rights, in a child process; return the error that it came to, if any."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        try:
+            work()
+        except OSError as error:
+            os.write(writing, repr(error).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as said:
+        return said.read()
+
+
+def test_the_same_page_gets_into_a_server_as_it_comes(stock_server: str, hostile_page: str, tmp_path: Path) -> None:
+    root = stock_server.removesuffix("/api")
+    with chromium(tmp_path / "profile") as page:
+        page.open(hostile_page)
+        got = page.js(f"attack({json.dumps(root)})")
+    assert {said.partition(" read")[0] for said in got} >= {"secrets", "settings", "write"}
+    assert status(f"{root}/api/work_pools/evil") == 200
+
+
+def test_another_user_of_this_machine_gets_nothing(target: Target) -> None:
+    assert "401" in as_another_user(lambda: urllib.request.urlopen(target.root + target.guarded, timeout=60))
+    for name in ("auth", "prefect.db", "server.log") if target.home else ():
+        path = Path(target.home or "", name)
+        assert path.stat().st_mode & 0o077 == 0
+        assert "PermissionError" in as_another_user(path.read_bytes)
+
+
+def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: Target, tmp_path: Path) -> None:
+    if target.home is None or target.home.name != "malt-up":
+        pytest.skip("it has no UI")
+    string = access.read_auth_string(target.home)
+    with chromium(tmp_path) as page:
+        page.open(f"{target.root}/malt/sign-in#malt:wrong")
+        wait_until(page, "document.body.innerText.startsWith('Not signed in')")
+        assert page.js("localStorage.length") == 0
+        page.open("about:blank")
+        page.open(f"{target.root}/malt/sign-in#{string}")
+        wait_until(page, "location.pathname.includes('dashboard') && document.body.innerText.includes('Deployments')")
+        assert page.js("atob(localStorage.getItem('prefect-password'))") == string
+        assert string not in page.js("location.href")
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait until a condition holds in a page, whichever page that is by then."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(RuntimeError):  # it is just left for another
+            if page.js(condition):
+                return
+        time.sleep(0.1)
+    raise AssertionError(page.js("location.href + document.body.innerText"))
+
+
+def test_a_server_is_not_shown_in_another_pages_frame(target: Target) -> None:
+    if target.home is None:
+        pytest.skip("it has no pages")
+    with urllib.request.urlopen(f"{target.root}/malt/sign-in", timeout=60) as answer:
+        assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+def test_the_string_is_made_once_and_two_homes_have_two(tmp_path: Path) -> None:
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home in homes:
+        home.mkdir()
+    first, second = map(access.read_auth_string, homes)
+    assert first == access.read_auth_string(homes[0]) != second
+    assert len(first) > 40
+
+
+@pytest.fixture
+def stock_server(tmp_path: Path) -> Iterator[str]:
+    """The API of a Prefect server as it comes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--port",
+        str(port),
+    ]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**outside, **PRIVATE, "PREFECT_HOME": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        url, deadline = f"http://127.0.0.1:{port}/api", time.monotonic() + 120
+        while not is_listening(port) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield url
+        process.terminate()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_named_server_without_authentication_gets_one_line_of_warning(
+    stock_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = PrefectServer(tmp_path / "own")
+    own.wait_until_ready()
+    for url in (stock_server, own.api_url):
+        NamedServer(url).wait_until_ready()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "malt"]
+    assert stock_server in said
+    assert "no authentication" in said
+    assert "\n" not in said
+    own.stop()
+
+
+def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:
+    assert access.own_origins("127.0.0.1", 4200) == ("http://127.0.0.1:4200", "http://localhost:4200")
+    assert access.own_origins("10.0.0.5", 80)[0] == "http://10.0.0.5:80"

@@ -1,0 +1,126 @@
+"""One session for a process's settings and limits: shared, closed at the end, and stopped for good where it stopped."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Sequence
+
+import pytest
+
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec, Role
+from malt.errors import RunStopped
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session, find_session, open_session, stop_sessions
+from malt.llm.request import Completion, CompletionRequest, Message
+from tests.providers import ScriptedProvider
+
+LIMITS = Limits()
+
+
+@pytest.fixture
+def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
+    return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
+
+
+def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
+    return session.run(make_completer(session, [request.question_id])(request))
+
+
+def test_a_run_has_a_session_of_its_own_that_is_stopped_alone(settings: Settings) -> None:
+    one, two = (open_session(settings, LIMITS, run=run) for run in ("one", "two"))
+    assert one is not two
+    stop_sessions("one")
+    assert isinstance(one.stopped, RunStopped)
+    assert two.stopped is None
+    assert find_session(settings, LIMITS) is two
+
+
+def test_equal_settings_and_limits_share_a_session(settings: Settings) -> None:
+    assert find_session(settings, LIMITS) is None
+    session = open_session(settings, LIMITS)
+    assert open_session(Settings(), Limits()) is session
+    assert find_session(settings, LIMITS) is session
+    assert open_session(settings, Limits(max_in_flight=2)) is not session
+
+
+def test_a_session_stays_stopped_for_the_run_it_stopped_in(settings: Settings) -> None:
+    stopped = open_session(settings, LIMITS, run="one")
+    stopped.stopped = RunStopped("the budget is spent")
+    assert open_session(settings, LIMITS, run="one") is stopped
+
+
+def test_another_run_starts_afresh_after_a_stop(settings: Settings) -> None:
+    stopped = open_session(settings, LIMITS, run="one")
+    stopped.stopped = RunStopped("the budget is spent")
+    assert open_session(settings, LIMITS, run="two") is not stopped
+    stopped.close()
+
+
+def test_a_program_without_runs_starts_afresh_after_a_stop(settings: Settings) -> None:
+    stopped = open_session(settings, LIMITS)
+    stopped.stopped = RunStopped("the budget is spent")
+    assert open_session(settings, LIMITS) is not stopped
+    stopped.close()
+
+
+def test_sessions_that_were_stopped_refuse_what_comes_later(
+    settings: Settings, request_for_three: CompletionRequest, provider: ScriptedProvider
+) -> None:
+    session = open_session(settings, LIMITS, run="one")
+    ask(session, request_for_three)
+    stop_sessions()
+    with pytest.raises(RunStopped, match="closed"):
+        open_session(settings, LIMITS, run="one")
+    with pytest.raises(RunStopped, match="closed"):
+        session.run(asyncio.sleep(0))
+    assert provider.request_count == 1
+
+
+def test_a_stop_that_comes_before_a_run_has_begun_is_not_lost(settings: Settings) -> None:
+    stop_sessions("one")
+    with pytest.raises(RunStopped, match="closed"):
+        open_session(settings, LIMITS, run="one")
+    assert open_session(settings, LIMITS, run="two").stopped is None
+
+
+def test_a_process_that_is_stopped_opens_no_session_any_more(settings: Settings) -> None:
+    stop_sessions()
+    with pytest.raises(RunStopped, match="closed"):
+        open_session(settings, LIMITS, run="one")
+
+
+def test_a_process_keeps_nothing_of_the_runs_that_have_ended(settings: Settings) -> None:
+    session = weakref.ref(open_session(settings, LIMITS, run="one"))
+    stop_sessions("one")
+    gc.collect()
+    assert session() is None
+
+
+def test_stopping_waits_for_what_is_under_way_and_stores_it(
+    settings: Settings, request_for_three: CompletionRequest, provider: ScriptedProvider
+) -> None:
+    provider.latency_s = 0.5
+    session = open_session(settings, LIMITS, run="one")
+    asking = threading.Thread(target=ask, args=(session, request_for_three))
+    asking.start()
+    while provider.request_count == 0:
+        asking.join(0.01)
+    stop_sessions("one")
+    asking.join()
+    assert len(ask(open_session(settings, LIMITS, run="two"), request_for_three)) == 3
+    assert provider.request_count == 1
+
+
+def test_closing_twice_and_from_two_threads_is_closing_once(settings: Settings) -> None:
+    session = open_session(settings, LIMITS)
+    closers = [threading.Thread(target=session.close) for _ in range(2)]
+    for closer in closers:
+        closer.start()
+    for closer in closers:
+        closer.join()
+    session.close()
+    assert isinstance(session.stopped, RunStopped)
