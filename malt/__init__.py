@@ -26,10 +26,13 @@ _HOMES = {
     "LLMEvaluator": "malt.grading.judge",
     "RunSpec": "malt.config.spec",
     "Score": "malt.grading.judge",
+    "TrainSpec": "malt.config.train",
     "TrainingDataGenerator": "malt.engine.python_api",
     "evaluate": "malt.evaluation.evaluate",
     "open_evaluation": "malt.evaluation.version",
+    "open_model": "malt.models.version",
     "open_version": "malt.datasets.version.dataset_version",
+    "train": "malt.training.run",
 }
 
 __all__ = [
@@ -39,10 +42,13 @@ __all__ = [
     "LLMEvaluator",
     "RunSpec",
     "Score",
+    "TrainSpec",
     "TrainingDataGenerator",
     "evaluate",
     "open_evaluation",
+    "open_model",
     "open_version",
+    "train",
 ]
 
 

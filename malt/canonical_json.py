@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -23,3 +24,14 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex characters, without holding them all in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_sha256(path: Path) -> str:
+    """Return what `file_sha256` does; the bytes are read again only when the file has changed."""
+    stat = path.stat()
+    return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, *_changes: int) -> str:
+    return file_sha256(path)

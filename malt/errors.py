@@ -13,6 +13,8 @@ MaltError
 │   └── PushDamaged      it arrived there as another than was sent (exit 1)
 ├── NothingToPublish     no tree is complete, so there is no version to make (exit 1)
 ├── NothingToExport      a version has no row of what a format takes (exit 1)
+├── NothingToTrain       a version has no row for any stage of any role (exit 1)
+├── TrainingFailed       a training process ended before it was done; its checkpoints are kept (exit 3)
 ├── EvaluationUnknown    the judge's reply cannot be read, asked twice; in a tree a grade instead (exit 1)
 ├── RequestFailed        a request stayed impossible after its retries: one branch is lost, the run goes on (exit 1);
 │                        in llm/request.py, beside the completions it keeps
@@ -85,6 +87,18 @@ class NothingToExport(MaltError):  # noqa: N818
     """A version has no row of what was asked for, so an export would be empty."""
 
     exit_code = 1
+
+
+class NothingToTrain(MaltError):  # noqa: N818
+    """A version has no row for any stage that was declared."""
+
+    exit_code = 1
+
+
+class TrainingFailed(MaltError):  # noqa: N818 - named for what happened, as RequestFailed is
+    """A training process ended before it was done: killed, or out of memory. Its checkpoints are kept."""
+
+    exit_code = 3
 
 
 class EvaluationUnknown(MaltError):  # noqa: N818

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_grading, takes_json, takes_version
+from malt.cli.options import takes_grading, takes_json, takes_version, trusts_code
 
 if TYPE_CHECKING:
     from malt.review.audit import AuditReport, GraderPair, LeafDifference
@@ -93,16 +93,23 @@ def _show_agreement(report: "LabelledReport") -> None:
 @takes_version
 @click.option("--with", "kinds", multiple=True, required=True, metavar="K", help="A kind of grader; may be repeated.")
 @takes_grading
+@trusts_code
 @takes_json
-def audit(version: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], as_json: bool) -> None:
+def audit(
+    version: str,
+    kinds: tuple[str, ...],
+    config: Path | None,
+    override: tuple[str, ...],
+    trust_code: bool,
+    as_json: bool,
+) -> None:
     """Grade a version's leaves again with other graders. Says where they differ, and what would change."""
     from malt.datasets.version.dataset_version import open_version
     from malt.review import audit as auditing
-    from malt.review.grader_options import declared_grading, grading_of, read_kinds
+    from malt.review.grader_options import audit_grading, read_kinds
 
-    opened = open_version(version)
-    declared = declared_grading(config, override, otherwise=grading_of(opened.spec))
-    report = auditing.audit(opened, declared, read_kinds(kinds, "--with"))
+    opened, graders = open_version(version), read_kinds(kinds, "--with")
+    report = auditing.audit(opened, audit_grading(opened, graders, config, override, trust_code=trust_code), graders)
     terminal.emit(report.model_dump(mode="json")) if as_json else _show_audit(report)
 
 

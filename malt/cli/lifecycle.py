@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_json, takes_version
+from malt.cli.options import takes_json, takes_version, trusts_code
 
 if TYPE_CHECKING:
     from malt.datasets.publish.removal import Garbage
@@ -46,15 +46,18 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write into this new folder.")
 @click.option("--questions", metavar="SOURCE", help="Where the question file is now.")
 @click.option("--prompts", metavar="SET", help="Where the prompt set is now.")
+@trusts_code
 @takes_json
-def rebuild(version: str, out: Path | None, questions: str | None, prompts: str | None, as_json: bool) -> int:
+def rebuild(
+    version: str, out: Path | None, questions: str | None, prompts: str | None, trust_code: bool, as_json: bool
+) -> int:
     """Make a version again from the store, of the same content. Into DIR, else in its place where it is damaged."""
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.engine import rebuild as rebuilding
 
     sources = rebuilding.Sources(questions, prompts)
-    rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources)
+    rebuilt = rebuilding.rebuild(open_version(version), Settings(), out, sources, trust_code=trust_code)
     terminal.emit(_rebuilt_json(rebuilt)) if as_json else _show_rebuilt(rebuilt)
     return 0 if rebuilt.path else 1
 
@@ -87,9 +90,13 @@ def _show_rebuilt(rebuilt: "Rebuilt") -> None:
 @takes_json
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
+    from malt.config.settings import Settings
     from malt.datasets.publish.removal import remove_version
+    from malt.datasets.version.kinds import SHELVES
 
-    removed = remove_version(version)
+    shelf, _, name = version.partition("/")
+    on_shelf = shelf in SHELVES
+    removed = remove_version(name, Settings().data_dir / shelf) if on_shelf else remove_version(version)
     if as_json:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
@@ -119,9 +126,14 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
+    from malt.training.leftovers import clear_leftovers
 
     settings = Settings()
     found = collect_garbage(settings, older_than, delete=delete, also_in=also_in)
+    leftovers = clear_leftovers(settings, older_than, delete=delete)
+    found = found._replace(
+        folders=found.folders + leftovers.folders, folder_bytes=found.folder_bytes + leftovers.folder_bytes
+    )
     if compact and delete:
         with Store(settings.store) as store:
             store.compact()

@@ -52,30 +52,32 @@ def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
         if summary.path is None
         else f"{summary.reference} ({state}): {terminal.shorten_path(summary.path)}"
     )
-    terminal.say(f"  {_describe_content(summary)}")
-    cost = terminal.format_dollars(summary.cost_usd)
-    terminal.say(
-        f"  asked {summary.requests:,} requests: {summary.completions:,} completions, {summary.cached_completions:,} more "
-        f"from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, cost {cost}, {summary.wall_s:.1f} s"
-    )
+    for line in (*_describe_content(summary), *(f"suspicious: {each}" for each in summary.suspicions)):
+        terminal.say(f"  {line}")
     if summary.path is not None:
         terminal.say(f"  next: malt report {summary.reference} --open; malt show {summary.reference}")
     if files:
         terminal.show_rows(summary.rows)
 
 
-def _describe_content(summary: "RunSummary") -> str:
-    leaves = ", ".join(
-        f"{count:,} {_GRADE_WORDS.get(outcome, outcome)}" for outcome, count in summary.outcomes.items() if count
-    )
-    doubts = {"not read": summary.unread, "disputed": summary.disputed}
+def _describe_content(summary: "RunSummary") -> Iterator[str]:
+    from malt.datasets.stats.findings import describe_unknown
+
+    leaves = ", ".join(f"{count:,} {_GRADE_WORDS.get(name, name)}" for name, count in summary.outcomes.items() if count)
+    graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())
+    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {leaves or 'none'} ({graders})"
+    if summary.unread or summary.disputed:
+        yield f"not read: {summary.unread:,} of the incorrect leaves; disputed: {summary.disputed:,} leaves"
+    if summary.unknown:
+        yield f"unknown: {describe_unknown(summary.unknown)}"
     rows = {kind: sum(n for file, n in summary.rows.items() if file.startswith(f"{kind}/")) for kind in _KINDS}
-    parts = (
-        f"{summary.complete:,} of {summary.questions:,} questions complete",
-        f"leaves: {leaves or 'none'}" + "".join(f" ({count:,} {doubt})" for doubt, count in doubts.items() if count),
-        "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in rows.items()) if summary.rows else "",
+    if summary.rows:
+        yield "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in rows.items())
+    yield (
+        f"asked: {summary.requests:,} requests for {summary.completions:,} completions, "
+        f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
+        f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
-    return "; ".join(part for part in parts if part)
 
 
 def show_failures(summary: "RunSummary") -> None:

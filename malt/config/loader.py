@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from malt.config.secret_scan import forbidden
+from malt.config.secret_scan import find_forbidden
 from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError
 
@@ -36,12 +36,24 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
     if limit is not None:
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
-    places = Places(path, origins)
-    _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
+    return _checked(values, Places(path, origins))
+
+
+def override_spec(spec: RunSpec, overrides: Sequence[str], place: Path) -> RunSpec:
+    """Apply `key=value` overrides to a spec that was read at `place`. Raises `ConfigError` with one line a problem."""
+    values = spec.as_config()
+    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
+    return _checked(values, Places(place, origins)) if overrides else spec
+
+
+def _checked(values: Table, places: "Places") -> RunSpec:
+    """Make a spec of a config's values, and say what is wrong with them in terms of where each was given."""
+    _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
     try:
         _resolve_paths(values, places)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{path}: a path in it, or in -s, cannot be used: {_shown(str(error))}") from error
+        where = f"{places.file}: a path in it, or in -s"
+        raise ConfigError(f"{where}, cannot be used: {_shown(str(error))}") from error
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
@@ -135,6 +147,10 @@ def _resolve_paths(values: Table, places: Places) -> None:
     dataset = values.get("dataset")
     if isinstance(dataset, dict):
         _resolve_dataset(dataset, places)
+    train = values.get("train")
+    if isinstance(train, dict) and _is_local(train.get("base")):
+        base = _from_here(train["base"], ("train", "base"), places)
+        train["base"] = base if Path(base).is_dir() else train["base"]  # else `embedded`, or a name on the Hub
 
 
 def _resolve_questions(values: Table, above: Key, places: Places) -> None:
@@ -186,7 +202,8 @@ def _problem(details: ErrorDetails, places: Places) -> str:
         case "missing":
             return f"{place}: {name}: missing. {_help(key)}"
         case "value_error":
-            return f"{place}: {name}: {details['msg'].removeprefix('Value error, ')}"
+            where = f"{place}: {name}" if name else str(place)
+            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
         case "model_type":
             return f"{place}: {name} = {_shown(details['input'])}: must be a table, written [{name}]"
         case "string_type":

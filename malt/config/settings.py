@@ -26,3 +26,13 @@ class Settings(BaseSettings):
     def datasets_dir(self) -> Path:
         """Where dataset versions are kept: `<datasets_dir>/<name>/v<N>/`."""
         return self.data_dir / "datasets"
+
+    @property
+    def models_dir(self) -> Path:
+        """Where model versions are kept: `<models_dir>/<name>/v<N>/`."""
+        return self.data_dir / "models"
+
+    @property
+    def training_dir(self) -> Path:
+        """Where training keeps checkpoints and unpacked base models: nothing that cannot be made again."""
+        return self.data_dir / "training"

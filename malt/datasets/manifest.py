@@ -1,12 +1,13 @@
 """Manifest: what a version is made of and from, every input and file by digest."""
 
 import json
+import stat
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from malt.canonical_json import digest
 from malt.config.base import Recorded
@@ -16,6 +17,12 @@ from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
 _SEAL = "manifest_sha256"
+
+
+VersionName = Annotated[str, Field(pattern="^[a-z0-9-]{1,100}$")]
+FilePath = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
+"""Below a version's folder: no way out of it, nothing hidden, and the same on every file system."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FileEntry(Recorded):
@@ -197,6 +204,8 @@ class TextCounts(Recorded):
     truncated: Share
     empty: Share
     refused: Share
+    stop_tokens: Share = Share()
+    """They ended with stop tokens of a chat template, which rows leave out."""
     unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 
@@ -239,6 +248,8 @@ class Diagnostics(Recorded):
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves whose grade is unknown by the reason, quotations left out; the most frequent reasons first."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
     unread: Share = Share()
@@ -286,16 +297,27 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["dataset", "model", "evaluation"] = "dataset"
-    """What it is a version of."""
-    name: str
-    version: int
+    kind: Literal["datasets", "models", "evaluations"] = "datasets"
+    """The shelf that it stands on."""
+    name: VersionName
+    version: int = Field(ge=1)
     created_at: datetime
-    content_sha256: str
+    content_sha256: Sha256
     """Over the content of all files, not over anything measured or timed."""
     parent: Parent | None
-    files: dict[str, FileEntry]
+    files: dict[FilePath, FileEntry]
     """By path below the version's folder."""
+    suspicions: tuple[str, ...] = ()
+    """What makes its content doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name it, where that is so though it was the newest."""
+
+    @field_validator("files")
+    @classmethod
+    def _leave_out_the_manifest(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if own := [path for path in files if path.startswith(MANIFEST_FILE)]:
+            raise ValueError(f"names {own[0]} itself")
+        return files
 
 
 M = TypeVar("M", bound=VersionManifest)
@@ -362,16 +384,39 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_as(kind: type[M], folder: Path, of: str) -> M:
-    """Read the manifest of a version of some kind. Raises `VersionError` where there is none that can be read."""
+    """Read the manifest of a version of some kind, which may come from anywhere.
+
+    Names and paths in it stay in the version's folder, and what they lead to is no link and no device, so that whoever
+    opened a version may read and send its files. Raises `VersionError` where that does not hold, or none can be read.
+    """
     path = folder / MANIFEST_FILE
+    _refuse_special(folder, MANIFEST_FILE)
     try:
-        return kind.model_validate_json(path.read_bytes())
+        manifest = kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise VersionError(f"{path}: {place}: {first['msg']}; damaged, or written by a newer release") from error
+    for file in manifest.files:
+        _refuse_special(folder, file)
+    return manifest
+
+
+def _refuse_special(folder: Path, file: str) -> None:
+    """Raise `VersionError` where a file of a version, or a folder on the way to it, is there and is another thing."""
+    for way in (PurePosixPath(file), *PurePosixPath(file).parents[:-1]):
+        path = folder / way
+        try:
+            mode = path.lstat().st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) if way == PurePosixPath(file) else stat.S_ISDIR(mode)):
+            raise VersionError(
+                f"{path} is a link or no plain file; a version holds nothing else, so nothing of {folder} is read. "
+                "Take it from where it was made"
+            )
 
 
 def seal_holds(folder: Path) -> bool:

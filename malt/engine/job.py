@@ -11,6 +11,7 @@ from malt.datasets.rows.lengths import token_counter
 from malt.errors import ConfigError
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
+from malt.models.playing import with_weights
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import Screening, screen
@@ -43,7 +44,7 @@ class Job:
     def only(self, questions: Sequence[Question]) -> "Job":
         """Return the same for some of its questions."""
         ids = [question.question_id for question in questions]
-        return replace(self, questions=questions, screening=self.screening.of(ids))
+        return replace(self, questions=questions, screening=self.screening.select(ids))
 
 
 _read: ContextVar[Job | None] = ContextVar("read_job", default=None)
@@ -62,7 +63,8 @@ def handing_over(job: Job) -> Iterator[None]:
 def read_job(spec: RunSpec, settings: Settings | None = None) -> Job:
     """Read questions and prompts, check that every reference answer can be graded against, and screen the questions.
 
-    Raises `QuestionError`, `PromptError`, `GradingError`, or `ConfigError` for a tokenizer that cannot be had.
+    Raises `QuestionError`, `PromptError`, `GradingError`, or `ConfigError` for a tokenizer or a model version that
+    cannot be had.
     """
     read = _read.get()
     if read is not None and read.spec == spec:
@@ -74,6 +76,7 @@ def make_job(
     spec: RunSpec, questions: Sequence[Question], settings: Settings | None = None, judge: LLMEvaluator | None = None
 ) -> Job:
     """Check and screen questions that were read already; raises as `read_job` does."""
+    spec = with_weights(spec, settings)
     prompts = load_prompts(spec.prompts)
     check_references(questions, spec.evaluator)
     token_counter(spec.dataset)
@@ -92,7 +95,7 @@ def check_models(spec: RunSpec) -> None:
     from malt.llm.batch.api import is_asked_in_batches
     from malt.llm.provider import call
 
-    for role in models_asked(spec).values():
+    for role in models_asked(with_weights(spec)).values():
         for model in (role, *role.backups):
             call.check(model, spec.limits)
             if is_asked_in_batches(model, spec):

@@ -24,9 +24,10 @@ from malt.datasets.version.restore import exclusion_of, restore_question
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
+from malt.grading.trust import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import CONTAMINATED, Screening, screen, screened
+from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -53,13 +54,21 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(
-    version: DatasetVersion, settings: Settings, out: Path | None = None, sources: Sources | None = None
+    version: DatasetVersion,
+    settings: Settings,
+    out: Path | None = None,
+    sources: Sources | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Rebuilt:
     """Make a version again out of the store: into the folder `out`, else over the version's own where that is damaged.
 
     Writes nothing where the content would be another. Raises `VersionError` for an `out` that is taken, and
-    `InputError` where the questions, the prompts or the graders cannot be used at all.
+    `InputError` where the questions, the prompts or the graders cannot be used at all, or the version names a grader's
+    code and that is not trusted.
     """
+    if version.spec.evaluator.function is not None:
+        require_trust(version.reference, version.spec.evaluator.function, trusted=trust_code)
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise VersionError(f"{out} is there already; name a folder that is not")
     if out is not None:
@@ -82,6 +91,11 @@ def read_job_again(version: DatasetVersion, settings: Settings, sources: Sources
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
         own, screening = own_questions(version)
         return Job(spec, prompts, own, screening, settings)
+    if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
+        raise VersionError(
+            f"{version.path} is from elsewhere, and the files that its config names are not read. "
+            f"Give it with a whole {QUESTIONS_FILE}, or put it into {settings.datasets_dir}"
+        )
     declared = spec.questions.model_copy(update={"source": sources.questions or spec.questions.source})
     try:
         questions = read_questions(declared)
@@ -97,7 +111,7 @@ def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
     questions = [restore_question(row) for row in rows]
     excluded = {row["question_id"]: exclusion_of(row) for row in rows}
     contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
-    return questions, screened(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
+    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:

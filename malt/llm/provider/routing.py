@@ -15,7 +15,7 @@ from typing import NamedTuple
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
-from malt.processes import loading
+from malt.processes import paused_gc
 
 COMPATIBLE = "hosted_vllm"
 """LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""
@@ -51,7 +51,7 @@ class Route:
 def import_litellm() -> ModuleType:
     """Import LiteLLM: seconds, so never before it is needed, and silent, so that stdout stays the command's own."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
-    with loading():
+    with paused_gc():
         import litellm
 
     litellm.suppress_debug_info = True
@@ -62,17 +62,17 @@ def import_litellm() -> ModuleType:
     return module
 
 
-_routes: dict[tuple[str, str | None], Route] = {}
+_routes: dict[tuple[str, str | None, str | None], Route] = {}
 _finding = threading.Lock()
 
 
 async def find_route(model: ModelSpec) -> Route:
     """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
-    where = (model.model, model.api_base)
+    where = (model.model, model.api_base, model.weights)
     return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model, where)
 
 
-def _find_once(model: ModelSpec, where: tuple[str, str | None]) -> Route:
+def _find_once(model: ModelSpec, where: tuple[str, str | None, str | None]) -> Route:
     with _finding:
         if where not in _routes:
             _routes[where] = _make_route(model)
@@ -84,7 +84,7 @@ def _make_route(model: ModelSpec) -> Route:
     supported = list_supported(model, provider)
     name, api_base = model.model, model.api_base
     if embedded.is_embedded(model.model):
-        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model)
+        name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model, model.weights)
     elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
         # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames
         # their parameters

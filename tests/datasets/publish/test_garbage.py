@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Role
 from malt.datasets.publish.removal import Garbage, collect_garbage, remove_version
 from malt.datasets.version.dataset_version import open_version
-from malt.datasets.version.folders import open_staging
+from malt.datasets.version.folders import open_staging, temporary_name
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from tests.postgres import postgres as postgres
@@ -162,7 +161,7 @@ def test_nothing_goes_while_a_version_is_being_made(store: Store, settings: Sett
 
 def test_what_a_dead_writer_left_goes(store: Store, settings: Settings) -> None:
     folder = settings.datasets_dir / "arith"
-    left = folder / f".tmp-{socket.gethostname()}-{2**22 + 1}-0a0a0a0a"
+    left = folder / temporary_name(folder).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
     (left / "sft").mkdir(parents=True)
     (left / "sft" / "rows").write_bytes(b"x" * 1000)
     counted = collect_garbage(settings, 30 * DAY)

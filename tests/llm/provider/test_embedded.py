@@ -161,7 +161,7 @@ def test_a_process_has_one_server_however_many_threads_ask_for_it(url: str) -> N
 
 
 def test_two_names_of_one_file_share_a_server(url: str) -> None:
-    assert embedded.start_endpoint(f"embedded/{embedded._find_packaged_weights('embedded')}") == url
+    assert embedded.start_endpoint(f"embedded/{embedded.find_packaged_weights('embedded')}") == url
 
 
 def test_siblings_differ_and_each_ones_tokens_are_counted(url: str) -> None:

@@ -1,0 +1,210 @@
+"""Commands that make models of datasets: `train`, `models`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from malt.cli import terminal
+from malt.cli.options import takes_json, takes_version
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from malt.config.spec import Role
+    from malt.errors import VersionError
+    from malt.models.version import ModelVersion
+    from malt.training.plan import TrainPlan
+    from malt.training.run import TrainSummary
+
+_COUNTED = ("rows", "trained", "median", "longest", "max_length", "tokens", "steps")
+"""What a plan counts of a stage."""
+
+
+@click.command()
+@takes_version
+@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="CONFIG", help="Take [train] of this config.")
+@click.option("-s", "--set", "override", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.base.")
+@click.option("--plan", "plans", is_flag=True, help="Say what it would take, and train nothing.")
+@takes_json
+def train(version: str, config: Path | None, override: tuple[str, ...], plans: bool, as_json: bool) -> None:
+    """Train the roles on a dataset version, into a model version. Goes on where an earlier call was stopped."""
+    from malt.cli.training_progress import training_progress
+    from malt.config.settings import Settings
+    from malt.datasets.version.dataset_version import open_version
+    from malt.training.plan import plan
+    from malt.training.run import train as train_roles
+    from malt.training.settings import declared
+
+    opened = open_version(version)
+    spec = declared(opened, config, override)
+    if plans:
+        quoted = plan(opened, spec, Settings())
+        terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
+        return
+    with training_progress() as tell:
+        summary = train_roles(opened, spec, tell=tell)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else _show_summary(summary)
+
+
+@click.command()
+@click.argument("name", required=False)
+@takes_json
+def models(name: str | None, as_json: bool) -> int:
+    """List model versions: base, dataset, digest, date."""
+    from malt.config.settings import Settings
+    from malt.models.version import list_models
+
+    listed, unreadable = list_models(Settings().models_dir, name)
+    terminal.emit(_listing(listed, unreadable)) if as_json else _show_models(listed, unreadable)
+    return 1 if unreadable else 0
+
+
+def _show_summary(summary: "TrainSummary") -> None:
+    """Print what was trained, and how to use it."""
+    table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "seconds")
+    for role, trained in summary.roles.items():
+        for stage in trained.stages.values():
+            figures = (f"{stage.rows:,}", f"{stage.trained:,}", f"{stage.steps:,}")
+            losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
+            table.add_row(role, stage.stage, *figures, *losses, "known" if trained.cached else f"{stage.wall_s:.0f}")
+    terminal.say(table)
+    for line in summary.skipped:
+        terminal.say(f"not trained: {line}")
+    reference = f"{summary.models}@v{summary.version}"
+    state = "" if summary.created else ", as it was already"
+    terminal.say(f"{reference}{state}: {terminal.shorten_path(summary.path)}")
+    terminal.say(f'a role is played by it with: model = "{reference}"')
+
+
+def _listing(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> "JsonValue":
+    """Return model versions as JSON, and why others cannot be read."""
+    return {
+        "versions": [
+            {
+                "name": version.name,
+                "version": version.number,
+                "path": str(version.path),
+                "created_at": version.manifest.created_at.isoformat(),
+                "content_sha256": version.manifest.content_sha256,
+                "base": version.manifest.base.name,
+                "dataset": _dataset_of(version),
+                "roles": [*version.manifest.roles],
+            }
+            for version in versions
+        ],
+        "unreadable": {reference: str(error) for reference, error in unreadable.items()},
+    }
+
+
+def _show_models(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> None:
+    """Print one line a version; on stderr for those that cannot be read."""
+    for reference, error in unreadable.items():
+        terminal.warn(f"error: {reference}: {error}")
+    if not versions:
+        terminal.say("no models yet; train some with: malt train DATASET")
+        return
+    table = terminal.new_table("version", "roles.", "base.", "trained on.", "content.", "made.")
+    for version in versions:
+        manifest = version.manifest
+        made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
+        roles = ", ".join(manifest.roles)
+        digest = manifest.content_sha256[:12]
+        table.add_row(version.reference, roles, manifest.base.name, _dataset_of(version), digest, made)
+    terminal.say(table)
+
+
+def _dataset_of(version: "ModelVersion") -> str:
+    """Name what a version was trained on."""
+    return f"{version.manifest.dataset.name}@v{version.manifest.dataset.version}"
+
+
+def _show_plan(plan: "TrainPlan") -> None:
+    """Print what training would take."""
+    sizes = f"{plan.parameters / 1e6:,.0f} M numbers, {plan.trainable / 1e6:,.1f} M of them trained"
+    terminal.say(f"{plan.models}: {plan.dataset} on {plan.base} ({sizes}), {plan.device}")
+    table = terminal.new_table("role", "stage.", *_COUNTED, "GB", "s")
+    for role, quoted in plan.roles.items():
+        for name, stage in quoted.stages.items():
+            counts = (getattr(stage, count) for count in _COUNTED)
+            time_left = "known" if quoted.known else f"{stage.seconds:,.0f}"
+            table.add_row(role, name, *(f"{count:,}" for count in counts), f"{stage.memory_gb:.1f}", time_left)
+    terminal.say(table)
+    for line in plan.skipped:
+        terminal.say(f"not trained: {line}")
+    for stage in (stage for quoted in plan.roles.values() for stage in quoted.stages.values()):
+        if stage.refused:
+            terminal.say(f"refused: {stage.refused}")
+    terminal.say(
+        f"about {plan.seconds / 60:,.0f} min and {plan.memory_gb:.1f} GB; reckoned from a probe of half a second"
+    )
+
+
+def show(reference: str, role: str | None, *, as_json: bool) -> None:
+    """Print what is in a model version, or one role's part of it."""
+    from malt.models.version import open_model
+
+    version = open_model(reference)
+    roles = version.manifest.roles if role is None else {_find_role(role): version.role(_find_role(role))}
+    if as_json:
+        manifest = version.manifest.model_copy(update={"roles": roles})
+        terminal.emit(manifest.model_dump(mode="json"))
+        return
+    _show_head(version)
+    table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "weights.")
+    for name, entry in roles.items():
+        for stage in entry.stages:
+            counts = (f"{stage.rows:,}", f"{stage.trained:,}", f"{stage.steps:,}")
+            losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
+            table.add_row(name.value, stage.stage, *counts, *losses, (entry.gguf_sha256 or entry.adapter_sha256)[:12])
+    terminal.say(table)
+
+
+def _show_head(version: "ModelVersion") -> None:
+    manifest = version.manifest
+    terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
+    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    terminal.say(f"trained on {_dataset_of(version)} from {manifest.base.name} ({manifest.base.sha256[:12]})")
+
+
+def _find_role(name: str) -> "Role":
+    from malt.config.spec import PLAYERS
+    from malt.errors import InputError
+
+    found = [role for role in PLAYERS if role.value == name]
+    if not found:
+        raise InputError(f"{name}: no such role; a model version has: {', '.join(PLAYERS)}")
+    return found[0]
+
+
+def diff(old: str, new: str, *, as_json: bool) -> None:
+    """Print what changed from one model version to another."""
+    from malt.models.compare import compare_models
+    from malt.models.version import open_model
+
+    found = compare_models(open_model(old), open_model(new))
+    if as_json:
+        terminal.emit(found.model_dump(mode="json"))
+        return
+    terminal.say(f"{found.old} -> {found.new}{': the same weights' if found.same_content else ''}", style="bold")
+    for name, (before, after) in {**found.inputs, **found.losses}.items():
+        terminal.say(f"  {name}: {before} -> {after}")
+    for role, change in found.roles.items():
+        terminal.say(f"  {role}: {change}")
+
+
+def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
+    """Name what a model was trained on, and print its rows unless one of them is to be explained."""
+    from malt.models.compare import explain_model
+    from malt.models.version import open_model
+
+    origin = explain_model(open_model(reference))
+    if row_id is None and as_json:
+        terminal.emit(origin.model_dump(mode="json"))
+    elif row_id is None:
+        terminal.say(f"{origin.version} was trained on {origin.dataset}: {len(origin.questions):,} questions")
+        for file, rows in origin.rows.items():
+            terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
+        terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
+    return origin.dataset

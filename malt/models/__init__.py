@@ -1,0 +1,1 @@
+"""Model versions: trained roles as immutable folders, known by the digest of their weights."""

@@ -1,0 +1,164 @@
+"""GGUF files of Llama-like models: weights out, as a folder that transformers loads, and trained weights back in.
+
+llama.cpp keeps the rows of q and k in another order than transformers does; everything else is a change of names.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+Weights = NDArray[np.float32]
+Change = Callable[[str, Weights], Weights]
+"""What training made of one weight, by its name in transformers."""
+
+ARCHITECTURE = "llama"
+F16_FILE = 1
+"""`general.file_type` of a file whose matrices are all F16."""
+OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+BLOCK = re.compile(r"blk\.(?P<layer>[0-9]+)\.(?P<part>\w+)\.weight")
+COUNTED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}
+"""What the reader adds to a file's fields."""
+
+
+def opened(path: Path) -> "GGUFReader":
+    """Open a GGUF file. Raises `ConfigError` for a model that is not Llama-like, or no GGUF file at all."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise ConfigError(f"{path} is not a GGUF file that can be read: {error}") from error
+    kind = value_of(reader, "general.architecture")
+    if kind != ARCHITECTURE:
+        raise ConfigError(f"{path} is a model of kind {kind!r}; only {ARCHITECTURE!r} is taken from GGUF files. "
+                          "Name a folder or a model on the Hub as [train] base")  # fmt: skip
+    return reader
+
+
+def value_of(reader: "GGUFReader", name: str, default: Any = None) -> Any:  # noqa: ANN401 - a field may be anything
+    """Return the value of a file's field."""
+    field = reader.get_field(name)
+    return default if field is None else field.contents()
+
+
+def transformers_name(name: str) -> str:
+    """Return transformers' name of a tensor. Raises `ConfigError` for one that a Llama-like model has not."""
+    if name in OUTER:
+        return OUTER[name]
+    block = BLOCK.fullmatch(name)
+    if block is None or block["part"] not in INNER:
+        raise ConfigError(f"the GGUF file has a tensor {name!r}, which no Llama-like model has")
+    return f"model.layers.{block['layer']}.{INNER[block['part']]}.weight"
+
+
+def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
+    """Yield every weight by transformers' name, in transformers' order of rows, as 32-bit numbers."""
+    from gguf.quants import dequantize
+
+    for tensor in reader.tensors:
+        weights = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        yield transformers_name(tensor.name), unpermuted(weights, heads_of(reader, tensor.name))
+
+
+def heads_of(reader: "GGUFReader", name: str) -> int:
+    """Return how many heads share a tensor's rows in llama.cpp's own order; 0 for a tensor in the usual order."""
+    if name.endswith(".attn_q.weight"):
+        return int(value_of(reader, f"{ARCHITECTURE}.attention.head_count"))
+    if name.endswith(".attn_k.weight"):
+        return int(value_of(reader, f"{ARCHITECTURE}.attention.head_count_kv"))
+    return 0
+
+
+def permuted(weights: Weights, heads: int) -> Weights:
+    """Put a head's rows in llama.cpp's order: pairs of the rotation side by side."""
+    if not heads:
+        return weights
+    rows, columns = weights.shape
+    return weights.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def unpermuted(weights: Weights, heads: int) -> Weights:
+    """Put a head's rows in transformers' order: first halves of the pairs, then second halves."""
+    if not heads:
+        return weights
+    rows, columns = weights.shape
+    return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def config_of(reader: "GGUFReader") -> Mapping[str, Any]:
+    """Return the arguments of transformers' `LlamaConfig`."""
+
+    def own(name: str, default: Any = None) -> Any:  # noqa: ANN401
+        return value_of(reader, f"{ARCHITECTURE}.{name}", default)
+
+    heads = own("attention.head_count")
+    return {
+        "vocab_size": len(value_of(reader, "tokenizer.ggml.tokens")),
+        "hidden_size": own("embedding_length"),
+        "intermediate_size": own("feed_forward_length"),
+        "num_hidden_layers": own("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": own("attention.head_count_kv", heads),
+        "max_position_embeddings": own("context_length"),
+        "rms_norm_eps": own("attention.layer_norm_rms_epsilon"),
+        "rope_theta": own("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+        "bos_token_id": value_of(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": value_of(reader, "tokenizer.ggml.eos_token_id"),
+    }
+
+
+def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
+    """Write a GGUF file like `base`, with matrices as F16 after `change`; everything else is kept as it is."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    reader = opened(base)
+    writer = GGUFWriter(place, ARCHITECTURE)
+    copy_fields(reader, writer, {"general.name": name, "general.file_type": F16_FILE})
+    heads = {transformers_name(tensor.name): (tensor.name, heads_of(reader, tensor.name)) for tensor in reader.tensors}
+    for known, weights in weights_in(reader):
+        own, shared = heads[known]
+        changed = permuted(change(known, weights), shared)
+        is_matrix = changed.ndim > 1
+        kind = GGMLQuantizationType.F16 if is_matrix else GGMLQuantizationType.F32
+        writer.add_tensor(own, np.ascontiguousarray(changed, np.float16 if is_matrix else np.float32), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def copy_fields(reader: "GGUFReader", writer: Any, own: Mapping[str, Any]) -> None:  # noqa: ANN401 - gguf's writer is not typed
+    """Copy what a file says of itself: tokenizer, chat template, sizes; what is given by name replaces it."""
+    from gguf import GGUFValueType
+
+    for field in reader.fields.values():
+        if field.name in COUNTED or field.name == "general.architecture":
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, own.get(field.name, field.contents()), kind, sub_type=inner)

@@ -1,0 +1,82 @@
+"""Models that play roles, known by what they are: names in a config become digests of weights, in requests' keys."""
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from malt.canonical_json import cached_sha256
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, EvaluatorSpec, Fallback, Role, Roles, RoleSpec, RunSpec
+from malt.errors import ConfigError, VersionError
+from malt.llm.provider import embedded
+from malt.models.version import ModelVersion, open_model
+
+M = TypeVar("M", RoleSpec, EvaluatorSpec)
+
+NAMED = re.compile(
+    r"(?P<version>(models/)?[a-z0-9-]{1,100}@(v?[1-9][0-9]*|latest))(/(?P<role>generator|verifier|refiner))?"
+)
+"""A model version, and whose weights of it; by default those of the role that it is to play."""
+
+
+def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
+    """Return the spec with every model version and GGUF file known by the digest of its weights.
+
+    Raises `ConfigError` where one is not there, or is another than the spec was made with.
+    """
+    place = (settings or Settings()).models_dir
+    roles = {role.value: _known(spec.roles[role], role, place) for role in PLAYERS}
+    judge = _known(spec.evaluator, Role.EVALUATOR, place)
+    if judge is spec.evaluator and all(roles[role] is spec.roles[role] for role in PLAYERS):
+        return spec
+    return spec.model_copy(update={"roles": Roles(**roles), "evaluator": judge})
+
+
+def _known(model: M, role: Role, models_dir: Path) -> M:
+    fallbacks = tuple(_known_fallback(each, role, models_dir) for each in model.fallbacks)
+    name, weights = _identified(model.model, role, models_dir)
+    if model.weights and weights and weights != model.weights:
+        raise ConfigError(f"model {model.model!r} is another one now: its weights are {weights[:12]}…, and were "
+                          f"{model.weights[:12]}…")  # fmt: skip
+    if (name, weights or model.weights, fallbacks) == (model.model, model.weights, model.fallbacks):
+        return model
+    return model.model_copy(update={"model": name, "weights": weights or model.weights, "fallbacks": fallbacks})
+
+
+def _known_fallback(fallback: Fallback, role: Role, models_dir: Path) -> Fallback:
+    return fallback.model_copy(update={"model": _identified(fallback.model, role, models_dir)[0]})
+
+
+def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:
+    """Return a model's name in full, and the digest of its weights where they are here."""
+    named = NAMED.fullmatch(model)
+    if named is not None:
+        whose = Role(named["role"] or role)
+        version = _opened(model, named["version"], models_dir)
+        return f"{version.played_as}/{whose}", _weights_of(version, whose, model)
+    if model.startswith(f"{embedded.NAME}/"):
+        source = embedded.locate_weights(model)
+        if isinstance(source, Path) and source.is_file():
+            return model, cached_sha256(source)
+    return model, None
+
+
+def _opened(model: str, reference: str, models_dir: Path) -> ModelVersion:
+    try:
+        return open_model(reference, models_dir)
+    except VersionError as error:
+        raise ConfigError(f"model {model!r}: {error}") from error
+
+
+def _weights_of(version: ModelVersion, role: Role, model: str) -> str:
+    """Return the digest of a role's GGUF file. Raises `ConfigError` where the file is not that one."""
+    if role is Role.EVALUATOR:
+        raise ConfigError(f"model {model!r}: a judge is none of the trained roles; say whose weights it has, such as "
+                          f"{version.played_as}/generator")  # fmt: skip
+    try:
+        path, weights = version.weights(role), version.role(role).gguf_sha256
+    except VersionError as error:
+        raise ConfigError(f"model {model!r}: {error}") from error
+    if not path.is_file() or cached_sha256(path) != weights:
+        raise ConfigError(f"model {model!r}: {path} is not the file that was published; train again, or copy it back")
+    return weights

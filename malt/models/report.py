@@ -1,0 +1,68 @@
+"""The report of a model version: one HTML file that loads nothing and runs nothing."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from malt.models.manifest import ModelManifest, RoleEntry
+from malt.models.version import ModelVersion
+
+REPORT_FILE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+class Plot(NamedTuple):
+    """A line over the steps of a stage."""
+
+    title: str
+    style: str
+    points: str
+    """In a square of 100 by 100."""
+    first: str
+    last: str
+    low: str
+    high: str
+    steps: int
+
+
+def render_report(manifest: ModelManifest) -> str:
+    """Write the page."""
+    plots = {role: list(plots_of(entry)) for role, entry in manifest.roles.items()}
+    return _template().render(manifest=manifest, plots=plots)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def find_report(version: ModelVersion, out: Path | None = None) -> Path:
+    """Return a version's own report, or draw it anew into a file."""
+    if out is None:
+        return version.path / REPORT_FILE
+    out.write_text(render_report(version.manifest), encoding="utf-8")
+    return out.resolve()
+
+
+def plots_of(entry: RoleEntry) -> Iterator[Plot]:
+    """Yield loss and, for pairs, margin of every stage."""
+    for stage in entry.stages:
+        yield plot(f"{stage.stage}: loss", "", [point.loss for point in stage.losses])
+        margins = [point.margin for point in stage.losses if point.margin is not None]
+        if margins:
+            yield plot(f"{stage.stage}: margin", "other", margins)
+
+
+def plot(title: str, style: str, values: Sequence[float]) -> Plot:
+    """Draw values from left to right, the highest at the top."""
+    low, high = min(values), max(values)
+    across, tall = max(len(values) - 1, 1), (high - low) or 1.0
+    points = " ".join(
+        f"{100 * place / across:.2f},{95 - 90 * (value - low) / tall:.2f}" for place, value in enumerate(values)
+    )
+    first, last, lowest, highest = (f"{value:.4f}" for value in (values[0], values[-1], low, high))
+    return Plot(title, style, points, first, last, lowest, highest, len(values))

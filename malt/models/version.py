@@ -1,0 +1,90 @@
+"""Model versions: open one, list them, and what they have for a role. Writing one is `publishing`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from malt.config.settings import Settings
+from malt.config.spec import Role
+from malt.datasets.manifest import MANIFEST_FILE
+from malt.datasets.version.dataset_version import choose_number, list_names, locate
+from malt.datasets.version.folders import version_numbers
+from malt.errors import VersionError
+from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
+
+SHELF = "models"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One immutable version on disk."""
+
+    path: Path
+    manifest: ModelManifest = field(repr=False)
+    created: bool = False
+    """Whether the call that returned this made it; equal content makes no new version."""
+
+    @property
+    def name(self) -> str:
+        """The models' name."""
+        return self.manifest.name
+
+    @property
+    def number(self) -> int:
+        """The version's number among those of its name."""
+        return self.manifest.version
+
+    @property
+    def played_as(self) -> str:
+        """How configs name it: `NAME@v3`."""
+        return f"{self.name}@v{self.number}"
+
+    @property
+    def reference(self) -> str:
+        """How commands name it: `models/NAME@v3`."""
+        return f"{SHELF}/{self.played_as}"
+
+    def role(self, role: Role) -> RoleEntry:
+        """Return what it has for a role. Raises `VersionError` where that was not trained."""
+        if role not in self.manifest.roles:
+            there = ", ".join(self.manifest.roles)
+            raise VersionError(f"{self.reference} has no {role}: it was trained for {there}. Name another model")
+        return self.manifest.roles[role]
+
+    def weights(self, role: Role) -> Path:
+        """Return the file that the embedded model's server plays a role from. Raises `VersionError` without one."""
+        if self.role(role).gguf_sha256 is None:
+            raise VersionError(
+                f"{self.reference} has no {GGUF_FILE} for the {role}: its base, {self.manifest.base.name}, was no GGUF "
+                f"file. Serve its adapter with vLLM: malt serve-adapters {self.reference} --to URL"
+            )
+        return self.path / role / GGUF_FILE
+
+
+def open_model(reference: str | Path, models_dir: Path | None = None) -> ModelVersion:
+    """Open `NAME` (its newest version), `NAME@v3`, either with `models/` before it, or a version's folder.
+
+    Raises `VersionError`, which says what versions there are.
+    """
+    is_folder = (Path(reference) / MANIFEST_FILE).is_file()
+    wanted = reference if is_folder else str(reference).removeprefix(f"{SHELF}/")
+    return open_folder(locate(wanted, models_dir or Settings().models_dir))
+
+
+def open_folder(path: Path) -> ModelVersion:
+    """Open the version in a folder; a link is followed, so that the path stays this version's."""
+    folder = path.resolve()
+    return ModelVersion(folder, read_manifest(folder))
+
+
+def list_models(models_dir: Path, name: str | None = None) -> tuple[list[ModelVersion], dict[str, VersionError]]:
+    """Return all versions by name and number, and why the others cannot be opened, by reference."""
+    if name is not None:
+        choose_number(models_dir / name)
+    opened, unreadable = list[ModelVersion](), dict[str, VersionError]()
+    for folder in (models_dir / each for each in ([name] if name else list_names(models_dir))):
+        for number in version_numbers(folder):
+            try:
+                opened.append(open_folder(folder / f"v{number}"))
+            except VersionError as error:
+                unreadable[f"{SHELF}/{folder.name}@v{number}"] = error
+    return opened, unreadable

@@ -1,0 +1,137 @@
+"""What training a version would take: rows and tokens as counted, memory and time as reckoned from a short probe."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from malt.config.settings import Settings
+from malt.config.train import StageSettings, TrainSpec
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.training.job import RoleJob, settings_of
+from malt.training.process import check_installed, run_jobs
+from malt.training.run import known_role, prepare
+
+ADAM_BYTES = 16
+"""Of a trained number: itself, its gradient and Adam's two averages, as 32-bit numbers."""
+EFFICIENCY = 0.5
+"""Of the probe's speed that training reaches; norms, attention and the output layer take the rest."""
+
+
+class StagePlan(BaseModel):
+    """One stage."""
+
+    rows: int
+    trained: int
+    lost: dict[str, int]
+    refused: str | None
+    """Why it would not be trained as declared."""
+    shortest: int
+    median: int
+    longest: int
+    """Tokens of the longest row, answer included."""
+    max_length: int
+    tokens: int
+    """Of the rows to be trained, once each."""
+    steps: int
+    memory_gb: float
+    seconds: float
+
+
+class RolePlan(BaseModel):
+    """One role."""
+
+    known: bool
+    """A model version has it: nothing would be trained."""
+    stages: dict[str, StagePlan]
+
+
+class TrainPlan(BaseModel):
+    """What `malt train --plan` says."""
+
+    models: str
+    dataset: str
+    base: str
+    base_sha256: str
+    parameters: int
+    trainable: int
+    device: str
+    roles: dict[str, RolePlan]
+    skipped: list[str]
+    memory_gb: float
+    seconds: float
+    """Of what would be trained; reckoned, and easily wrong by half."""
+
+
+def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainPlan:
+    """Quote training a version. Trains nothing, and writes nothing but the unpacked base."""
+    prepared = prepare(version, spec, settings)
+    check_installed()
+    told: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Any] = {}
+
+    def take(event: Any) -> None:  # noqa: ANN401 - what a process tells
+        if event["event"] == "measured":
+            told.setdefault(event["role"], {})[event["stage"]] = event
+        elif event["event"] == "facts":
+            facts.update(event)
+
+    run_jobs("plan", prepared.jobs, take)
+    roles = {
+        job.role.value: RolePlan(
+            known=known_role(job, prepared) is not None,
+            stages={stage: stage_plan(job, told[job.role][stage], facts) for stage in job.stages},
+        )
+        for job in prepared.jobs
+    }
+    new = [stage for role in roles.values() if not role.known for stage in role.stages.values()]
+    return TrainPlan(
+        models=prepared.name,
+        dataset=version.reference,
+        base=prepared.base.name,
+        base_sha256=prepared.base.sha256,
+        parameters=facts["parameters"],
+        trainable=facts["trainable"],
+        device=facts["device"],
+        roles=roles,
+        skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
+        memory_gb=max((stage.memory_gb for stage in new), default=0.0),
+        seconds=round(sum(stage.seconds for stage in new), 1),
+    )
+
+
+def stage_plan(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> StagePlan:
+    """Put together what is known of a stage."""
+    stage = told["stage"]
+    settings = settings_of(job, stage)
+    batches = -(-told["trained"] // settings.batch_size)
+    return StagePlan(
+        **{name: told[name] for name in ("trained", "lost", "refused", "shortest", "median", "longest", "tokens")},
+        rows=job.files[stage].rows,
+        max_length=settings.max_length,
+        steps=round(settings.epochs * batches),
+        memory_gb=round(memory_of(job, settings, told, facts) / 1e9, 1),
+        seconds=round(settings.epochs * told["tokens"] * work_of(job, stage, facts) / facts["flops"] / EFFICIENCY, 1),
+    )
+
+
+def work_of(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
+    """Return the floating-point operations that a token takes: forward, backward, and the reference's forward."""
+    forward: float = 2 * facts["parameters"]
+    depth = facts["layers"]
+    upper = min(job.train.lora.layers or depth, depth) / depth
+    backward = forward * (upper if job.train.adapter == "lora" else 2)
+    again = forward if job.train.gradient_checkpointing else 0
+    return forward + backward + again + (forward if stage == "dpo" else 0)
+
+
+def memory_of(job: RoleJob, settings: StageSettings, told: dict[str, Any], facts: dict[str, Any]) -> float:
+    """Return the bytes that a stage takes: weights, what is trained of them, and what a batch leaves for backward."""
+    size = 4 if job.train.adapter == "full" or job.train.dtype == "float32" else 2
+    weights = facts["parameters"] * size * (2 if told["stage"] == "dpo" and job.train.adapter == "full" else 1)
+    trained = facts["trainable"] * ADAM_BYTES
+    texts = 2 if told["stage"] == "dpo" else 1
+    at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size, told["trained"])
+    tokens = at_once * texts * min(told["longest"], settings.max_length)
+    layers = 1 if job.train.gradient_checkpointing else min(job.train.lora.layers or facts["layers"], facts["layers"])
+    kept = layers * (14 * facts["hidden"] + 6 * facts["intermediate"]) * 4
+    return float(weights + trained + tokens * kept + facts["resident"])

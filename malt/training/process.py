@@ -1,0 +1,128 @@
+"""The training process as its parent sees it: started, followed, stopped; never longer alive than its parent."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from malt.errors import ConfigError, TrainingFailed
+from malt.training.job import RoleJob
+
+Task = Literal["train", "plan"]
+Tell = Callable[[Mapping[str, Any]], None]
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
+STOP_S = 120.0
+"""Seconds a process may take to leave a checkpoint once it is told to stop."""
+STOPPED, REFUSED = 130, 2
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
+LAST_LINES = 3
+"""Of the log, that an error quotes."""
+
+
+def check_installed() -> None:
+    """Raise `ConfigError` where the extra `train` is not installed; nothing is imported."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"malt train needs {', '.join(missing)}: run `make train`, or pip install 'malt-trees[train]'"
+        )
+
+
+def run_jobs(task: Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
+    """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
+
+    Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
+    `KeyboardInterrupt` where it was told to stop. What it had stays in the jobs' folders.
+    """
+    log, refusals = jobs[0].work / "log.txt", list[str]()
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["event"] == "refused":
+            refusals.append(event["message"])
+        tell(event)
+
+    process = start(task, [write(job) for job in jobs], log)
+    with stopped_with_us(process):
+        for event in events_of(process):
+            listen(event)
+        code = process.wait()
+    if code == REFUSED and refusals:
+        raise ConfigError(refusals[-1])
+    if code == STOPPED:
+        raise KeyboardInterrupt
+    if code:
+        raise TrainingFailed(
+            f"training ended with {ending(code)}; what it had is kept, run again to go on. {log} has the whole story; "
+            f"it ends: {tail(log)}"
+        )
+
+
+def write(job: RoleJob) -> Path:
+    """Write a job's file into its folder."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    file = job.work / "job.json"
+    file.write_text(job.model_dump_json())
+    return file
+
+
+def start(task: Task, files: Sequence[Path], log: Path) -> "subprocess.Popen[bytes]":
+    """Start the training process; what its libraries print goes to the log."""
+    command = [sys.executable, "-m", "malt.training.worker", task, *map(str, files)]
+    with log.open("ab") as errors:
+        return subprocess.Popen(  # noqa: S603 - this Python, and our own module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**QUIET, **os.environ}
+        )
+
+
+class stopped_with_us:  # noqa: N801 - it reads as a context
+    """End the process when the caller is interrupted: politely, so that it leaves a checkpoint."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stop it, wait for its checkpoint, and let go of its pipes."""
+        if kind is not None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_S)
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def events_of(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+    """Yield what a process tells, a line at a time."""
+    for line in process.stdout or ():
+        with suppress(ValueError):  # cut off as it was killed
+            yield json.loads(line)
+
+
+def ending(code: int) -> str:
+    """Say how a process ended."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log, as one."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return " | ".join(line.strip() for line in lines[-LAST_LINES:])

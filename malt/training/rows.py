@@ -1,0 +1,69 @@
+"""Rows on their way to a trainer: read, measured with the base's tokenizer and chat template, too long ones found."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from malt.config.spec import Role
+from malt.config.train import Stage, StageSettings
+from malt.errors import ConfigError
+from malt.training.job import RoleJob, settings_of
+
+Row = Mapping[str, Any]
+ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+TOO_LONG = "longer than max_length"
+
+
+class Measured(NamedTuple):
+    """A stage's rows and how long they are."""
+
+    rows: list[dict[str, Any]]
+    """Those to train on: prompt and answers alone."""
+    lengths: list[int]
+    """Of all rows: tokens of the prompt with the longest answer."""
+    tokens: int
+    """Of those to train on, every text counted."""
+    lost: dict[str, int]
+
+
+def measured(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
+    """Read and measure a stage's rows. Nothing is refused here."""
+    answers = ANSWERS[stage]
+    limit = settings_of(job, stage).max_length
+    kept, lengths, tokens = [], [], 0
+    for row in pq.read_table(job.files[stage].path, columns=["prompt", *answers]).to_pylist():
+        counts = [count_tokens(tokenizer, row["prompt"], row[answer]) for answer in answers]
+        lengths.append(max(counts))
+        if lengths[-1] <= limit:
+            kept.append(row)
+            tokens += sum(counts)
+    lost = {TOO_LONG: len(lengths) - len(kept)} if len(kept) < len(lengths) else {}
+    return Measured(kept, lengths, tokens, lost)
+
+
+def count_tokens(tokenizer: Any, prompt: Sequence[Row], answer: Sequence[Row]) -> int:  # noqa: ANN401
+    """Count the tokens of a conversation as the chat template writes it."""
+    written = tokenizer.apply_chat_template([*prompt, *answer], tokenize=True, return_dict=True)
+    return len(written["input_ids"])
+
+
+def refuse_long(role: Role, stage: Stage, found: Measured, settings: StageSettings) -> None:
+    """Raise `ConfigError` for rows that would lose their end, unless they may be left out; and for none left."""
+    lost = found.lost.get(TOO_LONG, 0)
+    key = f"train.{stage}"
+    if lost and settings.too_long == "refuse":
+        raise ConfigError(
+            f"{role}: {lost} of {len(found.lengths)} {stage} rows are longer than {key}.max_length = "
+            f"{settings.max_length} tokens (the longest has {max(found.lengths)}); raise it, or set "
+            f'{key}.too_long = "drop" to leave them out'
+        )
+    if not found.rows:
+        raise ConfigError(f"{role}: all {len(found.lengths)} {stage} rows are longer than {key}.max_length = "
+                          f"{settings.max_length} tokens; raise it")  # fmt: skip
+
+
+def spread(lengths: Iterable[int]) -> dict[str, int]:
+    """Return shortest, median and longest length."""
+    ordered = sorted(lengths)
+    return {"shortest": ordered[0], "median": ordered[len(ordered) // 2], "longest": ordered[-1]} if ordered else {}

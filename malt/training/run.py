@@ -1,0 +1,162 @@
+"""Training a dataset version: a job a role, each in a process of its own, then a model version of what came of them."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from malt.config.settings import Settings
+from malt.config.spec import Role
+from malt.config.train import TrainSpec
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.errors import NothingToTrain, TrainingFailed
+from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
+from malt.models.publishing import Made, TrainedRole, publish_models
+from malt.models.version import ModelVersion, list_models
+from malt.training.base import Base, find_base
+from malt.training.job import RESULT_FILE, RoleJob, RoleResult, Skipped, inputs_sha256, jobs_for, skipped
+from malt.training.process import Tell, check_installed, run_jobs
+
+
+class Prepared(NamedTuple):
+    """All that training a version needs, looked at before anything is trained."""
+
+    version: DatasetVersion
+    train: TrainSpec
+    base: Base
+    jobs: list[RoleJob]
+    skipped: list[Skipped]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The models' name."""
+        return self.train.name or self.version.name
+
+
+class RoleSummary(BaseModel):
+    """What came of one role."""
+
+    rows: int
+    steps: int
+    loss_first: float
+    loss_last: float
+    cached: bool
+    """Nothing was trained: a model version had it."""
+    stages: dict[str, StageResult]
+
+
+class TrainSummary(BaseModel):
+    """What `malt train --json` says."""
+
+    models: str
+    version: int
+    path: str
+    content_sha256: str
+    created: bool
+    roles: dict[str, RoleSummary]
+    skipped: list[str]
+    wall_s: float
+
+
+def train(
+    version: str | Path | DatasetVersion, spec: TrainSpec | None = None, *, tell: Tell = lambda _: None,
+    settings: Settings | None = None,
+) -> TrainSummary:  # fmt: skip
+    """Train the roles of a dataset version; `spec` is by default the `[train]` that the version was declared with.
+
+    Trains nothing that a model version has already. Raises `ConfigError` before anything is trained for what cannot
+    be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where it stopped when it is called again.
+    """
+    started = time.monotonic()
+    prepared = prepare(version, spec, settings or Settings())
+    check_installed()
+    known = {job.role: known_role(job, prepared) for job in prepared.jobs}
+    new = [job for job in prepared.jobs if known[job.role] is None]
+    train_jobs(new, tell)
+    published = publish(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
+    cached = {role for role, trained in known.items() if trained}
+    return summarise(prepared, published, cached, time.monotonic() - started)
+
+
+def prepare(version: str | Path | DatasetVersion, spec: TrainSpec | None, settings: Settings) -> Prepared:
+    """Read all that training needs. Raises `NothingToTrain` where the version has no row for any declared stage."""
+    opened = version if isinstance(version, DatasetVersion) else open_version(version, settings.datasets_dir)
+    chosen = opened.spec.train if spec is None else spec
+    base = find_base(chosen.base, settings.training_dir / "bases")
+    place = settings.training_dir / (chosen.name or opened.name)
+    jobs = jobs_for(opened, chosen, base, place.resolve(), (settings.training_dir / "bases").resolve())
+    if not jobs:
+        raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
+                             "lower credit.threshold")  # fmt: skip
+    return Prepared(opened, chosen, base, jobs, skipped(opened, chosen), settings)
+
+
+def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
+    """Return a role that a model version has, trained from the very same inputs; None where none has."""
+    wanted = inputs_sha256(job)
+    for version in reversed(list_models(prepared.settings.models_dir)[0]):
+        entry = version.manifest.roles.get(job.role)
+        if entry is not None and entry.inputs_sha256 == wanted:
+            return TrainedRole(version.path / job.role, wanted, entry.stages, entry.samples, version.manifest.libraries)
+    return None
+
+
+def train_jobs(jobs: Sequence[RoleJob], tell: Tell) -> None:
+    """Train what an earlier call has not finished."""
+    if left := [job for job in jobs if not job.done.exists()]:
+        run_jobs("train", left, tell)
+
+
+def result_of(job: RoleJob) -> TrainedRole:
+    """Return what training a role left."""
+    file = job.done / RESULT_FILE
+    if not file.exists():
+        raise TrainingFailed(f"training the {job.role} left nothing in {job.done}; run again")
+    result = RoleResult.model_validate_json(file.read_bytes())
+    return TrainedRole(job.done, result.inputs_sha256, result.stages, result.samples, result.libraries)
+
+
+def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
+    """Make a model version of trained roles, and give up the folders they were trained in."""
+    manifest = prepared.version.manifest
+    made = Made(
+        prepared.name,
+        BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256),
+        DatasetEntry(name=manifest.name, version=manifest.version, content_sha256=manifest.content_sha256),
+        prepared.train,
+    )
+    published = publish_models(made, roles, prepared.settings.models_dir)
+    for job in prepared.jobs:
+        shutil.rmtree(job.work, ignore_errors=True)
+    return published
+
+
+def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wall_s: float) -> TrainSummary:
+    """Say what was done."""
+    manifest = published.manifest
+    return TrainSummary(
+        models=published.name,
+        version=published.number,
+        path=str(published.path),
+        content_sha256=manifest.content_sha256,
+        created=published.created,
+        roles={role: role_summary(entry.stages, role in cached) for role, entry in manifest.roles.items()},
+        skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
+        wall_s=round(wall_s, 1),
+    )
+
+
+def role_summary(stages: tuple[StageResult, ...], cached: bool) -> RoleSummary:
+    """Add up a role's stages."""
+    return RoleSummary(
+        rows=sum(stage.rows for stage in stages),
+        steps=sum(stage.steps for stage in stages),
+        loss_first=stages[0].loss_first,
+        loss_last=stages[-1].loss_last,
+        cached=cached,
+        stages={stage.stage: stage for stage in stages},
+    )

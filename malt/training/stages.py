@@ -1,0 +1,259 @@
+"""One stage of one role with TRL's trainers: from the last whole checkpoint where there is one, to the trained weights.
+
+Only the training process imports this: it imports torch.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from malt.config.train import DpoSettings, Stage, StageSettings
+from malt.datasets.version.folders import sync_tree
+from malt.errors import MaltError
+from malt.models.manifest import LossPoint, StageResult
+from malt.training.job import FINAL, RoleJob, settings_of
+from malt.training.rows import Measured
+
+Tell = Callable[[Mapping[str, Any]], None]
+WHOLE = "whole"
+"""Says what is behind a checkpoint; one without it was cut off while it was written."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """Training was asked to stop, and has left a checkpoint."""
+
+
+class SoFar(NamedTuple):
+    """What a checkpoint says of the training behind it."""
+
+    seconds: float = 0.0
+    checkpoints: int = 0
+    """From how many it went on."""
+
+
+class StageWork(NamedTuple):
+    """What is trained on what."""
+
+    job: RoleJob
+    stage: Stage
+    before: Path | None
+    """What the stage before made; None: the base."""
+    found: Measured
+    tokenizer: Any
+
+    @property
+    def place(self) -> Path:
+        """Folder of its checkpoints, and in the end of its weights."""
+        return self.job.work / self.stage
+
+    @property
+    def settings(self) -> StageSettings:
+        """How it trains."""
+        return settings_of(self.job, self.stage)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all weights are trained, not an adapter."""
+        return self.job.train.adapter == "full"
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Tells of every step, and saves a checkpoint now and then, and at once when it is asked to stop."""
+
+    def __init__(self, work: StageWork, so_far: SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
+        self.work, self.so_far, self.tell, self.is_stopping = work, so_far, tell, is_stopping
+        self.saved_at = self.started = time.monotonic()
+        self.first_step: int | None = None
+
+    def took(self) -> SoFar:
+        """Return what is behind now, before the checkpoint that it began with too."""
+        return self.so_far._replace(seconds=self.so_far.seconds + time.monotonic() - self.started)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
+        """Note where this process began."""
+        if self.first_step is None:
+            self.first_step, self.started = state.global_step, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
+        """Ask for a checkpoint where it is time for one."""
+        is_due = time.monotonic() - self.saved_at >= self.work.job.train.checkpoint_s
+        if self.is_stopping():
+            control.should_save = control.should_training_stop = True
+        elif is_due and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
+        """Seal the checkpoint that was just written, and remove those before it."""
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        sync_tree(newest)
+        (newest / WHOLE).write_text(json.dumps(self.took()))
+        sync_tree(newest)
+        for other in Path(args.output_dir).glob("checkpoint-*"):
+            if other != newest:
+                shutil.rmtree(other)
+        self.saved_at = time.monotonic()
+        self.tell({"event": "checkpoint", "stage": self.work.stage, "step": state.global_step})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: object) -> None:  # noqa: ANN401, ARG002
+        """Tell of a step: its loss, how fast it goes, and how long it will take."""
+        if logs and "loss" in logs:
+            done = state.global_step - (self.first_step or 0)
+            took = max(time.monotonic() - self.started, 1e-9)
+            rate = done / state.max_steps * self.work.found.tokens * self.work.settings.epochs / took
+            left = (state.max_steps - state.global_step) * took / max(done, 1)
+            point = point_of(state.global_step, logs).model_dump()
+            told = {"event": "step", "stage": self.work.stage, "steps": state.max_steps, **point}
+            self.tell({**told, "tokens_per_s": round(rate, 1), "left_s": round(left, 1)})
+
+
+def train_stage(work: StageWork, tell: Tell, is_stopping: Callable[[], bool]) -> StageResult:
+    """Train one stage to its end. Raises `Stopped` when it was asked to stop before."""
+    work.place.mkdir(exist_ok=True)
+    checkpoint = last_whole(work.place)
+    watch = Watch(work, behind(checkpoint), tell, is_stopping)
+    trainer = trainer_for(work, watch)
+    if len(trainer.train_dataset) != len(work.found.rows):
+        taken = f"of {len(work.found.rows)} {work.stage} rows the trainer took {len(trainer.train_dataset)}"
+        raise MaltError(f"{work.job.role}: {taken}; nothing was trained. Report this with the dataset's version")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped
+    save(trainer.model, work.place / FINAL)
+    return result_of(work, trainer.state, watch.took())
+
+
+def trainer_for(work: StageWork, watch: Watch) -> Any:  # noqa: ANN401 - transformers is not typed
+    """Make TRL's trainer for a stage. DPO's reference is a frozen copy of what it begins with."""
+    common = {
+        "model": model_for(work),
+        "processing_class": work.tokenizer,
+        "train_dataset": Dataset.from_list(work.found.rows),
+        "callbacks": [watch],
+    }
+    if isinstance(work.settings, DpoSettings):
+        reference = model_for(work) if work.is_full else None  # of an adapter TRL keeps a copy by itself
+        return DPOTrainer(args=DPOConfig(**arguments_of(work), beta=work.settings.beta), ref_model=reference, **common)
+    return SFTTrainer(args=SFTConfig(**arguments_of(work)), **common)
+
+
+def arguments_of(work: StageWork) -> dict[str, Any]:
+    """Return the trainer's arguments; lengths were looked at before, so nothing is cut or dropped by it."""
+    settings, has_gpu = work.settings, torch.cuda.is_available()
+    at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size)
+    steps = max(1, round(settings.epochs * -(-len(work.found.rows) // settings.batch_size)))
+    return {
+        "output_dir": str(work.place),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": -(-settings.batch_size // at_once),
+        "max_length": None,
+        "seed": settings.seed,
+        "warmup_steps": int(settings.warmup * steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "lr_scheduler_type": "cosine",
+        "bf16": work.job.train.dtype == "bfloat16",
+        "use_cpu": not has_gpu,
+        "gradient_checkpointing": work.job.train.gradient_checkpointing,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": has_gpu,
+        "trust_remote_code": False,
+    }
+
+
+def model_for(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typed
+    """Load what a stage begins with: the base with a new adapter, or what the stage before it made."""
+    set_seed(work.settings.seed)
+    folder = work.before if work.is_full and work.before else work.job.base.folder
+    dtype = torch.float32 if work.is_full else getattr(torch, work.job.train.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    if work.is_full:
+        return model
+    if work.before:
+        return PeftModel.from_pretrained(model, work.before, is_trainable=True)
+    return get_peft_model(model, lora_of(work.job, model))
+
+
+def lora_of(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
+    """Return the adapter's config: every linear layer but the output, of all blocks or the upper ones."""
+    head = model.get_output_embeddings()
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module != head)
+    depth, wanted = model.config.num_hidden_layers, job.train.lora.layers
+    upper = None if wanted is None or wanted >= depth else list(range(depth - wanted, depth))
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=job.train.lora.rank,
+        lora_alpha=job.train.lora.alpha,
+        lora_dropout=job.train.lora.dropout,
+        target_modules=sorted({name.rpartition(".")[2] for name in linear}),
+        layers_to_transform=upper,
+        layers_pattern="layers" if upper else None,
+    )
+
+
+def save(model: Any, place: Path) -> None:  # noqa: ANN401
+    """Write trained weights as safetensors; at once, or not at all."""
+    staging = place.with_name(f".{place.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    chosen = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(staging, safe_serialization=True, **chosen)
+    sync_tree(staging)
+    shutil.rmtree(place, ignore_errors=True)
+    staging.rename(place)
+
+
+def last_whole(place: Path) -> Path | None:
+    """Return the newest checkpoint that was not cut off, and remove those that were."""
+    whole = []
+    for checkpoint in place.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).exists():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def behind(checkpoint: Path | None) -> SoFar:
+    """Return what is behind a checkpoint that training goes on from."""
+    if checkpoint is None:
+        return SoFar()
+    told = SoFar(*json.loads((checkpoint / WHOLE).read_bytes()))
+    return told._replace(checkpoints=told.checkpoints + 1)
+
+
+def result_of(work: StageWork, state: Any, so_far: SoFar) -> StageResult:  # noqa: ANN401
+    """Say what a stage did."""
+    points = tuple(point_of(logs["step"], logs) for logs in state.log_history if "loss" in logs)
+    return StageResult(
+        stage=work.stage,
+        rows=work.job.files[work.stage].rows,
+        trained=len(work.found.rows),
+        lost=work.found.lost,
+        tokens=work.found.tokens,
+        steps=state.max_steps,
+        loss_first=points[0].loss,
+        loss_last=points[-1].loss,
+        losses=points,
+        wall_s=round(so_far.seconds, 1),
+        checkpoints=so_far.checkpoints,
+    )
+
+
+def point_of(step: int, logs: Mapping[str, Any]) -> LossPoint:
+    """Read one of the trainer's log lines."""
+    return LossPoint(
+        step=step, loss=logs["loss"], accuracy=logs.get("rewards/accuracies"), margin=logs.get("rewards/margins")
+    )

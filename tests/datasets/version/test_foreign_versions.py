@@ -1,0 +1,297 @@
+"""Versions from elsewhere: what they name stays in their folder, and no code of theirs runs unasked."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from malt.canonical_json import digest
+from malt.cli.main import exit_code
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.datasets.publish.removal import collect_garbage, remove_version
+from malt.datasets.publish.writer import Provenance
+from malt.datasets.push.push import push
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
+from malt.errors import PushError, VersionError
+from malt.prompts import load_prompts
+from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
+
+OUTSIDE_PATHS = [
+    "../../../x",
+    "..",
+    "sft/../../../x",
+    "/etc/passwd",
+    "//host/share/x",
+    "sft//x",
+    "./x",
+    "sft/./x",
+    "C:\\x",
+    "..\\..\\x",
+    ".ssh/authorized_keys",
+    "sft/.hidden",
+    "x\n",
+    "x\u202e",
+    "",
+    "manifest.json",
+    "manifest.json.partial",
+]
+OUTSIDE_NAMES = ["../../escaped", "/escaped", "a/b", "..", "", "A B", "name\n", "n\u202eame", "x" * 101]
+
+COMMANDS = [
+    ["show"],
+    ["show", "q1"],
+    ["verify"],
+    ["explain", "q1/0.0.0"],
+    ["report"],
+    ["report", "--out", "out/report.html"],
+    ["export", "--to", "trl", "out"],
+    ["export", "--to", "prm", "out"],
+    ["push", "out"],
+    ["rebuild", "--out", "out/again"],
+    ["audit", "--with", "exact"],
+    ["diff", "arith"],
+]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A version's folder that was copied here, outside the folder of datasets."""
+    publish_questions(["q1"], Settings().datasets_dir)
+    return Path(shutil.copytree(publish_questions(["q1", "q2"], tmp_path / "theirs").path, tmp_path / "v1"))
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest, and seal it again."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    content.pop("manifest_sha256")
+    change(content)
+    (folder / "manifest.json").write_text(json.dumps({**content, "manifest_sha256": digest(content)}))
+
+
+def add_file(folder: Path, path: str) -> None:
+    entry = {"bytes": 1, "sha256": "0" * 64, "rows": None, "rows_sha256": None}
+    forge(folder, lambda manifest: manifest["files"].update({path: entry}))
+
+
+def rename(folder: Path, name: str) -> None:
+    forge(folder, lambda manifest: manifest.update(name=name))
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refuse(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command on a version; make sure that it refuses it in one line, and that no file changed."""
+    before = listing(folder.parent)
+    name, *arguments = command
+    assert exit_code([name, str(folder), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert listing(folder.parent) == before
+    return printed.err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_refuses_a_path_out_of_the_version(
+    foreign: Path, here: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_file(foreign, "../../../x")
+    assert "manifest.json: files." in refuse(command, foreign, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_refuses_a_name_that_is_a_path(
+    foreign: Path, here: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename(foreign, "../../escaped")
+    assert "manifest.json: name: " in refuse(command, foreign, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_refuses_a_file_that_is_a_link(
+    foreign: Path, here: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a push would send, and an export copy, whatever the link names."""
+    (foreign / "sft" / "verifier.parquet").unlink()
+    (foreign / "sft" / "verifier.parquet").symlink_to("/etc/passwd")
+    assert "sft/verifier.parquet is a link or no plain file" in refuse(command, foreign, capsys)
+
+
+@pytest.mark.parametrize("path", OUTSIDE_PATHS)
+def test_no_path_leads_out_of_a_version(foreign: Path, path: str) -> None:
+    add_file(foreign, path)
+    with pytest.raises(VersionError, match=r"manifest\.json: files"):
+        open_version(foreign)
+
+
+@pytest.mark.parametrize("name", OUTSIDE_NAMES)
+def test_no_name_leads_out_of_the_folder_of_datasets(foreign: Path, name: str) -> None:
+    rename(foreign, name)
+    with pytest.raises(VersionError, match=r"manifest\.json: name"):
+        open_version(foreign)
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to(path.with_name("moved"))
+
+
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("file", "replace"),
+    [
+        ("manifest.json", replace_by_link),
+        ("README.md", replace_by_link),
+        ("questions.parquet", replace_by_fifo),
+        ("trajectories.parquet", replace_by_folder),
+        ("dpo", replace_by_link),
+    ],
+)
+def test_what_is_no_plain_file_is_not_opened(foreign: Path, file: str, replace: Callable[[Path], None]) -> None:
+    replace(foreign / file)
+    with pytest.raises(VersionError, match=f"{file} is a link or no plain file"):
+        open_version(foreign)
+
+
+def test_a_push_writes_through_no_link(foreign: Path, tmp_path: Path) -> None:
+    shelf, elsewhere = tmp_path / "shelf", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "README.md").write_text("mine")
+    for link, target in (
+        ("arith", elsewhere),
+        ("arith/v1", elsewhere),
+        ("arith/v1/README.md", elsewhere / "README.md"),
+    ):
+        (shelf / link).parent.mkdir(parents=True, exist_ok=True)
+        (shelf / link).symlink_to(target)
+        with pytest.raises(PushError, match="is a link, and a push follows none; nothing was sent"):
+            push(open_version(foreign), str(shelf))
+        shutil.rmtree(shelf)
+    assert listing(elsewhere) == {str(elsewhere / "README.md"): b"mine"}
+
+
+GRADER = """
+from pathlib import Path
+Path({marker!r}).write_text("ran")
+def grade(question, ground_truth, reply):
+    return 1.0
+"""
+
+
+@pytest.fixture
+def graded_by_code(tmp_path: Path, here: Path) -> DatasetVersion:
+    """A version whose config names a module that lies beside it, in the current folder."""
+    Path("their_grader.py").write_text(GRADER.format(marker=str(tmp_path / "marker")))
+    config = {**spec_of().as_config(), "evaluator": {"kind": "python", "function": "their_grader:grade"}}
+    provenance = Provenance(load_prompts("general").digests)
+    return publish([mixed_tree("q1")], RunSpec.model_validate(config), provenance, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("command", [["rebuild", "--out", "again"], ["audit", "--with", "python"]], ids=" ".join)
+def test_a_version_s_code_runs_only_where_it_is_trusted(
+    graded_by_code: DatasetVersion,
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = refuse(command, graded_by_code.path, capsys)
+    sha256 = hashlib.sha256((tmp_path / "their_grader.py").read_bytes()).hexdigest()
+    assert f"their_grader:grade, {tmp_path / 'their_grader.py'} (SHA-256 {sha256}). Nothing was run" in told
+    assert not (tmp_path / "marker").exists()
+    exit_code([command[0], str(graded_by_code.path), *command[1:], "--trust-code"])
+    assert sha256 in caplog.text
+    assert (tmp_path / "marker").read_text() == "ran"
+
+
+@pytest.mark.parametrize("command", [[*command] for command in COMMANDS if command[0] not in ("rebuild", "audit")])
+def test_no_other_command_runs_a_version_s_code(
+    graded_by_code: DatasetVersion, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code([command[0], str(graded_by_code.path), *command[1:]])
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_package_on_the_way_to_a_version_s_code_is_not_imported(here: Path, foreign: Path) -> None:
+    (here / "theirs" / "inner").mkdir(parents=True, exist_ok=True)
+    for name in ("theirs/__init__.py", "theirs/inner/__init__.py", "theirs/inner/grader.py"):
+        (here / name).write_text(f"open({str(here / 'marker')!r}, 'w')")
+    function = "theirs.inner.grader:grade"
+    forge(foreign, lambda manifest: manifest["config"].update(evaluator={"kind": "python", "function": function}))
+    assert exit_code(["rebuild", str(foreign), "--out", str(here / "again")]) == 2
+    assert not (here / "marker").exists()
+
+
+def test_a_foreign_version_s_judge_gets_neither_texts_nor_keys(
+    foreign: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_SECRET", "s3cret")
+    judge = {"kind": "llm", "model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
+    forge(foreign, lambda manifest: manifest["config"].update(evaluator=judge))
+    assert "its config names api_base and api_key_env of a judge" in refuse(["audit", "--with", "llm"], foreign, capsys)
+
+
+def test_a_foreign_version_s_damaged_questions_are_not_read_from_where_it_says(
+    foreign: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text("root:x:0:0\n")
+    forge(foreign, lambda manifest: manifest["config"]["questions"].update(source=str(secret)))
+    (foreign / "questions.parquet").write_bytes(b"damaged")
+    assert "is from elsewhere" in refuse(["rebuild", "--out", str(tmp_path / "again")], foreign, capsys)
+
+
+def test_a_link_and_a_bare_folder_are_no_versions(tmp_path: Path) -> None:
+    folder = publish_small(tmp_path, "q1").path.parent
+    (folder / "v2").symlink_to("v1")
+    (folder / "v3").mkdir()
+    assert version_numbers(folder) == [1]
+    for number in (1, 2, 3):
+        with pytest.raises(VersionError):
+            remove_version(f"arith@v{number}", tmp_path)
+    assert open_version("arith", tmp_path).number == 1
+    assert publish_small(tmp_path, "q2").number == 4
+
+
+def test_gc_removes_nothing_through_a_link(tmp_path: Path, settings: Settings) -> None:
+    publish_small(settings.datasets_dir, "q1")
+    elsewhere = tmp_path / "elsewhere"
+    left = elsewhere / temporary_name(elsewhere).name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
+    left.mkdir(parents=True)
+    (settings.datasets_dir / "linked").symlink_to(elsewhere)
+    assert collect_garbage(settings, 0, delete=True).folders == 0
+    assert left.is_dir()
+
+
+def test_a_writer_of_the_same_host_name_in_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
+    name = temporary_name(tmp_path).name
+    host = name.removeprefix(".tmp-").partition(".")[0]
+    theirs = tmp_path / f".tmp-{host}.0a0a0a0a-{2**22 + 1}-0a0a0a0a"
+    theirs.mkdir()
+    assert not is_abandoned(theirs)
+    assert is_abandoned(tmp_path / name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))

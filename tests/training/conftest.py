@@ -1,0 +1,91 @@
+"""A tiny model to train: random weights in a GGUF file, with the tokenizer and chat template of the embedded model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from malt.config.train import TrainSpec
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.llm.provider import embedded
+from malt.models import gguf
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 32, 2, 4, 2, 64
+SIZES = {
+    "llama.block_count": LAYERS,
+    "llama.embedding_length": HIDDEN,
+    "llama.feed_forward_length": INTERMEDIATE,
+    "llama.attention.head_count": HEADS,
+    "llama.attention.head_count_kv": KV_HEADS,
+    "llama.rope.dimension_count": HIDDEN // HEADS,
+}
+SHAPES = {
+    "attn_norm": (HIDDEN,),
+    "ffn_norm": (HIDDEN,),
+    "attn_q": (HIDDEN, HIDDEN),
+    "attn_k": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
+    "attn_v": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
+    "attn_output": (HIDDEN, HIDDEN),
+    "ffn_gate": (INTERMEDIATE, HIDDEN),
+    "ffn_up": (INTERMEDIATE, HIDDEN),
+    "ffn_down": (HIDDEN, INTERMEDIATE),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny(folder: Path) -> Path:
+    """Write a GGUF file of 1.6 million random numbers, which llama.cpp and transformers load."""
+    writer_class = pytest.importorskip("gguf", reason="the extra `train` is not installed").GGUFWriter
+    place = folder / "tiny.gguf"
+    reader = gguf.opened(embedded.find_packaged_weights("embedded"))
+    writer = writer_class(place, gguf.ARCHITECTURE)
+    gguf.copy_fields(reader, writer, {"general.name": "tiny", **SIZES})
+    for name, weights in random_weights(len(gguf.value_of(reader, "tokenizer.ggml.tokens"))).items():
+        writer.add_tensor(name, weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return place
+
+
+def random_weights(tokens: int) -> dict[str, np.ndarray]:
+    """Weights of a tiny Llama-like model by llama.cpp's names: the same at every call."""
+    random = np.random.default_rng(0)
+
+    def some(*shape: int) -> np.ndarray:
+        values = random.standard_normal(shape) * (0.2 if len(shape) > 1 else 0.02) + (len(shape) == 1)
+        return values.astype(np.float16 if len(shape) > 1 else np.float32)
+
+    inner = {f"blk.{n}.{part}.weight": some(*shape) for n in range(LAYERS) for part, shape in SHAPES.items()}
+    return {"token_embd.weight": some(tokens, HIDDEN), "output_norm.weight": some(HIDDEN), **inner}
+
+
+@pytest.fixture(scope="session")
+def spec(tiny: Path) -> TrainSpec:
+    return spec_for(tiny)
+
+
+def spec_for(tiny: Path) -> TrainSpec:
+    """Two short stages on the tiny model; a checkpoint at every step."""
+    stage = {"batch_size": 4, "learning_rate": 0.01}
+    return TrainSpec.model_validate(
+        {
+            "base": f"embedded/{tiny}",
+            "lora": {"rank": 4, "alpha": 8},
+            "sft": {"epochs": 2, **stage},
+            "dpo": stage,
+            "checkpoint_s": 0,
+        }
+    )
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> DatasetVersion:
+    """Rows for every stage but the generator's DPO, in the data folder of the test."""
+    return publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, tmp_path / "data" / "datasets")
