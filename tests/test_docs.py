@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +62,17 @@ def test_every_command_about_datasets_runs(
 
 def test_every_key_of_the_dataset_table_is_told() -> None:
     assert [key for key in DatasetSpec.model_fields if f"`{key}" not in DATASETS] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """A link, an anchor or a public name that is gone fails the build."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(build, cwd=DOCS.parent, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "reference" / "config" / "index.html").exists()
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (DOCS.parent / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (DOCS.parent / link).exists()] == []
