@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "private_files", "regular_files"),
     ("config",),
     ("questions",),
     ("llm",),

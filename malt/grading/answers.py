@@ -14,6 +14,7 @@ its last sentence calculates one) and `choice` the last letter, or the one choic
 `math` look at the whole text; for the other kinds the reply is unanswered.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ def final_answer(text: str) -> str | None:
 
 def read_number(text: str) -> NumberRead | None:
     """Return the number that a reply gives as its answer, or None where it has none to give."""
-    text = apart(text)
+    text = _FACTORIAL.sub(lambda found: str(math.factorial(int(found[1]))), apart(text))
     found = list(marks(text))
     for mark in found:
         quantity = _marked_number(mark)
@@ -76,6 +77,8 @@ def read_number(text: str) -> NumberRead | None:
     return NumberRead(loose.text, None) if loose else None
 
 
+_FACTORIAL = re.compile(r"(?<![\w.,])([0-9]{1,2})!(?=\s*[$}])")
+"""In a formula; in prose it is a number with an exclamation mark."""
 _DIGIT = re.compile("[0-9]")
 
 
@@ -172,7 +175,7 @@ def _box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # n
 
 
 _BOX = re.compile(r"\\boxed *")
-_JOINED_BOXES = re.compile(r"(?:[$\s.,]|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\\[()\[\]]){0,40}")
+_JOINED_BOXES = re.compile(r"(?:[$\s.,]|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|[A-Za-z]\s*=|\\[()\[\]]){0,40}")
 
 
 def _other_mark(text: str, low: str, position: int, end: int) -> Mark | None:

@@ -25,6 +25,8 @@ def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
     found = list(marks(text))
     for mark in found:
         letter = parse_choice(mark.text, choices)
+        if letter is None and _is_hedged(mark.text, choices):
+            return ChoiceRead(mark.text, None)
         if letter := letter or _stated(mark.text, choices, weak=mark.whole or mark.prose):
             return ChoiceRead(mark.text, letter)
         if len(_mentioned(_first_sentence(mark.text), choices)) > 1:
@@ -76,7 +78,15 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
     return letter if _alone(letter, rest, choices) else None
 
 
+_ALSO = re.compile(r"\W*(?:or|and|maybe|possibly|perhaps|either|/)\b")
 _NEXT_SENTENCE = re.compile(r"[.)]\s+[A-Z]\w* \w")
+
+
+def _is_hedged(text: str, choices: Sequence[str]) -> bool:
+    """Whether a letter that a text begins with is only one of several that it offers."""
+    match = _LETTER_FIRST.match(text)
+    also = match and _ALSO.match(text, match.end())
+    return bool(match and also and match["letter"].upper() in letters(choices) and _named(text[match.end() :], choices))
 
 
 def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
@@ -86,7 +96,9 @@ def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
         rest = said[said.casefold().find(own) + len(own) :]
     elif not _NEXT_SENTENCE.match(rest):
         rest = said
-    return _mentioned(_first_sentence(rest), choices) <= {letter}
+    rest = _first_sentence(rest)
+    also = _named(rest, choices) if _ALSO.match(rest) else None
+    return _mentioned(rest, choices) <= {letter} and also in (None, letter)
 
 
 def _same_number(text: str, choices: Sequence[str]) -> str | None:
@@ -124,7 +136,8 @@ _CONCLUSION = re.compile(
     r"(?<![A-Za-z])(?:so|therefore|thus|hence|leaving|leaves|must be|answer is)(?![A-Za-z])", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(
-    r"(?<![A-Z])[.!?](?:\s+|$)|(?<=[A-Z])\.\s+(?=[A-Z][a-z]* )|\n|(?<![a-z])because(?![a-z])|;\s+(?=[a-z])"
+    r"(?<![A-Z])[.!](?:\s+|$)|(?<=[A-Z])\.\s+(?=[A-Z][a-z]* )|\n|;\s+(?=[a-z])"
+    r"|(?<![a-z])(?:because|since|whereas|while)(?![a-z])"
 )
 _REST = re.compile(r"\b(?:rest|others?|remaining|incorrect|wrong|eliminated|distractors?)\b", re.IGNORECASE)
 
@@ -169,7 +182,7 @@ def _last_stated(text: str, choices: Sequence[str]) -> str | None:
     """Return what the last sentence says that mentions a choice and is not about the rest of them."""
     sentences = [each for each in re.split(r"(?<=[.!?\n])\s+", text) if each]
     for each in reversed(sentences):
-        mentioned = _mentioned(each, choices)
+        mentioned = _mentioned(_first_sentence(each), choices)
         if len(mentioned) == 1:
             return mentioned.pop()
         if mentioned and not _REST.search(each):

@@ -82,17 +82,17 @@ LONGEST_KEPT = 1000
 """Characters of an answer that a grade keeps."""
 
 
-def right(kind: str, answer: str, question: Question, dispute: str = "") -> Verdict:
+def right(kind: str, answer: str, question: Question) -> Verdict:
     """A right answer always decides."""
     kept = _kept(answer)
-    said = Evaluation(1.0, 1.0, _grounds(kind, kept, question, dispute), (kept,), 1.0)
+    said = Evaluation(1.0, 1.0, (_compared(kind, kept, question),), (kept,), 1.0)
     return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
 
 
-def wrong(kind: str, answer: str, question: Question, dispute: str = "", *, decisive: bool = True) -> Verdict:
+def wrong(kind: str, answer: str, question: Question, *, decisive: bool = True) -> Verdict:
     """A wrong answer, or a miss that other graders may see otherwise."""
     kept = _kept(answer)
-    said = Evaluation(0.0, 0.0, _grounds(kind, kept, question, dispute))
+    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question),))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive)
 
 
@@ -100,6 +100,13 @@ def unread(kind: str, answer: str, why: str) -> Verdict:
     """An answer of which a part was not understood: another grader may read it."""
     kept = _kept(answer)
     said = Evaluation(0.0, 0.0, (f"{UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
+    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
+
+
+def disputed(kind: str, answer: str, question: Question, why: str) -> Verdict:
+    """Two ways of comparing disagree, and neither is believed: no reward, unless another grader decides."""
+    kept = _kept(answer)
+    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question), DISPUTED + why))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
 
 
@@ -125,9 +132,8 @@ def brief(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
-def _grounds(kind: str, answer: str, question: Question, dispute: str) -> tuple[str, ...]:
-    compared = f"{kind}: read {brief(answer)}, expected {brief(question.ground_truth)}"
-    return (compared, DISPUTED + dispute) if dispute else (compared,)
+def _compared(kind: str, answer: str, question: Question) -> str:
+    return f"{kind}: read {brief(answer)}, expected {brief(question.ground_truth)}"
 
 
 def _kept(answer: str) -> str:

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
+from sympy.core.function import AppliedUndef
 
 from malt.grading.math_reader import (
-    DEGREE,
     PERCENT,
     Based,
     Chain,
@@ -19,8 +19,10 @@ from malt.grading.math_reader import (
     Value,
     Words,
     as_region,
+    is_symbol,
 )
 from malt.grading.math_tokens import Unread
+from malt.grading.numbers import decimal_places
 
 LEAST_FIGURES = 6
 """Figures from which on a decimal number stands for the exact one that it is the rounding of."""
@@ -36,6 +38,8 @@ def same(reference: Reading, answer: Reading) -> bool:
         return _same_values(reference, answer)
     if isinstance(reference, Based) and isinstance(answer, Value):
         return answer.decimal == reference.digits and answer.unit == 1
+    if isinstance(answer, Region) and isinstance(reference, Items) and reference.kind == "either":
+        return _same_regions(_union_of(reference), answer.points)
     if isinstance(reference, Region) or isinstance(answer, Region):
         return _same_regions(as_region(reference), as_region(answer))
     if isinstance(reference, Items) and isinstance(answer, Items):
@@ -48,20 +52,23 @@ def same(reference: Reading, answer: Reading) -> bool:
 
 
 def _unwrapped(reading: Reading) -> Reading:
-    """Take a single item out of its set, and a name off values that all have it: `n = 2, 3, 4`."""
-    if not isinstance(reading, Items):
-        return reading
-    if len(reading.items) == 1 and reading.kind == "set" and isinstance(reading.items[0], Value | Chain):
-        return _unwrapped(reading.items[0])
-    if reading.kind != "list":
-        return reading
-    named = [_named(item) if isinstance(item, Chain) else None for item in reading.items]
-    first = named[0]
-    if first is None or any(other is not None and other[0] != first[0] for other in named):
-        return reading
-    return Items(
-        "list", tuple(item if name is None else name[1] for item, name in zip(reading.items, named, strict=True))
-    )
+    """Take a single item out of its set."""
+    alone = isinstance(reading, Items) and len(reading.items) == 1 and reading.kind == "set"
+    return _unwrapped(reading.items[0]) if isinstance(reading, Items) and alone else reading
+
+
+def _without_name(items: Items) -> tuple[Reading | None, Items]:
+    """Part a name from a list of values that it is given to, `n = 2, 3, 4` or `n = 2, n = 3`."""
+    named = [_named(item) if isinstance(item, Chain) else None for item in items.items]
+    first = named[0] if named else None
+    if (
+        items.kind not in ("list", "either")
+        or first is None
+        or any(other is not None and other[0] != first[0] for other in named)
+    ):
+        return None, items
+    values = (item if name is None else name[1] for item, name in zip(items.items, named, strict=True))
+    return first[0], Items(items.kind, tuple(values))
 
 
 # Values.
@@ -116,18 +123,13 @@ def is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
     if len(digits.replace(".", "").lstrip("0")) < LEAST_FIGURES:
         return False
     last = Rational(10) ** (int(exponent or 0) - len(digits.partition(".")[2]))
-    if isinstance(exact, Rational) and isinstance(value, Rational) and _figures(exact) == _figures(value):
+    if exact.is_Rational and decimal_places(_fraction(exact)) == decimal_places(_fraction(value)):
         return False
     return bool(abs(exact - value).evalf(_PRECISION) <= last / 2)
 
 
-def _figures(value: Rational) -> int:
-    """Return the decimal places of a number that ends, else none."""
-    fraction = Fraction(int(value.p), int(value.q))
-    places = 0
-    while fraction.denominator != 1 and places < 400:
-        fraction, places = fraction * 10, places + 1
-    return places if fraction.denominator == 1 else -1
+def _fraction(value: Rational) -> Fraction:
+    return Fraction(int(value.p), int(value.q))
 
 
 _POINTS = [
@@ -173,26 +175,38 @@ def _points(symbols: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
 
 
 def _same_number(left: Expr, right: Expr) -> bool:
-    """Whether two numbers agree in all of 30 figures; rational ones exactly."""
+    """Whether two numbers agree in all of 30 figures, and then in all of 290; rational ones exactly."""
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
         return False
-    if sympy.oo in (left, right, -left, -right) or left.has(sympy.Function("f")):
+    if any(side.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for side in (left, right)):
         return False
-    first, second = left.evalf(_PRECISION), right.evalf(_PRECISION)
-    if not (first.is_number and second.is_number) or first.has(sympy.nan, sympy.zoo, Symbol):
-        raise Unread("a value that cannot be computed")
-    if first.atoms(sympy.core.function.AppliedUndef) or second.atoms(sympy.core.function.AppliedUndef):
+    if left.atoms(AppliedUndef) or right.atoms(AppliedUndef):
         return bool(sympy.simplify(left - right) == 0)
-    return bool(abs(first - second) <= Rational(1, 10**30) * max(abs(first), abs(second)))
+    return all(_agree(left, right, figures) for figures in (30, 290))
+
+
+def _agree(left: Expr, right: Expr, figures: int) -> bool:
+    first, second = left.evalf(figures + 10), right.evalf(figures + 10)
+    if (
+        first.atoms(Symbol)
+        or second.atoms(Symbol)
+        or first.has(sympy.nan, sympy.zoo)
+        or second.has(sympy.nan, sympy.zoo)
+    ):
+        raise Unread("a value that cannot be computed")
+    return bool(abs(first - second) <= Rational(1, 10**figures) * max(abs(first), abs(second)))
 
 
 # Several.
 
 
 def _same_items(reference: Items, answer: Items) -> bool:
-    unordered = ("list", "set")
+    unordered = ("list", "either", "set")
+    (name, reference), (other, answer) = _without_name(reference), _without_name(answer)
+    if name is not None and other is not None and not same(name, other):
+        return False
     if reference.kind in unordered and answer.kind in unordered:
         return _same_members(list(reference.items), list(answer.items))
     if reference.kind != answer.kind or len(reference.items) != len(answer.items):
@@ -249,6 +263,14 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
         left, right = _named(reference), _named(answer)
         if left is not None and right is not None and left[0] == right[0]:
             return same(left[1], right[1])
+        if reference.relations == ("in",):
+            region = _region_of(answer)
+            known = reference.sides[0] in answer.sides
+            return known and region is not None and _same_regions(as_region(reference.sides[1]), region)
+        if answer.relations == ("in",):
+            region = _region_of(reference)
+            known = answer.sides[0] in reference.sides
+            return known and region is not None and _same_regions(region, as_region(answer.sides[1]))
         return _same_relations(reference, answer)
     if isinstance(reference, Chain):
         named = _named(reference, proven=False)
@@ -261,10 +283,12 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
 
 
 def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | None:
-    """Return the name and the value of `x = 5` or of sides that are all the same; None where it is an equation.
+    r"""Return the name and the value of `x = 5`, `x \in [1, 2]` or sides that are all the same; None of an equation.
 
     `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
     """
+    if chain.relations == ("in",):
+        return chain.sides[0], chain.sides[1]
     if set(chain.relations) != {"="}:
         return None
     *before, last = chain.sides
@@ -292,7 +316,10 @@ def _is_name(reading: Reading) -> bool:
         return True
     if not isinstance(reading, Value) or reading.unit != 1:
         return False
-    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, sympy.core.function.AppliedUndef)
+    named = reading.expr.args[0] if isinstance(reading.expr, sympy.Abs) else reading.expr
+    if named.is_Mul and all(factor.is_Symbol and factor.name.isupper() for factor in named.args):
+        return True  # the segment AB
+    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, AppliedUndef)
 
 
 def _is_number(reading: Reading) -> bool:
@@ -366,10 +393,17 @@ def _region_of(chain: Chain) -> sympy.Set | None:
     return region
 
 
+def _union_of(items: Items) -> sympy.Set | None:
+    """Return the numbers that one of several relations of the same symbol leaves."""
+    regions = [_region_of(item) if isinstance(item, Chain) else None for item in items.items]
+    symbols = {side for item in items.items if isinstance(item, Chain) for side in item.sides if is_symbol(side)}
+    return None if None in regions or len(symbols) != 1 else sympy.Union(*regions)
+
+
 def sympy_form(reading: Reading) -> "sympy.Basic | None":
     """Return a reading as what math-verify compares, or None where it has no such form."""
     if isinstance(reading, Value):
-        return reading.expr.subs(DEGREE, 1)
+        return reading.expr
     if isinstance(reading, Region):
         return reading.points
     if isinstance(reading, Grid):

@@ -5,7 +5,7 @@ Runs in the grader processes alone: SymPy takes its time, and a hostile expressi
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import sympy
@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Several readings: `list` and `set` have no order, `round`, `square`, `ratio` and `dots` (ellipsis) have one."""
+    """Several readings: `list`, `either` and `set` have no order, `round`, `square`, `ratio` and `dots` have one."""
 
     kind: str
     items: "tuple[Reading, ...]"
@@ -76,8 +76,11 @@ class Grid(NamedTuple):
 Reading = Value | Items | Region | Chain | Based | Words | Grid
 
 
-def read_math(text: str, nouns: frozenset[str] = frozenset()) -> Reading:
-    """Read a whole text as mathematics, or raise `Unread`; `nouns` are words that may stand beside a value."""
+def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[str] = frozenset()) -> Reading:
+    """Read a whole text as mathematics, or raise `Unread`.
+
+    `nouns` are words that may stand beside a value, `known` are symbols that may cancel out.
+    """
     tokens = tokenize(_subject_left_out(text), nouns)
     while tokens and tokens[-1].text in (".", ",", ";", ":", "!!"):
         tokens.pop()
@@ -89,21 +92,37 @@ def read_math(text: str, nouns: frozenset[str] = frozenset()) -> Reading:
     reading = parser.statement()
     if parser.peek() is not None:
         raise Unread(f"what stands after {parser.read_so_far()!r}")
+    if lost := parser.symbols - _symbols_in(reading) - known:
+        raise Unread(f"{', '.join(sorted(lost))} cancels out")
     return _split_signs(reading)
 
 
+def _symbols_in(reading: Reading) -> set[str]:
+    """Return the names of the symbols that a reading depends on."""
+    match reading:
+        case Value(expr):
+            return {symbol.name for symbol in expr.free_symbols}
+        case Items(_, items) | Chain(items, _):
+            return set().union(*map(_symbols_in, items))
+        case Grid(cells):
+            return {symbol.name for symbol in cells.free_symbols}
+    return set()
+
+
 _SUBJECT = re.compile(
-    r"\s*(?:so|thus|hence|therefore|the|our|my|this|that|it|there|its|a|an|we|she|he|they)\b[^=$\\\d]*?"
+    r"\s*(?:(?:so|thus|hence|therefore|the|our|my|this|that|it|there|its|a|an|we|she|he|they)\b|\$?[A-Za-z]\$?(?=\s))"
+    r"(?:[^=$\\\d]|\$[^$=\d]{1,30}\$)*?"
     r"\b(?:is|are|was|equals?|get|have|has|be)\b:?(?:\s+equal\s+to\b)?(?=[\s$\\:])",
     re.IGNORECASE,
 )
 _OR_SO = re.compile(r"^\s*no\.\s*(?=\d)|\s+or so\b", re.IGNORECASE)
+_REASON = re.compile(r",?\s(?:because|since)\s")
 _NEGATED = re.compile(r"\b(?:not|no|never|nor|neither|wrong|incorrect|false|cannot)\b|n[\u2019']t\b", re.IGNORECASE)
 
 
 def _subject_left_out(text: str) -> str:
     """Leave out a sentence's subject and verb, `The area is`; one that denies is kept, and is not read."""
-    text = _OR_SO.sub("", text)
+    text = _OR_SO.sub("", _REASON.split(text, maxsplit=1)[0])
     subject = _SUBJECT.match(text)
     return text if subject is None or _NEGATED.search(subject[0]) else text[subject.end() :]
 
@@ -131,7 +150,7 @@ def _split_signs(reading: Reading) -> Reading:
         return Chain((reading.sides[0], last), reading.relations)
     if isinstance(reading, Items):
         items = tuple(map(_split_signs, reading.items))
-        if reading.kind in ("list", "set"):
+        if reading.kind in ("list", "either", "set"):
             return Items(reading.kind, tuple(inner for item in items for inner in _flat(item)))
         return Items(reading.kind, items)
     if isinstance(reading, Value) and reading.expr.has(SIGN):
@@ -141,7 +160,7 @@ def _split_signs(reading: Reading) -> Reading:
 
 
 def _flat(reading: Reading) -> "tuple[Reading, ...]":
-    return reading.items if isinstance(reading, Items) and reading.kind == "list" else (reading,)
+    return reading.items if isinstance(reading, Items) and reading.kind in ("list", "either") else (reading,)
 
 
 @dataclass
@@ -153,6 +172,8 @@ class _Parser:
     position: int = 0
     depth: int = 0
     bars: int = 0
+    symbols: set[str] = field(default_factory=set)
+    """Names of the symbols that were read."""
 
     # Tokens.
 
@@ -221,8 +242,9 @@ class _Parser:
     def listed(self) -> Reading:
         """Read items apart by commas, `and` or `or`."""
         items: list[Reading] = [self.related()]
-        dots = False
+        dots, joined = False, set[str]()
         while self.take(",", ";") or self.word() in ("and", "or"):
+            joined.add(self.word())
             while self.take_word("and", "or"):
                 pass
             if self.take("ldots"):
@@ -232,7 +254,7 @@ class _Parser:
                 items.append(self.related())
         if len(items) == 1:
             return items[0]
-        return Items("dots" if dots else "list", tuple(items))
+        return Items("dots" if dots else "either" if joined == {"or"} else "list", tuple(items))
 
     def related(self) -> Reading:
         """Read sides with relations between them."""
@@ -244,9 +266,10 @@ class _Parser:
             return sides[0]
         if set(relations) == {":"}:
             return Items("ratio", tuple(sides))
-        if relations == ["in"] and isinstance(sides[1], Region | Items) and _is_symbol(sides[0]):
-            return sides[1]
+        if relations == ["in"] and isinstance(sides[1], Region | Items) and is_symbol(sides[0]):
+            return Chain(tuple(sides), ("in",))
         if "approx" in relations and len(set(relations)) == 1:
+            self.symbols -= set().union(*map(_symbols_in, sides[1:])) - _symbols_in(sides[0])
             return sides[0]
         if {":", "in", "approx"} & set(relations):
             raise Unread("relations of several sorts")
@@ -271,7 +294,7 @@ class _Parser:
         total = _signed(sign or "+", _whole(first))
         single = True
         while sign := self.take("+", "-", "pm", "mp"):
-            total = total + _signed(sign, _whole(self.product()))
+            total = _finite(total) + _signed(sign, _finite(_whole(self.product())))
             single = False
         written = decimal if single and decimal and not total.has(SIGN) else None
         return _measured(total, written and ("-" + written if total.is_negative else written))
@@ -289,7 +312,7 @@ class _Parser:
             factor = self.factor(signed=operation is not None)
             if operation is None and _has_unit(result) and not _has_unit(factor):
                 raise Unread("a value after a unit")
-            result = result / factor if operation == "/" else result * factor
+            result = _finite(result) / factor if operation == "/" else _finite(result) * _finite(factor)
             decimal = decimal if _only_unit(factor) else None
         return _measured(result, decimal)
 
@@ -355,7 +378,7 @@ class _Parser:
             elif self.take("%"):
                 base = Value(_whole(base) * PERCENT)
             elif self.take("deg"):
-                base = Value(_whole(base) * DEGREE)
+                base = self.degrees(base)
             elif self.text() in _CURRENCIES and self.text(1) == "":
                 base = Value(_whole(base) * _unit(_CURRENCIES[self.take(*_CURRENCIES) or ""]))
             else:
@@ -364,12 +387,17 @@ class _Parser:
     def raised(self, base: Reading) -> Reading:
         """Read an exponent, or the sign of a degree."""
         if self.take("deg"):
-            return Value(_whole(base) * DEGREE)
+            return self.degrees(base)
         if self.text() == "{" and self.text(1) == "deg" and self.text(2) == "}":
             self.position += 3
-            return Value(_whole(base) * DEGREE)
+            return self.degrees(base)
         exponent = self.exponent()
         return Value(_power(_whole(base), exponent))
+
+    def degrees(self, base: Reading) -> Reading:
+        """Return a value in degrees, of an angle or of heat."""
+        self.take("C", "F")
+        return Value(_whole(base) * DEGREE)
 
     def exponent(self) -> Expr:
         """Read what stands after `^`: a group, or one signed number, symbol or bracket."""
@@ -414,7 +442,7 @@ class _Parser:
             inner = _whole(self.sum())
             self.expect("|")
             self.bars -= 1
-            return Value(sympy.Abs(inner))
+            return Value(sympy.Abs(_finite(inner)))
         if token.text in _CURRENCIES:
             inner = _whole(self.mixed_number() or self.power())
             return Value(inner * _unit(_CURRENCIES[token.text]))
@@ -464,6 +492,11 @@ class _Parser:
             return Value(sympy.E)
         if name == "i":
             return Value(sympy.I)
+        return self.named(name)
+
+    def named(self, name: str) -> Value:
+        """Return a symbol of this name, and note that it was read."""
+        self.symbols.add(name)
         return Value(Symbol(name))
 
     def index(self) -> str:
@@ -541,7 +574,7 @@ class _Parser:
         if name == "begin":
             return self.matrix()
         if name in GREEK or name == "ell":
-            return Value(Symbol(name + self.index()))
+            return self.named(name + self.index())
         if name in ("emptyset",):
             return Items("set", ())
         raise Unread(f"the command \\{name}")
@@ -602,7 +635,7 @@ class _Parser:
         if self.take("["):
             degree = _whole(self.sum())
             self.expect("]")
-        return Value(sympy.root(self.argument(), degree))
+        return Value(sympy.root(_finite(_whole(self.atom())), degree))
 
     def function(self, name: str) -> Reading:
         """Read a function: its index or power, and its argument."""
@@ -770,7 +803,8 @@ def _signed(sign: str, value: Expr) -> Expr:
     return value * {"+": Integer(1), "-": Integer(-1), "pm": SIGN, "mp": -SIGN}[sign]
 
 
-def _is_symbol(reading: Reading) -> bool:
+def is_symbol(reading: Reading) -> bool:
+    """Whether a reading is one symbol."""
     return isinstance(reading, Value) and bool(reading.expr.is_Symbol)
 
 
@@ -781,8 +815,16 @@ def _bounded(value: Expr, most: int) -> Expr:
     return value
 
 
+def _finite(value: Expr) -> Expr:
+    """Refuse to calculate with infinity."""
+    if value.has(sympy.oo, -sympy.oo, sympy.zoo):
+        raise Unread("infinity in a calculation")
+    return value
+
+
 def _power(base: Expr, exponent: Expr) -> Expr:
     """Raise, unless the result would be absurdly long."""
+    _finite(base * exponent)
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(int(base.p)).bit_length(), int(base.q).bit_length()) * abs(exponent)
         if bits > LARGEST_POWER:
@@ -799,8 +841,10 @@ def _apply(name: str, arguments: list[Expr], base: Expr | None, inverse: bool) -
         return many[name](*arguments) if name in ("max", "min") else many[name](arguments)
     if len(arguments) != 1:
         raise Unread(f"{name} of {len(arguments)} arguments")
-    argument = arguments[0]
+    argument = _finite(arguments[0])
     if name in ("ln", "log", "lg"):
+        if base in (0, 1) or argument == 0:
+            raise Unread("a logarithm without a value")
         if base is not None:
             return sympy.log(argument, base)
         return sympy.log(argument, 10) if name == "lg" else sympy.log(argument)

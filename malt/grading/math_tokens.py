@@ -149,6 +149,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_ABBREVIATION = re.compile(r"\.(?=\s*[A-Za-z])")
 _BRACE = re.compile(r"\\[{}\\]|[{}]")
 _MARKS = {"**": "^", "==": "=", "<=": "\\leq", ">=": "\\geq", "!=": "\\neq", ":=": "="}
 
@@ -191,6 +192,8 @@ def _scan(text: str, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
         yield from tokens[1:]
         if tokens:
             previous, spaced = tokens[-1], ""
+        if prose and match["letters"] and _ABBREVIATION.match(text, position):
+            position += 1
 
 
 def _single(match: "re.Match[str]") -> Token:
@@ -251,6 +254,7 @@ def _letters(run: str, previous: Token, nouns: frozenset[str], prose: bool) -> I
         yield from (Token("symbol", letter) for letter in run)
 
 
+_BEFORE_ROOT = re.compile(r"([a-z]{1,3})(sqrt|cbrt)")
 _SMALL_TEXT = """
 is are was be it we so an on at as by of to no if he she has do does can got get
 """

@@ -6,7 +6,8 @@ import sys
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from malt.grading.process_pool import resolve
+from malt.grading.math_tokens import Unread
+from malt.grading.process_pool import prepared_by, resolve
 
 if TYPE_CHECKING:
     from malt.grading.math_reader import Reading
@@ -14,59 +15,70 @@ if TYPE_CHECKING:
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
-MathResult = Literal["equal", "different", "unread", "no reference"]
+
+@cache
+def prepare() -> None:
+    """Import what takes long, bound this process, and keep math-verify from warning that its own time limit is off."""
+    import logging
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    limit_memory()
+
+
+MathResult = Literal["equal", "different", "disputed", "unread", "no reference"]
 
 
 class MathVerdict(NamedTuple):
     """How an answer compares to a reference, and why it was not read; `words`: one of them is no mathematics.
 
-    `disputed`: math-verify's own comparison of the same two expressions says otherwise.
+    `disputed`: they are equal, and math-verify's own comparison of the same two expressions says that they are not.
     """
 
     result: MathResult
     why: str = ""
     words: bool = False
-    disputed: bool = False
 
 
+@prepared_by(prepare)
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
-    """Compare an answer to a reference as mathematics: both are read whole, or they are not compared."""
+    """Compare an answer to a reference as mathematics: both are read whole, or they are not compared.
+
+    A point at which two expressions differ proves that they do; that they are equal is asked of math-verify too.
+    """
     from malt.grading.math_compare import same
     from malt.grading.math_reader import Words
-    from malt.grading.math_tokens import Unread
 
-    prepare()
     try:
         target = _read_reference(reference, question)
     except Unread as unread:
         return MathVerdict("no reference", str(unread))
     try:
-        given = _read(answer, question + " " + reference)
+        given = _read(answer, reference, question)
         equal = same(target, given)
     except Unread as unread:
         return MathVerdict("unread", str(unread))
+    if equal and _denied(target, given):
+        return MathVerdict("disputed", "math-verify finds them different")
     words = isinstance(target, Words) or isinstance(given, Words)
-    return MathVerdict("equal" if equal else "different", "", words, _verified(target, given) not in (equal, None))
+    return MathVerdict("equal" if equal else "different", words=words)
 
 
+@prepared_by(prepare)
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
     from malt.grading.math_reader import Words
-    from malt.grading.math_tokens import Unread
 
-    prepare()
     try:
         return may_be_words or not isinstance(_read_reference(reference, question), Words)
     except Unread:
         return False
 
 
+@prepared_by(prepare)
 def is_expression(reference: str, question: str) -> bool:
     """Say whether a reference is read whole as one expression."""
     from malt.grading.math_reader import Value
-    from malt.grading.math_tokens import Unread
 
-    prepare()
     try:
         return isinstance(_read_reference(reference, question), Value)
     except Unread:
@@ -82,13 +94,13 @@ def _read_reference(reference: str, question: str) -> "Reading":
     """Read a reference; `12m` are metres where the question has no symbol `m`."""
     if _BARE_METRES.fullmatch(reference) and not re.search(r"(?<![A-Za-z\\])m(?![A-Za-z])", question):
         reference = reference.replace("m", r"\text{ m}")
-    return _read(reference, question + " " + reference)
+    return _read(reference, reference, question)
 
 
-def _read(text: str, context: str) -> "Reading":
+def _read(text: str, reference: str, question: str) -> "Reading":
     from malt.grading.math_reader import read_math
 
-    return read_math(text, _nouns(context))
+    return read_math(text, _nouns(question + " " + reference), frozenset(reference))
 
 
 @lru_cache(maxsize=2048)
@@ -99,25 +111,16 @@ def _nouns(context: str) -> frozenset[str]:
     return frozenset(word.lower() for word in _NOUN.findall(context)) - TURNING
 
 
-def _verified(target: "Reading", given: "Reading") -> bool | None:
-    """Ask math-verify about the same two expressions; None where they plainly are one, or it does not compare such."""
+def _denied(target: "Reading", given: "Reading") -> bool:
+    """Whether math-verify finds two expressions different; it is not asked where they plainly are one."""
     from math_verify import verify
 
     from malt.grading.math_compare import sympy_form
 
     left, right = sympy_form(target), sympy_form(given)
-    if left is None or right is None or left == right or (left.is_Rational and right.is_Rational):
-        return None
-    return bool(verify(left, right, timeout_seconds=None))
-
-
-@cache
-def prepare() -> None:
-    """Bound what this process may take, and keep math-verify from warning that its own time limit is off."""
-    import logging
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    limit_memory()
+    if left is None or right is None or left == right or True in (left.is_Rational, right.is_Rational):
+        return False
+    return not verify(left, right, timeout_seconds=None)
 
 
 def limit_memory() -> None:

@@ -46,10 +46,33 @@ def readings(number: Quantity) -> tuple[Fraction, Fraction]:
 
 
 def near(left: Fraction, right: Fraction) -> bool:
-    """Whether two numbers are equal, or differ in the seventh figure where one is not whole: 0.333333 is 1/3."""
-    if left == right or (left.denominator == 1 and right.denominator == 1):
-        return left == right
-    return abs(left - right) <= min(Fraction(1), abs(left), abs(right)) * Fraction(2, 1_000_000)
+    """Whether two numbers are equal, or one is the other's rounding to six figures and places: 0.333333 is 1/3."""
+    return left == right or _is_rounding(left, right) or _is_rounding(right, left) or _is_noise(left, right)
+
+
+def _is_noise(left: Fraction, right: Fraction) -> bool:
+    """Whether two numbers differ as floating point does, 17.9999999999 from 18."""
+    places = max(decimal_places(left) or 0, decimal_places(right) or 0)
+    return places >= 10 and abs(left - right) * 10**11 <= min(abs(left), abs(right))
+
+
+def _is_rounding(written: Fraction, exact: Fraction) -> bool:
+    places, others = decimal_places(written), decimal_places(exact)
+    if places is None or places < 6 or (others is not None and others <= places):
+        return False
+    figures = str(abs(written.numerator) * 10**places // written.denominator)
+    return len(figures) >= 6 and abs(exact - written) * 10**places <= Fraction(1, 2)
+
+
+def decimal_places(number: Fraction) -> int | None:
+    """Return how many decimal places a number has, None where they never end."""
+    rest, places = number.denominator, 0
+    for prime in (2, 5):
+        power = 0
+        while rest % prime == 0:
+            rest, power = rest // prime, power + 1
+        places = max(places, power)
+    return places if rest == 1 else None
 
 
 # How one number is read.

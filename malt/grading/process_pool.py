@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., object])
 
 M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
@@ -212,11 +213,25 @@ def work(descriptor: int) -> None:
         while True:
             name, arguments, timeout_s = pipe.recv()
             function = resolve(name)
+            _PREPARATIONS.get(function, int)()
             pipe.send("started")
             # Were the program killed now, nobody else would end this call: the kernel's own clock does.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
             pipe.send(attempt(function, arguments))
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+_PREPARATIONS: dict[Callable[..., object], Callable[[], object]] = {}
+
+
+def prepared_by(preparation: Callable[[], object]) -> Callable[[Function], Function]:
+    """Mark a function whose process shall do this first: imports that no call's limit covers."""
+
+    def note(function: Function) -> Function:
+        _PREPARATIONS[function] = preparation
+        return function
+
+    return note
 
 
 def attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:

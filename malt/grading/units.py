@@ -85,7 +85,7 @@ not no never less fewer more greater than least most above below under over betw
 either neither nor but except without unless if when where maybe perhaps possibly about plus minus times divided
 multiplied mod modulo remainder base square squared cube cubed root cubic half halves third thirds quarter quarters
 fourth fifth fifths sixth tenth tenths hundredth hundredths dozen score hundred thousand million billion trillion
-negative positive point factorial choose pair couple per wrong false incorrect minimum maximum any all every some
+negative positive factorial choose pair couple per wrong false incorrect minimum maximum any all every some
 only exceeds exceeding at up down out versus vs by approximately short infinite undefined
 """
 TURNING = frozenset(_TURNING_TEXT.split())

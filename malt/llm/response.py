@@ -173,13 +173,13 @@ def _split_tags(content: str) -> list[list[str]]:
 
 def _read_message(message: Mapping[str, Any]) -> tuple[str, str]:
     """Return a message's text and its reasoning."""
-    content, apart = _split_parts(message.get("content"))
+    content, apart = split_parts(message.get("content"))
     text, thought = split_reasoning(content)
     told = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
     return text, "\n".join(filter(None, (told, apart, thought)))
 
 
-def _split_parts(content: object) -> tuple[str, str]:
+def split_parts(content: object) -> tuple[str, str]:
     """Return the text of a content field and what was thought: a string, or a list of parts."""
     if not isinstance(content, list):
         return _text_of(content), ""
@@ -191,7 +191,7 @@ def _split_parts(content: object) -> tuple[str, str]:
         elif isinstance(part, dict):
             is_thought = str(part.get("type")).startswith(("thinking", "reasoning", "redacted"))
             inner = next((part[name] for name in ("text", "thinking", "reasoning", "content") if part.get(name)), "")
-            (thoughts if is_thought else texts).append("".join(_split_parts(inner)))
+            (thoughts if is_thought else texts).append("".join(split_parts(inner)))
     return "".join(texts), "".join(thoughts)
 
 

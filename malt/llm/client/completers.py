@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.spec import Role
 from malt.errors import ConfigError, StoreError
 from malt.llm.client.session import Session, open_default_session
@@ -154,7 +154,7 @@ class SessionCompleter(StoreCompleter):
         left, fallbacks = missing, len(request.model.fallbacks)
         for place, asked in enumerate(with_fallbacks(request)):
             buy = partial(self._request_run, asked, has_spare=place < fallbacks)
-            await all_of(buy(first, count) for first, count in group_runs(left))
+            await gather_all(buy(first, count) for first, count in group_runs(left))
             left = [sample for sample in left if self.answer(request, sample) is None]
             if not left:
                 return
@@ -163,7 +163,7 @@ class SessionCompleter(StoreCompleter):
         """Ask for a run of siblings at once, and singly for those that the provider left out."""
         had = await self._request_samples(request, first, count, has_spare=has_spare)
         left = range(first + had, first + count) if had else range(0)
-        await all_of(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
+        await gather_all(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
 
     async def _request_samples(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""

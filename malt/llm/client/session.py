@@ -344,10 +344,9 @@ def _raise_if_stopped(run: str) -> None:
         raise _session_closed()
 
 
-def find_session(settings: Settings, limits: Limits) -> Session | None:
-    """Return the session that `open_session` made last for these, or None where it has not made one yet."""
-    opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
-    return opened[-1] if opened else None
+def latest_session() -> Session | None:
+    """Return the session that `open_session` made last, or None where it has made none yet."""
+    return next(reversed(list(_sessions.values())), None)
 
 
 def is_asking() -> bool:

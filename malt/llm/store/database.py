@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from malt.errors import StoreError
+from malt.private_files import PRIVATE_FILE, make_private_folder
 
 _DRIVERS = ("sqlite", "postgresql+psycopg")
 _CONNECTING = {
@@ -32,7 +33,7 @@ def make_engine(url: str) -> sa.Engine:
     try:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(Path(parsed.database).parent)
         engine = sa.create_engine(
             parsed, connect_args=_CONNECTING if parsed.drivername.startswith("postgresql") else {}
         )
@@ -47,8 +48,17 @@ def make_engine(url: str) -> sa.Engine:
             "set MALT_DATA_DIR to one that can be written"
         ) from error
     if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "do_connect", _create_privately)
         sa.event.listen(engine, "connect", _tune_sqlite)
     return engine
+
+
+def _create_privately(_dialect: object, _record: object, arguments: tuple[object, ...], _named: object) -> None:
+    """Create a new database as this user's alone; SQLite gives its other files the same mode."""
+    path = Path(str(arguments[0]))
+    if not path.exists():
+        with suppress(OSError):  # the connection says why it cannot be made
+            path.touch(mode=PRIVATE_FILE)
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
