@@ -12,7 +12,7 @@ from malt.grading.process_pool import prepared_by, resolve
 if TYPE_CHECKING:
     from malt.grading.math_reader import Reading
 
-MEMORY_LIMIT_BYTES = 2 * 1024**3
+_MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
 
@@ -22,7 +22,7 @@ def prepare() -> None:
     import logging
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    limit_memory()
+    _limit_memory()
 
 
 MathResult = Literal["equal", "different", "disputed", "unread", "no reference"]
@@ -123,13 +123,13 @@ def _denied(target: "Reading", given: "Reading") -> bool:
     return not verify(left, right, timeout_seconds=None)
 
 
-def limit_memory() -> None:
+def _limit_memory() -> None:
     """Bound this process's address space from now on; a larger demand raises MemoryError."""
     if sys.platform == "linux":
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, hard))
 
 
 def call_function(name: str, question: str, ground_truth: str, answer: str) -> float | None:
