@@ -263,6 +263,9 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
         left, right = _named(reference), _named(answer)
         if left is not None and right is not None and left[0] == right[0]:
             return same(left[1], right[1])
+        if "equiv" in (*reference.relations, *answer.relations):
+            alike = reference.relations == answer.relations
+            return alike and all(map(same, reference.sides, answer.sides))
         if reference.relations == ("in",):
             region = _region_of(answer)
             known = reference.sides[0] in answer.sides
@@ -287,8 +290,8 @@ def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | No
 
     `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
     """
-    if chain.relations == ("in",):
-        return chain.sides[0], chain.sides[1]
+    if chain.relations in (("in",), ("equiv",)):
+        return (chain.sides[0], chain.sides[1]) if _is_name(chain.sides[0]) else None
     if set(chain.relations) != {"="}:
         return None
     *before, last = chain.sides

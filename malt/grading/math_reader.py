@@ -259,7 +259,7 @@ class _Parser:
     def related(self) -> Reading:
         """Read sides with relations between them."""
         sides, relations = [self.side()], list[str]()
-        while relation := self.take("=", "<", ">", "leq", "geq", "neq", "approx", ":", "in"):
+        while relation := self.take("=", "<", ">", "leq", "geq", "neq", "approx", ":", "in", "equiv"):
             sides.append(self.side())
             relations.append(relation)
         if not relations:
@@ -271,7 +271,7 @@ class _Parser:
         if "approx" in relations and len(set(relations)) == 1:
             self.symbols -= set().union(*map(_symbols_in, sides[1:])) - _symbols_in(sides[0])
             return sides[0]
-        if {":", "in", "approx"} & set(relations):
+        if {":", "in", "approx", "equiv"} & set(relations) and len(relations) > 1:
             raise Unread("relations of several sorts")
         return Chain(tuple(sides), tuple(relations))
 
@@ -280,6 +280,8 @@ class _Parser:
         left = self.sum()
         while operation := self.take("cup", "cap", "setminus"):
             left = _join_sets(operation, left, self.sum())
+        if self.take("pmod", "bmod"):
+            return Items("modulo", (left, self.atom()))
         return left
 
     # Expressions.
@@ -547,7 +549,7 @@ class _Parser:
         if name in ("sqrt", "cbrt"):
             return self.root(name)
         if name == "binom":
-            return Value(sympy.binomial(_bounded(self.argument(), 10**6), _bounded(self.argument(), 10**6)))
+            return Value(sympy.binomial(_bounded(self.argument(), 10**4), _bounded(self.argument(), 10**4)))
         if name in ("lfloor", "lceil"):
             inner = _whole(self.sum())
             self.expect("rfloor" if name == "lfloor" else "rceil")
@@ -670,13 +672,14 @@ class _Parser:
         """Read expressions up to the closing bracket."""
         return [_whole(each) for each in self.readings(closing)]
 
-    def readings(self, closing: str) -> list[Reading]:
-        """Read what stands apart by commas up to the closing bracket."""
+    def readings(self, *closings: str) -> list[Reading]:
+        """Read what stands apart by commas up to one of the closing brackets."""
         bars, self.bars = self.bars, 0
         found = [self.related()]
         while self.take(",", ";"):
             found.append(Words("…") if self.take("ldots") else self.related())
-        self.expect(closing)
+        if self.take(*closings) is None:
+            self.expect(closings[0])
         self.bars = bars
         return found
 
@@ -686,7 +689,11 @@ class _Parser:
             if closing == "}":
                 raise Unread("an empty group")
             return Items("set", ())
-        found = self.readings_of_set(closing) if closing == "\\}" else self.readings("}")
+        found = self.readings_of_set(closing) if closing == "\\}" else self.readings("}", "choose")
+        if self.tokens[self.position - 1].text == "choose":
+            chosen = _whole(self.related())
+            self.expect(closing)
+            return Value(sympy.binomial(_bounded(_whole(found[0]), 10**4), _bounded(chosen, 10**4)))
         if closing == "}" and len(found) == 1:
             return found[0]
         return Items("dots" if Words("…") in found else "set", tuple(found))
@@ -765,7 +772,7 @@ _CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "deg": _DEGREE}
 _NUMBER_SETS = {
     "R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals, "C": sympy.S.Complexes,
 }  # fmt: skip
-_ENDS = "leq geq neq approx in cup cap setminus pm mp rfloor rceil rangle end ldots"
+_ENDS = "leq geq neq approx in equiv pmod bmod choose cup cap setminus pm mp rfloor rceil rangle end ldots"
 _NOT_FACTORS = frozenset(_ENDS.split())
 
 
@@ -789,10 +796,12 @@ def _has_unit(expr: Expr) -> bool:
 
 
 def _measured(expr: Expr, decimal: str | None) -> Reading:
-    """Part an expression from its unit; a sum of several units is not read."""
+    """Part an expression from its unit, which may stand once for a whole sum; a sum of several units is not read."""
     if not _has_unit(expr):
         return Value(expr, Integer(1), decimal)
     units = [symbol for symbol in expr.free_symbols if symbol.name.startswith("unit ")]
+    if expr.is_Add and len(units) == 1 and sum(map(_has_unit, expr.args)) == 1:
+        return Value(expr.subs(units[0], 1), units[0], decimal)
     coefficient, unit = sympy.factor_terms(expr).as_independent(*units, as_Add=False)
     if _has_unit(coefficient) or (not unit.is_Mul and not unit.is_Pow and not unit.is_Symbol):
         raise Unread("several units")

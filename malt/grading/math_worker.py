@@ -51,7 +51,7 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     try:
         target = _read_reference(reference, question)
     except Unread as unread:
-        return MathVerdict("no reference", str(unread))
+        return MathVerdict("unread" if _is_known(reference) else "no reference", f"of the reference, {unread}")
     try:
         given = _read(answer, reference, question)
         equal = same(target, given)
@@ -71,7 +71,16 @@ def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     try:
         return may_be_words or not isinstance(_read_reference(reference, question), Words)
     except Unread:
-        return False
+        return _is_known(reference)
+
+
+@lru_cache(maxsize=2048)
+def _is_known(reference: str) -> bool:
+    """Whether math-verify reads a reference that we cannot, such as an integral: only the same text is right then."""
+    from math_verify import parse
+
+    found = parse(f"${reference}$", parsing_timeout=None) if "\\" in reference else []
+    return any(not isinstance(each, str) for each in found)
 
 
 @prepared_by(prepare)
