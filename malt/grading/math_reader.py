@@ -549,7 +549,7 @@ class _Parser:
         if name in ("sqrt", "cbrt"):
             return self.root(name)
         if name == "binom":
-            return Value(sympy.binomial(_bounded(self.argument(), 10**4), _bounded(self.argument(), 10**4)))
+            return Value(sympy.binomial(_bounded(self.argument(), 10**6), _bounded(self.argument(), 10**6)))
         if name in ("lfloor", "lceil"):
             inner = _whole(self.sum())
             self.expect("rfloor" if name == "lfloor" else "rceil")
