@@ -40,3 +40,24 @@ async def run_to_end(work: Callable[[], T], stop: Callable[[], None], within_s: 
             ending = asyncio.gather(working, asyncio.to_thread(stop), return_exceptions=True)
             await asyncio.wait_for(ending, within_s)
         raise
+
+
+async def within(limit_s: float, work: Awaitable[T]) -> T:
+    """Wait for work; raise `TimeoutError` once the process has run for so long meanwhile.
+
+    A process that was stopped (SIGSTOP, a laptop that slept) first gets to read what has arrived.
+    """
+    task, left, step = asyncio.ensure_future(work), limit_s, limit_s / 10
+    clock = asyncio.get_running_loop().time
+    try:
+        while left > 0:
+            since = clock()
+            if (await asyncio.wait({task}, timeout=min(left, step)))[0]:
+                return task.result()
+            took = clock() - since
+            left = left - took if took < 2 * step else max(left - step, step)
+        raise TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})

@@ -41,13 +41,13 @@ _COMMANDS = [
     *(configuring.init, configuring.config),
     *(runs.plan, runs.run, runs.assemble, batches.batches),
     *(versions.datasets, versions.show, versions.report, versions.verify),
-    *(explaining.explain, explaining.diff),
+    *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
     *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations),
-    *(service.up, service.doctor),
+    *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400
 """Characters of an unexpected error."""

@@ -277,6 +277,8 @@ class CreditSpec(Declared):
     """A node is labelled right only when its value is above this; a value equal to it is wrong."""
     truncated: Literal["wrong", "unknown"] = "wrong"
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
+    max_unknown: float = Field(0.2, ge=0, le=1)
+    """Share of leaves whose grading may fail. Past it the run ends with exit 1, and `latest` keeps its version."""
 
 
 GrowthMode = Literal["full", "adaptive"]
@@ -369,6 +371,8 @@ class PlayerSpec(Declared):
     def plays(self, role: RoleSpec) -> RoleSpec:
         """Return a role as this player plays it; a key goes to no address but its own."""
         changed = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.model is not None:
+            changed["weights"] = None
         if self.model is None or provider_in(self.model) == provider_in(role.model):
             return role.model_copy(update=changed)
         elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
@@ -465,6 +469,8 @@ class EvaluateSpec(Declared):
     """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
     tournament: TournamentSpec | None = None
     """Every combination of these models is a system too."""
+    race: bool = False
+    """Ask more and more questions, and drop systems that cannot win any more: a best one in at most 5 % of races."""
 
     @model_validator(mode="before")
     @classmethod

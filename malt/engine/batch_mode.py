@@ -28,7 +28,7 @@ from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
-from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.store.batches import Batch, name_process, submitting
 from malt.llm.store.samples import split_chunks
 from malt.llm.usage import Tally, Usage

@@ -17,6 +17,7 @@ from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
 from malt.models.playing import with_weights
+from malt.private_files import make_private_folder
 
 _QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 _MOST_TOKENS = 16
@@ -54,7 +55,7 @@ def _check_inputs(spec: RunSpec) -> str:
 
 
 def _check_folder(settings: Settings) -> str:
-    settings.datasets_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.datasets_dir)
     with tempfile.NamedTemporaryFile(dir=settings.datasets_dir) as file:
         file.write(b"malt")
     return f"{settings.data_dir} can be written"

@@ -23,7 +23,7 @@ from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, read_cell, read_question
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
 from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import Grading, OpenedGraders, grade_all
+from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
 
 Columns = Mapping[str, JsonValue]
 
@@ -180,7 +180,7 @@ class GradedFile(NamedTuple):
     report: GradeReport
 
 
-def grade_file(source: str, grading: Grading) -> GradedFile:
+def grade_file(source: str, grading: GraderChoice) -> GradedFile:
     """Grade a file's answers; a judge is asked through the store.
 
     Raises `InputError` for what is wrong with file or graders, before any model call, and `RunStopped` at a limit.

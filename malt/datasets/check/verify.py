@@ -105,6 +105,21 @@ def verify(version: DatasetVersion) -> list[str]:
     return problems.lines
 
 
+def list_unchecked(version: DatasetVersion) -> list[str]:
+    """Return what `verify` takes as it is recorded, a line each."""
+    manifest, spec = version.manifest, version.spec
+    unchecked = ["that models wrote these texts, and that the leaves' grades are right (malt audit grades them again)"]
+    if manifest.screening.test_sets:
+        unchecked.append("how the questions overlap with the test sets, which are not in the version")
+    if spec.dataset.tokenizer is not None:
+        unchecked.append("how many tokens the texts have for the tokenizer")
+    if "llm" in spec.evaluator.kind:
+        unchecked.append("the judge's tokens and cost, which are in no row")
+    if manifest.code != code_version():
+        unchecked.append(f"card and report beyond their digests: malt {manifest.code.version} wrote them, not this one")
+    return unchecked
+
+
 def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
     manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
