@@ -108,11 +108,11 @@ def _open(reference: str) -> "Version":
     from malt.models.version import open_model
 
     match find_kind(reference):
-        case "model":
+        case "models":
             return open_model(reference)
-        case "evaluation":
+        case "evaluations":
             return open_evaluation(reference)
-        case "dataset":
+        case "datasets":
             return open_version(reference)
 
 

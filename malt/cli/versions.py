@@ -90,7 +90,7 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
     from malt.datasets.version.kinds import find_kind
 
-    shown = {"evaluation": evaluating.show, "model": training.show, "dataset": _show_dataset}
+    shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
     shown[find_kind(version)](version, question_id, as_json=as_json)
 
 
@@ -228,10 +228,10 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.models.report import find_report as find_model_report
     from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation.reference, find_evaluation_report(evaluation, out)
-    if find_kind(reference) == "model":
+    if find_kind(reference) == "models":
         model = open_model(reference)
         return model.reference, find_model_report(model, out)
     dataset = open_version(reference)
@@ -242,20 +242,26 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold."""
-    opened, problems = _check_version(version)
+    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
+    opened, problems, unchecked = _check_version(version)
     if as_json:
-        terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+        found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
+        terminal.emit({"version": opened.reference, **found})
     elif not problems:
         checked = f"{len(opened.manifest.files)} files, every digest, figure and row checked"
         terminal.say(f"{opened.reference} holds: {checked}")
+        for each in unchecked:
+            terminal.say(f"  not checked: {each}")
     else:
         for problem in problems:
             terminal.warn(f"{opened.reference}: {problem}")
     return 1 if problems else 0
 
 
-def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion | ModelVersion, Sequence[str]]":
+def _check_version(
+    reference: str,
+) -> "tuple[DatasetVersion | EvaluationVersion | ModelVersion, Sequence[str], Sequence[str]]":
+    from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.kinds import find_kind
@@ -264,11 +270,12 @@ def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion 
     from malt.models.check import verify as check_model
     from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
-        return evaluation, check_evaluation(evaluation)
-    if find_kind(reference) == "model":
+        return evaluation, check_evaluation(evaluation), ["that the systems gave these answers"]
+    if find_kind(reference) == "models":
         model = open_model(reference)
-        return model, check_model(model)
+        return model, check_model(model), ["that the base and these rows give these weights"]
     dataset = open_version(reference)
-    return dataset, check_dataset(dataset)
+    problems = check_dataset(dataset)
+    return dataset, problems, [] if problems else list_unchecked(dataset)

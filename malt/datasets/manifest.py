@@ -13,6 +13,7 @@ from malt.canonical_json import digest
 from malt.config.base import Recorded
 from malt.config.spec import Role, RunSpec
 from malt.errors import VersionError
+from malt.questions.readers import strip_secrets
 from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
@@ -204,6 +205,8 @@ class TextCounts(Recorded):
     truncated: Share
     empty: Share
     refused: Share
+    stop_tokens: Share = Share()
+    """They ended with stop tokens of a chat template, which rows leave out."""
     unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 
@@ -246,6 +249,8 @@ class Diagnostics(Recorded):
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves whose grade is unknown by the reason, quotations left out; the most frequent reasons first."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
     unread: Share = Share()
@@ -293,8 +298,8 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["dataset", "model", "evaluation"] = "dataset"
-    """What it is a version of."""
+    kind: Literal["datasets", "models", "evaluations"] = "datasets"
+    """The shelf that it stands on."""
     name: VersionName
     version: int = Field(ge=1)
     created_at: datetime
@@ -303,6 +308,10 @@ class VersionManifest(Recorded):
     parent: Parent | None
     files: dict[FilePath, FileEntry]
     """By path below the version's folder."""
+    suspicions: tuple[str, ...] = ()
+    """What makes its content doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name it, where that is so though it was the newest."""
 
     @field_validator("files")
     @classmethod
@@ -355,6 +364,19 @@ class Manifest(VersionManifest):
             return None
         known = [cost.cost_usd for cost in self.cost.values() if cost.cost_usd is not None]
         return sum(known) if len(known) == len(self.cost) else None
+
+
+def published_config(spec: RunSpec) -> dict[str, Any]:
+    """Return a spec as a manifest has it: addresses of files without user, password, token and signature."""
+    return {name: _strip_addresses(name, value) for name, value in spec.as_config().items()}
+
+
+def _strip_addresses(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _strip_addresses(key, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strip_addresses(name, each) for each in value]
+    return strip_secrets(value) if isinstance(value, str) and name in ("source", "decontaminate") else value
 
 
 def content_digest(files: Mapping[str, FileEntry]) -> str:

@@ -21,7 +21,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Protocol, Self
 
@@ -67,7 +67,7 @@ from malt.questions.question import Question
 
 LOG = logging.getLogger("malt.grading")
 
-LONGEST_MATH = 10_000
+_LONGEST_MATH = 10_000
 """Characters of an answer past which mathematics is not attempted: the grade is unknown."""
 
 
@@ -94,7 +94,7 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
     passed: list[Grade] = []
     for grader in graders:
         try:
-            verdict = await grader(question, text)
+            verdict = await _grade_any(grader, question, text)
         except RequestFailed:
             if any(each.outcome is Outcome.UNKNOWN for each in passed):
                 break  # the judge was not wanted before, and is not to be had: the failure before it stands
@@ -108,6 +108,16 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
         return failed[-1] if failed else passed[-1]
     kinds = " and ".join(grader.kind for grader in graders)
     return unknown(kinds, None, f"reference {brief(question.ground_truth)} cannot be graded with {kinds}").grade
+
+
+async def _grade_any(grader: Grader, question: Question, text: str) -> Verdict | None:
+    """Grade against the reference and, where words or numbers miss it, against its aliases."""
+    verdict = await grader(question, text)
+    for alias in question.aliases if grader.kind in ("exact", "contains", "number") else ():
+        if verdict is None or verdict.grade.outcome is not Outcome.RIGHT:
+            other = await grader(replace(question, ground_truth=alias), text)
+            verdict = other if other is not None and other.grade.outcome is Outcome.RIGHT else verdict
+    return verdict
 
 
 def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]:
@@ -292,7 +302,7 @@ async def compare_as_mathematics(kind: str, question: Question, text: str, timeo
     """Compare a reply's answer to the reference; without a process where it plainly is equal, or both are digits."""
     target, answer = _math_reference(question.ground_truth), final_answer(text)
     read = unmarked_formula(text) if answer is None else answer
-    if len(read) > LONGEST_MATH:
+    if len(read) > _LONGEST_MATH:
         return unknown(kind, None, f"an answer of {len(read):,} characters is too long to be compared")
     if not read:
         return unanswered(kind)

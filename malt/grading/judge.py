@@ -16,6 +16,7 @@ from pydantic import JsonValue, ValidationError
 from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.grading.answers import final_answer
+from malt.grading.eval_prompt import EvalPrompt, render_eval_prompt
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
 from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
@@ -24,13 +25,13 @@ from malt.questions.question import Question, content_id
 
 __all__ = ["JudgeReply", "Judgement", "LLMEvaluator", "Score"]
 
-REPAIR = (
+_REPAIR = (
     "That reply cannot be read: {reason}. Judge the same answer again, and reply with one JSON object and nothing "
     "else. Its keys: {keys}. Scores are numbers from 0 to 1; keep every text short."
 )
 """The one further turn that an unreadable reply gets; it says nothing of the criteria."""
 
-KEPT_CHARACTERS = 1000
+_KEPT_CHARACTERS = 1000
 """How much of an unreadable reply is shown to the judge again, and kept in an error."""
 
 
@@ -45,7 +46,7 @@ class LLMEvaluator:
     """Judge an answer against a reference answer with a model.
 
     The judge sees the question, the reference and the answer: never which role or branch wrote it. The criteria
-    change in three ways. A prompt folder (it needs `evaluator/system.md` and `evaluator/user.md`):
+    change in four ways. A prompt folder (it needs `evaluator/system.md` and `evaluator/user.md`):
 
         LLMEvaluator("openai/gpt-4o-mini", prompts="my_prompts")
 
@@ -62,6 +63,12 @@ class LLMEvaluator:
             def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
                 system, *turns = super().build_messages(question, ground_truth, answer)
                 return (Message(system.role, system.content + "\\nA missing unit makes an answer wrong."), *turns)
+
+    Or a subclass that sets the prompt, as pairs of role and template or as a LangChain template:
+
+        class CustomEvaluator(LLMEvaluator):
+            def _setup_prompt(self) -> None:
+                self.eval_prompt = [("system", "Grade chemistry …"), ("human", "{question} … {answer}")]
 
     As a grader it finds an answer right when the weighted score is above 0.5; the reward is the score itself.
     """
@@ -96,7 +103,7 @@ class LLMEvaluator:
         """
         self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
         self.schema = schema
-        self.model = declare_judge(
+        self.model = _declare_judge(
             model=model_name,
             temperature=temperature,
             correctness_weight=correctness_weight,
@@ -110,9 +117,11 @@ class LLMEvaluator:
             api_key_env=api_key_env,
             fallbacks=list(fallbacks),
         )
-        self.weights = all_weights(self.model, weights or {}, schema)
-        self._complete = complete or ask_default
-        self._tags = tags_in(self.prompts.messages(Role.EVALUATOR, question="-", ground_truth="-", answer="-"))
+        self.weights = _all_weights(self.model, weights or {}, schema)
+        self._complete = complete or _ask_default
+        self.eval_prompt: EvalPrompt | None = None
+        self._setup_prompt()
+        self._tags = tags_in(self._fill_prompt({"question": "-", "ground_truth": "-", "answer": "-"}))
 
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
@@ -168,7 +177,15 @@ class LLMEvaluator:
         prompt's own tags, or a chat template's turn, is escaped, so that an answer cannot leave its place.
         """
         slots = {"question": question, "ground_truth": ground_truth, "answer": answer}
-        return self.prompts.messages(Role.EVALUATOR, **{name: inert(text, self._tags) for name, text in slots.items()})
+        return self._fill_prompt({name: inert(text, self._tags) for name, text in slots.items()})
+
+    def _setup_prompt(self) -> None:
+        """Set `self.eval_prompt` where a subclass overrides this; eval_prompt.py says what it may be."""
+
+    def _fill_prompt(self, slots: Mapping[str, str]) -> tuple[Message, ...]:
+        if self.eval_prompt is not None:
+            return render_eval_prompt(self.eval_prompt, slots)
+        return self.prompts.messages(Role.EVALUATOR, **slots)
 
     async def _judge(self, question: Question, answer: str) -> Judgement:
         if not answer.strip():
@@ -195,11 +212,11 @@ class LLMEvaluator:
 
     def _repair(self, unread: Completion, reason: str) -> tuple[Message, Message]:
         keys = ", ".join(self.schema.model_fields)
-        said = inert(shortened(unread.text), self._tags) or "(nothing)"
-        return Message("assistant", said), Message("user", REPAIR.format(reason=reason, keys=keys))
+        said = inert(_shortened(unread.text), self._tags) or "(nothing)"
+        return Message("assistant", said), Message("user", _REPAIR.format(reason=reason, keys=keys))
 
     def _unknown(self, unread: Completion, reason: str) -> EvaluationUnknown:
-        said = shortened(unread.text)
+        said = _shortened(unread.text)
         return EvaluationUnknown(
             f"the judge {self.model.model!r} cannot be read, asked twice: {reason}; it said {said!r}", unread.text
         )
@@ -216,14 +233,14 @@ class LLMEvaluator:
         )
 
 
-async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
+async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
     from malt.llm.client.completers import ask_default as ask
 
     return await ask(request)
 
 
-def declare_judge(**values: object) -> EvaluatorSpec:
+def _declare_judge(**values: object) -> EvaluatorSpec:
     """Return the judge's declaration, or raise `ConfigError` for the first value that it cannot have."""
     try:
         return EvaluatorSpec.model_validate({"kind": "llm", **values})
@@ -233,7 +250,7 @@ def declare_judge(**values: object) -> EvaluatorSpec:
         raise ConfigError(f"LLMEvaluator: {where}: {first['msg']}, got {first['input']!r}") from None
 
 
-def all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
+def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
     """Return every weight by score."""
     weights = {"correctness_score": model.correctness_weight, "reasoning_score": model.reasoning_weight, **further}
     for name, weight in weights.items():
@@ -252,15 +269,15 @@ def plain(judged: Judgement) -> Evaluation:
     )
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     """Return the beginning of a long text."""
-    return text if len(text) <= KEPT_CHARACTERS else text[:KEPT_CHARACTERS] + " […]"
+    return text if len(text) <= _KEPT_CHARACTERS else text[:_KEPT_CHARACTERS] + " […]"
 
 
-INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
+_INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
 """What may stand between the characters of a tag and still look like one to a model."""
 
-TURN_MARKS = re.compile(
+_TURN_MARKS = re.compile(
     r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
 """First characters of the control tokens by which chat templates end a turn (ChatML and Llama 3, DeepSeek, Llama 2,
@@ -274,12 +291,12 @@ def tags_in(messages: tuple[Message, ...]) -> frozenset[str]:
 
 def inert(text: str, tags: frozenset[str]) -> str:
     """Escape the first character of whatever would read as one of these tags or as the end of a turn."""
-    text = TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
+    text = _TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
     if not tags:
         return text
     names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
     return re.sub(
-        rf"[<\uff1c\ufe64](?={INVISIBLE}(?:[/\uff0f]{INVISIBLE})?(?:{names})(?![\w-]))",
+        rf"[<\uff1c\ufe64](?={_INVISIBLE}(?:[/\uff0f]{_INVISIBLE})?(?:{names})(?![\w-]))",
         "&lt;",
         text,
         flags=re.IGNORECASE,

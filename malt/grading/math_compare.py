@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
+from sympy.core.function import AppliedUndef
 
 from malt.grading.math_reader import (
     PERCENT,
@@ -23,7 +24,7 @@ from malt.grading.math_reader import (
 from malt.grading.math_tokens import Unread
 from malt.grading.numbers import decimal_places
 
-LEAST_FIGURES = 6
+_LEAST_FIGURES = 6
 """Figures from which on a decimal number stands for the exact one that it is the rounding of."""
 _PRECISION = 40
 
@@ -102,9 +103,9 @@ def _near(reference: Value, left: Expr, answer: Value, right: Expr) -> bool:
     if left.free_symbols or right.free_symbols:
         return False
     return (
-        is_rounding(reference.decimal, left, right)
+        _is_rounding(reference.decimal, left, right)
         if _shorter(reference, answer)
-        else is_rounding(answer.decimal, right, left)
+        else _is_rounding(answer.decimal, right, left)
     )
 
 
@@ -114,12 +115,12 @@ def _shorter(reference: Value, answer: Value) -> bool:
     return len(reference.decimal) < len(answer.decimal)
 
 
-def is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
+def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
     """Whether a decimal number was written to six figures or more, and all of them are those of the exact value."""
     if written is None or "." not in written or not exact.is_real:
         return False
     digits, _, exponent = written.lower().lstrip("-").partition("e")
-    if len(digits.replace(".", "").lstrip("0")) < LEAST_FIGURES:
+    if len(digits.replace(".", "").lstrip("0")) < _LEAST_FIGURES:
         return False
     last = Rational(10) ** (int(exponent or 0) - len(digits.partition(".")[2]))
     if exact.is_Rational and decimal_places(_fraction(exact)) == decimal_places(_fraction(value)):
@@ -174,19 +175,28 @@ def _points(symbols: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
 
 
 def _same_number(left: Expr, right: Expr) -> bool:
-    """Whether two numbers agree in all of 30 figures; rational ones exactly."""
+    """Whether two numbers agree in all of 30 figures, and then in all of 290; rational ones exactly."""
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
         return False
     if any(side.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for side in (left, right)):
         return False
-    first, second = left.evalf(_PRECISION), right.evalf(_PRECISION)
-    if not (first.is_number and second.is_number) or first.has(sympy.nan, sympy.zoo, Symbol):
-        raise Unread("a value that cannot be computed")
-    if first.atoms(sympy.core.function.AppliedUndef) or second.atoms(sympy.core.function.AppliedUndef):
+    if left.atoms(AppliedUndef) or right.atoms(AppliedUndef):
         return bool(sympy.simplify(left - right) == 0)
-    return bool(abs(first - second) <= Rational(1, 10**30) * max(abs(first), abs(second)))
+    return all(_agree(left, right, figures) for figures in (30, 290))
+
+
+def _agree(left: Expr, right: Expr, figures: int) -> bool:
+    first, second = left.evalf(figures + 10), right.evalf(figures + 10)
+    if (
+        first.atoms(Symbol)
+        or second.atoms(Symbol)
+        or first.has(sympy.nan, sympy.zoo)
+        or second.has(sympy.nan, sympy.zoo)
+    ):
+        raise Unread("a value that cannot be computed")
+    return bool(abs(first - second) <= Rational(1, 10**figures) * max(abs(first), abs(second)))
 
 
 # Several.
@@ -253,6 +263,9 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
         left, right = _named(reference), _named(answer)
         if left is not None and right is not None and left[0] == right[0]:
             return same(left[1], right[1])
+        if "equiv" in (*reference.relations, *answer.relations):
+            alike = reference.relations == answer.relations
+            return alike and all(map(same, reference.sides, answer.sides))
         if reference.relations == ("in",):
             region = _region_of(answer)
             known = reference.sides[0] in answer.sides
@@ -277,8 +290,8 @@ def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | No
 
     `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
     """
-    if chain.relations == ("in",):
-        return chain.sides[0], chain.sides[1]
+    if chain.relations in (("in",), ("equiv",)):
+        return (chain.sides[0], chain.sides[1]) if _is_name(chain.sides[0]) else None
     if set(chain.relations) != {"="}:
         return None
     *before, last = chain.sides
@@ -309,7 +322,7 @@ def _is_name(reading: Reading) -> bool:
     named = reading.expr.args[0] if isinstance(reading.expr, sympy.Abs) else reading.expr
     if named.is_Mul and all(factor.is_Symbol and factor.name.isupper() for factor in named.args):
         return True  # the segment AB
-    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, sympy.core.function.AppliedUndef)
+    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, AppliedUndef)
 
 
 def _is_number(reading: Reading) -> bool:

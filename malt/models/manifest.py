@@ -91,7 +91,7 @@ class DatasetEntry(Recorded):
 class ModelManifest(VersionManifest):
     """The whole story of one model version."""
 
-    kind: Literal["model"] = "model"
+    kind: Literal["models"] = "models"
     base: BaseEntry
     dataset: DatasetEntry
     train: TrainSpec
