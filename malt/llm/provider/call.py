@@ -8,7 +8,7 @@ import copy
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,6 +27,7 @@ from malt.llm.provider.routing import (
     Route,
     find_provider,
     find_route,
+    forget_route,
     import_litellm,
     list_supported,
     look_up_price,
@@ -80,8 +81,23 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     Raises a class of faults.py for limiter.py and its callers to act on; `ConfigError` for a wrong key, model or
     parameter and `RunStopped` for an empty account: those end the run.
     """
+    while True:
+        route = await find_route(request.model)
+        with _keeping_server(request.model, route) as is_there:
+            if is_there:
+                return await _send(request, route, first, count)
+        forget_route(request.model)
+
+
+def _keeping_server(model: ModelSpec, route: Route) -> AbstractContextManager[bool]:
+    """Keep an embedded model's server from ending while it is asked; say whether it has ended before."""
+    if embedded.is_embedded(model.model) and route.api_base:
+        return embedded.asking(route.api_base, model.model)
+    return nullcontext(enter_result=True)
+
+
+async def _send(request: CompletionRequest, route: Route, first: int, count: int) -> Reply:
     model = request.model
-    route = await find_route(model)
     arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:
