@@ -1,10 +1,19 @@
-"""Prints what the graders take: `python -m benchmarks.grading`. Replies have about 1 kB; `math` uses every process."""
+"""Prints what the graders take, and how often they err: `python -m benchmarks.grading`.
+
+Throughput: replies of about 1 kB; `math` uses every process. Errors: answers planted by mechanical edits of
+references, and the tables of cases in `tests/cases/`, by what they are to find.
+"""
 
 import asyncio
+import json
 import os
 import time
-from typing import get_args
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, get_args
 
+from benchmarks.planted import planted
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.grading.graders import Grader, grade, graders_for
 from malt.questions.question import Question
@@ -36,6 +45,61 @@ async def grade_one(question: Question, replies: tuple[str, ...], graders: tuple
     await grade(question, WORK + replies[number % len(replies)], graders)
 
 
+class Judged(NamedTuple):
+    """One answer of which it is known whether it is right, and whether it was graded so."""
+
+    sort: str
+    is_right: bool
+    graded_right: bool
+
+
+AT_ONCE = 64
+
+
+async def judge_all(answers: Iterable[tuple[str, GraderKind, Question, str, bool]]) -> list[Judged]:
+    """Grade answers, some at a time."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def judge(sort: str, kind: GraderKind, question: Question, text: str, is_right: bool) -> Judged:
+        async with turns:
+            graded = await grade(question, text, graders_for(EvaluatorSpec(kind=(kind,)), None))
+        return Judged(sort, is_right, graded.outcome == "right")
+
+    return await asyncio.gather(*(judge(*answer) for answer in answers))
+
+
+def planted_answers() -> Iterable[tuple[str, GraderKind, Question, str, bool]]:
+    """Yield the planted study."""
+    for each in planted():
+        question = Question(question_id="q", question="What is it?", ground_truth=each.reference)
+        yield each.edit, "math", question, f"So it is \\boxed{{{each.answer}}}.", each.is_right
+
+
+def cases() -> Iterable[tuple[str, GraderKind, Question, str, bool]]:
+    """Yield the cases of the tables that have one outcome."""
+    for table in sorted((Path(__file__).parents[1] / "tests" / "cases").glob("grading_*.jsonl")):
+        for case in map(json.loads, table.read_text("utf-8").splitlines()):
+            choices = tuple(case.get("choices", ()))
+            question = Question(question_id="q", question="?", ground_truth=case["ground_truth"], choices=choices)
+            if isinstance(case["outcome"], str):
+                yield case["kind"], case["kind"], question, case["text"], case["outcome"] == "right"
+
+
+def print_errors(title: str, judged: list[Judged]) -> None:
+    """Print the share of wrong answers graded right, and of right ones graded wrong, by sort and in all."""
+    print(f"\n| {title} | wrong | graded right | right | not graded right |\n|---|---:|---:|---:|---:|")
+    for sort in [*dict.fromkeys(each.sort for each in judged), "all"]:
+        counts = Counter((each.is_right, each.graded_right) for each in judged if sort in (each.sort, "all"))
+        wrong, right = counts[False, True] + counts[False, False], counts[True, True] + counts[True, False]
+        shares = rate(counts[False, True], wrong), rate(counts[True, False], right)
+        print(f"| {sort} | {wrong:,} | {shares[0]} | {right:,} | {shares[1]} |")
+
+
+def rate(count: int, whole: int) -> str:
+    """Write a count and its share."""
+    return f"{count} ({100 * count / whole:.2f} %)" if whole else "-"
+
+
 async def main() -> None:
     """Print the table."""
     print(f"processors: {os.cpu_count()}\n\n| kind | grades a second | microseconds a grade |\n|---|---:|---:|")
@@ -43,6 +107,11 @@ async def main() -> None:
         if kind in REPLIES:
             seconds = await time_grader(kind, 2_000 if kind == "math" else 20_000)
             print(f"| `{kind}` | {1 / seconds:,.0f} | {seconds * 1e6:,.0f} |", flush=True)
+    answers = list(planted_answers())
+    started = time.perf_counter()
+    print_errors("planted in `math`", await judge_all(answers))
+    print(f"\n`math` on planted answers, no two alike: {len(answers) / (time.perf_counter() - started):,.0f} a second")
+    print_errors("cases of", await judge_all(cases()))
 
 
 if __name__ == "__main__":

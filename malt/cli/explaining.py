@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import evaluating, terminal
+from malt.cli import evaluating, terminal, training
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -37,10 +37,24 @@ _DERIVED = frozenset({"request_key", "reward", "value_low", "value_high"})
 
 @click.command()
 @takes_version
-@click.argument("row_id", metavar="ROW_ID")
+@click.argument("row_id", metavar="ROW_ID", required=False)
 @takes_json
-def explain(version: str, row_id: str, as_json: bool) -> None:
-    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
+def explain(version: str, row_id: str | None, as_json: bool) -> None:
+    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1.
+
+    For a model version: the rows and questions it was trained on; with ROW_ID one of them.
+    """
+    from malt.datasets.version.kinds import find_kind
+
+    if find_kind(version) == "models":
+        version = training.explain(version, row_id, as_json=as_json)
+    if row_id is not None:
+        _explain_row(version, row_id, as_json=as_json)
+    elif find_kind(version) == "datasets":
+        raise click.UsageError("Missing argument 'ROW_ID'.")
+
+
+def _explain_row(version: str, row_id: str, *, as_json: bool) -> None:
     from malt.datasets.check.explain import explain as explain_row
     from malt.datasets.version.dataset_version import open_version
 
@@ -131,8 +145,8 @@ def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt.datasets.version.kinds import find_kind
 
-    compared = evaluating.diff if find_kind(old) == "evaluations" else _diff_datasets
-    compared(old, new, as_json=as_json)
+    compared = {"evaluations": evaluating.diff, "models": training.diff, "datasets": _diff_datasets}
+    compared[find_kind(old)](old, new, as_json=as_json)
 
 
 def _diff_datasets(old: str, new: str, *, as_json: bool) -> None:

@@ -37,7 +37,7 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     for check in examine(load_spec(config, override, limit), Settings()):
         checks.append(check)
         if not as_json:
-            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}")
+            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.detail}")
     works = all(check.works for check in checks)
     if as_json:
         terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from malt.concurrency import Wait, all_of, in_turn
+from malt.concurrency import Wait, gather_all, gather_in_turn
 from malt.config.spec import Role
 from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, silent
@@ -90,9 +90,9 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
     """Yield what the store holds, in order; nobody is asked."""
 
     async def window_answered(window: Sequence[tuple[Question, Lineup]]) -> list[Answered]:
-        stored = make_store_completer(store, {question.question_id: None for question, _ in window})
-        return await in_turn(
-            answered(question, lineup, prompts, silent(lineup, stored), in_turn) for question, lineup in window
+        stored = make_store_completer(store, dict.fromkeys(question.question_id for question, _ in window))
+        return await gather_in_turn(
+            answered(question, lineup, prompts, silent(lineup, stored), gather_in_turn) for question, lineup in window
         )
 
     for start in range(0, len(asked), WINDOW):
@@ -100,7 +100,7 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
 
 
 async def answered(
-    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = all_of
+    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
     tree = await grow_tree(question, lineup.spec, prompts, complete, wait=wait)

@@ -14,8 +14,7 @@ from malt.models.playing import NAMED, with_weights
 from malt.models.version import ModelVersion, open_model
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import COMPARED, NEAR, RUN, screen
-from malt.questions.shingles import earlier_alike
+from malt.questions.screening import find_near_duplicates, screen
 
 SHOWN = 5
 """Overlapping questions that are named."""
@@ -98,7 +97,7 @@ def validation_questions(spec: RunSpec) -> list[Question]:
         )
     questions = read_questions(spec.questions)
     screening = screen(questions, spec.dataset)
-    apart = [each for each in questions if screening.split_of(each.question_id, spec.dataset) == "validation"]
+    apart = [each for each in questions if screening.choose_split(each.question_id, spec.dataset) == "validation"]
     if not apart:
         raise ConfigError(
             f"{spec.name}: dataset.validation = {spec.dataset.validation:g} sets none of {len(questions)} questions "
@@ -110,7 +109,7 @@ def validation_questions(spec: RunSpec) -> list[Question]:
 def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
     """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
     texts = [question.question for question in (*training, *questions)]
-    alike = earlier_alike(texts, RUN, NEAR, COMPARED)
+    alike = find_near_duplicates(texts)
     found = [
         (questions[place - len(training)].question_id, training[first].question_id)
         for place, first in alike.items()

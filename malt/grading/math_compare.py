@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
+from sympy.core.function import AppliedUndef
 
 from malt.grading.math_reader import (
     PERCENT,
@@ -174,19 +175,28 @@ def _points(symbols: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
 
 
 def _same_number(left: Expr, right: Expr) -> bool:
-    """Whether two numbers agree in all of 30 figures; rational ones exactly."""
+    """Whether two numbers agree in all of 30 figures, and then in all of 290; rational ones exactly."""
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
         return False
     if any(side.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for side in (left, right)):
         return False
-    first, second = left.evalf(_PRECISION), right.evalf(_PRECISION)
-    if not (first.is_number and second.is_number) or first.has(sympy.nan, sympy.zoo, Symbol):
-        raise Unread("a value that cannot be computed")
-    if first.atoms(sympy.core.function.AppliedUndef) or second.atoms(sympy.core.function.AppliedUndef):
+    if left.atoms(AppliedUndef) or right.atoms(AppliedUndef):
         return bool(sympy.simplify(left - right) == 0)
-    return bool(abs(first - second) <= Rational(1, 10**30) * max(abs(first), abs(second)))
+    return all(_agree(left, right, figures) for figures in (30, 290))
+
+
+def _agree(left: Expr, right: Expr, figures: int) -> bool:
+    first, second = left.evalf(figures + 10), right.evalf(figures + 10)
+    if (
+        first.atoms(Symbol)
+        or second.atoms(Symbol)
+        or first.has(sympy.nan, sympy.zoo)
+        or second.has(sympy.nan, sympy.zoo)
+    ):
+        raise Unread("a value that cannot be computed")
+    return bool(abs(first - second) <= Rational(1, 10**figures) * max(abs(first), abs(second)))
 
 
 # Several.
@@ -309,7 +319,7 @@ def _is_name(reading: Reading) -> bool:
     named = reading.expr.args[0] if isinstance(reading.expr, sympy.Abs) else reading.expr
     if named.is_Mul and all(factor.is_Symbol and factor.name.isupper() for factor in named.args):
         return True  # the segment AB
-    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, sympy.core.function.AppliedUndef)
+    return bool(reading.expr.is_Symbol) or isinstance(reading.expr, AppliedUndef)
 
 
 def _is_number(reading: Reading) -> bool:

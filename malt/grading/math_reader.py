@@ -294,7 +294,7 @@ class _Parser:
         total = _signed(sign or "+", _whole(first))
         single = True
         while sign := self.take("+", "-", "pm", "mp"):
-            total = total + _signed(sign, _whole(self.product()))
+            total = _finite(total) + _signed(sign, _finite(_whole(self.product())))
             single = False
         written = decimal if single and decimal and not total.has(SIGN) else None
         return _measured(total, written and ("-" + written if total.is_negative else written))
@@ -312,7 +312,7 @@ class _Parser:
             factor = self.factor(signed=operation is not None)
             if operation is None and _has_unit(result) and not _has_unit(factor):
                 raise Unread("a value after a unit")
-            result = result / factor if operation == "/" else result * factor
+            result = _finite(result) / factor if operation == "/" else _finite(result) * _finite(factor)
             decimal = decimal if _only_unit(factor) else None
         return _measured(result, decimal)
 
@@ -442,7 +442,7 @@ class _Parser:
             inner = _whole(self.sum())
             self.expect("|")
             self.bars -= 1
-            return Value(sympy.Abs(inner))
+            return Value(sympy.Abs(_finite(inner)))
         if token.text in _CURRENCIES:
             inner = _whole(self.mixed_number() or self.power())
             return Value(inner * _unit(_CURRENCIES[token.text]))
@@ -635,7 +635,7 @@ class _Parser:
         if self.take("["):
             degree = _whole(self.sum())
             self.expect("]")
-        return Value(sympy.root(_whole(self.atom()), degree))
+        return Value(sympy.root(_finite(_whole(self.atom())), degree))
 
     def function(self, name: str) -> Reading:
         """Read a function: its index or power, and its argument."""
@@ -815,8 +815,16 @@ def _bounded(value: Expr, most: int) -> Expr:
     return value
 
 
+def _finite(value: Expr) -> Expr:
+    """Refuse to calculate with infinity."""
+    if value.has(sympy.oo, -sympy.oo, sympy.zoo):
+        raise Unread("infinity in a calculation")
+    return value
+
+
 def _power(base: Expr, exponent: Expr) -> Expr:
     """Raise, unless the result would be absurdly long."""
+    _finite(base * exponent)
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(int(base.p)).bit_length(), int(base.q).bit_length()) * abs(exponent)
         if bits > LARGEST_POWER:
@@ -833,7 +841,7 @@ def _apply(name: str, arguments: list[Expr], base: Expr | None, inverse: bool) -
         return many[name](*arguments) if name in ("max", "min") else many[name](arguments)
     if len(arguments) != 1:
         raise Unread(f"{name} of {len(arguments)} arguments")
-    argument = arguments[0]
+    argument = _finite(arguments[0])
     if name in ("ln", "log", "lg"):
         if base in (0, 1) or argument == 0:
             raise Unread("a logarithm without a value")

@@ -26,7 +26,8 @@ from malt.errors import ConfigError, MaltError
 from malt.evaluation.systems import Lineup, lineups, silent, with_samples
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
-from malt.llm.request import Completion, read_text
+from malt.llm.request import Completion
+from malt.llm.response import split_parts
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id, read_questions
 from malt.trees.pipeline import grow_tree
@@ -57,8 +58,8 @@ class Asked(BaseModel):
     @property
     def question(self) -> str:
         """The last user turn; without one, all turns."""
-        turns = [read_text(turn.content) for turn in self.messages if turn.role == "user"]
-        return (turns[-1] if turns else "\n\n".join(read_text(turn.content) for turn in self.messages)).strip()
+        turns = [split_parts(turn.content)[0] for turn in self.messages if turn.role == "user"]
+        return (turns[-1] if turns else "\n\n".join(split_parts(turn.content)[0] for turn in self.messages)).strip()
 
 
 class Trio(NamedTuple):

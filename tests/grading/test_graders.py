@@ -8,16 +8,18 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import EvaluatorSpec
+from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import GradingError
-from malt.grading.graders import Grader, grade, graders_for
+from malt.grading import graders
+from malt.grading.graders import GRADERS, Grader, grade, graders_for, objective_grader
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict, truncated_grade
+from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import worker_pids
 from malt.grading.references import check_references
 from malt.questions.question import Question
@@ -148,6 +150,33 @@ async def test_each_kind_decides_or_passes_on(
     assert (result.grader, result.outcome) == (decided_by, outcome)
 
 
+def test_every_kind_of_the_spec_has_a_grader_that_says_what_it_takes_and_refuses() -> None:
+    assert {*GRADERS, LLMEvaluator.kind} == set(get_args(GraderKind))
+    declared = spec("python", function="json:loads")
+    for kind, grader in GRADERS.items():
+        made = objective_grader(kind, declared)
+        assert (type(made), made.kind) == (grader, kind)
+        assert made.refuses
+        accepted = made.accepts(question("7", ("7", "8")))
+        assert accepted is True or (not isinstance(accepted, bool) and accepted.result() is True)
+
+
+@pytest.mark.parametrize("kind", get_args(GraderKind))
+def test_every_kind_is_named_in_the_readme_and_in_what_the_graders_say(kind: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert f"`{kind}`" in readme
+    assert f"| `{kind}` |" in (graders.__doc__ or "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in GRADERS if kind != "python"])
+async def test_every_objective_kind_grades_right_wrong_and_nothing(kind: str) -> None:
+    asked = question("B" if kind == "choice" else "7", ("x", "y"))
+    made = graders_for(spec(kind), None)
+    for text, outcome in (("Final Answer: {}", Outcome.RIGHT), ("Final Answer: 0{}1 A", Outcome.WRONG), ("", None)):
+        graded_text = await grade(asked, text.format(asked.ground_truth), made)
+        assert graded_text.outcome == (outcome or Outcome.UNANSWERED)
+
+
 def test_graders_keep_the_order_of_the_config() -> None:
     kinds = ("exact", "math", "llm", "number")
     assert tuple(grader.kind for grader in graders_for(spec(*kinds), RIGHT)) == kinds
@@ -225,7 +254,7 @@ def test_a_function_that_cannot_be_imported_is_found_first(function: str) -> Non
 
 # Users' graders.
 
-GRADERS = """
+USERS_GRADERS = """
 import time
 def fair(question, ground_truth, answer): return ground_truth in answer
 def half(question, ground_truth, answer): return 0.5
@@ -259,7 +288,7 @@ async def test_a_users_grader_gives_the_score(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "users_graders.py").write_text(GRADERS)
+    (tmp_path / "users_graders.py").write_text(USERS_GRADERS)
     monkeypatch.syspath_prepend(tmp_path)
     for pid in worker_pids():  # processes know the path as it was when they started
         os.kill(pid, signal.SIGKILL)
@@ -328,3 +357,17 @@ async def test_math_and_number_agree_on_whole_numbers(number: int) -> None:
     for kind in ("math", "number"):
         assert (await graded(str(number), f"Final Answer: ${number}$", kind)).outcome is Outcome.RIGHT
         assert (await graded(str(number), f"Final Answer: ${number + 1}$", kind)).outcome is Outcome.WRONG
+
+
+@pytest.mark.parametrize("kind", ["exact", "contains"])
+async def test_any_alias_of_the_reference_is_right(kind: str) -> None:
+    asked = Question(
+        question_id="q", question="Who?", ground_truth="Sinclair Lewis", metadata={"aliases": ["Harry Sinclair Lewis"]}
+    )
+    graders = graders_for(EvaluatorSpec(kind=(kind,)), None)
+    for answer, outcome in [
+        ("Sinclair Lewis", "right"),
+        ("Harry Sinclair Lewis", "right"),
+        ("Upton Sinclair", "wrong"),
+    ]:
+        assert (await grade(asked, f"Final Answer: {answer}", graders)).outcome == outcome
