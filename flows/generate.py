@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import allow_failure, flow, get_run_logger, unmapped
 from prefect.client.schemas.objects import State
+from prefect.context import SyncClientContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.executors import ask_in_shards
@@ -27,7 +28,6 @@ from tasks.growing import (
     collect,
     expand,
     grade,
-    samples_above,
     with_block_keys,
 )
 from tasks.progress import show_progress
@@ -66,14 +66,15 @@ async def grow_branches(job: Job, run: Run) -> Grown:
     grower, storage = Grower(job, run), await save_answer_storage()
     shared, expand_stored = unmapped(grower), expand.with_options(result_storage=storage)
     branches = [Branch(question) for question in job.questions]
-    answers = expand_stored.map(branches, unmapped(None), shared)
-    expanded = [*zip(branches, answers, strict=True)]
-    for role in PLAYERS[1:]:
-        branches, parents = children_of(branches, answers, samples_above(role, job.spec))
-        answers = expand_stored.map(branches, allow_failure(parents), shared)
-        expanded += zip(branches, answers, strict=True)
-    trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)
-    return await collect(expanded, trees, grower)
+    with SyncClientContext.get_or_create():  # else each task run would make a client of its own, for 25 ms
+        answers = expand_stored.map(branches, unmapped(None), shared)
+        expanded = [*zip(branches, answers, strict=True)]
+        for _ in PLAYERS[1:]:
+            branches, parents = children_of(branches, answers, job.spec)
+            answers = expand_stored.map(branches, allow_failure(parents), shared)
+            expanded += zip(branches, answers, strict=True)
+        trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)
+        return await collect(expanded, trees, grower)
 
 
 async def grow_shards(job: Job, run: Run) -> Grown:

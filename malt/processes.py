@@ -13,7 +13,7 @@ _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Import without garbage collection: each collection would walk modules that live as long as the process."""
     collects = gc.isenabled()
     gc.disable()
@@ -37,7 +37,7 @@ def is_running(pid: int) -> bool:
 
 
 @cache
-def here() -> str:
+def machine_id() -> str:
     """Name the machine or container whose processes `is_running` can see; equal host names do not make two one."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # only Linux tells

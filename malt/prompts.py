@@ -1,4 +1,4 @@
-"""Prompt sets: text files under `prompts/<set>/<role>/`, filled strictly; their digests are in every manifest.
+"""Prompt sets: text files under `prompts/<set>/<role>/`. Every slot must be filled; manifests have their digests.
 
 A role has `system.md` and `user.md` (Jinja2, sandboxed) and may have `examples.jsonl`: short exchanges shown as earlier
 turns. What siblings share comes first, so that providers' prefix caches serve them.
@@ -17,15 +17,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from malt.config.spec import PLAYERS, Role, slots_of
 from malt.errors import PromptError
 from malt.llm.request import Message
+from malt.regular_files import MIB, read_regular_file
 
 SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role in Role}
 """What each role's templates may name."""
 
-PACKAGED_SETS = Path(__file__).parent / "_prompts"
+_PACKAGED_SETS = Path(__file__).parent / "_prompts"
 PROJECT_SETS = Path(__file__).parent.parent / "prompts"
+_MOST_BYTES = 4 * MIB
 
 
-class Example(BaseModel):
+class _Example(BaseModel):
     """One line of `examples.jsonl`: the slots of an example's user turn, and the reply that the role should give."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -54,16 +56,16 @@ class PromptSet:
     roles: Mapping[Role, RolePrompt]
 
     def messages(self, role: Role, **slots: str) -> tuple[Message, ...]:
-        """Return what a role sees: system text, example turns, and the user text filled with `slots`, verbatim.
+        """Return what a role sees: system text, example turns, and the user text with `slots` filled in.
 
         An empty `system.md` sends no system message. Raises `PromptError` unless `slots` are exactly the role's.
         """
         where = f"prompt set '{self.name}', {role.value}"
-        require_slots(slots, role, where)
+        _require_slots(slots, role, where)
         prompt = self.roles[role]
-        system = fill(prompt.system, slots, f"{where}/system.md")
+        system = _fill(prompt.system, slots, f"{where}/system.md")
         opening = (Message("system", system),) if system else ()
-        return (*opening, *prompt.turns, Message("user", fill(prompt.user, slots, f"{where}/user.md")))
+        return (*opening, *prompt.turns, Message("user", _fill(prompt.user, slots, f"{where}/user.md")))
 
 
 def load_prompts(name_or_folder: str) -> PromptSet:
@@ -73,8 +75,8 @@ def load_prompts(name_or_folder: str) -> PromptSet:
     """
     folder = find_set(name_or_folder)
     files: dict[Path, str] = {}
-    roles = {role: load_role(folder, role, files) for role in Role}
-    digests = {path.relative_to(folder).as_posix(): sha256(text) for path, text in sorted(files.items())}
+    roles = {role: _load_role(folder, role, files) for role in Role}
+    digests = {path.relative_to(folder).as_posix(): _sha256(text) for path, text in sorted(files.items())}
     return PromptSet(folder.name, folder, digests, roles)
 
 
@@ -83,17 +85,17 @@ def find_set(name_or_folder: str) -> Path:
 
     A bare name is a folder only where a role's prompts are in it: a folder that happens to be called `math` is none.
     """
-    own = home_filled(name_or_folder)
+    own = _expand_home(name_or_folder)
     if own.is_dir() and (len(own.parts) > 1 or any((own / role).is_dir() for role in Role)):
         return own.resolve()
-    for sets in (PACKAGED_SETS, PROJECT_SETS):
+    for sets in (_PACKAGED_SETS, PROJECT_SETS):
         if (sets / name_or_folder).is_dir():
             return (sets / name_or_folder).resolve()
     known = ", ".join(known_sets()) or "none"
-    raise PromptError(f"no prompt set or folder {name_or_folder!r}; sets: {known}; or give a folder of your own")
+    raise PromptError(f"no prompt set or folder {name_or_folder!r} (looked in {Path.cwd()}); sets: {known}")
 
 
-def home_filled(folder: str) -> Path:
+def _expand_home(folder: str) -> Path:
     """Return a path with `~` filled in. Raises `PromptError` where there is no such home."""
     try:
         return Path(folder).expanduser()
@@ -102,81 +104,80 @@ def home_filled(folder: str) -> Path:
 
 
 def known_sets() -> list[str]:
-    """The names of the sets that come with this package."""
-    folders = [path for sets in (PACKAGED_SETS, PROJECT_SETS) if sets.is_dir() for path in sets.iterdir()]
+    """Return the names of the sets that come with this package."""
+    folders = [path for sets in (_PACKAGED_SETS, PROJECT_SETS) if sets.is_dir() for path in sets.iterdir()]
     return sorted({path.name for path in folders if path.is_dir()})
 
 
-def load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
+def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
     """Read and check one role's files; what was read is added to `files`."""
     system, user, examples = (folder / role.value / name for name in ("system.md", "user.md", "examples.jsonl"))
     for path in (system, user):
-        files[path] = read_template(path, role, folder)
+        files[path] = _read_template(path, role, folder)
     if not files[user].strip():
         raise PromptError(f"{user}: the user template is empty; it must show the role its question")
-    if not any(slots_named(files[path]) for path in (system, user)):
-        raise PromptError(f"{user}: names none of {listed(SLOTS[role])}, so every {role.value} would see the same text")
+    if not any(_find_slots(files[path]) for path in (system, user)):
+        raise PromptError(f"{user}: names none of {_join(SLOTS[role])}, so every {role.value} would see the same text")
     if examples.exists():
-        files[examples] = read_text(examples)
+        files[examples] = _read_text(examples)
     return RolePrompt(
         system=files[system].strip(),
         user=files[user].strip(),
-        turns=tuple(example_turns(files.get(examples, ""), examples, files[user].strip(), role)),
+        turns=tuple(_example_turns(files.get(examples, ""), examples, files[user].strip(), role)),
     )
 
 
-def read_template(path: Path, role: Role, folder: Path) -> str:
+def _read_template(path: Path, role: Role, folder: Path) -> str:
     """Read one template, and refuse a missing file, broken syntax, and any slot that is not the role's."""
     if not path.is_file():
         missing = path.relative_to(folder).as_posix()
         raise PromptError(f"prompt set '{folder.name}' has no {missing} (looked in {folder}); every role needs it")
-    text = read_text(path)
+    text = _read_text(path)
     try:
-        named = slots_named(text)
+        named = _find_slots(text)
     except TemplateSyntaxError as error:
         raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
     except RecursionError as error:
         raise PromptError(f"{path}: template nested too deep to be read") from error
-    refuse_slots(named - SLOTS[role], role, path)
-    fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
+    _refuse_slots(named - SLOTS[role], role, path)
+    _fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
     return text
 
 
-def slots_named(text: str) -> set[str]:
+def _find_slots(text: str) -> set[str]:
     """Return what a template wants filled. Raises `TemplateSyntaxError`."""
-    return meta.find_undeclared_variables(environment().parse(text))
+    return meta.find_undeclared_variables(_jinja().parse(text))
 
 
-def refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
+def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
     """Raise for slots that a template must not name; above all, no trained role may be shown the reference answer."""
     if "ground_truth" in unknown and role in PLAYERS:
         raise PromptError(f"{path}: names the reference answer {{{{ground_truth}}}}, which no {role.value} may see")
     if unknown:
-        raise PromptError(f"{path}: unknown slot {listed(unknown)}; a {role.value} has {listed(SLOTS[role])}")
+        raise PromptError(f"{path}: unknown slot {_join(unknown)}; a {role.value} has {_join(SLOTS[role])}")
 
 
-def require_slots(slots: Mapping[str, str], role: Role, where: str) -> None:
+def _require_slots(slots: Mapping[str, str], role: Role, where: str) -> None:
     """Raise unless exactly the role's slots are given."""
     if slots.keys() != SLOTS[role]:
-        given = listed(slots) or "none"
-        raise PromptError(f"{where}: slots given: {given}; a {role.value} takes exactly {listed(SLOTS[role])}")
+        given = _join(slots) or "none"
+        raise PromptError(f"{where}: slots given: {given}; a {role.value} takes exactly {_join(SLOTS[role])}")
 
 
-def example_turns(text: str, path: Path, user: str, role: Role) -> Iterator[Message]:
+def _example_turns(text: str, path: Path, user: str, role: Role) -> Iterator[Message]:
     """Yield an `examples.jsonl` as user and assistant turns, the user's rendered through the role's own `user.md`."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"
-            example = read_example(line, where)
-            require_slots(example.slots, role, where)
-            yield Message("user", fill(user, example.slots, where))
+            example = _read_example(line, where)
+            _require_slots(example.slots, role, where)
+            yield Message("user", _fill(user, example.slots, where))
             yield Message("assistant", example.reply)
 
 
-def read_example(line: str, where: str) -> Example:
-    """Read one line of `examples.jsonl`."""
+def _read_example(line: str, where: str) -> _Example:
     try:
-        return Example.model_validate_json(line)
+        return _Example.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "line"
@@ -185,24 +186,23 @@ def read_example(line: str, where: str) -> Example:
         ) from error
 
 
-def fill(text: str, slots: Mapping[str, str], where: str) -> str:
+def _fill(text: str, slots: Mapping[str, str], where: str) -> str:
     """Render a template. Slot values are never read as templates."""
     if "{" not in text:
         return text
     try:
-        return compiled(text).render(slots)
+        return _compile(text).render(slots)
     except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise PromptError(f"{where}: template cannot be filled: {error}") from error
 
 
 @lru_cache(maxsize=256)
-def compiled(text: str) -> Template:
-    """Compile a template, once a process."""
-    return environment().from_string(text)
+def _compile(text: str) -> Template:
+    return _jinja().from_string(text)
 
 
 @lru_cache(maxsize=1)
-def environment() -> SandboxedEnvironment:
+def _jinja() -> SandboxedEnvironment:
     """Return the one Jinja2 environment: sandboxed, strict, and without its own functions, so each name is a slot."""
     env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     env.globals.clear()
@@ -210,19 +210,19 @@ def environment() -> SandboxedEnvironment:
     return env
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Read UTF-8 text; line ends and a byte order mark do not matter."""
+    is_ours = any(path.is_relative_to(sets) for sets in (_PACKAGED_SETS, PROJECT_SETS))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes() if is_ours else read_regular_file(path, _MOST_BYTES)
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def sha256(text: str) -> str:
-    """Return the digest of a file's text."""
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def listed(names: Mapping[str, str] | set[str] | frozenset[str]) -> str:
-    """Name slots in a message, in a stable order."""
+def _join(names: Mapping[str, str] | set[str] | frozenset[str]) -> str:
     return ", ".join(sorted(names))

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.states import Cancelled, Completed, Failed, Pending
 
-from malt.concurrency import to_its_end
+from malt.concurrency import run_to_end
 from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.engine.fill import fill_batch
 from malt.engine.job import Job
@@ -32,28 +32,48 @@ from tasks.stored_answers import STORED_ANSWERS
 
 Future = PrefectFuture[Any]
 
+ROOT = Address()
 POLL_S = 0.5
 """How often a flow that waits for its task runs looks whether the run was stopped."""
 
 
-class Branch(NamedTuple):
+class Branch:
     """A node of a question's tree whose children are asked for; the root to begin with."""
 
-    question: Question
-    node: Address = Address()
+    def __init__(self, question: Question, node: Address = ROOT) -> None:
+        self.question = question
+        self.node = node
+
+    @property
+    def role(self) -> Role:
+        """Who is asked."""
+        return PLAYERS[len(self.node)]
 
     def __str__(self) -> str:
-        return f"{PLAYERS[len(self.node)]} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
+        return f"{self.role} {self.question.question_id}" + (f"/{self.node}" if self.node else "")
 
 
-class Answers(NamedTuple):
-    """What one request came to, and the texts above that it went by."""
+class Answers:
+    """What one request came to, and the texts above that it went by.
 
-    texts: tuple[str, ...]
-    completions: Mapping[int, Completion]
-    """By sample number."""
-    failure: RequestFailed | None = None
-    """Why some could not be had."""
+    This class and `Graded` are none that Prefect looks into. It joins whatever equals a part of a result by identity to
+    the task that gave it, and all empty tuples are one.
+    """
+
+    def __init__(
+        self, texts: tuple[str, ...], completions: Mapping[int, Completion], failure: RequestFailed | None = None
+    ) -> None:
+        """`completions` are those that came, by sample number; `failure` says why others did not."""
+        self.texts = texts
+        self.completions = completions
+        self.failure = failure
+
+
+class Graded:
+    """What grading a tree came to."""
+
+    def __init__(self, assessed: Assessed) -> None:
+        self.assessed = assessed
 
 
 class Grower:
@@ -138,8 +158,8 @@ def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> Sta
     except MaltError as error:
         return Failed(message=str(error), data=error)
     if failures := assessed.valued.tree.failures:
-        return Failed(message=failures[0].reason, data=assessed)
-    return Completed(message=count_right(assessed.valued), data=assessed)
+        return Failed(message=failures[0].reason, data=Graded(assessed))
+    return Completed(message=count_right(assessed.valued), data=Graded(assessed))
 
 
 def count_right(valued: ValuedTree) -> str:
@@ -149,21 +169,16 @@ def count_right(valued: ValuedTree) -> str:
     return f"{right} of {len(leaves)} leaves right"
 
 
-def samples_above(role: Role, spec: RunSpec) -> int:
-    """Return how many children the nodes have of which a role is asked about each."""
-    return spec.roles[PLAYERS[PLAYERS.index(role) - 1]].samples
-
-
 def children_of(
-    branches: Sequence[Branch], answers: Sequence[Future], samples: int
+    branches: Sequence[Branch], answers: Sequence[Future], spec: RunSpec
 ) -> tuple[list[Branch], list[Future]]:
     """Return the next level's branches, and the future that each one's text comes from."""
-    pairs = [
+    children = [
         (Branch(branch.question, branch.node.child(sample)), future)
         for branch, future in zip(branches, answers, strict=True)
-        for sample in range(samples)
+        for sample in range(spec.roles[branch.role].samples)
     ]
-    return [branch for branch, _ in pairs], [future for _, future in pairs]
+    return [child for child, _ in children], [future for _, future in children]
 
 
 def by_question(answers: Sequence[Future], questions: int) -> list[Sequence[Future]]:
@@ -183,7 +198,7 @@ async def collect(expanded: Sequence[tuple[Branch, Future]], trees: Sequence[Fut
     """Wait for all task runs, and return what failed. Raises what is nobody's answer: a wrong key, a broken store."""
     session = grower.ask.session
     futures = cast("list[PrefectConcurrentFuture[Any]]", [*(future for _, future in expanded), *trees])
-    await to_its_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
+    await run_to_end(lambda: wait_for(futures, session), session.close, STOP_SECONDS)
     if session.stopped is not None:
         if not isinstance(session.stopped, RunStopped):
             raise session.stopped
@@ -208,12 +223,11 @@ async def find_failures(future: Future, branch: Branch | None = None) -> tuple[F
     if not (future.state.is_failed() or future.state.is_crashed()):
         return ()
     found = await future.state.aresult(raise_on_failure=False)
-    if isinstance(found, Assessed):
-        return found.valued.tree.failures
+    if isinstance(found, Graded):
+        return found.assessed.valued.tree.failures
     if branch is None or not isinstance(found, Answers):
         raise found
-    role = PLAYERS[len(branch.node)]
-    return (FailedBranch(branch.question.question_id, str(branch.node), role, str(found.failure)),)
+    return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)
 
 
 @task(task_run_name="grow {job.questions[0].question_id} and on", persist_result=False)

@@ -17,10 +17,10 @@ from malt.engine.build import Built, build
 from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
-from malt.trees.replay import Assessed
+from malt.sanitize import code_span, escape_markdown
 from tasks.artifacts import leave
 from tasks.comparing import tell_changes
-from tasks.growing import Future
+from tasks.growing import Future, Graded
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
@@ -29,8 +29,8 @@ FAILURES_SHOWN = 200
 @task(task_run_name="publish {job.spec.name}", persist_result=False)
 def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
     """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
-    graded = [tree for tree in trees if isinstance(tree, Assessed)]
-    return build(job, {tree.valued.tree.question.question_id: tree for tree in graded})
+    graded = [tree.assessed for tree in trees if isinstance(tree, Graded)]
+    return build(job, {each.valued.tree.question.question_id: each for each in graded})
 
 
 async def publish(job: Job, trees: Sequence[Future]) -> Built:
@@ -57,22 +57,29 @@ async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float)
 async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
     key = f"{summary.dataset}-summary"
-    await leave(acreate_markdown_artifact(summary.markdown, key=key, description=summary.sentence))
+    await leave(acreate_markdown_artifact(summary.markdown, key=key, description=escape_markdown(summary.sentence)))
     if summary.failures:
         await leave(
             acreate_table_artifact(
-                [failure._asdict() for failure in summary.failures[:FAILURES_SHOWN]],
+                failure_rows(summary),
                 key=f"{summary.dataset}-failed-branches",
                 description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
             )
         )
 
 
+def failure_rows(summary: RunSummary) -> list[dict[str, str]]:
+    """The first failed branches as rows of a table, whose cells Prefect reads as Markdown."""
+    shown = (failure._asdict() for failure in summary.failures[:FAILURES_SHOWN])
+    return [{name: escape_markdown(str(cell)) for name, cell in row.items()} for row in shown]
+
+
 async def show_figures(version: DatasetVersion) -> None:
     """Put the report's figures where Prefect shows them, and say where the report is."""
     report = version.path / REPORT_FILE
     where = (
-        f"- dataset: `{version.path}`\n- report, with the trees: `{report}` (`malt report {version.reference} --open`)"
+        f"- dataset: {code_span(str(version.path))}\n"
+        f"- report, with the trees: {code_span(str(report))} (`malt report {version.reference} --open`)"
     )
     await leave(
         acreate_markdown_artifact(

@@ -13,7 +13,7 @@ from malt.engine.batch_mode import Rhythm, ask_in_batches
 from malt.engine.fill import fill
 from malt.engine.job import Job, read_job
 from malt.engine.run import Filled, Run
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from tests.batches import BatchProvider
 
 HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "private_files", "regular_files"),
     ("config",),
     ("questions",),
     ("llm",),
@@ -135,9 +135,9 @@ def test_only_the_command_line_names_a_flow() -> None:
     assert naming == {"malt.cli.runs"}
 
 
-def test_litellm_is_imported_where_it_is_set_up_and_where_it_sends() -> None:
+def test_litellm_is_imported_in_one_place() -> None:
     importing = {module for module, tree in sources().items() for name in imported(tree) if within(name, "litellm")}
-    assert importing == {"malt.llm.provider.routing", "malt.llm.provider.openai_compatible"}
+    assert importing == {"malt.llm.provider.routing"}
 
 
 def test_an_import_inside_a_function_counts() -> None:

@@ -146,7 +146,7 @@ def test_a_template_that_cannot_be_used_is_refused_when_the_set_is_loaded(
 
 
 def test_an_unknown_set_is_answered_with_those_there_are() -> None:
-    with pytest.raises(PromptError, match=r"no prompt set or folder 'genral'; sets: choice, general, math"):
+    with pytest.raises(PromptError, match=r"no prompt set or folder 'genral' .*; sets: choice, general, math"):
         load_prompts("genral")
 
 
@@ -271,3 +271,15 @@ def test_a_template_that_would_do_harm_is_refused(tmp_path: Path, template: str,
 def test_a_home_that_is_not_there_is_said() -> None:
     with pytest.raises(PromptError, match="prompts = '~nobody-of-this-name'"):
         load_prompts("~nobody-of-this-name")
+
+
+def test_a_link_and_what_is_no_file_are_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "linked")
+    (tmp_path / "elsewhere.md").write_text("{{question}}")
+    (folder / "generator/user.md").unlink()
+    (folder / "generator/user.md").symlink_to(tmp_path / "elsewhere.md")
+    assert "is a link; name the file that it leads to" in refusal(folder)
+    (folder / "generator/user.md").unlink()
+    with (folder / "generator/user.md").open("w") as file:
+        file.truncate(5 * 2**20)
+    assert "it is larger than 4 MiB" in refusal(folder)

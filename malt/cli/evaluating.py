@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @takes_config
+@click.option("--race", is_flag=True, help="Drop systems early that cannot win any more.")
 @takes_json
-def evaluate(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: bool, as_json: bool) -> int:
     """Compare systems on held-out questions, paired by question. Asks only for what the store does not hold."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine import signals
-    from malt.evaluation.evaluate import evaluate_job, limit_questions, name_run
+    from malt.engine.run import new_run_name
+    from malt.evaluation.evaluate import evaluate_alone, limit_questions
     from malt.evaluation.job import check_systems, read_evaluation
 
-    job = read_evaluation(load_spec(config, limit_questions(override, limit)))
+    overrides = [*limit_questions(override, limit), *(["evaluate.race=true"] if race else [])]
+    job = read_evaluation(load_spec(config, overrides))
     check_systems(job)
-    done = signals.run(evaluate_job(job, Settings(), name_run()))
+    done = signals.run(evaluate_alone(job, Settings(), new_run_name()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")
@@ -103,6 +106,7 @@ def show_evaluation(version: "EvaluationVersion") -> None:
     terminal.say(f"{summary.questions:,} questions, {summary.chains} chains; graded by {graders}")
     _show_accuracies(summary)
     _show_differences(summary)
+    _show_tournament(summary)
     for name, system in summary.systems.items():
         terminal.say(f"  {name}: {system.refining.sentence}")
 
@@ -127,6 +131,21 @@ def _show_differences(summary: "Summary") -> None:
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
         table.add_row(name, f"{100 * found.difference:+.1f}", interval, f"{found.p:.3g}", f"{found.p_holm:.3g}")
     terminal.say(table)
+
+
+def _show_tournament(summary: "Summary") -> None:
+    """Print what each model is worth in each role, whom a race dropped, and what to choose under a budget."""
+    for role, worths in summary.tournament.items():
+        table = terminal.new_table(role, "mean, %", "worth, points", "95 %")
+        for model, worth in worths.items():
+            interval = f"{100 * worth.low:+.1f} to {100 * worth.high:+.1f}"
+            table.add_row(model, f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f}", interval)
+        terminal.say(table)
+    for name, questions in summary.dropped.items():
+        terminal.say(f"  {name}: dropped by the race after {questions:,} questions; a best system is in at most 5 %")
+    for choice in summary.frontier:
+        accuracy = 100 * (choice.cell.accuracy or 0.0)
+        terminal.say(f"  from {choice.tokens:,.0f} tokens a question: {choice.system}, {choice.way}: {accuracy:.1f} %")
 
 
 def _format_cell(cell: "Cell") -> str:

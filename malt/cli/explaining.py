@@ -1,4 +1,4 @@
-"""Commands that explain rows and differences: `explain`, `diff`."""
+"""Commands that explain rows and differences: `explain`, `diff`, `compare`."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import evaluating, terminal
+from malt.cli import evaluating, terminal, training
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
     from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
     from malt.datasets.rows.gate_trace import Decision
+    from malt.review.side_by_side import Standing
 
 _SHOWN = 10
 """Leaves or decisions shown; the rest are counted."""
@@ -36,10 +37,24 @@ _DERIVED = frozenset({"request_key", "reward", "value_low", "value_high"})
 
 @click.command()
 @takes_version
-@click.argument("row_id", metavar="ROW_ID")
+@click.argument("row_id", metavar="ROW_ID", required=False)
 @takes_json
-def explain(version: str, row_id: str, as_json: bool) -> None:
-    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1."""
+def explain(version: str, row_id: str | None, as_json: bool) -> None:
+    """Explain where a row or a node comes from. Texts, grades, arithmetic, gates; a node is QUESTION_ID/2.0.1.
+
+    For a model version: the rows and questions it was trained on; with ROW_ID one of them.
+    """
+    from malt.datasets.version.kinds import find_kind
+
+    if find_kind(version) == "models":
+        version = training.explain(version, row_id, as_json=as_json)
+    if row_id is not None:
+        _explain_row(version, row_id, as_json=as_json)
+    elif find_kind(version) == "datasets":
+        raise click.UsageError("Missing argument 'ROW_ID'.")
+
+
+def _explain_row(version: str, row_id: str, *, as_json: bool) -> None:
     from malt.datasets.check.explain import explain as explain_row
     from malt.datasets.version.dataset_version import open_version
 
@@ -130,8 +145,8 @@ def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
     from malt.datasets.version.kinds import find_kind
 
-    compared = evaluating.diff if find_kind(old) == "evaluation" else _diff_datasets
-    compared(old, new, as_json=as_json)
+    compared = {"evaluations": evaluating.diff, "models": training.diff, "datasets": _diff_datasets}
+    compared[find_kind(old)](old, new, as_json=as_json)
 
 
 def _diff_datasets(old: str, new: str, *, as_json: bool) -> None:
@@ -219,3 +234,42 @@ def _plain(value: "JsonValue") -> str:
         case [{"content": _}, *_]:
             return " ".join(str(turn["content"]) for turn in value if isinstance(turn, dict))
     return " ".join(json.dumps(value, ensure_ascii=False).split())
+
+
+@click.command()
+@click.argument("references", metavar="A B...", nargs=-1, required=True)
+@takes_json
+def compare(references: tuple[str, ...], as_json: bool) -> None:
+    """Show dataset versions side by side. Accuracy, lift, yield, tokens and cost."""
+    from malt.datasets.version.dataset_version import open_version
+    from malt.review.side_by_side import stand_side_by_side
+
+    standings = stand_side_by_side([open_version(reference) for reference in references])
+    if as_json:
+        terminal.emit({"versions": [standing.model_dump(mode="json") for standing in standings]})
+    else:
+        _show_standings(standings)
+
+
+def _show_standings(standings: "Sequence[Standing]") -> None:
+    shares = ("generator", "refiner", "leaves' vote", "lift", "mixed")
+    table = terminal.new_table("version", "questions", *shares, "sft", "dpo", "kto", "tokens", "cost", "a sft row")
+    for each in standings:
+        percents = (each.generator_percent, each.refiner_percent, each.leaves_vote_percent)
+        lift = "n/a" if each.lift_points is None else f"{each.lift_points:+.1f}"
+        table.add_row(
+            each.version,
+            f"{each.questions:,}",
+            *map(_format_percent, percents),
+            lift,
+            _format_percent(each.mixed_percent),
+            *(f"{count:,}" for count in each.rows.values()),
+            "unknown" if each.tokens is None else f"{each.tokens:,}",
+            terminal.format_dollars(each.cost_usd),
+            terminal.format_dollars(each.cost_per_sft_row),
+        )
+    terminal.say(table)
+
+
+def _format_percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.1f} %"

@@ -90,9 +90,13 @@ def _show_rebuilt(rebuilt: "Rebuilt") -> None:
 @takes_json
 def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
+    from malt.config.settings import Settings
     from malt.datasets.publish.removal import remove_version
+    from malt.datasets.version.kinds import SHELVES
 
-    removed = remove_version(version)
+    shelf, _, name = version.partition("/")
+    on_shelf = shelf in SHELVES
+    removed = remove_version(name, Settings().data_dir / shelf) if on_shelf else remove_version(version)
     if as_json:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
@@ -122,9 +126,14 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
+    from malt.training.leftovers import clear_leftovers
 
     settings = Settings()
     found = collect_garbage(settings, older_than, delete=delete, also_in=also_in)
+    leftovers = clear_leftovers(settings, older_than, delete=delete)
+    found = found._replace(
+        folders=found.folders + leftovers.folders, folder_bytes=found.folder_bytes + leftovers.folder_bytes
+    )
     if compact and delete:
         with Store(settings.store) as store:
             store.compact()

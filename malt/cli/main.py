@@ -14,7 +14,19 @@ from pathlib import Path
 
 import click
 
-from malt.cli import batches, evaluating, explaining, grading, lifecycle, runs, service, sharing, training, versions
+from malt.cli import (
+    batches,
+    configuring,
+    evaluating,
+    explaining,
+    grading,
+    lifecycle,
+    runs,
+    service,
+    sharing,
+    training,
+    versions,
+)
 from malt.errors import MaltError, RunStopped
 from malt.sanitize import escape_controls
 
@@ -26,15 +38,16 @@ _NO_ROOM_MESSAGE = (
 _UNEXPECTED = 1
 _INTERRUPTED = 130
 _COMMANDS = [
+    *(configuring.init, configuring.config),
     *(runs.plan, runs.run, runs.assemble, batches.batches),
     *(versions.datasets, versions.show, versions.report, versions.verify),
-    *(explaining.explain, explaining.diff),
+    *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
     *(training.train, training.models),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations),
-    *(service.up, service.doctor),
+    *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400
 """Characters of an unexpected error."""

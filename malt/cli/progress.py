@@ -34,25 +34,19 @@ _CPU_BOUND = 0.9
 @contextmanager
 def progress(spec: RunSpec, questions: int) -> Iterator[None]:
     """Show on stderr how far a run is, by role: a bar on a terminal, a line now and then elsewhere."""
+    from malt.llm.client.session import latest_session
     from malt.trees.growth import nodes_per_question
 
     expected = {role: questions * nodes for role, nodes in nodes_per_question(spec).items()}
     done = threading.Event()
     show = _show_bars if console(stderr=True).is_terminal else _print_lines
-    thread = threading.Thread(target=show, args=(expected, lambda: _session_of(spec), done), daemon=True)
+    thread = threading.Thread(target=show, args=(expected, latest_session, done), daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-
-
-def _session_of(spec: RunSpec) -> "Session | None":
-    from malt.config.settings import Settings
-    from malt.llm.client.session import find_session
-
-    return find_session(Settings(), spec.limits)
 
 
 def _count_completions(tally: "Tally", role: Role) -> int:

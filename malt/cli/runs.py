@@ -2,6 +2,7 @@
 
 import asyncio
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ import click
 from malt.cli import evaluating, summaries, terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
-from malt.processes import loading
+from malt.processes import paused_gc
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from malt.config.spec import RunSpec
     from malt.engine.job import Job
     from malt.engine.plan import Plan
@@ -61,13 +64,14 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
     """Grow, grade and publish. Asks only for what the store does not hold."""
     from malt.cli.progress import progress
     from malt.engine.job import check_models
+    from malt.engine.runner import run_job
 
     if no_wait:
         override = (*override, "run.wait=false")
     job, server = begun(config, override, limit)
     check_models(job.spec)
     with progress(job.spec, len(job.questions)):
-        summary = flow_summary("generate", job, server)
+        summary = flow_summary("generate", job, server) if server else run_here(run_job(job))
     return finish(summary, as_json=as_json)
 
 
@@ -76,8 +80,11 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
 @takes_json
 def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
     """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
+    from malt.engine.runner import assemble_job
+
     job, server = begun(config, override, limit)
-    return finish(flow_summary("assemble", job, server), as_json=as_json)
+    summary = flow_summary("assemble", job, server) if server else run_here(assemble_job(job))
+    return finish(summary, as_json=as_json)
 
 
 def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
@@ -88,16 +95,40 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job
     return read_job(load_spec(config, override, limit))
 
 
-def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server]":
-    """Read a config and all that it names while a Prefect server starts; what comes last waits until that is up."""
+def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server | None]":
+    """Read a config and all that it names while a Prefect server starts; None where there is no flow to run."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine.job import read_job
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
-    server = connect(Settings().data_dir)
+    missing = missing_for_flows()
+    if missing and spec.run.task_runner != "threads":
+        raise ConfigError(f"run.task_runner = {spec.run.task_runner!r} needs {missing}; leave it out")
+    if missing:
+        terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
+    server = None if missing else connect(Settings().data_dir)
     return read_job(spec), server
+
+
+def missing_for_flows() -> str:
+    """Name what is not at hand of what a flow needs; empty where it can be run."""
+    if find_spec("prefect") is None:
+        return "Prefect (pip install 'malt-trees[prefect]') and a checkout of the project"
+    if find_spec("flows") is None or find_spec("flows.generate") is None:
+        return "the project's flows/ and tasks/: run it from a checkout"
+    return ""
+
+
+def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
+    """Run a job in this process, without Prefect."""
+    from malt.engine import signals
+    from malt.llm.provider import call
+
+    with paused_gc():
+        call.warm_up()
+    return signals.run(work)
 
 
 def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
@@ -106,8 +137,8 @@ def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
     from malt.engine.job import handing_over
     from malt.llm.provider import call
 
-    with loading():
-        flow = flow_named(name)
+    with paused_gc():
+        flow = getattr(import_module(f"flows.{name}"), name)
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
@@ -116,16 +147,6 @@ def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
     if isinstance(result, BaseException):
         raise result
     return result
-
-
-def flow_named(name: str) -> Any:  # noqa: ANN401 - Prefect is not imported here
-    """Import a flow, which lies beside the library and not in it. Raises `ConfigError` where it does not."""
-    try:
-        return getattr(import_module(f"flows.{name}"), name)
-    except ModuleNotFoundError as missing:
-        if missing.name not in ("flows", "tasks"):
-            raise
-        raise ConfigError(f"`malt {name}` needs flows/ and tasks/: run it from a checkout of the project") from None
 
 
 async def ended(flow: Any, spec: "RunSpec", server: "Server") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
@@ -148,7 +169,6 @@ def without(server: "Server", error: Exception) -> str:
 
 def finish(summary: "RunSummary", *, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-
     terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary)
     summaries.show_failures(summary)
     return summary.exit_code

@@ -37,11 +37,31 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     for check in examine(load_spec(config, override, limit), Settings()):
         checks.append(check)
         if not as_json:
-            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.told}")
+            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.detail}")
     works = all(check.works for check in checks)
     if as_json:
         terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})
     return 0 if works else 1
+
+
+@click.command()
+@takes_config
+@click.option("--system", metavar="NAME", help="Of [evaluate.systems]; by default the first one.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8400, show_default=True, help="On 127.0.0.1.")
+def serve(config: Path, override: tuple[str, ...], limit: int | None, system: str | None, port: int) -> None:
+    """Serve the trio as one OpenAI-compatible model. On loopback, with a key of its own, or MALT_SERVE_KEY's."""
+    import os
+
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
+    from malt.hosting import serving
+
+    trio = serving.open_trio(load_spec(config, override, limit), system, Settings())
+    key = os.environ.get("MALT_SERVE_KEY") or serving.new_key()
+    terminal.say(f"base URL  http://127.0.0.1:{port}/v1")
+    terminal.say(f"model     {trio.name}")
+    terminal.say(f"key       {key if 'MALT_SERVE_KEY' not in os.environ else 'as in MALT_SERVE_KEY'}")
+    serving.serve(trio, key, port)
 
 
 def _find_project() -> Path:

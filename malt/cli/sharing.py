@@ -11,7 +11,7 @@ from malt.cli.options import takes_json, takes_version
 if TYPE_CHECKING:
     from malt.config.spec import Role
     from malt.datasets.export.export import Exported
-    from malt.datasets.push.files import Pushed
+    from malt.datasets.push.files import Pushed, Version
     from malt.questions.screening import Split
 
 
@@ -96,13 +96,24 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     DEST/<name>/v<N>/. Credentials come from the environment.
     """
     from malt.datasets.push.push import push as push_version
+
+    pushed = push_version(_open(version), dest, public=public)
+    terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
+
+
+def _open(reference: str) -> "Version":
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.kinds import find_kind
     from malt.evaluation.version import open_evaluation
+    from malt.models.version import open_model
 
-    opened = open_evaluation(version) if find_kind(version) == "evaluation" else open_version(version)
-    pushed = push_version(opened, dest, public=public)
-    terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
+    match find_kind(reference):
+        case "models":
+            return open_model(reference)
+        case "evaluations":
+            return open_evaluation(reference)
+        case "datasets":
+            return open_version(reference)
 
 
 def _show_pushed(pushed: "Pushed") -> None:

@@ -44,6 +44,8 @@ def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
 
 def show_summary(summary: "RunSummary") -> None:
     """Print the result of a run."""
+    from malt.datasets.stats.findings import describe_unknown
+
     if summary.path is None:
         terminal.say(f"{summary.dataset}: nothing published")
     else:
@@ -56,6 +58,10 @@ def show_summary(summary: "RunSummary") -> None:
     terminal.say(f"  graded by  {graded_by or 'nobody'}")
     if summary.unread or summary.disputed:
         terminal.say(f"  not read   {summary.unread:,} of the wrong leaves; {summary.disputed:,} leaves are disputed")
+    if summary.unknown:
+        terminal.say(f"  unknown    {describe_unknown(summary.unknown)}")
+    for suspicion in summary.suspicions:
+        terminal.say(f"  suspicious {suspicion}")
     terminal.say(
         f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
         f"{summary.cached_completions:,} from the store"

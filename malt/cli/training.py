@@ -12,6 +12,7 @@ from malt.cli.options import takes_json, takes_version
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+    from malt.config.spec import Role
     from malt.errors import VersionError
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
@@ -138,3 +139,72 @@ def _show_plan(plan: "TrainPlan") -> None:
     terminal.say(
         f"about {plan.seconds / 60:,.0f} min and {plan.memory_gb:.1f} GB; reckoned from a probe of half a second"
     )
+
+
+def show(reference: str, role: str | None, *, as_json: bool) -> None:
+    """Print what is in a model version, or one role's part of it."""
+    from malt.models.version import open_model
+
+    version = open_model(reference)
+    roles = version.manifest.roles if role is None else {_find_role(role): version.role(_find_role(role))}
+    if as_json:
+        manifest = version.manifest.model_copy(update={"roles": roles})
+        terminal.emit(manifest.model_dump(mode="json"))
+        return
+    _show_head(version)
+    table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "weights.")
+    for name, entry in roles.items():
+        for stage in entry.stages:
+            counts = (f"{stage.rows:,}", f"{stage.trained:,}", f"{stage.steps:,}")
+            losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
+            table.add_row(name.value, stage.stage, *counts, *losses, (entry.gguf_sha256 or entry.adapter_sha256)[:12])
+    terminal.say(table)
+
+
+def _show_head(version: "ModelVersion") -> None:
+    manifest = version.manifest
+    terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
+    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    terminal.say(f"trained on {_dataset_of(version)} from {manifest.base.name} ({manifest.base.sha256[:12]})")
+
+
+def _find_role(name: str) -> "Role":
+    from malt.config.spec import PLAYERS
+    from malt.errors import InputError
+
+    found = [role for role in PLAYERS if role.value == name]
+    if not found:
+        raise InputError(f"{name}: no such role; a model version has: {', '.join(PLAYERS)}")
+    return found[0]
+
+
+def diff(old: str, new: str, *, as_json: bool) -> None:
+    """Print what changed from one model version to another."""
+    from malt.models.compare import compare_models
+    from malt.models.version import open_model
+
+    found = compare_models(open_model(old), open_model(new))
+    if as_json:
+        terminal.emit(found.model_dump(mode="json"))
+        return
+    terminal.say(f"{found.old} -> {found.new}{': the same weights' if found.same_content else ''}", style="bold")
+    for name, (before, after) in {**found.inputs, **found.losses}.items():
+        terminal.say(f"  {name}: {before} -> {after}")
+    for role, change in found.roles.items():
+        terminal.say(f"  {role}: {change}")
+
+
+def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
+    """Name what a model was trained on, and print its rows unless one of them is to be explained."""
+    from malt.models.compare import explain_model
+    from malt.models.version import open_model
+
+    origin = explain_model(open_model(reference))
+    if row_id is None and as_json:
+        terminal.emit(origin.model_dump(mode="json"))
+    elif row_id is None:
+        terminal.say(f"{origin.version} was trained on {origin.dataset}: {len(origin.questions):,} questions")
+        for file, rows in origin.rows.items():
+            terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
+        terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
+    return origin.dataset

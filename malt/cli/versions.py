@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.cli import evaluating, terminal
+from malt.cli import evaluating, terminal, training
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from malt.datasets.version.dataset_version import DatasetVersion, Listed
     from malt.evaluation.version import EvaluationVersion
+    from malt.models.version import ModelVersion
 
 _QUESTIONS_SHOWN = 10
 _COLOURS = {True: "green", False: "red"}
@@ -89,8 +90,8 @@ def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
     from malt.datasets.version.kinds import find_kind
 
-    shown = evaluating.show if find_kind(version) == "evaluation" else _show_dataset
-    shown(version, question_id, as_json=as_json)
+    shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
+    shown[find_kind(version)](version, question_id, as_json=as_json)
 
 
 def _show_dataset(version: str, question_id: str | None, *, as_json: bool) -> None:
@@ -224,10 +225,15 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.datasets.version.kinds import find_kind
     from malt.evaluation.report import find_report as find_evaluation_report
     from malt.evaluation.version import open_evaluation
+    from malt.models.report import find_report as find_model_report
+    from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
         return evaluation.reference, find_evaluation_report(evaluation, out)
+    if find_kind(reference) == "models":
+        model = open_model(reference)
+        return model.reference, find_model_report(model, out)
     dataset = open_version(reference)
     return dataset.reference, find_report(dataset, out)
 
@@ -236,28 +242,40 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold."""
-    opened, problems = _check_version(version)
+    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
+    opened, problems, unchecked = _check_version(version)
     if as_json:
-        terminal.emit({"version": opened.reference, "holds": not problems, "problems": [*problems]})
+        found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
+        terminal.emit({"version": opened.reference, **found})
     elif not problems:
         checked = f"{len(opened.manifest.files)} files, every digest, figure and row checked"
         terminal.say(f"{opened.reference} holds: {checked}")
+        for each in unchecked:
+            terminal.say(f"  not checked: {each}")
     else:
         for problem in problems:
             terminal.warn(f"{opened.reference}: {problem}")
     return 1 if problems else 0
 
 
-def _check_version(reference: str) -> "tuple[DatasetVersion | EvaluationVersion, Sequence[str]]":
+def _check_version(
+    reference: str,
+) -> "tuple[DatasetVersion | EvaluationVersion | ModelVersion, Sequence[str], Sequence[str]]":
+    from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.kinds import find_kind
     from malt.evaluation.check import verify as check_evaluation
     from malt.evaluation.version import open_evaluation
+    from malt.models.check import verify as check_model
+    from malt.models.version import open_model
 
-    if find_kind(reference) == "evaluation":
+    if find_kind(reference) == "evaluations":
         evaluation = open_evaluation(reference)
-        return evaluation, check_evaluation(evaluation)
+        return evaluation, check_evaluation(evaluation), ["that the systems gave these answers"]
+    if find_kind(reference) == "models":
+        model = open_model(reference)
+        return model, check_model(model), ["that the base and these rows give these weights"]
     dataset = open_version(reference)
-    return dataset, check_dataset(dataset)
+    problems = check_dataset(dataset)
+    return dataset, problems, [] if problems else list_unchecked(dataset)

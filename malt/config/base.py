@@ -7,7 +7,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 
-def without_null(field: dict[str, Any]) -> dict[str, Any]:
+def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
     """Return a field's schema without the choice of null, where a field left empty is null anyway."""
     if field.get("default", ...) is not None:
         return field
@@ -29,7 +29,7 @@ class Declared(BaseModel):
         schema = handler(core)
         fields = handler.resolve_ref_schema(schema)["properties"]
         for position, name in enumerate(dict.fromkeys((*cls.first, *cls.model_fields))):
-            fields[name] = {**without_null(fields[name]), "title": name, "position": position}
+            fields[name] = {**_drop_null(fields[name]), "title": name, "position": position}
         return schema
 
     @field_validator("*", mode="before")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from malt.config.secret_scan import forbidden
+from malt.config.secret_scan import find_forbidden
 from malt.config.spec import Role, RunSpec
 from malt.errors import ConfigError
 
@@ -48,7 +48,7 @@ def override_spec(spec: RunSpec, overrides: Sequence[str], place: Path) -> RunSp
 
 def _checked(values: Table, places: "Places") -> RunSpec:
     """Make a spec of a config's values, and say what is wrong with them in terms of where each was given."""
-    _refuse([f"{places.of(key)}: {problem}" for key, problem in forbidden(values)])
+    _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
     try:
         _resolve_paths(values, places)
     except (OSError, RuntimeError, ValueError) as error:
@@ -202,7 +202,8 @@ def _problem(details: ErrorDetails, places: Places) -> str:
         case "missing":
             return f"{place}: {name}: missing. {_help(key)}"
         case "value_error":
-            return f"{place}: {name}: {details['msg'].removeprefix('Value error, ')}"
+            where = f"{place}: {name}" if name else str(place)
+            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
         case "model_type":
             return f"{place}: {name} = {_shown(details['input'])}: must be a table, written [{name}]"
         case "string_type":

@@ -1,4 +1,4 @@
-"""What a config may not hold: it is published with the dataset, and Prefect keeps it where everybody reads it."""
+"""Secrets in a config: it is published with the dataset, and Prefect shows it to everybody who sees its UI."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 Key = tuple[str, ...]
 
-NAME_OF_A_KEY = re.compile(
+_KEY_NAME = re.compile(
     r"api[-_]?key|secret|password|passwd|credential|^authorization$|^((access|auth|bearer|hf|api|id)[-_]?)?token$",
     re.IGNORECASE,
 )
@@ -16,47 +16,47 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """Name of a Prefect block."""
 PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
-LOOKS_LIKE_A_KEY = re.compile(
+_KEY_VALUE = re.compile(
     r"\b(sk|gsk|xai|hf|r8)[-_](?=(?:[\w-]*?[0-9]){3})[\w-]{20,}|\b(hf_|AIza|AKIA)\w{16,}|\bBearer\s+\S{8,}"
     r"|[?&](api[-_]?key|key|token|access[-_]token)=",
     re.IGNORECASE,
 )
-NAMES = {
+_NAME_FIELDS = {
     "api_key_env": (VARIABLE, "the name of an environment variable"),
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
 }
 """Keys that name where a key is."""
-MAY_LOOK_LIKE_A_KEY = ("source", "prompts", "decontaminate")
+_MAY_LOOK_LIKE_A_KEY = ("source", "prompts", "decontaminate")
 """Paths and addresses that the user chose, some of them signed."""
-NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
+_NO_KEYS = "keys are never written in a config; name an environment variable with api_key_env"
 
 
-def forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
+def find_forbidden(values: Mapping[str, object], above: Key = ()) -> Iterator[tuple[Key, str]]:
     """Find secrets, at any depth and without showing them, and numbers that JSON cannot hold."""
     for name, value in values.items():
         key = (*above, name)
         if isinstance(value, dict):
-            yield from forbidden(value, key)
+            yield from find_forbidden(value, key)
         elif isinstance(value, list):
             for item in value:
-                yield from forbidden({name: item}, above)
+                yield from find_forbidden({name: item}, above)
         elif isinstance(value, float) and not math.isfinite(value):
             yield key, f"{'.'.join(key)} = {value}: must be a finite number; leave the key out for its default"
-        elif (problem := secret_in(name, value)) is not None:
-            yield key, f"{'.'.join(key)}: {problem}{NO_KEYS}"
+        elif (problem := _find_secret(name, value)) is not None:
+            yield key, f"{'.'.join(key)}: {problem}{_NO_KEYS}"
 
 
-def secret_in(name: str, value: object) -> str | None:
+def _find_secret(name: str, value: object) -> str | None:
     """Say why one value may not be written under this name, or None."""
-    if name in NAMES:
-        pattern, wanted = NAMES[name]
-        is_name = not isinstance(value, str) or (pattern.fullmatch(value) and not LOOKS_LIKE_A_KEY.search(value))
+    if name in _NAME_FIELDS:
+        pattern, wanted = _NAME_FIELDS[name]
+        is_name = not isinstance(value, str) or (pattern.fullmatch(value) and not _KEY_VALUE.search(value))
         return None if is_name else f"not {wanted}; "
-    if NAME_OF_A_KEY.search(name):
+    if _KEY_NAME.search(name):
         return ""
     if isinstance(value, str) and PASSWORD_IN_URL.match(value):
         return "holds a password, and configs are published; "
-    if isinstance(value, str) and name not in MAY_LOOK_LIKE_A_KEY and LOOKS_LIKE_A_KEY.search(value):
+    if isinstance(value, str) and name not in _MAY_LOOK_LIKE_A_KEY and _KEY_VALUE.search(value):
         return "holds what looks like a key; "
     return None
 
@@ -65,23 +65,22 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
     """Return the JSON schema of a value without secrets, so many levels deep: a server refuses others unrecorded."""
     deeper = {} if depth == 0 else schema_without_keys(depth - 1)
     return {
-        "not": text_like(LOOKS_LIKE_A_KEY),
-        "propertyNames": {"not": {"pattern": ignoring_case(NAME_OF_A_KEY)}},
+        "not": match_text(_KEY_VALUE),
+        "propertyNames": {"not": {"pattern": _ignore_case(_KEY_NAME)}},
         "additionalProperties": deeper,
         "items": deeper,
     }
 
 
-def names_alone(pattern: re.Pattern[str]) -> dict[str, Any]:
-    """Return the JSON schema of a name that is no key itself."""
-    return {"pattern": f"^{pattern.pattern}$", "not": text_like(LOOKS_LIKE_A_KEY)}
+def match_name(pattern: re.Pattern[str]) -> dict[str, Any]:
+    """Return the JSON schema of a name that is not itself a key."""
+    return {"pattern": f"^{pattern.pattern}$", "not": match_text(_KEY_VALUE)}
 
 
-def text_like(pattern: re.Pattern[str]) -> dict[str, Any]:
-    """Return the JSON schema of a text, and nothing but a text, that a pattern finds something in."""
-    return {"type": "string", "pattern": ignoring_case(pattern)}
+def match_text(pattern: re.Pattern[str]) -> dict[str, Any]:
+    """Return the JSON schema of a text that a pattern finds something in."""
+    return {"type": "string", "pattern": _ignore_case(pattern)}
 
 
-def ignoring_case(pattern: re.Pattern[str]) -> str:
-    """Return a pattern's text with its flag in it, as a JSON schema takes it."""
+def _ignore_case(pattern: re.Pattern[str]) -> str:
     return f"(?i){pattern.pattern}"

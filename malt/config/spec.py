@@ -5,17 +5,26 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from malt.config.base import Declared
 from malt.config.secret_scan import (
     BLOCK,
     PASSWORD_IN_URL,
     VARIABLE,
-    forbidden,
-    names_alone,
+    find_forbidden,
+    match_name,
+    match_text,
     schema_without_keys,
-    text_like,
 )
 from malt.config.train import TrainSpec
 
@@ -59,7 +68,7 @@ GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "py
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
 
-def as_list(value: object) -> object:
+def _as_list(value: object) -> object:
     """Let a single value be written without brackets."""
     return [value] if isinstance(value, str) else value
 
@@ -87,18 +96,30 @@ class QuestionSource(Declared):
     """Column of the choices; empty: `choices` where there is one."""
 
 
+def check_address(api_base: str | None) -> str | None:
+    """Refuse an address without a scheme: it would be tried, and tried again."""
+    if api_base is not None and not api_base.startswith(("http://", "https://")):
+        raise ValueError(f"{api_base!r} is no address; write http://HOST:PORT/v1, or https://…")
+    return api_base
+
+
 class Fallback(Declared):
     """Another model, and where it is served; it samples as the role does whose fallback it is."""
 
     model: str = Field(min_length=1)
     """A LiteLLM name, or `embedded`."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Empty: where the role's own model is served, if both names begin with the same provider."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Empty: the role's own, where that is the role's own address too."""
 
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
 
-def as_fallbacks(value: object) -> object:
+
+def _as_fallbacks(value: object) -> object:
     """Let a fallback be written as a name alone."""
     return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
@@ -122,16 +143,21 @@ class ModelSpec(Declared):
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds the key; never the key."""
-    api_key_block: str | None = Field(None, json_schema_extra=names_alone(BLOCK))
+    api_key_block: str | None = Field(None, json_schema_extra=match_name(BLOCK))
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
-    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(as_fallbacks, tuple[Fallback | str, ...])] = ()
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
     weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
@@ -216,8 +242,8 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[GraderKinds, BeforeValidator(as_list, GraderKinds | GraderKind)] = ("llm",)
-    """Graders in order; the first that can decide does."""
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(_as_list, GraderKinds | GraderKind)] = ()
+    """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
     scope: Literal["leaves", "all"] = "leaves"
@@ -251,6 +277,8 @@ class CreditSpec(Declared):
     """A node is labelled right only when its value is above this; a value equal to it is wrong."""
     truncated: Literal["wrong", "unknown"] = "wrong"
     """What a leaf cut off at max_tokens counts as: wrong as in the paper, or unknown, left out of the means."""
+    max_unknown: float = Field(0.2, ge=0, le=1)
+    """Share of leaves whose grading may fail. Past it the run ends with exit 1, and `latest` keeps its version."""
 
 
 GrowthMode = Literal["full", "adaptive"]
@@ -265,7 +293,7 @@ class GrowthSpec(Declared):
     """Adaptive: how sure it must be that a label is the full tree's, and that no further leaf would make a pair."""
 
 
-def as_growth(value: object) -> object:
+def _as_growth(value: object) -> object:
     """Let the mode alone be written without a table."""
     return {"mode": value} if isinstance(value, str) else value
 
@@ -279,7 +307,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -293,7 +321,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(_as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
@@ -335,14 +363,16 @@ class PlayerSpec(Declared):
     """Another nucleus sampling."""
     seed: int | None = None
     """Another base seed."""
-    api_base: str | None = Field(None, json_schema_extra={"not": text_like(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Where the model is served; empty: as the role's own model, if both names begin with the same provider."""
-    api_key_env: str | None = Field(None, json_schema_extra=names_alone(VARIABLE))
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds its key; empty: the role's own, where that is the place too."""
 
     def plays(self, role: RoleSpec) -> RoleSpec:
         """Return a role as this player plays it; a key goes to no address but its own."""
         changed = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.model is not None:
+            changed["weights"] = None
         if self.model is None or provider_in(self.model) == provider_in(role.model):
             return role.model_copy(update=changed)
         elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
@@ -439,6 +469,8 @@ class EvaluateSpec(Declared):
     """Who is compared, by name; `"paper"`: the systems of the paper's tables, around `models`."""
     tournament: TournamentSpec | None = None
     """Every combination of these models is a system too."""
+    race: bool = False
+    """Ask more and more questions, and drop systems that cannot win any more: a best one in at most 5 % of races."""
 
     @model_validator(mode="before")
     @classmethod
@@ -547,6 +579,29 @@ class RunOptions(Declared):
         return self
 
 
+_PLACE = ("model", "weights", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
+"""What `[model]` says of where a model is served, and not of how it samples: the judge takes this alone."""
+
+
+def _is_refused(model: Mapping[str, object]) -> bool:
+    try:
+        ModelSpec.model_validate(model)
+    except ValidationError:
+        return True
+    return False
+
+
+def _inherit(shared: Mapping[str, Any], own: object) -> object:
+    """Return a role's table with what it leaves to `[model]`."""
+    if not isinstance(own, Mapping):
+        return own
+    provider = provider_in(str(own.get("model") or shared.get("model", "embedded")))
+    is_elsewhere = "api_base" in own or provider != provider_in(str(shared.get("model", "embedded")))
+    keys = ("api_key_env", "api_key_block")
+    left_out = {*(_PLACE[1:] if is_elsewhere else ()), *(keys if any(key in own for key in keys) else ())}
+    return {**{name: value for name, value in shared.items() if name not in left_out}, **own}
+
+
 class RunSpec(Declared):
     """One dataset, declared. Two equal specs name the same dataset."""
 
@@ -556,13 +611,17 @@ class RunSpec(Declared):
     """Where the questions come from and how to read them."""
     prompts: str = Field("general", min_length=1)
     """A prompt set under prompts/ (general, math, choice), or a folder of your own."""
+    model: ModelSpec | None = None
+    """What holds for every role that says nothing else: model, address, key, and for the trained ones the sampling.
+
+    A role with an address of its own, or a model of another provider, takes neither address nor key from here."""
     roles: Roles = Field(default_factory=Roles)
     """Who plays the three trained roles."""
     evaluator: EvaluatorSpec = Field(default_factory=EvaluatorSpec)
     """How the leaves are graded."""
     credit: CreditSpec = Field(default_factory=CreditSpec)
     """How leaf grades become labels."""
-    growth: Annotated[GrowthSpec, BeforeValidator(as_growth, GrowthSpec | GrowthMode)] = Field(
+    growth: Annotated[GrowthSpec, BeforeValidator(_as_growth, GrowthSpec | GrowthMode)] = Field(
         default_factory=GrowthSpec
     )
     """How much of each tree is grown: `full` or `adaptive`."""
@@ -577,6 +636,38 @@ class RunSpec(Declared):
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_model(cls, values: object) -> object:
+        """Write `[model]` into every role."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
+            return values
+        shared, roles = values["model"], values.get("roles", {})
+        if not isinstance(roles, Mapping) or _is_refused(shared):  # which is told where it stands
+            return values
+        place = {name: shared[name] for name in _PLACE if name in shared}
+        inherited = {role: _inherit(shared, roles.get(role, {})) for role in map(str, PLAYERS)}
+        judge = _inherit(place, values.get("evaluator", {}))
+        return {**values, "roles": {**roles, **inherited}, "evaluator": judge}
+
+    @field_validator("model")
+    @classmethod
+    def _is_spread(cls, _model: ModelSpec | None) -> None:
+        """Keep it in the roles alone."""
+
+    @model_validator(mode="after")
+    def _every_role_has_a_model(self) -> Self:
+        """Refuse a default model beside models that were chosen."""
+        declared: dict[str, ModelSpec] = {f"roles.{role}": self.roles[role] for role in PLAYERS}
+        chosen = [name for name, model in declared.items() if "model" in model.model_fields_set]
+        lacking = [name for name in declared if chosen and name not in chosen]
+        if "llm" in self.evaluator.kind and "model" not in self.evaluator.model_fields_set:
+            lacking.append("evaluator")
+        if lacking:
+            beside = f", while {chosen[0]} names {declared[chosen[0]].model!r}" if chosen else " for the judge"
+            raise ValueError(f"{lacking[0]}.model: missing{beside}; name one there, or in [model] for every role")
+        return self
+
     @model_validator(mode="after")
     def _batches_ask_for_whole_levels(self) -> Self:
         if self.run.mode == "batch" and self.growth.mode == "adaptive":
@@ -589,7 +680,7 @@ class RunSpec(Declared):
     @model_validator(mode="before")
     @classmethod
     def _holds_no_secret(cls, values: object) -> object:
-        if isinstance(values, Mapping) and (problems := [problem for _, problem in forbidden(values)]):
+        if isinstance(values, Mapping) and (problems := [problem for _, problem in find_forbidden(values)]):
             raise ValueError("; ".join(problems))
         return values
 

@@ -204,6 +204,8 @@ class TextCounts(Recorded):
     truncated: Share
     empty: Share
     refused: Share
+    stop_tokens: Share = Share()
+    """They ended with stop tokens of a chat template, which rows leave out."""
     unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 
@@ -246,6 +248,8 @@ class Diagnostics(Recorded):
     """Leaves that give their generation's answer again, of those where both give one."""
     texts: dict[str, dict[str, TextCounts]]
     """By role, then by the model that answered."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves whose grade is unknown by the reason, quotations left out; the most frequent reasons first."""
     graded_by: dict[str, int]
     """Leaves by the kind of grader that decided; truncated and unknown ones were decided by nobody."""
     unread: Share = Share()
@@ -293,8 +297,8 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["dataset", "model", "evaluation"] = "dataset"
-    """What it is a version of."""
+    kind: Literal["datasets", "models", "evaluations"] = "datasets"
+    """The shelf that it stands on."""
     name: VersionName
     version: int = Field(ge=1)
     created_at: datetime
@@ -303,6 +307,10 @@ class VersionManifest(Recorded):
     parent: Parent | None
     files: dict[FilePath, FileEntry]
     """By path below the version's folder."""
+    suspicions: tuple[str, ...] = ()
+    """What makes its content doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name it, where that is so though it was the newest."""
 
     @field_validator("files")
     @classmethod

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 
-from malt.concurrency import to_its_end
+from malt.concurrency import run_to_end
 from malt.config.spec import Role
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, session_of
@@ -28,7 +28,7 @@ from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
-from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.store.batches import Batch, name_process, submitting
 from malt.llm.store.samples import split_chunks
 from malt.llm.usage import Tally, Usage
@@ -72,7 +72,7 @@ async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: 
         found = {question.question_id for question in missing}
         return [question for question in job.questions if question.question_id in found]
 
-    questions = await to_its_end(find, missing.stop, STOP_SECONDS)
+    questions = await run_to_end(find, missing.stop, STOP_SECONDS)
     batched = BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
     return Filled(shortfall, Tally(batched.tally.roles))

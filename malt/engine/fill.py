@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from malt.concurrency import all_of, to_its_end
+from malt.concurrency import gather_all, run_to_end
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, asker_for, merge
@@ -47,7 +47,7 @@ async def ask_directly(job: Job, missing: MissingQuestions, run: Run) -> Filled:
 
     async def take_batch() -> list[Question] | None:
         async with one_at_a_time:
-            return await to_its_end(lambda: next(batches, None), missing.stop, STOP_SECONDS)
+            return await run_to_end(lambda: next(batches, None), missing.stop, STOP_SECONDS)
 
     async def work() -> None:
         while (batch := await take_batch()) is not None:
@@ -56,7 +56,7 @@ async def ask_directly(job: Job, missing: MissingQuestions, run: Run) -> Filled:
                 missing.stop()
                 return
 
-    await all_of(work() for _ in range(AT_ONCE))
+    await gather_all(work() for _ in range(AT_ONCE))
     return merge(parts)
 
 

@@ -44,7 +44,7 @@ class Job:
     def only(self, questions: Sequence[Question]) -> "Job":
         """Return the same for some of its questions."""
         ids = [question.question_id for question in questions]
-        return replace(self, questions=questions, screening=self.screening.of(ids))
+        return replace(self, questions=questions, screening=self.screening.select(ids))
 
 
 _read: ContextVar[Job | None] = ContextVar("read_job", default=None)

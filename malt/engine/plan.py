@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
 from malt.engine.estimate import (
     NOTHING,
@@ -176,7 +176,7 @@ def count_stored(job: Job, store: Store) -> dict[Role, Count]:
 
     async def visit(window: Sequence[Question]) -> None:
         counting = CountingRecall(store.rows(question.question_id for question in window), counts)
-        for valued in await all_of(assess(question, job.spec, job.prompts, counting) for question in window):
+        for valued in await gather_all(assess(question, job.spec, job.prompts, counting) for question in window):
             if valued.tree.complete:
                 count_grown(valued.tree, job.spec, counts)
 

@@ -27,7 +27,7 @@ from malt.grading.references import check_references
 from malt.grading.trust import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import CONTAMINATED, Screening, screen, screened
+from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -111,7 +111,7 @@ def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
     questions = [restore_question(row) for row in rows]
     excluded = {row["question_id"]: exclusion_of(row) for row in rows}
     contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
-    return questions, screened(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
+    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """RunSummary: what a run did, in the words of `malt run --json`."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built
 from malt.engine.job import Job
 from malt.engine.run import Filled
+from malt.sanitize import code_span, escape_markdown, markdown_table
 from malt.trees.pipeline import Shortfall
 from malt.trees.tree import FailedBranch
 
@@ -47,6 +48,12 @@ class RunSummary(BaseModel):
     """Leaves of the version by what became of them."""
     graded_by: dict[str, int]
     """Leaves of the version by the kind of grader that decided."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves of the version without a grade by the reason."""
+    suspicions: tuple[str, ...] = ()
+    """What makes the version doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name the version."""
     unread: int = 0
     """Wrong leaves whose answer no grader could read whole."""
     disputed: int = 0
@@ -54,12 +61,12 @@ class RunSummary(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 with failed branches or without a version, 3 stopped at a limit, 4 batches are under way."""
+        """0 done, 1 with failed branches or no version for `latest`, 3 stopped at a limit, 4 batches are under way."""
         if self.stopped is not None:
             return 3
         if self.waits is not None:
             return 4
-        return 1 if self.failed_branches or self.version is None else 0
+        return 1 if self.failed_branches or self.version is None or self.withheld else 0
 
     @property
     def reference(self) -> str:
@@ -82,23 +89,25 @@ class RunSummary(BaseModel):
             return (
                 f"no version: the store has no whole tree of {self.questions} questions; was it moved during the run?"
             )
+        if self.withheld is not None:
+            return f"{self.reference} was not made latest: {self.withheld}"
         return f"{self.reference}: {self.complete} questions complete"
 
     @property
     def markdown(self) -> str:
         """The run's figures as a page."""
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
-        files = "\n".join(f"| `{file}` | {rows} |" for file, rows in self.rows.items())
+        suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
+        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])
         leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (
-            f"# {self.reference}\n\n{self.sentence}\n\n"
+            f"# {self.reference}\n\n{escape_markdown(self.sentence)}\n\n{suspicions}"
             f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}; "
             f"not read: {self.unread}, disputed: {self.disputed}\n"
             f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
             f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
-            f"- folder: `{self.path}`\n- content: `{self.content_sha256}`\n\n"
-            f"| file | rows |\n|---|---:|\n{files}\n"
+            f"- folder: {code_span(str(self.path))}\n- content: `{self.content_sha256}`\n\n{files}\n"
         )
 
 
@@ -130,6 +139,9 @@ def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> R
         rows={} if version is None else _rows_by_file(version),
         outcomes={} if counts is None else dict(counts.outcomes),
         graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
+        unknown={} if version is None else dict(version.manifest.diagnostics.unknown),
+        suspicions=() if version is None else version.manifest.suspicions,
+        withheld=None if version is None else version.manifest.withheld,
         unread=0 if version is None else version.manifest.diagnostics.unread.count,
         disputed=0 if version is None else version.manifest.diagnostics.disputed.count,
     )

@@ -4,11 +4,11 @@ The generator's answer (the single agent's) and the chain's are graded by the sa
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from malt.concurrency import Wait, all_of, in_turn
+from malt.concurrency import Wait, gather_all, gather_in_turn
 from malt.config.spec import Role
 from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, silent
@@ -22,8 +22,10 @@ from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.pipeline import Admit, Shortfall, asks_judge, gather_shortfall, grade_text, grow_tree
-from malt.trees.replay import windows
 from malt.trees.tree import Address, FailedBranch, Node
+
+WINDOW = 500
+"""Systems' answers to one question that are read from the store at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +69,38 @@ class Answered(NamedTuple):
 
 
 async def ask_answers(
-    questions: Iterable[Question], lineups: Sequence[Lineup], prompts: PromptSet, complete: Complete, begin: Admit
+    asked: Iterable[tuple[Question, Lineup]],
+    prompts: PromptSet,
+    complete: Complete,
+    admit: Callable[[Lineup], Admit],
 ) -> Shortfall:
     """Ask for everything that the systems need, so that the store has it; what several share is asked once."""
 
     async def missing_of(question: Question, lineup: Lineup) -> tuple[FailedBranch, ...]:
-        async with begin(question):
+        async with admit(lineup)(question):
             ask = silent(lineup, complete)
             if asks_judge(lineup.spec):
                 return (await answered(question, lineup, prompts, ask)).failures
             return (await grow_tree(question, lineup.spec, prompts, ask)).failures
 
-    return await gather_shortfall(missing_of(question, lineup) for question in questions for lineup in lineups)
+    return await gather_shortfall(missing_of(question, lineup) for question, lineup in asked)
 
 
-def stored_answers(
-    questions: Sequence[Question], lineups: Sequence[Lineup], prompts: PromptSet, store: Store
-) -> Iterator[Answered]:
-    """Yield what the store holds, question by question and system by system; nobody is asked."""
+def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet, store: Store) -> Iterator[Answered]:
+    """Yield what the store holds, in order; nobody is asked."""
 
-    async def window_answered(window: Sequence[Question]) -> list[Answered]:
-        stored = make_store_completer(store, [question.question_id for question in window])
-        return await in_turn(
-            answered(question, lineup, prompts, silent(lineup, stored), in_turn)
-            for question in window
-            for lineup in lineups
+    async def window_answered(window: Sequence[tuple[Question, Lineup]]) -> list[Answered]:
+        stored = make_store_completer(store, dict.fromkeys(question.question_id for question, _ in window))
+        return await gather_in_turn(
+            answered(question, lineup, prompts, silent(lineup, stored), gather_in_turn) for question, lineup in window
         )
 
-    for window in windows(questions):
-        yield from asyncio.run(window_answered(window))
+    for start in range(0, len(asked), WINDOW):
+        yield from asyncio.run(window_answered(asked[start : start + WINDOW]))
 
 
 async def answered(
-    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = all_of
+    question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
     tree = await grow_tree(question, lineup.spec, prompts, complete, wait=wait)

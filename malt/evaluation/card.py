@@ -1,7 +1,9 @@
 """The card of an evaluation: `README.md`. It says nothing that summary and manifest do not."""
 
+from pathlib import Path
+
 from malt.evaluation.manifest import EvaluationManifest
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth
 from malt.sanitize import code_span, markdown_table
 
 CARD_FILE = "README.md"
@@ -18,8 +20,65 @@ def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
         difference_table(summary),
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
         power_sentence(summary),
+        *worth_tables(summary),
+        "What nothing beats at its price, in completion tokens a question:",
+        frontier_table(summary),
+        *([RACE.format(", ".join(map(code_span, summary.dropped)))] if summary.dropped else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+RACE = "A race dropped {}: they could not win any more. A system that is truly best is dropped in at most 5 % of races."
+
+
+def worth_tables(summary: Summary) -> list[str]:
+    """Write what each model is worth in each role that several play."""
+    head = ("model", "mean, %", "worth, points")
+    return [
+        f"Models as {role}, each over all of the others' combinations:\n\n"
+        + markdown_table(head, [worth_row(model, each) for model, each in worths.items()])
+        for role, worths in summary.tournament.items()
+    ]
+
+
+def worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
+    """Write a model's line: its mean, and its worth in percentage points with the interval."""
+    interval = f"({100 * worth.low:+.1f} to {100 * worth.high:+.1f})"
+    return code_span(model), f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f} {interval}"
+
+
+def frontier_table(summary: Summary) -> str:
+    """Write the cost-accuracy frontier, from the cheapest on."""
+    head = ("tokens", "system", "way", "right, %", "cost")
+    rows = [
+        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), dollars(each.cost_usd))
+        for each in summary.frontier
+    ]
+    return markdown_table(head, rows)
+
+
+def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
+    """Write the figures for Prefect's UI, with bars for a picture."""
+    bars = [
+        (code_span(name), TITLES[measure], bar(getattr(system, measure)), percent(getattr(system, measure)))
+        for name, system in summary.systems.items()
+        for measure in MEASURES
+    ]
+    parts = [
+        f"# evaluations/{manifest.name}@v{manifest.version}",
+        f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
+        markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
+        f"## Differences to {code_span(summary.baseline)}, {TITLES[summary.measure]}",
+        difference_table(summary),
+        power_sentence(summary),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def bar(cell: Cell) -> str:
+    """Draw an accuracy as twenty blocks."""
+    filled = 0 if cell.accuracy is None else round(20 * cell.accuracy)
+    return "█" * filled + "░" * (20 - filled)
 
 
 def accuracy_table(summary: Summary) -> str:

@@ -1,8 +1,8 @@
 """What the report draws, as rows and places. Lengths are percent of the picture, so that it fits any width."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+from malt.evaluation.frontier import list_ways
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Flips, Summary, SystemSummary
 
 
@@ -106,35 +106,18 @@ def segments_of(flips: Flips) -> list[Segment]:
 
 def points_of(summary: Summary) -> list[Point]:
     """Place every way of answering by its tokens and its accuracy, and say which nothing beats at its price."""
-    ways = [way for name, system in summary.systems.items() for way in ways_of(name, system, summary)]
-    longest = max((tokens for _, _, tokens, _ in ways), default=1.0)
-    return [Point(*way, 96 * way[2] / longest, 100 - 100 * way[3] / 100, is_on_frontier(way[2:], ways)) for way in ways]
-
-
-def ways_of(name: str, system: SystemSummary, summary: Summary) -> list[tuple[str, str, float, float]]:
-    """Return a system's ways of answering: tokens that are written for a question, and percent right."""
-    votes = summary.chains * max(len(summary.seeds), 1)
-    single, pipeline = system.single.completion_tokens, system.pipeline.completion_tokens
-    repeats, questions = max(len(summary.seeds), 1), summary.questions
-    found = [
-        ("SA", single, votes, system.sa),
-        (f"SA+MV@{summary.chains}", single, repeats, system.sa_mv),
-        ("MA", pipeline, votes, system.ma),
-        (f"MA+MV@{summary.chains}", pipeline, repeats, system.ma_mv),
-    ]
-    if system.equal_tokens is not None:
-        equal = system.equal_tokens
-        found.append((f"SA+MV@{equal.votes}", equal.completion_tokens, repeats, equal.vote))
+    ways = list_ways(summary.systems, summary.chains, max(len(summary.seeds), 1))
+    longest = max((way.tokens for way in ways), default=1.0) or 1.0
+    chosen = {(way.system, way.way) for way in summary.frontier}
     return [
-        (name, way, tokens / questions / parts, 100 * cell.accuracy)
-        for way, tokens, parts, cell in found
-        if tokens is not None and cell.accuracy is not None
+        Point(
+            way.system,
+            way.way,
+            way.tokens,
+            100 * (way.cell.accuracy or 0.0),
+            96 * way.tokens / longest,
+            100 - 100 * (way.cell.accuracy or 0.0),
+            (way.system, way.way) in chosen,
+        )
+        for way in ways
     ]
-
-
-def is_on_frontier(own: tuple[float, float], ways: Sequence[tuple[str, str, float, float]]) -> bool:
-    """Whether no other way is as often right for fewer tokens, or more often for as many."""
-    tokens, accuracy = own
-    return not any(
-        other <= tokens and right >= accuracy and (other, right) != (tokens, accuracy) for _, _, other, right in ways
-    )

@@ -3,29 +3,32 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
+from malt.engine.run import new_run_name
 from malt.engine.tree_cost import admit_trees
 from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
+from malt.evaluation.race import find_losers, order_questions, plan_rounds
 from malt.evaluation.result import Evaluated
-from malt.evaluation.systems import Lineup, with_samples
-from malt.evaluation.table import table_of
+from malt.evaluation.sheet import sheets_of
+from malt.evaluation.systems import Lineup, baseline_of, with_samples
+from malt.evaluation.table import frame_of, table_of
 from malt.evaluation.version import EvaluationVersion
 from malt.llm.client.completers import make_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.llm.usage import Tally
+from malt.questions.question import Question
+from malt.trees.pipeline import NOTHING_MISSING, Admit, Shortfall
 from malt.trees.tree import FailedBranch
 
 MOST_VOTES = 64
@@ -41,7 +44,7 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
     job = read_evaluation(declared)
     check_systems(job)
-    done = asyncio.run(evaluate_job(job, Settings(), name_run()))
+    done = asyncio.run(evaluate_alone(job, Settings(), new_run_name()))
     if done.stopped is not None:
         raise RunStopped(done.stopped)
     if done.version is None:
@@ -49,20 +52,24 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     return done.version
 
 
-def name_run() -> str:
-    """Name a run."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{uuid4().hex[:8]}"
+async def evaluate_alone(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
+    """Evaluate once no other evaluation of this name is under way."""
+    async with hold_run_lock(lock_name(job), settings, f"run {run}"):
+        return await evaluate_job(job, settings, run)
+
+
+def lock_name(job: EvaluationJob) -> str:
+    """Return the name of the lock that keeps two evaluations from paying for the same."""
+    return f"evaluation-{job.spec.name}"
 
 
 async def evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
-    """Ask for what the store lacks, then publish what it holds of all systems; one evaluation of a name at a time."""
-    started = time.monotonic()
-    async with hold_run_lock(f"evaluation-{job.spec.name}", settings, f"run {run}"):
-        filled = await fill(job, settings, run)
-        if filled.stopped is not None:
-            return Evaluated.of(job, None, filled.failures, filled.tally, started, filled.stopped)
-        version, failures = await asyncio.to_thread(build, filled.job, settings)
-    return Evaluated.of(job, version, failures, filled.tally, started)
+    """Ask for what the store lacks, then publish what it holds of all systems."""
+    filled = await fill(job, settings, run)
+    if filled.stopped is not None:
+        return Evaluated.of(job, None, filled.failures, filled.tally, filled.started, filled.stopped)
+    version, failures = await asyncio.to_thread(build, filled.job, settings)
+    return Evaluated.of(job, version, failures, filled.tally, filled.started)
 
 
 class Filled(NamedTuple):
@@ -72,35 +79,83 @@ class Filled(NamedTuple):
     failures: tuple[FailedBranch, ...]
     stopped: str | None
     tally: Tally
+    started: float
+    """Monotonic seconds."""
+
+
+class Built(NamedTuple):
+    """What the store amounts to: a version, None where it holds no answer, and what is missing."""
+
+    version: EvaluationVersion | None
+    failures: tuple[FailedBranch, ...]
 
 
 async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
-    """Ask for all chains, then for the votes that a single agent needs to write as much."""
+    """Ask for all chains, round by round where systems race, then for the votes that equal tokens take."""
+    started = time.monotonic()
     session = open_session(settings, job.spec.limits, run=run)
     ask = make_completer(session, [question.question_id for question in job.questions], run=run)
-    begin = admit_trees(ask, job.spec, job.prompts)
-    shortfall = await session.call(ask_answers(job.questions, job.lineups, job.prompts, ask, begin))
-    if job.evaluate.equal_tokens and shortfall.stopped is None:
-        job = job._replace(lineups=[*job.lineups, *await asyncio.to_thread(voters, job, settings)])
-        votes = [lineup for lineup in job.lineups if lineup.kind == "votes"]
-        shortfall = await session.call(ask_answers(job.questions, votes, job.prompts, ask, begin))
-    return Filled(job, shortfall.failures, shortfall.stopped, ask.tally)
+
+    def admit(lineup: Lineup) -> Admit:
+        return admit_trees(ask, lineup.spec, job.prompts)
+
+    async def ask_for(wanted: EvaluationJob, questions: Sequence[Question], lineups: Sequence[Lineup]) -> Shortfall:
+        pairs = [(question, lineup) for question in questions for lineup in lineups if wanted.asks(lineup, question)]
+        return await session.call(
+            ask_answers(pairs, job.prompts, ask, lambda lineup: admit_trees(ask, lineup.spec, job.prompts))
+        )
+
+    shortfall = NOTHING_MISSING
+    for questions in rounds_of(job):
+        shortfall = await ask_for(job, questions, job.lineups)
+        if shortfall.stopped is not None:
+            return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+        if len(questions) < len(job.questions):
+            job = await asyncio.to_thread(drop_losers, job, questions, settings)
+    if job.evaluate.equal_tokens:
+        votes = await asyncio.to_thread(voters, job, settings)
+        job = job._replace(lineups=[*job.lineups, *votes])
+        shortfall = await ask_for(job, job.questions, votes)
+    return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
 
 
-def build(job: EvaluationJob, settings: Settings) -> tuple[EvaluationVersion | None, tuple[FailedBranch, ...]]:
+def rounds_of(job: EvaluationJob) -> list[list[Question]]:
+    """Return the questions that have been asked after each round: all at once, unless systems race."""
+    if not job.evaluate.race:
+        return [job.questions]
+    ordered = order_questions(job.questions)
+    return [ordered[:count] for count in plan_rounds(len(ordered))]
+
+
+def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
+    """Return the job without further questions for the systems that cannot win any more; the baseline stays."""
+    answers = [each for found in read_back(job, job.lineups, settings, questions) for each in found.answers]
+    sheets = sheets_of(job.spec, frame_of(table_of(answers)), "chain")
+    racing = {name: sheet.scores(job.evaluate.measure) for name, sheet in sheets.items() if name not in job.asked}
+    losers = find_losers(racing, len(plan_rounds(len(job.questions))), len(sheets))
+    ids = frozenset(question.question_id for question in questions)
+    dropped = {name: ids for name in losers if name != baseline_of(job.spec)}
+    return job._replace(asked={**job.asked, **dropped})
+
+
+def build(job: EvaluationJob, settings: Settings) -> Built:
     """Publish what the store holds; None where it holds no answer."""
     found = read_back(job, job.lineups, settings)
     failures = tuple(dict.fromkeys(failure for each in found for failure in each.failures))
     answers = [answer for each in found for answer in each.answers]
     if all(answer.generator is None for answer in answers):
-        return None, failures
-    return publish(job, table_of(answers), failures, settings), failures
+        return Built(None, failures)
+    return Built(publish(job, table_of(answers), failures, settings), failures)
 
 
-def read_back(job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings) -> list[Answered]:
+def read_back(
+    job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings, questions: Sequence[Question] | None = None
+) -> list[Answered]:
     """Return what the store holds of some systems' answers."""
+    asked = job.questions if questions is None else questions
+    pairs = [(question, lineup) for question in asked for lineup in lineups if job.asks(lineup, question)]
     with Store(settings.store, settings.store_patience_s) as store:
-        return list(stored_answers(job.questions, lineups, job.prompts, store))
+        return list(stored_answers(pairs, job.prompts, store))
 
 
 def voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:

@@ -1,18 +1,20 @@
 """All that an evaluation reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from malt.config.spec import EvaluateSpec, RunSpec
+from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import check_models
-from malt.errors import ConfigError, QuestionError
+from malt.errors import ConfigError, QuestionError, VersionError
 from malt.evaluation.systems import Lineup, baseline_of, evaluate_spec, lineups
 from malt.grading.references import check_references
-from malt.models.playing import with_weights
+from malt.models.playing import NAMED, with_weights
+from malt.models.version import ModelVersion, open_model
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import COMPARED, NEAR, RUN, screen
-from malt.questions.shingles import earlier_alike
+from malt.questions.screening import find_near_duplicates, screen
 
 SHOWN = 5
 """Overlapping questions that are named."""
@@ -25,6 +27,12 @@ class EvaluationJob(NamedTuple):
     questions: list[Question]
     prompts: PromptSet
     lineups: list[Lineup]
+    asked: Mapping[str, frozenset[str]] = MappingProxyType({})
+    """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
+
+    def asks(self, lineup: Lineup, question: Question) -> bool:
+        """Whether a system is asked a question."""
+        return lineup.system not in self.asked or question.question_id in self.asked[lineup.system]
 
     @property
     def evaluate(self) -> EvaluateSpec:
@@ -56,8 +64,28 @@ def held_out_questions(spec: RunSpec) -> list[Question]:
         return validation_questions(spec)
     questions = read_questions(evaluate.questions)
     if evaluate.overlap == "refuse":
-        refuse_overlap(questions, read_questions(spec.questions), spec)
+        refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
+        for model in model_versions(spec):
+            refuse_overlap(questions, questions_trained_on(model), f"what {model.reference} was trained on")
     return questions
+
+
+def model_versions(spec: RunSpec) -> list[ModelVersion]:
+    """Return the model versions that play in any system."""
+    names = {lineup.spec.roles[role].model for lineup in lineups(spec) for role in lineup.roles}
+    found = (NAMED.fullmatch(name) for name in sorted(names))
+    return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]
+
+
+def questions_trained_on(model: ModelVersion) -> list[Question]:
+    """Return the questions of the dataset version that a model version was trained on; none where that is gone."""
+    entry = model.manifest.dataset
+    try:
+        asked = open_version(f"{entry.name}@v{entry.version}").questions
+    except VersionError:
+        return []
+    columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)
+    return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 
 
 def validation_questions(spec: RunSpec) -> list[Question]:
@@ -69,7 +97,7 @@ def validation_questions(spec: RunSpec) -> list[Question]:
         )
     questions = read_questions(spec.questions)
     screening = screen(questions, spec.dataset)
-    apart = [each for each in questions if screening.split_of(each.question_id, spec.dataset) == "validation"]
+    apart = [each for each in questions if screening.choose_split(each.question_id, spec.dataset) == "validation"]
     if not apart:
         raise ConfigError(
             f"{spec.name}: dataset.validation = {spec.dataset.validation:g} sets none of {len(questions)} questions "
@@ -78,10 +106,10 @@ def validation_questions(spec: RunSpec) -> list[Question]:
     return apart
 
 
-def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], spec: RunSpec) -> None:
+def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
     """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
     texts = [question.question for question in (*training, *questions)]
-    alike = earlier_alike(texts, RUN, NEAR, COMPARED)
+    alike = find_near_duplicates(texts)
     found = [
         (questions[place - len(training)].question_id, training[first].question_id)
         for place, first in alike.items()
@@ -91,6 +119,6 @@ def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], 
         named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:SHOWN])
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise QuestionError(
-            f"{len(found)} of {len(questions)} questions in evaluate.questions are in {spec.questions.source} too: "
+            f"{len(found)} of {len(questions)} questions in evaluate.questions are in {source} too: "
             f'{named}{more}; take others, or say overlap = "keep" if nothing was trained on them'
         )

@@ -20,7 +20,7 @@ class Player(Recorded):
 class EvaluationManifest(VersionManifest):
     """The whole story of one evaluation version."""
 
-    kind: Literal["evaluation"] = "evaluation"
+    kind: Literal["evaluations"] = "evaluations"
     config: dict[str, Any]
     """The whole spec."""
     prompts: dict[str, str]

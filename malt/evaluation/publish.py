@@ -72,7 +72,7 @@ def describe_version(
 def cast_of_manifest(lineup: Lineup) -> dict[str, Player]:
     """Say who plays in a system."""
     return {
-        role.value: Player(model=model.model, digest=None, sampling=model.sampling)
+        role.value: Player(model=model.model, digest=model.weights, sampling=model.sampling)
         for role, model in ((role, lineup.spec.roles[role]) for role in PLAYERS)
         if role in lineup.roles
     }

@@ -68,6 +68,16 @@ class Evaluated(BaseModel):
             return 3
         return 1 if self.failures or self.version is None else 0
 
+    @property
+    def sentence(self) -> str:
+        """How it ended, in one line."""
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}"
+        if self.version is None:
+            return "no evaluation: no question was answered"
+        missing = f", {len(self.failures)} failed branches; run again to ask for just what is missing"
+        return f"{self.version.reference}: {self.questions} questions{missing if self.failures else ''}"
+
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON: the version's figures beside what this run used."""
         version = self.version

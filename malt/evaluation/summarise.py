@@ -9,6 +9,7 @@ from malt.config.spec import EvaluateSpec, RunSpec
 from malt.datasets.stats.accuracy import Truth
 from malt.datasets.stats.diagnostics import is_same_answer
 from malt.evaluation import statistics
+from malt.evaluation.frontier import find_frontier, list_ways
 from malt.evaluation.sheet import Grid, Sheet, shares, sheets_of
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import (
@@ -25,7 +26,8 @@ from malt.evaluation.summary import (
     Usage,
     Verdicts,
 )
-from malt.evaluation.systems import baseline_of, evaluate_spec
+from malt.evaluation.systems import baseline_of, entrants, evaluate_spec
+from malt.evaluation.tournament import rank_models
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,8 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     differences = {measure: compare_all(scores[measure], baseline, votes=measure in VOTES) for measure in MEASURES}
     extras = Extras(evaluate, sheets_of(spec, rows, "control"), sheets_of(spec, rows, "votes"))
     votes = scores[evaluate.measure]
+    systems = {name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
+    ways = list_ways(systems, evaluate.chains, max(len(evaluate.seeds), 1))
     return Summary(
         evaluation=spec.name,
         questions=rows["question_id"].nunique(),
@@ -46,14 +50,23 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
         seeds=evaluate.seeds,
         baseline=baseline,
         measure=evaluate.measure,
-        systems={name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()},
+        systems=systems,
         differences=differences[evaluate.measure],
         all_differences={**differences},
+        frontier=find_frontier(ways),
+        tournament=rank_models(entrants(spec), votes),
+        dropped=find_dropped(sheets),
         smallest_difference=smallest_differences(votes, baseline),
     )
 
 
 VOTES = ("sa_mv", "ma_mv")
+
+
+def find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
+    """Return the systems that have no rows of some questions, since a race dropped them, and of how many they have."""
+    asked = {name: sheet.rows["question_id"].nunique() for name, sheet in sheets.items()}
+    return {name: count for name, count in asked.items() if count < len(sheets[name].questions)}
 
 
 class Extras(NamedTuple):
@@ -127,7 +140,7 @@ def usage_of(sheet: Sheet, part: str, measure: Measure) -> Usage:
     cost, seconds = total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
     tokens = None if prompt is None or completion is None else int(prompt + completion)
     right = int(sum(truth is True for truth in sheet.by_seed(measure).flat))
-    questions = len(sheet.questions)
+    questions = sheet.rows["question_id"].nunique()
     return Usage(
         tokens=tokens,
         completion_tokens=None if completion is None else int(completion),

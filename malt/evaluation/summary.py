@@ -138,6 +138,31 @@ class SystemSummary(Recorded):
     control: Control | None = None
 
 
+class Worth(Recorded):
+    """What a model is worth in a role: its systems' mean less that of all the tournament's, paired by question."""
+
+    accuracy: float
+    """Mean of the systems in which it plays the role."""
+    worth: float
+    low: float
+    """Lower end of the 95 % interval: a bootstrap over questions."""
+    high: float
+    questions: int
+
+
+class Choice(Recorded):
+    """A way of answering that nothing beats at its price."""
+
+    system: str
+    way: str
+    """`SA` or `MA`, and how many votes."""
+    tokens: float
+    """Completion tokens of a question."""
+    cost_usd: float | None
+    """Of a question."""
+    cell: Cell
+
+
 class Summary(Recorded):
     """An evaluation in figures."""
 
@@ -152,5 +177,11 @@ class Summary(Recorded):
     """Of `measure`, by system."""
     all_differences: dict[str, dict[str, Compared]]
     """By measure, then by system."""
+    frontier: tuple[Choice, ...]
+    """From the cheapest on; under a budget choose the last one within it."""
+    tournament: dict[str, dict[str, Worth]]
+    """By role and model; empty where there was none."""
+    dropped: dict[str, int]
+    """Systems that a race dropped, and after how many questions."""
     smallest_difference: dict[str, float | None]
     """What these questions show with 80 % power: at 20 % discordant votes, and at each system's own."""

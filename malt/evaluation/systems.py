@@ -17,6 +17,8 @@ from malt.config.spec import (
 )
 from malt.errors import ConfigError
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
+from malt.models.playing import with_weights
+from malt.models.version import open_model
 
 Kind = Literal["chain", "control", "votes"]
 
@@ -86,10 +88,11 @@ def entrants(spec: RunSpec) -> list[Entrant]:
 
 
 def players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
-    """Name the players of a role by their models. Raises `ConfigError` where two have one name."""
-    named = {label_of(player.model or spec.roles[role].model): player for player in declared or (PlayerSpec(),)}
-    if len(named) < len(declared):
-        raise ConfigError(f"evaluate.tournament.{role.value} names a model twice: {', '.join(named)}")
+    """Name the players of a role by their models; one that comes again by its number."""
+    named: dict[str, PlayerSpec] = {}
+    for player in declared or (PlayerSpec(),):
+        label = label_of(player.model or spec.roles[role].model)
+        named[label if label not in named else f"{label}-{len(named) + 1}"] = player
     return named
 
 
@@ -126,9 +129,10 @@ def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpe
 def cast_of(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
     """Return the roles as a system plays them."""
     played: dict[str, RoleSpec] = {}
+    trained = open_model(system.models).manifest.roles if system.models else ()
     for role in PLAYERS:
         player: PlayerSpec | None = getattr(system, role.value)
-        base = PlayerSpec(model=system.models).plays(spec.roles[role]) if system.models else spec.roles[role]
+        base = PlayerSpec(model=system.models).plays(spec.roles[role]) if role in trained else spec.roles[role]
         chosen = player.plays(base) if player is not None else base
         played[role.value] = chosen if seed is None else chosen.model_copy(update={"seed": seed})
     return with_samples(Roles(**played), chains)
@@ -141,8 +145,8 @@ def with_samples(roles: Roles, chains: int) -> Roles:
 
 
 def asking(spec: RunSpec, roles: Roles) -> RunSpec:
-    """Return the config that asks as a system."""
-    return spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None})
+    """Return the config that asks as a system, its model versions known by their weights."""
+    return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
 
 
 def silent(lineup: Lineup, complete: Complete) -> Complete:

@@ -21,7 +21,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Protocol, Self
 
@@ -94,7 +94,7 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
     passed: list[Grade] = []
     for grader in graders:
         try:
-            verdict = await grader(question, text)
+            verdict = await _grade_any(grader, question, text)
         except RequestFailed:
             if any(each.outcome is Outcome.UNKNOWN for each in passed):
                 break  # the judge was not wanted before, and is not to be had: the failure before it stands
@@ -108,6 +108,16 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
         return failed[-1] if failed else passed[-1]
     kinds = " and ".join(grader.kind for grader in graders)
     return unknown(kinds, None, f"reference {brief(question.ground_truth)} cannot be graded with {kinds}").grade
+
+
+async def _grade_any(grader: Grader, question: Question, text: str) -> Verdict | None:
+    """Grade against the reference and, where words or numbers miss it, against its aliases."""
+    verdict = await grader(question, text)
+    for alias in question.aliases if grader.kind in ("exact", "contains", "number") else ():
+        if verdict is None or verdict.grade.outcome is not Outcome.RIGHT:
+            other = await grader(replace(question, ground_truth=alias), text)
+            verdict = other if other is not None and other.grade.outcome is Outcome.RIGHT else verdict
+    return verdict
 
 
 def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]:

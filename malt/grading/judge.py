@@ -16,6 +16,7 @@ from pydantic import JsonValue, ValidationError
 from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.grading.answers import final_answer
+from malt.grading.eval_prompt import EvalPrompt, render_eval_prompt
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
 from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
@@ -45,7 +46,7 @@ class LLMEvaluator:
     """Judge an answer against a reference answer with a model.
 
     The judge sees the question, the reference and the answer: never which role or branch wrote it. The criteria
-    change in three ways. A prompt folder (it needs `evaluator/system.md` and `evaluator/user.md`):
+    change in four ways. A prompt folder (it needs `evaluator/system.md` and `evaluator/user.md`):
 
         LLMEvaluator("openai/gpt-4o-mini", prompts="my_prompts")
 
@@ -62,6 +63,12 @@ class LLMEvaluator:
             def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
                 system, *turns = super().build_messages(question, ground_truth, answer)
                 return (Message(system.role, system.content + "\\nA missing unit makes an answer wrong."), *turns)
+
+    Or a subclass that sets the prompt, as pairs of role and template or as a LangChain template:
+
+        class CustomEvaluator(LLMEvaluator):
+            def _setup_prompt(self) -> None:
+                self.eval_prompt = [("system", "Grade chemistry …"), ("human", "{question} … {answer}")]
 
     As a grader it finds an answer right when the weighted score is above 0.5; the reward is the score itself.
     """
@@ -112,7 +119,9 @@ class LLMEvaluator:
         )
         self.weights = _all_weights(self.model, weights or {}, schema)
         self._complete = complete or _ask_default
-        self._tags = tags_in(self.prompts.messages(Role.EVALUATOR, question="-", ground_truth="-", answer="-"))
+        self.eval_prompt: EvalPrompt | None = None
+        self._setup_prompt()
+        self._tags = tags_in(self._fill_prompt({"question": "-", "ground_truth": "-", "answer": "-"}))
 
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
@@ -168,7 +177,15 @@ class LLMEvaluator:
         prompt's own tags, or a chat template's turn, is escaped, so that an answer cannot leave its place.
         """
         slots = {"question": question, "ground_truth": ground_truth, "answer": answer}
-        return self.prompts.messages(Role.EVALUATOR, **{name: inert(text, self._tags) for name, text in slots.items()})
+        return self._fill_prompt({name: inert(text, self._tags) for name, text in slots.items()})
+
+    def _setup_prompt(self) -> None:
+        """Set `self.eval_prompt` where a subclass overrides this; eval_prompt.py says what it may be."""
+
+    def _fill_prompt(self, slots: Mapping[str, str]) -> tuple[Message, ...]:
+        if self.eval_prompt is not None:
+            return render_eval_prompt(self.eval_prompt, slots)
+        return self.prompts.messages(Role.EVALUATOR, **slots)
 
     async def _judge(self, question: Question, answer: str) -> Judgement:
         if not answer.strip():

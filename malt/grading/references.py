@@ -7,6 +7,7 @@ from malt.config.spec import EvaluatorSpec
 from malt.errors import GradingError
 from malt.grading.graders import ObjectiveGrader, objective_grader
 from malt.grading.process_pool import CallFailed
+from malt.grading.suggestions import require_kinds
 from malt.questions.question import Question
 
 
@@ -14,14 +15,17 @@ def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None
     """Make sure that every reference answer can be graded by one of the kinds in `spec`, and that each kind can work.
 
     Uses no model, but the grader processes: it blocks the caller for some milliseconds for each reference that takes
-    parsing. Raises `GradingError` with the first question that cannot be graded, and how many there are.
+    parsing. Raises `GradingError` with the first question that cannot be graded, and how many there are;
+    `ConfigError` where no kind is chosen.
     """
+    asked = list(questions)
+    require_kinds(asked, spec)
     graders = [objective_grader(kind, spec) for kind in spec.kind if kind != "llm"]
     for grader in graders:
         grader.check()
     if "llm" in spec.kind:
         return
-    accepted = [(question, _accepted(question, graders)) for question in questions]
+    accepted = [(question, _accepted(question, graders)) for question in asked]
     refused = [question for question, found in accepted if not any(map(_result, found))]
     if refused:
         raise GradingError(_complaint(refused, graders))

@@ -1,4 +1,4 @@
-"""`malt doctor`: whether what a run needs works, each thing tried once and as cheaply as it can be."""
+"""`malt doctor`: try each thing that a run needs once, as cheaply as possible."""
 
 import asyncio
 import os
@@ -17,9 +17,10 @@ from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
 from malt.models.playing import with_weights
+from malt.private_files import make_private_folder
 
-QUESTION = Message("user", "Answer with one word: what is the capital of France?")
-MOST_TOKENS = 16
+_QUESTION = Message("user", "Answer with one word: what is the capital of France?")
+_MOST_TOKENS = 16
 
 
 class Check(NamedTuple):
@@ -27,50 +28,46 @@ class Check(NamedTuple):
 
     subject: str
     works: bool
-    told: str
-    """What it amounts to, or what is wrong and what to do."""
+    detail: str
+    """What was found, or what is wrong and what to do."""
 
 
 def examine(spec: RunSpec, settings: Settings) -> Iterator[Check]:
     """Try all that a run of this spec needs, one after the other."""
-    yield tried("questions and prompts", lambda: told_of_inputs(spec))
-    yield tried("data folder", lambda: told_of_folder(settings))
-    yield tried("store", lambda: told_of_store(settings))
-    for subject, role, model in endpoints(spec):
-        yield tried(subject, lambda role=role, model=model: told_of_endpoint(role, model))  # type: ignore[misc]
-    yield tried("prefect", told_of_prefect)
+    yield _try_out("questions and prompts", lambda: _check_inputs(spec))
+    yield _try_out("data folder", lambda: _check_folder(settings))
+    yield _try_out("store", lambda: _check_store(settings))
+    for subject, role, model in _list_endpoints(spec):
+        yield _try_out(subject, lambda role=role, model=model: _check_endpoint(role, model))  # type: ignore[misc]
+    yield _try_out("prefect", _check_prefect)
 
 
-def tried(subject: str, trial: Callable[[], str]) -> Check:
-    """Try one thing; what is raised there is what it amounts to."""
+def _try_out(subject: str, trial: Callable[[], str]) -> Check:
     try:
-        return Check(subject, works=True, told=trial())
+        return Check(subject, works=True, detail=trial())
     except (MaltError, OSError) as error:
-        return Check(subject, works=False, told=str(error))
+        return Check(subject, works=False, detail=str(error))
 
 
-def told_of_inputs(spec: RunSpec) -> str:
-    """Read questions and prompts."""
+def _check_inputs(spec: RunSpec) -> str:
     job = read_job(spec)
     return f"{len(job.questions):,} questions, every reference answer can be graded against"
 
 
-def told_of_folder(settings: Settings) -> str:
-    """Write into the folder of the datasets."""
-    settings.datasets_dir.mkdir(parents=True, exist_ok=True)
+def _check_folder(settings: Settings) -> str:
+    make_private_folder(settings.datasets_dir)
     with tempfile.NamedTemporaryFile(dir=settings.datasets_dir) as file:
         file.write(b"malt")
     return f"{settings.data_dir} can be written"
 
 
-def told_of_store(settings: Settings) -> str:
-    """Open the store, and ask it something."""
+def _check_store(settings: Settings) -> str:
     with Store(settings.store) as store:
         store.rows(["none"])
     return f"{hide_password(settings.store)} answers"
 
 
-def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
+def _list_endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
     """Return what a run would ask, each model at each address once, with the first role that it plays."""
     seen = set()
     for role, model in models_asked(with_weights(spec)).items():
@@ -80,27 +77,25 @@ def endpoints(spec: RunSpec) -> Iterator[tuple[str, Role, ModelSpec]]:
             yield f"{model.model}{f' at {model.api_base}' if model.api_base else ''}", role, model
 
 
-def told_of_endpoint(role: Role, model: ModelSpec) -> str:
+def _check_endpoint(role: Role, model: ModelSpec) -> str:
     """Ask a model for a few tokens; nothing of it is stored."""
     call.check(model)
     if model.api_key_block:
         return f"not asked: its key is in the block {model.api_key_block!r}, which the flows alone read"
-    brief = model.model_copy(update={"max_tokens": min(MOST_TOKENS, model.max_tokens or MOST_TOKENS)})
+    brief = model.model_copy(update={"max_tokens": min(_MOST_TOKENS, model.max_tokens or _MOST_TOKENS)})
     started = time.perf_counter()
-    asyncio.run(ask(CompletionRequest(role, brief, (QUESTION,), "doctor")))
+    asyncio.run(_ask(CompletionRequest(role, brief, (_QUESTION,), "doctor")))
     return f"answers, in {time.perf_counter() - started:.1f} s"
 
 
-async def ask(request: CompletionRequest) -> None:
-    """Send one request, and close the connection."""
+async def _ask(request: CompletionRequest) -> None:
     try:
         await call.send(request, 0, 1)
     finally:
         await call.close()
 
 
-def told_of_prefect() -> str:
-    """Ask the server at `PREFECT_API_URL` how it is."""
+def _check_prefect() -> str:
     if url := os.environ.get("PREFECT_API_URL"):
         check_answers(url)
         return f"{url} answers"

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from malt.hosting.access import OwnPagesOnly
-from malt.processes import loading
+from malt.processes import paused_gc
 
 _STOP_LIMIT_S = 5.0
 """Seconds it may take to write its records once it is told to end."""
@@ -39,7 +39,7 @@ def main() -> None:
     )
     server = _Server(config, database)
     threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
-    with loading():
+    with paused_gc():
         config.load()
     config.loaded_app = OwnPagesOnly(config.loaded_app, host, listener.getsockname()[1])
     server.run(sockets=[listener])
@@ -64,7 +64,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the lock, then start; a new database is cached before the first request is let in."""
-        with self._database.with_name("starting.lock").open("a") as lock, loading():
+        with self._database.with_name("starting.lock").open("a") as lock, paused_gc():
             fcntl.flock(lock, fcntl.LOCK_EX)
             is_made = self._database.exists() or copy_database(_cached_database(), self._database)
             for path in self._database.parent.glob(f"{self._database.name}*"):

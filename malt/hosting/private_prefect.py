@@ -22,6 +22,7 @@ from urllib.error import HTTPError
 
 from malt.errors import ConfigError
 from malt.hosting.access import AUTH_STRING, own_origins, read_auth_string, warn_if_open
+from malt.private_files import PRIVATE_FOLDER, make_private_folder
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
@@ -112,8 +113,8 @@ class PrefectServer:
         self, home: Path, port: int = 0, settings: Mapping[str, str] = PRIVATE, host: str = "127.0.0.1"
     ) -> None:
         """Start it on a port, any free one by default. Raises `OSError` where that cannot be."""
-        home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o700)
+        make_private_folder(home)
+        home.chmod(PRIVATE_FOLDER)
         self.auth_string = read_auth_string(home)
         self._home, self._host, self._settings = home, host, settings
         self.log = home / "server.log"

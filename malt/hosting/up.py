@@ -26,6 +26,7 @@ from malt.hosting.private_prefect import (
     last_line,
 )
 from malt.hosting.supervise import STOP_LIMIT_S
+from malt.private_files import make_private_folder
 
 POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
@@ -131,7 +132,7 @@ def _make_pool(api_url: str) -> None:
 
 def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     """Start a worker that runs what is asked of the pool."""
-    home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(home)
     path = home / "worker.log"
     with path.open("ab") as log:
         path.chmod(0o600)

@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from malt.config.spec import Limits
 from malt.errors import BudgetSpent, MaltError
-from malt.llm.faults import Unavailable
 from malt.llm.request import CompletionRequest
 
 PICO = 10**12
@@ -99,7 +98,7 @@ class Budget:
         try:
             answer = await attempt()
         except MaltError as error:
-            if not (isinstance(error, Unavailable) and error.perhaps_billed):
+            if not getattr(error, "perhaps_billed", False):
                 bill = [0, 0]
             raise
         else:

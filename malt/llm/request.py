@@ -3,14 +3,12 @@
 A request asks for several samples of one prompt at once; each sample has a key of its own.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import NamedTuple, Protocol
 
-from pydantic import BaseModel, JsonValue
-from pydantic_core import from_json
+from pydantic import BaseModel
 
 from malt.canonical_json import digest
 from malt.config.spec import ModelSpec, Role
@@ -18,9 +16,6 @@ from malt.errors import MaltError
 
 DEFAULT_MAX_TOKENS = 4096
 """What is reserved for a completion whose length the config leaves to the provider."""
-
-_MOST_TOKENS = 2**31
-"""A count from here on is a provider's mistake."""
 
 
 class Message(NamedTuple):
@@ -109,84 +104,6 @@ class Complete(Protocol):
         Raises `RequestFailed` (one branch) with the samples that were had, or `RunStopped` (the run).
         """
         ...
-
-
-def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
-    """Cut one raw chat-completion response into one JSON text a choice, at most `count` of them.
-
-    Each keeps all of the body around its choice, and notes how many siblings share the usage. Nothing is interpreted.
-    """
-    choices = body.get("choices")
-    taken = choices[:count] if isinstance(choices, list) else []
-    around = {name: value for name, value in body.items() if name != "choices"}
-    return [
-        json.dumps({**around, "choices": [choice], "siblings": len(taken), "position": position})
-        for position, choice in enumerate(taken)
-    ]
-
-
-def read_response(
-    response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
-) -> Completion:
-    """Read one stored response. Whatever the provider sent has a reading: what is missing is empty or None."""
-    body = _read_json(response)
-    choice = body["choices"][0] or {}
-    message = choice.get("message") or {}
-    text, reasoning = _split_reasoning(_read_text(message.get("content")), _read_text(message.get("reasoning_content")))
-    usage = body["usage"] if has_usage(body.get("usage")) else {}
-    share = (body["position"], body["siblings"])
-    return Completion(
-        key=key,
-        text=text,
-        reasoning=reasoning or None,
-        finish_reason=_read_text(choice.get("finish_reason")) or FinishReason.STOP,
-        model=_read_text(body.get("model")),
-        prompt_tokens=share_tokens(usage.get("prompt_tokens"), *share),
-        completion_tokens=choice.get("completion_tokens", share_tokens(usage.get("completion_tokens"), *share)),
-        cost_usd=cost_usd,
-        latency_s=latency_s,
-        cached=cached,
-        run=run,
-    )
-
-
-def _read_json(text: str) -> Any:  # noqa: ANN401 - whatever a provider sent
-    """Parse JSON. The quick parser refuses half characters, which Python's takes."""
-    try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)
-
-
-def _read_text(content: object) -> str:
-    """Return the text of a message field: a string, a list of parts with text, or nothing."""
-    if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _split_reasoning(content: str, reasoning: str) -> tuple[str, str]:
-    """Take `<think>` text out of the content, where servers without a reasoning parser leave it."""
-    if reasoning or not content.lstrip().startswith("<think>"):
-        return content, reasoning
-    thought, closed, answer = content.lstrip().removeprefix("<think>").partition("</think>")
-    return (answer.lstrip(), thought.strip()) if closed else ("", thought.strip())
-
-
-def share_tokens(total: object, position: int, siblings: int) -> int | None:
-    """Divide a request's token count among its siblings; the shares add up to the whole."""
-    counted = read_token_count(total)
-    return None if counted is None else counted // siblings + (position < counted % siblings)
-
-
-def has_usage(usage: object) -> TypeGuard[dict[str, JsonValue]]:
-    """Whether a usage says anything: LiteLLM fills a missing one with zeros, and no prompt has none."""
-    return isinstance(usage, dict) and bool(read_token_count(usage.get("prompt_tokens")))
-
-
-def read_token_count(value: object) -> int | None:
-    """Return a provider's count, or None where it cannot be one."""
-    return value if isinstance(value, int) and 0 <= value < _MOST_TOKENS else None
 
 
 class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is

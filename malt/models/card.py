@@ -7,6 +7,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from malt.models.manifest import ModelManifest
 
+CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a base is called on the Hub, where its name here is another."""

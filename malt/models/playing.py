@@ -9,11 +9,13 @@ from malt.config.settings import Settings
 from malt.config.spec import PLAYERS, EvaluatorSpec, Fallback, Role, Roles, RoleSpec, RunSpec
 from malt.errors import ConfigError, VersionError
 from malt.llm.provider import embedded
-from malt.models.version import NAME, ModelVersion, open_model
+from malt.models.version import ModelVersion, open_model
 
 M = TypeVar("M", RoleSpec, EvaluatorSpec)
 
-NAMED = re.compile(rf"(?P<version>(models/)?{NAME}@(v?[1-9][0-9]*|latest))(/(?P<role>generator|verifier|refiner))?")
+NAMED = re.compile(
+    r"(?P<version>(models/)?[a-z0-9-]{1,100}@(v?[1-9][0-9]*|latest))(/(?P<role>generator|verifier|refiner))?"
+)
 """A model version, and whose weights of it; by default those of the role that it is to play."""
 
 
@@ -51,7 +53,7 @@ def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | No
     if named is not None:
         whose = Role(named["role"] or role)
         version = _opened(model, named["version"], models_dir)
-        return f"{version.reference}/{whose}", _weights_of(version, whose, model)
+        return f"{version.played_as}/{whose}", _weights_of(version, whose, model)
     if model.startswith(f"{embedded.NAME}/"):
         source = embedded.locate_weights(model)
         if isinstance(source, Path) and source.is_file():
@@ -70,7 +72,7 @@ def _weights_of(version: ModelVersion, role: Role, model: str) -> str:
     """Return the digest of a role's GGUF file. Raises `ConfigError` where the file is not that one."""
     if role is Role.EVALUATOR:
         raise ConfigError(f"model {model!r}: a judge is none of the trained roles; say whose weights it has, such as "
-                          f"{version.reference}/generator")  # fmt: skip
+                          f"{version.played_as}/generator")  # fmt: skip
     try:
         path, weights = version.weights(role), version.role(role).gguf_sha256
     except VersionError as error:

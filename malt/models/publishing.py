@@ -4,18 +4,21 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from malt.canonical_json import digest, file_sha256
+from pydantic import JsonValue
+
+from malt.canonical_json import digest
 from malt.config.spec import Role
 from malt.config.train import TrainSpec
-from malt.datasets.manifest import FileEntry, Parent
+from malt.datasets.manifest import FileEntry, Parent, content_digest, write_manifest
+from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.stats.counts import code_version
-from malt.datasets.version.folders import claim, discard, next_number, open_staging, point_latest, version_numbers
-from malt.errors import VersionError
-from malt.models.card import render_card
+from malt.datasets.version.folders import discard, open_staging
+from malt.models.card import CARD_FILE, render_card
 from malt.models.manifest import (
     ADAPTER,
     FULL,
@@ -26,14 +29,10 @@ from malt.models.manifest import (
     RoleEntry,
     Sample,
     StageResult,
-    content_digest,
-    read_manifest,
-    write_manifest,
+    describe_weights,
 )
-from malt.models.report import render_report
+from malt.models.report import REPORT_FILE, render_report
 from malt.models.version import ModelVersion, open_folder
-
-CARD_FILE, REPORT_FILE = "README.md", "report.html"
 
 
 class TrainedRole(NamedTuple):
@@ -59,24 +58,21 @@ class Made(NamedTuple):
 def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Path) -> ModelVersion:
     """Make the next version of these roles; return the newest one where that has the same weights."""
     folder = models_dir / made.name
-    with staging_in(folder) as staging:
+    with _staging_in(folder) as staging:
         for role, trained in roles.items():
-            copy(trained.folder, staging / role)
-        files = {str(path.relative_to(staging)): entry_for(path) for path in files_below(staging)}
-        while True:
-            number, newest = next_number(folder), newest_readable(folder)
-            manifest = manifest_of(made, roles, files, number, newest)
-            if newest is not None and newest.manifest.content_sha256 == manifest.content_sha256:
-                point_latest(folder)
-                return newest
-            write_pages(manifest, staging)
-            path = claim(staging, folder, number)
-            if path is not None:
-                return ModelVersion(path.resolve(), read_manifest(path), created=True)
+            _copy(trained.folder, staging / role)
+        files = {str(path.relative_to(staging)): describe_weights(path) for path in _files_below(staging)}
+        placed = place_next(
+            staging,
+            folder,
+            lambda number, parent: _describe(made, roles, files, number, parent),
+            lambda manifest: _write_pages(manifest, staging),
+        )
+    return replace(open_folder(placed.path), created=placed.created)
 
 
 @contextmanager
-def staging_in(folder: Path) -> Iterator[Path]:
+def _staging_in(folder: Path) -> Iterator[Path]:
     """Make a folder to write a version in; what is left of it goes."""
     staging = open_staging(folder)
     try:
@@ -85,10 +81,10 @@ def staging_in(folder: Path) -> Iterator[Path]:
         discard(staging)
 
 
-def copy(source: Path, place: Path) -> None:
+def _copy(source: Path, place: Path) -> None:
     """Copy weights: as further names of the same files where the disk allows that, for they never change."""
     wanted = (GGUF_FILE, ADAPTER, FULL)
-    for path in files_below(source):
+    for path in _files_below(source):
         part = path.relative_to(source)
         if part.parts[0] in wanted:
             (place / part).parent.mkdir(parents=True, exist_ok=True)
@@ -98,28 +94,13 @@ def copy(source: Path, place: Path) -> None:
                 shutil.copy2(path, place / part)
 
 
-def entry_for(path: Path) -> FileEntry:
-    """Describe a finished file."""
-    return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path) -> list[Path]:
     """Return all files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def newest_readable(folder: Path) -> ModelVersion | None:
-    """Return the newest version that can be read."""
-    for number in reversed(version_numbers(folder)):
-        try:
-            return open_folder(folder / f"v{number}")
-        except VersionError:
-            continue
-    return None
-
-
-def manifest_of(
-    made: Made, roles: Mapping[Role, TrainedRole], files: dict[str, FileEntry], number: int, newest: ModelVersion | None
+def _describe(
+    made: Made, roles: Mapping[Role, TrainedRole], files: dict[str, FileEntry], number: int, parent: Parent | None
 ) -> ModelManifest:
     """Say what these files are as a version of this number."""
     libraries: dict[str, str] = {}
@@ -130,38 +111,41 @@ def manifest_of(
         version=number,
         created_at=datetime.now(UTC),
         content_sha256=content_digest(files),
-        parent=Parent(version=newest.number, content_sha256=newest.manifest.content_sha256) if newest else None,
+        parent=parent,
         base=made.base,
         dataset=made.dataset,
         train=made.train,
-        roles={role: entry_of(role, trained, files) for role, trained in roles.items()},
+        roles={role: _describe_entry(role, trained, files) for role, trained in roles.items()},
         files=files,
         libraries=libraries,
         code=code_version(),
     )
 
 
-def entry_of(role: Role, trained: TrainedRole, files: Mapping[str, FileEntry]) -> RoleEntry:
-    """Describe one role's weights by digest."""
-    gguf = files.get(f"{role}/{GGUF_FILE}")
-    rest = {
-        path: entry.sha256
-        for path, entry in files.items()
-        if path.startswith((f"{role}/{ADAPTER}/", f"{role}/{FULL}/"))
-    }
+def _describe_entry(role: Role, trained: TrainedRole, files: Mapping[str, FileEntry]) -> RoleEntry:
+    adapter, gguf = describe_role(role, files)
     return RoleEntry(
         inputs_sha256=trained.inputs_sha256,
-        adapter_sha256=digest({path.partition("/")[2]: sha256 for path, sha256 in rest.items()}),
-        gguf_sha256=gguf.sha256 if gguf else None,
+        adapter_sha256=adapter,
+        gguf_sha256=gguf,
         stages=trained.stages,
         samples=trained.samples,
     )
 
 
-def write_pages(manifest: ModelManifest, staging: Path) -> None:
+def describe_role(role: Role, files: Mapping[str, FileEntry]) -> tuple[str, str | None]:
+    """Return the digest over a role's adapter or whole model, and its GGUF file's, from the files' own."""
+    gguf = files.get(f"{role}/{GGUF_FILE}")
+    parts = (f"{role}/{ADAPTER}/", f"{role}/{FULL}/")
+    paths = (path for path in files if path.startswith(parts))
+    own: dict[str, JsonValue] = {path.partition("/")[2]: files[path].sha256 for path in paths}
+    return digest(own), gguf.sha256 if gguf else None
+
+
+def _write_pages(manifest: ModelManifest, staging: Path) -> None:
     """Write the card, the report and the manifest."""
     pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest)}
     for name, text in pages.items():
         (staging / name).write_text(text, encoding="utf-8")
-    files = {**manifest.files, **{name: entry_for(staging / name) for name in pages}}
+    files = {**manifest.files, **{name: describe_file(staging / name) for name in pages}}
     write_manifest(manifest.model_copy(update={"files": files}), staging)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined, Template
 
 from malt.models.manifest import ModelManifest, RoleEntry
+from malt.models.version import ModelVersion
 
+REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -36,6 +38,14 @@ def render_report(manifest: ModelManifest) -> str:
 def _template() -> Template:
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def find_report(version: ModelVersion, out: Path | None = None) -> Path:
+    """Return a version's own report, or draw it anew into a file."""
+    if out is None:
+        return version.path / REPORT_FILE
+    out.write_text(render_report(version.manifest), encoding="utf-8")
+    return out.resolve()
 
 
 def plots_of(entry: RoleEntry) -> Iterator[Plot]:

@@ -4,6 +4,7 @@ Every row is read by itself, so adding rows never changes how the others are rea
 """
 
 import json
+import logging
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
+from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
+
+_log = logging.getLogger("malt.questions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,12 @@ class Question:
     """Texts of the choices, in the order of their letters A, B, C, …"""
     metadata: dict[str, JsonValue] = field(default_factory=dict)
     """The row's other columns; empty cells and binary ones are left out."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other reference answers; to give any of them is right."""
+        listed = self.metadata.get("aliases")
+        return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else ()
 
 
 def read_questions(source: QuestionSource) -> list[Question]:
@@ -57,25 +66,24 @@ def content_id(question: str, ground_truth: str) -> str:
 
 
 def _read_distinct(source: QuestionSource) -> list[Question]:
-    questions: list[Question] = []
+    questions: dict[str, Question] = {}
     places: dict[str, str] = {}
+    repeats: list[str] = []
     for row in read_rows(source.source, "questions.source"):
         question = read_question(row, source)
-        first = places.setdefault(question.question_id, row.place)
-        if first is not row.place:
-            raise QuestionError(_duplicate(question, row.place, first))
-        questions.append(question)
+        first = questions.setdefault(question.question_id, question)
+        if first is question:
+            places[question.question_id] = row.place
+        elif (first.question, first.ground_truth) == (question.question, question.ground_truth):
+            repeats.append(f"{row.place} repeats {places[question.question_id]}")
+        else:
+            taken = f"id {question.question_id!r} is taken by {places[question.question_id]}"
+            raise QuestionError(f"{row.place}: {taken}; give every row its own id")
     if not questions:
-        raise QuestionError(
-            f"{without_secrets(source.source)}: no questions in it; give a file with one question a row"
-        )
-    return questions
-
-
-def _duplicate(question: Question, place: str, first: str) -> str:
-    if question.question_id == content_id(question.question, question.ground_truth):
-        return f"{place}: same question and reference answer as {first}; remove one, or tell them apart by an id column"
-    return f"{place}: id {question.question_id!r} is taken by {first}; give every row its own id"
+        raise QuestionError(f"{strip_secrets(source.source)}: no questions in it; give a file with one question a row")
+    if repeats:
+        _log.warning("%d rows with the question and answer of an earlier one are dropped: %s", len(repeats), repeats[0])
+    return list(questions.values())
 
 
 _REFERENCE_COLUMNS = {
@@ -91,7 +99,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def read_question(row: Row, source: QuestionSource) -> Question:
     """Read one row as `source` says. Raises `QuestionError` naming the row's place."""
     try:
-        return _question(row.values, source)
+        return _question(_flatten(row.values), source)
     except QuestionError as error:
         raise QuestionError(f"{row.place}: {error}") from error
 
@@ -121,12 +129,30 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
     )
 
 
+def _flatten(values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Bring rows as benchmarks publish them into columns.
+
+    CommonsenseQA has the choices in the question: `{"stem": …, "choices": […]}`. TriviaQA has an answer with aliases,
+    `{"value": …, "aliases": […]}`, Natural Questions a list of answers; the first is the reference.
+    """
+    flat = dict(values)
+    if isinstance(asked := values.get("question"), dict) and "stem" in asked:
+        flat |= {**asked, "question": asked["stem"]}
+        del flat["stem"]
+    for name in ("ground_truth", "answer"):
+        if isinstance(answer := flat.get(name), dict) and "value" in answer:
+            flat |= {name: answer["value"], "aliases": answer.get("aliases")}
+        elif isinstance(answer, list) and answer and "choices" not in flat:
+            flat |= {name: answer[0], "aliases": answer[1:]}
+    return flat
+
+
 def _column(values: Mapping[str, JsonValue], key: str, declared: str | None, defaults: Sequence[str]) -> str:
     """Return the declared column, else the first default that this row fills, else one that it has."""
     candidates = [name for name in ([declared] if declared else defaults) if name in values]
     if not candidates:
         wanted = " or ".join(repr(name) for name in ([declared] if declared else defaults))
-        raise QuestionError(f"no column {wanted}; it has: {listed(values)}. Name the right one in questions.{key}")
+        raise QuestionError(f"no column {wanted}; it has: {join_names(values)}. Name the right one in questions.{key}")
     return next((name for name in candidates if _is_filled(values[name])), candidates[0])
 
 
@@ -151,7 +177,7 @@ def _is_filled(value: JsonValue) -> bool:
 
 
 def _filled(values: Mapping[str, JsonValue], column: str, what: str) -> str:
-    text = cell_text(values[column], column)
+    text = read_cell(values[column], column)
     if not text:
         raise QuestionError(f"empty {what} in column {column!r}; fill it or remove the row")
     return text
@@ -164,7 +190,7 @@ def _given_id(values: Mapping[str, JsonValue], column: str) -> str:
     return given
 
 
-def cell_text(value: JsonValue, column: str) -> str:
+def read_cell(value: JsonValue, column: str) -> str:
     """Read a cell as text. Whole floats lose their `.0`: a column of whole numbers with a gap is stored as floats."""
     if value is None:
         return ""
@@ -196,7 +222,7 @@ def read_reference(text: str, written: str) -> str:
     if written == "gsm8k" or (written == "auto" and _ends_in_hashes(text)):
         return _after_hashes(text)
     if written == "math" or (written == "auto" and _BOX.search(text)):
-        return last_boxed(text)
+        return find_last_boxed(text)
     return text
 
 
@@ -214,7 +240,7 @@ def _after_hashes(text: str) -> str:
     return answer.strip()
 
 
-def last_boxed(text: str) -> str:
+def find_last_boxed(text: str) -> str:
     r"""Return the content of the last `\boxed{…}` or `\fbox{…}`, or the word after a `\boxed` without braces."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
@@ -265,7 +291,7 @@ def _part(item: object, name: str) -> JsonValue:
 
 
 def _labels(items: Sequence[JsonValue]) -> tuple[str, ...]:
-    return tuple(cell_text(item, "choices") for item in items)
+    return tuple(read_cell(item, "choices") for item in items)
 
 
 def _parsed(value: JsonValue) -> object:
@@ -295,7 +321,7 @@ def _letter(reference: JsonValue, labels: Sequence[str] | None, texts: Sequence[
     With labels of their own the label decides, then the text. A bare list is answered by letter, by text, or by
     position counted from 0 as MMLU does; a number that is no text is a position and nothing else.
     """
-    key = cell_text(reference, "ground_truth")
+    key = read_cell(reference, "ground_truth")
     by_text = _matches(key, texts)
     if labels is not None:
         found = _matches(key.casefold(), [label.casefold() for label in labels]) or by_text

@@ -14,16 +14,27 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from glob import glob
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import JsonValue
 
 from malt.errors import QuestionError
+from malt.regular_files import MIB, read_regular_file
 
 T = TypeVar("T")
+
+MOST_BYTES = 1024 * MIB
+"""Of one file, also of what it unpacks to."""
+MOST_ROWS = 10_000_000
+_UNPACKED_FREELY, _MOST_RATIO = 64 * MIB, 100
+"""Text packs to a tenth at best: what unpacks to far more than it weighs is a trap."""
+_PARQUET_BATCH = 64
+"""Rows; few, for each may be long."""
+_SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
 class Row(NamedTuple):
@@ -41,9 +52,16 @@ def read_rows(source: str, key: str = "") -> Iterator[Row]:
     Raises `QuestionError`. One that is about the whole file begins with `key`, where the file was named.
     """
     try:
-        return chain.from_iterable([_rows(file) for file in _files(source)])
+        return _bounded(chain.from_iterable([_rows(file) for file in _files(source)]), source)
     except _FileError as error:
         raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
+
+
+def _bounded(rows: Iterator[Row], source: str) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        if number == MOST_ROWS:
+            raise QuestionError(f"{strip_secrets(source)}: more than {MOST_ROWS:,} rows; split it")
+        yield row
 
 
 class _FileError(QuestionError):
@@ -52,6 +70,8 @@ class _FileError(QuestionError):
 
 def _files(source: str) -> list[str]:
     """Return the files that a source means."""
+    if source.startswith("file://") and not urlsplit(source).query:
+        source = url2pathname(urlsplit(source).path)
     if "://" in source:
         return _matching(source) if "*" in source else [source]
     path = Path(source).expanduser()
@@ -68,9 +88,9 @@ def _files(source: str) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     """Return the addresses that match one with `*`."""
-    found = _asked(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
+    found = _ask(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
     if not found:
-        raise _FileError(f"{without_secrets(pattern)}: no file matches; check the address")
+        raise _FileError(f"{strip_secrets(pattern)}: no file matches; check the address")
     return found
 
 
@@ -80,7 +100,7 @@ def _suffix(name: str) -> str:
 
 
 def _rows(source: str) -> Iterator[Row]:
-    name = without_secrets(source)
+    name = strip_secrets(source)
     path = urlsplit(source).path if source.startswith(("http://", "https://")) else source
     packed, suffix = path.lower().endswith(".gz"), _suffix(path)
     if suffix == ".parquet" and not packed:
@@ -95,7 +115,7 @@ def _read_bytes(source: str) -> bytes:
     if "://" in source:
         return _fetch(source)
     try:
-        return Path(source).expanduser().read_bytes()
+        return read_regular_file(Path(source).expanduser(), MOST_BYTES)
     except FileNotFoundError:
         raise _FileError(f"{source}: no such file (looked in {Path.cwd()}); check the path") from None
     except OSError as error:
@@ -103,40 +123,61 @@ def _read_bytes(source: str) -> bytes:
 
 
 def _fetch(address: str) -> bytes:
-    data: bytes = _asked(address, lambda files, path: files.cat_file(path))
+    def fetch(files: Any, path: str) -> bytes:  # noqa: ANN401 - fsspec has no types
+        with files.open(path, "rb") as file:
+            data: bytes = file.read(MOST_BYTES + 1)
+            return data
+
+    data = _ask(address, fetch)
+    if len(data) > MOST_BYTES:
+        raise _FileError(f"{strip_secrets(address)}: it is larger than {MOST_BYTES // MIB:,} MiB; split it")
     return data
 
 
-def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
+def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
     """Ask a file system of fsspec's; whatever the service's own library raises becomes ours here."""
     import fsspec
 
+    scheme = address.partition("://")[0].lower()
+    if scheme not in _SCHEMES:
+        raise _FileError(f"{strip_secrets(address)}: addresses begin with {', '.join(_SCHEMES)}; not with {scheme}")
     options = {"client_kwargs": {"trust_env": True}} if address.startswith(("http://", "https://")) else {}
-    name = without_secrets(address)
+    name = strip_secrets(address)
     try:
         return ask(*fsspec.core.url_to_fs(address, **options))
     except ImportError as error:
         raise _FileError(f"{name}: a package is missing: {error}") from error
-    except FileNotFoundError as error:
-        raise _FileError(f"{name}: not found there; check the address") from error
     except Exception as error:
-        reason = without_secrets(f"{type(error).__name__}: {error}")
+        cause = _cause(error)
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
+            raise _FileError(f"{name}: not found there; check the address") from error
+        reason = strip_secrets(f"{type(cause).__name__}: {cause}")
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what went wrong; over HTTP fsspec calls all of it a file that is not there."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
 _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
 
 
-def without_secrets(text: str) -> str:
+def strip_secrets(text: str) -> str:
     """Cut user, password and query out of the addresses in a text: what an error shows may be logged."""
     return _SECRETS_IN_URL.sub(r"\1\2", text)
 
 
 def _unpack(data: bytes, name: str) -> bytes:
+    most = min(MOST_BYTES, max(_UNPACKED_FREELY, _MOST_RATIO * len(data)))
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise QuestionError(f"{name}: not a whole gzip file: {error}; fetch or pack it again") from error
+    if len(unpacked) > most:
+        raise QuestionError(f"{name}: it unpacks to more than {most // MIB:,} MiB; unpack and look at it, or split it")
+    return unpacked
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -169,8 +210,11 @@ def _json_rows(text: str, name: str) -> Iterator[Row]:
         raise QuestionError(f"{name}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); {hint}") from error
     except (ValueError, RecursionError) as error:
         raise QuestionError(f"{name}: not JSON that can be read: {error}") from error
+    if isinstance(rows, dict):  # as MATH is published: one question a file
+        yield _row(name, rows)
+        return
     if not isinstance(rows, list):
-        raise QuestionError(f"{name}: holds {excerpt(rows)}; a .json file must be one list of objects")
+        raise QuestionError(f"{name}: holds {excerpt(rows)}; a .json file must be a list of objects, or one object")
     for number, value in enumerate(rows, 1):
         yield _row(f"{name}, row {number}", value)
 
@@ -180,12 +224,12 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     place = f"{name}:1"
     try:
-        header = next(reader, [])
+        header = _drop_empty_end(next(reader, []))
         if len(set(header)) < len(header):
-            raise QuestionError(f"{place}: two columns have the same name: {listed(header)}; rename one")
+            raise QuestionError(f"{place}: two columns have the same name: {join_names(header)}; rename one")
         place = f"{name}:{reader.line_num + 1}"
         for cells in reader:
-            if cells:
+            if any(cells):
                 yield _csv_row(place, header, cells)
             place = f"{name}:{reader.line_num + 1}"
     except csv.Error as error:
@@ -194,10 +238,18 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
         ) from error
 
 
-def _csv_row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
+def _drop_empty_end(cells: list[str], least: int = 0) -> list[str]:
+    """Drop the empty columns that spreadsheets write at the end."""
+    while len(cells) > least and not cells[-1]:
+        cells = cells[:-1]
+    return cells
+
+
+def _csv_row(place: str, header: Sequence[str], cells: list[str]) -> Row:
+    cells = _drop_empty_end(cells, len(header))
     if len(cells) != len(header):
         raise QuestionError(
-            f"{place}: {len(cells)} fields under {len(header)} columns ({listed(header)}); quote fields with commas"
+            f"{place}: {len(cells)} fields under {len(header)} columns ({join_names(header)}); quote fields with commas"
         )
     return _row(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 
@@ -206,12 +258,31 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
+    unpacked, numbers = 0, count(1)
     try:
-        rows = parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(_PARQUET_BATCH):
+            batch = _plain_columns(batch)
+            unpacked += batch.nbytes
+            if unpacked > MOST_BYTES:
+                raise QuestionError(f"{name}: it unpacks to more than {MOST_BYTES // MIB:,} MiB; split it")
+            for values in batch.to_pylist():
+                yield _row(f"{name}, row {next(numbers)}", values)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
-    for number, values in enumerate(rows, 1):
-        yield _row(f"{name}, row {number}", values)
+
+
+def _plain_columns(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Write out dictionaries, and read numbers of 32 bits as they are written: 0.1, not 0.10000000149011612."""
+    import pyarrow
+
+    for place, field in enumerate(batch.schema):
+        column = batch.column(place)
+        if pyarrow.types.is_dictionary(field.type):
+            batch = batch.set_column(place, field.name, column.dictionary_decode())
+        elif field.type in (pyarrow.float16(), pyarrow.float32()):
+            written = column.cast(pyarrow.float32()).cast(pyarrow.string())
+            batch = batch.set_column(place, field.name, written.cast(pyarrow.float64()))
+    return batch
 
 
 def _row(place: str, value: object) -> Row:
@@ -270,7 +341,7 @@ def excerpt(value: object, longest: int = 80) -> str:
     return repr(short) if isinstance(value, str) else short
 
 
-def listed(columns: Collection[str]) -> str:
+def join_names(columns: Collection[str]) -> str:
     """Name columns in an error message; of very many the first."""
     first = [excerpt(name)[1:-1] for name in islice(columns, COLUMNS_SHOWN)]
     return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")

@@ -1,8 +1,8 @@
 """Screening: which questions give no training rows, and in which split the others' rows are.
 
-Known from the questions alone, before anything is asked, so that it can be told before money is spent. Trees are grown
-and recorded for all questions. Of several that ask the same, the first counts; a question's split follows from the id
-of the first that asks it, so that adding questions moves none, and no validation question has its like in train.
+It follows from the questions alone, so that `malt plan` can say it before money is spent; trees are grown for all. Of
+several questions that ask the same, the first counts. A question's split follows from the id of the first that asks it,
+so that adding questions moves none, and no validation question has its like in train.
 """
 
 import hashlib
@@ -17,23 +17,23 @@ from malt.canonical_json import digest
 from malt.config.base import Recorded
 from malt.config.spec import DatasetSpec
 from malt.errors import QuestionError
-from malt.questions.question import Question, cell_text
-from malt.questions.readers import read_rows, without_secrets
-from malt.questions.shingles import Hashes, earlier_alike, runs, words
+from malt.questions.question import Question, read_cell
+from malt.questions.readers import read_rows, strip_secrets
+from malt.questions.shingles import Hashes, find_earlier_alike, hash_runs, split_words
 
 CONTAMINATED, DUPLICATE = "decontaminate", "duplicate_questions"
 
-RUN = 5
+_RUN = 5
 """Words of a run by which questions are found to be near duplicates, as is usual with MinHash."""
-NEAR = 0.7
+_NEAR = 0.7
 """Share of runs that near duplicates have in common: in a question of 35 words one may differ."""
-COMPARED = 32
+_COMPARED = 32
 """Earlier questions of a band that one is compared with: enough unless thousands come from one template."""
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
-TEXT_COLUMNS = ("question", "problem", "prompt", "text")
+_TEXT_COLUMNS = ("question", "problem", "prompt", "text")
 """Where the rows of a test set have what was asked; the first that a row has."""
 
 
@@ -74,12 +74,12 @@ class Screening:
     """The first question that asks the same, by question id, whether or not duplicates are dropped."""
     test_sets: tuple[HeldOutSet, ...] = ()
 
-    def split_of(self, question_id: str, spec: DatasetSpec) -> Split:
+    def choose_split(self, question_id: str, spec: DatasetSpec) -> Split:
         """Where a question's rows go."""
-        return split_of(self.originals.get(question_id, question_id), spec.validation)
+        return choose_split(self.originals.get(question_id, question_id), spec.validation)
 
-    def of(self, question_ids: Iterable[str]) -> "Screening":
-        """Return what it says of some questions."""
+    def select(self, question_ids: Iterable[str]) -> "Screening":
+        """Return the screening of some of the questions."""
         ids = list(question_ids)
         excluded = {each: self.excluded[each] for each in ids if each in self.excluded}
         originals = {each: self.originals[each] for each in ids if each in self.originals}
@@ -92,29 +92,29 @@ class Screening:
         return ScreeningCounts(excluded=dict(sorted(reasons.items())), test_sets=self.test_sets)
 
 
-def split_of(question_id: str, validation: float) -> Split:
-    """Choose a split by a hash of the id alone: whatever else is asked, a question stays where it is."""
+def choose_split(question_id: str, validation: float) -> Split:
+    """Choose a split by a hash of the id alone: adding questions moves none."""
     drawn = int(digest(["split", question_id])[:12], 16) / 16**12
     return "validation" if drawn < validation else "train"
 
 
 def screen(questions: Sequence[Question], spec: DatasetSpec) -> Screening:
     """Screen questions. Raises `QuestionError` where a test set cannot be read."""
-    overlaps = Overlaps(spec)
-    found = ((question.question_id, overlaps.of(question.question)) for question in questions)
+    overlaps = _Overlaps(spec)
+    found = ((question.question_id, overlaps.find(question.question)) for question in questions)
     contaminated = {question_id: Exclusion(CONTAMINATED, place) for question_id, place in found if place}
-    return screened(questions, spec, contaminated, overlaps.test_sets)
+    return screen_known(questions, spec, contaminated, overlaps.test_sets)
 
 
-def screened(
+def screen_known(
     questions: Sequence[Question],
     spec: DatasetSpec,
     contaminated: Mapping[str, Exclusion],
     test_sets: tuple[HeldOutSet, ...] = (),
 ) -> Screening:
-    """Screen questions of which it is known how they overlap with the test sets."""
+    """Screen questions whose overlaps with the test sets are known."""
     clean = [question for question in questions if question.question_id not in contaminated]
-    alike = earlier_alike([question.question for question in clean], RUN, NEAR, COMPARED)
+    alike = find_near_duplicates([question.question for question in clean])
     originals = {clean[place].question_id: clean[first].question_id for place, first in alike.items()}
     duplicates = {each: Exclusion(DUPLICATE, first) for each, first in originals.items()}
     return Screening(
@@ -124,7 +124,12 @@ def screened(
     )
 
 
-class Overlaps:
+def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
+    """Return the places of questions that ask what an earlier one asks, each with the place of the first such one."""
+    return find_earlier_alike(texts, _RUN, _NEAR, _COMPARED)
+
+
+class _Overlaps:
     """The test sets' runs of words, and where each one stands."""
 
     def __init__(self, spec: DatasetSpec) -> None:
@@ -139,10 +144,9 @@ class Overlaps:
         order = np.argsort(self._runs, kind="stable")
         self._runs, self._owners = self._runs[order], self._owners[order]
 
-    def of(self, text: str) -> str | None:
+    def find(self, text: str) -> str | None:
         """Return the first row of a test set that a question overlaps with. A short test question is one run."""
-        spoken = len(words(text))
-        found = runs(text, self.length) if len(self._runs) and spoken else np.empty(0, dtype=np.uint64)
+        found = hash_runs(text, self.length) if len(self._runs) and split_words(text) else np.empty(0, np.uint64)
         at = np.searchsorted(self._runs, found)
         at = at[(at < len(self._runs)) & (self._runs[np.minimum(at, len(self._runs) - 1)] == found)]
         return self._places[int(self._owners[at].min())] if len(at) else None
@@ -150,23 +154,23 @@ class Overlaps:
     def _read(self, source: str) -> Iterator[Hashes]:
         """Yield a test set's rows as runs, and note where they stand and what they say."""
         sha256, rows = hashlib.sha256(), 0
-        for place, text in texts_of(source):
+        for place, text in _read_texts(source):
             sha256.update(text.encode("utf-8", "surrogatepass") + b"\0")
             rows += 1
             self._places.append(place)
-            yield runs(text, self.length)
+            yield hash_runs(text, self.length)
         if not rows:
-            raise QuestionError(f"dataset.decontaminate: {without_secrets(source)} has no rows; name a test set's file")
-        self.test_sets += (HeldOutSet(source=without_secrets(source), rows=rows, sha256=sha256.hexdigest()),)
+            raise QuestionError(f"dataset.decontaminate: {strip_secrets(source)} has no rows; name a test set's file")
+        self.test_sets += (HeldOutSet(source=strip_secrets(source), rows=rows, sha256=sha256.hexdigest()),)
 
 
-def texts_of(source: str) -> Iterator[tuple[str, str]]:
+def _read_texts(source: str) -> Iterator[tuple[str, str]]:
     """Yield place and text of every row of a test set."""
     for row in read_rows(source, "dataset.decontaminate"):
-        column = next((name for name in TEXT_COLUMNS if row.values.get(name)), None)
+        column = next((name for name in _TEXT_COLUMNS if row.values.get(name)), None)
         if column is None:
             raise QuestionError(
-                f"dataset.decontaminate: {row.place}: none of the columns {', '.join(TEXT_COLUMNS)} is filled; "
+                f"dataset.decontaminate: {row.place}: none of the columns {', '.join(_TEXT_COLUMNS)} is filled; "
                 "rename the column of what is asked"
             )
-        yield row.place, cell_text(row.values[column], column)
+        yield row.place, read_cell(row.values[column], column)

@@ -1,4 +1,4 @@
-"""Wording: texts as words, and runs of words as 64-bit hashes, to find what says the same in other letters or order.
+"""Near duplicates: runs of words (shingles) as 64-bit hashes, compared by MinHash and Jaccard similarity.
 
 A question of fewer words than a run is one run by itself. Two different runs have one hash once in 2^64.
 """
@@ -13,67 +13,67 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-WORD = re.compile(r"\w+")
-FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
-MIX = np.uint64(0x9E3779B97F4A7C15)
+_WORD = re.compile(r"\w+")
+_FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
-PERMUTATIONS, ROWS = 64, 4
+_PERMUTATIONS, _ROWS = 64, 4
 """Of MinHash: 16 bands of 4. Texts alike by 0.8 share a band all but twice in 10,000, by 0.7 all but once in 80."""
-FACTORS = np.frombuffer(hashlib.shake_256(b"malt").digest(16 * PERMUTATIONS), "<u8").reshape(2, -1) | np.uint64(1)
+_FACTORS = np.frombuffer(hashlib.shake_256(b"malt").digest(16 * _PERMUTATIONS), "<u8").reshape(2, -1) | np.uint64(1)
 """Of the permutations: the same in every process, whatever the libraries' versions."""
 
 
-def words(text: str) -> list[str]:
-    """The words and numbers of a text in order, in lower case, without punctuation; of one without any, what it has."""
-    return WORD.findall(text.casefold()) or text.split()
+def split_words(text: str) -> list[str]:
+    """Return the words and numbers of a text in lower case, without punctuation; without any, what it has."""
+    return _WORD.findall(text.casefold()) or text.split()
 
 
-def figures(text: str) -> list[str]:
-    """The numbers and signs of arithmetic in a text, in order: where these differ, two texts do not say the same."""
-    return FIGURE.findall(text)
+def find_figures(text: str) -> list[str]:
+    """Return the numbers and arithmetic signs of a text: where these differ, two texts do not say the same."""
+    return _FIGURE.findall(text)
 
 
-def runs(text: str, length: int) -> Hashes:
+def hash_runs(text: str, length: int) -> Hashes:
     """Hash every run of `length` words in a text; the whole text where it has fewer."""
-    return hashed_runs(tuple(words(text)), length)
+    return _hash_runs(tuple(split_words(text)), length)
 
 
 @lru_cache(maxsize=256)
-def hashed_runs(spoken: tuple[str, ...], length: int) -> Hashes:
-    """Hash every run of `length` words; sorted, each once."""
+def _hash_runs(spoken: tuple[str, ...], length: int) -> Hashes:
+    """Return sorted, distinct hashes."""
     import pandas as pd  # not before: what merely reads words has no use for it
 
     hashes = np.asarray(pd.util.hash_array(np.array(spoken, dtype=object), categorize=False), dtype=np.uint64)
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)
     for place in range(length):
-        found = found * MIX + hashes[place : place + len(found)]
+        found = found * _MIX + hashes[place : place + len(found)]
     return np.unique(found)
 
 
-def jaccard(one: Hashes, other: Hashes) -> float:
-    """How alike two sets of runs are: the share of all that both have."""
+def _jaccard(one: Hashes, other: Hashes) -> float:
+    """Return the share of two sets that both have."""
     both = len(np.intersect1d(one, other, assume_unique=True))
     return both / max(len(one) + len(other) - both, 1)
 
 
-def bands(found: Hashes) -> Hashes:
+def _hash_bands(found: Hashes) -> Hashes:
     """Return the MinHash bands of a set of runs: texts that have much in common have one of these in common.
 
     Shape: (PERMUTATIONS / ROWS,). Broder (1997); a set without a run has bands of its own.
     """
     if not len(found):
-        return np.zeros(PERMUTATIONS // ROWS, dtype=np.uint64)
-    permuted = (found[:, None] * FACTORS[0] + FACTORS[1]) >> np.uint64(32)
-    lowest = permuted.min(axis=0).reshape(-1, ROWS)
+        return np.zeros(_PERMUTATIONS // _ROWS, dtype=np.uint64)
+    permuted = (found[:, None] * _FACTORS[0] + _FACTORS[1]) >> np.uint64(32)
+    lowest = permuted.min(axis=0).reshape(-1, _ROWS)
     together = np.zeros(len(lowest), dtype=np.uint64)
-    for row in range(ROWS):
-        together = (together + lowest[:, row]) * MIX
+    for row in range(_ROWS):
+        together = (together + lowest[:, row]) * _MIX
     return together
 
 
-def earlier_alike(texts: Sequence[str], length: int, least: float, compared: int) -> dict[int, int]:
+def find_earlier_alike(texts: Sequence[str], length: int, least: float, compared: int) -> dict[int, int]:
     """Return the places of texts that say what an earlier one says, each with the place of the first such text.
 
     Alike is: the same figures, and runs of `length` words that are alike by `least`. Each text is compared with at most
@@ -81,7 +81,7 @@ def earlier_alike(texts: Sequence[str], length: int, least: float, compared: int
     """
     if not texts:
         return {}
-    table = np.stack([bands(runs(text, length)) for text in texts])
+    table = np.stack([_hash_bands(hash_runs(text, length)) for text in texts])
     found: dict[int, int] = {}
     for band in table.T:
         order = np.argsort(band, kind="stable")
@@ -101,7 +101,7 @@ def _match(
         for other in near:
             if other >= found.get(place, place):
                 break
-            if alike(texts[other], texts[place], length, least):
+            if _are_alike(texts[other], texts[place], length, least):
                 found[place] = other
                 break
 
@@ -112,8 +112,8 @@ def _first(place: int, found: dict[int, int]) -> int:
     return place
 
 
-def alike(one: str, other: str, length: int, least: float) -> bool:
-    """Whether two texts say the same: with the same figures the same words, or runs of words alike by `least`."""
-    if figures(one) != figures(other):
+def _are_alike(one: str, other: str, length: int, least: float) -> bool:
+    """Whether two texts have the same figures, and the same words or runs of words alike by `least`."""
+    if find_figures(one) != find_figures(other):
         return False
-    return words(one) == words(other) or jaccard(runs(one, length), runs(other, length)) >= least
+    return split_words(one) == split_words(other) or _jaccard(hash_runs(one, length), hash_runs(other, length)) >= least

@@ -23,7 +23,7 @@ from malt.grading.grades import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
 from malt.review.agreement import VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import Grading, OpenedGraders, grade_all
+from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus
@@ -109,7 +109,7 @@ class AuditReport(Recorded):
     wall_s: float
 
 
-def audit(version: DatasetVersion, grading: Grading, kinds: Sequence[GraderKind]) -> AuditReport:
+def audit(version: DatasetVersion, grading: GraderChoice, kinds: Sequence[GraderKind]) -> AuditReport:
     """Grade a version's leaves again with each of the kinds by itself.
 
     Raises `VersionError` where the version cannot be read, `InputError` for graders that cannot be used, and

@@ -20,10 +20,10 @@ from malt.datasets.rows.files import clean_texts, json_line
 from malt.errors import InputError, QuestionError
 from malt.grading.graders import grade
 from malt.grading.grades import Grade, Outcome
-from malt.questions.question import Question, cell_text, read_question
-from malt.questions.readers import Row, excerpt, listed, read_rows, without_secrets
+from malt.questions.question import Question, read_cell, read_question
+from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
 from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import Grading, OpenedGraders, grade_all
+from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
 
 Columns = Mapping[str, JsonValue]
 
@@ -141,14 +141,14 @@ def read_answers(source: str) -> list[AnswerRow]:
     declared = QuestionSource(source=source, question="question", ground_truth="ground_truth")
     answers = [_read_answer(row, declared) for row in read_rows(source)]
     if not answers:
-        raise QuestionError(f"{without_secrets(source)}: no rows in it; give rows of {', '.join(_COLUMNS)}[, label]")
+        raise QuestionError(f"{strip_secrets(source)}: no rows in it; give rows of {', '.join(_COLUMNS)}[, label]")
     return answers
 
 
 def _read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
     for column in _COLUMNS:
         if column not in row.values:
-            has = listed(row.values) or "none"
+            has = join_names(row.values) or "none"
             raise QuestionError(f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(_COLUMNS)}")
     return AnswerRow(row, read_question(row, declared), _read_text(row), _read_label(row))
 
@@ -157,7 +157,7 @@ def _read_text(row: Row) -> str:
     """Return the answer as it was written; one that is empty is an answer too."""
     answer = row.values["answer"]
     try:
-        return answer if isinstance(answer, str) else cell_text(answer, "answer")
+        return answer if isinstance(answer, str) else read_cell(answer, "answer")
     except QuestionError as error:
         raise QuestionError(f"{row.place}: {error}") from error
 
@@ -167,7 +167,7 @@ def _read_label(row: Row) -> bool | None:
     value = row.values.get("label")
     if value is None or value == "":
         return None
-    label = None if isinstance(value, list | dict) else _LABELS.get(cell_text(value, "label").lower())
+    label = None if isinstance(value, list | dict) else _LABELS.get(read_cell(value, "label").lower())
     if label is None:
         raise QuestionError(f"{row.place}: label {excerpt(value)} cannot be read; write one of {', '.join(_LABELS)}")
     return label
@@ -180,7 +180,7 @@ class GradedFile(NamedTuple):
     report: GradeReport
 
 
-def grade_file(source: str, grading: Grading) -> GradedFile:
+def grade_file(source: str, grading: GraderChoice) -> GradedFile:
     """Grade a file's answers; a judge is asked through the store.
 
     Raises `InputError` for what is wrong with file or graders, before any model call, and `RunStopped` at a limit.
@@ -213,7 +213,7 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
     outcomes = Counter(row.grade.outcome for row in rows)
     used = graders.used
     report = GradeReport(
-        file=without_secrets(source),
+        file=strip_secrets(source),
         kinds=graders.grading.evaluator.kind,
         rows=len(rows),
         right=outcomes[Outcome.RIGHT],

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
@@ -27,14 +27,14 @@ _AT_ONCE = 64
 """Texts being graded at a time, unless a judge's endpoint may be asked more."""
 
 
-class Grading(NamedTuple):
+class GraderChoice(NamedTuple):
     """How to grade, and what a judge among the graders needs beside it."""
 
     evaluator: EvaluatorSpec
     prompts: str = "general"
     limits: Limits = Limits()
 
-    def by(self, *kinds: GraderKind) -> "Grading":
+    def by(self, *kinds: GraderKind) -> "GraderChoice":
         """Return the same with other kinds. Raises `ConfigError` where `python` lacks its function."""
         if "python" in kinds and self.evaluator.function is None:
             raise ConfigError(
@@ -45,21 +45,21 @@ class Grading(NamedTuple):
         return self._replace(evaluator=self.evaluator.model_copy(update=update))
 
 
-def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequence[str]) -> Grading:
+def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequence[str]) -> GraderChoice:
     """Return the grading that `malt grade` is told: the kinds, else a config's. Raises `ConfigError`."""
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
         raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
-    grading = declared_grading(config, overrides, otherwise=Grading(EvaluatorSpec()))
+    grading = declared_grading(config, overrides, otherwise=GraderChoice(EvaluatorSpec()))
     return grading.by(*chosen) if chosen else grading
 
 
-def grading_of(spec: RunSpec) -> Grading:
+def grading_of(spec: RunSpec) -> GraderChoice:
     """Return how a spec grades."""
-    return Grading(spec.evaluator, spec.prompts, spec.limits)
+    return GraderChoice(spec.evaluator, spec.prompts, spec.limits)
 
 
-def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: Grading) -> Grading:
+def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
     """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
     if config is not None:
         return grading_of(load_spec(config, overrides))
@@ -75,7 +75,7 @@ def audit_grading(
     overrides: Sequence[str],
     *,
     trust_code: bool = False,
-) -> Grading:
+) -> GraderChoice:
     """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
 
     Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
@@ -109,7 +109,7 @@ def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
 class OpenedGraders:
     """Graders ready to be asked, and what their judge has used."""
 
-    def __init__(self, grading: Grading) -> None:
+    def __init__(self, grading: GraderChoice) -> None:
         """Check what the graders need, without asking a model. Raises an `InputError`."""
         self.grading = grading
         self._tallies: list[Tally] = []
@@ -158,7 +158,7 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
             grades[place] = await _grade_or_explain(grade)
             await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
 
-    await all_of(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
+    await gather_all(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
 
 

@@ -15,6 +15,8 @@ from malt.models.manifest import Sample, StageResult
 from malt.training.base import Base
 
 WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
+LOCK = ".lock"
+"""Held by the process that trains."""
 RESULT_FILE = "result.json"
 FINAL = "final"
 """Folder of a stage's weights, once they are trained."""

@@ -20,7 +20,7 @@ from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
 from malt.training.base import unpack
 from malt.training.export import finish, stage_results
-from malt.training.job import FINAL, RoleJob, settings_of
+from malt.training.job import FINAL, LOCK, RoleJob, settings_of
 from malt.training.rows import Measured, measured, refuse_long, spread
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -64,7 +64,7 @@ def stop_with_parent() -> None:
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
     """Hold a job's lock; a process that was killed has let go of it, one that still saves its checkpoint has not."""
-    with (work / ".lock").open("w") as file:
+    with (work / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

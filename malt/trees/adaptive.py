@@ -22,7 +22,7 @@ from functools import lru_cache
 from math import comb, floor, fsum, prod
 from typing import NamedTuple
 
-from malt.concurrency import Wait, all_of
+from malt.concurrency import Wait, gather_all
 from malt.config.spec import RunSpec
 from malt.llm.request import Complete
 from malt.prompts import PromptSet
@@ -161,7 +161,7 @@ async def grow_adaptively(
     prompts: PromptSet,
     complete: Complete,
     reward: Callable[[Node], Awaitable[float | None]],
-    wait: Wait = all_of,
+    wait: Wait = gather_all,
 ) -> Tree:
     """Grow one question's tree as far as it tells something; `reward` says what a leaf is worth, None if unknown.
 

@@ -82,6 +82,11 @@ class ValuedTree:
     lengths: Mapping[Address, Length] = field(default_factory=dict, repr=False)
     """Of every node; empty until they were measured."""
 
+    def _repr_html_(self) -> str:
+        from malt.trees.notebook import render_tree
+
+        return render_tree(self)
+
     def label(self, address: Address) -> bool | None:
         """Right, wrong, or None where no leaf below is known."""
         value = self.values.get(address)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
 
-from malt.concurrency import Wait, all_of
+from malt.concurrency import Wait, gather_all
 from malt.config.spec import PLAYERS, TRAJECTORY, Role, RunSpec
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
@@ -13,7 +13,9 @@ from malt.questions.question import Question
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 
-async def grow(question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = all_of) -> Tree:
+async def grow(
+    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
+) -> Tree:
     """Grow one question's tree: a node's children are asked for the moment it exists, siblings in one request.
 
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
-from malt.concurrency import Wait, all_of
+from malt.concurrency import Wait, gather_all
 from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
 from malt.errors import RunStopped
 from malt.grading.graders import Grader, grade, graders_for, objective_grader
@@ -27,7 +27,7 @@ async def assess(
     prompts: PromptSet,
     complete: Complete,
     judge: LLMEvaluator | None = None,
-    wait: Wait = all_of,
+    wait: Wait = gather_all,
 ) -> ValuedTree:
     """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role.
 
@@ -44,7 +44,7 @@ async def grow_tree(
     prompts: PromptSet,
     complete: Complete,
     judge: LLMEvaluator | None = None,
-    wait: Wait = all_of,
+    wait: Wait = gather_all,
 ) -> Tree:
     """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
     if spec.growth.mode == "full":
@@ -83,7 +83,7 @@ async def ask_all(
     complete: Complete,
     admit: Admit = lambda _question: nullcontext(),
     judge: LLMEvaluator | None = None,
-    wait: Wait = all_of,
+    wait: Wait = gather_all,
 ) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
@@ -130,7 +130,7 @@ async def grade_tree(
     prompts: PromptSet,
     complete: Complete,
     judge: LLMEvaluator | None = None,
-    wait: Wait = all_of,
+    wait: Wait = gather_all,
 ) -> ValuedTree:
     """Grade a tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
     judge = judge_asking(complete, spec, prompts, judge)
@@ -164,7 +164,7 @@ def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
     return objective or (evaluator.kind if evaluator.scope == "all" else ())
 
 
-async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = all_of) -> dict[Address, OwnAnswer]:
+async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = gather_all) -> dict[Address, OwnAnswer]:
     """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from threading import Event
 from typing import NamedTuple, TypeVar
 
-from malt.concurrency import in_turn
+from malt.concurrency import gather_in_turn
 from malt.config.spec import Role, RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
@@ -139,7 +139,7 @@ async def _assess_all(window: Window, source: Source, stored: Complete) -> list[
 async def assess_noting_judge(question: Question, source: Source, complete: Complete) -> Assessed:
     """Assess one question's tree, and keep the judge's completions."""
     noting = _JudgeNoted(complete)
-    valued = await assess(question, source.spec, source.prompts, noting, source.judge, wait=in_turn)
+    valued = await assess(question, source.spec, source.prompts, noting, source.judge, wait=gather_in_turn)
     return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
 
 
@@ -228,7 +228,9 @@ def survey_window(window: Window, source: Source) -> Survey:
     """Replay some questions' trees, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
         noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
-    shortfall = asyncio.run(ask_all(window, source.spec, source.prompts, noted, judge=source.judge, wait=in_turn))
+    shortfall = asyncio.run(
+        ask_all(window, source.spec, source.prompts, noted, judge=source.judge, wait=gather_in_turn)
+    )
     missing = {branch.question_id for branch in shortfall.failures}
     whole = [request for request in noted.requests if request.question_id not in missing]
     stored = Counter(role for _, role in {(key, request.role) for request in whole for key in request.keys})

@@ -212,7 +212,12 @@ def test_a_tree_is_shown_with_every_node(malt: Malt, version: DatasetVersion) ->
 
 def test_a_version_that_holds_verifies(malt: Malt, version: DatasetVersion) -> None:
     assert malt("verify", "arith").code == 0
-    assert malt("verify", "arith", "--json").json == {"version": "arith@v1", "holds": True, "problems": []}
+    found = malt("verify", "arith", "--json").json
+    assert {**found, "not_checked": []} == {"version": "arith@v1", "holds": True, "problems": [], "not_checked": []}
+    assert [line.partition(",")[0] for line in found["not_checked"]] == [
+        "that models wrote these texts",
+        "the judge's tokens and cost",
+    ]
 
 
 def test_a_version_that_was_changed_does_not(malt: Malt, version: DatasetVersion) -> None:

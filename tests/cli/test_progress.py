@@ -10,7 +10,7 @@ from malt.cli.progress import CpuMeter, limited_by
 from malt.config.spec import Limits
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from tests.replies import Reply
 
 pytestmark = pytest.mark.virtual_time

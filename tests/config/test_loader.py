@@ -49,7 +49,9 @@ def test_overrides_take_toml_values_by_dotted_path_and_plain_text_without_quotes
     spec = load(
         SMALLEST,
         [
+            "model.model=hosted_vllm/m",
             "roles.refiner.model=openai/gpt-x",
+            "evaluator.model=openai/judge",
             "credit.threshold=0.7",
             'evaluator.kind=["exact","llm"]',
             "run.tracking=shard",
@@ -78,7 +80,7 @@ def test_an_empty_override_takes_a_key_back_to_its_default(folder: Path) -> None
 
 
 def test_text_that_only_begins_like_toml_stays_text(folder: Path) -> None:
-    assert load(SMALLEST, ["roles.generator.model=1\nname = 'x'"]).roles.generator.model == "1\nname = 'x'"
+    assert load(SMALLEST, ["model.model=1\nname = 'x'"]).roles.generator.model == "1\nname = 'x'"
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1).filter(str.strip))
@@ -86,7 +88,7 @@ def test_a_quoted_override_keeps_its_text(text: str, tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("quoted") / "c.toml"
     path.write_text(SMALLEST)
     quoted = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    assert load_spec(path, [f"roles.generator.model={quoted}"]).roles.generator.model == text
+    assert load_spec(path, [f"model.model={quoted}"]).roles.generator.model == text
 
 
 def test_limit_takes_the_place_of_the_limit_in_the_file(folder: Path) -> None:
@@ -307,3 +309,58 @@ def test_batch_mode_needs_a_model_that_takes_batches(tmp_path: Path) -> None:
     path.write_text('name = "x"\n[questions]\nsource = "q.jsonl"\n[evaluator]\nkind = "number"\n')
     with pytest.raises(ConfigError, match="no role has a model named openai/"):
         check_models(load_spec(path, ["run.mode=batch"]))
+
+
+SHARED = """
+[model]
+model = "openai/gpt-x"
+api_base = "http://127.0.0.1:8000/v1"
+api_key_env = "MY_KEY"
+temperature = 0.7
+max_tokens = 99
+"""
+
+
+def test_a_table_of_its_own_says_what_every_role_asks(folder: Path) -> None:
+    spec = load(f'{SMALLEST}{SHARED}[evaluator]\nkind = "llm"\n[roles.verifier]\ntemperature = 0\n')
+    players = [spec.roles.generator, spec.roles.verifier, spec.roles.refiner]
+    asked = {(model.model, model.api_base, model.api_key_env) for model in (*players, spec.evaluator)}
+    assert asked == {("openai/gpt-x", "http://127.0.0.1:8000/v1", "MY_KEY")}
+    assert [(player.temperature, player.max_tokens) for player in players] == [(0.7, 99), (0, 99), (0.7, 99)]
+    assert (spec.evaluator.temperature, spec.evaluator.max_tokens) == (0.1, 1024)
+    assert spec.model is None
+
+
+@pytest.mark.parametrize("own", ['model = "anthropic/claude"', 'api_base = "http://10.0.0.1/v1"'])
+def test_a_role_that_is_elsewhere_takes_neither_address_nor_key(folder: Path, own: str) -> None:
+    refiner = load(f"{SMALLEST}{SHARED}\n[roles.refiner]\n{own}\n").roles.refiner
+    assert refiner.api_key_env is None
+    assert refiner.api_base in (None, "http://10.0.0.1/v1")
+    assert refiner.temperature == 0.7
+
+
+def test_what_is_wrong_with_the_shared_model_is_said_once(folder: Path) -> None:
+    said = refusal(SMALLEST + SHARED.replace("0.7", "9"))
+    assert said == "configs/sums.toml: model.temperature = 9: must be less than or equal to 2"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            '[roles.generator]\nmodel = "openai/m"',
+            "roles.verifier.model: missing, while roles.generator names 'openai/m'",
+        ),
+        ('[evaluator]\nkind = "llm"', "evaluator.model: missing for the judge; name one there, or in [model]"),
+    ],
+)
+def test_no_role_is_played_by_the_default_beside_models_that_were_chosen(folder: Path, given: str, said: str) -> None:
+    assert said in refusal(f"{SMALLEST}{given}\n")
+
+
+@pytest.mark.parametrize("table", ["model", "roles.generator", "evaluator"])
+def test_an_address_without_a_scheme_is_refused_in_one_sentence(folder: Path, table: str) -> None:
+    said = refusal(f'{SMALLEST}[{table}]\nmodel = "openai/m"\napi_base = "127.0.0.1:8000/v1"\n')
+    assert said.splitlines()[0] == (
+        f"configs/sums.toml: {table}.api_base: '127.0.0.1:8000/v1' is no address; write http://HOST:PORT/v1, or https://…"
+    )

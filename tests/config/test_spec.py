@@ -19,11 +19,11 @@ def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from models(field.annotation)
 
 
-def test_defaults_are_the_papers_three_samples_a_level_and_a_judge_of_the_leaves() -> None:
+def test_defaults_are_the_papers_three_samples_a_level_and_no_grader() -> None:
     spec = RunSpec.model_validate(SMALLEST)
     assert spec.roles.branching == (3, 3, 3)
     assert spec.credit.threshold == 0.5
-    assert spec.evaluator.kind == ("llm",)
+    assert spec.evaluator.kind == ()
     assert spec.evaluator.scope == "leaves"
     assert not spec.dataset.generator_dpo
 
@@ -45,7 +45,7 @@ def test_a_gate_that_cannot_be_is_refused(dataset: dict[str, object]) -> None:
 
 def test_a_spec_survives_json() -> None:
     unset = {"generator": {"temperature": None, "max_tokens": None}}
-    spec = RunSpec.model_validate(SMALLEST | {"evaluator": {"kind": ["exact", "llm"]}, "roles": unset})
+    spec = RunSpec.model_validate(SMALLEST | {"evaluator": {"kind": ["exact", "llm"], "model": "m"}, "roles": unset})
     assert RunSpec.model_validate(json.loads(json.dumps(spec.as_config()))) == spec
 
 
@@ -113,7 +113,13 @@ def test_what_a_config_may_write_short_the_form_takes_as_well(short: dict[str, o
     assert [*Draft202012Validator(RunSpec.model_json_schema()).iter_errors(SMALLEST | short)] == []
 
 
-@pytest.mark.parametrize("wrong", [{"evaluator": {"kind": "guess"}}, {"evaluator": {"kind": []}}, {"growth": "half"}])
+def test_a_form_wants_a_grader_and_a_spec_survives_without() -> None:
+    spec = RunSpec.model_validate(SMALLEST)
+    assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(SMALLEST | {"evaluator": {"kind": []}})
+    assert RunSpec.model_validate(spec.as_config()) == spec
+
+
+@pytest.mark.parametrize("wrong", [{"evaluator": {"kind": "guess"}}, {"growth": "half"}])
 def test_neither_takes_what_is_no_choice(wrong: dict[str, object]) -> None:
     assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(SMALLEST | wrong)
     with pytest.raises(ValidationError):
@@ -130,7 +136,6 @@ def test_a_judge_is_cooler_than_the_roles() -> None:
         {"kind": "python"},
         {"kind": "exact", "function": "module:function"},
         {"kind": "python", "function": "no colon"},
-        {"kind": []},
         {"correctness_weight": 0, "reasoning_weight": 0},
         {"correctness_weight": -1},
     ],

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import EvaluatorSpec, QuestionSource, Role, RunSpec
+from malt.config.spec import CreditSpec, EvaluatorSpec, QuestionSource, Role, RunSpec
+from malt.engine.build import Built
 from malt.engine.job import read_job
 from malt.engine.run import Filled
 from malt.engine.summary import summarise
 from malt.llm.usage import Tally
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 from tests.specs import write_questions
 
 FAILED = Shortfall((FailedBranch("q1", "0", Role.VERIFIER, "it is down"),), None)
@@ -31,3 +33,16 @@ def test_a_run_without_a_version_has_failed(tmp_path: Path, shortfall: Shortfall
     summary = summarise(job, Filled(shortfall, Tally()), None, 1.0)
     assert summary.exit_code == code
     assert summary.sentence.startswith(said)
+
+
+def test_a_run_whose_version_is_not_made_latest_has_failed_and_says_why(tmp_path: Path) -> None:
+    spec = spec_of().model_copy(update={"credit": CreditSpec(max_unknown=0)})
+    version = publish([mixed_tree("q1")], spec, PROVENANCE, tmp_path)  # one of its leaves has no grade
+    questions = QuestionSource(source=str(write_questions(tmp_path, 1)), format="gsm8k")
+    job = read_job(RunSpec(name="arith", questions=questions, evaluator=EvaluatorSpec(kind=("number",))))
+    summary = summarise(job, Filled(NOTHING_MISSING, Tally()), Built(version, ()), 1.0)
+    assert summary.exit_code == 1
+    assert summary.unknown == {"the judge's reply could not be read": 1}
+    assert summary.sentence.startswith("arith@v1 was not made latest: the grade of 1 of 27 leaves is unknown")
+    assert summary.suspicions
+    assert "suspicious: the grade of 1 of 27 leaves is unknown" in summary.markdown

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 
 from malt.engine.signals import MESSAGE
 from malt.engine.summary import RunSummary
@@ -106,9 +107,9 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
 
 def states_of_flow_runs() -> list[str]:
     """How the runs that the server knows ended, the latest first."""
-    wanted = {"sort": "START_TIME_DESC", "limit": 2}
-    runs = httpx.post(f"{os.environ['PREFECT_API_URL']}/flow_runs/filter", json=wanted).raise_for_status().json()
-    return [run["state_type"] for run in runs]
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
+    return [run.state_type.value for run in runs if run.state_type is not None]
 
 
 def wait_for_requests(provider: ScriptedProvider, count: int, process: "subprocess.Popen[str]") -> None:

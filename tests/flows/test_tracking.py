@@ -142,6 +142,7 @@ def test_a_failed_branch_is_red_with_its_reason_and_the_rest_goes_on(
     assert states(task_runs)["refiner", "Completed"] == 9
     failed = task_runs[f"verifier {question_of(ran)}/0"]
     assert "maximum context length" in (state_of(failed).message or "")
+    assert failed.run_count == 1, "what is refused for good is not tried again"
     assert state_of(flow_run).name == "Failed"
     assert state_of(flow_run).message == ran.summary.sentence
     assert (ran.summary.version, ran.summary.complete) == (1, 1)
@@ -161,6 +162,21 @@ def test_a_healed_rerun_shows_what_was_missing_among_what_is_cached(
     assert counted == {"Cached": 13 - (provider.request_count - asked), "Completed": provider.request_count - asked}
     assert healed.code == 0
     assert state_of(flow_run).is_completed()
+
+
+def test_a_branch_waits_for_an_endpoint_that_comes_back(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
+    """Its request was given up after five attempts; the outer net tries once more after a pause that the UI shows."""
+    provider.faults = mishaps.when(
+        lambda asked: asked.model == "generator" and asked.attempt < 5, mishaps.server_error(503)
+    )
+    ran = malt("run", config, *BRANCH, "--limit", 1)
+    _, task_runs = tracked(15)
+    [generator] = [task_run for name, task_run in task_runs.items() if name.startswith("generator")]
+    with get_client(sync_client=True) as client:
+        passed = [state.name for state in client.read_task_run_states(generator.id)]
+    assert (ran.code, ran.summary.requests) == (0, 13 + 5)
+    assert "AwaitingRetry" in passed
+    assert (state_of(generator).name, generator.run_count) == ("Completed", 2)
 
 
 PLAYED = ("generator", "verifier", "refiner")

@@ -357,3 +357,17 @@ async def test_math_and_number_agree_on_whole_numbers(number: int) -> None:
     for kind in ("math", "number"):
         assert (await graded(str(number), f"Final Answer: ${number}$", kind)).outcome is Outcome.RIGHT
         assert (await graded(str(number), f"Final Answer: ${number + 1}$", kind)).outcome is Outcome.WRONG
+
+
+@pytest.mark.parametrize("kind", ["exact", "contains"])
+async def test_any_alias_of_the_reference_is_right(kind: str) -> None:
+    asked = Question(
+        question_id="q", question="Who?", ground_truth="Sinclair Lewis", metadata={"aliases": ["Harry Sinclair Lewis"]}
+    )
+    graders = graders_for(EvaluatorSpec(kind=(kind,)), None)
+    for answer, outcome in [
+        ("Sinclair Lewis", "right"),
+        ("Harry Sinclair Lewis", "right"),
+        ("Upton Sinclair", "wrong"),
+    ]:
+        assert (await grade(asked, f"Final Answer: {answer}", graders)).outcome == outcome

@@ -377,6 +377,7 @@ def written_prompts(folder: Path, system: str, user: str) -> Path:
 
 def test_a_config_and_the_constructor_ask_alike() -> None:
     spec = EvaluatorSpec(
+        kind=("llm",),
         model="openai/judge",
         temperature=None,
         max_tokens=200,
@@ -393,7 +394,7 @@ def test_a_config_and_the_constructor_ask_alike() -> None:
 
 
 def test_the_defaults_are_those_of_a_config() -> None:
-    assert LLMEvaluator().model == EvaluatorSpec()
+    assert LLMEvaluator().model == EvaluatorSpec(kind=("llm",))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.Monke
 
 def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[bool, str]]:
     told = json.loads(capsys.readouterr().out)
-    return {check["subject"]: (check["works"], check["told"]) for check in told["checks"]}
+    return {check["subject"]: (check["works"], check["detail"]) for check in told["checks"]}
 
 
 def test_each_endpoint_is_asked_once_for_a_few_tokens_and_nothing_is_stored(

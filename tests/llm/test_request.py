@@ -10,14 +10,8 @@ from pydantic import JsonValue
 
 from malt.config.spec import ModelSpec, Role
 from malt.grading.judge_reply import JudgeReply
-from malt.llm.request import (
-    CompletionRequest,
-    FinishReason,
-    Message,
-    read_response,
-    share_tokens,
-    split_response,
-)
+from malt.llm.request import CompletionRequest, FinishReason, Message
+from malt.llm.response import read_response, share_tokens, split_response
 
 REQUEST = CompletionRequest(
     role=Role.VERIFIER,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from malt.config.spec import QuestionSource
 from malt.errors import QuestionError
-from malt.questions.question import Question, content_id, last_boxed, read_questions, read_reference
+from malt.questions.question import Question, content_id, find_last_boxed, read_questions, read_reference
 
 Cells = dict[str, Any]
 
@@ -109,8 +109,32 @@ def test_an_empty_question_or_reference_names_its_line(tmp_path: Path, column: s
     assert said == f"q.jsonl:2: empty {what} in column {column!r}; fill it or remove the row"
 
 
-def test_a_reference_must_be_text_or_a_number(tmp_path: Path) -> None:
-    assert "column 'answer' holds a list, expected text" in refusal(tmp_path, {"question": "?", "answer": ["a"]})
+@pytest.mark.parametrize("value", [[["a"]], [{"a": 1}], {"a": 1}])
+def test_a_reference_must_be_text_or_a_number(tmp_path: Path, value: object) -> None:
+    assert "column 'answer' holds a" in refusal(tmp_path, {"question": "?", "answer": value})
+
+
+@pytest.mark.parametrize(
+    ("answer", "first", "others"),
+    [
+        ({"value": "Sinclair Lewis", "aliases": ["Harry Lewis", "Lewis"]}, "Sinclair Lewis", ("Harry Lewis", "Lewis")),
+        (["14 December 1972", "December 1972"], "14 December 1972", ("December 1972",)),
+        (True, "true", ()),
+        (False, "false", ()),
+    ],
+)
+def test_references_are_read_as_benchmarks_publish_them(
+    tmp_path: Path, answer: object, first: str, others: tuple[str, ...]
+) -> None:
+    question = read_one(tmp_path, {"question": "Who or when?", "answer": answer})
+    assert (question.ground_truth, question.aliases) == (first, others)
+
+
+def test_commonsense_qa_is_read_as_its_authors_publish_it(tmp_path: Path) -> None:
+    choices = [{"label": "A", "text": "bank"}, {"label": "B", "text": "river"}]
+    asked = {"question_concept": "money", "choices": choices, "stem": "Where is money kept?"}
+    question = read_one(tmp_path, {"answerKey": "A", "id": "1afa", "question": asked})
+    assert question == read_one(tmp_path, CSQA)
 
 
 def test_a_given_id_is_kept_as_text(tmp_path: Path) -> None:
@@ -134,9 +158,13 @@ def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     assert said == "q.jsonl:3: id 'x' is taken by q.jsonl:1; give every row its own id"
 
 
-def test_a_repeated_question_names_both_lines(tmp_path: Path) -> None:
-    said = refusal(tmp_path, GSM8K, PLAIN, GSM8K)
-    assert said.startswith("q.jsonl:3: same question and reference answer as q.jsonl:1; remove one")
+def test_a_row_that_repeats_another_is_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert [each.ground_truth for each in read(tmp_path, GSM8K, PLAIN, GSM8K, PLAIN)] == ["18", "Paris"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.replace(f"{tmp_path}/", "") == (
+        "2 rows with the question and answer of an earlier one are dropped: q.jsonl:3 repeats q.jsonl:1"
+    )
+    assert len(read(tmp_path, *[PLAIN | {"id": 7}] * 2)) == 1
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\tb", "\x7f", "a\u2028b"])
@@ -182,7 +210,7 @@ def test_a_reference_is_read_as_its_format_says(text: str, written: str, answer:
     ],
 )
 def test_the_last_box_is_read_with_balanced_braces(text: str, content: str) -> None:
-    assert last_boxed(text) == content
+    assert find_last_boxed(text) == content
 
 
 @given(
@@ -192,13 +220,13 @@ def test_the_last_box_is_read_with_balanced_braces(text: str, content: str) -> N
 )
 def test_any_balanced_content_of_a_box_comes_back(content: str) -> None:
     if content.strip():
-        assert last_boxed(f"so $\\boxed{{{content}}}$ and {{more}}") == content.strip()
+        assert find_last_boxed(f"so $\\boxed{{{content}}}$ and {{more}}") == content.strip()
 
 
 @pytest.mark.parametrize("text", ["5", r"\boxed{}", r"\boxed{ }", r"\boxed{1", r"\boxed", r"\boxedfoo{1}", r"\boxed$"])
 def test_a_box_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(QuestionError, match="boxed"):
-        last_boxed(text)
+        find_last_boxed(text)
 
 
 def test_gsm8k_needs_its_mark_on_every_row(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from malt.config.spec import DatasetSpec
 from malt.errors import QuestionError
 from malt.questions.question import Question
-from malt.questions.screening import Exclusion, HeldOutSet, screen, split_of
+from malt.questions.screening import Exclusion, HeldOutSet, choose_split, screen
 
 BAKERY = (
     "Maria bakes 12 buns on each of 3 trays every morning, eats 4 of them on her way to the market and sells all of "
@@ -117,25 +117,25 @@ def test_questions_added_at_the_end_change_nothing_for_the_others(first: list[st
     few, more = screen(asked(*first), spec), screen(asked(*first, *added), spec)
     for question in asked(*first):
         assert few.excluded.get(question.question_id) == more.excluded.get(question.question_id)
-        assert few.split_of(question.question_id, spec) == more.split_of(question.question_id, spec)
+        assert few.choose_split(question.question_id, spec) == more.choose_split(question.question_id, spec)
 
 
 def test_a_split_takes_about_its_share() -> None:
-    splits = [split_of(f"q{number}", 0.2) for number in range(5000)]
+    splits = [choose_split(f"q{number}", 0.2) for number in range(5000)]
     assert 0.18 < splits.count("validation") / 5000 < 0.22
-    assert {split_of(f"q{number}", 0.0) for number in range(1000)} == {"train"}
+    assert {choose_split(f"q{number}", 0.0) for number in range(1000)} == {"train"}
 
 
 @given(st.text(min_size=1), st.floats(0, 0.99), st.floats(0, 0.99))
 def test_a_larger_share_only_adds_to_the_validation_split(question_id: str, one: float, other: float) -> None:
     small, large = sorted((one, other))
-    assert split_of(question_id, large) == "validation" or split_of(question_id, small) == "train"
+    assert choose_split(question_id, large) == "validation" or choose_split(question_id, small) == "train"
 
 
 def test_a_question_and_its_like_are_in_one_split() -> None:
     spec = DatasetSpec(validation=0.5, duplicate_questions="keep")
     texts = [f"What is {number} and {number}?" for number in range(50)]
     screening = screen(asked(*texts, *texts), spec)
-    splits = [screening.split_of(f"q{number}", spec) for number in range(100)]
+    splits = [screening.choose_split(f"q{number}", spec) for number in range(100)]
     assert splits[:50] == splits[50:]
     assert len(set(splits)) == 2

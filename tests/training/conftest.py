@@ -35,9 +35,13 @@ SHAPES = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF file of 1.6 million random numbers, which llama.cpp and transformers load."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny(folder: Path) -> Path:
+    """Write a GGUF file of 1.6 million random numbers, which llama.cpp and transformers load."""
     writer_class = pytest.importorskip("gguf", reason="the extra `train` is not installed").GGUFWriter
-    place = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    place = folder / "tiny.gguf"
     reader = gguf.opened(embedded.find_packaged_weights("embedded"))
     writer = writer_class(place, gguf.ARCHITECTURE)
     gguf.copy_fields(reader, writer, {"general.name": "tiny", **SIZES})
@@ -64,6 +68,10 @@ def random_weights(tokens: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def spec(tiny: Path) -> TrainSpec:
+    return spec_for(tiny)
+
+
+def spec_for(tiny: Path) -> TrainSpec:
     """Two short stages on the tiny model; a checkpoint at every step."""
     stage = {"batch_size": 4, "learning_rate": 0.01}
     return TrainSpec.model_validate(

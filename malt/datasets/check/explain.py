@@ -232,12 +232,12 @@ def _explain_leaf(valued: ValuedTree, leaf: Address) -> LeafExplanation:
 
 
 def write_arithmetic(valued: ValuedTree, address: Address) -> str:
-    """Write how a value and its label follow, such as `0.67 = (1 + 1 + 0) / 3 leaves, above 0.5: right`."""
+    """Write how a value and its label follow, such as `0.67 = (1 + 1 + 0) / 3 leaves, above 0.5: positive`."""
     value, leaves = valued.values.get(address), valued.leaves_below(address)
     if value is None:
         return "no value and no label: no grade below is known"
     is_right = value.label(valued.threshold)
-    verdict = f"{'above' if is_right else 'not above'} {valued.threshold:g}: {'right' if is_right else 'wrong'}"
+    verdict = f"{'above' if is_right else 'not above'} {valued.threshold:g}: {'positive' if is_right else 'negative'}"
     worth = _write_value(value.mean, valued.threshold, is_right)
     if address.is_leaf:
         return f"{worth}, its own grade, {verdict}"

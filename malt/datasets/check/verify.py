@@ -50,7 +50,7 @@ from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import Cursor, Row, parquet_rows
 from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
-from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screened
+from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
@@ -103,6 +103,21 @@ def verify(version: DatasetVersion) -> list[str]:
     if readable:
         _RowCheck(version, spec, problems).run()
     return problems.lines
+
+
+def list_unchecked(version: DatasetVersion) -> list[str]:
+    """Return what `verify` takes as it is recorded, a line each."""
+    manifest, spec = version.manifest, version.spec
+    unchecked = ["that models wrote these texts, and that the leaves' grades are right (malt audit grades them again)"]
+    if manifest.screening.test_sets:
+        unchecked.append("how the questions overlap with the test sets, which are not in the version")
+    if spec.dataset.tokenizer is not None:
+        unchecked.append("how many tokens the texts have for the tokenizer")
+    if "llm" in spec.evaluator.kind:
+        unchecked.append("the judge's tokens and cost, which are in no row")
+    if manifest.code != code_version():
+        unchecked.append(f"card and report beyond their digests: malt {manifest.code.version} wrote them, not this one")
+    return unchecked
 
 
 def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
@@ -224,10 +239,10 @@ class _RowCheck:
         excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
         contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
         questions = [restore_question(row) for row in self._questions()]
-        self._screening = screened(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
+        self._screening = screen_known(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
         for row in self._questions():
             question_id = row["question_id"]
-            if row["split"] != self._screening.split_of(question_id, self.spec.dataset):
+            if row["split"] != self._screening.choose_split(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
             if exclusion_of(row) != self._screening.excluded.get(question_id):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
@@ -283,7 +298,7 @@ class _RowCheck:
         question_id = valued.tree.question.question_id
         selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
         self.selection.add(role, selected)
-        own = self._screening.split_of(question_id, self.spec.dataset)
+        own = self._screening.choose_split(question_id, self.spec.dataset)
         for kind, split in itertools.product(KINDS, SPLITS):
             file, kept = role_file(kind, role, split), selected[kind].kept if split == own else ()
             self._compare(file, "row_id", write_rows(kind, valued, role, kept), stored[file])

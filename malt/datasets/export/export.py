@@ -15,7 +15,7 @@ from malt.datasets.export.export_manifest import (
     refuse_foreign,
     write_export_manifest,
 )
-from malt.datasets.export.formats import FORMATS, STEPWISE, Format, Part, source_file
+from malt.datasets.export.formats import FORMATS, STEPWISE, ExportPart, Format, source_file
 from malt.datasets.export.tool_files import README_FILE, render_readme
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
@@ -72,7 +72,7 @@ def _format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[Part]:
+def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportPart]:
     """Return what the files will hold, in order. Raises `InputError` where the format has nothing of what is wanted."""
     for kind in wanted.kinds:
         if kind not in form.writers:
@@ -80,7 +80,7 @@ def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoic
     if wanted.roles and STEPWISE in form.writers:
         raise InputError(f"--role {next(iter(wanted.roles))}: a row of {to} holds all three roles; leave --role out")
     parts = [
-        Part(kind, role, split)
+        ExportPart(kind, role, split)
         for kind in form.writers
         if kind in (wanted.kinds or form.writers)
         for role in _roles_of(kind, wanted)
@@ -115,14 +115,14 @@ def _staging(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent}: no folder can be made there: {error.strerror}") from error
-    staging = open_staging(target.parent)
+    staging = open_staging(target.parent, 0o777)  # an export is for others: as the umask says
     try:
         yield staging
     finally:
         discard(staging)
 
 
-def _write_part(version: DatasetVersion, form: Format, part: Part, staging: Path) -> ExportedFile:
+def _write_part(version: DatasetVersion, form: Format, part: ExportPart, staging: Path) -> ExportedFile:
     """Write one file; one without rows does not stay, nor does its folder."""
     name = "".join([part.role or part.kind, "" if part.split == "train" else f".{part.split}", form.suffix])
     path = f"{part.kind}/{name}" if len(form.writers) > 1 else name

@@ -29,7 +29,7 @@ _OPENAI_FEWEST_ROWS = 10
 _OPENAI_MOST_BYTES = 512 * 10**6
 
 
-class Part(NamedTuple):
+class ExportPart(NamedTuple):
     """What becomes one file."""
 
     kind: str
@@ -45,7 +45,7 @@ class Written(NamedTuple):
     left_out: Mapping[str, int] = {}
 
 
-Writer = Callable[[DatasetVersion, Part, Path], Written]
+Writer = Callable[[DatasetVersion, ExportPart, Path], Written]
 """Writes one part of a version to a file. Raises `VersionError` where the version cannot be read."""
 
 
@@ -69,13 +69,13 @@ class Format:
 def _as_lines(record: Callable[[Any], Record]) -> Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
 
-    def write(version: DatasetVersion, part: Part, path: Path) -> Written:
+    def write(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
         return Written(_write_lines(map(record, _role_rows(version, part)), path))
 
     return write
 
 
-def _copy(version: DatasetVersion, part: Part, path: Path) -> Written:
+def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
     source = version.path / source_file(part)
     with _reading(source, version):
         rows = pq.read_metadata(source).num_rows
@@ -83,7 +83,7 @@ def _copy(version: DatasetVersion, part: Part, path: Path) -> Written:
     return Written(rows)
 
 
-def _stepwise_lines(version: DatasetVersion, part: Part, path: Path) -> Written:
+def _stepwise_lines(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
     left_out = Counter[str]()
     return Written(_write_lines(_stepwise_rows(version, part.split, left_out), path), left_out)
 
@@ -107,13 +107,13 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
             raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 
 
-def _role_rows(version: DatasetVersion, part: Part) -> Iterator[Mapping[str, object]]:
+def _role_rows(version: DatasetVersion, part: ExportPart) -> Iterator[Mapping[str, object]]:
     path = version.path / source_file(part)
     with _reading(path, version):
         yield from parquet_rows(path)
 
 
-def source_file(part: Part) -> str:
+def source_file(part: ExportPart) -> str:
     """Return the file of a version that holds a role's rows."""
     if part.role is None:
         raise ValueError(f"rows of kind {part.kind} are no role's")

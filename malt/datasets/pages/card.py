@@ -124,7 +124,7 @@ def _name_type(kind: pa.DataType) -> str:
 
 
 def _run_table(manifest: Manifest) -> Markdown:
-    head = ("role", "model", "n", "temperature", "nodes", "right", "wrong", "no label", "tokens", "cost")
+    head = ("role", "model", "n", "temperature", "nodes", "positive", "negative", "no label", "tokens", "cost")
     return markdown_table(head, [_role_cells(manifest, role) for role in PLAYERS])
 
 

@@ -48,7 +48,7 @@ class FlipPicture(NamedTuple):
     ribbons: tuple[Ribbon, ...]
 
 
-class Bar(NamedTuple):
+class HistogramBar(NamedTuple):
     """A histogram's bar, right above wrong."""
 
     bin: ValueBin
@@ -83,12 +83,12 @@ def _ribbon_path(start: float, end: float, height: float) -> str:
     return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
 
 
-def draw_histogram(bins: Sequence[ValueBin]) -> list[Bar]:
+def draw_histogram(bins: Sequence[ValueBin]) -> list[HistogramBar]:
     """Lay out one role's bars."""
     highest = max((each.right + each.wrong for each in bins), default=0) or 1
     return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
 
 
-def _bar(each: ValueBin, left: float, scale: float) -> Bar:
+def _bar(each: ValueBin, left: float, scale: float) -> HistogramBar:
     right, wrong = each.right * scale, each.wrong * scale
-    return Bar(each, left, Span(100 - wrong - right, right), Span(100 - wrong, wrong))
+    return HistogramBar(each, left, Span(100 - wrong - right, right), Span(100 - wrong, wrong))

@@ -10,6 +10,8 @@ from malt.datasets.stats.diagnostics import percent
 from malt.datasets.stats.figures import format_count, format_dollars, format_share
 from malt.sanitize import Markdown, markdown_table
 
+_GRADES = {"right": "correct", "wrong": "incorrect"}
+_KINDS = {"all right": "all positive", "all wrong": "all negative"}
 _BAR = 20
 """Characters of a bar for the whole."""
 
@@ -17,7 +19,7 @@ _BAR = 20
 def figures_markdown(manifest: Manifest) -> str:
     """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
     parts = {
-        "How often the answers are right": _accuracy_table(manifest),
+        "How often the answers are correct": _accuracy_table(manifest),
         "What critique and refinement change": _flips_table(manifest),
         "What became of the questions": _mix_table(manifest),
         "What can be trained on": _yields_table(manifest),
@@ -33,7 +35,7 @@ def _accuracy_table(manifest: Manifest) -> Markdown:
         (each.measure, format_share(each.percent), each.known, _interval(each))
         for each in figures.measure_accuracy(manifest)
     ]
-    return markdown_table(("of", "right", "of", "95 % interval"), rows)
+    return markdown_table(("of", "correct", "of", "95 % interval"), rows)
 
 
 def _interval(measure: figures.Measure) -> str:
@@ -42,13 +44,15 @@ def _interval(measure: figures.Measure) -> str:
 
 def _flips_table(manifest: Manifest) -> Markdown:
     flips = figures.list_flips(manifest)
-    rows = [(f"{each.before} → {each.after}", each.leaves, format_share(each.percent)) for each in flips]
+    rows = [
+        (f"{_GRADES[each.before]} → {_GRADES[each.after]}", each.leaves, format_share(each.percent)) for each in flips
+    ]
     return markdown_table(("generation → refinement", "refinements", "share"), rows) if rows else Markdown()
 
 
 def _mix_table(manifest: Manifest) -> Markdown:
     rows = [
-        (each.kind, _bar(each.percent), each.questions, format_share(each.percent))
+        (_KINDS.get(each.kind, each.kind), _bar(each.percent), each.questions, format_share(each.percent))
         for each in figures.list_mix(manifest)
     ]
     return markdown_table(("questions", "", "", "share"), rows)

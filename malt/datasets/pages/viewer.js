@@ -2,7 +2,9 @@
 "use strict";
 (() => {
   const ROLES = [["Generation", "Generations"], ["Critique", "Critiques"], ["Refinement", "Refinements"]];
-  const LABELS = { true: ["right", "✓"], false: ["wrong", "✗"], undefined: ["unknown", "?"] };
+  const LABELS = { true: ["right", "✓", "positive"], false: ["wrong", "✗", "negative"], undefined: ["unknown", "?", "no label"] };
+  const WORDS = { right: "correct", wrong: "incorrect", "all right": "all positive", "all wrong": "all negative" };
+  const wordOf = (name) => WORDS[name] ?? name;
   const KINDS = ["mixed", "all right", "all wrong", "failed", "unknown"];
 
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -50,7 +52,7 @@
       () => { state.kind = kind; drawFilters(); drawList(); filters.querySelector("[aria-pressed=true]").focus(); },
     );
     const kinds = KINDS.filter((kind) => kind !== "unknown" || number(kind));
-    filters.replaceChildren(chip(null, "all", data.trees.length), ...kinds.map((kind) => chip(kind, kind, number(kind))));
+    filters.replaceChildren(chip(null, "all", data.trees.length), ...kinds.map((kind) => chip(kind, wordOf(kind), number(kind))));
   }
 
   function listed(tree) {
@@ -98,20 +100,20 @@
     const moves = make("div", { class: "moves" }, mover(-1, "←", "Previous question"), mover(1, "→", "Next question"));
     const choices = tree.choices.map((choice, place) => `${String.fromCharCode(65 + place)}. ${choice}`).join("   ");
     const told = make("dl", {}, fact("reference", tree.truth), choices && fact("choices", choices),
-      fact("id", tree.id), fact("leaves", tree.kind), fact("split", tree.split),
+      fact("id", tree.id), fact("leaves", wordOf(tree.kind)), fact("split", tree.split),
       tree.excluded && fact("gives no rows", tree.excluded));
     return make("div", { class: "facts" }, told, moves);
   }
 
   function branch(tree, node) {
-    const [label, glyph] = labelOf(node);
+    const [label, glyph, word] = labelOf(node);
     const below = childrenOf(tree, node.node);
     const classes = [`is-${label}`, node.depth === 2 && "leaf", isOn(state.path, node.node) && "on-path"];
     const cell = button({
       text: node.depth === 0 ? `${glyph} ${worthOf(node)}` : glyph,
       class: classes.filter(Boolean).join(" "), "aria-current": String(state.path === node.node), "data-node": node.node,
-      title: `${ROLES[node.depth][0]} ${node.node}: ${label}, ${worthOf(node)}`,
-      "aria-label": `${ROLES[node.depth][0]} ${node.node}: ${label}, ${worthOf(node)}`,
+      title: `${ROLES[node.depth][0]} ${node.node}: ${word}, ${worthOf(node)}`,
+      "aria-label": `${ROLES[node.depth][0]} ${node.node}: ${word}, ${worthOf(node)}`,
     }, () => choose(node.node, ".map"));
     return make("div", { class: "branch" }, cell,
       below.length ? make("div", { class: "below" }, ...below.map((child) => branch(tree, child))) : null);
@@ -121,18 +123,18 @@
     const read = (answer) => (answer ? `, read “${answer}”` : "");
     const why = node.why ?? [];
     const mean = node.depth < 2 && node.value !== undefined && `mean of ${node.leaves} ${node.leaves === 1 ? "leaf" : "leaves"}`;
-    const own = node.own_outcome && node.outcome === undefined && `own answer ${node.own_outcome}${read(node.own_answer)}`;
+    const own = node.own_outcome && node.outcome === undefined && `own answer ${wordOf(node.own_outcome)}${read(node.own_answer)}`;
     const by = node.grader && node.grader !== "none" ? ` by ${node.grader}` : "";
     const named = why[0]?.startsWith(`${node.grader}: `);
-    const grade = node.outcome && (named ? `${node.outcome} by ${why[0]}` : `${node.outcome}${by}${read(node.answer)}`);
+    const grade = node.outcome && (named ? `${wordOf(node.outcome)} by ${why[0]}` : `${wordOf(node.outcome)}${by}${read(node.answer)}`);
     return [mean, own, grade, ...(named ? why.slice(1) : why), node.error].filter(Boolean).join("\n");
   }
 
   function card(node) {
-    const [label, glyph] = labelOf(node);
+    const [label, glyph, word] = labelOf(node);
     const status = node.status === "ok" ? "" : ` · ${node.status}`;
     const head = button({ "data-node": node.node, "aria-pressed": String(isOn(state.path, node.node)) }, () => choose(node.node, ".columns"),
-      make("span", { class: "label", text: `${glyph} ${label}${status}` }),
+      make("span", { class: "label", text: `${glyph} ${word}${status}` }),
       make("span", { class: "worth", text: `${worthOf(node)} · ${node.node}` }));
     const reasoning = node.reasoning && make("details", { class: "reasoning" },
       make("summary", { text: "hidden reasoning" }), make("div", { class: "text", text: node.reasoning, dir: "auto" }));

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from malt.canonical_json import file_sha256
 from malt.datasets.manifest import FileEntry, M, Parent, VersionManifest, read_as
 from malt.datasets.rows.files import RowsWritten
-from malt.datasets.version.folders import claim, next_number, point_latest, version_numbers
+from malt.datasets.version.folders import claim, lock_folder, next_number, point_latest, version_numbers
 from malt.errors import VersionError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ def place_next(
         parent = readable_newest(folder)
         manifest = describe(number, parent)
         if parent is not None and parent.content_sha256 == manifest.content_sha256:
-            point_latest(folder)
+            with lock_folder(folder):
+                point_latest(folder)
             return Placed((folder / f"v{parent.version}").resolve(), created=False)
         name(manifest)
         path = claim(staging, folder, number)

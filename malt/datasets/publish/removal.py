@@ -22,21 +22,22 @@ from malt.config.spec import Role
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, locate, open_folder
 from malt.datasets.version.folders import (
-    LATEST,
     STAGING,
     discard,
     folder_numbers,
     is_abandoned,
+    latest_number,
     linked_numbers,
     lock_folder,
     move_away,
     number_of,
     numbered_entries,
-    point,
+    point_latest,
     size_of,
     tags_of,
     version_numbers,
 )
+from malt.datasets.version.kinds import SHELVES
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 
@@ -70,15 +71,15 @@ def remove_version(reference: str | Path, datasets_dir: Path | None = None) -> R
 
 def _refuse_needed(folder: Path, number: int) -> None:
     """Raise where a version is not there, or needed. The newest always is: so no number is given twice."""
-    numbers, whole = folder_numbers(folder), version_numbers(folder)
+    numbers = folder_numbers(folder)
     if number not in numbers:
         raise VersionError(f"{folder.name}@v{number} was just removed, or is a link to elsewhere")
-    if whole:
-        point(folder, LATEST, whole[-1])
-    if number in (numbers[-1], *whole[-1:]):
+    point_latest(folder)
+    if number in (numbers[-1], latest_number(folder)):
+        why = "`latest` names it" if number == latest_number(folder) else "its number must not be given again"
         raise VersionError(
-            f"{folder.name}@v{number} stays: `latest` names it. Make a newer version first; to give up the whole "
-            f"dataset, delete {folder}"
+            f"{folder.name}@v{number} stays: {why}. Make a newer version first; to give up the whole dataset, "
+            f"delete {folder}"
         )
     tags = [tag for tag, named in tags_of(folder).items() if named == number]
     if tags:
@@ -126,7 +127,8 @@ def collect_garbage(
             if delete:
                 _refuse_newcomers(places, versions)
                 store.delete([row.key for row in unused], before)
-    return Garbage(len(versions), rows, row_bytes, *_clear(places, delete=delete))
+    shelves = [*places, *(settings.data_dir / shelf for shelf in SHELVES)]
+    return Garbage(len(versions), rows, row_bytes, *_clear(shelves, delete=delete))
 
 
 def _dataset_folders(places: Sequence[Path]) -> Iterator[Path]:

@@ -104,7 +104,7 @@ class _ShardMaker:
 
     def _question(self, tree: Tree) -> QuestionRow:
         question_id, screening = tree.question.question_id, self.screening
-        split = screening.split_of(question_id, self.spec.dataset)
+        split = screening.choose_split(question_id, self.spec.dataset)
         return question_row(tree, split, screening.excluded.get(question_id))
 
     def _add_role(self, valued: ValuedTree, role: Role, question: QuestionRow) -> None:
@@ -155,7 +155,7 @@ def _inputs_of(
     ids = [question.question_id for question in questions]
     own_failed = {each: failed[each] for each in ids if each in failed}
     own_known = {each: known[each] for each in ids if each in known}
-    return _ShardInputs(questions, screening.of(ids), own_failed, bar, own_known)
+    return _ShardInputs(questions, screening.select(ids), own_failed, bar, own_known)
 
 
 @infrequent_gc()

@@ -28,9 +28,11 @@ from malt.datasets.publish.shard import Shard, VersionStats
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
+from malt.datasets.stats.findings import find_suspicions, why_withheld
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import discard, open_staging, put_in_place
 from malt.errors import NothingToPublish
+from malt.questions.readers import strip_secrets
 from malt.questions.screening import Screening
 
 
@@ -117,7 +119,12 @@ class VersionWriter:
         return JsonExamples(self._staging / training_file(role), metadata)
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
-        """Say what these files, finished, are as a version of this number."""
+        """Say what these files, finished, are as a version of this number, and what is suspicious about it."""
+        manifest = self._describe(files, number, parent)
+        doubts = {"suspicions": tuple(find_suspicions(manifest)), "withheld": why_withheld(manifest)}
+        return manifest.model_copy(update=doubts)
+
+    def _describe(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
         trees, selection = self.stats.trees, self.stats.selection
         usage = dict(trees.usage)
         if self.stats.judge is not None:
@@ -129,9 +136,9 @@ class VersionWriter:
             content_sha256=content_digest(files),
             parent=parent,
             files=files,
-            config=self.spec.as_config(),
+            config=_hide_source_secrets(self.spec).as_config(),
             prompts=dict(self.provenance.prompts),
-            questions=QuestionsUsed(source=self.spec.questions.source, sha256=self._asked.hexdigest()),
+            questions=QuestionsUsed(source=strip_secrets(self.spec.questions.source), sha256=self._asked.hexdigest()),
             code=code_version(),
             counts=trees.counts,
             growth=growth_of(self.spec, trees.counts),
@@ -157,6 +164,14 @@ class VersionWriter:
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
         put_in_place(self._staging, place, MANIFEST_FILE)
+
+
+def _hide_source_secrets(spec: RunSpec) -> RunSpec:
+    """Return a spec whose files' addresses have no user, password, token or signature: a version is for others."""
+    questions = spec.questions.model_copy(update={"source": strip_secrets(spec.questions.source)})
+    test_sets = tuple(map(strip_secrets, spec.dataset.decontaminate))
+    dataset = spec.dataset.model_copy(update={"decontaminate": test_sets})
+    return spec.model_copy(update={"questions": questions, "dataset": dataset})
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:

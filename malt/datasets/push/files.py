@@ -132,7 +132,7 @@ def bundle_files(version: Version) -> Bundle:
 
 def name_on_shelf(manifest: VersionManifest) -> str:
     """Return a version's name, with what it is a version of unless that is a dataset."""
-    return manifest.name if manifest.kind == "dataset" else f"{manifest.kind}s/{manifest.name}"
+    return manifest.name if manifest.kind == "datasets" else f"{manifest.kind}/{manifest.name}"
 
 
 def _describe(folder: Path, path: str) -> BundledFile:

@@ -15,7 +15,7 @@ from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.push.files import Bundle, BundledFile, Pushed, Version, bundle_files, list_first, push_errors
 from malt.datasets.version.folders import refuse_in_versions
 from malt.errors import InputError, PushDamaged, PushError
-from malt.questions.readers import without_secrets
+from malt.questions.readers import strip_secrets
 from malt.sanitize import fold_lines
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
 
         return Repository.named(dest).push(bundle_files(version), public=public)
     if public:
-        raise InputError(f"--public is for hf:// destinations; who may read {without_secrets(dest)} is set there")
+        raise InputError(f"--public is for hf:// destinations; who may read {strip_secrets(dest)} is set there")
     bundle = bundle_files(version)
-    with push_errors(without_secrets(dest), _explain):
+    with push_errors(strip_secrets(dest), _explain):
         return _FileSystemPlace.find(dest, bundle).push()
 
 
@@ -71,7 +71,7 @@ class _FileSystemPlace:
         if scheme in ("file", "local"):
             refuse_in_versions(Path(base).resolve())
             _refuse_links(Path(base), Path(base) / place)
-        shown = without_secrets(dest)
+        shown = strip_secrets(dest)
         return cls(bundle, shown, f"{shown.rstrip('/')}/{place}", files, f"{base.rstrip('/')}/{place}")
 
     def push(self) -> Pushed:
@@ -158,7 +158,7 @@ def _refuse_links(base: Path, root: Path) -> None:
 
 def _explain(error: Exception) -> str:
     """Say what a storage's own library raised, and what to do."""
-    said = without_secrets(fold_lines(str(error)))
+    said = strip_secrets(fold_lines(str(error)))
     match error:
         case ImportError():
             return f"a package is missing: {said}"

@@ -25,6 +25,7 @@ from malt.datasets.rows.tables import (
     TrajectoryRow,
     VerifierExample,
 )
+from malt.grading.answers import without_stop_tokens
 from malt.llm.request import Message
 from malt.questions.screening import Exclusion, Split
 from malt.trees.credit import Length, Value, ValuedTree, role_nodes
@@ -38,6 +39,8 @@ class Labelled(NamedTuple):
     """A node with its value and label."""
 
     node: Node
+    text: str
+    """As rows have it: without the stop tokens of a chat template at its end."""
     value: Value
     is_right: bool
     is_whole: bool
@@ -92,9 +95,10 @@ def label_nodes(valued: ValuedTree, role: Role) -> list[Labelled]:
     return [
         Labelled(
             node=node,
+            text=(text := without_stop_tokens(node.text)),
             value=value,
             is_right=value.label(valued.threshold),
-            is_whole=node.status is NodeStatus.OK,
+            is_whole=node.status is NodeStatus.OK and bool(text.strip()),
             length=valued.lengths.get(node.address, _UNMEASURED),
         )
         for node in role_nodes(valued, role)
@@ -137,7 +141,7 @@ def _sft_row(config: str, valued: ValuedTree, candidate: Candidate) -> SftRow:
     [one] = candidate.texts
     return SftRow(
         prompt=_message_rows(one.node.prompt),
-        completion=_reply_rows(one.node),
+        completion=_reply_rows(one),
         row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
         node_id=str(one.node.address),
@@ -153,8 +157,8 @@ def _dpo_row(config: str, valued: ValuedTree, candidate: Candidate) -> DpoRow:
     chosen, rejected = candidate.texts
     return DpoRow(
         prompt=_message_rows(chosen.node.prompt),
-        chosen=_reply_rows(chosen.node),
-        rejected=_reply_rows(rejected.node),
+        chosen=_reply_rows(chosen),
+        rejected=_reply_rows(rejected),
         row_id=row_id(config, valued, *candidate.addresses),
         question_id=valued.tree.question.question_id,
         chosen_node_id=str(chosen.node.address),
@@ -201,8 +205,8 @@ def _message_rows(prompt: tuple[Message, ...]) -> list[MessageRow]:
     return [MessageRow(role=message.role, content=message.content) for message in prompt]
 
 
-def _reply_rows(node: Node) -> list[MessageRow]:
-    return [MessageRow(role="assistant", content=node.text)]
+def _reply_rows(one: Labelled) -> list[MessageRow]:
+    return [MessageRow(role="assistant", content=one.text)]
 
 
 def trajectory_rows(valued: ValuedTree) -> Iterator[TrajectoryRow]:
@@ -281,7 +285,7 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
         if value is not None and evaluation is not None:
             scored = ScoredExample(
                 question=valued.tree.question.question,
-                solution=node.text,
+                solution=without_stop_tokens(node.text),
                 score=value.mean,
                 evaluation=EvaluationRow(
                     correctness_score=float(evaluation.correctness_score),
@@ -295,7 +299,7 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
 
 def _with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
     """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    match [valued.tree.nodes[address].text for address in node.address.path[:-1]]:
+    match [without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1]]:
         case [solution]:
             return VerifierExample(**scored, generated_solution=solution)
         case [solution, critique]:

@@ -52,7 +52,7 @@ class GateTrace:
         if one is None:
             return self._no_candidate(name, _why_unlabelled(address))
         if kind == "sft" and not one.is_right:
-            return self._no_candidate(name, "labelled wrong, and sft takes only what is labelled right")
+            return self._no_candidate(name, "labelled negative, and sft takes only what is labelled positive")
         return self._decision(name)
 
     def pair(self, first: Address, second: Address) -> Candidate | None:
@@ -82,8 +82,10 @@ class GateTrace:
             if address not in self._known:
                 return _why_unlabelled(address)
         if self.pair(second, first):
-            return f"{second} is the one labelled right; the pair is {self._id('dpo', second, first)}"
-        return f"both are labelled {'right' if self._known[first].is_right else 'wrong'}; a pair needs one of each"
+            return f"{second} is the one labelled positive; the pair is {self._id('dpo', second, first)}"
+        return (
+            f"both are labelled {'positive' if self._known[first].is_right else 'negative'}; a pair needs one of each"
+        )
 
     def _no_candidate(self, name: str, why: str) -> Decision:
         if name in self.stored:

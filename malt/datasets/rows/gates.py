@@ -21,6 +21,7 @@ from malt.datasets.rows.similarity import (
 from malt.datasets.rows.tables import KINDS, Kind
 from malt.questions.screening import CONTAMINATED, DUPLICATE, Exclusion
 from malt.trees.credit import ROUNDING, ValuedTree
+from malt.trees.tree import Node, NodeStatus
 
 
 class Context(NamedTuple):
@@ -77,7 +78,11 @@ def _has_no_flaw(context: Context, candidate: Candidate) -> bool:
 
 def _name_flaws(_: Context, candidate: Candidate) -> str:
     flawed = (text.node for text in candidate.texts if not text.is_whole)
-    return " and ".join(f"{node.address} is {node.status}" for node in flawed)
+    return " and ".join(f"{node.address} is {_flaw_of(node)}" for node in flawed)
+
+
+def _flaw_of(node: Node) -> NodeStatus:
+    return NodeStatus.EMPTY if node.status is NodeStatus.OK else node.status  # nothing but stop tokens
 
 
 def _keeps_secrets(context: Context, candidate: Candidate) -> bool:
@@ -100,7 +105,7 @@ def _drop_repeats(context: Context, candidates: Sequence[Candidate]) -> Sequence
         return candidates
     first: dict[tuple[object, ...], Candidate] = {}
     for one in candidates:
-        first.setdefault(tuple((text.node.address.parent, text.is_right, text.node.text) for text in one.texts), one)
+        first.setdefault(tuple((text.node.address.parent, text.is_right, text.text) for text in one.texts), one)
     return list(first.values())
 
 

@@ -13,6 +13,7 @@ from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts
 from malt.datasets.stats.counts import Mergeable
 from malt.errors import ConfigError
+from malt.grading.answers import without_stop_tokens
 from malt.llm.request import Message
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
@@ -61,7 +62,7 @@ def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
         return prompts[parent]
 
     lengths = {
-        address: Length(prompt_length(address.parent, node.prompt), count(node.text))
+        address: Length(prompt_length(address.parent, node.prompt), count(without_stop_tokens(node.text)))
         for address, node in valued.tree.nodes.items()
     }
     return replace(valued, lengths=lengths)

@@ -61,7 +61,7 @@ class SelectionCount(Mergeable):
             for one in found.kept:
                 self._lengths[role, kind].add(one.tokens)
         for pair in selected["dpo"].kept:
-            self._bias[role].add(len(pair.chosen.node.text), len(pair.rejected.node.text))
+            self._bias[role].add(len(pair.chosen.text), len(pair.rejected.text))
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:

@@ -6,7 +6,7 @@ from rapidfuzz import fuzz
 
 from malt.datasets.rows.examples import Candidate
 from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
-from malt.questions.shingles import figures, words
+from malt.questions.shingles import find_figures, split_words
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address, Node
 
@@ -36,7 +36,7 @@ def quotes_reference(valued: ValuedTree, node: Node) -> bool:
 @lru_cache(maxsize=1024)
 def _reference_runs(reference: str) -> tuple[str, ...]:
     """Return every run of `_LEAKED_WORDS` words of a reference; of a shorter one the whole, of a short one nothing."""
-    said = words(reference)
+    said = split_words(reference)
     if len(said) < _SHORTEST_LEAK:
         return ()
     length = min(_LEAKED_WORDS, len(said))
@@ -44,12 +44,12 @@ def _reference_runs(reference: str) -> tuple[str, ...]:
 
 
 def _spoken_words(text: str) -> str:
-    return f" {' '.join(words(text))} "
+    return f" {' '.join(split_words(text))} "
 
 
 def is_identical(pair: Candidate) -> bool:
     """Say whether two texts are one but for case and space."""
-    chosen, rejected = pair.chosen.node.text, pair.rejected.node.text
+    chosen, rejected = pair.chosen.text, pair.rejected.text
     return chosen == rejected or chosen.casefold().split() == rejected.casefold().split()
 
 
@@ -57,18 +57,18 @@ def is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
     """Whether two texts are more alike than `most` and say the same: not with another number, answer or verdict."""
     if most >= 1:
         return False
-    chosen, rejected = pair.chosen.node, pair.rejected.node
+    chosen, rejected = pair.texts
     return (
         fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
-        and figures(chosen.text) == figures(rejected.text)
+        and find_figures(chosen.text) == find_figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
-        and (answer_of(valued, chosen) == answer_of(valued, rejected) or have_same_answer(valued, pair))
+        and (answer_of(valued, chosen.node) == answer_of(valued, rejected.node) or have_same_answer(valued, pair))
     )
 
 
 def similarity(pair: Candidate) -> float:
     """Return how alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
-    return fuzz.ratio(pair.chosen.node.text, pair.rejected.node.text) / 100
+    return fuzz.ratio(pair.chosen.text, pair.rejected.text) / 100
 
 
 def have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
@@ -87,5 +87,5 @@ def answer_of(valued: ValuedTree, node: Node) -> str | None:
 
 def length_ratio(pair: Candidate) -> float:
     """Return the longer text's characters over the shorter one's; an empty one counts as one character."""
-    shorter, longer = sorted(len(text.node.text) for text in pair.texts)
+    shorter, longer = sorted(len(text.text) for text in pair.texts)
     return longer / max(shorter, 1)

@@ -7,7 +7,9 @@ from malt.config.spec import PLAYERS, Role, RunSpec
 from malt.datasets.manifest import Diagnostics, Flips, QuestionMix, Share, TextCounts, Values, Verdicts
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.datasets.stats.counts import Mergeable
-from malt.grading.grades import Outcome
+from malt.grading.answers import without_stop_tokens
+from malt.grading.grades import Grade, Outcome
+from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import OwnAnswer, ValuedTree
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
@@ -16,6 +18,10 @@ _VERDICT = re.compile(
     r"^[^\w\n]{0,20}verdict[^\w\n]{1,20}(?:(?P<correct>correct|right)|wrong|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
 """A critique's own verdict, on a line of its own, in Markdown or not."""
+
+_QUOTATION = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
+"""What a reason quotes of one answer, which would make it another reason for each."""
+_LONGEST_REASON, _MOST_REASONS = 200, 20
 
 _KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
 
@@ -47,6 +53,7 @@ class DiagnosticsCount(Mergeable):
         self._same: Counter[bool] = Counter()
         self._texts: dict[tuple[Role, str], Counter[str]] = {}
         self._graded_by: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()
         self._doubts: Counter[str] = Counter()
         self._questions: Counter[frozenset[bool]] = Counter()
 
@@ -86,6 +93,7 @@ class DiagnosticsCount(Mergeable):
             verdicts=_verdict_table(self._verdicts),
             unchanged=_share(self._same[True], self._same.total()),
             texts={role.value: self._texts_of(role) for role in PLAYERS},
+            unknown=dict(sorted(self._unknown.items(), key=lambda each: (-each[1], each[0]))[:_MOST_REASONS]),
             graded_by=dict(sorted(self._graded_by.items())),
             unread=_share(self._doubts["unread"], self._doubts["leaves"]),
             disputed=_share(self._doubts["disputed"], self._doubts["leaves"]),
@@ -103,7 +111,9 @@ class DiagnosticsCount(Mergeable):
         grade, generation = valued.grades[leaf], Address(leaf[:1])
         before, after = self._own_truth(valued, generation), self._own_truth(valued, leaf)
         self._flips[before, after] += 1
-        if grade.outcome not in (Outcome.TRUNCATED, Outcome.UNKNOWN):
+        if grade.outcome is Outcome.UNKNOWN:
+            self._unknown[_reason_of(grade)] += 1
+        elif grade.outcome is not Outcome.TRUNCATED:
             self._graded_by[grade.grader] += 1
         self._doubts.update(leaves=1, unread=grade.is_unread, disputed=grade.is_disputed)
         first, last = valued.diagnosis.get(generation), valued.diagnosis.get(leaf)
@@ -135,6 +145,7 @@ class DiagnosticsCount(Mergeable):
         counts = self._texts.setdefault((node.role, node.completion.model), Counter())
         counts["nodes"] += 1
         counts[node.status] += 1
+        counts["stop_tokens"] += without_stop_tokens(node.text) != node.text
         counts["answers"] += outcome is not None
         counts["unanswered"] += outcome is Outcome.UNANSWERED
 
@@ -148,6 +159,11 @@ def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
         return valued.grades[node.address].outcome
     own = valued.diagnosis.get(node.address)
     return None if own is None else own.outcome
+
+
+def _reason_of(grade: Grade) -> str:
+    line = next(iter(replace_lone_surrogates(grade.error or "").strip().splitlines()), "no reason given")
+    return _QUOTATION.sub("…", line)[:_LONGEST_REASON]
 
 
 def is_same_answer(first: str, last: str) -> bool:
@@ -201,6 +217,7 @@ def _text_counts(counts: Counter[str]) -> TextCounts:
         truncated=_share(counts[NodeStatus.TRUNCATED], nodes),
         empty=_share(counts[NodeStatus.EMPTY], nodes),
         refused=_share(counts[NodeStatus.REFUSED], nodes),
+        stop_tokens=_share(counts["stop_tokens"], nodes),
         unanswered=_share(counts["unanswered"], nodes) if counts["answers"] else None,
     )
 

@@ -1,6 +1,7 @@
 """The figures of a report, each a table of rows, from what a version's manifest counts; and how numbers are written."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.spec import PLAYERS
@@ -110,19 +111,21 @@ def list_roles(manifest: Manifest) -> Iterator[RoleFigure]:
 
 
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
-    """Yield how often each role was right, and what a vote makes of it."""
+    """Yield how often each role was correct, and what a vote (maj@k) or any of k answers (pass@k) makes of it."""
     found, verdicts = manifest.diagnostics, manifest.diagnostics.verdicts
+    branching = manifest.spec.roles.branching
+    leaves = f"{prod(branching)}" if manifest.growth.mode == "full" else "k"
     if found.graders:
         by = f"answers, by {', '.join(found.graders)}"
         agree = verdicts.correct_on_right + verdicts.wrong_on_wrong
         stated = agree + verdicts.correct_on_wrong + verdicts.wrong_on_right
         yield _measure("Generations", by, found.generator)
-        yield _measure("Majority of generations", "questions", found.generations_vote)
+        yield _measure(f"maj@{branching[0]} of generations", "questions", found.generations_vote)
         yield Measure("Critiques", "stated verdicts", agree, stated, verdicts.unstated, verdicts.agree.percent)
         yield _measure("Refinements", by, found.refiner)
     yield _measure("Graded leaves", "answers, as graded for credit", found.leaves)
-    yield _measure("Majority of leaves", "questions", found.leaves_vote)
-    yield _measure("Any leaf", "questions", found.any_leaf)
+    yield _measure(f"maj@{leaves} of leaves", "questions", found.leaves_vote)
+    yield _measure(f"pass@{leaves} of leaves", "questions", found.any_leaf)
 
 
 def _measure(name: str, of: str, found: Accuracy) -> Measure:

@@ -13,9 +13,18 @@ from malt.config.settings import Settings
 from malt.config.spec import Role, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
-from malt.datasets.version.folders import LATEST, TAG, folder_numbers, tags_of, version_numbers
+from malt.datasets.version.folders import (
+    LATEST,
+    TAG,
+    folder_numbers,
+    latest_number,
+    tags_of,
+    version_numbers,
+    why_not_latest,
+)
 from malt.errors import VersionError
 from malt.questions.screening import Split
+from malt.sanitize import escape_controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +79,12 @@ class DatasetVersion:
         if entry is None or not path.is_file():
             return False
         return file_sha256(path) == entry.sha256
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook, whatever models and questions are called."""
+        shown = {name: self.figures[name] for name in ("asked", "accuracy", "yields", "used")}
+        tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
+        return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
     def is_within(self, datasets_dir: Path) -> bool:
         """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
@@ -173,7 +188,7 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
         others = ", ".join(list_names(folder.parent)) or "none yet"
         raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
     if wanted == LATEST:
-        return numbers[-1]
+        return _choose_latest(folder)
     is_tag = TAG.fullmatch(wanted) is not None
     number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
     if number in folder_numbers(folder):
@@ -181,6 +196,17 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     there = ", ".join([*(f"v{each}" for each in numbers), *tags])
     missing = f"tag {wanted}" if is_tag else f"version v{number}"
     raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {there}")
+
+
+def _choose_latest(folder: Path) -> int:
+    number = latest_number(folder)
+    if number is not None:
+        return number
+    newest = version_numbers(folder)[-1]
+    raise VersionError(
+        f"dataset {folder.name!r} has no latest version: {why_not_latest(folder, newest)}. To use it all the same, "
+        f"name it: {folder.name}@v{newest}"
+    )
 
 
 def open_folder(path: Path) -> DatasetVersion:

@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from malt.datasets.manifest import MANIFEST_FILE
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
 from malt.errors import InputError, VersionError
-from malt.processes import here, is_running
+from malt.private_files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
+from malt.processes import is_running, machine_id
 
 LATEST = "latest"
 _LOCK = ".lock"
@@ -90,7 +91,7 @@ def refuse_in_versions(place: Path) -> None:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a dataset's lock; a process that dies lets go of it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -98,17 +99,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_staging(folder: Path) -> Path:
+def open_staging(folder: Path, mode: int = PRIVATE_FOLDER) -> Path:
     """Make a folder to write a version in, next to where it will stand; clear away those that dead writers left."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
     except OSError as error:
         raise VersionError(f"{folder}: a folder for versions cannot be made there: {error.strerror}") from error
     for entry in folder.iterdir():
         if is_abandoned(entry):
             discard(entry)
     staging = temporary_name(folder)
-    staging.mkdir()
+    staging.mkdir(mode)
     return staging
 
 
@@ -120,7 +121,7 @@ def temporary_name(folder: Path) -> Path:
 @cache
 def _writers_place() -> str:
     """Name the machine or container by whose process ids a writer's life can be judged."""
-    return f"{socket.gethostname()}.{hashlib.sha256(here().encode()).hexdigest()[:8]}"
+    return f"{socket.gethostname()}.{hashlib.sha256(machine_id().encode()).hexdigest()[:8]}"
 
 
 def discard(entry: Path) -> None:
@@ -150,21 +151,38 @@ def _last_touched(entry: Path) -> float:
 
 
 def claim(staging: Path, folder: Path, number: int) -> Path | None:
-    """Make a finished folder version `number`, and `latest` name it; None where others took that number meanwhile."""
-    sync_tree(staging)
+    """Make a finished folder version `number`, and `latest` name it unless it is withheld.
+
+    None where others took that number meanwhile.
+    """
+    seal_tree(staging)
     with lock_folder(folder):
         if next_number(folder) != number:
             return None
         version = staging.rename(folder / f"v{number}")
         sync(folder)
-        point(folder, LATEST, number)
+        point_latest(folder)
     return version
 
 
+def latest_number(folder: Path) -> int | None:
+    """Return the number of the newest version that is not withheld; a damaged one is taken for good."""
+    return next((number for number in reversed(version_numbers(folder)) if not why_not_latest(folder, number)), None)
+
+
+def why_not_latest(folder: Path, number: int) -> str | None:
+    """Return why a version is withheld; None where it is not, or where its manifest cannot be read."""
+    try:
+        return read_as(VersionManifest, folder / f"v{number}", "whole").withheld
+    except VersionError:
+        return None
+
+
 def point_latest(folder: Path) -> None:
-    """Point `latest` at the newest version, where a crash kept it from that."""
-    with lock_folder(folder):
-        point(folder, LATEST, max(version_numbers(folder)))
+    """Point `latest` where it belongs; the caller holds the folder's lock. A crash may have kept it from that."""
+    number = latest_number(folder)
+    if number is not None:
+        point(folder, LATEST, number)
 
 
 def point(folder: Path, name: str, number: int) -> None:
@@ -193,7 +211,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
     """
-    sync_tree(staging)
+    seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
         staging.rename(place)
         return sync(place.parent)
@@ -211,11 +229,17 @@ def size_of(entry: Path) -> int:
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
+def seal_tree(folder: Path) -> None:
+    """Close a finished folder and all below it to other users, and flush it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        make_private(path)
+    sync_tree(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """Flush a folder and all below it to disk."""
-    for path in folder.rglob("*"):
+    for path in [*folder.rglob("*"), folder]:
         sync(path)
-    sync(folder)
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,6 @@ The calls block: LiteLLM's async ones cannot be made to close their connections.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import takewhile
 from typing import Any
 
@@ -14,12 +13,13 @@ from pydantic import JsonValue
 
 from malt.config.spec import ModelSpec, RunSpec
 from malt.errors import ConfigError, MaltError
-from malt.llm.faults import Unavailable
 from malt.llm.provider import embedded
-from malt.llm.provider.call import Reply, build_arguments, compute_cost, default_key, read_key
-from malt.llm.provider.errors import classify_error, name_endpoint, read_reason
+from malt.llm.provider.call import Reply, build_arguments, compute_cost, default_key, read_key, take_answers
+from malt.llm.provider.errors import classify_error, translate_error
+from malt.llm.provider.openai_compatible import HttpRefusal, build_body
 from malt.llm.provider.routing import Route, find_provider, import_litellm
-from malt.llm.request import CompletionRequest, has_usage, read_token_count
+from malt.llm.request import CompletionRequest
+from malt.llm.response import has_usage, parse_body, read_token_count
 from malt.llm.usage import Usage
 
 _ENDPOINT = "/v1/chat/completions"
@@ -39,7 +39,6 @@ MARK = "malt_mark"
 GONE = "unknown there"
 """Status of a batch that its provider knows no longer."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
-_NOT_IN_BODY = frozenset({"model", "messages", "api_base", "api_key", "timeout"})
 _HEADER_KEYS = frozenset({"headers", "extra_headers", "organization"})
 """What `extra` may set for requests that have headers of their own; items have none."""
 
@@ -106,34 +105,12 @@ def make_custom_id(request: CompletionRequest, first: int) -> str:
 def make_item(request: CompletionRequest, route: Route, first: int, count: int) -> dict[str, JsonValue]:
     """Return one line of a batch: what a direct request for these samples would send. Raises as `send` does."""
     try:
-        body = _make_body(route, build_arguments(request, route, first, count))
+        body = build_body(route, build_arguments(request, route, first, count))
     except MaltError:
         raise
     except Exception as error:
         raise classify_error(error, request.model, route) from None
     return {"custom_id": make_custom_id(request, first), "method": "POST", "url": _ENDPOINT, "body": body}
-
-
-def _make_body(route: Route, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    service, _, name = route.name.partition("/")
-    litellm, own = import_litellm(), _list_own_parameters()
-    sampling = {key: value for key, value in arguments.items() if key not in _NOT_IN_BODY | own}
-    config = litellm.utils.ProviderConfigManager.get_provider_chat_config(
-        model=name, provider=litellm.LlmProviders(service)
-    )
-    parameters = litellm.get_optional_params(model=name, custom_llm_provider=service, **sampling)
-    body: dict[str, Any] = config.transform_request(
-        model=name, messages=arguments["messages"], optional_params=parameters, litellm_params={}, headers={}
-    )
-    body.pop("stream", None)
-    body.update(body.pop("extra_body", {}))
-    return body
-
-
-@cache
-def _list_own_parameters() -> frozenset[str]:
-    """Return what LiteLLM keeps to itself of a request's arguments, but for what its translation is told by."""
-    return frozenset(import_litellm().types.utils.all_litellm_params) - {"allowed_openai_params"}
 
 
 def upload(model: ModelSpec, route: Route, lines: bytes) -> str:
@@ -179,23 +156,13 @@ def _newest_first(model: ModelSpec, route: Route) -> Iterator[RemoteBatch]:
 def read(model: ModelSpec, route: Route, file_id: str) -> list[ItemResult]:
     """Download a file of results."""
     content = import_litellm().file_content(file_id, **_make_access(model, route)).content
-    return [_read_result(json.loads(line)) for line in content.split(b"\n") if line.strip()]
+    return [_read_result(parse_body(line)) for line in content.split(b"\n") if line.strip()]
 
 
 def read_reply(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
-    """Read an answered item as `send` reads a response. Raises `Unavailable` where it holds no choices."""
-    try:
-        answer = import_litellm().utils.convert_to_model_response_object(
-            response_object=dict(body), model_response_object=import_litellm().ModelResponse()
-        )
-    except Exception as error:
-        unreadable = f"{name_endpoint(model)}: an item's answer cannot be read: {read_reason(error)}"
-        raise Unavailable(unreadable, perhaps_billed=True) from None
-    response = answer.model_dump(mode="json", warnings=False)
-    if not response.get("choices"):
-        raise Unavailable(f"{name_endpoint(model)} answered without choices", perhaps_billed=True)
-    cost_usd = compute_cost(model, getattr(answer, "usage", None), response.get("usage"), batched=True)
-    return Reply(response, latency_s, cost_usd)
+    """Read an answered item as `send` reads a response. Raises `Unavailable` where it holds no answer."""
+    response = take_answers(body, model)
+    return Reply(response, latency_s, compute_cost(model, response.get("usage"), batched=True))
 
 
 def read_bill(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
@@ -204,26 +171,15 @@ def read_bill(model: ModelSpec, body: Mapping[str, JsonValue]) -> Usage:
     if not has_usage(counted):
         return Usage(cost_usd=None)
     prompt, completion = (read_token_count(counted.get(f"{kind}_tokens")) or 0 for kind in ("prompt", "completion"))
-    usage = import_litellm().Usage(prompt_tokens=prompt, completion_tokens=completion, cost=counted.get("cost"))
-    cost_usd = compute_cost(model, usage, counted, batched=True)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost_usd)
+    return Usage(
+        prompt_tokens=prompt, completion_tokens=completion, cost_usd=compute_cost(model, counted, batched=True)
+    )
 
 
 def classify_refusal(result: ItemResult, model: ModelSpec, route: Route, count: int, *, has_schema: bool) -> MaltError:
     """Say what a refused item means: the classes of a direct request's errors."""
-    said = json.dumps(result.body)
-    refused = import_litellm().llms.openai.common_utils.OpenAIError(status_code=result.status or 500, message=said)
+    refused = HttpRefusal(result.status or 500, json.dumps(result.body), {})
     return classify_error(translate_error(refused, route), model, route, count, has_schema=has_schema)
-
-
-def translate_error(error: Exception, route: Route) -> Exception:
-    """Return LiteLLM's own class of an error."""
-    try:
-        import_litellm().exception_type(route.name.partition("/")[2], error, "openai")
-    except Exception as classed:
-        classed.__cause__ = None if classed is error else error
-        return classed
-    return error
 
 
 def _make_access(model: ModelSpec, route: Route) -> dict[str, Any]:
@@ -255,7 +211,7 @@ def _read_batch(batch: Any) -> RemoteBatch:  # noqa: ANN401 - LiteLLM is not typ
     )
 
 
-def _read_result(line: Mapping[str, Any]) -> ItemResult:
+def _read_result(line: Any) -> ItemResult:  # noqa: ANN401 - whatever a provider sent
     response, error = line.get("response") or {}, line.get("error") or {}
     body = response.get("body") or {"error": error}
     return ItemResult(line["custom_id"], int(response.get("status_code") or 0), body, str(error.get("code") or ""))

@@ -1,7 +1,6 @@
 """Patience with a provider's batch API: calls that fail for now are made again, and no batch is handed in twice."""
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -13,9 +12,9 @@ from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.api import GONE, MARK, ItemResult, RemoteBatch
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.provider.errors import classify_error, name_endpoint
+from malt.llm.provider.errors import classify_error, name_endpoint, translate_error
 from malt.llm.provider.routing import Route, find_route
-from malt.llm.rate_limit.rate import PATIENT, Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.store.batches import Batch
 
 T = TypeVar("T")
@@ -155,13 +154,12 @@ class BatchClient:
         """Return what passes; raise what does not."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
-        fault = classify_error(api.translate_error(error, route), self.model, route)
+        fault = classify_error(translate_error(error, route), self.model, route)
         if isinstance(fault, RateLimited | Unavailable):
             return fault
         raise ConfigError(str(fault)) if isinstance(fault, Rejected) else fault from None
 
     def _wait_s(self, fault: RateLimited | Unavailable, failures: int) -> float:
         if isinstance(fault, RateLimited) and fault.retry_after_s:
-            return fault.retry_after_s
-        longest = min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** min(failures - 1, 30))
-        return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+            return self._policy.pause_for_s(failures, fault.retry_after_s)
+        return self._policy.backoff_after_s(failures)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.spec import Role
 from malt.llm.batch.api import make_custom_id, takes_batches
 from malt.llm.budget import Amount
@@ -77,7 +77,7 @@ class BatchCollector(SessionCompleter):
                 self._note(asked, to_ask)
             elif not self._puts_off(asked, to_ask):
                 buy = partial(self._request_run, asked, has_spare=place < fallbacks)
-                await all_of(buy(first, count) for first, count in group_runs(to_ask))
+                await gather_all(buy(first, count) for first, count in group_runs(to_ask))
                 to_ask = [sample for sample in to_ask if self.answer(request, sample) is not None]
                 self.failed.update(asked.keys[sample] for sample in left if self.answer(request, sample) is None)
             left = [sample for sample in left if sample not in to_ask]

@@ -14,7 +14,8 @@ from malt.llm.client.completers import measure_usage, read_sample
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import Route
-from malt.llm.request import RequestFailed, split_response
+from malt.llm.request import RequestFailed
+from malt.llm.response import split_response
 from malt.llm.store.batches import Batch, BatchItem, Returned
 from malt.llm.store.samples import StoredSample
 from malt.llm.usage import Tally, Usage

@@ -19,7 +19,7 @@ from malt.llm.client.session import Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
 from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from malt.llm.store.batches import Batch, BatchItem, BatchStore, name_process, submitting
 from malt.llm.usage import Tally, Usage
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
-from malt.concurrency import all_of
+from malt.concurrency import gather_all
 from malt.config.spec import Role
 from malt.errors import ConfigError, StoreError
 from malt.llm.client.session import Session, open_default_session
-from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed, read_response
+from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
+from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
 from malt.llm.store.samples import ASIDE, Store, StoredSample
 from malt.llm.usage import Tally, Usage
@@ -47,10 +48,13 @@ class StoreCompleter:
     def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
         """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
         answers = {sample: self.answer(request, sample) for sample in range(request.count)}
-        completed = {sample: read_sample(row, cached=sample not in fresh) for sample, row in answers.items() if row}
+        completed = {sample: self._read(row, cached=sample not in fresh) for sample, row in answers.items() if row}
         if len(completed) < request.count:
             raise RequestFailed(self._reason(request), completed)
         return list(completed.values())
+
+    def _read(self, row: StoredSample, *, cached: bool) -> Completion:
+        return read_sample(row, cached=cached)
 
     def _reason(self, request: CompletionRequest) -> str:
         rows = (self.known.get(key) for asked in with_fallbacks(request) for key in asked.keys)
@@ -121,16 +125,17 @@ class SessionCompleter(StoreCompleter):
         self.under_way = under_way
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
-        self._lock: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
         self._draws = Counter(key.partition(ASIDE)[0] for key in known if ASIDE in key)
         self._counted: set[str] = set()
+        self._fresh: dict[str, Completion] = {}
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the samples, asking for the missing ones; callable from any loop."""
         return await self.session.call(self._complete(request))
 
     async def _complete(self, request: CompletionRequest) -> Sequence[Completion]:
-        async with self._lock.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
+        async with self._locks.setdefault(request.keys[0], asyncio.Lock()):  # equal requests are asked once
             missing = self.missing(request)
             self._count_stored(request)
             if missing and request.role in self.asks:
@@ -149,7 +154,7 @@ class SessionCompleter(StoreCompleter):
         left, fallbacks = missing, len(request.model.fallbacks)
         for place, asked in enumerate(with_fallbacks(request)):
             buy = partial(self._request_run, asked, has_spare=place < fallbacks)
-            await all_of(buy(first, count) for first, count in group_runs(left))
+            await gather_all(buy(first, count) for first, count in group_runs(left))
             left = [sample for sample in left if self.answer(request, sample) is None]
             if not left:
                 return
@@ -158,18 +163,23 @@ class SessionCompleter(StoreCompleter):
         """Ask for a run of siblings at once, and singly for those that the provider left out."""
         had = await self._request_samples(request, first, count, has_spare=has_spare)
         left = range(first + had, first + count) if had else range(0)
-        await all_of(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
+        await gather_all(self._request_samples(request, sample, 1, has_spare=has_spare) for sample in left)
 
     async def _request_samples(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> int:
         """Ask, remember what came or why nothing did, and return how many samples came."""
         self._raise_if_under_way(request.keys[first : first + count])
         drawn = self.with_draw(request, first)
-        rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare)
+        has_failed = any(key in self.known for key in request.keys[first : first + count])  # a row, and no answer
+        rows = await self.session.ask(drawn, first, count, self.tally, has_spare=has_spare, has_failed=has_failed)
         self.known.update((row.key, row) for row in rows)
-        bought = [read_sample(row, cached=False) for row in rows if row.response is not None]
-        for one in bought:
-            self.tally.add(request.role, measure_usage(one))
+        bought = {row.key: read_sample(row, cached=False) for row in rows if row.response is not None}
+        for completion in bought.values():
+            self.tally.add(request.role, measure_usage(completion))
+        self._fresh |= bought
         return len(bought)
+
+    def _read(self, row: StoredSample, *, cached: bool) -> Completion:
+        return (None if cached else self._fresh.pop(row.key, None)) or super()._read(row, cached=cached)
 
     def _raise_if_under_way(self, keys: Sequence[str]) -> None:
         """End the run rather than pay twice."""

@@ -25,6 +25,7 @@ from malt.errors import StoreError, StoreLost
 from malt.llm.client.session import STOP_SECONDS, is_asking
 from malt.llm.store.database import describe_error
 from malt.llm.store.schema import open_engine
+from malt.private_files import PRIVATE_FILE, make_private_folder
 
 LOOK_EVERY_S = 0.25
 """How often a run that waits looks whether it may begin."""
@@ -121,8 +122,8 @@ class _FileLock:
         self._who = who
         self._is_held = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            make_private_folder(path.parent)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         except OSError as error:
             raise StoreError(f"{path}, which keeps two runs apart, cannot be opened: {error.strerror}") from error
 

@@ -23,9 +23,10 @@ from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
-from malt.llm.request import CompletionRequest, RequestFailed, split_response
+from malt.llm.request import CompletionRequest, RequestFailed
+from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
-from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.samples import Store, StoredSample, UnwritableRow
 from malt.llm.store.writer import BatchedWriter
 from malt.llm.usage import Tally, Usage
 
@@ -45,6 +46,7 @@ class Session:
     def __init__(self, settings: Settings, limits: Limits, shared: Endpoints = endpoints) -> None:
         """Open the store. `shared` are the endpoints that it asks along with the process's other sessions."""
         self.store = Store(settings.store, settings.store_patience_s)
+        self.store.check_writable()
         self.tally = Tally()
         self.stopped: MaltError | None = None
         self.batch_store = BatchStore(self.store)
@@ -159,13 +161,21 @@ class Session:
         return [endpoint.throttled_by for endpoint, _ in list(self._endpoints.values()) if endpoint.throttled_by]
 
     async def ask(
-        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool = False
+        self,
+        request: CompletionRequest,
+        first: int,
+        count: int,
+        tally: Tally,
+        *,
+        has_spare: bool = False,
+        has_failed: bool = False,
     ) -> list[StoredSample]:
         """Ask for samples first … first+count-1 and store what comes before returning it; may be fewer than asked.
 
         `has_spare`: another model will be asked instead, so an endpoint that is down or unpaid does not end the run.
+        `has_failed`: an earlier run asked for it in vain.
         """
-        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare))
+        task = asyncio.create_task(self._ask(request, first, count, tally, has_spare=has_spare, has_failed=has_failed))
         self._in_flight.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)  # an answer under way is paid for: it is stored even if nobody waits for it
@@ -176,29 +186,32 @@ class Session:
             task.exception()  # where nobody waits for it any more, asyncio need not tell
 
     async def _ask(
-        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool
+        self, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_spare: bool, has_failed: bool
     ) -> list[StoredSample]:
         endpoint = self.endpoint(request.model)
         asked = count if endpoint.siblings else 1
         started = time.perf_counter()
         try:
-            reply = await self._send(endpoint, request, first, asked, tally)
+            reply = await self._send(endpoint, request, first, asked, tally, has_failed=has_failed)
+            rows = make_answered_rows(request, first, asked, reply, tally.run)
         except NoSiblings:
             endpoint.siblings = False
-            return await self._ask(request, first, 1, tally, has_spare=has_spare)
-        except MaltError as error:
-            if not _costs_branch_alone(error, has_spare=has_spare):
+            return await self._ask(request, first, 1, tally, has_spare=has_spare, has_failed=has_failed)
+        except Exception as error:
+            if isinstance(error, MaltError) and not _costs_branch_alone(error, has_spare=has_spare):
                 self.stopped = self.stopped or error
                 raise
             if isinstance(error, Rejected):
                 self._rejected.update(request.keys[first : first + count])
+            reason = str(error) if isinstance(error, MaltError) else f"{type(error).__name__}: {error}"
             waited_s = time.perf_counter() - started
-            return await self._put(_make_failed_rows(request, first, count, str(error), waited_s, tally.run))
-        return await self._put(make_answered_rows(request, first, asked, reply, tally.run))
+            rows = _make_failed_rows(request, first, count, clean_text(reason), waited_s, tally.run)
+        return await self._put(rows)
 
     async def _wait_for_store(self) -> None:
         """Wait while the store is away: answers under way are held meanwhile, and more might be lost with them."""
-        while self.store.is_away and self.stopped is None:
+        self.store.check_in_place()
+        while (self.store.is_away or self.store.lost) and self.stopped is None:
             if self.store.lost is not None:
                 raise self.store.lost
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -208,12 +221,14 @@ class Session:
         """Write rows, and return what the store holds for their keys; a store that fails ends all asking at once."""
         try:
             return await self._writer.put(rows)
+        except UnwritableRow as error:
+            raise RequestFailed(str(error)) from error
         except MaltError as error:
             self.stopped = self.stopped or error
             raise
 
     async def _send(
-        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally
+        self, endpoint: Endpoint, request: CompletionRequest, first: int, count: int, tally: Tally, *, has_failed: bool
     ) -> Reply:
         async def send() -> Reply:
             self.raise_if_stopped()  # as may be since it waited for the budget
@@ -223,7 +238,8 @@ class Session:
         async def attempt() -> Reply:
             return await self.budget.pay(self.worst_case(request, count), send)
 
-        return await endpoint.call(attempt, request.most_tokens(count), request.question_id, self._wait_for_store)
+        most_tokens, question = request.most_tokens(count), request.question_id
+        return await endpoint.call(attempt, most_tokens, question, self._wait_for_store, has_failed=has_failed)
 
     def worst_case(self, request: CompletionRequest, count: int, *, batched: bool = False) -> Amount:
         """Return the most that so many samples may take. Raises `ConfigError` where a cap has no price to go by."""
@@ -328,10 +344,9 @@ def _raise_if_stopped(run: str) -> None:
         raise _session_closed()
 
 
-def find_session(settings: Settings, limits: Limits) -> Session | None:
-    """Return the session that `open_session` made last for these, or None where it has not made one yet."""
-    opened = [session for (*where, _), session in list(_sessions.items()) if where == [settings, limits]]
-    return opened[-1] if opened else None
+def latest_session() -> Session | None:
+    """Return the session that `open_session` made last, or None where it has made none yet."""
+    return next(reversed(list(_sessions.values())), None)
 
 
 def is_asking() -> bool:

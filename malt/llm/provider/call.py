@@ -5,23 +5,23 @@ When to ask, how often and how fast is limiter.py's; reading what came back is r
 
 import asyncio
 import copy
-import math
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
 from malt.canonical_json import digest
+from malt.concurrency import within
 from malt.config.spec import Limits, ModelSpec
-from malt.errors import ConfigError
-from malt.llm.faults import NoSiblings, Unavailable
+from malt.errors import ConfigError, MaltError
+from malt.llm.faults import NoSiblings, RateLimited, Unavailable, Unusable
 from malt.llm.provider import embedded, openai_compatible
-from malt.llm.provider.errors import classify_error, name_endpoint, read_reason
+from malt.llm.provider.errors import classify_error, name_endpoint, read_reason, tidy_reason, translate_error
+from malt.llm.provider.openai_compatible import HttpRefusal, HttpReply
 from malt.llm.provider.routing import (
     Prices,
     Route,
@@ -32,7 +32,8 @@ from malt.llm.provider.routing import (
     look_up_price,
 )
 from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits, read_limits
-from malt.llm.request import CompletionRequest, has_usage, read_token_count
+from malt.llm.request import CompletionRequest
+from malt.llm.response import find_fault, has_usage, read_error, read_token_count
 
 OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
@@ -42,6 +43,10 @@ OWN_KEYS = frozenset(
 """What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
 
 _UNCAPPED = Limits()
+_MOST_USD = 10_000.0
+"""No request costs as much; a provider that says so is mistaken."""
+_NO_TIMEOUT_S = 86_400.0
+"""For LiteLLM: `send` has a time-out of its own, which does not run while the process is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,42 +77,74 @@ class Reply:
 async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     """Ask for samples first … first+count-1 in one HTTP request, without retries; the provider may return fewer.
 
-    Raises `RateLimited`, `Unavailable`, `Rejected` or `NoSiblings` for limiter.py and its callers to act on;
-    `ConfigError` for a wrong key, model or parameter and `RunStopped` for an empty account: those end the run.
+    Raises a class of faults.py for limiter.py and its callers to act on; `ConfigError` for a wrong key, model or
+    parameter and `RunStopped` for an empty account: those end the run.
     """
     model = request.model
     route = await find_route(model)
     arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(model.timeout_s):  # LiteLLM's own timeout does not end a reply that drips
-            answer = await _complete(route, model, arguments)
+        body, headers = await within(model.timeout_s, _complete(route, arguments))
     except Exception as error:
         # `from None`: what LiteLLM raises, and what that came from, may quote the key
         raise classify_error(error, model, route, count, has_schema="response_format" in arguments) from None
     latency_s = time.perf_counter() - started
-    response = answer.model_dump(mode="json", warnings=False)
-    if not response.get("choices"):
-        raise Unavailable(f"{name_endpoint(model)} answered without choices", perhaps_billed=True)
+    try:
+        return await _read_reply(route, model, body, read_limits(headers), latency_s)
+    except MaltError:
+        raise
+    except Exception as error:
+        said = tidy_reason(f"{type(error).__name__}: {error}", model)
+        raise Unusable(f"{name_endpoint(model)}: the answer cannot be read ({said})") from None
+
+
+async def _complete(route: Route, arguments: Mapping[str, object]) -> HttpReply:
+    if route.is_compatible:
+        try:
+            return await openai_compatible.complete(route, arguments)
+        except HttpRefusal as refusal:
+            raise translate_error(refusal, route) from None
+    answer = await import_litellm().acompletion(**arguments)
+    kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
+    headers = {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
+    return HttpReply(answer.model_dump(mode="json", warnings=False), headers)
+
+
+async def _read_reply(
+    route: Route, model: ModelSpec, body: object, granted: AdvertisedLimits, latency_s: float
+) -> Reply:
+    response = take_answers(body, model)
     if embedded.is_embedded(model.model) and route.api_base:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(_count_choices, route.api_base, response)
-    route.has_siblings = route.has_siblings or len(response["choices"]) > 1
-    cost_usd = compute_cost(model, getattr(answer, "usage", None), response.get("usage"))
-    return Reply(response, latency_s, cost_usd, read_limits(_read_headers(answer)))
+    route.has_siblings = route.has_siblings or len(embedded.as_list(response["choices"])) > 1
+    return Reply(response, latency_s, compute_cost(model, response.get("usage")), granted)
 
 
-async def _complete(route: Route, model: ModelSpec, arguments: Mapping[str, object]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
-    """Ask by the shortest way; what `extra` means is for all of LiteLLM to say."""
-    if route.is_compatible and not model.extra:
-        return await openai_compatible.complete(route, arguments)
-    return await import_litellm().acompletion(**arguments)
+def take_answers(body: object, model: ModelSpec) -> dict[str, JsonValue]:
+    """Return a response with the choices that are answers, without those that the provider broke off.
+
+    Raises `Unavailable` where none is left, with the provider's own words.
+    """
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
+        said = read_error(body) or "answered without choices"
+        raise _make_unanswered(said, model, body)
+    faults = [find_fault(choice) for choice in choices]
+    answers = [choice for choice, fault in zip(choices, faults, strict=True) if fault is None]
+    if not answers:
+        raise _make_unanswered(f"broke off: {faults[0]}", model, body)
+    return {**body, "choices": answers}
 
 
-def _read_headers(answer: Any) -> dict[str, str]:  # noqa: ANN401
-    """Return a response's headers; LiteLLM keeps them beside the body, the provider's own with a prefix."""
-    kept: dict[str, str] = getattr(answer, "_hidden_params", {}).get("additional_headers") or {}
-    return {name.removeprefix("llm_provider-"): value for name, value in kept.items()}
+def _make_unanswered(said: str, model: ModelSpec, body: object) -> MaltError:
+    """Return the error of a response without an answer: billed, perhaps, but for a limit told this way."""
+    error = body.get("error") if isinstance(body, dict) else None
+    reason = f"{name_endpoint(model)}: {tidy_reason(said, model)}"
+    if isinstance(error, dict) and error.get("code") == 429:
+        return RateLimited(reason)
+    return Unavailable(reason, perhaps_billed=True, has_answered=isinstance(body, dict))
 
 
 def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
@@ -187,7 +224,7 @@ def _check_sampling(model: ModelSpec, provider: str) -> None:
             model=model.model.removeprefix(f"{provider}/"), custom_llm_provider=provider, **_sampling_arguments(model)
         )
     except Exception as error:
-        raise ConfigError(f"{model.model}: {read_reason(error)}") from None
+        raise ConfigError(f"{model.model}: {read_reason(error, model)}") from None
 
 
 def _sampling_arguments(model: ModelSpec) -> dict[str, JsonValue]:
@@ -203,15 +240,13 @@ def build_arguments(request: CompletionRequest, route: Route, first: int, count:
         "messages": [message._asdict() for message in request.messages],
         "api_base": route.api_base,
         "api_key": read_key(model) or default_key(model, route),
-        "timeout": model.timeout_s + 1,
+        "timeout": _NO_TIMEOUT_S,
         "max_retries": 0,
         "num_retries": 0,
         "no-log": True,
         **_sampling_arguments(model),
         **copy.deepcopy(model.extra),  # LiteLLM writes into `metadata`, and these are part of every key
     }
-    if route.is_compatible and model.extra:
-        arguments["client"] = openai_compatible.make_http_client()
     if count > 1:
         if "n" not in route.supported:
             raise NoSiblings(f"{model.model} takes no `n`")
@@ -259,15 +294,19 @@ def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
         choice["completion_tokens"] = tokens
 
 
-def compute_cost(model: ModelSpec, usage: object, counted: object, *, batched: bool = False) -> float | None:
-    """Return the cost of a request; `counted` is its usage as plain values."""
+def compute_cost(model: ModelSpec, usage: JsonValue, *, batched: bool = False) -> float | None:
+    """Return the cost of a request from its usage: as the provider reports it, else by LiteLLM's prices."""
     if embedded.is_embedded(model.model):
         return 0.0
-    reported = getattr(usage, "cost", None)
-    if isinstance(reported, int | float) and math.isfinite(reported) and reported >= 0:
+    reported = usage.get("cost") if isinstance(usage, dict) else None
+    if isinstance(reported, int | float) and 0 <= reported < _MOST_USD:
         return float(reported)
-    if not has_usage(counted) or find_price(model) is None:
+    if not has_usage(usage) or find_price(model) is None:
         return None
-    if batched:
-        return float(sum(import_litellm().cost_calculator.batch_cost_calculator(usage, model.model)))
-    return float(sum(import_litellm().cost_per_token(model=model.model, usage_object=usage)))
+    litellm = import_litellm()
+    with suppress(Exception):  # details of a usage that LiteLLM cannot read make the cost an unknown one
+        counted = litellm.Usage(**usage)
+        if batched:
+            return float(sum(litellm.cost_calculator.batch_cost_calculator(counted, model.model)))
+        return float(sum(litellm.cost_per_token(model=model.model, usage_object=counted)))
+    return None

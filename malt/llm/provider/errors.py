@@ -1,31 +1,34 @@
-"""What LiteLLM's errors mean to a run: each becomes a class of faults.py, or an error that ends the run."""
+"""What an error of a provider or a connection means to a run: a class of faults.py, or one that ends it."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from malt.config.spec import ModelSpec
 from malt.errors import AccountEmpty, ConfigError, MaltError
-from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable, Unusable
+from malt.llm.provider.openai_compatible import HttpRefusal
 from malt.llm.provider.routing import Route, import_litellm
 from malt.llm.rate_limit.headers import read_retry_after
+from malt.llm.redact import redact
+from malt.llm.response import clean_text, read_error
 
-_SHORTEST_KEY = 6
-"""Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
+_LONGEST_REASON = 300
 
 
 def classify_error(
     error: Exception, model: ModelSpec, route: Route, count: int = 1, *, has_schema: bool = False
 ) -> MaltError:
-    """Say what an error of LiteLLM means to the run, where `count` samples were asked for; `has_schema`: with one."""
-    status = getattr(error, "status_code", None)
+    """Say what an error means to the run, where `count` samples were asked for; `has_schema`: with one."""
+    status, place = getattr(error, "status_code", None), name_endpoint(model)
     if isinstance(error, TimeoutError | import_litellm().Timeout):
-        return Unavailable(f"{name_endpoint(model)} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
+        return Unavailable(f"{place} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
     if isinstance(error, import_litellm().UnsupportedParamsError):
-        return ConfigError(f"{model.model}: {read_reason(error)}")
-    reason = f"{name_endpoint(model)}: {_scrub(read_reason(error), model)}"
+        return ConfigError(f"{model.model}: {read_reason(error, model)}")
+    if isinstance(error, Unusable | RecursionError):
+        return Unusable(f"{place}: {str(error) if isinstance(error, Unusable) else 'the answer is nested too deeply'}")
+    reason = f"{place}: {read_reason(error, model)}"
     if ended := _classify_fatal(error, model, reason):
         return ended
     if status == 429:
@@ -34,6 +37,20 @@ def classify_error(
     if isinstance(status, int) and 400 <= status < 500 and status not in {408, 409, 425}:
         return _classify_refusal(error, route, count, reason, has_schema=has_schema)
     return Unreachable(reason) if _never_connected(error) else Unavailable(reason, perhaps_billed=_was_cut_off(error))
+
+
+def translate_error(error: Exception, route: Route) -> Exception:
+    """Return LiteLLM's own class of an error; of a refusal only where it tells more than its status."""
+    litellm = import_litellm()
+    try:
+        litellm.exception_type(route.name.partition("/")[2], error, "openai")
+    except Exception as translated:
+        tells_more = isinstance(translated, litellm.ContextWindowExceededError | litellm.ContentPolicyViolationError)
+        if translated is error or (isinstance(error, HttpRefusal) and not tells_more):
+            return error
+        translated.__cause__ = error
+        return translated
+    return error
 
 
 def _classify_fatal(error: Exception, model: ModelSpec, reason: str) -> MaltError | None:
@@ -51,6 +68,11 @@ def _classify_fatal(error: Exception, model: ModelSpec, reason: str) -> MaltErro
             return ConfigError(f"{reason} (403); the key may not use this model: use another key or model")
         case 404:
             return ConfigError(f"{reason} (404); check the model's name and api_base")
+        case 301 | 302 | 303 | 307 | 308 as status:
+            target = redact(clean_text(str(_read_headers(error).get("location", "")))[:_LONGEST_REASON])
+            return ConfigError(
+                f"{name_endpoint(model)} redirects to {target} ({status}); set api_base to where prompts are to go"
+            )
     return None
 
 
@@ -61,7 +83,7 @@ def _classify_refusal(error: Exception, route: Route, count: int, reason: str, *
         return Rejected(reason)
     if has_schema and re.search("response_format|json_schema|schema", text):
         route.takes_schema = False
-        return Unavailable(f"{reason} (asked again without a JSON schema)")
+        return Unavailable(f"{reason} (asked again without a JSON schema)", has_answered=True)
     if count > 1 and (not route.has_siblings or re.search(r"""['"`]n['"`]|\bn\s*[=>]|\bn (must|should)""", text)):
         return NoSiblings(reason)
     return Rejected(reason)
@@ -89,28 +111,25 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _read_headers(error: Exception) -> Mapping[str, str]:
-    """Return the headers of the response that LiteLLM made an error of."""
+    """Return the headers of the response that an error stands for."""
     return getattr(error, "litellm_response_headers", None) or {}
 
 
-def read_reason(error: Exception) -> str:
-    """Return what the provider itself said, in one line of at most 300 characters."""
-    text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error))
-    with suppress(ValueError, KeyError, TypeError):
-        text = str(json.loads(text)["error"]["message"])
+def read_reason(error: Exception, model: ModelSpec) -> str:
+    """Return what the provider itself said, tidied."""
+    text = re.sub(r"^(litellm\.\w+: |\w+Error: |\w+Exception - )+", "", str(error)) or type(error).__name__
+    with suppress(ValueError, RecursionError):
+        text = read_error(json.loads(text)) or text
     text = re.sub(r" ssl:(<[^>]*>|\w+)", "", text.partition("Traceback (most recent")[0])
-    return " ".join(text.split())[:300]
+    return tidy_reason(text, model)
 
 
-def _scrub(text: str, model: ModelSpec) -> str:
-    """Take keys out of a provider's message; some quote them."""
-    for name, value in os.environ.items():
-        is_key = name == model.api_key_env or name.endswith("_API_KEY")
-        if is_key and len(value) >= _SHORTEST_KEY:
-            text = text.replace(value, "[key]")
-    return re.sub(r"\b(sk|gsk|xai|key)[-_][\w-]{8,}", "[key]", text)
+def tidy_reason(text: str, model: ModelSpec) -> str:
+    """Return a provider's words without keys, in one line of at most 300 characters."""
+    named = [model.api_key_env] if model.api_key_env else []
+    return " ".join(redact(clean_text(text), named).split())[:_LONGEST_REASON]
 
 
 def name_endpoint(model: ModelSpec) -> str:
     """Name a model and where it is served."""
-    return f"{model.model} at {model.api_base}" if model.api_base else model.model
+    return f"{model.model} at {redact(model.api_base)}" if model.api_base else model.model

@@ -1,96 +1,158 @@
-"""OpenAI-compatible endpoints: LiteLLM's translation and HTTP handler, without the rest of its `acompletion`.
+"""OpenAI-compatible endpoints: a request in LiteLLM's translation, sent once, and the reply as the provider wrote it.
 
-`acompletion` takes 1.9 ms of CPU a call, or 3.9 with OpenAI's SDK; request, answer and connection are 0.5 of it. The
-rest looks up prices, fills logs and runs hooks, none of which is used here.
+LiteLLM's own `acompletion` takes 1.9 ms of CPU a call, or 3.9 with OpenAI's SDK; request, answer and connection are 0.5
+of it. It also rewrites what comes back: an unknown finish reason becomes `stop`, content as parts is refused.
 """
 
+import asyncio
+import json
+import ssl
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import aiohttp
+import httpx
+from yarl import URL
+
+from malt.llm.faults import Unusable
 from malt.llm.provider.routing import COMPATIBLE, Route, import_litellm
+from malt.llm.response import parse_body
 
-
-async def complete(route: Route, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - LiteLLM is not typed
-    """Ask an endpoint as `acompletion` would; returns and raises what that does.
-
-    `arguments` are those of `acompletion`, without such as only LiteLLM knows.
-    """
-    model = route.name.removeprefix(f"{COMPATIBLE}/")
-    sent = {name: value for name, value in arguments.items() if name not in _NOT_IN_BODY}
-    config, messages = _load_translation(), arguments["messages"]
-    base, key = config.get_openai_compatible_provider_info(arguments["api_base"], arguments["api_key"])
-    try:
-        return await _load_handler().async_completion(
-            custom_llm_provider=COMPATIBLE,
-            provider_config=config,
-            api_base=config.get_complete_url(base, key, model, sent, {}),
-            headers=config.validate_environment({}, model, messages, sent, {}, key),
-            data=config.transform_request(model, messages, sent, {}, {}),
-            timeout=arguments["timeout"],
-            model=model,
-            model_response=import_litellm().ModelResponse(),
-            logging_obj=_NoLogging(),
-            messages=messages,
-            optional_params=sent,
-            litellm_params={},
-            encoding=None,
-            api_key=key,
-            client=make_http_client(),
-        )
-    except Exception as error:
-        known = import_litellm().exception_type(model, error, COMPATIBLE)
-        raise known from (None if known is error else error)
-
-
+_MOST_BYTES = 100_000_000
+"""The longest reply that is read, once unpacked."""
+_BYTES_AROUND, _BYTES_A_TOKEN = 2**22, 4096
+"""What a reply may hold beside its texts, and a token with twenty log probabilities."""
 _NOT_IN_BODY = frozenset(
     {"model", "messages", "api_base", "api_key", "timeout", "max_retries", "num_retries", "no-log"}
+    | {"headers", "extra_headers", "organization"}
 )
 """Arguments of `acompletion` that are no part of a request's body, or are set apart."""
+_UNCHANGED = frozenset({"temperature", "top_p", "max_tokens", "n", "seed", "response_format"})
+"""Parameters that LiteLLM passes on as they are; to look takes it a quarter of a millisecond."""
+_MOST_REDIRECTS = 3
+_SHOWN = 200
+"""Bytes of a reply that is no JSON that its error shows."""
 
 
-class _NoLogging:
-    """What LiteLLM reports a call to, where nobody listens."""
+class HttpReply(NamedTuple):
+    """A reply that is no refusal; its body is JSON."""
 
-    dynamic_success_callbacks = None
+    body: Any
+    headers: Mapping[str, str]
 
-    def __init__(self) -> None:
-        self.model_call_details: dict[str, object] = {}
 
-    def post_call(self, **_: object) -> None:
-        """Called with the raw answer."""
+class HttpRefusal(Exception):  # noqa: N818 - an answer, not an error
+    """A reply with another status than 200, with the attributes of LiteLLM's errors."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.status_code, self.message, self.litellm_response_headers = status, text, headers
+
+
+async def complete(route: Route, arguments: Mapping[str, Any]) -> HttpReply:
+    """Ask an endpoint with the arguments of `acompletion`, once.
+
+    Raises `HttpRefusal`, `Unusable` for a reply that is too large, `ValueError` for one that is no JSON, and aiohttp's
+    errors.
+    """
+    name = route.name.partition("/")[2]
+    config = _load_translation(COMPATIBLE, name)
+    base, key = config.get_openai_compatible_provider_info(arguments["api_base"], arguments["api_key"])
+    headers = config.validate_environment({}, name, arguments["messages"], {}, {}, key)
+    headers |= {"OpenAI-Organization": arguments["organization"]} if "organization" in arguments else {}
+    headers |= {**arguments.get("headers", {}), **arguments.get("extra_headers", {})}
+    body = build_body(route, arguments)
+    url = URL(config.get_complete_url(base, key, name, {}, {}))
+    status, sent_back, text = await _post(url, json.dumps(body).encode(), headers, _most_bytes(body))
+    if status != 200:
+        raise HttpRefusal(status, text.decode(errors="replace"), sent_back)
+    try:
+        return HttpReply(parse_body(text), sent_back)
+    except ValueError:
+        raise ValueError(f"answered with no JSON: {text[:_SHOWN].decode(errors='replace')}") from None
+
+
+def build_body(route: Route, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request in LiteLLM's translation, which keeps some parameters to itself."""
+    litellm, (service, _, name) = import_litellm(), route.name.partition("/")
+    sampling = {key: value for key, value in arguments.items() if key not in _NOT_IN_BODY | _list_own_parameters()}
+    if service != COMPATIBLE or not sampling.keys() <= _UNCHANGED:
+        sampling = litellm.get_optional_params(model=name, custom_llm_provider=service, **sampling)
+    config = _load_translation(service, name)
+    body: dict[str, Any] = config.transform_request(name, arguments["messages"], sampling, {}, {})
+    body.pop("stream", None)
+    body.update(body.pop("extra_body", {}))
+    return body
+
+
+async def _post(url: URL, data: bytes, headers: Mapping[str, str], most: int) -> tuple[int, Mapping[str, str], bytes]:
+    """Send a body; redirects are followed to the same host alone, so that prompts and key stay there."""
+    for _ in range(_MOST_REDIRECTS):
+        async with _client().post(url, data=data, headers=headers, allow_redirects=False) as response:
+            target = url.join(URL(response.headers.get("Location", "")))
+            if response.status not in (307, 308) or target.host != url.host or target.scheme < url.scheme:
+                return response.status, response.headers, await _read(response, most)
+            url = target
+    return response.status, response.headers, b"too many redirects"
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Read a reply piece by piece as it is unpacked: a few bytes of gzip may stand for gigabytes."""
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise Unusable(f"sent more than {most / 1e6:.0f} MB, which no answer of that length takes")
+    return b"".join(pieces)
+
+
+def _most_bytes(body: Mapping[str, Any]) -> int:
+    most_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
+    if not isinstance(most_tokens, int):
+        return _MOST_BYTES
+    return min(_MOST_BYTES, _BYTES_AROUND + (body.get("n") or 1) * most_tokens * _BYTES_A_TOKEN)
 
 
 @cache
-def _load_translation() -> Any:  # noqa: ANN401
-    """Return LiteLLM's rules of what is sent and how the answer is read."""
-    return import_litellm().HostedVLLMChatConfig()
+def _load_translation(service: str, name: str) -> Any:  # noqa: ANN401 - LiteLLM is not typed
+    """Return LiteLLM's rules of what is sent."""
+    litellm = import_litellm()
+    return litellm.utils.ProviderConfigManager.get_provider_chat_config(
+        model=name, provider=litellm.LlmProviders(service)
+    )
 
 
 @cache
-def _load_handler() -> Any:  # noqa: ANN401
-    """Return what LiteLLM sends with, and turns HTTP errors into its own with."""
-    import_litellm()
-    from litellm.llms.custom_httpx.llm_http_handler import BaseLLMHTTPHandler
+def _list_own_parameters() -> frozenset[str]:
+    """Return what LiteLLM keeps to itself of a request's arguments, but for what its translation is told by."""
+    return frozenset(import_litellm().types.utils.all_litellm_params) - {"allowed_openai_params"}
 
-    return BaseLLMHTTPHandler()
+
+_clients: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+
+
+def _client() -> aiohttp.ClientSession:
+    """Return the running loop's client. It has no time-outs: `send` has one for the whole request."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        _clients[loop] = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted()),
+            timeout=aiohttp.ClientTimeout(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
+    return _clients[loop]
 
 
 @cache
-def make_http_client() -> Any:  # noqa: ANN401
-    """Return LiteLLM's HTTP client, except that it does not send a request again behind our back: it may be billed."""
-    import_litellm()
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
-
-    class SendsOnce(AsyncHTTPHandler):  # type: ignore[misc]  # LiteLLM is not typed
-        async def single_connection_post_request(self, **_: object) -> None:
-            """Called where a connection broke, to send again."""
-            raise  # the error of the connection, which the caller is handling
-
-    return SendsOnce()
+def _trusted() -> ssl.SSLContext:
+    """Return whom TLS trusts, as httpx does: certifi's list, or what SSL_CERT_FILE names."""
+    return httpx.create_ssl_context()
 
 
 async def close() -> None:
-    """Close the client's connections, if there are any."""
-    if make_http_client.cache_info().currsize:
-        await make_http_client().close()
+    """Close the running loop's client, if it has one."""
+    if client := _clients.pop(asyncio.get_running_loop(), None):
+        await client.close()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from malt.config.spec import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
-from malt.processes import loading
+from malt.processes import paused_gc
 
 COMPATIBLE = "hosted_vllm"
 """LiteLLM's name of a provider that speaks OpenAI's protocol and is reached without OpenAI's SDK."""
@@ -51,7 +51,7 @@ class Route:
 def import_litellm() -> ModuleType:
     """Import LiteLLM: seconds, so never before it is needed, and silent, so that stdout stays the command's own."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
-    with loading():
+    with paused_gc():
         import litellm
 
     litellm.suppress_debug_info = True

@@ -2,7 +2,7 @@
 
 import math
 
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 
 
 class CircuitBreaker:
@@ -36,7 +36,7 @@ class CircuitBreaker:
         """When patience ends, if no answer comes."""
         return math.inf if self._out_since is None else self._out_since + self.patience_s
 
-    def answered(self, question: str) -> None:
+    def note_answer(self, question: str) -> None:
         """Note any answer that shows a working endpoint, a refusal too."""
         if not self.is_out:
             self._failing_alone |= self._failing.keys()
@@ -44,13 +44,17 @@ class CircuitBreaker:
         self._failing.clear()
         self._out_since, self._probes, self._was_up, self.probe_at = None, 0, True, 0.0
 
-    def failed(self, question: str, now: float, *, unreachable: bool) -> bool:
+    def expect_failure(self, question: str) -> None:
+        """Note that a question failed in an earlier run, while the endpoint answered others."""
+        self._failing_alone.add(question)
+
+    def note_failure(self, question: str, now: float, *, unreachable: bool) -> bool:
         """Note a failure; return whether it counts against the request rather than the endpoint."""
         if unreachable or question not in self._failing_alone:
             self._failing.setdefault(question, now)
         if not self.is_out and (unreachable or len(self._failing) >= self._policy.down_questions):
             self._out_since = min(self._failing.values())
         if self.is_out and now >= self.probe_at:
-            self.probe_at = now + min(self._policy.probe_max_s, self._policy.backoff_s * 2 ** min(self._probes, 30))
+            self.probe_at = now + self._policy.probe_after_s(self._probes)
             self._probes += 1
         return not self.is_out

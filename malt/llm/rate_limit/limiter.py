@@ -5,9 +5,9 @@ its 429s have taught (rate.py). Waiting uses up no attempt and no time-out.
 """
 
 import asyncio
+import logging
 import math
 import os
-import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -20,7 +20,8 @@ from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unre
 from malt.llm.rate_limit.circuit_breaker import CircuitBreaker
 from malt.llm.rate_limit.fair_lock import FairLock
 from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
-from malt.llm.rate_limit.rate import PATIENT, LearnedRate, Pacer, Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
+from malt.llm.rate_limit.rate import LearnedRate, Pacer, Ticket
 from malt.llm.request import RequestFailed
 
 
@@ -33,6 +34,8 @@ class LimitedReply(budget.Metered, Protocol):
 
 
 _ReplyT = TypeVar("_ReplyT", bound=LimitedReply)
+
+log = logging.getLogger(__name__)
 
 _OUTAGE = "an outage; single requests probe"
 _MINUTE_S = 61.0
@@ -62,9 +65,9 @@ class Endpoint:
         self._window = float(min(policy.first_in_flight, limits.max_in_flight))
         self._slow_start, self._is_full = True, False
         self._latency_s = 0.0
-        self._paused_until = 0.0
+        self._paused_until = self._asked_until = self._told_until = 0.0
         self._cut_at = 0.0
-        self._strikes = 0
+        self._strikes, self._asked_until = 0, 0.0
         self._limited_since = math.inf
         self._learned_rate, self._breaker = LearnedRate(policy), CircuitBreaker(policy)
         self._learned, self._requests, self._tokens = Pacer(), Pacer(), Pacer()
@@ -100,7 +103,9 @@ class Endpoint:
     @property
     def window(self) -> int:
         """How many requests may be under way now."""
-        return 1 if self._breaker.is_out else int(self._window)
+        is_limited = self._strikes > 1 or (self._strikes and self._asked_until)  # since when nothing was answered
+        is_probing = self._breaker.is_out or is_limited
+        return 1 if is_probing else int(self._window)
 
     @property
     def throttled_by(self) -> str:
@@ -114,49 +119,51 @@ class Endpoint:
         tokens: int,
         question: str = "",
         may_begin: Callable[[], Awaitable[None]] = _begin_at_once,
+        *,
+        has_failed: bool = False,
     ) -> _ReplyT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
         `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
         question that always fails; without it each call counts as a question of its own. `may_begin` is waited for
-        before there is room, since what waits after that would all be sent in one moment.
+        before there is room, since what waits after that would all be sent in one moment. `has_failed`: an earlier run
+        asked this in vain, so that another failure is no sign of an outage.
 
         Raises `RequestFailed` after the last attempt or a rejection, `EndpointDown` when an outage outlasts patience;
         everything else that `attempt` raises goes through.
         """
         question = question or f"#{next(self._anonymous)}"
         failures = 0
+        if has_failed:
+            self._breaker.expect_failure(question)
         while True:
             await self._wait_for_room(tokens, question, may_begin)
+            ticket = self._learned_rate.note_sent(now_s())
             try:
-                return await self._make(attempt, tokens, question)
+                return await self._make(attempt, tokens, question, ticket)
             except AccountEmpty as error:
                 self._given_up = error
                 raise
-            except RateLimited:
-                continue
+            except RateLimited as error:
+                await asyncio.sleep(self._slow_down(error, ticket))
             except Unavailable as error:
-                self._last_failure = str(error)
-                unreachable = isinstance(error, Unreachable)
-                failures += self._breaker.failed(question, now_s(), unreachable=unreachable)
+                failures += self._counts_as_attempt(error, question)
                 if failures == self._policy.attempts:
                     raise RequestFailed(f"{error}; gave up after {failures} attempts") from error
-            await asyncio.sleep(self._backoff_s(failures))
+                await asyncio.sleep(self._policy.backoff_after_s(failures))
 
-    async def _make(self, attempt: Callable[[], Awaitable[_ReplyT]], tokens: int, question: str) -> _ReplyT:
-        sent, used = now_s(), 0
+    async def _make(
+        self, attempt: Callable[[], Awaitable[_ReplyT]], tokens: int, question: str, ticket: Ticket
+    ) -> _ReplyT:
+        used = 0
         try:
             answer = await attempt()
-        except RateLimited as error:
-            self._breaker.answered(question)
-            self._slow_down(sent, error.retry_after_s)
-            raise
-        except (Rejected, NoSiblings):
-            self._breaker.answered(question)
+        except (RateLimited, Rejected, NoSiblings):
+            self._breaker.note_answer(question)
             raise
         else:
-            self._breaker.answered(question)
-            self._speed_up(sent)
+            self._breaker.note_answer(question)
+            self._speed_up(ticket)
             self._advertised = AdvertisedLimits(
                 *(new or old for new, old in zip(answer.granted, self._advertised, strict=True))
             )
@@ -199,7 +206,7 @@ class Endpoint:
     def _wait_s(self, now: float) -> float:
         """Return how long the next request must wait at least; more when something changes. Raises `RunStopped`."""
         self._give_up_if_hopeless(now)
-        until_down = self._breaker.down_at - now
+        until_down = min(self._breaker.down_at, self._limited_since + self._policy.limited_after_s) - now
         self._is_full = self.in_flight >= self.window
         if self._is_full:
             self._throttle = _OUTAGE if self._breaker.is_out else ""
@@ -207,25 +214,34 @@ class Endpoint:
         ready_at, self._throttle = max(
             (now, ""),
             (self._breaker.probe_at, _OUTAGE),
-            (max(self._paused_until, self._learned.ready_at), "limit, learned from 429s"),
+            (self._learned.ready_at, "limit, learned from 429s"),
+            (self._paused_until, self._describe_pause(now)),
             (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
             (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
         )
         return min(until_down, ready_at - now)
 
+    def _describe_pause(self, now: float) -> str:
+        asked_s = self._asked_until - now
+        return "limit, learned from 429s" + (f": {show_duration(asked_s)} to wait" if asked_s > 0 else "")
+
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
         if now >= self._breaker.down_at:
             self._given_up = EndpointDown(
-                f"{self._last_failure}; no answer for {self._breaker.patience_s:g} s. {stored} the endpoint is up"
+                f"{self._last_failure}; nothing better for {self._breaker.patience_s:g} s. {stored} the endpoint is up"
             )
         elif now >= self._limited_since + self._policy.limited_after_s:
             self._given_up = EndpointDown(
-                f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. "
-                f"{stored} the limit has passed"
+                f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. {stored} the limit has "
+                f"passed{self._describe_rest(now)}"
             )
         if self._given_up is not None:
             raise self._given_up
+
+    def _describe_rest(self, now: float) -> str:
+        rest_s = self._asked_until - now
+        return f", which the endpoint says takes another {show_duration(rest_s)}" if rest_s > 0 else ""
 
     def _take_over(self, now: float) -> None:
         """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
@@ -239,40 +255,72 @@ class Endpoint:
         if per_minute := self._tokens_per_minute:
             self._tokens.take(tokens, per_minute / _MINUTE_S, now)
 
-    def _speed_up(self, sent: float) -> None:
+    def _speed_up(self, ticket: Ticket) -> None:
         now = now_s()
-        self._strikes = 0
+        self._strikes, self._asked_until = 0, 0.0
         self._limited_since = math.inf
-        self._latency_s += (now - sent - self._latency_s) * (0.1 if self._latency_s else 1)
-        self._learned_rate.granted(now, self._latency_s)
+        self._latency_s += (now - ticket.sent - self._latency_s) * (0.1 if self._latency_s else 1)
+        self._learned_rate.note_granted(ticket, now, self._latency_s)
         if self._is_full:
             grown = self._window + (1 if self._slow_start else self._policy.increase / self._window)
             self._window = min(float(self._limits.max_in_flight), grown)
 
-    def _slow_down(self, sent: float, retry_after_s: float | None) -> None:
+    def _counts_as_attempt(self, error: Unavailable, question: str) -> bool:
+        """Note a failure; return whether it counts against the request rather than the endpoint."""
+        self._last_failure = str(error)
+        if error.has_answered:
+            self._breaker.note_answer(question)
+            return True
+        return self._breaker.note_failure(question, now_s(), unreachable=isinstance(error, Unreachable))
+
+    def _slow_down(self, error: RateLimited, ticket: Ticket) -> float:
+        """Slow down for a 429; return how long its request is to wait before it is in line again."""
         now, resumed = now_s(), self._paused_until
         self._limited_since = min(self._limited_since, now)
-        is_same_burst = sent <= self._cut_at
-        if retry_after_s or not is_same_burst:
-            own = min(self._policy.pause_max_s, self._policy.pause_s * 2 ** min(self._strikes, 30))
-            self._paused_until = max(self._paused_until, now + (retry_after_s or own))
-        if is_same_burst:
-            return
-        self._cut_at, self._slow_start = now, False
-        self._strikes += 1
-        self._learned_rate.cut(now, self._latency_s, resumed)
+        pause_s = self._policy.pause_for_s(self._strikes, error.retry_after_s)
+        is_same_burst = ticket.sent <= self._cut_at
+        if not is_same_burst and not self._learned_rate.note_refused(ticket, now, self._latency_s, resumed):
+            return pause_s
+        if error.retry_after_s or not is_same_burst:
+            self._paused_until = max(self._paused_until, now + pause_s)
+            self._note_wait(error, now)
+        if not is_same_burst:
+            self._cut_at, self._slow_start = now, False
+            self._strikes += 1
+            self._window = self._cut_window(now)
+        return 0.0
+
+    def _cut_window(self, now: float) -> float:
         rate = self._learned_rate.per_second(now)
         needed = rate * self._latency_s if rate < math.inf else 0.0  # fewer could not keep the rate that is granted
-        self._window = max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))
+        return max(1.0, min(self._window, max(self._window * self._policy.cut, needed)))
 
-    def _backoff_s(self, failures: int) -> float:
-        longest = min(self._policy.backoff_max_s, self._policy.backoff_s * 2.0 ** max(0, failures - 1))
-        return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+    def _note_wait(self, error: RateLimited, now: float) -> None:
+        """Say, once a while, how long a wait is that is worth a word."""
+        if not (asked_s := error.retry_after_s):
+            return
+        self._asked_until = max(self._asked_until, now + asked_s)
+        if asked_s > self._policy.pause_max_s and now >= self._told_until:
+            self._told_until = now + self._policy.limited_after_s
+            log.warning(
+                "%s; it asks to wait for %s: asked again every %.0f s, for %.0f minutes at most",
+                error,
+                show_duration(asked_s),
+                self._policy.pause_max_s,
+                self._policy.limited_after_s / 60,
+            )
 
 
 def now_s() -> float:
     """Return the running loop's time in seconds."""
     return asyncio.get_running_loop().time()
+
+
+def show_duration(seconds: float) -> str:
+    """Show a time to wait: `45 s`, `12 min`, `23.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def intersect_limits(users: Sequence[Limits]) -> Limits:

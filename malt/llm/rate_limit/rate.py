@@ -1,53 +1,17 @@
-"""How fast an endpoint may be asked: turns at an even rate, and the rate that is learned where nobody tells it."""
+"""How fast an endpoint may be asked: requests at an even rate, and the rate that is learned where nobody tells it."""
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The constants of waiting, in seconds; tests shrink them."""
-
-    attempts: int = 5
-    """Tries of one request that only ever was unavailable."""
-    backoff_s: float = 0.5
-    """Wait before the second try; doubles with each, less a random part of up to half."""
-    backoff_max_s: float = 20.0
-    first_in_flight: int = 16
-    """Requests under way at the start; doubles each round trip until the first 429."""
-    increase: float = 4.0
-    """Requests under way added each round trip after it."""
-    cut: float = 0.5
-    """What a burst of 429s leaves of the requests under way."""
-    pause_s: float = 0.25
-    """Pause after a burst of 429s that does not say how long; doubles while nothing else comes."""
-    pause_max_s: float = 60.0
-    rate_window_s: float = 2.0
-    """Over how long the rate that an endpoint grants is measured."""
-    rate_recovery_s: float = 30.0
-    """Half the time after a 429 until the rate is what was granted before; then it grows, faster and faster."""
-    rate_margin: float = 0.04
-    """How far below that it stays meanwhile."""
-    down_questions: int = 5
-    """So many different questions that fail, with no answer between, are an outage and not the prompts' fault."""
-    down_after_s: float = 120.0
-    """An outage this long ends the run. Until then single requests probe, and none uses up its attempts."""
-    never_up_after_s: float = 20.0
-    """The same for an endpoint that has not answered once, as with a wrong address."""
-    limited_after_s: float = 900.0
-    """So long without anything but 429s, longer than any provider's window of a minute, ends the run."""
-    probe_max_s: float = 5.0
-    """Longest wait between two probes."""
-
-
-PATIENT = Policy()
+from malt.llm.rate_limit.policy import Policy
 
 
 class Pacer:
-    """Turns at an even rate. What is missed for longer than a moment is lost: no burst makes up for a pause.
+    """Spaces requests evenly. What is missed for longer than a moment is lost: no burst makes up for a pause.
 
-    A moment is one turn and a half, within bounds: on a busy machine single turns are missed all the time.
+    A moment is one request and a half, within bounds: on a busy machine single ones are missed all the time.
     """
 
     moment_s = (0.02, 0.1)
@@ -56,7 +20,7 @@ class Pacer:
         self.ready_at = 0.0
 
     def take(self, amount: float, per_second: float, now: float) -> None:
-        """Move the next turn back by what was just taken."""
+        """Move the next request back by what was just taken."""
         shortest, longest = self.moment_s
         missed_s = min(longest, max(shortest, 1.5 / per_second))
         self.ready_at = max(self.ready_at, now - missed_s) + amount / per_second
@@ -66,38 +30,114 @@ class Pacer:
         self.ready_at -= amount / per_second
 
 
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request that was sent, and whether it met a 429 so far."""
+
+    sent: float
+    is_below_peak: bool
+    """Whether the rate was lower then than one that had been granted."""
+    is_refused: bool = False
+
+
+class _Epoch:
+    """The requests since a cut of the rate, while it lay below one that had been granted.
+
+    They count as they are sent: 429s come back sooner than answers do.
+    """
+
+    def __init__(self) -> None:
+        self.tickets: deque[Ticket] = deque(maxlen=2000)
+
+    @property
+    def refused(self) -> int:
+        """How many met a 429."""
+        return sum(ticket.is_refused for ticket in self.tickets)
+
+    def age_s(self, now: float) -> float:
+        """Return how long it has lasted."""
+        return now - self.tickets[0].sent if self.tickets else 0.0
+
+    @property
+    def share(self) -> float:
+        """What part did."""
+        return self.refused / max(1, len(self.tickets))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether those are spread over it, rather than at its end, as where a limit's window has run full."""
+        first = next((place for place, ticket in enumerate(self.tickets) if ticket.is_refused), 0)
+        return len(self.tickets) - first > len(self.tickets) / 5
+
+
 class LearnedRate:
-    """The rate that an endpoint grants, learned from its 429s: nothing is known before the first."""
+    """The rate that an endpoint grants, learned from its 429s: nothing is known before the first.
+
+    Some gateways shed load: they refuse a share of the requests however slowly these come. Such 429s are told from
+    those of a limit by slowing down: where that does not help, twice, the share is expected from then on, and the rate
+    is cut only for what exceeds it.
+    """
+
+    _MEMORY = 100
+    """Requests over which an expected share is adjusted, and by which one that is exceeded is noticed."""
+    _SIGMAS = 3.0
+    """How far beyond chance a share must be to count as more than expected."""
+    _MOST_SHED = 0.4
+    """A larger share that is refused is a limit's."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._granted: deque[float] = deque()
+        self._latest: deque[Ticket] = deque(maxlen=self._MEMORY)
+        self._outcomes: deque[bool] = deque(maxlen=30)
+        """Whether the latest outcomes were 429s; `_latest` has the latest requests, answered or not."""
         self._peak = math.inf
         self._cut_at = 0.0
         self._recovery_s = 0.0
+        self._shed = 0.0
+        """Share of requests that is refused at any rate."""
+        self._epoch, self._last_epoch = _Epoch(), _Epoch()
 
-    def granted(self, now: float, latency_s: float) -> None:
+    def note_sent(self, now: float) -> Ticket:
+        """Note a request as it is sent."""
+        ticket = Ticket(now, self._peak == math.inf or self.per_second(now) < self._peak)
+        self._latest.append(ticket)
+        if ticket.is_below_peak:
+            self._epoch.tickets.append(ticket)
+        return ticket
+
+    def note_granted(self, ticket: Ticket, now: float, latency_s: float) -> None:
         """Note an answer."""
         self._granted.append(now)
-        span = max(self._policy.rate_window_s, 2 * latency_s)
-        while self._granted[0] < now - span:
+        while self._granted[0] < now - self._span_s(latency_s):
             self._granted.popleft()
+        self._note_outcome(ticket)
 
-    def cut(self, now: float, latency_s: float, resumed: float) -> None:
-        """Take what was granted lately for the limit. A 429 when nothing was granted says nothing about the rate."""
-        span = max(self._policy.rate_window_s, 2 * latency_s)
-        recent = [at for at in self._granted if at >= max(now - span, resumed)]
-        if not recent:
-            return
-        before, kept, measured_s = self._peak, self.per_second(now), now - recent[0]
-        measured = len(recent) / max(measured_s, span / 2)
-        # what was kept is nearer than a measurement that is short, or behind a rising rate
-        is_kept_nearer = kept < math.inf and (measured_s < span / 2 or measured > 0.75 * kept)
-        self._peak = kept if is_kept_nearer else measured
-        is_confirmed = abs(self._peak / before - 1) < 0.1  # else it came from a burst: look again soon
-        self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 8)
-        self._cut_at = now
-        self._granted.clear()
+    def note_refused(self, ticket: Ticket, now: float, latency_s: float, resumed: float) -> bool:
+        """Note a 429; return whether the rate was too high, and is cut. If not, only this request is to wait.
+
+        `resumed`: when the last pause ended.
+        """
+        ticket.is_refused = True
+        self._note_outcome(ticket)
+        recent = [at for at in self._granted if at >= max(now - self._span_s(latency_s), resumed)]
+        if not recent:  # a 429 when nothing was granted says nothing about the rate
+            self._begin_epoch()
+            return True
+        is_burst = self._is_burst()
+        if not is_burst and self._shed and not self._exceeds_shed():
+            return False
+        if not is_burst and ticket.is_below_peak:
+            if (
+                self._epoch.refused < self._policy.shed_refusals
+                or self._epoch.age_s(now) < self._policy.rate_window_s / 4
+            ):
+                return False
+            if self._slowing_down_did_not_help():
+                self._expect_shed(now)
+                return False
+        self._cut(now, self._granted if is_burst else recent, self._span_s(latency_s) / 2, is_burst=is_burst)
+        return True
 
     def per_second(self, now: float) -> float:
         """Return the rate to keep: just below the last limit, past it after a while, then far beyond.
@@ -108,3 +148,53 @@ class LearnedRate:
             return math.inf
         progress = (now - self._cut_at) / self._recovery_s - 1
         return self._peak * (1 + self._policy.rate_margin * (progress**3 - 1))
+
+    def _span_s(self, latency_s: float) -> float:
+        return max(self._policy.rate_window_s, 2 * latency_s)
+
+    def _note_outcome(self, ticket: Ticket) -> None:
+        self._outcomes.append(ticket.is_refused)
+        if self._shed and ticket.is_below_peak:
+            self._shed += (ticket.is_refused - self._shed) / self._MEMORY
+            self._shed = self._shed if 0.1 / self._MEMORY < self._shed < self._MOST_SHED else 0.0
+
+    def _is_burst(self) -> bool:
+        """Whether so much was refused lately as only a limit refuses."""
+        refused = sum(self._outcomes)
+        return refused >= 6 and refused >= 0.6 * len(self._outcomes)
+
+    def _exceeds_shed(self) -> bool:
+        expected = len(self._latest) * self._shed
+        refused = sum(ticket.is_refused for ticket in self._latest)
+        return refused > 1 + expected + self._SIGMAS * math.sqrt(expected)
+
+    def _slowing_down_did_not_help(self) -> bool:
+        before, now = self._last_epoch, self._epoch
+        return before.is_even and now.is_even and 0 < before.share <= 2 * now.share < 2 * self._MOST_SHED
+
+    def _expect_shed(self, now: float) -> None:
+        """Expect a share of 429s, and speed up soon."""
+        both = [*self._epoch.tickets, *self._last_epoch.tickets]
+        self._shed = sum(ticket.is_refused for ticket in both) / len(both)
+        self._cut_at, self._recovery_s = now, self._policy.rate_recovery_s / 60
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch, self._last_epoch = _Epoch(), self._epoch
+        self._latest.clear()
+        self._outcomes.clear()
+
+    def _cut(self, now: float, granted: Sequence[float], least_s: float, *, is_burst: bool) -> None:
+        """Take what was granted lately for the limit, as if in `least_s` at least."""
+        before, kept, measured_s = self._peak, self.per_second(now), now - granted[0]
+        measured = len(granted) / max(measured_s, least_s)
+        # what was kept is nearer than a measurement that is short, or behind a rising rate
+        is_nearer = measured > kept / 2 if is_burst else measured_s < least_s or measured > 0.75 * kept
+        self._peak = kept if kept < math.inf and is_nearer else measured
+        if self._shed:  # well below the limit, so that what is refused there is not the limit's
+            self._peak *= 0.9
+        is_confirmed = abs(self._peak / before - 1) < 0.1  # else it came from a burst: look again soon
+        self._recovery_s = self._policy.rate_recovery_s / (1 if is_confirmed else 8)
+        self._cut_at = now
+        self._granted.clear()
+        self._begin_epoch()

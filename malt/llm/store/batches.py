@@ -18,7 +18,7 @@ from malt.config.spec import ModelSpec
 from malt.llm.budget import Amount
 from malt.llm.store.samples import Store, split_chunks
 from malt.llm.store.schema import create_tables, metadata, samples_table
-from malt.processes import here, is_running
+from malt.processes import is_running, machine_id
 
 LEASE_S = 1800.0
 """How long a process of another machine may take to upload what it wrote down, and again to make a batch of it: longer
@@ -67,7 +67,7 @@ submitting: set[str] = set()
 
 def name_process() -> str:
     """Name this process among those that may write to the store."""
-    return f"{here()}:{os.getpid()}"
+    return f"{machine_id()}:{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Batch:
         if self.owner == name_process():
             return self.mark not in submitting
         place, _, process = self.owner.rpartition(":")
-        return (place == here() and not is_running(int(process))) or time.time() - self.planned_at > LEASE_S
+        return (place == machine_id() and not is_running(int(process))) or time.time() - self.planned_at > LEASE_S
 
     @property
     def is_in_doubt(self) -> bool:

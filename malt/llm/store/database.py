@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,10 +12,20 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from malt.errors import StoreError
+from malt.private_files import PRIVATE_FILE, make_private_folder
 
 _DRIVERS = ("sqlite", "postgresql+psycopg")
-_TIMEOUTS = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 30, "keepalives_interval": 10}
+_CONNECTING = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "client_encoding": "utf8",
+}
 """After how long a PostgreSQL server that says nothing more counts as away (libpq's names; seconds, milliseconds)."""
+
+_READ_ONLY = "25006"
+"""PostgreSQL's code for a write to a database that takes none, as a standby's."""
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -23,8 +33,10 @@ def make_engine(url: str) -> sa.Engine:
     try:
         parsed = parse_url(url)
         if parsed.drivername == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args=_TIMEOUTS if parsed.drivername.startswith("postgresql") else {})
+            make_private_folder(Path(parsed.database).parent)
+        engine = sa.create_engine(
+            parsed, connect_args=_CONNECTING if parsed.drivername.startswith("postgresql") else {}
+        )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {error}") from error
     except ModuleNotFoundError as error:
@@ -36,8 +48,17 @@ def make_engine(url: str) -> sa.Engine:
             "set MALT_DATA_DIR to one that can be written"
         ) from error
     if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "do_connect", _create_privately)
         sa.event.listen(engine, "connect", _tune_sqlite)
     return engine
+
+
+def _create_privately(_dialect: object, _record: object, arguments: tuple[object, ...], _named: object) -> None:
+    """Create a new database as this user's alone; SQLite gives its other files the same mode."""
+    path = Path(str(arguments[0]))
+    if not path.exists():
+        with suppress(OSError):  # the connection says why it cannot be made
+            path.touch(mode=PRIVATE_FILE)
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
@@ -87,7 +108,10 @@ def describe_error(url: str, error: DBAPIError) -> str:
 
 
 def is_transient(error: DBAPIError) -> bool:
-    """Whether an error may pass by itself: no connection, a restart, no room, a lock; not a table that is missing."""
+    """Whether an error may pass by itself: no connection, a restart, no room, a lock, a database that is read-only for
+    now; not a table that is missing.
+    """
     if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_ERROR:
         return False
-    return error.connection_invalidated or isinstance(error, OperationalError)
+    is_read_only = getattr(error.orig, "sqlstate", None) == _READ_ONLY
+    return error.connection_invalidated or is_read_only or isinstance(error, OperationalError)

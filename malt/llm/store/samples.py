@@ -7,20 +7,24 @@ SQLite in WAL mode by default; PostgreSQL when several machines write. A store t
 disk is full, is waited for.
 """
 
+import os
+import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import database_errors, describe_error, is_transient
-from malt.llm.store.schema import is_known, open_engine, samples_table
+from malt.llm.store.database import database_errors, describe_error, hide_password, is_transient
+from malt.llm.store.schema import format_table, is_known, open_engine, samples_table
 
 T = TypeVar("T")
 
@@ -79,6 +83,10 @@ _SET_ASIDE = (
 _BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
 
 
+class UnwritableRow(StoreError):  # noqa: N818
+    """A row holds a text that the database cannot hold."""
+
+
 class Store:
     """The table behind a SQLAlchemy URL. Safe to use from several threads and processes at once."""
 
@@ -94,6 +102,8 @@ class Store:
         self._away_since: float | None = None
         self._cannot_write = False
         self._engine = self._open()
+        self._inode = self._find_inode()
+        self._rescuing = threading.Lock()
         self._insert = self._upsert()
 
     @property
@@ -191,6 +201,40 @@ class Store:
         with database_errors(self.url), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
+    def check_writable(self) -> None:
+        """Raise `StoreError` where nothing can be written: found before anything is paid for."""
+        write = sa.update(format_table).values(version=format_table.c.version)
+        with database_errors(self.url), self._engine.begin() as connection:
+            connection.execute(write)
+
+    def check_in_place(self) -> None:
+        """Notice that an SQLite file was removed or replaced: `lost` says so, and what this process has is copied."""
+        with self._rescuing:
+            if self._inode is not None and self._find_inode() != self._inode:
+                self._inode = None
+                rescued = self._rescue()
+                self.lost = StoreLost(
+                    f"the store {hide_password(self.url)} is gone: its file was removed or replaced. What it held, and "
+                    f"what still comes, is in {rescued}; move that back, and run again"
+                )
+
+    def _find_inode(self) -> int | None:
+        path = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+        with suppress(OSError):
+            return os.stat(path).st_ino if path else None  # noqa: PTH116 - before each request
+        return None
+
+    def _rescue(self) -> str:
+        """Copy a file that has no name any more, through a connection that is still open, and go on in the copy."""
+        target = f"{self._engine.url.database}.rescued-{os.getpid()}"
+        with suppress(sqlite3.Error, DBAPIError), self._engine.connect() as connection:
+            source: Any = connection.connection.driver_connection
+            with closing(sqlite3.connect(target)) as copy:
+                source.backup(copy)
+        self._engine.dispose()
+        self._engine = open_engine(f"sqlite:///{target}")
+        return target
+
     def transact(self, work: Callable[[sa.Connection], T], *, writes: bool = True) -> T:
         """Do something in one transaction, all or nothing, waiting while the store is away.
 
@@ -199,9 +243,12 @@ class Store:
         Raises `StoreLost` where that takes too long, and `StoreError` for what does not pass.
         """
         while True:
+            self.check_in_place()
             try:
                 with self._engine.begin() as connection:
                     done = work(connection)
+            except (DataError, UnicodeEncodeError) as error:
+                raise UnwritableRow(f"the store {hide_password(self.url)} cannot hold a text: {error}") from error
             except DBAPIError as error:
                 self._wait_out(error, writes=writes)
             else:

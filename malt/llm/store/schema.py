@@ -81,7 +81,13 @@ def _when_free(open_store: Callable[[], None]) -> None:
 def _create_or_check(engine: sa.Engine, url: str) -> None:
     with engine.begin() as connection:
         create_tables(connection)
-        dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+        is_postgres = engine.dialect.name == "postgresql"
+        if is_postgres and (encoding := connection.scalar(sa.text("SHOW server_encoding"))) != "UTF8":
+            raise StoreError(
+                f"the store {hide_password(url)} has the encoding {encoding}, which cannot hold every text: create a "
+                "database with ENCODING 'UTF8' TEMPLATE template0"
+            )
+        dialect: Any = postgresql if is_postgres else sqlite
         if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
             connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
             return

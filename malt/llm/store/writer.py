@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
+from malt.errors import StoreLost
 from malt.llm.store.samples import Store, StoredSample
+
+_Batch = Sequence[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]]
 
 
 class BatchedWriter:
@@ -35,12 +38,20 @@ class BatchedWriter:
     async def _flush(self) -> None:
         while self._pending:
             batch, self._pending = self._pending, []
-            rows = [row for group, _ in batch for row in group]
-            try:
-                held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
-            except Exception as error:
-                for _, committed in batch:
-                    committed.set_exception(error)
-            else:
-                for group, committed in batch:
-                    committed.set_result([held[row.key] for row in group])
+            await self._commit(batch)
+
+    async def _commit(self, batch: _Batch) -> None:
+        """Write what came together in one commit; where that fails each on its own, so that one fails alone."""
+        rows = [row for group, _ in batch for row in group]
+        try:
+            held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreLost):
+                for each in batch:
+                    await self._commit([each])
+                return
+            for _, committed in batch:
+                committed.set_exception(error)
+        else:
+            for group, committed in batch:
+                committed.set_result([held[row.key] for row in group])

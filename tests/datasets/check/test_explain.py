@@ -93,7 +93,7 @@ def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spe
 def test_the_arithmetic_says_what_the_label_is(tree: ValuedTree) -> None:
     for address in tree.tree.nodes:
         line, label = write_arithmetic(tree, address), tree.label(address)
-        assert line.endswith({True: ": right", False: ": wrong", None: "no grade below is known"}[label])
+        assert line.endswith({True: ": positive", False: ": negative", None: "no grade below is known"}[label])
         if label is not None:
             assert (float(line.split()[0].rstrip(",")) > tree.threshold) == label
 
@@ -101,10 +101,10 @@ def test_the_arithmetic_says_what_the_label_is(tree: ValuedTree) -> None:
 @pytest.mark.parametrize(
     ("row_id", "line"),
     [
-        ("sft-verifier/q1/0.0", "0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: right"),
-        ("kto-verifier/q1/2.2", "0.50 = (1 + 0) / 2 known of 3 leaves, not above 0.5: wrong"),
-        ("sft-generator/q1/0", "0.56 = (1 + 0 + 1 + 0 + 0 + 0 + 1 + 1 + 1) / 9 leaves, above 0.5: right"),
-        ("sft-refiner/q1/0.0.0", "1.00, its own grade, above 0.5: right"),
+        ("sft-verifier/q1/0.0", "0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: positive"),
+        ("kto-verifier/q1/2.2", "0.50 = (1 + 0) / 2 known of 3 leaves, not above 0.5: negative"),
+        ("sft-generator/q1/0", "0.56 = (1 + 0 + 1 + 0 + 0 + 0 + 1 + 1 + 1) / 9 leaves, above 0.5: positive"),
+        ("sft-refiner/q1/0.0.0", "1.00, its own grade, above 0.5: positive"),
         ("q1/2.2.0", "no value and no label: no grade below is known"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_value_is_a_mean_of_leaves_pooled(version: DatasetVersion, row_id: str
 
 def test_a_value_just_above_the_threshold_is_not_rounded_onto_it() -> None:
     tree = valued(tree_of("q1", (1, 1, 2)), [0.501, 0.503])
-    assert write_arithmetic(tree, Address((0,))) == "0.502 = (0.501 + 0.503) / 2 leaves, above 0.5: right"
+    assert write_arithmetic(tree, Address((0,))) == "0.502 = (0.501 + 0.503) / 2 leaves, above 0.5: positive"
 
 
 def test_of_many_leaves_equal_rewards_are_told_together() -> None:
@@ -162,7 +162,7 @@ def test_a_truncated_leaf_counts_as_the_config_says() -> None:
     version = publish([value_tree(tree, grades, spec.credit)], spec, PROVENANCE, Settings().datasets_dir)
     text = told(version, "q1/0").text
     assert (text.leaves[0].outcome, text.leaves[0].reward) == ("truncated", None)
-    assert text.arithmetic == "1.00 = (1 + 1) / 2 known of 3 leaves, above 0.5: right"
+    assert text.arithmetic == "1.00 = (1 + 1) / 2 known of 3 leaves, above 0.5: positive"
 
 
 def test_a_pair_tells_its_sibling_its_margin_and_how_sure_it_is(version: DatasetVersion) -> None:
@@ -186,10 +186,13 @@ def test_a_node_tells_every_row_it_could_give(version: DatasetVersion) -> None:
 @pytest.mark.parametrize(
     ("row_id", "reason"),
     [
-        ("sft-verifier/q1/0.1", "no candidate: labelled wrong, and sft takes only what is labelled right"),
+        ("sft-verifier/q1/0.1", "no candidate: labelled negative, and sft takes only what is labelled positive"),
         ("sft-refiner/q1/2.2.0", "no candidate: 2.2.0 has no label, as its grade is unknown"),
-        ("dpo-verifier/q1/2.0-2.1", "no candidate: both are labelled wrong; a pair needs one of each"),
-        ("dpo-verifier/q1/0.1-0.0", "no candidate: 0.0 is the one labelled right; the pair is dpo-verifier/q1/0.0-0.1"),
+        ("dpo-verifier/q1/2.0-2.1", "no candidate: both are labelled negative; a pair needs one of each"),
+        (
+            "dpo-verifier/q1/0.1-0.0",
+            "no candidate: 0.0 is the one labelled positive; the pair is dpo-verifier/q1/0.0-0.1",
+        ),
         ("dpo-generator/q1/0-2", "left out by generator_dpo: [dataset] generator_dpo is false"),
     ],
 )
@@ -303,7 +306,7 @@ def test_the_command_prints_the_whole_story(version: DatasetVersion, capsys: pyt
         "reference  4",
         "  user      q1 below 0",
         "chosen: verifier 0.0 by served-model, ok",
-        "  0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: right; 95 % interval 0.21 to 0.94",
+        "  0.67 = (1 + 0 + 1) / 3 leaves, above 0.5: positive; 95 % interval 0.21 to 0.94",
         "rejected: verifier 0.1 by served-model, ok",
         "margin 0.6667; the order is right with probability 0.9286",
         "  kto-verifier/q1/0.1  kept (past 7 gates)",

@@ -72,11 +72,11 @@ def test_the_card_tells_of_the_run(mixed: DatasetVersion) -> None:
     card = (mixed.path / "README.md").read_text(encoding="utf-8")
     assert "# arith v1" in card
     assert "2 questions from `questions.jsonl`; 2 have a complete tree." in card
-    assert "Leaves: 26 right, 2 unknown, 26 wrong; graded by: llm." in card
+    assert "Leaves: 26 correct, 2 unknown, 26 incorrect; graded by: llm." in card
     assert "| verifier | embedded | 3 | 0.3 | 18 | 10 | 8 | 0 | 684 | $0.0180 |" in card
     assert "| `dpo-generator` | `dpo/generator.parquet`, `dpo/generator.validation.parquet` | 0 | 0 |" in card
     assert "| `dpo/generator` | 4 | 0 | 4 generator_dpo |" in card
-    assert "| leaves | 26 of 52 right (50.0 %), 2 unknown |" in card
+    assert "| leaves | 26 of 52 correct (50.0 %), 2 unknown |" in card
 
 
 def test_a_model_s_name_cannot_break_the_card_s_table(mixed: DatasetVersion) -> None:

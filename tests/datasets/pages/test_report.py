@@ -113,8 +113,8 @@ def test_the_figures_of_a_version_by_hand(mixed: DatasetVersion) -> None:
     accuracy = frames["accuracy"].set_index("measure")
     assert accuracy[["right", "known", "unknown"]].T.to_dict("list") == {
         "Graded leaves": [26, 52, 2],
-        "Majority of leaves": [2, 2, 0],
-        "Any leaf": [2, 2, 0],
+        "maj@27 of leaves": [2, 2, 0],
+        "pass@27 of leaves": [2, 2, 0],
     }
     assert accuracy.percent.tolist() == [50.0, 100.0, 100.0]
     assert frames["mix"].set_index("kind").questions.to_dict() == {
@@ -171,7 +171,7 @@ def test_the_picture_is_an_image_that_stands_alone(mixed: DatasetVersion) -> Non
     picture = ElementTree.fromstring(render_picture(mixed.manifest))
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     said = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"How often the answers are right", "Majority of leaves", "generator"} <= set(said)
+    assert {"How often the answers are correct", "maj@27 of leaves", "generator"} <= set(said)
 
 
 def test_the_figures_in_markdown_are_the_picture_and_a_table_each(mixed: DatasetVersion) -> None:

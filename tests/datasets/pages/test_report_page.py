@@ -93,7 +93,8 @@ def test_it_opens_from_disk_and_shows_the_first_tree(page: Page) -> None:
 def test_filters_show_one_kind_of_question(page: Page, kind: str, expected: list[str]) -> None:
     click(page, f"[data-kind='{kind}']")
     assert listed(page) == expected
-    assert page.js("document.querySelector('#filters [aria-pressed=true]').textContent") == f"{kind} {len(expected)}"
+    named = {"all right": "all positive", "all wrong": "all negative"}.get(kind, kind)
+    assert page.js("document.querySelector('#filters [aria-pressed=true]').textContent") == f"{named} {len(expected)}"
     assert page.js("document.querySelector('#found').textContent") == f"{len(expected)} of 5 shown"
 
 
@@ -167,10 +168,10 @@ def test_a_link_to_a_question_that_is_not_there_says_where_to_look(page: Page, r
 def test_a_card_tells_value_label_grade_and_text(page: Page) -> None:
     card = page.js("document.querySelectorAll('.columns section')[2].querySelectorAll('.card')[1].innerText")
     assert card.split("\n") == [
-        "✗ wrong",
+        "✗ negative",
         "0.00 · 0.0.1",
         "refiner 0.0.1 on m1",
-        "wrong by llm, read “5”",
+        "incorrect by llm, read “5”",
         "worth 0",
     ]
 

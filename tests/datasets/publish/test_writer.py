@@ -14,7 +14,8 @@ from random import Random
 
 import pytest
 
-from malt.config.spec import PLAYERS, CreditSpec
+from malt.config.spec import PLAYERS, CreditSpec, RunSpec
+from malt.datasets.check.verify import verify
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.stats.counts import UsageCount
@@ -385,3 +386,14 @@ def test_a_damaged_newest_version_does_not_keep_the_next_one_from_being_made(
     version = publish_questions(["q1"], tmp_path)
     assert (version.number, version.created, version.manifest.parent) == (2, True, None)
     assert "arith cannot be read" in caplog.text
+
+
+def test_where_the_questions_are_is_published_without_what_opens_it(tmp_path: Path) -> None:
+    config = spec_of().as_config()
+    secret = "https://host.example/q.jsonl?token=t0ken&X-Amz-Signature=s1gn"
+    config["questions"]["source"], config["dataset"]["decontaminate"] = secret, [secret]
+    version = publish([mixed_tree("q1")], RunSpec.model_validate(config), PROVENANCE, tmp_path)
+    written = b"".join(path.read_bytes() for path in version.path.rglob("*") if path.is_file())
+    assert b"https://host.example/q.jsonl" in written
+    assert not any(part in written for part in (b"t0ken", b"s1gn"))
+    assert verify(version) == []

@@ -19,12 +19,14 @@ from malt.datasets.rows.examples import (
     write_rows,
 )
 from malt.datasets.rows.tables import DpoRow, Kind, KtoRow, SftRow
+from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
 from malt.trees.tree import Address, NodeStatus
 from malt.trees.uncertainty import order_probability, wilson
-from tests.strategies import tree_of, valued, valued_trees
+from tests.published import spec_of
+from tests.strategies import saying, tree_of, valued, valued_trees
 
 MOST_PAIRS = {Role.GENERATOR: 2, Role.VERIFIER: 6, Role.REFINER: 18}
 MOST_SUPERVISED = {Role.GENERATOR: 3, Role.VERIFIER: 9, Role.REFINER: 27}
@@ -220,3 +222,24 @@ def test_a_trajectory_row_has_the_diagnosis_apart_from_the_grade() -> None:
     told = {node_id: (row["own_outcome"], row["own_answer"], row["answer"]) for node_id, row in rows.items()}
     assert told == {"0": ("wrong", "7", "7"), "0.0": (None, None, None), "0.0.0": ("right", "4.0", "4")}
     assert rows["0"]["outcome"] is None
+
+
+@pytest.mark.parametrize("ending", ["<|im_end|>", "</s>", "\n<|eot_id|>\n"])
+def test_stop_tokens_at_a_text_s_end_are_in_no_row_and_are_counted(ending: str) -> None:
+    tree = valued(saying(tree_of("q1", (1, 1, 3)), {"0": f"It is 4.{ending}", "0.0.0": f"So 4.{ending}"}), [1, 1, 0])
+    [generation] = sft_rows(tree, Role.GENERATOR)
+    assert generation["completion"][0]["content"] == "It is 4."
+    assert dpo_rows(tree, Role.REFINER)[0]["chosen"][0]["content"] == "So 4."
+    assert kto_rows(tree, Role.REFINER)[0]["completion"][0]["content"] == "So 4."
+    assert next(scored_examples(tree, Role.REFINER))["solution"] == "So 4."
+    assert next(trajectory_rows(tree))["text"] == f"It is 4.{ending}"  # the record keeps what was said
+    [nothing] = label_nodes(valued(saying(tree.tree, {"0": ending}), [1, 1, 0]), Role.GENERATOR)
+    assert not nothing.is_whole
+    count = DiagnosticsCount(spec_of())
+    count.add(tree)
+    assert [texts.stop_tokens.count for role in PLAYERS for texts in count.result.texts[role].values()] == [1, 0, 1]
+
+
+def test_a_stop_token_in_the_middle_of_a_text_stays() -> None:
+    tree = valued(saying(tree_of("q1", (1, 1, 1)), {"0": "It is <|im_end|> 4."}), [1])
+    assert sft_rows(tree, Role.GENERATOR)[0]["completion"][0]["content"] == "It is <|im_end|> 4."

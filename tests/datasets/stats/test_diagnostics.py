@@ -238,9 +238,11 @@ def test_texts_are_counted_by_role_and_by_the_model_that_wrote_them() -> None:
 def test_findings_name_every_figure() -> None:
     tree = diagnosed({"0": WRONG, "0.0.0": RIGHT, "0.0.1": WRONG}, {"0": "5", "0.0.0": "4", "0.0.1": "5"})
     told = dict(describe_diagnostics(diagnostics_of(tree)))
-    assert told["generations"] == "0 of 1 right (0.0 %), by number"
-    assert told["refinements"] == "1 of 2 right (50.0 %), by number"
-    assert told["flips"].startswith("wrong to right 50.0 %, right to right 0.0 %, wrong to wrong 50.0 %")
+    assert told["generations"] == "0 of 1 correct (0.0 %), by number"
+    assert told["refinements"] == "1 of 2 correct (50.0 %), by number"
+    assert told["flips"].startswith(
+        "incorrect to correct 50.0 %, correct to correct 0.0 %, incorrect to incorrect 50.0 %"
+    )
     assert told["flips"].endswith("lift +50.0 points")
     assert told["unchanged"].startswith("50.0 %")
     assert told["verdicts"] == "n/a of those stated are true; 1 critiques state none"
@@ -251,4 +253,4 @@ def test_findings_say_so_where_nobody_could_diagnose() -> None:
     told = dict(describe_diagnostics(diagnostics_of(tree, spec=spec_of("llm"))))
     assert told["generations"].startswith("not known: the judge graded the leaves alone")
     assert "flips" not in told
-    assert told["questions"] == "0.0 % all right, 0.0 % all wrong, 100.0 % mixed; only mixed ones give pairs"
+    assert told["questions"] == "0.0 % all positive, 0.0 % all negative, 100.0 % mixed; only mixed ones give pairs"

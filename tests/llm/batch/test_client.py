@@ -7,7 +7,7 @@ import pytest
 from malt.config.spec import ModelSpec
 from malt.errors import EndpointDown
 from malt.llm.batch.client import BatchClient
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from tests.batches import BatchProvider
 
 HOUR_S = 3600.0

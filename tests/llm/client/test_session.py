@@ -12,7 +12,7 @@ from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import RunStopped
 from malt.llm.client.completers import make_completer
-from malt.llm.client.session import Session, find_session, open_session, stop_sessions
+from malt.llm.client.session import Session, latest_session, open_session, stop_sessions
 from malt.llm.request import Completion, CompletionRequest, Message
 from tests.providers import ScriptedProvider
 
@@ -36,14 +36,14 @@ def test_a_run_has_a_session_of_its_own_that_is_stopped_alone(settings: Settings
     stop_sessions("one")
     assert isinstance(one.stopped, RunStopped)
     assert two.stopped is None
-    assert find_session(settings, LIMITS) is two
+    assert latest_session() is two
 
 
 def test_equal_settings_and_limits_share_a_session(settings: Settings) -> None:
-    assert find_session(settings, LIMITS) is None
+    assert latest_session() is None
     session = open_session(settings, LIMITS)
     assert open_session(Settings(), Limits()) is session
-    assert find_session(settings, LIMITS) is session
+    assert latest_session() is session
     assert open_session(settings, Limits(max_in_flight=2)) is not session
 
 

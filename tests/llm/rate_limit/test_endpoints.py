@@ -12,7 +12,7 @@ from malt.errors import EndpointDown
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.rate_limit.limiter import Endpoints
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
 from tests.providers import ScriptedProvider
 

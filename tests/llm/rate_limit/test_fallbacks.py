@@ -13,7 +13,7 @@ from malt.errors import ConfigError
 from malt.llm.client.completers import make_completer, make_store_completer
 from malt.llm.client.session import Session
 from malt.llm.rate_limit.limiter import Endpoints
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import Policy
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
 from tests import mishaps
 from tests.mishaps import Fault

@@ -10,7 +10,7 @@ from malt.config.spec import Limits
 from malt.errors import ConfigError, EndpointDown, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint, now_s
-from malt.llm.rate_limit.rate import Policy
+from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.request import RequestFailed
 from tests.replies import Reply
 
@@ -178,10 +178,50 @@ async def test_a_storm_of_429s_fails_no_request_and_uses_up_no_attempt() -> None
 
 async def test_retry_after_stops_the_whole_endpoint() -> None:
     server = Server(fault=lambda _: RateLimited("slow down", 0.2) if len(server.sent) == 1 else None)
-    endpoint = Endpoint(Limits(max_in_flight=1), QUICK)
+    endpoint = Endpoint(Limits(max_in_flight=1), replace(QUICK, pause_max_s=60))
     await ask_all(endpoint, server, questions(5))
     (first, _), (second, _), *_ = server.sent
     assert second - first >= 0.2
+
+
+@pytest.mark.parametrize("asked_s", [86_400.0, float("inf")])
+async def test_an_endpoint_that_asks_to_wait_for_a_day_is_probed_one_request_at_a_time_and_says_so(
+    asked_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = replace(PATIENT, limited_after_s=900)
+    server, endpoint = Server(fault=lambda _: RateLimited("slow down", asked_s)), Endpoint(Limits(), policy)
+    started = now_s()
+    waiting = asyncio.ensure_future(ask_all(endpoint, server, questions(20)))
+    await asyncio.sleep(30)
+    assert "to wait" in endpoint.throttled_by
+    results = await waiting
+    assert {type(result) for result in results} == {EndpointDown}
+    assert now_s() - started == pytest.approx(900, abs=5)
+    assert "the endpoint says takes another" in str(results[0])
+    probes = [at for at, _ in server.sent if at > started + 1]
+    assert 12 <= len(probes) <= 16
+    assert caplog.text.count("asks to wait") == 1
+
+
+async def test_a_run_goes_on_with_the_first_probe_that_is_answered() -> None:
+    server = Server(fault=until(now_s() + 150, RateLimited("slow down", 86_400)))
+    started = now_s()
+    assert failures(await ask_all(Endpoint(Limits(), PATIENT), server, questions(20))) == []
+    assert now_s() - started < 150 + 2 * PATIENT.pause_max_s
+
+
+async def test_an_endpoint_that_answers_with_nothing_usable_is_no_outage() -> None:
+    server = Server(fault=lambda _: Unavailable("no choices", has_answered=True))
+    results = await ask_all(Endpoint(Limits(), QUICK), server, questions(8))
+    assert {type(result) for result in results} == {RequestFailed}
+
+
+async def test_questions_that_failed_in_an_earlier_run_are_no_outage() -> None:
+    server, endpoint = Server(fault=lambda _: Unavailable("500: the adapter is missing")), Endpoint(Limits(), QUICK)
+    calls = (endpoint.call(server.ask(each), 10, each, has_failed=True) for each in questions(8))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(result) for result in results} == {RequestFailed}
+    assert "the adapter is missing" in str(results[0])
 
 
 async def test_a_burst_of_429s_cuts_the_requests_under_way_once() -> None:

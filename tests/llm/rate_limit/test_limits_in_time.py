@@ -13,20 +13,24 @@ from malt.config.spec import Limits
 from malt.errors import EndpointDown
 from malt.llm.faults import RateLimited, Unavailable, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint, now_s
-from malt.llm.rate_limit.rate import PATIENT
+from malt.llm.rate_limit.policy import PATIENT
 from tests.replies import Reply
 from tests.virtual_time import run
 
 
 @dataclass
 class Server:
-    """Answers after a second, more or less; refuses what exceeds a rate in a sliding window, or all for a time."""
+    """Answers after a second, more or less; refuses what exceeds a rate in a sliding window, a share of all, or all for
+    a time.
+    """
 
     per_second: float = float("inf")
     window_s: float = 1.0
     retry_after_s: float | None = None
     down: tuple[float, float] = (0, 0)
     outage: Exception = field(default_factory=lambda: Unavailable("503"))
+    shed: float = 0.0
+    latency_s: float = 1.0
     answered: list[float] = field(default_factory=list)
     refused: int = 0
     _granted: deque[float] = field(default_factory=deque)
@@ -36,13 +40,16 @@ class Server:
         await asyncio.sleep(self._random.uniform(0.0, 0.04))  # the way there: requests do not arrive evenly
         if self.down[0] <= now_s() < self.down[1]:
             raise self.outage
+        if self._random.random() < self.shed:
+            self.refused += 1
+            raise RateLimited("slow down", self.retry_after_s)
         while self._granted and self._granted[0] <= now_s() - self.window_s:
             self._granted.popleft()
         if len(self._granted) >= self.per_second * self.window_s:
             self.refused += 1
             raise RateLimited("slow down", self.retry_after_s)
         self._granted.append(now_s())
-        await asyncio.sleep(self._random.uniform(0.5, 1.5))
+        await asyncio.sleep(self.latency_s * self._random.uniform(0.5, 1.5))
         self.answered.append(now_s())
         return Reply()
 
@@ -67,15 +74,32 @@ def kinds(results: Sequence[Reply | BaseException]) -> set[type]:
 
 
 @pytest.mark.parametrize(
-    ("per_second", "window_s", "retry_after_s"), [(20, 1, None), (20, 1, 1.0), (5, 1, None), (20, 10, None)]
+    ("per_second", "window_s", "retry_after_s", "most_refused"),
+    [(20, 1, None, 0.05), (20, 1, 1.0, 0.05), (5, 1, None, 0.1), (20, 10, None, 0.06)],
 )
 def test_the_rate_stays_within_a_tenth_of_what_is_granted_and_uses_up_no_attempt(
-    per_second: float, window_s: float, retry_after_s: float | None
+    per_second: float, window_s: float, retry_after_s: float | None, most_refused: float
 ) -> None:
     server = Server(per_second, window_s, retry_after_s)
     assert kinds(asking(server, round(per_second * 400), attempts=1)) == {Reply}
     assert 0.9 * per_second <= server.rate(100, 340) <= per_second * 1.01
-    assert server.refused < len(server.answered) / 20
+    assert server.refused < len(server.answered) * most_refused
+
+
+@pytest.mark.parametrize(("shed", "retry_after_s"), [(0.01, None), (0.02, None), (0.1, None), (0.2, None), (0.1, 1.0)])
+def test_429s_that_come_at_any_rate_hardly_slow_a_run_down(shed: float, retry_after_s: float | None) -> None:
+    def rate(server: Server) -> float:
+        assert kinds(asking(server, 6000, attempts=1)) == {Reply}
+        return len(server.answered) / max(server.answered)
+
+    without = rate(Server(latency_s=0.5))
+    assert rate(Server(latency_s=0.5, shed=shed, retry_after_s=retry_after_s)) >= 0.8 * (1 - shed) * without
+
+
+def test_a_limit_is_kept_among_429s_that_come_at_any_rate() -> None:
+    server = Server(20, shed=0.02)
+    assert kinds(asking(server, 8000, attempts=1)) == {Reply}
+    assert server.rate(100, 340) >= 0.85 * 20
 
 
 @pytest.mark.parametrize("outage", [Unavailable("503"), Unreachable("connection refused")])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,13 +17,15 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+import sqlalchemy as sa
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import hide_password
-from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.database import hide_password, parse_url
+from malt.llm.store.samples import ASIDE, Store, StoredSample, UnwritableRow
 from malt.llm.store.schema import FORMAT, expect_store
 from malt.llm.store.writer import BatchedWriter
 from tests.postgres import Postgres
+from tests.postgres import postgres as postgres
 
 
 def answered(key: str, question_id: str = "q1", response: str | None = "{}", error: str | None = None) -> StoredSample:
@@ -298,3 +301,79 @@ def test_postgresql_may_be_killed_and_started_again_under_a_store() -> None:
         assert list(writing.result(30)) == ["b"]
         opening.result(30).close()
         assert sorted(store.rows(["q1"])) == ["a", "b"]
+
+
+def test_a_text_that_cannot_be_held_fails_alone(url: str) -> None:
+    with Store(url) as store:
+        writer = BatchedWriter(store)
+
+        async def put() -> list[object]:
+            rows = [answered("a"), answered("b", response=None, error="odd \ud800 text"), answered("c")]
+            return await asyncio.gather(*(writer.put([row]) for row in rows), return_exceptions=True)
+
+        written = asyncio.run(put())
+        assert [isinstance(result, UnwritableRow) for result in written] == [False, True, False]
+        assert set(store.rows(["q1"])) == {"a", "c"}
+
+
+def test_postgresql_refuses_nul_for_its_row_alone(postgres: str) -> None:
+    with Store(postgres) as store, pytest.raises(UnwritableRow, match="cannot hold a text"):
+        store.write([answered("nul", response=None, error="a \x00 byte")])
+
+
+def test_what_a_removed_file_held_is_in_a_copy_with_what_came_after(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        store.write([answered("a")])
+        for file in tmp_path.glob("store.db*"):
+            file.unlink()
+        store.write([answered("b")])
+        assert store.lost is not None
+        assert store.lost.exit_code == 3
+        [rescued] = tmp_path.glob("store.db.rescued-*[0-9]")
+        assert str(rescued) in str(store.lost)
+    with Store(f"sqlite:///{rescued}") as copy:
+        assert set(copy.rows(["q1"])) == {"a", "b"}
+
+
+def test_a_file_that_was_replaced_is_noticed(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        Path(shutil.copy(tmp_path / "store.db", tmp_path / "other.db")).replace(tmp_path / "store.db")
+        store.check_in_place()
+        assert store.lost is not None
+
+
+def test_a_database_that_is_read_only_for_now_is_waited_for_and_found_before_anything_is_asked() -> None:
+    if not Postgres.is_here():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    with Postgres() as server, Store(server.url("postgres"), 30) as store, ThreadPoolExecutor(1) as pool:
+        set_read_only(server, read_only=True)
+        store._engine.dispose()  # who is connected already may go on writing
+        with pytest.raises(StoreError, match="cannot be used: cannot execute UPDATE in a read-only transaction"):
+            store.check_writable()
+        writing = pool.submit(store.write, [answered("a")])
+        wait_until(lambda: store.is_away)
+        set_read_only(server, read_only=False)
+        deadline = time.monotonic() + 20
+        while not writing.done() and time.monotonic() < deadline:
+            store._engine.dispose()
+            time.sleep(0.1)
+        assert list(writing.result(30)) == ["a"]
+
+
+def set_read_only(server: Postgres, *, read_only: bool) -> None:
+    engine = sa.create_engine(parse_url(server.url("postgres")), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(f"ALTER DATABASE postgres SET default_transaction_read_only = {read_only}")
+    engine.dispose()
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres: str) -> None:
+    engine = sa.create_engine(parse_url(postgres), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    engine.dispose()
+    with pytest.raises(StoreError, match=r"has the encoding SQL_ASCII.*ENCODING 'UTF8'"):
+        Store(postgres.rpartition("/")[0] + "/ascii")

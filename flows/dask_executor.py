@@ -2,13 +2,14 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from distributed import Client, KilledWorker, Worker, WorkerPlugin
 from prefect_dask import DaskTaskRunner
 
-from flows.taking_part import outdated, prefect_of_run, problem_of, versions
+from flows.executors import Executor
+from flows.worker_check import find_problem, find_version_mismatch, read_versions, serialize_prefect_settings
 from malt.config.settings import Settings
 from malt.config.spec import Limits, RunSpec
 from malt.errors import ConfigError
@@ -20,22 +21,13 @@ SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
 """Packages whose versions a run's machines must share: what is sent between them is pickled."""
 
 
-class DaskCrew(NamedTuple):
-    """The fields of a `Crew`."""
-
-    runner: DaskTaskRunner
-    shares: Sequence[Limits]
-    dismiss: Callable[[], None]
-    deaths: tuple[type[Exception], ...]
-
-
-def own_cluster(processes: int, spec: RunSpec, run: str) -> DaskCrew:
+def start_cluster(processes: int, spec: RunSpec, run: str) -> Executor:
     """Return a cluster that begins and ends with the run."""
     cluster = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    return crew(OwnCluster(cluster_kwargs=cluster), spec.limits.shares(processes), run)
+    return make_executor(LocalDask(cluster_kwargs=cluster), spec.limits.shares(processes), run)
 
 
-def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> DaskCrew:
+def join_cluster(address: str, spec: RunSpec, settings: Settings, run: str) -> Executor:
     """Return the workers of a scheduler, once each was seen to be able to work. Raises `ConfigError`."""
     named = f"run.task_runner = {address!r}"
     if settings.store.startswith("sqlite"):
@@ -43,36 +35,36 @@ def cluster_at(address: str, spec: RunSpec, settings: Settings, run: str) -> Das
             f"{named} may spread over machines, and the store {hide_password(settings.store)} is a file of this one: "
             "set MALT_STORE_URL to a PostgreSQL database"
         )
-    workers = able_workers(address, named, spec, settings)
+    workers = check_workers(address, named, spec, settings)
     shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
-    return crew(DaskTaskRunner(address=address), shares, run)
+    return make_executor(DaskTaskRunner(address=address), shares, run)
 
 
-def crew(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> DaskCrew:
+def make_executor(runner: DaskTaskRunner, shares: Sequence[Limits], run: str) -> Executor:
     """Put together what a run needs: whatever worker its batches are on, that worker hears of its end."""
-    return DaskCrew(runner, shares, lambda: tell_to_stop(runner.client, run), (KilledWorker,))
+    return Executor(runner, shares, lambda: stop_run_everywhere(runner.client, run), (KilledWorker,))
 
 
-def tell_to_stop(client: Client, run: str) -> None:
+def stop_run_everywhere(client: Client, run: str) -> None:
     """Return once every worker has written what came of its last requests; one that dies meanwhile has no more."""
-    client.run(stop, run, on_error="ignore")
+    client.run(stop_run, run, on_error="ignore")
 
 
-async def stop(run: str) -> None:
+async def stop_run(run: str) -> None:
     """On a worker, stop a run's session beside the worker's loop, which keeps in touch with the scheduler."""
     await asyncio.to_thread(stop_sessions, run)
 
 
-class OwnCluster(DaskTaskRunner):  # type: ignore[misc]  # has no types
+class LocalDask(DaskTaskRunner):  # type: ignore[misc]  # has no types
     """A runner whose workers leave Ctrl-C to the run: a terminal sends it to them too, which would end them."""
 
-    def __enter__(self) -> "OwnCluster":
+    def __enter__(self) -> "LocalDask":
         super().__enter__()
-        self.client.register_plugin(DeafToInterrupts())
+        self.client.register_plugin(IgnoreInterrupts())
         return self
 
 
-class DeafToInterrupts(WorkerPlugin):  # type: ignore[misc]
+class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc]
     """Makes a worker process ignore SIGINT, and those that replace it."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
@@ -80,7 +72,7 @@ class DeafToInterrupts(WorkerPlugin):  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) -> int:
+def check_workers(address: str, named: str, spec: RunSpec, settings: Settings) -> int:
     """Return how many workers a scheduler has. Raises `ConfigError` where there is none, or one could not work."""
     try:
         client = Client(address, timeout=CONNECT_LIMIT_S, set_as_default=False)
@@ -90,9 +82,9 @@ def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) ->
         if not client.scheduler_info(n_workers=-1)["workers"]:
             raise ConfigError(f"{named} has no workers; start some: dask worker {address}")
         try:
-            problems = client.run(outdated, versions(SAME_EVERYWHERE))
+            problems = client.run(find_version_mismatch, read_versions(SAME_EVERYWHERE))
             if not any(problems.values()):
-                problems = client.run(problem_here, spec, settings, prefect_of_run())
+                problems = client.run(find_problem_here, spec, settings, serialize_prefect_settings())
         except ModuleNotFoundError as error:
             raise ConfigError(f"{named}: a worker has no {error.name!r}; start it in the project's folder") from error
     for worker, problem in problems.items():
@@ -101,6 +93,6 @@ def able_workers(address: str, named: str, spec: RunSpec, settings: Settings) ->
     return len(problems)
 
 
-async def problem_here(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
+async def find_problem_here(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
     """On a worker, look for problems beside the worker's loop."""
-    return await asyncio.to_thread(problem_of, spec, settings, prefect)
+    return await asyncio.to_thread(find_problem, spec, settings, prefect)

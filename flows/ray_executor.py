@@ -2,33 +2,24 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from prefect_ray import RayTaskRunner
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows.taking_part import prefect_of_run, problem_of
+from flows.executors import Executor
+from flows.worker_check import find_problem, serialize_prefect_settings
 from malt.config.settings import Settings
-from malt.config.spec import Limits, RunSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 from malt.llm.store.database import hide_password
 
-DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
+DEATH_ERRORS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
-class RayCrew(NamedTuple):
-    """The fields of a `Crew`."""
-
-    runner: "StoppableRay"
-    shares: Sequence[Limits]
-    dismiss: Callable[[], None]
-    deaths: tuple[type[Exception], ...]
-
-
-def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
+def open_cluster(processes: int, spec: RunSpec, settings: Settings) -> Executor:
     """Begin to use a cluster; one batch takes one of its CPUs. Raises `ConfigError` where that cannot be."""
     address = os.environ.get("RAY_ADDRESS")
     named = f"run.task_runner = 'ray', RAY_ADDRESS = {address!r}"
@@ -47,16 +38,16 @@ def cluster(processes: int, spec: RunSpec, settings: Settings) -> RayCrew:
     workers = int(ray.cluster_resources().get("CPU", 1))
     shares = spec.limits.shares(min(workers, spec.limits.most_shares), workers)
     runner = StoppableRay()
-    return RayCrew(runner, shares, runner.interrupt, DEATHS)
+    return Executor(runner, shares, runner.interrupt, DEATH_ERRORS)
 
 
 def check_nodes(named: str, spec: RunSpec, settings: Settings) -> None:
     """Raise `ConfigError` where a machine of a cluster could not work; what is installed there is not compared."""
     for node in (node for node in ray.nodes() if node["Alive"]):
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked = ray.remote(problem_of).options(num_cpus=0, scheduling_strategy=there)
+        asked = ray.remote(find_problem).options(num_cpus=0, scheduling_strategy=there)
         try:
-            problem = ray.get(asked.remote(spec, settings, prefect_of_run()))
+            problem = ray.get(asked.remote(spec, settings, serialize_prefect_settings()))
         except RayError as error:
             problem = str(error).strip().splitlines()[-1]
         if problem:
@@ -69,16 +60,16 @@ class StoppableRay(RayTaskRunner):  # type: ignore[misc]  # not among what is in
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun: list[Any] = []
+        self._submitted: list[Any] = []
 
     def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as it has no types
         """Begin a task, and remember it."""
-        self._begun.append(super().submit(*arguments, **named))
-        return self._begun[-1]
+        self._submitted.append(super().submit(*arguments, **named))
+        return self._submitted[-1]
 
     def interrupt(self) -> None:
         """Raise `KeyboardInterrupt` in every batch that is under way: it closes its session, and ends."""
-        for future in list(self._begun):
+        for future in list(self._submitted):
             ray.cancel(future.wrapped_future)
 
     def __exit__(self, *exc_info: object) -> None:

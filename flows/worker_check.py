@@ -1,4 +1,4 @@
-"""Whether a worker elsewhere could take part in a run; what is missing there is said before anybody is asked."""
+"""Whether a worker elsewhere can take part in a run: what it lacks is said before anybody is asked."""
 
 import asyncio
 import platform
@@ -18,39 +18,38 @@ from malt.llm.store.samples import Store
 from tasks.growing import with_block_keys
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def read_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of Python and of some packages here."""
     return {"Python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def outdated(wanted: dict[str, str]) -> str | None:
+def find_version_mismatch(wanted: dict[str, str]) -> str | None:
     """On a worker, say which version differs from the run's."""
-    here = versions(wanted.keys() - {"Python"})
+    here = read_versions(wanted.keys() - {"Python"})
     for name, needed in wanted.items():
         if here[name] != needed:
             return f"it has {name} {here[name]}, and this run {needed}; install the same"
     return None
 
 
-def prefect_of_run() -> dict[str, Any]:
-    """Return how Prefect's server is asked in this run, for its workers."""
+def serialize_prefect_settings() -> dict[str, Any]:
+    """Return how this run asks Prefect's server, for its workers."""
     return {"settings_context": serialize_context()["settings_context"]}
 
 
-def problem_of(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
+def find_problem(spec: RunSpec, settings: Settings, prefect: dict[str, Any]) -> str | None:
     """On a worker, say why a run could not work here: no way to the store or to Prefect, a key that is missing."""
     try:
         Store(settings.store).close()
         with hydrated_context(prefect):
-            check_prefect(PREFECT_API_URL.value() or "")
+            _check_prefect(PREFECT_API_URL.value() or "")
             check_models(asyncio.run(with_block_keys(spec)))
     except MaltError as error:
         return str(error)
     return None
 
 
-def check_prefect(api_url: str) -> None:
-    """Raise `ConfigError` where the run's server cannot be reached from here."""
+def _check_prefect(api_url: str) -> None:
     try:
         check_answers(api_url)
     except ConfigError as error:

@@ -18,8 +18,8 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.executors import DIED, Crew, crew_of
-from flows.taking_part import outdated, prefect_of_run, problem_of, versions
+from flows.executors import WORKER_DIED, Executor, open_executor
+from flows.worker_check import find_problem, find_version_mismatch, read_versions, serialize_prefect_settings
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
@@ -74,18 +74,18 @@ def test_there_are_no_more_processes_than_requests_in_flight(
         pytest.importorskip("prefect_dask")
     config = write_config(tmp_path, provider)
     spec = load_spec(config, [f"run.task_runner={runner}", "limits.max_in_flight=1"])
-    assert len(crew_of(spec, Settings(), "run").shares) == 1
+    assert len(open_executor(spec, Settings(), "run").shares) == 1
 
 
-@pytest.mark.parametrize(("failure", "told"), [(ValueError("failed"), "failed"), (BrokenProcessPool(), DIED)])
+@pytest.mark.parametrize(("failure", "told"), [(ValueError("failed"), "failed"), (BrokenProcessPool(), WORKER_DIED)])
 def test_once_a_batch_has_failed_no_more_are_looked_for(failure: Exception, told: str) -> None:
     def submit(*_: object) -> PrefectFuture[None]:
         raise failure
 
     looked_for = iter(range(1_000_000))
-    crew = Crew(ThreadPoolTaskRunner(max_workers=1), [Limits()], lambda: None, deaths=(BrokenProcessPool,))
+    crew = Executor(ThreadPoolTaskRunner(max_workers=1), [Limits()], lambda: None, death_errors=(BrokenProcessPool,))
     with pytest.raises(Exception, match=told):
-        crew.work(looked_for, submit, print)
+        crew.map(looked_for, submit, print)
     assert next(looked_for, None) is not None
 
 
@@ -107,25 +107,27 @@ def test_what_several_machines_cannot_share_is_said_before_anything_is_asked(
 
 def test_a_worker_that_could_not_take_part_says_why(provider: ScriptedProvider, tmp_path: Path) -> None:
     spec, settings = load_spec(write_config(tmp_path, provider)), Settings()
-    here, nowhere = prefect_of_run(), f"http://127.0.0.1:{free_port()}/api"
-    assert problem_of(spec, settings, here) is None
+    here, nowhere = serialize_prefect_settings(), f"http://127.0.0.1:{free_port()}/api"
+    assert find_problem(spec, settings, here) is None
     with temporary_settings({PREFECT_API_URL: nowhere}):
-        assert f"no way to the run's Prefect server, {nowhere}" in (problem_of(spec, settings, prefect_of_run()) or "")
+        assert f"no way to the run's Prefect server, {nowhere}" in (
+            find_problem(spec, settings, serialize_prefect_settings()) or ""
+        )
     roles = {
         role: {**model, "api_key_env": None, "api_key_block": "absent"}
         for role, model in spec.as_config()["roles"].items()
     }
     keyless = RunSpec.model_validate({**spec.as_config(), "roles": roles})
-    assert "has no Secret block of that name" in (problem_of(keyless, settings, here) or "")
+    assert "has no Secret block of that name" in (find_problem(keyless, settings, here) or "")
     elsewhere = Settings(store_url=f"postgresql://malt@127.0.0.1:{free_port()}/postgres")
-    assert "cannot be used" in (problem_of(spec, elsewhere, here) or "")
+    assert "cannot be used" in (find_problem(spec, elsewhere, here) or "")
 
 
 def test_a_worker_of_another_version_says_so() -> None:
-    wanted = versions(["prefect"])
-    assert outdated(wanted) is None
+    wanted = read_versions(["prefect"])
+    assert find_version_mismatch(wanted) is None
     assert (
-        outdated({**wanted, "prefect": "2.0"})
+        find_version_mismatch({**wanted, "prefect": "2.0"})
         == f"it has prefect {wanted['prefect']}, and this run 2.0; install the same"
     )
 
@@ -237,7 +239,7 @@ def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_ot
         killed_at = time.monotonic()
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (3, "")
-    assert beside_progress(err) == f"error: {DIED}"
+    assert beside_progress(err) == f"error: {WORKER_DIED}"
     had = had_before(provider, 0, killed_at)
     provider.latency_s, sent = 0.0, provider.request_count
     assert malt("run", config).code == 0

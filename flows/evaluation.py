@@ -1,0 +1,29 @@
+"""held-out questions -> answers of every system -> evaluation version. Run again, it asks only for what is missing."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.utilities.annotations import quote
+
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.evaluation.evaluate import lock_name
+from malt.evaluation.job import check_systems, read_evaluation
+from malt.evaluation.result import Evaluated
+from tasks.evaluating import answer_questions, conclude, publish_evaluation
+from tasks.growing import with_block_keys
+from tasks.run_lock import only_run_of
+
+
+@flow(name="evaluate", flow_run_name="evaluate {spec.name}")
+async def evaluate(spec: RunSpec) -> State[Evaluated]:
+    """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
+    job, settings = read_evaluation(await with_block_keys(spec)), Settings()
+    check_systems(job)
+    async with only_run_of(lock_name(job)) as run:
+        asked: Any = quote(job)  # else Prefect walks through it, looking for other tasks' results
+        filled = await answer_questions(spec.name, asked, settings, run)
+        held: Any = quote(filled.job)
+        published = None if filled.stopped else await publish_evaluation(spec.name, held, settings)
+    return await conclude(job, filled, published)

@@ -1,0 +1,41 @@
+"""dataset version -> a trained role each -> model version. Run again, it trains only what no model version has."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from malt.config.settings import Settings
+from malt.datasets.version.dataset_version import open_version
+from malt.training.process import check_installed
+from malt.training.run import TrainSummary, known_role, prepare, publish, summarise
+from malt.training.settings import declared
+from tasks.training import announce_models, train_role, trained
+
+ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+"""Two trainings at once would only share the processors, and need the memory of both."""
+
+
+@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME)
+async def train(version: str, config: str = "") -> TrainSummary:
+    """Train the roles of a dataset version, one after the other, and publish what comes of it.
+
+    Args:
+        version: Dataset version: NAME (the newest), or NAME@v3.
+        config: TOML file, as the worker sees it, whose [train] is taken. Empty: the one that the version was made with.
+    """
+    started = time.monotonic()
+    opened = open_version(version)
+    prepared = prepare(opened, declared(opened, Path(config) if config else None), Settings())
+    check_installed()
+    new = [job for job in prepared.jobs if known_role(job, prepared) is None]
+    (await asyncio.to_thread(train_role.map, new)).result()
+    roles = {job.role: trained(job, prepared) for job in prepared.jobs}
+    published = publish(prepared, roles)
+    cached = {job.role for job in prepared.jobs if job not in new}
+    summary = summarise(prepared, published, cached, time.monotonic() - started)
+    await announce_models(summary)
+    return summary

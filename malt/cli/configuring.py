@@ -1,0 +1,220 @@
+"""Commands about configs: `init`, `config`."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from malt.cli import terminal
+from malt.cli.options import takes_json
+from malt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from malt.grading.suggestions import Suggestion
+    from malt.questions.readers import Row
+
+_QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "text")
+_ANSWER_COLUMNS = ("ground_truth", "answer", "solution", "answerKey", "target", "output", "label")
+_LOOKED_AT = 50
+"""Rows in which columns are looked for."""
+
+
+class _Answers(NamedTuple):
+    """What a config is made from."""
+
+    source: str
+    question: str
+    answer: str
+    model: str
+    api_base: str
+    api_key_env: str
+    kinds: tuple[str, ...]
+    name: str
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--questions", metavar="FILE", help="Question file: .jsonl .json .csv .parquet, a folder or an address.")
+@click.option("--question", metavar="COLUMN", help="Its column of the question.")
+@click.option("--answer", metavar="COLUMN", help="Its column of the reference answer.")
+@click.option("--model", metavar="NAME", help="Who plays the roles: openai/…, hosted_vllm/…, ollama_chat/…, embedded.")
+@click.option("--api-base", metavar="URL", help="Where the model is served; empty: at its provider.")
+@click.option("--api-key-env", metavar="VARIABLE", help="Environment variable that holds the key; empty: none.")
+@click.option("--grader", "kinds", multiple=True, metavar="KIND", help="How answers are graded; may be repeated.")
+@click.option("--name", metavar="NAME", help="Name of the dataset: lower-case letters, digits, hyphens.")
+@click.option("--force", is_flag=True, help="Replace CONFIG where it is there already.")
+@takes_json
+def init(
+    config: Path | None,
+    questions: str | None,
+    question: str | None,
+    answer: str | None,
+    model: str | None,
+    api_base: str | None,
+    api_key_env: str | None,
+    kinds: tuple[str, ...],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a config for a question file. Asks for what no option says; without a terminal its proposals count."""
+    source = questions or _ask("Question file", None, "--questions")
+    rows = _first_rows(source)
+    asked = question or _ask("Column of the question", _guess(rows, _QUESTION_COLUMNS), "--question")
+    answered = answer or _ask("Column of the reference answer", _guess(rows, _ANSWER_COLUMNS, asked), "--answer")
+    suggestion, count = _look_at(source, asked, answered)
+    model = model or _ask("Model of every role", "embedded", "--model")
+    base, key = _ask_place(model, api_base, api_key_env)
+    graders = kinds or tuple(_ask(f"Graders ({suggestion.reason})", " ".join(suggestion.kinds), "--grader").split())
+    name = name or _ask("Name of the dataset", _slug(source), "--name")
+    path = config or Path(f"{name}.toml")
+    _write_config(path, _Answers(source, asked, answered, model, base, key, graders, name), force=force)
+    next_steps = [f"malt plan {path}", f"malt run {path} --limit 3", f"malt run {path}"]
+    if as_json:
+        terminal.emit({"config": str(path), "questions": count, "next": next_steps})
+    else:
+        terminal.say(f"{path} is written for {count:,} questions. Next:")
+        for step in next_steps:
+            terminal.say(f"  {step}")
+
+
+def _ask(what: str, proposed: str | None, option: str) -> str:
+    """Ask on a terminal, on stderr; elsewhere take what is proposed."""
+    if sys.stdin.isatty():
+        return str(click.prompt(what, default=proposed, err=True))
+    if proposed is None:
+        raise ConfigError(f"{what.lower()}: not given, and nobody to ask; give it with {option}")
+    return proposed
+
+
+def _first_rows(source: str) -> "list[Row]":
+    from itertools import islice
+
+    from malt.questions.readers import read_rows
+
+    return list(islice(read_rows(source, "--questions"), _LOOKED_AT))
+
+
+def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
+    """Return a usual column that is there, else the first of text that is not taken."""
+    columns = list(dict.fromkeys(name for row in rows for name in row.values))
+    named = [name for name in usual if name in columns]
+    texts = [name for name in columns if name != taken and all(isinstance(row.values.get(name), str) for row in rows)]
+    return next(iter([*named, *texts]), None)
+
+
+def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
+    """Read the whole file, and say which graders suit it."""
+    from malt.config.spec import QuestionSource
+    from malt.grading.suggestions import suggest_kinds
+    from malt.questions.question import read_questions
+
+    questions = read_questions(QuestionSource(source=source, question=question, ground_truth=answer))
+    return suggest_kinds(questions), len(questions)
+
+
+def _ask_place(model: str, api_base: str | None, api_key_env: str | None) -> tuple[str, str]:
+    if model.startswith("embedded"):
+        return "", ""
+    provider = model.partition("/")[0]
+    usual = f"{provider.upper().replace('-', '_')}_API_KEY" if api_base is None else ""
+    base = api_base if api_base is not None else _ask("Address of its server; empty: its provider's", "", "--api-base")
+    variable = "" if base else usual
+    key = api_key_env
+    if key is None:
+        key = _ask("Environment variable with the key; empty: none", variable, "--api-key-env")
+    return base, key
+
+
+def _slug(source: str) -> str:
+    stem = Path(source.rstrip("/").rpartition("/")[2]).name.partition(".")[0]
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "dataset"
+
+
+def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
+    """Write a commented config, and check it as `malt run` would."""
+    from malt.config.loader import load_spec
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} is there already; name another file, or give --force to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text() if path.exists() else None
+    path.write_text(_fill_template(path, answers), encoding="utf-8")
+    try:
+        load_spec(path)
+    except ConfigError:
+        path.unlink() if before is None else path.write_text(before)
+        raise
+
+
+def _fill_template(path: Path, answers: _Answers) -> str:
+    model = [f"model = {_toml(answers.model)}"]
+    model += [f"api_base = {_toml(answers.api_base)}"] if answers.api_base else []
+    model += [f"api_key_env = {_toml(answers.api_key_env)}"] if answers.api_key_env else []
+    kinds = list(answers.kinds)
+    return f"""# malt run {path}
+#
+# `malt plan {path}` says what it will cost; `malt config --explain KEY` says what a key means.
+
+name = {_toml(answers.name)}
+prompts = "{"math" if "math" in kinds else "choice" if kinds == ["choice"] else "general"}"\
+                  # a set of prompts, or a folder of your own
+
+[questions]
+source = {_toml(_from_config(answers.source, path))}
+question = {_toml(answers.question)}
+ground_truth = {_toml(answers.answer)}
+# limit = 100                       # the first so many; with shuffle_seed a stable sample
+
+[model]                             # of every role; [roles.verifier] and the like say what differs
+{chr(10).join(model)}
+temperature = 0.7                   # high enough that siblings differ, and so make preference pairs
+# max_tokens = 1024
+
+[roles.generator]
+samples = 3                         # n = 3 at every level: 39 completions a question, in 13 requests
+
+[evaluator]
+kind = {json.dumps(kinds if len(kinds) > 1 else kinds[0])}
+
+[limits]
+# max_cost_usd = 5.0                # hard cap for one run
+max_in_flight = {8 if answers.api_base else 64}                   # requests under way at once
+"""
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _from_config(source: str, config: Path) -> str:
+    """Write a local path as seen from the config's folder, as configs take it."""
+    if "://" in source or Path(source).is_absolute():
+        return source
+    return os.path.relpath(source, config.parent)
+
+
+@click.command()
+@click.option("--explain", "key", metavar="KEY", help="Only this key, by dotted path, and the keys below it.")
+@click.option("--markdown", is_flag=True, help="Print docs/config.md.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema, for editors.")
+@takes_json
+def config(key: str | None, markdown: bool, schema: bool, as_json: bool) -> None:
+    """Explain the keys of a config: type, default, meaning. All of them, or one."""
+    from malt.config.reference import explain_key, list_keys, write_markdown
+    from malt.config.spec import RunSpec
+
+    keys = list(list_keys()) if key is None else explain_key(key)
+    if schema:
+        terminal.emit(RunSpec.model_json_schema())
+    elif as_json:
+        terminal.emit({"keys": [each._asdict() for each in keys]})
+    elif markdown:
+        click.echo(write_markdown(), nl=False)
+    else:
+        for each in keys:
+            terminal.say("\n".join(each.lines))

@@ -1,0 +1,233 @@
+"""`malt serve`: the trio as one OpenAI-compatible model on loopback. Its answer is the refiner's.
+
+It answers through the store: a question that was evaluated, or asked before, gets the same chains again for nothing.
+What a request says of sampling is the config's matter, and is not heeded; `n` chains are asked for at once.
+"""
+
+import hmac
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.engine.job import check_models
+from malt.engine.run import new_run_name
+from malt.errors import ConfigError, MaltError
+from malt.evaluation.systems import Lineup, lineups, silent, with_samples
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session, open_session
+from malt.llm.request import Completion
+from malt.llm.response import split_parts
+from malt.prompts import PromptSet, load_prompts
+from malt.questions.question import Question, content_id, read_questions
+from malt.trees.pipeline import grow_tree
+from malt.trees.tree import Address, Node, Tree
+
+MOST_CHAINS = 64
+WORDS_A_CHUNK = 8
+
+
+class Turn(BaseModel):
+    """One message of a request; its content is a text, or a list of parts with texts."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    content: Any = ""
+
+
+class Asked(BaseModel):
+    """What is read of a chat-completion request."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[Turn] = Field(min_length=1)
+    n: int = Field(1, ge=1, le=MOST_CHAINS)
+    stream: bool = False
+
+    @property
+    def question(self) -> str:
+        """The last user turn; without one, all turns."""
+        turns = [split_parts(turn.content)[0] for turn in self.messages if turn.role == "user"]
+        return (turns[-1] if turns else "\n\n".join(split_parts(turn.content)[0] for turn in self.messages)).strip()
+
+
+class Trio(NamedTuple):
+    """Who answers, and through which session."""
+
+    lineup: Lineup
+    prompts: PromptSet
+    session: Session
+    known: Mapping[str, str]
+    """Ids of the questions that the config names, by their texts: their stored answers are found again."""
+    run: str
+
+    @property
+    def name(self) -> str:
+        """What it is called as a model."""
+        return f"malt/{self.lineup.system}"
+
+    async def answer(self, text: str, chains: int) -> Tree:
+        """Let the trio answer a question, in so many chains."""
+        question_id = self.known.get(text) or content_id(text, "")
+        spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
+        asked = Question(question_id=question_id, question=text, ground_truth="")
+        complete = silent(self.lineup, make_completer(self.session, [question_id], run=self.run))
+        return await self.session.call(grow_tree(asked, spec, self.prompts, complete))
+
+
+def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
+    """Return who answers: a system of `[evaluate]`, by default the first one, or the roles of the config.
+
+    Raises `ConfigError` where there is no such system, or a model cannot be asked.
+    """
+    evaluated = spec if spec.evaluate is not None else spec.model_validate({**spec.as_config(), "evaluate": {}})
+    offered = {each.system: each for each in reversed(lineups(evaluated)) if each.kind == "chain"}
+    chosen = offered.get(system) if system is not None else next(reversed(offered.values()))
+    if chosen is None:
+        raise ConfigError(f"--system {system}: no such system; there are: {', '.join(reversed(offered))}")
+    check_models(chosen.spec)
+    known = {question.question: question.question_id for question in read_known(spec)}
+    run = new_run_name()
+    return Trio(chosen, load_prompts(spec.prompts), open_session(settings, spec.limits, run=run), known, run)
+
+
+def read_known(spec: RunSpec) -> list[Question]:
+    """Return the questions that the config evaluates on; none where it names no file of them."""
+    evaluate = spec.evaluate
+    return [] if evaluate is None or evaluate.questions is None else read_questions(evaluate.questions)
+
+
+def new_key() -> str:
+    """Return a key that nobody guesses."""
+    return f"malt-{secrets.token_urlsafe(24)}"
+
+
+def application(trio: Trio, key: str) -> Starlette:
+    """Return the server: `/v1/models` and `/v1/chat/completions`, for whoever has the key."""
+
+    async def models(request: Request) -> Response:
+        if not is_allowed(request, key):
+            return refuse(401, "wrong or missing key; send the one that `malt serve` printed")
+        return JSONResponse({"object": "list", "data": [{"id": trio.name, "object": "model", "owned_by": "malt"}]})
+
+    async def complete(request: Request) -> Response:
+        if not is_allowed(request, key):
+            return refuse(401, "wrong or missing key; send the one that `malt serve` printed")
+        try:
+            asked = Asked.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return refuse(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
+        return await respond(trio, asked)
+
+    return Starlette(routes=[
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/chat/completions", complete, methods=["POST"]),
+    ])  # fmt: skip
+
+
+def is_allowed(request: Request, key: str) -> bool:
+    """Whether a request has the key."""
+    return hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {key}".encode())
+
+
+def refuse(status: int, message: str) -> JSONResponse:
+    """Return an error as OpenAI's clients read it."""
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+
+
+async def respond(trio: Trio, asked: Asked) -> Response:
+    """Answer a request that could be read."""
+    if not asked.question:
+        return refuse(400, "messages: the last user turn is empty")
+    try:
+        tree = await trio.answer(asked.question, asked.n)
+    except MaltError as error:
+        return refuse(503, str(error))
+    if tree.failures:
+        return refuse(502, tree.failures[0].reason)
+    body = completion_body(trio, tree, asked.n)
+    if not asked.stream:
+        return JSONResponse(body)
+    return StreamingResponse(events(body), media_type="text/event-stream")
+
+
+def completion_body(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
+    """Write a tree of independent chains as a chat completion; usage is all roles' together."""
+    told = [chain_of(tree, chain, trio.lineup) for chain in range(chains)]
+    spoken = [node.completion for chain in told for node in chain]
+    return {
+        "id": f"chatcmpl-{uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": trio.name,
+        "choices": [choice_of(number, chain[-1]) for number, chain in enumerate(told)],
+        "usage": usage_of(spoken),
+        "malt": {"question_id": tree.question.question_id, "chains": [metadata_of(chain) for chain in told]},
+    }
+
+
+def chain_of(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
+    """Return the texts of one chain, of those who take part."""
+    path = Address((chain, 0, 0)).path
+    return [tree.nodes[address] for address in path if address.role in lineup.roles]
+
+
+def choice_of(number: int, last: Node) -> dict[str, Any]:
+    """Write a chain's last text as a choice."""
+    message = {"role": "assistant", "content": last.text}
+    return {"index": number, "message": message, "finish_reason": last.completion.finish_reason}
+
+
+def metadata_of(chain: Sequence[Node]) -> dict[str, Any]:
+    """Write a chain, and what the verifier said of the first answer."""
+    from malt.datasets.stats.diagnostics import stated_verdict
+
+    texts: dict[str, Any] = {node.role.value: node.text for node in chain}
+    verdict = stated_verdict(texts["verifier"]) if "verifier" in texts else None
+    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict]}
+
+
+def usage_of(completions: Sequence[Completion]) -> dict[str, int]:
+    """Add up what all roles took; what a provider did not count is left out."""
+    prompt = sum(completion.prompt_tokens or 0 for completion in completions)
+    completion = sum(each.completion_tokens or 0 for each in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+async def events(body: Mapping[str, Any]) -> AsyncIterator[str]:
+    """Yield a finished completion as server-sent events: the last role's text in pieces, then usage and chains."""
+    head = {name: body[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    for choice in body["choices"]:
+        words = choice["message"]["content"].split(" ")
+        for start in range(0, len(words), WORDS_A_CHUNK):
+            piece = " ".join(words[start : start + WORDS_A_CHUNK])
+            delta = {"content": piece if start == 0 else f" {piece}"}
+            yield event({**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
+        end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
+        yield event({**head, "choices": [end]})
+    yield event({**head, "choices": [], "usage": body["usage"], "malt": body["malt"]})
+    yield "data: [DONE]\n\n"
+
+
+def event(value: Mapping[str, Any]) -> str:
+    """Write one server-sent event."""
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def serve(trio: Trio, key: str, port: int) -> None:
+    """Serve on loopback until a signal comes."""
+    import uvicorn
+
+    uvicorn.run(application(trio, key), host="127.0.0.1", port=port, log_level="warning")

@@ -1,0 +1,115 @@
+"""What changed from one model version to another, and where a model's rows came from."""
+
+from pydantic import BaseModel, JsonValue
+
+from malt.config.settings import Settings
+from malt.config.spec import PLAYERS, Role
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.errors import VersionError
+from malt.models.version import ModelVersion
+
+_FIRST = 5
+"""Rows and questions that are named."""
+
+
+class ModelDiff(BaseModel):
+    """What differs; empty where nothing does."""
+
+    old: str
+    new: str
+    same_content: bool
+    inputs: dict[str, tuple[JsonValue, JsonValue]]
+    """Base, dataset and settings, by dotted name."""
+    roles: dict[str, str]
+    """What became of each role's weights: same, changed, added or removed."""
+    losses: dict[str, tuple[float | None, float | None]]
+    """Last loss by role and stage."""
+
+
+def compare_models(old: ModelVersion, new: ModelVersion) -> ModelDiff:
+    """Compare two model versions."""
+    before, after = _inputs(old), _inputs(new)
+    roles = {*old.manifest.roles, *new.manifest.roles}
+    losses_before, losses_after = _last_losses(old), _last_losses(new)
+    return ModelDiff(
+        old=old.reference,
+        new=new.reference,
+        same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
+        inputs={
+            name: (before.get(name), after.get(name))
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        },
+        roles={role: _role_change(old, new, role) for role in PLAYERS if role in roles},
+        losses={
+            name: (losses_before.get(name), losses_after.get(name))
+            for name in sorted(losses_before.keys() | losses_after.keys())
+            if losses_before.get(name) != losses_after.get(name)
+        },
+    )
+
+
+def _inputs(version: ModelVersion) -> dict[str, JsonValue]:
+    manifest = version.manifest
+    return {
+        "base": manifest.base.sha256,
+        "dataset": f"{manifest.dataset.name}@v{manifest.dataset.version}",
+        "dataset.content_sha256": manifest.dataset.content_sha256,
+        **{f"libraries.{name}": used for name, used in manifest.libraries.items()},
+        **_flat("train", manifest.train.model_dump(mode="json")),
+    }
+
+
+def _flat(name: str, value: JsonValue) -> dict[str, JsonValue]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: each for inner, part in value.items() for key, each in _flat(f"{name}.{inner}", part).items()}
+
+
+def _last_losses(version: ModelVersion) -> dict[str, float]:
+    roles = version.manifest.roles.items()
+    return {f"{role}.{stage.stage}": stage.loss_last for role, entry in roles for stage in entry.stages}
+
+
+def _role_change(old: ModelVersion, new: ModelVersion, role: Role) -> str:
+    before, after = old.manifest.roles.get(role), new.manifest.roles.get(role)
+    if before is None or after is None:
+        return "added" if before is None else "removed"
+    return "same" if before.adapter_sha256 == after.adapter_sha256 else "changed"
+
+
+class Origin(BaseModel):
+    """Where a model version's rows came from."""
+
+    version: str
+    dataset: str
+    content_sha256: str
+    questions: list[str]
+    rows: dict[str, list[str]]
+    """Ids by file; `malt explain MODEL ROW_ID` leads on to the row's tree."""
+
+
+def explain_model(version: ModelVersion, settings: Settings | None = None) -> Origin:
+    """Lead from a model back to rows and questions. Raises `VersionError` where its dataset is not the one of then."""
+    dataset = dataset_of(version, settings or Settings())
+    rows = {
+        f"{stage.stage}/{role}": [str(row) for row in getattr(dataset, stage.stage)(role)["row_id"]]
+        for role, entry in version.manifest.roles.items()
+        for stage in entry.stages
+    }
+    questions = [str(question) for question in dataset.questions["question_id"]]
+    manifest = version.manifest
+    return Origin(version=version.reference, dataset=dataset.reference, content_sha256=manifest.dataset.content_sha256,
+                  questions=questions, rows=rows)  # fmt: skip
+
+
+def dataset_of(version: ModelVersion, settings: Settings) -> DatasetVersion:
+    """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
+    wanted = version.manifest.dataset
+    dataset = open_version(f"{wanted.name}@v{wanted.version}", settings.datasets_dir)
+    if dataset.manifest.content_sha256 != wanted.content_sha256:
+        raise VersionError(
+            f"{version.reference} was trained on {dataset.reference} of content {wanted.content_sha256[:12]}…, and the "
+            f"one here has {dataset.manifest.content_sha256[:12]}…; set MALT_DATA_DIR to where it was trained"
+        )
+    return dataset

@@ -1,0 +1,69 @@
+"""Dataset versions side by side: how right their answers are, what they yield, and what they took."""
+
+from collections.abc import Sequence
+
+from malt.config.base import Recorded
+from malt.config.spec import PLAYERS
+from malt.datasets.rows.tables import KINDS
+from malt.datasets.version.dataset_version import DatasetVersion
+
+
+class Standing(Recorded):
+    """One version's figures; percentages are of the diagnosis, None where nobody graded that."""
+
+    version: str
+    questions: int
+    """With a whole tree."""
+    generator_percent: float | None
+    """Right generations."""
+    refiner_percent: float | None
+    """Right refinements."""
+    generations_vote_percent: float | None
+    leaves_vote_percent: float | None
+    lift_points: float | None
+    """Right refinements less right generations."""
+    mixed_percent: float | None
+    """Questions with right and wrong leaves, which alone give pairs."""
+    rows: dict[str, int]
+    """Training rows of all roles, by kind."""
+    tokens: int | None
+    """Prompt and completion of all roles; None where a provider told less."""
+    cost_usd: float | None
+    tokens_per_sft_row: float | None
+    cost_per_sft_row: float | None
+
+
+def stand_side_by_side(versions: Sequence[DatasetVersion]) -> list[Standing]:
+    """Return the figures of each version, in order."""
+    return [_figures_of(version) for version in versions]
+
+
+def _figures_of(version: DatasetVersion) -> Standing:
+    manifest, found = version.manifest, version.manifest.diagnostics
+    rows = {kind: _count_rows(version, kind) for kind in KINDS}
+    tokens, cost = _count_tokens(version), manifest.total_cost_usd
+    return Standing(
+        version=version.reference,
+        questions=manifest.counts.complete,
+        generator_percent=found.generator.percent,
+        refiner_percent=found.refiner.percent,
+        generations_vote_percent=found.generations_vote.percent,
+        leaves_vote_percent=found.leaves_vote.percent,
+        lift_points=found.flips.lift_points,
+        mixed_percent=found.questions.mixed.percent,
+        rows=rows,
+        tokens=tokens,
+        cost_usd=cost,
+        tokens_per_sft_row=tokens / rows["sft"] if tokens is not None and rows["sft"] else None,
+        cost_per_sft_row=cost / rows["sft"] if cost is not None and rows["sft"] else None,
+    )
+
+
+def _count_rows(version: DatasetVersion, kind: str) -> int:
+    return sum(entry.rows or 0 for path, entry in version.manifest.files.items() if path.startswith(f"{kind}/"))
+
+
+def _count_tokens(version: DatasetVersion) -> int | None:
+    used = [version.manifest.tokens[role] for role in PLAYERS]
+    counts = [count for each in used for count in (each.prompt_tokens, each.completion_tokens)]
+    return None if None in counts else sum(count for count in counts if count is not None)

@@ -1,0 +1,60 @@
+"""Evaluating under Prefect: a task run asks, another publishes, and artifacts tell what came of it."""
+
+import asyncio
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from malt.config.settings import Settings
+from malt.evaluation.card import render_artifact
+from malt.evaluation.evaluate import Built, Filled, build, fill
+from malt.evaluation.job import EvaluationJob
+from malt.evaluation.result import Evaluated
+from malt.evaluation.version import EvaluationVersion
+from tasks.artifacts import leave
+
+FAILURES_SHOWN = 200
+
+
+@task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
+async def answer_questions(name: str, job: EvaluationJob, settings: Settings, run: str) -> Filled:  # noqa: ARG001 - names the task run
+    """Ask for what the store lacks of every system's answers."""
+    return await fill(job, settings, run)
+
+
+@task(name="publish evaluation", task_run_name="publish {name}", cache_policy=NO_CACHE, persist_result=False)
+async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) -> Built:  # noqa: ARG001 - names the task run
+    """Make a version of what the store holds, beside the flow's loop: it runs a loop of its own."""
+    return await asyncio.to_thread(build, job, settings)
+
+
+async def conclude(job: EvaluationJob, filled: Filled, built: Built | None) -> State:
+    """Return the flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
+    version, failures = built or Built(None, filled.failures)
+    done = Evaluated.of(job, version, failures, filled.tally, filled.started, filled.stopped)
+    if version is not None:
+        await tell(version)
+    if failures:
+        await leave(
+            acreate_table_artifact(
+                [failure._asdict() for failure in failures[:FAILURES_SHOWN]],
+                key=f"{job.spec.name}-evaluation-failed-branches",
+                description=f"{len(failures)} branches that could not be had; Retry asks for just those",
+            )
+        )
+    state = Failed if done.exit_code else Completed
+    return state(message=done.sentence, data=done)
+
+
+async def tell(version: EvaluationVersion) -> None:
+    """Put the figures where Prefect shows them, and say where the report is."""
+    await leave(
+        acreate_markdown_artifact(
+            render_artifact(version.manifest, version.summary, version.path),
+            key=f"{version.name}-evaluation",
+            description=f"the figures of {version.reference}",
+        )
+    )

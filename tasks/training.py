@@ -1,0 +1,73 @@
+"""Training under Prefect: a task run is a role, and its report is an artifact."""
+
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.context import TaskRunContext
+
+from malt.errors import TrainingFailed
+from malt.models.publishing import TrainedRole
+from malt.training.job import RoleJob, inputs_sha256
+from malt.training.run import Prepared, TrainSummary, known_role, result_of, train_jobs
+from tasks.artifacts import leave
+
+LOG_EVERY = 10
+"""Steps between log lines."""
+
+
+def inputs_of_role(context: TaskRunContext, parameters: dict[str, Any]) -> str:  # noqa: ARG001 - Prefect's signature
+    """Return what Prefect's cache knows a role's training by: the digest of base, rows, stages and settings."""
+    return f"train-{inputs_sha256(parameters['job'])}"
+
+
+def may_pass(task: Any, run: Any, state: Any) -> bool:  # noqa: ANN401, ARG001 - Prefect's signature
+    """Whether trying again may help: a process that was killed goes on from its checkpoint; a refusal stays one."""
+    try:
+        state.result()
+    except TrainingFailed:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+@task(
+    task_run_name="train {job.role}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=may_pass,
+    cache_key_fn=inputs_of_role,
+    persist_result=True,
+)
+def train_role(job: RoleJob) -> str:
+    """Train one role in a process of its own; a retry goes on from the last checkpoint. Returns what it is known by."""
+    log = get_run_logger()
+
+    def tell(event: Any) -> None:  # noqa: ANN401 - what the training process tells
+        if event["event"] == "step" and (event["step"] % LOG_EVERY == 1 or event["step"] == event["steps"]):
+            log.info("%(role)s %(stage)s %(step)s/%(steps)s: loss %(loss).4f, %(left_s).0f s left", event)
+
+    train_jobs([job], tell)
+    return inputs_sha256(job)
+
+
+def trained(job: RoleJob, prepared: Prepared) -> TrainedRole:
+    """Return what training a role left: in its folder, or in a model version that has it by now."""
+    known = known_role(job, prepared)
+    if known is None and not job.done.exists():  # Prefect remembers a result that was removed since
+        train_role.with_options(refresh_cache=True)(job)
+    return known or result_of(job)
+
+
+async def announce_models(summary: TrainSummary) -> None:
+    """Put the figures of a model version where Prefect shows them."""
+    lines = [
+        f"| {role} | {name} | {stage.trained} | {stage.steps} | {stage.loss_first:.4f} | {stage.loss_last:.4f} |"
+        for role, entry in summary.roles.items()
+        for name, stage in entry.stages.items()
+    ]
+    head = "| role | stage | rows | steps | first loss | last loss |\n|---|---|---:|---:|---:|---:|"
+    text = f"# models/{summary.models}@v{summary.version}\n\n- models: `{summary.path}`\n\n{head}\n" + "\n".join(lines)
+    told = f"{summary.models}@v{summary.version}, trained in {summary.wall_s:.0f} s"
+    await leave(acreate_markdown_artifact(text, key=f"{summary.models}-models", description=told))

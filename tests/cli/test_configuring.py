@@ -1,0 +1,108 @@
+"""`malt init` writes a config that runs; `malt config` explains its keys."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from malt.cli.main import exit_code
+from malt.config.loader import load_spec
+from malt.config.spec import PLAYERS, RunSpec
+from tests.providers import ScriptedProvider
+
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def malt(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command in a folder with a question file, and return its exit code, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums.csv").write_text("Frage,Antwort\n2+3?,5\n4*4?,16\n")
+
+    def run(*arguments: str) -> Said:
+        code = exit_code([*arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_config_is_written_with_what_the_file_suggests_and_runs(
+    malt: Callable[..., Said], provider: ScriptedProvider
+) -> None:
+    code, out, err = malt("init", "--questions", "sums.csv", "--model", "openai/m", "--api-base", provider.url)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "sums.toml is written for 2 questions. Next:"
+    spec = load_spec(Path("sums.toml"))
+    assert (spec.name, spec.questions.question, spec.questions.ground_truth) == ("sums", "Frage", "Antwort")
+    assert spec.evaluator.kind == ("number",)
+    assert {spec.roles[role].api_base for role in PLAYERS} == {provider.url}
+    code, out, _ = malt("plan", "sums.toml", "--json")
+    assert (code, json.loads(out)["requests"]) == (0, 26)
+
+
+def test_flags_say_everything(malt: Callable[..., Said]) -> None:
+    code, _, _ = malt(
+        "init", "made/my.toml", "--questions", "sums.csv", "--question", "Frage", "--answer", "Antwort", "--name", "x",
+        "--model", "groq/llama", "--api-base", "", "--api-key-env", "MY_KEY", "--grader", "number", "--grader", "llm",
+    )  # fmt: skip
+    spec = load_spec(Path("made/my.toml"))
+    assert (code, spec.name, spec.evaluator.kind) == (0, "x", ("number", "llm"))
+    assert (spec.evaluator.model, spec.roles.generator.api_key_env) == ("groq/llama", "MY_KEY")
+    assert spec.questions.source == "sums.csv"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "question file: not given, and nobody to ask; give it with --questions"),
+        (("--questions", "none.csv"), "--questions = none.csv: no such file"),
+        (("--questions", "sums.csv", "--question", "Q"), "no column 'Q'; it has: Frage, Antwort"),
+        (("--questions", "sums.csv", "--grader", "guess"), "evaluator.kind"),
+        (("--questions", "sums.csv", "--name", "A B"), "name = "),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_written(
+    malt: Callable[..., Said], arguments: tuple[str, ...], said: str
+) -> None:
+    code, out, err = malt("init", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert [path.name for path in Path().iterdir()] == ["sums.csv"]
+
+
+def test_a_config_that_is_there_stays_unless_forced(malt: Callable[..., Said]) -> None:
+    Path("sums.toml").write_text("mine")
+    code, _, err = malt("init", "--questions", "sums.csv")
+    assert (code, "--force" in err, Path("sums.toml").read_text()) == (2, True, "mine")
+    assert malt("init", "--questions", "sums.csv", "--force")[0] == 0
+    assert malt("init", "--questions", "sums.csv", "--force", "--grader", "guess")[0] == 2
+    assert load_spec(Path("sums.toml")).evaluator.kind == ("number",)
+
+
+def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
+    (tmp_path / "sums.csv").write_text("question,answer\n2+3?,5\n")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from malt.cli.main import main; main()", "init"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        os.write(ours, b"sums.csv\n\n\n\n\nasked\n")
+        out, err = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert b"Graders (the reference answers are numbers) [number]" in err
+    assert b"asked.toml is written for 1 questions" in out
+    assert load_spec(tmp_path / "asked.toml").roles.generator.model == "embedded"
+
+
+def test_a_key_is_explained_and_the_schema_is_the_forms(malt: Callable[..., Said]) -> None:
+    code, out, _ = malt("config", "--explain", "credit.threshold")
+    assert (code, out.splitlines()[0]) == (0, "credit.threshold")
+    assert json.loads(malt("config", "--schema")[1]) == json.loads(json.dumps(RunSpec.model_json_schema()))
+    assert malt("config", "--explain", "x.y")[0] == 2
+    assert len(json.loads(malt("config", "--json")[1])["keys"]) > 100

@@ -1,0 +1,76 @@
+"""What lies in the data folder is this user's alone, whatever the umask, also while it is being written."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from malt.config.settings import Settings
+from malt.datasets.publish.writer import VersionWriter
+from malt.datasets.version.folders import open_staging, set_tag
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.store.samples import Store
+from malt.private_files import make_private_folder
+from tests.published import PROVENANCE, mixed_shard, publish_questions, spec_of
+
+
+@pytest.fixture(autouse=True)
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def open_to_others(folder: Path) -> list[str]:
+    """What others may read, write or enter, links apart."""
+    return [
+        f"{path} {stat.filemode(path.lstat().st_mode)}"
+        for path in folder.rglob("*")
+        if not path.is_symlink() and path.lstat().st_mode & 0o077
+    ]
+
+
+def test_published_versions_tags_and_locks_are_the_user_s_alone(tmp_path: Path) -> None:
+    publish_questions(["q1"], tmp_path / "datasets")
+    publish_questions(["q1", "q2"], tmp_path / "datasets")
+    set_tag(tmp_path / "datasets" / "arith", "paper", 1)
+    assert (tmp_path / "datasets" / "arith" / ".lock").exists()
+    assert open_to_others(tmp_path) == []
+
+
+def test_a_version_that_is_being_written_stands_in_a_closed_folder(tmp_path: Path) -> None:
+    with VersionWriter(spec_of(), PROVENANCE, tmp_path / "datasets" / "arith") as writer:
+        writer.add(mixed_shard("q1"))
+        [staging] = (tmp_path / "datasets" / "arith").glob(".tmp-*")
+        assert stat.S_IMODE(staging.stat().st_mode) == 0o700
+        assert re.search(r"-[0-9a-f]{8}$", staging.name)  # and nobody can foretell its name
+        assert open_staging(staging.parent) != staging
+
+
+async def test_the_store_and_a_dataset_s_lock_are_the_user_s_alone(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    with Store(settings.store) as store:
+        list(store.old_rows(0))
+        async with hold_run_lock("arith", settings, "a test"):
+            assert {path.name for path in (tmp_path / "data").iterdir()} >= {"store.db", "store.db-wal"}
+            assert open_to_others(tmp_path) == []
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    make_private_folder(tmp_path / "shared" / "mine" / "deep")
+    modes = [stat.S_IMODE((tmp_path / place).stat().st_mode) for place in ("shared", "shared/mine", "shared/mine/deep")]
+    assert modes == [0o755, 0o700, 0o700]
+
+
+def test_no_module_names_a_file_in_the_shared_temporary_folder() -> None:
+    """`tempfile` gives names that nobody can foretell, and files of mode 0600."""
+    root = Path(__file__).parents[3]
+    fixed = re.compile(r"""["']/tmp|gettempdir|mktemp\(|TMPDIR""")
+    sources = [path for part in ("malt", "tasks", "flows") for path in (root / part).rglob("*.py")]
+    assert sources
+    assert [str(path) for path in sources if fixed.search(path.read_text())] == []

@@ -1,0 +1,68 @@
+"""`evaluate` under Prefect: the same version as without it, and artifacts that tell of it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import State
+
+from flows.evaluation import evaluate
+from malt.evaluation.result import Evaluated
+from malt.evaluation.version import open_evaluation
+from tests import mishaps
+from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec, script
+from tests.providers import ScriptedProvider
+
+SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
+
+
+@pytest.fixture
+def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = script
+    return provider
+
+
+async def run_flow(folder: Path, provider: ScriptedProvider) -> State[Any]:
+    state: State[Any] = await evaluate(planted_spec(folder, provider, SYSTEMS), return_state=True)
+    return state
+
+
+async def read_artifact(key: str) -> str:
+    async with get_client() as client:
+        found = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return str(found[0].data)
+
+
+def test_a_flow_run_publishes_an_evaluation_and_shows_its_figures(tmp_path: Path, planted: ScriptedProvider) -> None:
+    async def run() -> tuple[State[Any], str]:
+        return await run_flow(tmp_path, planted), await read_artifact("planted-evaluation")
+
+    state, shown = asyncio.run(run())
+    assert state.is_completed()
+    assert planted.request_count == QUESTIONS * 2 * (1 + 2 * CHAINS)
+    version = open_evaluation("evaluations/planted")
+    accuracy = version.summary.systems["star"].sa.accuracy
+    assert accuracy == 1.0
+    assert "| `star` | single agent | ████████████████████ | 100.0 (" in shown
+    assert str(version.path) in shown
+
+
+def test_a_flow_run_with_failed_branches_fails_and_its_retry_asks_for_just_those(
+    tmp_path: Path, planted: ScriptedProvider
+) -> None:
+    planted.faults = lambda asked: mishaps.bad_request() if "What is 103 + 10" in asked.prompt else None
+    state = asyncio.run(run_flow(tmp_path, planted))
+    assert state.is_failed()
+    assert "2 failed branches; run again" in str(state.message)
+    asked, planted.faults = planted.request_count, None
+    again = asyncio.run(run_flow(tmp_path, planted))
+    assert again.is_completed()
+    assert planted.request_count - asked == 2 * (1 + 2 * CHAINS)
+    done = asyncio.run(again.aresult())
+    assert isinstance(done, Evaluated)
+    assert done.version is not None
+    assert done.version.number == 2

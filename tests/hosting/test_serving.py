@@ -1,0 +1,140 @@
+"""`malt serve`: real requests to the trio as one model, on loopback."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.errors import ConfigError
+from malt.evaluation.evaluate import evaluate
+from malt.hosting.serving import application, open_trio
+from tests import mishaps
+from tests.evaluation.planted import QUESTIONS, planted_spec, script
+from tests.providers import ScriptedProvider
+
+KEY = "malt-test-key"
+SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.alone]\nroles = ["generator"]\n'
+
+
+@pytest.fixture
+def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = script
+    return planted_spec(tmp_path, provider, SYSTEMS)
+
+
+@pytest.fixture
+def client(spec: RunSpec) -> Iterator[httpx.Client]:
+    with served(spec) as made:
+        yield made
+
+
+@contextmanager
+def served(spec: RunSpec, system: str | None = None) -> Iterator[httpx.Client]:
+    """Serve on a free port for as long as the client is open."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = application(open_trio(spec, system, Settings()), KEY)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as made:
+        yield made
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def ask(client: httpx.Client, text: str = "What is 103 + 10?", **options: object) -> httpx.Response:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+    return client.post("/chat/completions", json={"model": "malt/plain", "messages": turns, **options})
+
+
+def test_the_answer_is_the_refiner_s_and_its_chain_stands_beside_it(
+    client: httpx.Client, provider: ScriptedProvider
+) -> None:
+    body = ask(client).json()
+    assert provider.request_count == 3
+    assert [choice["message"]["content"][:30] for choice in body["choices"]] == ["Chain 0 of question 3, by refi"]
+    [chain] = body["malt"]["chains"]
+    assert chain["generator"].startswith("Chain 0 of question 3, by generator")
+    assert chain["verdict"] in ("correct", "wrong")
+    assert body["malt"]["question_id"] == "sum-103"
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] > 0
+
+
+def test_several_choices_are_independent_chains(client: httpx.Client, provider: ScriptedProvider) -> None:
+    body = ask(client, n=3).json()
+    assert [choice["message"]["content"][:7] for choice in body["choices"]] == ["Chain 0", "Chain 1", "Chain 2"]
+    assert provider.request_count == 1 + 3 + 3
+
+
+def test_a_stream_ends_with_the_same_text_and_usage(client: httpx.Client) -> None:
+    whole = ask(client).json()
+    lines = [line.removeprefix("data: ") for line in ask(client, stream=True).text.splitlines() if line]
+    assert lines.pop() == "[DONE]"
+    chunks = [json.loads(line) for line in lines]
+    pieces = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(pieces) == whole["choices"][0]["message"]["content"]
+    assert len(pieces) > 2
+    assert chunks[-1]["usage"] == whole["usage"]
+
+
+def test_what_was_evaluated_is_answered_from_the_store_with_the_same_accuracy(
+    spec: RunSpec, provider: ScriptedProvider
+) -> None:
+    summary = evaluate(spec).summary
+    asked = provider.request_count
+    right = 0
+    with served(spec, "plain") as client:
+        for number in range(100, 100 + QUESTIONS):
+            choices = ask(client, f"What is {number} + 10?", n=3).json()["choices"]
+            right += sum(choice["message"]["content"].endswith(f"Final Answer: {number + 10}") for choice in choices)
+    assert right / (3 * QUESTIONS) == pytest.approx(summary.systems["plain"].ma.accuracy)
+    assert provider.request_count == asked
+
+
+def test_who_takes_no_part_is_not_asked(spec: RunSpec, provider: ScriptedProvider) -> None:
+    with served(spec, "alone") as client:
+        assert client.get("/models").json()["data"][0]["id"] == "malt/alone"
+        body = ask(client).json()
+        assert body["malt"]["chains"][0].keys() == {"generator", "verdict"}
+        assert provider.request_count == 1
+
+
+def test_a_question_it_does_not_know_is_asked_and_then_found_again(
+    client: httpx.Client, provider: ScriptedProvider
+) -> None:
+    first = ask(client, "What is 900 + 10?").json()
+    asked = provider.request_count
+    assert ask(client, "What is 900 + 10?").json()["choices"] == first["choices"]
+    assert provider.request_count == asked == 3
+
+
+def test_without_the_key_nobody_is_answered(client: httpx.Client, provider: ScriptedProvider) -> None:
+    client.headers["Authorization"] = "Bearer other"
+    assert ask(client).status_code == 401
+    assert client.get("/models").status_code == 401
+    assert provider.request_count == 0
+
+
+def test_errors_are_told_as_clients_read_them(client: httpx.Client, provider: ScriptedProvider) -> None:
+    assert "messages" in client.post("/chat/completions", json={}).json()["error"]["message"]
+    assert ask(client, n=0).status_code == 400
+    assert ask(client, " ").json()["error"]["message"] == "messages: the last user turn is empty"
+    provider.faults = lambda _asked: mishaps.bad_request("no such luck")
+    refused = ask(client)
+    assert (refused.status_code, "no such luck" in refused.json()["error"]["message"]) == (502, True)
+
+
+def test_a_system_that_is_not_there_is_named(spec: RunSpec) -> None:
+    with pytest.raises(ConfigError, match="--system none: no such system; there are: plain, alone"):
+        open_trio(spec, "none", Settings())
