@@ -8,7 +8,15 @@ import pyarrow as pa
 
 from malt.config.settings import Settings
 from malt.config.spec import PLAYERS
-from malt.datasets.manifest import Failure, FileEntry, Parent, QuestionsUsed, content_digest, write_manifest
+from malt.datasets.manifest import (
+    Failure,
+    FileEntry,
+    Parent,
+    QuestionsUsed,
+    content_digest,
+    published_config,
+    write_manifest,
+)
 from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.stats.counts import as_failure, code_version
 from malt.datasets.version.folders import discard, open_staging
@@ -21,6 +29,7 @@ from malt.evaluation.summary import Summary
 from malt.evaluation.systems import Lineup
 from malt.evaluation.table import ANSWERS_FILE, frame_of, questions_digest, write_answers
 from malt.evaluation.version import SHELF, SUMMARY_FILE, EvaluationVersion, open_evaluation_folder
+from malt.questions.readers import strip_secrets
 from malt.trees.tree import FailedBranch
 
 
@@ -59,9 +68,9 @@ def describe_version(
         content_sha256=content_digest(files),
         parent=parent,
         files=files,
-        config=job.spec.as_config(),
+        config=published_config(job.spec),
         prompts=job.prompts.digests,
-        questions=QuestionsUsed(source=source, sha256=questions_digest(table)),
+        questions=QuestionsUsed(source=strip_secrets(source), sha256=questions_digest(table)),
         models={each.system: cast_of_manifest(each) for each in job.lineups if each.kind == "chain"},
         grader=(*evaluator.kind, *([evaluator.model] if "llm" in evaluator.kind else [])),
         code=code_version(),

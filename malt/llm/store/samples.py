@@ -204,8 +204,12 @@ class Store:
     def check_writable(self) -> None:
         """Raise `StoreError` where nothing can be written: found before anything is paid for."""
         write = sa.update(format_table).values(version=format_table.c.version)
-        with database_errors(self.url), self._engine.begin() as connection:
-            connection.execute(write)
+        try:
+            with database_errors(self.url), self._engine.begin() as connection:
+                connection.execute(write)
+        except StoreError:
+            self.close()
+            raise
 
     def check_in_place(self) -> None:
         """Notice that an SQLite file was removed or replaced: `lost` says so, and what this process has is copied."""
