@@ -36,7 +36,10 @@ test: setup  ## lint, types, then the whole test suite
 	$(BIN)/mypy
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
+docs: setup  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
 pins: setup  ## write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-.PHONY: help setup train run test pins
+.PHONY: help setup train run test docs pins

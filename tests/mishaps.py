@@ -54,6 +54,8 @@ class Fault:
     status: int = 200
     text: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    data: bytes | None = None
+    """What is sent instead of `text`, byte for byte."""
 
 
 Faults = Callable[[Asked], Fault | None]

@@ -204,6 +204,8 @@ class ScriptedProvider(Served):
                 return web.json_response(self._answer(asked) | {"choices": []})
             case "filtered":
                 return web.json_response(filtered(self._answer(asked)))
+        if fault.data is not None:
+            return web.Response(status=fault.status, body=fault.data, headers=dict(fault.headers))
         return web.Response(status=fault.status, text=fault.text, headers=dict(fault.headers))
 
     async def _cut(self, request: web.Request, asked: Asked) -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from malt.trees.credit import OwnAnswer, ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 
 DOCS = Path(__file__).parent.parent / "docs"
-PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "explore.md").read_text(), re.DOTALL)
-DATASETS = (DOCS / "datasets.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", (DOCS / "how-to" / "pandas.md").read_text(), re.DOTALL)
+DATASETS = (DOCS / "how-to" / "datasets.md").read_text()
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", DATASETS, re.DOTALL) for line in block.splitlines()]
 
 
@@ -41,7 +43,7 @@ def quickstart() -> DatasetVersion:
 def test_every_program_of_the_walk_through_a_version_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for program in PROGRAMS:
-        exec(compile(program, "explore.md", "exec"), names)
+        exec(compile(program, "pandas.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "quickstart@v2 117 nodes of 3 questions" in printed
     assert "3 questions have both right and wrong leaves" in printed
@@ -60,3 +62,17 @@ def test_every_command_about_datasets_runs(
 
 def test_every_key_of_the_dataset_table_is_told() -> None:
     assert [key for key in DatasetSpec.model_fields if f"`{key}" not in DATASETS] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """A link, an anchor or a public name that is gone fails the build."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(build, cwd=DOCS.parent, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "reference" / "config" / "index.html").exists()
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (DOCS.parent / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (DOCS.parent / link).exists()] == []

@@ -200,7 +200,7 @@ def _from_config(source: str, config: Path) -> str:
 
 @click.command()
 @click.option("--explain", "key", metavar="KEY", help="Only this key, by dotted path, and the keys below it.")
-@click.option("--markdown", is_flag=True, help="Print docs/config.md.")
+@click.option("--markdown", is_flag=True, help="Print docs/reference/config.md.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema, for editors.")
 @takes_json
 def config(key: str | None, markdown: bool, schema: bool, as_json: bool) -> None:

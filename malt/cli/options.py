@@ -35,3 +35,4 @@ def takes_grading(command: F) -> F:
 takes_version = click.argument("version", metavar="VERSION")
 trusts_code = click.option("--trust-code", is_flag=True, help="Run the grader's code that the version names.")
 takes_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+shows_files = click.option("--files", is_flag=True, help="Print the rows of each file too.")

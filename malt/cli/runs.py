@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import evaluating, summaries, terminal
-from malt.cli.options import takes_config, takes_json
+from malt.cli.options import shows_files, takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
 from malt.processes import paused_gc
 
@@ -59,8 +59,9 @@ def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
 @click.command()
 @takes_config
 @click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
+@shows_files
 @takes_json
-def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, as_json: bool) -> int:
+def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, files: bool, as_json: bool) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
     from malt.cli.progress import progress
     from malt.engine.job import check_models
@@ -72,19 +73,20 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
     check_models(job.spec)
     with progress(job.spec, len(job.questions)):
         summary = flow_summary("generate", job, server) if server else run_here(run_job(job))
-    return finish(summary, as_json=as_json)
+    return finish(summary, files=files, as_json=as_json)
 
 
 @click.command()
 @takes_config
+@shows_files
 @takes_json
-def assemble(config: Path, override: tuple[str, ...], limit: int | None, as_json: bool) -> int:
+def assemble(config: Path, override: tuple[str, ...], limit: int | None, files: bool, as_json: bool) -> int:
     """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
     from malt.engine.runner import assemble_job
 
     job, server = begun(config, override, limit)
     summary = flow_summary("assemble", job, server) if server else run_here(assemble_job(job))
-    return finish(summary, as_json=as_json)
+    return finish(summary, files=files, as_json=as_json)
 
 
 def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
@@ -167,8 +169,8 @@ def without(server: "Server", error: Exception) -> str:
     return f"{' '.join(said.split())}. What was paid for is in the store: {server.when_lost}"
 
 
-def finish(summary: "RunSummary", *, as_json: bool) -> int:
+def finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary)
+    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary, files=files)
     summaries.show_failures(summary)
     return summary.exit_code

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from malt.trees.tree import FailedBranch
 
 _FAILURES_SHOWN = 10
+_GRADE_WORDS = {"right": "correct", "wrong": "incorrect"}
+_KINDS = ("sft", "dpo", "kto")
 
 
 def show_plan(plan: "Plan") -> None:
@@ -42,35 +44,40 @@ def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
     yield dollars(quoted.cost_usd) + (f" ({dollars(low)}-{dollars(high)})" if is_range else "")
 
 
-def show_summary(summary: "RunSummary") -> None:
-    """Print the result of a run."""
+def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
+    """Print what came of a run, what it took, and what to look at next; with `files` the rows of each."""
+    state = "new" if summary.created else "unchanged"
+    terminal.say(
+        f"{summary.dataset}: nothing published"
+        if summary.path is None
+        else f"{summary.reference} ({state}): {terminal.shorten_path(summary.path)}"
+    )
+    for line in (*_describe_content(summary), *(f"suspicious: {each}" for each in summary.suspicions)):
+        terminal.say(f"  {line}")
+    if summary.path is not None:
+        terminal.say(f"  next: malt report {summary.reference} --open; malt show {summary.reference}")
+    if files:
+        terminal.show_rows(summary.rows)
+
+
+def _describe_content(summary: "RunSummary") -> Iterator[str]:
     from malt.datasets.stats.findings import describe_unknown
 
-    if summary.path is None:
-        terminal.say(f"{summary.dataset}: nothing published")
-    else:
-        state = "new" if summary.created else "unchanged"
-        terminal.say(f"{summary.reference} ({state}): {terminal.shorten_path(summary.path)}")
-    leaves = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items() if count)
-    graded_by = ", ".join(f"{count} {kind}" for kind, count in summary.graded_by.items())
-    terminal.say(f"  questions  {summary.complete} of {summary.questions} complete")
-    terminal.say(f"  leaves     {leaves or 'none'}")
-    terminal.say(f"  graded by  {graded_by or 'nobody'}")
+    leaves = ", ".join(f"{count:,} {_GRADE_WORDS.get(name, name)}" for name, count in summary.outcomes.items() if count)
+    graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())
+    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {leaves or 'none'} ({graders})"
     if summary.unread or summary.disputed:
-        terminal.say(f"  not read   {summary.unread:,} of the wrong leaves; {summary.disputed:,} leaves are disputed")
+        yield f"not read: {summary.unread:,} of the incorrect leaves; disputed: {summary.disputed:,} leaves"
     if summary.unknown:
-        terminal.say(f"  unknown    {describe_unknown(summary.unknown)}")
-    for suspicion in summary.suspicions:
-        terminal.say(f"  suspicious {suspicion}")
-    terminal.say(
-        f"  asked      {summary.requests:,} requests, {summary.completions:,} completions; "
-        f"{summary.cached_completions:,} from the store"
-    )
-    terminal.say(
-        f"  used       {summary.prompt_tokens:,} prompt and {summary.completion_tokens:,} completion tokens, "
+        yield f"unknown: {describe_unknown(summary.unknown)}"
+    rows = {kind: sum(n for file, n in summary.rows.items() if file.startswith(f"{kind}/")) for kind in _KINDS}
+    if summary.rows:
+        yield "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in rows.items())
+    yield (
+        f"asked: {summary.requests:,} requests for {summary.completions:,} completions, "
+        f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
         f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
-    terminal.show_rows(summary.rows)
 
 
 def show_failures(summary: "RunSummary") -> None:

@@ -1,4 +1,4 @@
-"""The config's keys, each with its type, default and meaning: `malt config --explain`, and docs/config.md."""
+"""The config's keys, each with its type, default and meaning: `malt config --explain`, and docs/reference/config.md."""
 
 import difflib
 import types
@@ -70,7 +70,7 @@ _HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
 
 def write_markdown() -> str:
-    """Write docs/config.md: the top level, then a section a table."""
+    """Write docs/reference/config.md: the top level, then a section a table."""
     keys = list(list_keys())
     tables = [key for key in keys if "." not in key.name and key.kind == "table"]
     top = [key for key in keys if "." not in key.name and key not in tables]

@@ -13,6 +13,7 @@ from malt.canonical_json import digest
 from malt.config.base import Recorded
 from malt.config.spec import Role, RunSpec
 from malt.errors import VersionError
+from malt.questions.readers import strip_secrets
 from malt.questions.screening import ScreeningCounts
 
 MANIFEST_FILE = "manifest.json"
@@ -363,6 +364,19 @@ class Manifest(VersionManifest):
             return None
         known = [cost.cost_usd for cost in self.cost.values() if cost.cost_usd is not None]
         return sum(known) if len(known) == len(self.cost) else None
+
+
+def published_config(spec: RunSpec) -> dict[str, Any]:
+    """Return a spec as a manifest has it: addresses of files without user, password, token and signature."""
+    return {name: _strip_addresses(name, value) for name, value in spec.as_config().items()}
+
+
+def _strip_addresses(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _strip_addresses(key, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strip_addresses(name, each) for each in value]
+    return strip_secrets(value) if isinstance(value, str) and name in ("source", "decontaminate") else value
 
 
 def content_digest(files: Mapping[str, FileEntry]) -> str:

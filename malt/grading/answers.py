@@ -60,7 +60,9 @@ def final_answer(text: str) -> str | None:
 
 def read_number(text: str) -> NumberRead | None:
     """Return the number that a reply gives as its answer, or None where it has none to give."""
-    text = _FACTORIAL.sub(lambda found: str(math.factorial(int(found[1]))), apart(text))
+    text = apart(text)
+    if "!" in text:
+        text = _FACTORIAL.sub(lambda found: str(math.factorial(int(found[1]))), text)
     found = list(marks(text))
     for mark in found:
         quantity = _marked_number(mark)
@@ -165,7 +167,7 @@ def _box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # n
     contents: list[str] = []
     while position >= 0:
         opening = _BOX.match(text, position)
-        close = closing_brace(text, opening.end(), end) if opening else None
+        close = _closing_brace(text, opening.end(), end) if opening else None
         if opening is None or close is None or (contents and not _JOINED_BOXES.fullmatch(text, close + 1, end)):
             break
         contents.insert(0, clean(text[opening.end() + 1 : close]))
@@ -233,7 +235,7 @@ def _lowered(text: str) -> str:
 _BRACES = re.compile(r"\\[{}\\]|[{}]")
 
 
-def closing_brace(text: str, opening: int, end: int) -> int | None:
+def _closing_brace(text: str, opening: int, end: int) -> int | None:
     """Return where the brace that opens at `opening` closes."""
     if not text.startswith("{", opening):
         return None
@@ -275,7 +277,7 @@ def _unwrapped(text: str) -> str:
         if len(text) - len(inner) == len(opening) + len(closing) and opening not in inner:
             return inner
     command = _COMMAND.match(text)
-    if command and closing_brace(text, command.end(), len(text)) == len(text) - 1:
+    if command and _closing_brace(text, command.end(), len(text)) == len(text) - 1:
         return text[command.end() + 1 : -1]
     if "nswer" in text[:60]:
         text = text[leading.end() :] if (leading := _LEAD_IN.match(text)) else text

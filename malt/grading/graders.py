@@ -67,7 +67,7 @@ from malt.questions.question import Question
 
 LOG = logging.getLogger("malt.grading")
 
-LONGEST_MATH = 10_000
+_LONGEST_MATH = 10_000
 """Characters of an answer past which mathematics is not attempted: the grade is unknown."""
 
 
@@ -302,7 +302,7 @@ async def compare_as_mathematics(kind: str, question: Question, text: str, timeo
     """Compare a reply's answer to the reference; without a process where it plainly is equal, or both are digits."""
     target, answer = _math_reference(question.ground_truth), final_answer(text)
     read = unmarked_formula(text) if answer is None else answer
-    if len(read) > LONGEST_MATH:
+    if len(read) > _LONGEST_MATH:
         return unknown(kind, None, f"an answer of {len(read):,} characters is too long to be compared")
     if not read:
         return unanswered(kind)

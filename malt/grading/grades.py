@@ -78,7 +78,7 @@ class Verdict(NamedTuple):
     decisive: bool
 
 
-LONGEST_KEPT = 1000
+_LONGEST_KEPT = 1000
 """Characters of an answer that a grade keeps."""
 
 
@@ -137,4 +137,4 @@ def _compared(kind: str, answer: str, question: Question) -> str:
 
 
 def _kept(answer: str) -> str:
-    return answer if len(answer) <= LONGEST_KEPT else answer[: LONGEST_KEPT - 1] + "…"
+    return answer if len(answer) <= _LONGEST_KEPT else answer[: _LONGEST_KEPT - 1] + "…"

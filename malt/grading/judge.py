@@ -25,13 +25,13 @@ from malt.questions.question import Question, content_id
 
 __all__ = ["JudgeReply", "Judgement", "LLMEvaluator", "Score"]
 
-REPAIR = (
+_REPAIR = (
     "That reply cannot be read: {reason}. Judge the same answer again, and reply with one JSON object and nothing "
     "else. Its keys: {keys}. Scores are numbers from 0 to 1; keep every text short."
 )
 """The one further turn that an unreadable reply gets; it says nothing of the criteria."""
 
-KEPT_CHARACTERS = 1000
+_KEPT_CHARACTERS = 1000
 """How much of an unreadable reply is shown to the judge again, and kept in an error."""
 
 
@@ -103,7 +103,7 @@ class LLMEvaluator:
         """
         self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
         self.schema = schema
-        self.model = declare_judge(
+        self.model = _declare_judge(
             model=model_name,
             temperature=temperature,
             correctness_weight=correctness_weight,
@@ -117,8 +117,8 @@ class LLMEvaluator:
             api_key_env=api_key_env,
             fallbacks=list(fallbacks),
         )
-        self.weights = all_weights(self.model, weights or {}, schema)
-        self._complete = complete or ask_default
+        self.weights = _all_weights(self.model, weights or {}, schema)
+        self._complete = complete or _ask_default
         self.eval_prompt: EvalPrompt | None = None
         self._setup_prompt()
         self._tags = tags_in(self._fill_prompt({"question": "-", "ground_truth": "-", "answer": "-"}))
@@ -212,11 +212,11 @@ class LLMEvaluator:
 
     def _repair(self, unread: Completion, reason: str) -> tuple[Message, Message]:
         keys = ", ".join(self.schema.model_fields)
-        said = inert(shortened(unread.text), self._tags) or "(nothing)"
-        return Message("assistant", said), Message("user", REPAIR.format(reason=reason, keys=keys))
+        said = inert(_shortened(unread.text), self._tags) or "(nothing)"
+        return Message("assistant", said), Message("user", _REPAIR.format(reason=reason, keys=keys))
 
     def _unknown(self, unread: Completion, reason: str) -> EvaluationUnknown:
-        said = shortened(unread.text)
+        said = _shortened(unread.text)
         return EvaluationUnknown(
             f"the judge {self.model.model!r} cannot be read, asked twice: {reason}; it said {said!r}", unread.text
         )
@@ -233,14 +233,14 @@ class LLMEvaluator:
         )
 
 
-async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
+async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
     from malt.llm.client.completers import ask_default as ask
 
     return await ask(request)
 
 
-def declare_judge(**values: object) -> EvaluatorSpec:
+def _declare_judge(**values: object) -> EvaluatorSpec:
     """Return the judge's declaration, or raise `ConfigError` for the first value that it cannot have."""
     try:
         return EvaluatorSpec.model_validate({"kind": "llm", **values})
@@ -250,7 +250,7 @@ def declare_judge(**values: object) -> EvaluatorSpec:
         raise ConfigError(f"LLMEvaluator: {where}: {first['msg']}, got {first['input']!r}") from None
 
 
-def all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
+def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
     """Return every weight by score."""
     weights = {"correctness_score": model.correctness_weight, "reasoning_score": model.reasoning_weight, **further}
     for name, weight in weights.items():
@@ -269,15 +269,15 @@ def plain(judged: Judgement) -> Evaluation:
     )
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     """Return the beginning of a long text."""
-    return text if len(text) <= KEPT_CHARACTERS else text[:KEPT_CHARACTERS] + " […]"
+    return text if len(text) <= _KEPT_CHARACTERS else text[:_KEPT_CHARACTERS] + " […]"
 
 
-INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
+_INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
 """What may stand between the characters of a tag and still look like one to a model."""
 
-TURN_MARKS = re.compile(
+_TURN_MARKS = re.compile(
     r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
 """First characters of the control tokens by which chat templates end a turn (ChatML and Llama 3, DeepSeek, Llama 2,
@@ -291,12 +291,12 @@ def tags_in(messages: tuple[Message, ...]) -> frozenset[str]:
 
 def inert(text: str, tags: frozenset[str]) -> str:
     """Escape the first character of whatever would read as one of these tags or as the end of a turn."""
-    text = TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
+    text = _TURN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else "&#91;", text)
     if not tags:
         return text
     names = "|".join(sorted(map(re.escape, tags), key=len, reverse=True))
     return re.sub(
-        rf"[<\uff1c\ufe64](?={INVISIBLE}(?:[/\uff0f]{INVISIBLE})?(?:{names})(?![\w-]))",
+        rf"[<\uff1c\ufe64](?={_INVISIBLE}(?:[/\uff0f]{_INVISIBLE})?(?:{names})(?![\w-]))",
         "&lt;",
         text,
         flags=re.IGNORECASE,

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 from pydantic.config import JsonDict
 
-SCORE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)|(?:/|out of)\s*(?P<whole>\d+(?:\.\d+)?))?\s*", re.I)
+_SCORE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)|(?:/|out of)\s*(?P<whole>\d+(?:\.\d+)?))?\s*", re.I)
 
 
 def as_score(value: object) -> object:
@@ -17,7 +17,7 @@ def as_score(value: object) -> object:
         return float(value)
     if not isinstance(value, str):
         return value
-    match = SCORE.fullmatch(value)
+    match = _SCORE.fullmatch(value)
     whole = 0.0 if match is None else 100.0 if match["percent"] else float(match["whole"] or 1)
     if match is None or whole == 0:
         raise ValueError(f"{value[:40]!r} is not a score")
@@ -51,7 +51,7 @@ Lines = Annotated[
 a reply that has more is read as it is."""
 
 
-def closed(schema: JsonDict) -> None:
+def _closed(schema: JsonDict) -> None:
     """Make a JSON schema one that structured output takes: all keys required, no others, no prose of the code's."""
     properties = schema["properties"]
     if isinstance(properties, dict):
@@ -69,7 +69,7 @@ class JudgeReply(BaseModel):
     A subclass adds scores, declared as `Score`; any other field it adds needs a default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra=closed)
+    model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra=_closed)
 
     explanation: Lines = ()
     key_matches: Lines = ()
@@ -93,9 +93,9 @@ def read_reply(text: str, schema: type[Reply]) -> Reply | str:
     verdicts that differ: either may be a quotation from the answer.
     """
     try:
-        replies = [reply for value in objects_in(text, schema) for reply in verdicts_in(value, schema)]
+        replies = [reply for value in _objects_in(text, schema) for reply in _verdicts_in(value, schema)]
     except ValidationError as error:
-        return problem(error)
+        return _problem(error)
     except (ValueError, RecursionError) as error:
         return f"its JSON is broken ({str(error)[:120]})"
     if len({scores(reply) for reply in replies}) > 1:
@@ -114,7 +114,7 @@ def scores(reply: JudgeReply) -> tuple[float, ...]:
     return tuple(getattr(reply, name) for name in reply.score_names())
 
 
-def problem(error: ValidationError) -> str:
+def _problem(error: ValidationError) -> str:
     """Return the first thing that is wrong with a reply."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
@@ -125,28 +125,28 @@ def problem(error: ValidationError) -> str:
     )
 
 
-def verdicts_in(value: JsonValue, schema: type[Reply]) -> Iterator[Reply]:
+def _verdicts_in(value: JsonValue, schema: type[Reply]) -> Iterator[Reply]:
     """Yield the outermost objects that have one of the scores; raises where one of them does not fit the schema."""
-    named = {bare(name): name for name in schema.model_fields}
+    named = {_bare(name): name for name in schema.model_fields}
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting.extend(reversed(value))
         elif isinstance(value, dict):
-            fields = unique((named.get(bare(key), key), item) for key, item in value.items())
+            fields = _unique((named.get(_bare(key), key), item) for key, item in value.items())
             if any(name in fields for name in schema.score_names()):
                 yield schema.model_validate(fields)
             else:
                 waiting.extend(reversed(value.values()))
 
 
-def bare(name: str) -> str:
+def _bare(name: str) -> str:
     """Reduce a key to its letters, so that `Correctness Score` and `correctnessScore` name the same."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def unique(pairs: Iterator[tuple[str, JsonValue]] | list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+def _unique(pairs: Iterator[tuple[str, JsonValue]] | list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     """Return the pairs as a dict; raises where one key has two values."""
     found: dict[str, JsonValue] = {}
     for key, value in pairs:
@@ -156,35 +156,35 @@ def unique(pairs: Iterator[tuple[str, JsonValue]] | list[tuple[str, JsonValue]])
     return found
 
 
-BEGIN = re.compile(r"""\{\s*(?:(?P<quote>["'])[^"'{}]{0,60}(?P=quote)|(?P<bare>[A-Za-z][\w -]{0,60}))\s{0,20}:""")
-DECODER = json.JSONDecoder(strict=False, object_pairs_hook=unique)
+_BEGIN = re.compile(r"""\{\s*(?:(?P<quote>["'])[^"'{}]{0,60}(?P=quote)|(?P<bare>[A-Za-z][\w -]{0,60}))\s{0,20}:""")
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_unique)
 
 
-def objects_in(text: str, schema: type[JudgeReply]) -> Iterator[JsonValue]:
+def _objects_in(text: str, schema: type[JudgeReply]) -> Iterator[JsonValue]:
     """Yield the JSON objects that stand in a text, in order; raises `ValueError` at one that cannot be read.
 
     A brace begins an object when a quoted key follows it, or a bare one of the schema: mathematics has braces too.
     """
-    names = {bare(name) for name in schema.model_fields}
+    names = {_bare(name) for name in schema.model_fields}
     position = 0
-    while begin := BEGIN.search(text, position):
+    while begin := _BEGIN.search(text, position):
         position = begin.end()
-        if begin["quote"] or bare(begin["bare"]) in names:
-            value, position = decode(text, begin.start())
+        if begin["quote"] or _bare(begin["bare"]) in names:
+            value, position = _decode(text, begin.start())
             yield value
 
 
-def decode(text: str, start: int) -> tuple[JsonValue, int]:
+def _decode(text: str, start: int) -> tuple[JsonValue, int]:
     """Return the object that starts here and where it ends."""
     try:
-        value, end = DECODER.raw_decode(text, start)
+        value, end = _DECODER.raw_decode(text, start)
     except ValueError:
-        strict, end = rewrite(text, start)
-        value = DECODER.decode(strict)
+        strict, end = _rewrite(text, start)
+        value = _DECODER.decode(strict)
     return value, end
 
 
-TOKEN = re.compile(
+_TOKEN = re.compile(
     r"""\s*(?:
     (?P<mark>[{}\[\],:])
     |"(?P<double>(?>(?:[^"\\]|\\.|"(?!\s*[,:\]}]))*))"
@@ -195,17 +195,17 @@ TOKEN = re.compile(
 )
 """One token of a loosely written object. A quotation mark ends a text only before a mark, so `"so "7" fits"` is one."""
 
-WORDS = {"true": "true", "false": "false", "null": "null", "none": "null", "nan": "NaN"}
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
-ESCAPE = re.compile(r"""(?P<kept>\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|(?P<apostrophe>\\')|[\\"]""")
+_WORDS = {"true": "true", "false": "false", "null": "null", "none": "null", "nan": "NaN"}
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_ESCAPE = re.compile(r"""(?P<kept>\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))|(?P<apostrophe>\\')|[\\"]""")
 
 
-def rewrite(text: str, start: int) -> tuple[str, int]:
+def _rewrite(text: str, start: int) -> tuple[str, int]:
     """Return the object that starts here as strict JSON, and where it ends; raises `ValueError` where it has no end."""
     pieces: list[str] = []
     depth = 0
     for token in tokens(text, start):
-        piece = strict_token(token)
+        piece = _strict_token(token)
         depth += (piece in "{[") - (piece in "}]")
         if piece in "}]" and pieces[-1] == ",":
             pieces.pop()
@@ -217,22 +217,22 @@ def rewrite(text: str, start: int) -> tuple[str, int]:
 
 def tokens(text: str, start: int) -> Iterator[re.Match[str]]:
     """Yield tokens until one cannot be read."""
-    while token := TOKEN.match(text, start):
+    while token := _TOKEN.match(text, start):
         yield token
         start = token.end()
 
 
-def strict_token(token: re.Match[str]) -> str:
+def _strict_token(token: re.Match[str]) -> str:
     """Return a loose token as JSON has it."""
     if token["mark"]:
         return token["mark"]
     if word := token["word"]:
-        number = word if NUMBER.fullmatch(word) else None
-        return number or WORDS.get(word.lower()) or json.dumps(word)
-    return '"' + ESCAPE.sub(strict_escape, token["double"] or token["single"] or "") + '"'
+        number = word if _NUMBER.fullmatch(word) else None
+        return number or _WORDS.get(word.lower()) or json.dumps(word)
+    return '"' + _ESCAPE.sub(_strict_escape, token["double"] or token["single"] or "") + '"'
 
 
-def strict_escape(escape: re.Match[str]) -> str:
+def _strict_escape(escape: re.Match[str]) -> str:
     """Keep what JSON escapes; a stray backslash or quotation mark stands for itself."""
     if escape["kept"]:
         return escape["kept"]

@@ -24,7 +24,7 @@ from malt.grading.math_reader import (
 from malt.grading.math_tokens import Unread
 from malt.grading.numbers import decimal_places
 
-LEAST_FIGURES = 6
+_LEAST_FIGURES = 6
 """Figures from which on a decimal number stands for the exact one that it is the rounding of."""
 _PRECISION = 40
 
@@ -103,9 +103,9 @@ def _near(reference: Value, left: Expr, answer: Value, right: Expr) -> bool:
     if left.free_symbols or right.free_symbols:
         return False
     return (
-        is_rounding(reference.decimal, left, right)
+        _is_rounding(reference.decimal, left, right)
         if _shorter(reference, answer)
-        else is_rounding(answer.decimal, right, left)
+        else _is_rounding(answer.decimal, right, left)
     )
 
 
@@ -115,12 +115,12 @@ def _shorter(reference: Value, answer: Value) -> bool:
     return len(reference.decimal) < len(answer.decimal)
 
 
-def is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
+def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
     """Whether a decimal number was written to six figures or more, and all of them are those of the exact value."""
     if written is None or "." not in written or not exact.is_real:
         return False
     digits, _, exponent = written.lower().lstrip("-").partition("e")
-    if len(digits.replace(".", "").lstrip("0")) < LEAST_FIGURES:
+    if len(digits.replace(".", "").lstrip("0")) < _LEAST_FIGURES:
         return False
     last = Rational(10) ** (int(exponent or 0) - len(digits.partition(".")[2]))
     if exact.is_Rational and decimal_places(_fraction(exact)) == decimal_places(_fraction(value)):
@@ -263,6 +263,9 @@ def _same_chains(reference: Reading, answer: Reading) -> bool:
         left, right = _named(reference), _named(answer)
         if left is not None and right is not None and left[0] == right[0]:
             return same(left[1], right[1])
+        if "equiv" in (*reference.relations, *answer.relations):
+            alike = reference.relations == answer.relations
+            return alike and all(map(same, reference.sides, answer.sides))
         if reference.relations == ("in",):
             region = _region_of(answer)
             known = reference.sides[0] in answer.sides
@@ -287,8 +290,8 @@ def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | No
 
     `proven`: equal expressions may have a number as their value, `a + z = z + a = 101`.
     """
-    if chain.relations == ("in",):
-        return chain.sides[0], chain.sides[1]
+    if chain.relations in (("in",), ("equiv",)):
+        return (chain.sides[0], chain.sides[1]) if _is_name(chain.sides[0]) else None
     if set(chain.relations) != {"="}:
         return None
     *before, last = chain.sides

@@ -15,14 +15,14 @@ from malt.grading.math_tokens import FUNCTIONS, GREEK, Token, Unread, tokenize
 from malt.grading.number_words import number_in_words
 from malt.grading.units import COUNTED, FILLERS, TURNING, UNITS
 
-MOST_TOKENS = 2_000
-MOST_NESTING = 60
-LARGEST_POWER = 100_000
+_MOST_TOKENS = 2_000
+_MOST_NESTING = 60
+_LARGEST_POWER = 100_000
 """Bits of a whole number past which a power is not carried out."""
 
-SIGN = Symbol("±")
+_SIGN = Symbol("±")
 """Stands in an expression for either sign, until the reading is split in two."""
-DEGREE = Symbol("unit degree", positive=True)
+_DEGREE = Symbol("unit degree", positive=True)
 PERCENT = Symbol("unit percent", positive=True)
 
 
@@ -84,7 +84,7 @@ def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[s
     tokens = tokenize(_subject_left_out(text), nouns)
     while tokens and tokens[-1].text in (".", ",", ";", ":", "!!"):
         tokens.pop()
-    if not tokens or len(tokens) > MOST_TOKENS:
+    if not tokens or len(tokens) > _MOST_TOKENS:
         raise Unread("nothing" if not tokens else f"{len(tokens)} tokens")
     if all(token.kind == "word" or token.text in ("-", "'", ",", "&", "(", ")") for token in tokens):
         return _read_words(tokens, nouns)
@@ -153,8 +153,8 @@ def _split_signs(reading: Reading) -> Reading:
         if reading.kind in ("list", "either", "set"):
             return Items(reading.kind, tuple(inner for item in items for inner in _flat(item)))
         return Items(reading.kind, items)
-    if isinstance(reading, Value) and reading.expr.has(SIGN):
-        both = tuple(reading._replace(expr=reading.expr.subs(SIGN, sign)) for sign in (1, -1))
+    if isinstance(reading, Value) and reading.expr.has(_SIGN):
+        both = tuple(reading._replace(expr=reading.expr.subs(_SIGN, sign)) for sign in (1, -1))
         return Items("list", both)
     return reading
 
@@ -259,7 +259,7 @@ class _Parser:
     def related(self) -> Reading:
         """Read sides with relations between them."""
         sides, relations = [self.side()], list[str]()
-        while relation := self.take("=", "<", ">", "leq", "geq", "neq", "approx", ":", "in"):
+        while relation := self.take("=", "<", ">", "leq", "geq", "neq", "approx", ":", "in", "equiv"):
             sides.append(self.side())
             relations.append(relation)
         if not relations:
@@ -271,7 +271,7 @@ class _Parser:
         if "approx" in relations and len(set(relations)) == 1:
             self.symbols -= set().union(*map(_symbols_in, sides[1:])) - _symbols_in(sides[0])
             return sides[0]
-        if {":", "in", "approx"} & set(relations):
+        if {":", "in", "approx", "equiv"} & set(relations) and len(relations) > 1:
             raise Unread("relations of several sorts")
         return Chain(tuple(sides), tuple(relations))
 
@@ -280,6 +280,8 @@ class _Parser:
         left = self.sum()
         while operation := self.take("cup", "cap", "setminus"):
             left = _join_sets(operation, left, self.sum())
+        if self.take("pmod", "bmod"):
+            return Items("modulo", (left, self.atom()))
         return left
 
     # Expressions.
@@ -296,7 +298,7 @@ class _Parser:
         while sign := self.take("+", "-", "pm", "mp"):
             total = _finite(total) + _signed(sign, _finite(_whole(self.product())))
             single = False
-        written = decimal if single and decimal and not total.has(SIGN) else None
+        written = decimal if single and decimal and not total.has(_SIGN) else None
         return _measured(total, written and ("-" + written if total.is_negative else written))
 
     def product(self) -> Reading:
@@ -397,7 +399,7 @@ class _Parser:
     def degrees(self, base: Reading) -> Reading:
         """Return a value in degrees, of an angle or of heat."""
         self.take("C", "F")
-        return Value(_whole(base) * DEGREE)
+        return Value(_whole(base) * _DEGREE)
 
     def exponent(self) -> Expr:
         """Read what stands after `^`: a group, or one signed number, symbol or bracket."""
@@ -413,7 +415,7 @@ class _Parser:
         if token is None:
             raise Unread("the end is missing")
         self.depth += 1
-        if self.depth > MOST_NESTING:
+        if self.depth > _MOST_NESTING:
             raise Unread("too deeply nested")
         try:
             self.position += 1
@@ -534,7 +536,7 @@ class _Parser:
         if not self.is_unit_word(token):
             raise Unread(f"the word {token.text!r}")
         name = UNITS.get(token.text) or UNITS.get(low) or low
-        return Value(PERCENT if name == "percent" else DEGREE if name == "degree" else _unit(name))
+        return Value(PERCENT if name == "percent" else _DEGREE if name == "degree" else _unit(name))
 
     # Commands.
 
@@ -670,13 +672,14 @@ class _Parser:
         """Read expressions up to the closing bracket."""
         return [_whole(each) for each in self.readings(closing)]
 
-    def readings(self, closing: str) -> list[Reading]:
-        """Read what stands apart by commas up to the closing bracket."""
+    def readings(self, *closings: str) -> list[Reading]:
+        """Read what stands apart by commas up to one of the closing brackets."""
         bars, self.bars = self.bars, 0
         found = [self.related()]
         while self.take(",", ";"):
             found.append(Words("…") if self.take("ldots") else self.related())
-        self.expect(closing)
+        if self.take(*closings) is None:
+            self.expect(closings[0])
         self.bars = bars
         return found
 
@@ -686,7 +689,11 @@ class _Parser:
             if closing == "}":
                 raise Unread("an empty group")
             return Items("set", ())
-        found = self.readings_of_set(closing) if closing == "\\}" else self.readings("}")
+        found = self.readings_of_set(closing) if closing == "\\}" else self.readings("}", "choose")
+        if self.tokens[self.position - 1].text == "choose":
+            chosen = _whole(self.related())
+            self.expect(closing)
+            return Value(sympy.binomial(_bounded(_whole(found[0]), 10**4), _bounded(chosen, 10**4)))
         if closing == "}" and len(found) == 1:
             return found[0]
         return Items("dots" if Words("…") in found else "set", tuple(found))
@@ -761,11 +768,11 @@ _MIXED = re.compile(
     r"|frac (?:(?P<digits>[0-9]{2}) |\{ (?P<top2>[0-9]+) \} \{ (?P<bottom2>[0-9]+) \} ))"
 )
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound-sterling", "¥": "yen", "₹": "rupee"}
-_CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "deg": DEGREE}
+_CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "deg": _DEGREE}
 _NUMBER_SETS = {
     "R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals, "C": sympy.S.Complexes,
 }  # fmt: skip
-_ENDS = "leq geq neq approx in cup cap setminus pm mp rfloor rceil rangle end ldots"
+_ENDS = "leq geq neq approx in equiv pmod bmod choose cup cap setminus pm mp rfloor rceil rangle end ldots"
 _NOT_FACTORS = frozenset(_ENDS.split())
 
 
@@ -789,10 +796,12 @@ def _has_unit(expr: Expr) -> bool:
 
 
 def _measured(expr: Expr, decimal: str | None) -> Reading:
-    """Part an expression from its unit; a sum of several units is not read."""
+    """Part an expression from its unit, which may stand once for a whole sum; a sum of several units is not read."""
     if not _has_unit(expr):
         return Value(expr, Integer(1), decimal)
     units = [symbol for symbol in expr.free_symbols if symbol.name.startswith("unit ")]
+    if expr.is_Add and len(units) == 1 and sum(map(_has_unit, expr.args)) == 1:
+        return Value(expr.subs(units[0], 1), units[0], decimal)
     coefficient, unit = sympy.factor_terms(expr).as_independent(*units, as_Add=False)
     if _has_unit(coefficient) or (not unit.is_Mul and not unit.is_Pow and not unit.is_Symbol):
         raise Unread("several units")
@@ -800,7 +809,7 @@ def _measured(expr: Expr, decimal: str | None) -> Reading:
 
 
 def _signed(sign: str, value: Expr) -> Expr:
-    return value * {"+": Integer(1), "-": Integer(-1), "pm": SIGN, "mp": -SIGN}[sign]
+    return value * {"+": Integer(1), "-": Integer(-1), "pm": _SIGN, "mp": -_SIGN}[sign]
 
 
 def is_symbol(reading: Reading) -> bool:
@@ -827,7 +836,7 @@ def _power(base: Expr, exponent: Expr) -> Expr:
     _finite(base * exponent)
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(int(base.p)).bit_length(), int(base.q).bit_length()) * abs(exponent)
-        if bits > LARGEST_POWER:
+        if bits > _LARGEST_POWER:
             raise Unread("a power too large")
         if base == 0 and exponent <= 0:
             raise Unread("zero to the power of zero")
@@ -851,7 +860,7 @@ def _apply(name: str, arguments: list[Expr], base: Expr | None, inverse: bool) -
     if base is not None:
         raise Unread(f"{name} with an index")
     if name in ("sin", "cos", "tan", "cot", "sec", "csc") and not inverse:
-        argument = argument.subs(DEGREE, sympy.pi / 180)
+        argument = argument.subs(_DEGREE, sympy.pi / 180)
     if _has_unit(argument):
         raise Unread(f"{name} of a unit")
     names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "abs": "Abs", "ceil": "ceiling"}

@@ -38,7 +38,7 @@ _SYNONYMS = """
 dfrac frac tfrac frac cfrac frac dbinom binom tbinom binom ge geq le leq geqslant geq leqslant leq ne neq gt > lt <
 times * cdot * ast * div / lbrace { rbrace } lbrack [ rbrack ] lparen ( rparen ) lvert | rvert | vert | mid | colon :
 varepsilon epsilon vartheta theta varphi phi varnothing emptyset degree deg circ deg dots ldots cdots ldots dotsc ldots
-backslash setminus simeq approx tg tan ctg cot
+backslash setminus simeq approx tg tan ctg cot mod bmod pounds £ euro €
 """
 _SAME_COMMAND = dict(zip(_SYNONYMS.split()[::2], _SYNONYMS.split()[1::2], strict=True))
 _WORD_COMMANDS = {"inf": "infty", "infinity": "infty", "oo": "infty", "degrees": "deg", "degree": "deg", "in": "in"}

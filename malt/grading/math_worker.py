@@ -12,7 +12,7 @@ from malt.grading.process_pool import prepared_by, resolve
 if TYPE_CHECKING:
     from malt.grading.math_reader import Reading
 
-MEMORY_LIMIT_BYTES = 2 * 1024**3
+_MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
 
@@ -22,7 +22,7 @@ def prepare() -> None:
     import logging
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    limit_memory()
+    _limit_memory()
 
 
 MathResult = Literal["equal", "different", "disputed", "unread", "no reference"]
@@ -51,7 +51,7 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     try:
         target = _read_reference(reference, question)
     except Unread as unread:
-        return MathVerdict("no reference", str(unread))
+        return MathVerdict("unread" if _is_known(reference) else "no reference", f"of the reference, {unread}")
     try:
         given = _read(answer, reference, question)
         equal = same(target, given)
@@ -71,7 +71,16 @@ def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     try:
         return may_be_words or not isinstance(_read_reference(reference, question), Words)
     except Unread:
-        return False
+        return _is_known(reference)
+
+
+@lru_cache(maxsize=2048)
+def _is_known(reference: str) -> bool:
+    """Whether math-verify reads a reference that we cannot, such as an integral: only the same text is right then."""
+    from math_verify import parse
+
+    found = parse(f"${reference}$", parsing_timeout=None) if "\\" in reference else []
+    return any(not isinstance(each, str) for each in found)
 
 
 @prepared_by(prepare)
@@ -123,13 +132,13 @@ def _denied(target: "Reading", given: "Reading") -> bool:
     return not verify(left, right, timeout_seconds=None)
 
 
-def limit_memory() -> None:
+def _limit_memory() -> None:
     """Bound this process's address space from now on; a larger demand raises MemoryError."""
     if sys.platform == "linux":
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, hard))
 
 
 def call_function(name: str, question: str, ground_truth: str, answer: str) -> float | None:

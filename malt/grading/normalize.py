@@ -43,21 +43,21 @@ def is_spaced(character: str) -> bool:
     return character.isascii() or unicodedata.category(character) not in ("Lo", "Mn", "Mc", "Lm")
 
 
-SYMBOL = "√"
+_SYMBOL = "√"
 """What stands in a plain text for whatever makes a number symbolic: a root, π, a function, a broken fraction."""
 
-SIGNS = {
+_SIGNS = {
     "−‐‑‒–﹣－": "-",
     "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000—―": " ",
     "\u200b\u200e\u200f\u2060\ufeff": "",
     "⁄∕": "/",
     "×⋅·∗": "*",
     "≃≅": "≈",
-    "π∛∞±∓": SYMBOL,
+    "π∛∞±∓": _SYMBOL,
     "≤⩽≦": "<",
     "≥⩾≧≠": ">",
 }
-FRACTIONS = {
+_FRACTIONS = {
     "½": "1/2",
     "⅓": "1/3",
     "⅔": "2/3",
@@ -74,16 +74,16 @@ FRACTIONS = {
     "⅝": "5/8",
     "⅞": "7/8",
 }
-PLAIN = str.maketrans(
-    {sign: plain for signs, plain in SIGNS.items() for sign in signs}
-    | {sign: f" {fraction}" for sign, fraction in FRACTIONS.items()}
+_PLAIN = str.maketrans(
+    {sign: plain for signs, plain in _SIGNS.items() for sign in signs}
+    | {sign: f" {fraction}" for sign, fraction in _FRACTIONS.items()}
 )
-SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
-RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 Replacement = str | Callable[[re.Match[str]], str]
 
-LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
+_LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\{,\}", ","),
@@ -101,30 +101,30 @@ LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
         (r"\^?\\(?:circ|degree)(?![a-zA-Z])", "°"),
         (
             r"\\(?:sqrt|pi|theta|alpha|beta|infty|log|ln|sin|cos|tan|pm|mp|sum|int|[dt]?binom|[dtc]?frac)(?![a-zA-Z])",
-            SYMBOL,
+            _SYMBOL,
         ),
         (r"\\(?:[a-zA-Z]+|.)|[{}]", " "),
     )
 )
-SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|log|ln|sin|cos|tan|exp)(?![A-Za-z])")
-TAGS = re.compile(r"<<[^<>\n]{0,200}>>|</?[A-Za-z][^<>\n]{0,60}>")
-SPACES = re.compile(r"[ \t]{2,}")
-POWER = re.compile(r"(?<=[0-9])\*\*(?=-?[0-9])")
-SPACED_SIGN = re.compile(r"(?<![0-9)%] )(?<![0-9)%])([-+]) (?=[0-9]+/[0-9])")
+_SYMBOLS = re.compile(r"(?<![A-Za-z])(?:sqrt|pi|log|ln|sin|cos|tan|exp)(?![A-Za-z])")
+_TAGS = re.compile(r"<<[^<>\n]{0,200}>>|</?[A-Za-z][^<>\n]{0,60}>")
+_SPACES = re.compile(r"[ \t]{2,}")
+_POWER = re.compile(r"(?<=[0-9])\*\*(?=-?[0-9])")
+_SPACED_SIGN = re.compile(r"(?<![0-9)%] )(?<![0-9)%])([-+]) (?=[0-9]+/[0-9])")
 
 
 def plain(text: str) -> str:
     """Return the text in ASCII signs, without emphasis and LaTeX, fractions as `1/2`, roots and the like as `√`."""
     if not text.isascii():
-        text = SUPERSCRIPTS.sub(lambda match: "^" + match[0].translate(RAISED), text)
-        text = apart(text.translate(PLAIN))
+        text = _SUPERSCRIPTS.sub(lambda match: "^" + match[0].translate(_RAISED), text)
+        text = apart(text.translate(_PLAIN))
     if "<" in text:
-        text = TAGS.sub(" ", text)
+        text = _TAGS.sub(" ", text)
     if "\\" in text or "{" in text or "~" in text:
-        for pattern, replacement in LATEX:
+        for pattern, replacement in _LATEX:
             text = pattern.sub(replacement, text)
     if "*" in text or "_" in text or "`" in text:
-        text = POWER.sub("^", text).replace("**", "").replace("__", "").replace("`", "")
+        text = _POWER.sub("^", text).replace("**", "").replace("__", "").replace("`", "")
     if "/" in text:
-        text = SPACED_SIGN.sub(r"\1", text)
-    return SPACES.sub(" ", SYMBOLS.sub(SYMBOL, text))
+        text = _SPACED_SIGN.sub(r"\1", text)
+    return _SPACES.sub(" ", _SYMBOLS.sub(_SYMBOL, text))

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from malt.grading.normalize import plain
 from malt.grading.number_words import NUMBER_WORDS, number_in_words
-from malt.grading.units import COUNTED
-from malt.grading.units import UNITS as UNIT_SPELLINGS
+from malt.grading.units import COUNTED, UNITS
 
 LONGEST = 10_000
 """Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
-MOST_DIGITS = 300
+_MOST_DIGITS = 300
 """Digits and powers of ten past which a number is not read: exact arithmetic on it could take the grader's time."""
 
 
@@ -77,14 +76,14 @@ def decimal_places(number: Fraction) -> int | None:
 
 # How one number is read.
 
-DIGITS = (
+_DIGITS = (
     r"(?:[0-9]{1,3}(?>(?:\ [0-9]{3})+)(?![0-9])(?:,[0-9]{1,2}(?![0-9,]))?"  # 1 234 567,89
     r"|[0-9]{1,3}(?>(?:'[0-9]{3})+)(?![0-9])"  # 1'234
     r"|[0-9]{1,3}(?>(?:\.[0-9]{3})+)(?:,[0-9]{1,2}(?![0-9,])"  # 1.234,56
     r"|(?<=\.[0-9]{3}\.[0-9]{3})(?![0-9.]))"  # 1.234.567
     r"|[0-9]++(?>(?:,[0-9]++)*))(?:\.[0-9]++)?|\.[0-9]++"
 )
-NUMBER = re.compile(
+_NUMBER = re.compile(
     rf"""
     (?<![\w.^√]) (?<![0-9][:/,]) (?<![^\W\d_]-)
     (?P<sign>[-+](?=\s?[$€£¥₹]?[0-9.]))?
@@ -93,8 +92,8 @@ NUMBER = re.compile(
       (?P<whole>[0-9]++) (?:\s+(?:and\s+)?) (?P<part>[0-9]++)\s?/\s?(?P<parts>[0-9]++)
     | (?P<half>[0-9]++)\s+and\s+a\s+half\b
     | 10\s?\^\s?\(?(?P<power>[-+]?[0-9]{{1,4}})\)?
-    | (?P<digits>{DIGITS})
-      (?: \s?/\s?(?P<denominator>{DIGITS})
+    | (?P<digits>{_DIGITS})
+      (?: \s?/\s?(?P<denominator>{_DIGITS})
       | [eE](?P<exponent>[-+]?[0-9]{{1,4}})(?![\w.])
       | \s?[*x]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power_of_ten>[-+]?[0-9]{{1,4}})\)?
       )?
@@ -109,7 +108,7 @@ NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-SCALES = {
+_SCALES = {
     "k": 1000,
     "K": 1000,
     "M": 10**6,
@@ -131,43 +130,43 @@ SCALES = {
 
 def quantity(match: re.Match[str]) -> Quantity | None:
     """Return the number that was matched, or None where its digits make none (a list, a zero denominator)."""
-    value = unsigned(match)
+    value = _unsigned(match)
     if value is None:
         return None
     negative = "-" in (match["sign"] or "") + (match["sign_after"] or "")
     if match["percent"] or match["cent"] or (match["magnitude"] or "").startswith("cent"):
         scale = Fraction(1, 100)
     else:
-        scale = Fraction(SCALES.get(match["letter"] or match["magnitude"] or "", 1))
-        value *= SCALES.get(match["ideograph"] or "", 1)
+        scale = Fraction(_SCALES.get(match["letter"] or match["magnitude"] or "", 1))
+        value *= _SCALES.get(match["ideograph"] or "", 1)
     return Quantity(match[0].strip(), -value if negative else value, scale)
 
 
-def unsigned(match: re.Match[str]) -> Fraction | None:
+def _unsigned(match: re.Match[str]) -> Fraction | None:
     """Return the value without its sign."""
-    if len(match[0]) > MOST_DIGITS:
+    if len(match[0]) > _MOST_DIGITS:
         return None
     if match["whole"]:
-        part = over(Fraction(match["part"]), Fraction(match["parts"]))
+        part = _over(Fraction(match["part"]), Fraction(match["parts"]))
         return None if part is None else int(match["whole"]) + part
     if match["half"]:
         return int(match["half"]) + Fraction(1, 2)
     if match["power"]:
-        return times_ten_to(Fraction(1), match["power"])
+        return _times_ten_to(Fraction(1), match["power"])
     value = decimal(match["digits"])
     if value is not None and match["denominator"]:
-        return over(value, decimal(match["denominator"]))
-    return value if value is None else times_ten_to(value, match["exponent"] or match["power_of_ten"] or "0")
+        return _over(value, decimal(match["denominator"]))
+    return value if value is None else _times_ten_to(value, match["exponent"] or match["power_of_ten"] or "0")
 
 
-def over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
+def _over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
     """Divide, if that can be."""
     return numerator / denominator if denominator else None
 
 
-def times_ten_to(value: Fraction, power: str) -> Fraction | None:
+def _times_ten_to(value: Fraction, power: str) -> Fraction | None:
     """Scale by a power of ten that is not absurd."""
-    return value * Fraction(10) ** int(power) if abs(int(power)) <= MOST_DIGITS else None
+    return value * Fraction(10) ** int(power) if abs(int(power)) <= _MOST_DIGITS else None
 
 
 def decimal(digits: str) -> Fraction | None:
@@ -187,7 +186,7 @@ def decimal(digits: str) -> Fraction | None:
 
 # Measures in two units, and numbers in words.
 
-MEASURES = {
+_MEASURES = {
     ("dollar", "cent"): 100,
     ("euro", "cent"): 100,
     ("hour", "minute"): 60,
@@ -197,13 +196,21 @@ MEASURES = {
     ("week", "day"): 7,
     ("day", "hour"): 24,
     ("pound", "ounce"): 16,
+    ("kilogram", "gram"): 1000,
+    ("kilometer", "meter"): 1000,
+    ("meter", "centimeter"): 100,
 }
-SPELLINGS = {
+_SPELLINGS = {
     "dollar": "dollars",
     "euro": "euros",
     "cent": "cents",
     "foot": "feet ft",
-    "inch": "inches",
+    "inch": "inches in",
+    "kilogram": "kilograms kg",
+    "gram": "grams g",
+    "kilometer": "kilometers km",
+    "meter": "meters m",
+    "centimeter": "centimeters cm",
     "hour": "hours hrs hr h",
     "minute": "minutes mins min",
     "second": "seconds secs sec",
@@ -214,25 +221,25 @@ SPELLINGS = {
     "pound": "pounds lbs lb",
     "ounce": "ounces oz",
 }
-UNITS = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling in (unit, *spellings.split())}
-MEASURE = re.compile(
-    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
+_MEASURE_UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.split())}
+_MEASURE = re.compile(
+    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,10}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{1,11}+)(?!\w)"
 )
 
 
-def measured(match: re.Match[str]) -> Quantity | None:
+def _measured(match: re.Match[str]) -> Quantity | None:
     """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None where it is none."""
-    ratio = MEASURES.get((UNITS.get(match[2], ""), UNITS.get(match[4], "")))
+    ratio = _MEASURES.get((_MEASURE_UNITS.get(match[2], ""), _MEASURE_UNITS.get(match[4], "")))
     first = decimal(match[1])
-    if ratio is None or first is None or len(match[0]) > MOST_DIGITS:
+    if ratio is None or first is None or len(match[0]) > _MOST_DIGITS:
         return None
     return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
 
 
-def in_words(text: str) -> Quantity | None:
+def _in_words(text: str) -> Quantity | None:
     """Return the number that a text without digits is, with at most a unit after it, as in `Twenty-five dollars`."""
     words = _WORD_OR_SIGN.findall(text[:200])
-    if words and (ideographs := in_ideographs(words[0])) is not None:
+    if words and (ideographs := _in_ideographs(words[0])) is not None:
         return Quantity(words[0], Fraction(ideographs))
     for end in range(min(len(words), 16), 0, -1):
         value = number_in_words(" ".join(words[:end]))
@@ -248,7 +255,7 @@ def in_words(text: str) -> Quantity | None:
 _IDEOGRAPHS = re.compile("[〇零一二两三四五六七八九十百千万萬亿億]+")
 
 
-def in_ideographs(text: str) -> int | None:
+def _in_ideographs(text: str) -> int | None:
     """Return the number that a text in Chinese numerals begins with, up to its counter: `十八个` is 18."""
     found = _IDEOGRAPHS.match(text)
     if found is None:
@@ -283,53 +290,56 @@ class Found(NamedTuple):
     quantity: Quantity | None
 
 
-TANGLED_BEFORE = re.compile(
+_TANGLED_BEFORE = re.compile(
     r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through|by|point)|[√<>]=?|[0-9A-Za-z)]\s?\^"
+    r"|(?<![A-Za-z])[b-zB-HJ-Z](?:\s?[-+*/]|\((?=$))|between\s[$€£¥₹]?[0-9][0-9.,]*\sand"
     r"|(?<![a-z])(?:not|(?:less|more|greater|fewer|larger|smaller|other)\sthan))\s?[$€£¥₹(]*$"
 )
-TANGLED_AFTER = re.compile(
-    r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through|by|point)\s(?=[$€£¥₹]?[0-9])|[-+*/<>^]=?\s?(?=√|[A-Za-z](?:$|[\s)^*/+=<>-]*$))"
-    r"|(?:squared|cubed|factorial|choose|halves|thirds|quarters|fifths)(?![a-z]))"
+_TANGLED_AFTER = re.compile(
+    r"\)?\s?(?:[-+*÷/x|;<>]\s?(?=[$€£¥₹(]*[0-9])"
+    r"|(?:to|through|by|point|mod|times|plus|minus|(?:more|less|fewer)\sthan)\s(?=[$€£¥₹]?[0-9])"
+    r"|[-+*/<>^]=?\s?(?=√|[A-Za-z](?:$|[\s)^*/+=<>-]*$))"
+    r"|(?:squared|cubed|factorial|choose|halves|thirds|quarters|fifths|below zero)(?![a-z])|half$)"
 )
-SYMBOL_AFTER = re.compile(r"\s?([A-Za-z]+)(?![A-Za-z'])")
-UNITS_OR_NOUNS = COUNTED | UNIT_SPELLINGS.keys()
-ATTACHED = frozenset({"st", "nd", "rd", "th", "am", "pm", "AM", "PM"})
-SPACED_LETTERS = frozenset("aAImgshlL")
-LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
-QUALIFIER_BEFORE = re.compile(
+_SYMBOL_AFTER = re.compile(r"\s?([A-Za-z]+)(?![A-Za-z'])")
+_UNITS_OR_NOUNS = COUNTED | UNITS.keys()
+_ATTACHED = frozenset({"st", "nd", "rd", "th", "am", "pm", "AM", "PM"})
+_SPACED_LETTERS = frozenset("aAImgshlL")
+_LIST_AFTER = re.compile(r"(?:,|,? and|,? or|;)\s[$€£¥₹]?-?[0-9][0-9,.]*+%?\s*(?:$|[.,;)\]}]|and\b|or\b)")
+_QUALIFIER_BEFORE = re.compile(
     r"(?<![a-z])(?:in|after|for|by|at|the|of|from|to|with|within|over|every|each|per|than|these|those|both|all|next|first"
     r"|last|another|when|if|between|on|day|week|step|year|level|number|because|since|as)\s[$€£¥₹]?$",
     re.IGNORECASE,
 )
-CONCLUSION = re.compile(
+_CONCLUSION = re.compile(
     r"(?<![a-z])(?:so|therefore|thus|hence|which (?:means|is|equals|makes))(?![a-z])", re.IGNORECASE
 )
-EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
-LEAD_IN = re.compile(
+_EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
+_LEAD_IN = re.compile(
     r"[\s$€£¥₹~≈=:(\[\"'#*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",
     re.IGNORECASE,
 )
-ASSIGNMENT = re.compile(r"^[^0-9=<>!≈]{1,40}=")
-UNITS_AFTER = re.compile(
+_ASSIGNMENT = re.compile(r"^[^0-9=<>!≈]{1,40}=")
+_UNITS_AFTER = re.compile(
     r"(?>(?:\s?[^\W\d_][^\s\d,;:!?()=+*/^]{0,30}+|\s?[-/°$€£¥₹²³]|\s?\^[23]|\s?\([^()0-9]{0,60}+\)){0,8})[\s.!*_$)\]\"']*+"
 )
-SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
-DIGITS_AHEAD = re.compile(r".*(?=[0-9])", re.DOTALL)
-ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|\n")
+_DIGITS_AHEAD = re.compile(r".*(?=[0-9])", re.DOTALL)
+_ENUMERATION = re.compile(r"[.)]\s+[^\W\d_]")
 
 
 @lru_cache(maxsize=8192)
 def parse_quantity(text: str) -> Quantity | None:
     """Read a text that is one number with at most a lead-in and units, as a reference answer is; else None."""
-    line = ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
-    start = lead_in(line)
-    measure = MEASURE.match(line, start)
-    if measure and (quantity := measured(measure)) and not numbers(line[measure.end() :]):
+    line = _ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
+    start = _lead_in(line)
+    measure = _MEASURE.match(line, start)
+    if measure and (quantity := _measured(measure)) and not numbers(line[measure.end() :]):
         return quantity
-    match = NUMBER.match(line, start)
+    match = _NUMBER.match(line, start)
     if match is None:
-        return in_words(line[start:])
-    alone = UNITS_AFTER.fullmatch(line, match.end()) and not ENUMERATION.match(line, match.end())
+        return _in_words(line[start:])
+    alone = _UNITS_AFTER.fullmatch(line, match.end()) and not _ENUMERATION.match(line, match.end())
     return standing(match) if alone else None
 
 
@@ -342,15 +352,15 @@ def read_quantity(text: str) -> Quantity | None:
     line = plain(text[:LONGEST])
     found = numbers(line)
     if not found:
-        return in_words(line[lead_in(line) :])
-    return found[0].quantity if len(found) == 1 else stated(line, found)
+        return _in_words(line[_lead_in(line) :])
+    return found[0].quantity if len(found) == 1 else _stated(line, found)
 
 
 def leading_quantity(text: str) -> Quantity | None:
     """Return the number that a text begins with, whatever follows it; None where it begins with none of its own."""
     line = plain(text[:LONGEST])
     found = numbers(line)
-    if not found or found[0].start > lead_in(line) or LIST_AFTER.match(line, found[0].end):
+    if not found or found[0].start > _lead_in(line) or _LIST_AFTER.match(line, found[0].end):
         return None
     return found[0].quantity
 
@@ -364,8 +374,8 @@ def last_quantity(text: str) -> Quantity | None:
         line = plain(written.lstrip("> "))
         known = [number.quantity for number in numbers(line) if number.quantity is not None]
         if known:
-            conclusion = tail(CONCLUSION, tail(SENTENCE_END, line))
-            result = tail(EQUALS, conclusion)
+            conclusion = tail(_CONCLUSION, tail(_SENTENCE_END, line))
+            result = tail(_EQUALS, conclusion)
             after = [number.quantity for number in numbers(result) if number.quantity is not None]
             return after[0] if after and result != conclusion else known[-1]
     return None
@@ -373,43 +383,43 @@ def last_quantity(text: str) -> Quantity | None:
 
 def tail(border: re.Pattern[str], line: str) -> str:
     """Return what follows the last border with a digit after it, or the whole line."""
-    digits = DIGITS_AHEAD.match(line)
+    digits = _DIGITS_AHEAD.match(line)
     ends = [match.end() for match in border.finditer(line, 0, digits.end() if digits else 0)]
     return line[ends[-1] :] if ends else line
 
 
-def stated(line: str, found: list[Found]) -> Quantity | None:
+def _stated(line: str, found: list[Found]) -> Quantity | None:
     """Choose among several numbers."""
-    found = in_one_sentence(line, after_last(CONCLUSION, line, found))
-    found = after_last(EQUALS, line, found)
+    found = _in_one_sentence(line, _after_last(_CONCLUSION, line, found))
+    found = _after_last(_EQUALS, line, found)
     first = found[0]
-    if LIST_AFTER.match(line, first.end):
+    if _LIST_AFTER.match(line, first.end):
         return None
-    if first.start <= lead_in(line):
+    if first.start <= _lead_in(line):
         return first.quantity
     known = [number for number in found if number.quantity is not None]
-    free = [number for number in known if not QUALIFIER_BEFORE.search(line[max(0, number.start - 12) : number.start])]
+    free = [number for number in known if not _QUALIFIER_BEFORE.search(line[max(0, number.start - 12) : number.start])]
     return free[0].quantity if free else known[-1].quantity if known else None
 
 
-def after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
+def _after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
     """Return the numbers after the last border that has any, or all of them."""
     ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
 
 
-def in_one_sentence(line: str, found: list[Found]) -> list[Found]:
+def _in_one_sentence(line: str, found: list[Found]) -> list[Found]:
     """Return the numbers up to the end of the sentence in which the first stands."""
-    end = SENTENCE_END.search(line, found[0].end)
+    end = _SENTENCE_END.search(line, found[0].end)
     return [number for number in found if number.start < end.start()] if end else found
 
 
 def numbers(line: str) -> list[Found]:
     """Return the numbers of a plain text; a measure in two units is one."""
-    found = [Found(match.start(), match.end(), standing(match)) for match in NUMBER.finditer(line)]
+    found = [Found(match.start(), match.end(), standing(match)) for match in _NUMBER.finditer(line)]
     if len(found) < 2:
         return found
-    measures = [Found(*match.span(), quantity) for match in MEASURE.finditer(line) if (quantity := measured(match))]
+    measures = [Found(*match.span(), quantity) for match in _MEASURE.finditer(line) if (quantity := _measured(match))]
     for measure in measures:
         found = [number for number in found if number.end <= measure.start or number.start >= measure.end]
     return sorted(found + measures) if measures else found
@@ -418,22 +428,22 @@ def numbers(line: str) -> list[Found]:
 def standing(match: re.Match[str]) -> Quantity | None:
     """Return a number that stands for itself."""
     line, start = match.string, match.start() + len(match["sign"] or "")
-    tangled = TANGLED_BEFORE.search(line[max(0, start - 24) : start]) or TANGLED_AFTER.match(line, match.end())
-    return None if tangled or symbol_after(line, match.end()) else quantity(match)
+    tangled = _TANGLED_BEFORE.search(line[max(0, start - 24) : start]) or _TANGLED_AFTER.match(line, match.end())
+    return None if tangled or _symbol_after(line, match.end()) else quantity(match)
 
 
-def symbol_after(line: str, end: int) -> bool:
+def _symbol_after(line: str, end: int) -> bool:
     """Whether letters after a number are symbols that it is multiplied with, rather than a unit or a word."""
-    found = SYMBOL_AFTER.match(line, end)
+    found = _SYMBOL_AFTER.match(line, end)
     if found is None:
         return False
     run, attached = found[1], found.start(1) == end
     if len(run) == 1:
-        return attached or run not in SPACED_LETTERS
-    return attached and len(run) < 4 and not (run in UNITS_OR_NOUNS or run in ATTACHED)
+        return attached or run not in _SPACED_LETTERS
+    return attached and len(run) < 4 and not (run in _UNITS_OR_NOUNS or run in _ATTACHED)
 
 
-def lead_in(line: str) -> int:
+def _lead_in(line: str) -> int:
     """Return where a plain text begins, after signs and words such as `about`."""
-    match = LEAD_IN.match(line)
+    match = _LEAD_IN.match(line)
     return match.end() if match else 0

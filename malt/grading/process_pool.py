@@ -26,11 +26,11 @@ from typing import NamedTuple, TypeVar, cast
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., object])
 
-M_MMAP_THRESHOLD = -3
+_M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
 """Seconds a process may take to start Python and import what a call needs; no call's own limit covers this."""
 
-BOOT = """
+_BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
 from malt.grading.process_pool import work
@@ -64,46 +64,46 @@ def submit(function: Callable[..., Result], *arguments: object, timeout_s: float
     """Do the same for a caller without an event loop."""
     future: Future[object] = Future()
     name = f"{function.__module__}:{function.__qualname__}"
-    shared_pool().calls.put(Call(name, arguments, timeout_s, future))
+    _shared_pool().calls.put(Call(name, arguments, timeout_s, future))
     return cast("Future[Result]", future)
 
 
 def worker_pids() -> list[int]:
     """Return the processes that are up, for those who watch or kill them."""
-    return shared_pool().pids
+    return _shared_pool().pids
 
 
-def shared_pool() -> "Pool":
+def _shared_pool() -> "Pool":
     """Return this process's pool, started on first use; a forked child does not share its parent's."""
-    with POOLS_LOCK:
-        return pool_of(os.getpid())
+    with _POOLS_LOCK:
+        return _pool_of(os.getpid())
 
 
-POOLS_LOCK = threading.Lock()
+_POOLS_LOCK = threading.Lock()
 
 
 @cache
-def pool_of(_pid: int) -> "Pool":
+def _pool_of(_pid: int) -> "Pool":
     """Start a pool: one process more than there are processors, so that one that hangs leaves them busy."""
     pool = Pool(min(4, (os.cpu_count() or 1) + 1))
     atexit.register(pool.close)
     return pool
 
 
-def free_at_once() -> None:
+def _free_at_once() -> None:
     """Let blocks of 1 MiB and more go back to the system when they are freed: what processes send lies in such.
 
     Otherwise glibc keeps them for others to come, the more the longer a program runs (mallopt(3), M_MMAP_THRESHOLD).
     """
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 class Pool:
     """`size` threads, each with a process that it starts when it first has a call to make."""
 
     def __init__(self, size: int) -> None:
-        free_at_once()
+        _free_at_once()
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._workers = [Worker() for _ in range(size)]
         for worker in self._workers:
@@ -195,7 +195,7 @@ class Worker:
         ours, theirs = Pipe()
         # Its own group: Ctrl-C is for the program, which ends its workers itself. Stdout stays clean for --json.
         self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our code
-            [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps([*sys.path, str(Path.cwd())])],
+            [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps([*sys.path, str(Path.cwd())])],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -217,7 +217,7 @@ def work(descriptor: int) -> None:
             pipe.send("started")
             # Were the program killed now, nobody else would end this call: the kernel's own clock does.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
-            pipe.send(attempt(function, arguments))
+            pipe.send(_attempt(function, arguments))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -234,7 +234,7 @@ def prepared_by(preparation: Callable[[], object]) -> Callable[[Function], Funct
     return note
 
 
-def attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:
+def _attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:
     """Return whether the call succeeded, and what it returned or raised."""
     try:
         return True, function(*arguments)

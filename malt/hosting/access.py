@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -21,7 +22,7 @@ AUTH_STRING = "PREFECT_API_AUTH_STRING"
 """The variable that Prefect's clients read."""
 LOOPBACK = ("127.0.0.1", "localhost")
 SIGN_IN_PATH = "/malt/sign-in"
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 _SIGN_IN_PAGE = """<!doctype html><meta charset="utf-8"><title>MALT</title><p id="said">Signing in …</p><script>
 const key = btoa(decodeURIComponent(location.hash.slice(1)));
 history.replaceState(null, "", location.pathname);
@@ -61,7 +62,8 @@ def auth_headers(auth_string: str | None) -> dict[str, str]:
 
 def own_origins(host: str, port: int) -> tuple[str, ...]:
     """Return the origins of a server's own pages."""
-    names = LOOPBACK if host in (*LOOPBACK, *_WILDCARDS) else (host, *LOOPBACK)
+    own = socket.gethostname() if host in WILDCARDS else host
+    names = LOOPBACK if own in LOOPBACK else (own, *LOOPBACK)
     return tuple(f"http://{name}:{port}" for name in names)
 
 
@@ -106,7 +108,7 @@ class OwnPagesOnly:
     def __init__(self, app: App, host: str, port: int) -> None:
         self._app = app
         self._origins: Collection[str] = own_origins(host, port)
-        self._hosts = None if host in _WILDCARDS else {urlsplit(origin).hostname for origin in self._origins}
+        self._hosts = None if host in WILDCARDS else {urlsplit(origin).hostname for origin in self._origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""

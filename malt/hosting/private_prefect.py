@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
-from malt.hosting.access import AUTH_STRING, own_origins, read_auth_string, warn_if_open
+from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
 from malt.private_files import PRIVATE_FOLDER, make_private_folder
 
 ANSWER_LIMIT_S = 10.0
@@ -178,7 +178,7 @@ class PrefectServer:
     @property
     def api_url(self) -> str:
         """Where clients on this machine ask it."""
-        host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "localhost") else self._host  # noqa: S104 - compared with
+        host = "127.0.0.1" if self._host in (*WILDCARDS, "localhost") else self._host
         return f"http://{host}:{self.port}/api"
 
     @property

@@ -16,7 +16,7 @@ from malt.canonical_json import digest
 from malt.config.spec import RunSpec
 from malt.engine.signals import on_signal
 from malt.errors import ConfigError
-from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, post_json, warn_if_open
+from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
 from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
     TUNED,
@@ -95,6 +95,8 @@ def _start_server(home: Path, host: str, port: int, started: ExitStack) -> Prefe
     """Start a server of our own, and let this process's Prefect commands use it."""
     os.environ.update(direct_to_loopback())
     settings = {**SHARED, "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui")}
+    if host in WILDCARDS:  # browsers elsewhere ask it by name
+        settings["PREFECT_SERVER_UI_API_URL"] = f"{own_origins(host, port)[0]}/api"
     try:
         server = PrefectServer(home, port, settings, host)
     except OSError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from malt.canonical_json import canonical_json
 from malt.datasets.version.folders import sync_tree
 from malt.models import gguf
-from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, StageResult
+from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, Sample, StageResult
 from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, inputs_sha256
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ def stage_results(job: RoleJob) -> "dict[Stage, StageResult]":
     }
 
 
-def finish(job: RoleJob, results: tuple[StageResult, ...], tokenizer: Any) -> None:  # noqa: ANN401
+def finish(
+    job: RoleJob,
+    results: tuple[StageResult, ...],
+    samples: tuple[Sample, ...],
+    tokenizer: Any,  # noqa: ANN401
+) -> None:
     """Put together what goes into the model version; at once, or not at all."""
     staging = job.work / ".done"
     shutil.rmtree(staging, ignore_errors=True)
@@ -45,7 +50,7 @@ def finish(job: RoleJob, results: tuple[StageResult, ...], tokenizer: Any) -> No
         change = merged(place) if job.train.adapter == "lora" else replaced(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
     libraries = {name: version(name) for name in LIBRARIES}
-    told = RoleResult(stages=results, samples=(), inputs_sha256=inputs_sha256(job), libraries=libraries)
+    told = RoleResult(stages=results, samples=samples, inputs_sha256=inputs_sha256(job), libraries=libraries)
     (staging / RESULT_FILE).write_text(told.model_dump_json())
     sync_tree(staging)
     staging.rename(job.done)

@@ -99,7 +99,11 @@ def train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: T
     if not train_stages(job, found, tokenizer, tell):
         return False
     results = stage_results(job)
-    finish(job, tuple(results[stage] for stage in job.stages), tokenizer)
+    from malt.training.samples import sample_texts
+
+    last = job.stages[-1]
+    samples = sample_texts(job, job.work / last / FINAL, found[last].rows, tokenizer)
+    finish(job, tuple(results[stage] for stage in job.stages), samples, tokenizer)
     tell({"event": "done"})
     return True
 

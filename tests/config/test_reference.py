@@ -7,7 +7,7 @@ import pytest
 from malt.config.reference import explain_key, list_keys, write_markdown
 from malt.errors import ConfigError
 
-PAGE = Path(__file__).parents[2] / "docs" / "config.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "config.md"
 
 
 def test_the_page_is_what_the_program_writes() -> None:

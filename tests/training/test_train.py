@@ -32,6 +32,7 @@ def test_a_dataset_version_becomes_a_model_version(version: DatasetVersion, spec
     assert [*summary.roles] == [*PLAYERS]
     for role in PLAYERS:
         check_stages(version, role, summary.roles[role], spec)
+    assert all(len(entry.samples) == 2 for entry in open_model("sums").manifest.roles.values())
     adapter = open_model("sums", Settings().models_dir).path / "refiner/adapter"
     assert {path.name for path in adapter.iterdir()} >= {"adapter_model.safetensors", "tokenizer.json"}
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == spec.base

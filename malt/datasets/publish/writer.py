@@ -17,6 +17,7 @@ from malt.datasets.manifest import (
     Parent,
     QuestionsUsed,
     content_digest,
+    published_config,
     read_manifest,
     write_manifest,
 )
@@ -136,7 +137,7 @@ class VersionWriter:
             content_sha256=content_digest(files),
             parent=parent,
             files=files,
-            config=_hide_source_secrets(self.spec).as_config(),
+            config=published_config(self.spec),
             prompts=dict(self.provenance.prompts),
             questions=QuestionsUsed(source=strip_secrets(self.spec.questions.source), sha256=self._asked.hexdigest()),
             code=code_version(),
@@ -164,14 +165,6 @@ class VersionWriter:
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
         put_in_place(self._staging, place, MANIFEST_FILE)
-
-
-def _hide_source_secrets(spec: RunSpec) -> RunSpec:
-    """Return a spec whose files' addresses have no user, password, token or signature: a version is for others."""
-    questions = spec.questions.model_copy(update={"source": strip_secrets(spec.questions.source)})
-    test_sets = tuple(map(strip_secrets, spec.dataset.decontaminate))
-    dataset = spec.dataset.model_copy(update={"decontaminate": test_sets})
-    return spec.model_copy(update={"questions": questions, "dataset": dataset})
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:

@@ -8,7 +8,7 @@ import copy
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,6 +27,7 @@ from malt.llm.provider.routing import (
     Route,
     find_provider,
     find_route,
+    forget_route,
     import_litellm,
     list_supported,
     look_up_price,
@@ -40,7 +41,7 @@ OWN_KEYS = frozenset(
     | {"timeout", "response_format", "fallbacks", "api_base", "base_url", "api_key", "num_retries", "max_retries"}
     | {"drop_params", "mock_response", "custom_llm_provider"}
 )
-"""What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
+"""Keys that `extra` may not set: the config has a key of its own for them, or they are not the user's to set."""
 
 _UNCAPPED = Limits()
 _MOST_USD = 10_000.0
@@ -62,7 +63,7 @@ class Reply:
 
     @property
     def total_tokens(self) -> int | None:
-        """What the provider counted, prompt and completions together; None where it did not."""
+        """Tokens of prompt and completions, as the provider counted; None where it did not."""
         usage = self.response.get("usage")
         if not has_usage(usage):
             return None
@@ -80,8 +81,23 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     Raises a class of faults.py for limiter.py and its callers to act on; `ConfigError` for a wrong key, model or
     parameter and `RunStopped` for an empty account: those end the run.
     """
+    while True:
+        route = await find_route(request.model)
+        with _keeping_server(request.model, route) as is_there:
+            if is_there:
+                return await _send(request, route, first, count)
+        forget_route(request.model)
+
+
+def _keeping_server(model: ModelSpec, route: Route) -> AbstractContextManager[bool]:
+    """Keep an embedded model's server from ending while it is asked; say whether it has ended before."""
+    if embedded.is_embedded(model.model) and route.api_base:
+        return embedded.asking(route.api_base, model.model)
+    return nullcontext(enter_result=True)
+
+
+async def _send(request: CompletionRequest, route: Route, first: int, count: int) -> Reply:
     model = request.model
-    route = await find_route(model)
     arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:

@@ -21,6 +21,7 @@ import re
 import secrets
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -41,6 +42,9 @@ KEY = secrets.token_urlsafe(32)
 
 SLOTS = 8
 """Samples the server works on at once; the most that one request may ask for (`n`)."""
+
+MOST_SERVERS = 4
+"""Models served at once: the three roles and a judge. Each takes its weights and a gigabyte."""
 
 REQUESTS = 1
 """Requests worth having under way at once. On two cores one sample alone decodes 153 tokens/s and eight at once 175;
@@ -96,6 +100,18 @@ def start_endpoint(model: str, weights: str | None = None) -> str:
     if weights and cached_sha256(path) != weights:
         raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
     return f"{servers.address(path, model)}/v1"
+
+
+@contextmanager
+def asking(base_url: str, model: str) -> Iterator[bool]:
+    """Keep a model's server while it is asked; False where it has ended, so that its endpoint is to be started anew."""
+    address = base_url.removesuffix("/v1")
+    is_there = servers.begin_asking(address, cached_sha256(find_weights(model)))
+    try:
+        yield is_there
+    finally:
+        if is_there:
+            servers.end_asking(address)
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
@@ -209,19 +225,48 @@ class _Server(Protocol):
 
 
 class _Servers:
-    """What runs in this process, by the digest of the weights: a file that was replaced is another model."""
+    """What runs in this process, by the digest of the weights: a file that was replaced is another model.
+
+    Those that were asked last stay; the others end when a further one starts, unless somebody is asking them.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.running: dict[str, _Server] = {}
+        self._askers = Counter[str]()
+        """How many are asking a server, by its address."""
 
     def address(self, path: Path, model: str) -> str:
         """Return where a model is served; start its server if there is none."""
         with self.lock:
             weights = cached_sha256(path)
-            if weights not in self.running:
-                self.running[weights] = _start(path, model)
-            return self.running[weights].listening_address
+            server = self.running.pop(weights, None)
+            if server is None:
+                self._make_room()
+                server = _start(path, model)
+            self.running[weights] = server
+            return server.listening_address
+
+    def _make_room(self) -> None:
+        """End servers that nobody is asking, those first that nobody has asked for longest."""
+        idle = [key for key, server in self.running.items() if not self._askers[server.listening_address]]
+        for key in idle[: max(0, len(self.running) - MOST_SERVERS + 1)]:
+            del self.running[key]
+
+    def begin_asking(self, address: str, weights: str) -> bool:
+        """Keep a server while it is asked; False where it has ended, or another one has its address now."""
+        with self.lock:
+            server = self.running.get(weights)
+            if server is None or server.listening_address != address:
+                return False
+            self.running[weights] = self.running.pop(weights)
+            self._askers[address] += 1
+            return True
+
+    def end_asking(self, address: str) -> None:
+        """Let go of a server."""
+        with self.lock:
+            self._askers[address] -= 1
 
     def stop(self) -> None:
         """End all servers and free their memory."""

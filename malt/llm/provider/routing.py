@@ -72,6 +72,11 @@ async def find_route(model: ModelSpec) -> Route:
     return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model, where)
 
 
+def forget_route(model: ModelSpec) -> None:
+    """Have the way to a model found anew."""
+    _routes.pop((model.model, model.api_base, model.weights), None)
+
+
 def _find_once(model: ModelSpec, where: tuple[str, str | None, str | None]) -> Route:
     with _finding:
         if where not in _routes:

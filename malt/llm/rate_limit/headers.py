@@ -1,5 +1,6 @@
-"""What response headers say of an endpoint's limits: how long to wait, and how much a minute grants."""
+"""Response headers that tell of an endpoint's limits: Retry-After, and requests and tokens a minute."""
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class AdvertisedLimits(NamedTuple):
-    """What an endpoint says that it grants each minute; None where it says nothing."""
+    """Limits a minute, as an endpoint's headers tell them; None where they do not."""
 
     requests: float | None = None
     tokens: float | None = None
@@ -44,7 +45,8 @@ def _per_minute(headers: Mapping[str, str], kind: str) -> float | None:
 
 def _read_number(headers: Mapping[str, str], what: str, kind: str) -> float | None:
     with suppress(ValueError, TypeError):
-        return float(_header(headers, what, kind) or "")
+        number = float(_header(headers, what, kind) or "")
+        return number if math.isfinite(number) else None
     return None
 
 
@@ -61,12 +63,13 @@ def _header(headers: Mapping[str, str], what: str, kind: str) -> str | None:
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Read how long the provider asks to wait: milliseconds (OpenAI), seconds, or a date."""
-    with suppress(ValueError):
+    wait_s = None
+    with suppress(ValueError, TypeError, OverflowError):
         if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if wait := headers.get("retry-after"):
-            return max(0.0, parse_seconds(wait) if wait[:1].isdigit() else _seconds_until(parsedate_to_datetime(wait)))
-    return None
+            wait_s = float(milliseconds) / 1000
+        elif wait := headers.get("retry-after"):
+            wait_s = parse_seconds(wait) if wait[:1].isdigit() else _seconds_until(parsedate_to_datetime(wait))
+    return None if wait_s is None or math.isnan(wait_s) else max(0.0, wait_s)
 
 
 def parse_seconds(text: str) -> float:
@@ -79,4 +82,5 @@ def parse_seconds(text: str) -> float:
 
 
 def _seconds_until(moment: datetime) -> float:
-    return (moment - datetime.now(UTC)).total_seconds()
+    in_zone = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (in_zone - datetime.now(UTC)).total_seconds()

@@ -46,7 +46,7 @@ _known_urls: set[str] = set()
 
 
 def expect_store(url: str) -> None:
-    """Let a store be waited for that another process of the run has opened, though this one has not yet."""
+    """Have a store waited for that another process of the run has opened, and this one not yet."""
     _known_urls.add(url)
 
 
@@ -58,8 +58,12 @@ def is_known(url: str) -> bool:
 def open_engine(url: str) -> sa.Engine:
     """Connect, check the format and create missing tables. Raises `StoreError`."""
     engine = make_engine(url)
-    with database_errors(url):
-        _when_free(lambda: _create_or_check(engine, url))
+    try:
+        with database_errors(url):
+            _when_free(lambda: _create_or_check(engine, url))
+    except StoreError:
+        engine.dispose()
+        raise
     _known_urls.add(url)
     return engine
 

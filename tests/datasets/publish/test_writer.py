@@ -392,6 +392,7 @@ def test_where_the_questions_are_is_published_without_what_opens_it(tmp_path: Pa
     config = spec_of().as_config()
     secret = "https://host.example/q.jsonl?token=t0ken&X-Amz-Signature=s1gn"
     config["questions"]["source"], config["dataset"]["decontaminate"] = secret, [secret]
+    config["evaluate"] = {"questions": {"source": secret}}
     version = publish([mixed_tree("q1")], RunSpec.model_validate(config), PROVENANCE, tmp_path)
     written = b"".join(path.read_bytes() for path in version.path.rglob("*") if path.is_file())
     assert b"https://host.example/q.jsonl" in written

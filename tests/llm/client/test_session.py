@@ -2,7 +2,11 @@
 
 import asyncio
 import gc
+import signal
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -10,10 +14,14 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.config.spec import Limits, ModelSpec, Role
-from malt.errors import RunStopped
+from malt.errors import BudgetSpent, RunStopped, StoreLost
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, latest_session, open_session, stop_sessions
+from malt.llm.rate_limit.limiter import Endpoints
+from malt.llm.rate_limit.policy import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
+from malt.llm.store.samples import Store
+from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
 
 LIMITS = Limits()
@@ -124,3 +132,80 @@ def test_closing_twice_and_from_two_threads_is_closing_once(settings: Settings) 
         closer.join()
     session.close()
     assert isinstance(session.stopped, RunStopped)
+
+
+def test_a_store_that_is_removed_in_mid_run_ends_the_asking_and_loses_nothing(
+    settings: Settings, provider: ScriptedProvider
+) -> None:
+    model = ModelSpec(model="openai/m", api_base=provider.url)
+    requests = [CompletionRequest(Role.GENERATOR, model, (Message("user", f"{n} + 1"),), f"q{n}") for n in range(200)]
+    provider.latency_s = 0.05
+    session = Session(settings, Limits(max_in_flight=4))
+    complete = make_completer(session, [request.question_id for request in requests])
+
+    async def ask_all() -> list[Sequence[Completion] | BaseException]:
+        work = [asyncio.ensure_future(complete(request)) for request in requests]
+        await asyncio.sleep(0.5)
+        for file in settings.data_dir.glob("store.db*"):
+            file.unlink()
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    ends = asyncio.run(ask_all())
+    session.close()
+    asked = provider.request_count
+    assert {type(end) for end in ends if isinstance(end, BaseException)} == {StoreLost}
+    assert asked < len(requests)
+    [rescued] = settings.data_dir.glob("store.db.rescued-*[0-9]")
+    with Store(f"sqlite:///{rescued}") as copy:
+        answered = [row for row in copy.rows([request.question_id for request in requests]).values() if row.response]
+    assert len(answered) == asked
+
+
+@pytest.mark.parametrize("text", ['{"choices": []}', "<html>", '{"error": "odd"}', '{"deep": ' + "[" * 5000])
+def test_no_cap_is_passed_by_what_replies_that_cannot_be_used_may_cost(
+    settings: Settings, provider: ScriptedProvider, text: str
+) -> None:
+    provider.faults = lambda _asked: Fault(text=text)
+    model = ModelSpec(model="openai/m", api_base=provider.url, max_tokens=1000)
+    quick = Policy(backoff_s=0.001, backoff_max_s=0.002)
+    session = Session(settings, Limits(max_tokens_total=6000), Endpoints(quick))
+    requests = [CompletionRequest(Role.GENERATOR, model, (Message("user", f"{n} + 1"),), f"q{n}") for n in range(20)]
+    complete = make_completer(session, [request.question_id for request in requests])
+
+    async def ask_all() -> list[Sequence[Completion] | BaseException]:
+        return await asyncio.gather(*map(complete, requests), return_exceptions=True)
+
+    ends = asyncio.run(ask_all())
+    session.close()
+    assert BudgetSpent in {type(end) for end in ends}
+    assert provider.request_count * 1000 <= 6000  # as if each had been billed in full
+
+
+def test_a_process_that_is_stopped_for_a_while_takes_no_answer_for_timed_out(provider: ScriptedProvider) -> None:
+    provider.latency_s = 0.3
+    script = f"""
+import asyncio
+from malt.config.spec import ModelSpec, Role
+from malt.llm.provider import call
+from malt.llm.request import CompletionRequest, Message
+
+async def ask():
+    model = ModelSpec(model="openai/m", api_base="{provider.url}", timeout_s=1.5)
+    await call.send(CompletionRequest(Role.GENERATOR, model, (Message("user", "2 + 3"),), "warm"), 0, 1)
+    print("ready", flush=True)
+    await call.send(CompletionRequest(Role.GENERATOR, model, (Message("user", "2 + 3"),), "q"), 0, 1)
+    print("answered", flush=True)
+    await call.close()
+
+asyncio.run(ask())
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 20
+    while provider.request_count < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30)[0] == "answered\n"

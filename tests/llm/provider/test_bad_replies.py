@@ -1,0 +1,183 @@
+"""Everything a provider may reply, over real HTTP: what becomes of it, and that a later run goes on.
+
+A case in cases/bad_replies.jsonl says what is sent (a whole body, or what differs in a good one), and how it ends:
+answered, the branch failed, waited for, or the run stopped.
+"""
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from malt.config.settings import Settings
+from malt.config.spec import Limits, ModelSpec, Role
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
+from malt.llm.client.completers import make_completer
+from malt.llm.client.session import Session
+from malt.llm.provider import call
+from malt.llm.rate_limit.limiter import Endpoints
+from malt.llm.rate_limit.policy import Policy
+from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
+from tests.mishaps import Fault
+from tests.postgres import postgres as postgres
+from tests.providers import ScriptedProvider
+
+Case = dict[str, Any]
+
+CASES: list[Case] = [
+    json.loads(line) for line in (Path(__file__).parents[2] / "cases/bad_replies.jsonl").read_text().splitlines()
+]
+QUICK = Policy(
+    attempts=2,
+    backoff_s=0.002,
+    backoff_max_s=0.01,
+    pause_s=0.01,
+    pause_max_s=0.02,
+    down_after_s=0.5,
+    never_up_after_s=0.3,
+    limited_after_s=0.2,
+    probe_max_s=0.02,
+)
+"""The production policy, some hundred times faster."""
+BOUND_S = 30.0
+"""No case hangs; on an idle machine the slowest takes a second and a half."""
+KEY = "test-key-4711"
+ENDS = {"failed": RequestFailed, "waits": EndpointDown, "stops": AccountEmpty, "config": ConfigError}
+ANSWER = "Final Answer: 5"
+
+
+def body_of(case: Case) -> dict[str, Any]:
+    """Return a good answer's body, but for what the case has otherwise."""
+    choice = case.get("choice") or {
+        "index": 0,
+        "message": {"role": "assistant", "content": ANSWER, **case.get("message", {})},
+        "finish_reason": "stop",
+    }
+    usage = case.get("usage", {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17})
+    body = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return {name: value for name, value in {**body, **case.get("top", {})}.items() if value != "-"}
+
+
+def text_of(case: Case) -> str:
+    """Return what is sent as text: JSON as Python would not write it, where the case asks for that."""
+    whole = json.dumps(case.get("body") or body_of(case))
+    good = whole
+    if "raw_content" in case:
+        whole = whole.replace(ANSWER, case["raw_content"])
+    if "raw_model" in case:
+        whole = whole.replace('"model": "m"', f'"model": "{case["raw_model"]}"')
+    if "raw_reasoning" in case:
+        whole = whole.replace('"role":', f'"reasoning_content": "{case["raw_reasoning"]}", "role":')
+    if "raw_usage_cost" in case:
+        whole = whole.replace('"prompt_tokens":', f'"cost": {case["raw_usage_cost"]}, "prompt_tokens":')
+    if "raw_top" in case:
+        whole = f"{{{case['raw_top']}, {whole[1:]}"
+    if "nested" in case:
+        whole = f'{{"deep": {"[" * case["nested"]}{"]" * case["nested"]}, {whole[1:]}'
+    if "padded" in case:
+        whole += " " * case["padded"]
+    if "large" in case:
+        whole = whole.replace(ANSWER, "x" * case["large"])
+    return str(case.get("body_text", whole)).replace("{body}", good)
+
+
+def fault_of(case: Case) -> Fault:
+    """Return what the provider does."""
+    headers = {"Content-Type": "application/json", **case.get("headers", {})}
+    if "action" in case:
+        return Fault(case["action"])
+    data = bytes.fromhex(case["data"]) if "data" in case else text_of(case).encode("utf-8", "surrogatepass")
+    if "gzip" in case:
+        data = gzip.compress(data.replace(ANSWER.encode(), (ANSWER + " " * case["gzip"]).encode()), 1)
+        headers["Content-Encoding"] = "gzip"
+    return Fault(status=case.get("status", 200), data=data, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedProvider]:
+    call.warm_up()  # or the first case would wait for it
+    with ScriptedProvider() as provider:
+        yield provider
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+
+def ask(server: ScriptedProvider, settings: Settings, case: Case) -> Completion:
+    """Ask one question in a run of its own."""
+    model = ModelSpec(
+        model="openai/m",
+        api_base=server.url,
+        api_key_env="TEST_KEY",
+        timeout_s=0.5 if "action" in case else 10,
+        max_tokens=100,
+    )
+    messages = (Message("user", f"What is 2 + 3? ({case['name']})"),)
+    request = CompletionRequest(Role.GENERATOR, model, messages, case["name"])
+    session = Session(settings, Limits(max_tokens_total=10**6), Endpoints(QUICK))
+    try:
+        return session.run(make_completer(session, [case["name"]])(request))[0]
+    finally:
+        session.close()
+
+
+def check(server: ScriptedProvider, settings: Settings, case: Case) -> None:
+    """Play a case, then heal the provider and run again."""
+    fault = fault_of(case)
+    server.faults = lambda _asked: fault
+    before, started = server.request_count, time.monotonic()
+    end: Completion | MaltError
+    try:
+        end = ask(server, settings, case)
+    except MaltError as error:
+        end = error
+    assert time.monotonic() - started < BOUND_S
+    tries = server.request_count - before
+    check_end(case, end, tries)
+    server.faults = None
+    again, asked = ask(server, settings, case), server.request_count
+    if isinstance(end, Completion):
+        assert (again.text, asked) == (end.text, before + tries)
+    else:
+        assert "Final Answer:" in again.text
+
+
+def check_end(case: Case, end: Completion | MaltError, tries: int) -> None:
+    """Compare what became of a case with what it says."""
+    if isinstance(end, Completion):
+        assert case["ends"] in ("answered", "either"), end
+        assert end.text.rstrip() == case.get("text", end.text).rstrip()
+        assert end.reasoning == case.get("reasoning", end.reasoning)
+        assert end.finish_reason == case.get("finish", end.finish_reason)
+        json.dumps([end.text, end.reasoning, end.model]).encode("utf-8")
+        return
+    said = str(end)
+    assert (
+        case["ends"] == "either" or type(end) is ENDS.get(case["ends"]) or isinstance(end, ENDS.get(case["ends"], ()))
+    ), end
+    assert case.get("says", "") in said
+    assert len(said) < 700
+    said.encode("utf-8")
+    assert not {"\n", "\x00"} & set(said)
+    assert KEY not in said
+    assert "hides" not in case or case["hides"] not in said
+    assert tries == case.get("tries", tries)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_a_reply_ends_as_its_case_says_and_a_later_run_goes_on(
+    server: ScriptedProvider, settings: Settings, case: Case
+) -> None:
+    check(server, settings, case)
+
+
+def test_they_all_end_the_same_on_postgresql(server: ScriptedProvider, postgres: str) -> None:
+    for case in CASES:
+        if not {"action", "large", "gzip"} & case.keys():
+            check(server, Settings(store_url=postgres), case)
