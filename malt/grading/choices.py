@@ -68,6 +68,8 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
     if same:
         return same[0]
     match = _LETTER_FIRST.match(text)
+    if _DENIED.match(text):
+        return None
     if match is None or match["letter"].upper() not in letters(choices):
         return _same_number(text, choices)
     letter, rest = match["letter"].upper(), text[match.end() :]
@@ -127,6 +129,7 @@ _LISTED = (
 )
 _DENIED = re.compile(
     r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of"
+    r"|(?:anything|all) but"
     rf"|neither|never)\s+(?:is\s+|be\s+|options?\s+|choices?\s+|either\s+|both\s+)*{_LISTED})"
     rf"|{_LISTED}\s+(?:is|are|was|were|can be|must be)\s+(?:\w+ly\s+)?"
     r"(?:wrong|incorrect|false|not\b|ruled out|eliminated|excluded|impossible)"
@@ -152,7 +155,13 @@ def _mentioned(text: str, choices: Sequence[str]) -> set[str]:
     text = _DENIED.sub(" ", text)
     *_, end = (0, *(match.end() for match in _CONCLUSION.finditer(text)))
     text = text[end:] if _LETTER.search(text, end) else text
-    found = (match for match in _LETTER.finditer(text) if not _LIKE_A_WORD.match(text, match.start()))
+    first = _words_of(tuple(choices))[:1]
+    own = re.compile(rf"A {re.escape(first[0][1])}(?!\w)", re.IGNORECASE) if first else _LIKE_A_WORD
+    found = (
+        match
+        for match in _LETTER.finditer(text)
+        if own.match(text, match.start()) or not _LIKE_A_WORD.match(text, match.start())
+    )
     return {match[0] for match in found if match[0] in letters(choices)}
 
 
@@ -171,11 +180,19 @@ def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | N
 def _named(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the one choice whose words stand in a text; a choice within a longer one does not count."""
     said = " ".join(text.casefold().split())
-    found = [
-        (letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _whole(own).search(said)
-    ]
+    found = [(letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _is_named(own, said)]
     longest = [letter for letter, own in found if not any(own != other and own in other for _, other in found)]
     return longest[0] if len(longest) == 1 else None
+
+
+def _is_named(words: str, said: str) -> bool:
+    """Whether these words stand whole in a text, and are not what it denies."""
+    return any(not _DENIED_BEFORE.search(said, 0, match.start()) for match in _whole(words).finditer(said))
+
+
+_DENIED_BEFORE = re.compile(
+    r"\b(?:not|never|except|(?:anything|all) but|rather than|isn't|neither|nor) (?:the |an? )?$"
+)
 
 
 def _last_stated(text: str, choices: Sequence[str]) -> str | None:
