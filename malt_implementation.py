@@ -11,8 +11,7 @@ from pathlib import Path
 
 import malt
 from malt import DatasetVersion, LLMEvaluator
-from malt.config.settings import Settings
-from malt.llm.client.session import find_session
+from malt.llm.client.session import latest_session
 from malt.trees.growth import nodes_per_question
 
 __all__ = ["LLMEvaluator", "TrainingDataGenerator"]
@@ -44,6 +43,6 @@ class TrainingDataGenerator(malt.TrainingDataGenerator):
         with tqdm(total=total, desc="completions", disable=None) as bar:
             while True:
                 await asyncio.sleep(_LOOK_EVERY_S)
-                if (session := find_session(Settings(), self.spec.limits)) is not None:
+                if (session := latest_session()) is not None:
                     counted = session.tally.roles.values()
                     bar.update(sum(each.completions + each.cached_completions for each in counted) - bar.n)

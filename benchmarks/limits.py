@@ -1,10 +1,11 @@
-"""Prints how a run meets limits and outages, at their real length: `python -m benchmarks.limits` takes six minutes.
+"""Prints how a run meets limits and outages, at their real length: `python -m benchmarks.limits` takes eight minutes.
 
 Trees grow against a scripted provider on loopback, with the production policy, except that no request has more than one
 attempt where 429s are all that goes wrong: one that used up an attempt would show as a failed branch.
 """
 
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
 from malt.trees.pipeline import Shortfall, ask_all
-from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error
+from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error, when
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
 
@@ -74,6 +75,25 @@ def limited(per_second: float = 20, seconds: float = 60) -> str:
     )
 
 
+def shedding(questions: int = 300) -> str:
+    """Meet a gateway that refuses a share of the requests, however slowly they come."""
+    rates = {share: shed_rate(share, questions) for share in (0.0, 0.02, 0.1)}
+    told_rates = ", ".join(
+        f"{rate:.0f}/s at {share:.0%} ({rate / rates[0.0] / (1 - share):.2f} of the rest)"
+        for share, rate in rates.items()
+    )
+    return f"{questions} questions at 50 ms: {told_rates}"
+
+
+def shed_rate(share: float, questions: int) -> float:
+    """Return the answers a second where a share of the requests is refused at random."""
+    chance = random.Random(7)
+    faults = when(lambda _asked: chance.random() < share, rate_limited())
+    with ScriptedProvider(latency_s=0.05, faults=faults) as provider, TemporaryDirectory() as data:
+        seen = grow(provider, Path(data), questions, replace(PATIENT, attempts=1))
+    return len(seen.answered_at) / seen.wall_s
+
+
 def interrupted(seconds: float = 60) -> str:
     """Meet an outage in the middle."""
     with ScriptedProvider(latency_s=0.5) as provider, TemporaryDirectory() as data:
@@ -106,6 +126,7 @@ def main() -> None:
     """Print a line each."""
     os.environ["TEST_KEY"] = "none"
     print(f"limit: {limited()}", flush=True)
+    print(f"load shedding: {shedding()}", flush=True)
     print(f"outage: {interrupted()}", flush=True)
     print(f"end: {ended()}", flush=True)
 

@@ -8,7 +8,7 @@ from prefect.utilities.annotations import quote
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.evaluation.evaluate import lock_name
+from malt.evaluation.evaluate import name_lock
 from malt.evaluation.job import check_systems, read_evaluation
 from malt.evaluation.result import Evaluated
 from tasks.evaluating import answer_questions, conclude, publish_evaluation
@@ -21,7 +21,7 @@ async def evaluate(spec: RunSpec) -> State[Evaluated]:
     """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
     job, settings = read_evaluation(await with_block_keys(spec)), Settings()
     check_systems(job)
-    async with only_run_of(lock_name(job)) as run:
+    async with only_run_of(name_lock(job)) as run:
         asked: Any = quote(job)  # else Prefect walks through it, looking for other tasks' results
         filled = await answer_questions(spec.name, asked, settings, run)
         held: Any = quote(filled.job)

@@ -21,8 +21,13 @@ MIXED = [1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0,
 
 
 def spec_of(name: str = "arith", /, **dataset: bool | float | str) -> RunSpec:
-    """A spec with nothing but defaults, `[dataset]` apart."""
-    return RunSpec.model_validate({"name": name, "questions": {"source": "questions.jsonl"}, "dataset": dataset})
+    """A spec with nothing but defaults and a judge, `[dataset]` apart."""
+    declared = {
+        "name": name,
+        "questions": {"source": "questions.jsonl"},
+        "evaluator": {"kind": "llm", "model": "embedded"},
+    }
+    return RunSpec.model_validate({**declared, "dataset": dataset})
 
 
 def asking_for(spec: RunSpec, tree: Tree) -> RunSpec:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from malt.concurrency import Wait, gather_all, gather_in_turn
 from malt.config.spec import Role
 from malt.datasets.stats.diagnostics import stated_verdict
-from malt.evaluation.systems import Kind, Lineup, silent
+from malt.evaluation.systems import Kind, Lineup, mute_absent
 from malt.grading.answers import final_answer
 from malt.grading.graders import Grader, graders_for
 from malt.grading.grades import Grade, Outcome
@@ -78,9 +78,9 @@ async def ask_answers(
 
     async def missing_of(question: Question, lineup: Lineup) -> tuple[FailedBranch, ...]:
         async with admit(lineup)(question):
-            ask = silent(lineup, complete)
+            ask = mute_absent(lineup, complete)
             if asks_judge(lineup.spec):
-                return (await answered(question, lineup, prompts, ask)).failures
+                return (await answer_question(question, lineup, prompts, ask)).failures
             return (await grow_tree(question, lineup.spec, prompts, ask)).failures
 
     return await gather_shortfall(missing_of(question, lineup) for question, lineup in asked)
@@ -92,14 +92,15 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
     async def window_answered(window: Sequence[tuple[Question, Lineup]]) -> list[Answered]:
         stored = make_store_completer(store, dict.fromkeys(question.question_id for question, _ in window))
         return await gather_in_turn(
-            answered(question, lineup, prompts, silent(lineup, stored), gather_in_turn) for question, lineup in window
+            answer_question(question, lineup, prompts, mute_absent(lineup, stored), gather_in_turn)
+            for question, lineup in window
         )
 
     for start in range(0, len(asked), WINDOW):
         yield from asyncio.run(window_answered(asked[start : start + WINDOW]))
 
 
-async def answered(
+async def answer_question(
     question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
@@ -121,7 +122,7 @@ class Grading:
 
     async def answer(self, lineup: Lineup, nodes: Mapping[Address, Node], first: Address) -> Answer:
         """Grade one chain."""
-        chain = {role: node_of(role, first, nodes, lineup) for role in (Role.GENERATOR, Role.VERIFIER, Role.REFINER)}
+        chain = {role: find_node(role, first, nodes, lineup) for role in (Role.GENERATOR, Role.VERIFIER, Role.REFINER)}
         single = await self.grade(chain[Role.GENERATOR])
         final = await self.final(lineup.roles, chain, single)
         spoken = [node.completion for node in chain.values() if node is not None]
@@ -143,11 +144,11 @@ class Grading:
             answer=final.answer,
             generator_prompt_tokens=total([one.prompt_tokens for one in alone]),
             generator_completion_tokens=total([one.completion_tokens for one in alone]),
-            generator_cost_usd=cost_of(alone),
+            generator_cost_usd=add_costs(alone),
             generator_latency_s=sum(one.latency_s for one in alone),
             prompt_tokens=total([one.prompt_tokens for one in spoken]),
             completion_tokens=total([one.completion_tokens for one in spoken]),
-            cost_usd=cost_of(spoken),
+            cost_usd=add_costs(spoken),
             latency_s=sum(one.latency_s for one in spoken),
         )
 
@@ -175,7 +176,7 @@ class Grading:
 MISSING = Grade(Outcome.UNKNOWN, None, "none", None, "could not be had")
 
 
-def node_of(role: Role, first: Address, nodes: Mapping[Address, Node], lineup: Lineup) -> Node | None:
+def find_node(role: Role, first: Address, nodes: Mapping[Address, Node], lineup: Lineup) -> Node | None:
     """Return a role's text in the chain that begins with a generation."""
     if role not in lineup.roles:
         return None
@@ -187,7 +188,7 @@ def total(counts: Sequence[int | None]) -> int | None:
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def cost_of(completions: Sequence[Completion]) -> float | None:
+def add_costs(completions: Sequence[Completion]) -> float | None:
     """Add up costs; one that is not known makes all of it unknown."""
     costs = [completion.cost_usd for completion in completions]
     return None if None in costs else sum(cost for cost in costs if cost is not None)

@@ -11,7 +11,7 @@ from malt.errors import VersionError
 from malt.evaluation.card import CARD_FILE, render_card
 from malt.evaluation.report import REPORT_FILE, render_report
 from malt.evaluation.summarise import summarise
-from malt.evaluation.table import ANSWERS_FILE, frame_of, questions_digest, read_answers, rows_digest
+from malt.evaluation.table import ANSWERS_FILE, make_frame, questions_digest, read_answers, rows_digest
 from malt.evaluation.version import SUMMARY_FILE, EvaluationVersion
 
 
@@ -57,11 +57,11 @@ def check_content(version: EvaluationVersion) -> Iterator[str]:
     if questions_digest(answers) != version.manifest.questions.sha256:
         yield f"{ANSWERS_FILE}: its questions are not those that the manifest names"
     try:
-        summary = summarise(spec, frame_of(answers))
+        summary = summarise(spec, make_frame(answers))
     except (ValidationError, KeyError, ValueError) as error:
         yield f"{ANSWERS_FILE}: no figures can be worked out of it ({error})"
         return
-    if rounded(summary.model_dump()) != rounded(stored.model_dump()):
+    if round_numbers(summary.model_dump()) != round_numbers(stored.model_dump()):
         yield f"{SUMMARY_FILE}: its figures are not those of the answers"
     if version.manifest.code == code_version():
         yield from check_pages(version)
@@ -69,7 +69,7 @@ def check_content(version: EvaluationVersion) -> Iterator[str]:
 
 def check_pages(version: EvaluationVersion) -> Iterator[str]:
     """Draw card and report again, with the code that drew them."""
-    named = version.manifest.model_copy(update={"files": published_files(version)})
+    named = version.manifest.model_copy(update={"files": list_published(version)})
     pages = {
         CARD_FILE: render_card(named, version.summary),
         REPORT_FILE: render_report(named, version.summary, version.answers),
@@ -80,18 +80,18 @@ def check_pages(version: EvaluationVersion) -> Iterator[str]:
             yield f"{file}: does not say what answers and summary say"
 
 
-def published_files(version: EvaluationVersion) -> dict[str, object]:
+def list_published(version: EvaluationVersion) -> dict[str, object]:
     """Return the files that were there when the pages were written."""
     return {file: version.manifest.files[file] for file in (ANSWERS_FILE, SUMMARY_FILE)}
 
 
-def rounded(value: object) -> object:
+def round_numbers(value: object) -> object:
     """Round all numbers in nested values: another release of numpy may differ in the last digit."""
     match value:
         case float():
             return round(value, 9)
         case dict():
-            return {name: rounded(part) for name, part in value.items()}
+            return {name: round_numbers(part) for name, part in value.items()}
         case list() | tuple():
-            return [rounded(part) for part in value]
+            return [round_numbers(part) for part in value]
     return value

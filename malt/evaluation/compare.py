@@ -4,7 +4,7 @@ from pydantic import JsonValue
 
 from malt.config.base import Recorded
 from malt.datasets.check.compare import Change, compare_values, flatten_table
-from malt.evaluation.sheet import sheets_of
+from malt.evaluation.sheet import make_sheets
 from malt.evaluation.summary import MEASURES
 from malt.evaluation.version import EvaluationVersion
 
@@ -36,13 +36,13 @@ def compare(old: EvaluationVersion, new: EvaluationVersion) -> EvaluationDiff:
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=compare_values(inputs_of(old), inputs_of(new)),
+        inputs=compare_values(list_inputs(old), list_inputs(new)),
         accuracies={name: moved for name, moved in accuracies(old, new).items() if moved},
         turned=turned(old, new),
     )
 
 
-def inputs_of(version: EvaluationVersion) -> dict[str, JsonValue]:
+def list_inputs(version: EvaluationVersion) -> dict[str, JsonValue]:
     """Return what a version was made from, by dotted path."""
     manifest = version.manifest
     prompts = {f"prompts.{file}": digest for file, digest in manifest.prompts.items()}
@@ -52,10 +52,10 @@ def inputs_of(version: EvaluationVersion) -> dict[str, JsonValue]:
 def accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
     """Return what moved, system by system."""
     names = dict.fromkeys((*old.summary.systems, *new.summary.systems))
-    return {name: compare_values(accuracies_of(old, name), accuracies_of(new, name)) for name in names}
+    return {name: compare_values(list_accuracies(old, name), list_accuracies(new, name)) for name in names}
 
 
-def accuracies_of(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:
+def list_accuracies(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:
     """Return a system's accuracies by measure; nothing where there is no such system."""
     system = version.summary.systems.get(name)
     return {} if system is None else {measure: getattr(system, measure).accuracy for measure in MEASURES}
@@ -63,7 +63,7 @@ def accuracies_of(version: EvaluationVersion, name: str) -> dict[str, JsonValue]
 
 def turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
     """Return the questions of each system in both versions that are more, or less, often right than before."""
-    before, after = scores_of(old), scores_of(new)
+    before, after = score_questions(old), score_questions(new)
     found = {}
     for name in before.keys() & after.keys():
         gains = {
@@ -77,9 +77,9 @@ def turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
     return {name: found[name] for name in old.summary.systems if name in found}
 
 
-def scores_of(version: EvaluationVersion) -> dict[str, dict[str, float]]:
+def score_questions(version: EvaluationVersion) -> dict[str, dict[str, float]]:
     """Return each system's scores by question."""
-    sheets = sheets_of(version.spec, version.answers, "chain")
+    sheets = make_sheets(version.spec, version.answers, "chain")
     measure = version.summary.measure
     return {
         name: {question: float(score) for question, score in zip(sheet.questions, sheet.scores(measure), strict=True)}

@@ -49,19 +49,19 @@ class Point(NamedTuple):
     on_frontier: bool
 
 
-def bars_of(system: SystemSummary, chains: int) -> list[Bar]:
+def list_bars(system: SystemSummary, chains: int) -> list[Bar]:
     """Return all accuracies of a system."""
-    bars = [bar_of(title_of(measure, chains), getattr(system, measure), is_vote(measure)) for measure in MEASURES]
+    bars = [make_bar(write_title(measure, chains), getattr(system, measure), is_vote(measure)) for measure in MEASURES]
     if system.equal_tokens is not None:
         title = f"single agent, vote of {system.equal_tokens.votes}: as many tokens as the pipeline"
-        bars.append(bar_of(title, system.equal_tokens.vote, votes=True))
+        bars.append(make_bar(title, system.equal_tokens.vote, votes=True))
     if system.control is not None:
         at = f"at temperature {system.control.temperature:g}"
-        bars += [bar_of(f"single agent {at}", system.control.sa), bar_of(f"pipeline {at}", system.control.ma)]
+        bars += [make_bar(f"single agent {at}", system.control.sa), make_bar(f"pipeline {at}", system.control.ma)]
     return bars
 
 
-def title_of(measure: str, chains: int) -> str:
+def write_title(measure: str, chains: int) -> str:
     """Say which answers are counted."""
     return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
 
@@ -71,15 +71,15 @@ def is_vote(measure: str) -> bool:
     return measure.endswith("_mv")
 
 
-def bar_of(title: str, cell: Cell, votes: bool = False) -> Bar:
+def make_bar(title: str, cell: Cell, votes: bool = False) -> Bar:
     """Return one accuracy in percent."""
     percent, low, high = (None if part is None else 100 * part for part in (cell.accuracy, cell.low, cell.high))
     return Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
 
 
-def gains_of(summary: Summary) -> list[Gain]:
+def place_gains(summary: Summary) -> list[Gain]:
     """Place the differences to the baseline on one axis with zero in its middle."""
-    reach = reach_of(summary)
+    reach = find_reach(summary)
 
     def place(value: float) -> float:
         return 50 + 50 * 100 * value / reach
@@ -90,13 +90,13 @@ def gains_of(summary: Summary) -> list[Gain]:
     ]
 
 
-def reach_of(summary: Summary) -> float:
+def find_reach(summary: Summary) -> float:
     """Return how many points the axis of differences reaches to either side."""
     ends = [abs(end) for found in summary.differences.values() for end in (found.low, found.high)]
     return max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
 
 
-def segments_of(flips: Flips) -> list[Segment]:
+def list_segments(flips: Flips) -> list[Segment]:
     """Return what refinement made of the chains, right ones first."""
     kinds = ("right_to_right", "wrong_to_right", "right_to_wrong", "wrong_to_wrong")
     counts = {kind: getattr(flips, kind) for kind in kinds}
@@ -104,7 +104,7 @@ def segments_of(flips: Flips) -> list[Segment]:
     return [Segment(kind, count, 100 * count / whole) for kind, count in counts.items() if whole]
 
 
-def points_of(summary: Summary) -> list[Point]:
+def place_points(summary: Summary) -> list[Point]:
     """Place every way of answering by its tokens and its accuracy, and say which nothing beats at its price."""
     ways = list_ways(summary.systems, summary.chains, max(len(summary.seeds), 1))
     longest = max((way.tokens for way in ways), default=1.0) or 1.0

@@ -18,9 +18,9 @@ from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
 from malt.evaluation.race import find_losers, order_questions, plan_rounds
 from malt.evaluation.result import Evaluated
-from malt.evaluation.sheet import sheets_of
-from malt.evaluation.systems import Lineup, baseline_of, with_samples
-from malt.evaluation.table import frame_of, table_of
+from malt.evaluation.sheet import make_sheets
+from malt.evaluation.systems import Lineup, find_baseline, with_samples
+from malt.evaluation.table import make_frame, make_table
 from malt.evaluation.version import EvaluationVersion
 from malt.llm.client.completers import make_completer
 from malt.llm.client.run_lock import hold_run_lock
@@ -54,11 +54,11 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
 
 async def evaluate_alone(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
     """Evaluate once no other evaluation of this name is under way."""
-    async with hold_run_lock(lock_name(job), settings, f"run {run}"):
+    async with hold_run_lock(name_lock(job), settings, f"run {run}"):
         return await evaluate_job(job, settings, run)
 
 
-def lock_name(job: EvaluationJob) -> str:
+def name_lock(job: EvaluationJob) -> str:
     """Return the name of the lock that keeps two evaluations from paying for the same."""
     return f"evaluation-{job.spec.name}"
 
@@ -106,20 +106,20 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
         )
 
     shortfall = NOTHING_MISSING
-    for questions in rounds_of(job):
+    for questions in list_rounds(job):
         shortfall = await ask_for(job, questions, job.lineups)
         if shortfall.stopped is not None:
             return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
         if len(questions) < len(job.questions):
             job = await asyncio.to_thread(drop_losers, job, questions, settings)
     if job.evaluate.equal_tokens:
-        votes = await asyncio.to_thread(voters, job, settings)
+        votes = await asyncio.to_thread(find_voters, job, settings)
         job = job._replace(lineups=[*job.lineups, *votes])
         shortfall = await ask_for(job, job.questions, votes)
     return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
 
 
-def rounds_of(job: EvaluationJob) -> list[list[Question]]:
+def list_rounds(job: EvaluationJob) -> list[list[Question]]:
     """Return the questions that have been asked after each round: all at once, unless systems race."""
     if not job.evaluate.race:
         return [job.questions]
@@ -130,11 +130,11 @@ def rounds_of(job: EvaluationJob) -> list[list[Question]]:
 def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
     """Return the job without further questions for the systems that cannot win any more; the baseline stays."""
     answers = [each for found in read_back(job, job.lineups, settings, questions) for each in found.answers]
-    sheets = sheets_of(job.spec, frame_of(table_of(answers)), "chain")
+    sheets = make_sheets(job.spec, make_frame(make_table(answers)), "chain")
     racing = {name: sheet.scores(job.evaluate.measure) for name, sheet in sheets.items() if name not in job.asked}
     losers = find_losers(racing, len(plan_rounds(len(job.questions))), len(sheets))
     ids = frozenset(question.question_id for question in questions)
-    dropped = {name: ids for name in losers if name != baseline_of(job.spec)}
+    dropped = {name: ids for name in losers if name != find_baseline(job.spec)}
     return job._replace(asked={**job.asked, **dropped})
 
 
@@ -145,7 +145,7 @@ def build(job: EvaluationJob, settings: Settings) -> Built:
     answers = [answer for each in found for answer in each.answers]
     if all(answer.generator is None for answer in answers):
         return Built(None, failures)
-    return Built(publish(job, table_of(answers), failures, settings), failures)
+    return Built(publish(job, make_table(answers), failures, settings), failures)
 
 
 def read_back(
@@ -158,14 +158,14 @@ def read_back(
         return list(stored_answers(pairs, job.prompts, store))
 
 
-def voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
+def find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
     """Return single agents with as many votes as it takes to write as much as each system's pipeline does.
 
     A system whose provider counts no tokens, or whose pipeline is its generator alone, has none.
     """
     chains = [lineup for lineup in job.lineups if lineup.kind == "chain" and len(lineup.roles) > 1]
     found = ((lineup, votes_to_meet(read_back(job, [lineup], settings), lineup)) for lineup in chains)
-    return [voter(lineup, votes) for lineup, votes in found if votes is not None]
+    return [make_voter(lineup, votes) for lineup, votes in found if votes is not None]
 
 
 def votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
@@ -179,7 +179,7 @@ def votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
     return min(ceil(share * lineup.chains), MOST_VOTES)
 
 
-def voter(lineup: Lineup, votes: int) -> Lineup:
+def make_voter(lineup: Lineup, votes: int) -> Lineup:
     """Return a system's generator with so many votes."""
     spec = lineup.spec.model_copy(update={"roles": with_samples(lineup.spec.roles, votes)})
     return lineup._replace(kind="votes", spec=spec, roles=(Role.GENERATOR,))

@@ -21,10 +21,10 @@ def choose(frontier: Sequence[Choice], most_tokens: float) -> Choice | None:
 
 def list_ways(systems: Mapping[str, SystemSummary], chains: int, repeats: int) -> list[Choice]:
     """Return every system's ways of answering, alone and as a pipeline, singly and by vote."""
-    return [way for name, system in systems.items() for way in _ways_of(name, system, chains, repeats)]
+    return [way for name, system in systems.items() for way in _list_ways(name, system, chains, repeats)]
 
 
-def _ways_of(name: str, system: SystemSummary, chains: int, repeats: int) -> Iterator[Choice]:
+def _list_ways(name: str, system: SystemSummary, chains: int, repeats: int) -> Iterator[Choice]:
     single, pipeline = system.single, system.pipeline
     offered: list[tuple[str, Usage, int, Cell]] = [
         ("SA", single, chains * repeats, system.sa),

@@ -8,7 +8,7 @@ from malt.config.spec import EvaluateSpec, RunSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import check_models
 from malt.errors import ConfigError, QuestionError, VersionError
-from malt.evaluation.systems import Lineup, baseline_of, evaluate_spec, lineups
+from malt.evaluation.systems import Lineup, find_baseline, list_lineups, require_evaluate
 from malt.grading.references import check_references
 from malt.models.playing import NAMED, with_weights
 from malt.models.version import ModelVersion, open_model
@@ -37,16 +37,16 @@ class EvaluationJob(NamedTuple):
     @property
     def evaluate(self) -> EvaluateSpec:
         """What the config says of it."""
-        return evaluate_spec(self.spec)
+        return require_evaluate(self.spec)
 
 
 def read_evaluation(spec: RunSpec) -> EvaluationJob:
     """Read questions, prompts and systems, and check them. Raises `ConfigError`, `QuestionError` and `PromptError`."""
-    baseline_of(spec)
+    find_baseline(spec)
     prompts = load_prompts(spec.prompts)
     questions = held_out_questions(spec)
     check_references(questions, spec.evaluator)
-    known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in lineups(spec)]
+    known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
 
 
@@ -59,25 +59,25 @@ def check_systems(job: EvaluationJob) -> None:
 
 def held_out_questions(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
-    evaluate = evaluate_spec(spec)
+    evaluate = require_evaluate(spec)
     if evaluate.questions is None:
         return validation_questions(spec)
     questions = read_questions(evaluate.questions)
     if evaluate.overlap == "refuse":
         refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
-        for model in model_versions(spec):
-            refuse_overlap(questions, questions_trained_on(model), f"what {model.reference} was trained on")
+        for model in find_model_versions(spec):
+            refuse_overlap(questions, read_trained_on(model), f"what {model.reference} was trained on")
     return questions
 
 
-def model_versions(spec: RunSpec) -> list[ModelVersion]:
+def find_model_versions(spec: RunSpec) -> list[ModelVersion]:
     """Return the model versions that play in any system."""
-    names = {lineup.spec.roles[role].model for lineup in lineups(spec) for role in lineup.roles}
+    names = {lineup.spec.roles[role].model for lineup in list_lineups(spec) for role in lineup.roles}
     found = (NAMED.fullmatch(name) for name in sorted(names))
     return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]
 
 
-def questions_trained_on(model: ModelVersion) -> list[Question]:
+def read_trained_on(model: ModelVersion) -> list[Question]:
     """Return the questions of the dataset version that a model version was trained on; none where that is gone."""
     entry = model.manifest.dataset
     try:

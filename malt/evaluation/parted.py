@@ -21,7 +21,7 @@ def parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dict
         told = {name: float(own[place]) for name, own in scores.items() if own[place] == own[place]}
         if len(set(told.values())) < 2:
             continue
-        entry = question_entry(sheets, place, question_id, told)
+        entry = write_question(sheets, place, question_id, told)
         size += len(str(entry))
         if size > ALL_BYTES:
             break
@@ -29,7 +29,7 @@ def parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dict
     return kept
 
 
-def question_entry(
+def write_question(
     sheets: Mapping[str, Sheet], place: int, question_id: str, told: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return one question with every system's chains."""
@@ -40,11 +40,11 @@ def question_entry(
         "question": cut(asked["question"]),
         "truth": cut(asked["ground_truth"]),
         "share": told,
-        "chains": {name: chains_of(sheet, place) for name, sheet in sheets.items()},
+        "chains": {name: list_chains(sheet, place) for name, sheet in sheets.items()},
     }
 
 
-def chains_of(sheet: Sheet, place: int) -> list[dict[str, Any]]:
+def list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
     """Return a system's chains to one question."""
     columns = {name: sheet.grid(name)[place].ravel() for name in (*TEXTS, "answer", "outcome", "generator_outcome")}
     return [{name: cut(values[chain]) for name, values in columns.items()} for chain in range(len(columns["outcome"]))]

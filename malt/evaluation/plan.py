@@ -52,12 +52,12 @@ class Added(NamedTuple):
 
 def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     """Quote an evaluation: every subtree once, less what the store has."""
-    added = added_by_each(job, store)
+    added = list_added(job, store)
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
         known = systems[each.lineup.system].roles
-        known[each.role] = combined(known[each.role], each.quoted) if each.role in known else each.quoted
+        known[each.role] = add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
     found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
@@ -73,27 +73,27 @@ def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     )
 
 
-def added_by_each(job: EvaluationJob, store: Store) -> list[Added]:
+def list_added(job: EvaluationJob, store: Store) -> list[Added]:
     """Quote each line-up's roles that no earlier one asks below the same texts."""
     added, known = [], set[str]()
     for lineup in job.lineups:
         quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
         for role in quoted:
-            place = place_of(lineup, role)
+            place = name_place(lineup, role)
             if place not in known and (role in lineup.roles or role is Role.EVALUATOR):
                 known.add(place)
                 added.append(Added(lineup, role, quoted[role]))
     return added
 
 
-def place_of(lineup: Lineup, role: Role) -> str:
+def name_place(lineup: Lineup, role: Role) -> str:
     """Name what decides a role's requests: who speaks before it, and itself."""
     depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
     cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
     return "\n".join([role.value, *cast])
 
 
-def combined(first: RolePlan, second: RolePlan) -> RolePlan:
+def add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
     """Add up what one role is asked in several line-ups of a system."""
     both = [first, second]
     return first.model_copy(

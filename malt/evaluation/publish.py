@@ -27,7 +27,7 @@ from malt.evaluation.report import REPORT_FILE, render_report
 from malt.evaluation.summarise import summarise
 from malt.evaluation.summary import Summary
 from malt.evaluation.systems import Lineup
-from malt.evaluation.table import ANSWERS_FILE, frame_of, questions_digest, write_answers
+from malt.evaluation.table import ANSWERS_FILE, make_frame, questions_digest, write_answers
 from malt.evaluation.version import SHELF, SUMMARY_FILE, EvaluationVersion, open_evaluation_folder
 from malt.questions.readers import strip_secrets
 from malt.trees.tree import FailedBranch
@@ -40,9 +40,9 @@ def publish(
     folder = settings.data_dir / SHELF / job.spec.name
     staging = open_staging(folder)
     try:
-        summary = summarise(job.spec, frame_of(table))
+        summary = summarise(job.spec, make_frame(table))
         files = {ANSWERS_FILE: describe_file(staging / ANSWERS_FILE, write_answers(table, staging / ANSWERS_FILE))}
-        files[SUMMARY_FILE] = written(staging / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
+        files[SUMMARY_FILE] = write_page(staging / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
         describe = partial(describe_version, job, table, files, tuple(map(as_failure, failures)))
         placed = place_next(staging, folder, describe, partial(write_pages, staging, summary, table))
     finally:
@@ -71,14 +71,14 @@ def describe_version(
         config=published_config(job.spec),
         prompts=job.prompts.digests,
         questions=QuestionsUsed(source=strip_secrets(source), sha256=questions_digest(table)),
-        models={each.system: cast_of_manifest(each) for each in job.lineups if each.kind == "chain"},
+        models={each.system: describe_cast(each) for each in job.lineups if each.kind == "chain"},
         grader=(*evaluator.kind, *([evaluator.model] if "llm" in evaluator.kind else [])),
         code=code_version(),
         failures=failures,
     )
 
 
-def cast_of_manifest(lineup: Lineup) -> dict[str, Player]:
+def describe_cast(lineup: Lineup) -> dict[str, Player]:
     """Say who plays in a system."""
     return {
         role.value: Player(model=model.model, digest=model.weights, sampling=model.sampling)
@@ -89,12 +89,15 @@ def cast_of_manifest(lineup: Lineup) -> dict[str, Player]:
 
 def write_pages(staging: Path, summary: Summary, table: pa.Table, manifest: EvaluationManifest) -> None:
     """Write what tells of the version by its number: the card, the report and the manifest."""
-    pages = {CARD_FILE: render_card(manifest, summary), REPORT_FILE: render_report(manifest, summary, frame_of(table))}
-    entries = {name: written(staging / name, text) for name, text in pages.items()}
+    pages = {
+        CARD_FILE: render_card(manifest, summary),
+        REPORT_FILE: render_report(manifest, summary, make_frame(table)),
+    }
+    entries = {name: write_page(staging / name, text) for name, text in pages.items()}
     write_manifest(manifest.model_copy(update={"files": {**manifest.files, **entries}}), staging)
 
 
-def written(path: Path, text: str) -> FileEntry:
+def write_page(path: Path, text: str) -> FileEntry:
     """Write a text, and describe the file."""
     path.write_text(text, encoding="utf-8")
     return describe_file(path)

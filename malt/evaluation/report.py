@@ -10,7 +10,7 @@ from malt.datasets.pages.sample import embed_json
 from malt.evaluation import drawing
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.parted import parted_questions
-from malt.evaluation.sheet import sheets_of
+from malt.evaluation.sheet import make_sheets
 from malt.evaluation.summary import TITLES, Summary
 from malt.evaluation.version import EvaluationVersion
 
@@ -25,7 +25,7 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
     """Write the page."""
     style = read_part("marks.css") + read_part("page.css") + (FOLDER / "report.css").read_text(encoding="utf-8")
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    sheets = sheets_of(manifest.spec, answers, "chain")
+    sheets = make_sheets(manifest.spec, answers, "chain")
     parted = parted_questions(sheets, summary.measure)
     data = {"systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return (
@@ -35,11 +35,11 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             manifest=manifest,
             summary=summary,
             headline=TITLES[summary.measure],
-            bars={name: drawing.bars_of(system, summary.chains) for name, system in summary.systems.items()},
-            gains=drawing.gains_of(summary),
-            reach=drawing.reach_of(summary),
-            segments={name: drawing.segments_of(system.flips) for name, system in summary.systems.items()},
-            points=drawing.points_of(summary),
+            bars={name: drawing.list_bars(system, summary.chains) for name, system in summary.systems.items()},
+            gains=drawing.place_gains(summary),
+            reach=drawing.find_reach(summary),
+            segments={name: drawing.list_segments(system.flips) for name, system in summary.systems.items()},
+            points=drawing.place_points(summary),
             smallest=summary.smallest_difference,
             parted=len(parted),
             style=Markup(style),  # noqa: S704 - ours

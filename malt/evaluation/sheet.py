@@ -12,7 +12,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.stats.accuracy import Ballot, Truth, majority
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
-from malt.evaluation.systems import evaluate_spec
+from malt.evaluation.systems import require_evaluate
 from malt.grading.grades import Outcome
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def shares(truths: Grid) -> Scores:
     return found
 
 
-def sheets_of(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:
+def make_sheets(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:
     """Return the answers of one kind by system, in the order of the rows."""
     truncated: Truth = False if spec.credit.truncated == "wrong" else None
     questions = list(dict.fromkeys(rows["question_id"]))
-    seeds: Sequence[int | None] = evaluate_spec(spec).seeds or (None,)
+    seeds: Sequence[int | None] = require_evaluate(spec).seeds or (None,)
     of_kind = rows[rows["kind"] == kind]
     return {
         str(name): Sheet(own, questions, seeds, int(own["chain"].max()) + 1, truncated)

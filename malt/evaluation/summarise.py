@@ -10,7 +10,7 @@ from malt.datasets.stats.accuracy import Truth
 from malt.datasets.stats.diagnostics import is_same_answer
 from malt.evaluation import statistics
 from malt.evaluation.frontier import find_frontier, list_ways
-from malt.evaluation.sheet import Grid, Sheet, shares, sheets_of
+from malt.evaluation.sheet import Grid, Sheet, make_sheets, shares
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import (
     MEASURES,
@@ -26,7 +26,7 @@ from malt.evaluation.summary import (
     Usage,
     Verdicts,
 )
-from malt.evaluation.systems import baseline_of, entrants, evaluate_spec
+from malt.evaluation.systems import find_baseline, list_entrants, require_evaluate
 from malt.evaluation.tournament import rank_models
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     """Work out all figures of an evaluation from its rows."""
-    evaluate, baseline = evaluate_spec(spec), baseline_of(spec)
-    sheets = sheets_of(spec, rows, "chain")
+    evaluate, baseline = require_evaluate(spec), find_baseline(spec)
+    sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
     differences = {measure: compare_all(scores[measure], baseline, votes=measure in VOTES) for measure in MEASURES}
-    extras = Extras(evaluate, sheets_of(spec, rows, "control"), sheets_of(spec, rows, "votes"))
+    extras = Extras(evaluate, make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes"))
     votes = scores[evaluate.measure]
     systems = {name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
     ways = list_ways(systems, evaluate.chains, max(len(evaluate.seeds), 1))
@@ -54,9 +54,9 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
         differences=differences[evaluate.measure],
         all_differences={**differences},
         frontier=find_frontier(ways),
-        tournament=rank_models(entrants(spec), votes),
+        tournament=rank_models(list_entrants(spec), votes),
         dropped=find_dropped(sheets),
-        smallest_difference=smallest_differences(votes, baseline),
+        smallest_difference=find_smallest_differences(votes, baseline),
     )
 
 
@@ -79,28 +79,28 @@ class Extras(NamedTuple):
 
 def summarise_system(sheet: Sheet, extras: Extras, name: str) -> SystemSummary:
     """Work out one system's figures."""
-    pipeline = usage_of(sheet, "", "ma")
+    pipeline = measure_usage(sheet, "", "ma")
     return SystemSummary(
-        **{measure: cell_of(sheet.scores(measure)) for measure in MEASURES},
+        **{measure: make_cell(sheet.scores(measure)) for measure in MEASURES},
         tokens=pipeline.tokens,
         cost_usd=pipeline.cost_usd,
-        single=usage_of(sheet, "generator_", "sa"),
+        single=measure_usage(sheet, "generator_", "sa"),
         pipeline=pipeline,
-        flips=flips_of(sheet),
-        refining=refining_of(flips_of(sheet)),
-        verdicts=verdicts_of(sheet),
-        by_seed=seeds_of(sheet),
-        equal_tokens=equal_tokens_of(sheet, extras.votes.get(name)),
-        control=control_of(extras, name),
+        flips=count_flips(sheet),
+        refining=judge_refining(count_flips(sheet)),
+        verdicts=count_verdicts(sheet),
+        by_seed=score_seeds(sheet),
+        equal_tokens=compare_equal_tokens(sheet, extras.votes.get(name)),
+        control=score_control(extras, name),
     )
 
 
-def cell_of(scores: Scores) -> Cell:
+def make_cell(scores: Scores) -> Cell:
     """Write one accuracy."""
     return Cell.model_validate(statistics.estimate(scores)._asdict())
 
 
-def seeds_of(sheet: Sheet) -> dict[str, dict[str, float | None]]:
+def score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
     """Write the accuracies of each repeat; nothing where there is only one."""
     if len(sheet.seeds) == 1:
         return {}
@@ -123,7 +123,7 @@ def compare_all(scores: Mapping[str, Scores], baseline: str, *, votes: bool) -> 
     return {name: Compared(**difference._asdict(), p_holm=corrected[name]) for name, difference in known.items()}
 
 
-def smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
+def find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
     """Return what these questions can show: at the usual discordance, and at that of each system with the baseline."""
     questions = len(next(iter(scores.values()), np.empty(0)))
     found = {"at 20 % discordance": statistics.smallest_difference(questions)}
@@ -134,7 +134,7 @@ def smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[st
     return found
 
 
-def usage_of(sheet: Sheet, part: str, measure: Measure) -> Usage:
+def measure_usage(sheet: Sheet, part: str, measure: Measure) -> Usage:
     """Add up what answers took, of the generator alone or of whole chains."""
     prompt, completion = total(sheet.rows[f"{part}prompt_tokens"]), total(sheet.rows[f"{part}completion_tokens"])
     cost, seconds = total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
@@ -165,7 +165,7 @@ def ratio(part: float | None, whole: float) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def counts_of(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
+def count_pairs(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
     """Count pairs of truths."""
     counted: dict[tuple[Truth, Truth], int] = {}
     for pair in zip(before.flat, after.flat, strict=True):
@@ -173,9 +173,9 @@ def counts_of(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
     return counted
 
 
-def flips_of(sheet: Sheet) -> Flips:
+def count_flips(sheet: Sheet) -> Flips:
     """Count what became of the generator's answers."""
-    counts = counts_of(sheet.single, sheet.final)
+    counts = count_pairs(sheet.single, sheet.final)
     answers = zip(sheet.grid("generator_answer").flat, sheet.grid("answer").flat, strict=True)
     same = [is_same_answer(first, last) for first, last in answers if first is not None and last is not None]
     return Flips(
@@ -187,16 +187,16 @@ def flips_of(sheet: Sheet) -> Flips:
     )
 
 
-def refining_of(flips: Flips) -> Refining:
+def judge_refining(flips: Flips) -> Refining:
     """Say whether refining pays: what it mends, against what it spoils."""
     wrong, right = flips.wrong_to_right + flips.wrong_to_wrong, flips.right_to_right + flips.right_to_wrong
     ecr, eir = ratio(flips.wrong_to_right, wrong), ratio(flips.right_to_wrong, right)
     threshold = ratio(right, wrong)
     pays = None if wrong + right == 0 else flips.wrong_to_right > flips.right_to_wrong
-    return Refining(ecr=ecr, eir=eir, threshold=threshold, pays=pays, sentence=rule_sentence(ecr, eir, threshold, pays))
+    return Refining(ecr=ecr, eir=eir, threshold=threshold, pays=pays, sentence=write_rule(ecr, eir, threshold, pays))
 
 
-def rule_sentence(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
+def write_rule(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
     """Say the rule ECR/EIR > Acc/(1 - Acc) with this system's figures."""
     if ecr is None or eir is None or threshold is None:
         return "Whether refining pays cannot be said: the generator's answers are all right, or all wrong, or unknown."
@@ -210,9 +210,9 @@ def rule_sentence(ecr: float | None, eir: float | None, threshold: float | None,
     )
 
 
-def verdicts_of(sheet: Sheet) -> Verdicts:
+def count_verdicts(sheet: Sheet) -> Verdicts:
     """Count the verifier's stated verdicts against the truth."""
-    counts = counts_of(sheet.grid("verdict"), sheet.single)
+    counts = count_pairs(sheet.grid("verdict"), sheet.single)
     right_called = {said: counts.get((said, True), 0) for said in (True, False)}
     wrong_called = {said: counts.get((said, False), 0) for said in (True, False)}
     stated = sum(right_called.values()) + sum(wrong_called.values())
@@ -225,7 +225,7 @@ def verdicts_of(sheet: Sheet) -> Verdicts:
     )
 
 
-def equal_tokens_of(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
+def compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
     """Compare the pipeline's vote with that of a single agent that writes as much."""
     if votes is None:
         return None
@@ -233,16 +233,16 @@ def equal_tokens_of(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
     ahead = compare_all({"pipeline": pipeline, "single": single}, "single", votes=True)
     return EqualTokens(
         votes=votes.chains,
-        vote=cell_of(single),
-        completion_tokens=usage_of(votes, "generator_", "sa").completion_tokens,
-        pipeline_completion_tokens=usage_of(sheet, "", "ma").completion_tokens,
+        vote=make_cell(single),
+        completion_tokens=measure_usage(votes, "generator_", "sa").completion_tokens,
+        pipeline_completion_tokens=measure_usage(sheet, "", "ma").completion_tokens,
         pipeline_ahead=ahead.get("pipeline"),
     )
 
 
-def control_of(extras: Extras, name: str) -> Control | None:
+def score_control(extras: Extras, name: str) -> Control | None:
     """Write the control of a system, where there is one."""
     sheet, temperature = extras.controls.get(name), extras.evaluate.temperature
     if sheet is None or temperature is None:
         return None
-    return Control(temperature=temperature, sa=cell_of(sheet.scores("sa")), ma=cell_of(sheet.scores("ma")))
+    return Control(temperature=temperature, sa=make_cell(sheet.scores("sa")), ma=make_cell(sheet.scores("ma")))

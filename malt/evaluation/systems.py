@@ -41,7 +41,7 @@ class Lineup(NamedTuple):
         return self.spec.roles.generator.samples
 
 
-def evaluate_spec(spec: RunSpec) -> EvaluateSpec:
+def require_evaluate(spec: RunSpec) -> EvaluateSpec:
     """Return what a config says of its evaluation. Raises `ConfigError` where it says nothing."""
     if spec.evaluate is None:
         raise ConfigError(
@@ -50,18 +50,18 @@ def evaluate_spec(spec: RunSpec) -> EvaluateSpec:
     return spec.evaluate
 
 
-def systems_of(spec: RunSpec) -> dict[str, SystemSpec]:
+def list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
     """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
-    evaluate = evaluate_spec(spec)
+    evaluate = require_evaluate(spec)
     declared = dict(evaluate.systems)
     if evaluate.tournament is not None:
-        declared |= {entrant.name: entrant.system for entrant in entrants(spec)}
+        declared |= {entrant.name: entrant.system for entrant in list_entrants(spec)}
     return declared or {"pipeline": SystemSpec()}
 
 
-def baseline_of(spec: RunSpec) -> str:
+def find_baseline(spec: RunSpec) -> str:
     """Return the system that others are compared with. Raises `ConfigError` where there is none of its name."""
-    names, wanted = list(systems_of(spec)), evaluate_spec(spec).baseline
+    names, wanted = list(list_systems(spec)), require_evaluate(spec).baseline
     if wanted is not None and wanted not in names:
         raise ConfigError(f"evaluate.baseline = {wanted!r} is no system; there are: {', '.join(names)}")
     return wanted or names[0]
@@ -75,58 +75,58 @@ class Entrant(NamedTuple):
     models: Mapping[Role, str]
 
 
-def entrants(spec: RunSpec) -> list[Entrant]:
+def list_entrants(spec: RunSpec) -> list[Entrant]:
     """Return every combination of a tournament's models; a role with a single one is no part of the names."""
-    tournament = evaluate_spec(spec).tournament
+    tournament = require_evaluate(spec).tournament
     if tournament is None:
         return []
-    fields = [players(spec, role, getattr(tournament, role.value)) for role in PLAYERS]
+    fields = [name_players(spec, role, getattr(tournament, role.value)) for role in PLAYERS]
     return [
-        entrant(chosen, [len(field) > 1 for field in fields])
+        make_entrant(chosen, [len(field) > 1 for field in fields])
         for chosen in product(*(field.items() for field in fields))
     ]
 
 
-def players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
+def name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
     """Name the players of a role by their models; one that comes again by its number."""
     named: dict[str, PlayerSpec] = {}
     for player in declared or (PlayerSpec(),):
-        label = label_of(player.model or spec.roles[role].model)
+        label = shorten_model(player.model or spec.roles[role].model)
         named[label if label not in named else f"{label}-{len(named) + 1}"] = player
     return named
 
 
-def entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
+def make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
     """Make a system of a player for each role."""
     names = [name for (name, _), told in zip(chosen, contested, strict=True) if told] or [chosen[0][0]]
     system = SystemSpec(**{role.value: player for role, (_, player) in zip(PLAYERS, chosen, strict=True)})
     return Entrant("/".join(names), system, {role: name for role, (name, _) in zip(PLAYERS, chosen, strict=True)})
 
 
-def label_of(model: str) -> str:
+def shorten_model(model: str) -> str:
     """Shorten a model's name to its last part."""
     return model.rpartition("/")[2]
 
 
-def lineups(spec: RunSpec) -> list[Lineup]:
+def list_lineups(spec: RunSpec) -> list[Lineup]:
     """Return all that is asked of each system: its chains with every seed, and the control where there is one."""
-    evaluate = evaluate_spec(spec)
-    return [each for name, system in systems_of(spec).items() for each in _lineups(name, system, spec, evaluate)]
+    evaluate = require_evaluate(spec)
+    return [each for name, system in list_systems(spec).items() for each in _lineups(name, system, spec, evaluate)]
 
 
 def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpec) -> Iterator[Lineup]:
     roles = tuple(Role(role) for role in PLAYERS if role.value in system.roles)
     for seed in evaluate.seeds or (None,):
-        played = cast_of(system, spec, seed, evaluate.chains)
-        yield Lineup(name, seed, "chain", asking(spec, played), roles)
+        played = cast_system(system, spec, seed, evaluate.chains)
+        yield Lineup(name, seed, "chain", make_asking_spec(spec, played), roles)
         if evaluate.temperature is not None:
             cold = {
                 role.value: played[role].model_copy(update={"temperature": evaluate.temperature}) for role in PLAYERS
             }
-            yield Lineup(name, seed, "control", asking(spec, with_samples(Roles(**cold), 1)), roles)
+            yield Lineup(name, seed, "control", make_asking_spec(spec, with_samples(Roles(**cold), 1)), roles)
 
 
-def cast_of(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
+def cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
     """Return the roles as a system plays them."""
     played: dict[str, RoleSpec] = {}
     trained = open_model(system.models).manifest.roles if system.models else ()
@@ -144,12 +144,12 @@ def with_samples(roles: Roles, chains: int) -> Roles:
     return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
 
 
-def asking(spec: RunSpec, roles: Roles) -> RunSpec:
+def make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:
     """Return the config that asks as a system, its model versions known by their weights."""
     return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
 
 
-def silent(lineup: Lineup, complete: Complete) -> Complete:
+def mute_absent(lineup: Lineup, complete: Complete) -> Complete:
     """Return a `Complete` that asks for those who take part alone; the others say nothing, and nobody is asked."""
 
     async def speak(request: CompletionRequest) -> Sequence[Completion]:

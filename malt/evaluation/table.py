@@ -48,7 +48,7 @@ MEASURED = frozenset(ANSWERS.names[ANSWERS.names.index("generator_prompt_tokens"
 QUESTION = ("question_id", "question", "ground_truth")
 
 
-def table_of(answers: Iterable[Answer]) -> pa.Table:
+def make_table(answers: Iterable[Answer]) -> pa.Table:
     """Turn answers into columns."""
     return pa.Table.from_batches([as_batch([asdict(answer) for answer in answers], ANSWERS)], ANSWERS)
 
@@ -61,16 +61,16 @@ def write_answers(table: pa.Table, path: Path) -> RowsWritten:
 
 def rows_digest(table: pa.Table) -> str:
     """Return the digest of the rows' content."""
-    return digest_of(table, [name for name in ANSWERS.names if name not in MEASURED])
+    return digest_columns(table, [name for name in ANSWERS.names if name not in MEASURED])
 
 
 def questions_digest(table: pa.Table) -> str:
     """Return the digest of what was asked, each question once, in order."""
-    frame = frame_of(table.select(QUESTION)).drop_duplicates("question_id")
-    return digest_of(pa.Table.from_pandas(frame, table.select(QUESTION).schema, preserve_index=False), QUESTION)
+    frame = make_frame(table.select(QUESTION)).drop_duplicates("question_id")
+    return digest_columns(pa.Table.from_pandas(frame, table.select(QUESTION).schema, preserve_index=False), QUESTION)
 
 
-def digest_of(table: pa.Table, columns: Iterable[str]) -> str:
+def digest_columns(table: pa.Table, columns: Iterable[str]) -> str:
     """Return the digest of some columns' values."""
     taken = RowsDigest(table.schema, [*columns])
     for batch in table.combine_chunks().to_batches():
@@ -86,7 +86,7 @@ def read_answers(folder: Path) -> pa.Table:
         raise VersionError(f"{folder / ANSWERS_FILE} cannot be read ({error}); try: malt verify {folder}") from error
 
 
-def frame_of(table: pa.Table) -> "pd.DataFrame":
+def make_frame(table: pa.Table) -> "pd.DataFrame":
     """Return a table as a data frame in which what is missing is None."""
     import pandas as pd
 

@@ -16,7 +16,7 @@ from malt.datasets.version.folders import version_numbers
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import Summary
-from malt.evaluation.table import ANSWERS_FILE, frame_of, read_answers
+from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ class EvaluationVersion:
     @property
     def answers(self) -> "pd.DataFrame":
         """One row a chain."""
-        return frame_of(read_answers(self.path))
+        return make_frame(read_answers(self.path))
 
     def question_answers(self, question_id: str) -> "list[dict[str, Any]]":
         """What all systems say to one question. Raises `VersionError` where it was not asked."""

@@ -196,13 +196,21 @@ _MEASURES = {
     ("week", "day"): 7,
     ("day", "hour"): 24,
     ("pound", "ounce"): 16,
+    ("kilogram", "gram"): 1000,
+    ("kilometer", "meter"): 1000,
+    ("meter", "centimeter"): 100,
 }
 _SPELLINGS = {
     "dollar": "dollars",
     "euro": "euros",
     "cent": "cents",
     "foot": "feet ft",
-    "inch": "inches",
+    "inch": "inches in",
+    "kilogram": "kilograms kg",
+    "gram": "grams g",
+    "kilometer": "kilometers km",
+    "meter": "meters m",
+    "centimeter": "centimeters cm",
     "hour": "hours hrs hr h",
     "minute": "minutes mins min",
     "second": "seconds secs sec",
@@ -215,7 +223,7 @@ _SPELLINGS = {
 }
 _MEASURE_UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.split())}
 _MEASURE = re.compile(
-    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,7}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{2,7}+)(?!\w)"
+    r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,10}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{1,11}+)(?!\w)"
 )
 
 
@@ -284,11 +292,14 @@ class Found(NamedTuple):
 
 _TANGLED_BEFORE = re.compile(
     r"(?:[0-9)%]\s?[-+*÷/x^]|[0-9]\s:|[0-9%]\s(?:to|through|by|point)|[√<>]=?|[0-9A-Za-z)]\s?\^"
+    r"|(?<![A-Za-z])[b-zB-HJ-Z](?:\s?[-+*/]|\((?=$))|between\s[$€£¥₹]?[0-9][0-9.,]*\sand"
     r"|(?<![a-z])(?:not|(?:less|more|greater|fewer|larger|smaller|other)\sthan))\s?[$€£¥₹(]*$"
 )
 _TANGLED_AFTER = re.compile(
-    r"\)?\s?(?:[-+*÷/x]\s?(?=[$€£¥₹(]*[0-9])|(?:to|through|by|point)\s(?=[$€£¥₹]?[0-9])|[-+*/<>^]=?\s?(?=√|[A-Za-z](?:$|[\s)^*/+=<>-]*$))"
-    r"|(?:squared|cubed|factorial|choose|halves|thirds|quarters|fifths)(?![a-z]))"
+    r"\)?\s?(?:[-+*÷/x|;<>]\s?(?=[$€£¥₹(]*[0-9])"
+    r"|(?:to|through|by|point|mod|times|plus|minus|(?:more|less|fewer)\sthan)\s(?=[$€£¥₹]?[0-9])"
+    r"|[-+*/<>^]=?\s?(?=√|[A-Za-z](?:$|[\s)^*/+=<>-]*$))"
+    r"|(?:squared|cubed|factorial|choose|halves|thirds|quarters|fifths|below zero)(?![a-z])|half$)"
 )
 _SYMBOL_AFTER = re.compile(r"\s?([A-Za-z]+)(?![A-Za-z'])")
 _UNITS_OR_NOUNS = COUNTED | UNITS.keys()

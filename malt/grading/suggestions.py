@@ -32,10 +32,10 @@ def suggest_kinds(questions: Sequence[Question]) -> Suggestion:
     looked_at = questions[:_LOOKED_AT]
     if all(question.choices for question in looked_at):
         return Suggestion(("choice",), "the questions have choices")
-    if all(parse_quantity(question.ground_truth) is not None for question in looked_at):
-        return Suggestion(("number",), "the reference answers are numbers")
     if any(_LATEX.search(question.ground_truth) for question in looked_at):
         return Suggestion(("number", "math"), "reference answers are written in LaTeX")
+    if all(parse_quantity(question.ground_truth) is not None for question in looked_at):
+        return Suggestion(("number",), "the reference answers are numbers")
     return Suggestion(("llm",), "the reference answers are words, which a judge reads best; name its model too")
 
 

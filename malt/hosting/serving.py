@@ -23,7 +23,7 @@ from malt.config.spec import RunSpec
 from malt.engine.job import check_models
 from malt.engine.run import new_run_name
 from malt.errors import ConfigError, MaltError
-from malt.evaluation.systems import Lineup, lineups, silent, with_samples
+from malt.evaluation.systems import Lineup, list_lineups, mute_absent, with_samples
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.request import Completion
@@ -82,7 +82,7 @@ class Trio(NamedTuple):
         question_id = self.known.get(text) or content_id(text, "")
         spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
         asked = Question(question_id=question_id, question=text, ground_truth="")
-        complete = silent(self.lineup, make_completer(self.session, [question_id], run=self.run))
+        complete = mute_absent(self.lineup, make_completer(self.session, [question_id], run=self.run))
         return await self.session.call(grow_tree(asked, spec, self.prompts, complete))
 
 
@@ -92,7 +92,7 @@ def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
     Raises `ConfigError` where there is no such system, or a model cannot be asked.
     """
     evaluated = spec if spec.evaluate is not None else spec.model_validate({**spec.as_config(), "evaluate": {}})
-    offered = {each.system: each for each in reversed(lineups(evaluated)) if each.kind == "chain"}
+    offered = {each.system: each for each in reversed(list_lineups(evaluated)) if each.kind == "chain"}
     chosen = offered.get(system) if system is not None else next(reversed(offered.values()))
     if chosen is None:
         raise ConfigError(f"--system {system}: no such system; there are: {', '.join(reversed(offered))}")
@@ -165,32 +165,32 @@ async def respond(trio: Trio, asked: Asked) -> Response:
 
 def completion_body(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
     """Write a tree of independent chains as a chat completion; usage is all roles' together."""
-    told = [chain_of(tree, chain, trio.lineup) for chain in range(chains)]
+    told = [find_chain(tree, chain, trio.lineup) for chain in range(chains)]
     spoken = [node.completion for chain in told for node in chain]
     return {
         "id": f"chatcmpl-{uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": trio.name,
-        "choices": [choice_of(number, chain[-1]) for number, chain in enumerate(told)],
-        "usage": usage_of(spoken),
-        "malt": {"question_id": tree.question.question_id, "chains": [metadata_of(chain) for chain in told]},
+        "choices": [write_choice(number, chain[-1]) for number, chain in enumerate(told)],
+        "usage": add_usage(spoken),
+        "malt": {"question_id": tree.question.question_id, "chains": [write_metadata(chain) for chain in told]},
     }
 
 
-def chain_of(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
+def find_chain(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
     """Return the texts of one chain, of those who take part."""
     path = Address((chain, 0, 0)).path
     return [tree.nodes[address] for address in path if address.role in lineup.roles]
 
 
-def choice_of(number: int, last: Node) -> dict[str, Any]:
+def write_choice(number: int, last: Node) -> dict[str, Any]:
     """Write a chain's last text as a choice."""
     message = {"role": "assistant", "content": last.text}
     return {"index": number, "message": message, "finish_reason": last.completion.finish_reason}
 
 
-def metadata_of(chain: Sequence[Node]) -> dict[str, Any]:
+def write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
     """Write a chain, and what the verifier said of the first answer."""
     from malt.datasets.stats.diagnostics import stated_verdict
 
@@ -199,7 +199,7 @@ def metadata_of(chain: Sequence[Node]) -> dict[str, Any]:
     return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict]}
 
 
-def usage_of(completions: Sequence[Completion]) -> dict[str, int]:
+def add_usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Add up what all roles took; what a provider did not count is left out."""
     prompt = sum(completion.prompt_tokens or 0 for completion in completions)
     completion = sum(each.completion_tokens or 0 for each in completions)

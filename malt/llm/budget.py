@@ -17,7 +17,7 @@ PICO = 10**12
 
 
 class Amount(NamedTuple):
-    """What something takes, or may take at most."""
+    """A cost in dollars and tokens: actual, or at most."""
 
     usd: float
     tokens: int
@@ -31,7 +31,7 @@ NOTHING = Amount(0.0, 0)
 
 
 class Metered(Protocol):
-    """What an attempt returns, as far as budgets and limits care."""
+    """Result of an attempt, as far as budgets and limits need it."""
 
     @property
     def total_tokens(self) -> int | None:
@@ -39,7 +39,7 @@ class Metered(Protocol):
 
     @property
     def cost_usd(self) -> float | None:
-        """What it cost; None when not known."""
+        """Its cost; None where unknown."""
 
 
 MeteredT = TypeVar("MeteredT", bound=Metered)
@@ -52,7 +52,7 @@ class _Cap:
         self.cap = math.inf if cap is None else math.floor(cap * units)
         self.spent = self.held = self.promised = 0
         self.reserved = 0
-        """What of `held` is held by name: it may be for days."""
+        """Part of `held` that is reserved by name, perhaps for days."""
         self._units, self._key, self._written = units, key, written
 
     def in_units(self, amount: float) -> int:
@@ -83,7 +83,7 @@ class Budget:
 
     @property
     def spent(self) -> Amount:
-        """What answers took, and what failed requests may have taken."""
+        """Cost of answers, and the most that failed requests may have cost."""
         dollars, tokens = self._accounts
         return Amount(dollars.spent / PICO, tokens.spent)
 
@@ -109,7 +109,7 @@ class Budget:
 
     @property
     def room(self) -> Amount:
-        """What is neither spent nor held."""
+        """Amount neither spent nor held."""
         dollars, tokens = (account.cap - account.spent - account.held for account in self._accounts)
         return Amount(dollars / PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
 
@@ -119,12 +119,12 @@ class Budget:
 
     @property
     def reserved(self) -> dict[str, Amount]:
-        """What is held by name."""
+        """Amounts reserved, by name."""
         return dict(self._reserved)
 
     @property
     def spent_unreserved(self) -> Amount:
-        """What was spent and never pledged."""
+        """Amount spent that was never reserved."""
         taken = [self._in_units(amount) for amount in self._settled_names.values()]
         dollars, tokens = (
             account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
@@ -141,7 +141,7 @@ class Budget:
             self._reserve(worst, 1)
 
     def settle_reserved(self, name: str, taken: Amount) -> None:
-        """Let go what is held by a name, and count what it took; said again, it changes nothing."""
+        """Replace a reservation by what it took; idempotent."""
         if name not in self._settled_names:
             self._settled_names[name] = taken
             self._reserve(self._reserved.pop(name, NOTHING), -1)

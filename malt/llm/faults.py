@@ -1,4 +1,4 @@
-"""What a failed request means to the run: the classes that provider/ raises, and what rate_limit/limiter.py does.
+"""Classes of failed requests, as provider/ raises them, and what rate_limit/limiter.py does about each.
 
 | class | what came | policy |
 |---|---|---|

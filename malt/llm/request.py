@@ -15,7 +15,7 @@ from malt.config.spec import ModelSpec, Role
 from malt.errors import MaltError
 
 DEFAULT_MAX_TOKENS = 4096
-"""What is reserved for a completion whose length the config leaves to the provider."""
+"""Tokens reserved for a completion whose length the config leaves to the provider."""
 
 
 class Message(NamedTuple):
@@ -42,7 +42,7 @@ class CompletionRequest:
     schema: type[BaseModel] | None = None
     """Pydantic model of the wanted JSON reply, for providers that can hold to one."""
     draw: int = 0
-    """How many answers to it were set aside: part of the seed, so that another one comes, and not of the key."""
+    """Number of answers to it that were set aside: part of the seed, so that another one comes, not of the key."""
 
     @cached_property
     def keys(self) -> list[str]:
@@ -90,13 +90,13 @@ class Completion:
     cost_usd: float | None = None
     latency_s: float = 0.0
     cached: bool = False
-    """It came from the store, not from a request of this run."""
+    """Whether it came from the store, not from a request of this run."""
     run: str = ""
     """The run that asked for it; empty where that is not known."""
 
 
 class Complete(Protocol):
-    """How the trees ask: the same growth runs under Prefect, in a test, or over what the store holds."""
+    """The trees' way to ask: the same growth runs under Prefect, in a test, or over the store."""
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         """Return the request's samples in order.

@@ -1,4 +1,4 @@
-"""What a provider's reply says: one JSON text a choice for the store, and a Completion read out of it.
+"""Responses of providers: cut into one JSON text a choice for the store, and read from it as Completions.
 
 Whatever came has a reading: what is missing is empty or None.
 """
@@ -36,7 +36,7 @@ _TAG = re.compile(
     r"|<\|(?P<open>begin_of_thought|START_THINKING)\|>|<\|(?:end_of_thought|END_THINKING)\|>",
     re.IGNORECASE,
 )
-"""Where models whose server has no reasoning parser begin and end what they think."""
+"""Tags around reasoning, which servers without a reasoning parser leave in the content."""
 _CHANNEL = re.compile(
     r"<\|channel\|>\s*(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
     r"(?P<text>.*?)(?:<\|(?:start|end|return|call)\|>|(?=<\|channel\|>)|\Z)",

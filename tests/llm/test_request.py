@@ -11,7 +11,21 @@ from pydantic import JsonValue
 from malt.config.spec import ModelSpec, Role
 from malt.grading.judge_reply import JudgeReply
 from malt.llm.request import CompletionRequest, FinishReason, Message
-from malt.llm.response import read_response, share_tokens, split_response
+from malt.llm.response import find_fault, read_response, share_tokens, split_reasoning, split_response
+
+FIELDS = (
+    *(
+        "message",
+        "content",
+        "reasoning_content",
+        "reasoning",
+        "refusal",
+        "finish_reason",
+        "native_finish_reason",
+        "usage",
+    ),
+    *("completion_tokens", "prompt_tokens", "error", "text", "type", "thinking", "model", "provider_specific_fields"),
+)
 
 REQUEST = CompletionRequest(
     role=Role.VERIFIER,
@@ -136,3 +150,26 @@ def test_names_that_are_no_text_are_read_as_missing() -> None:
     [cut] = split_response({"model": 5, "choices": [{"finish_reason": {"a": 1}}]}, 1)
     completion = read_response(cut, "key", cost_usd=None, latency_s=0.1, cached=False)
     assert (completion.model, completion.finish_reason) == ("", "stop")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.dictionaries(st.sampled_from(FIELDS), json_values))
+def test_whatever_a_provider_sends_has_a_reading(around: dict[str, JsonValue], choice: dict[str, JsonValue]) -> None:
+    [cut] = split_response({**around, "choices": [choice]}, 1)
+    completion = read_response(cut, "key", cost_usd=None, latency_s=0.1, cached=False)
+    find_fault(choice)
+    assert isinstance(completion.text, str)
+    assert isinstance(completion.finish_reason, str)
+    assert completion.completion_tokens is None or completion.completion_tokens >= 0
+    completion.text.encode()
+
+
+@given(st.text(), st.sampled_from(["<think>", "[THINK]", "<seed:think>", "◁think▷"]))
+def test_what_is_thought_is_never_in_the_text(thought: str, opening: str) -> None:
+    assert "7 is what I hide" not in split_reasoning(f"{opening}7 is what I hide{thought}")[0]

@@ -40,7 +40,7 @@ GONE = "unknown there"
 """Status of a batch that its provider knows no longer."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled", GONE})
 _HEADER_KEYS = frozenset({"headers", "extra_headers", "organization"})
-"""What `extra` may set for requests that have headers of their own; items have none."""
+"""Keys of `extra` that are sent as headers, which items do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class RemoteBatch:
     files: tuple[str, ...] = ()
     """Ids of what can be read: the output, the errors."""
     error: str = ""
-    """Why it failed as a whole."""
+    """Reason why it failed as a whole."""
     error_code: str = ""
 
     @property
@@ -69,7 +69,7 @@ class RemoteBatch:
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """What came of one item: a chat-completion body, or an HTTP status and what was said."""
+    """Result of one item: a chat-completion body, or an HTTP status and its message."""
 
     custom_id: str
     status: int

@@ -20,13 +20,13 @@ from malt.llm.store.batches import Batch
 T = TypeVar("T")
 
 _LOOK_PATIENCE_S = 3600.0
-"""How long looking at a batch may fail: it goes on at the provider, whatever is between here and there."""
+"""Seconds for which polling a batch may fail: it goes on at the provider meanwhile."""
 _CLOCK_SKEW_S = 3600.0
-"""How far back a batch is looked for before the time at which it was written down."""
+"""Seconds before the recorded time from which a batch is searched for."""
 
 
 async def _find_nothing() -> None:
-    """Have no answer."""
+    """Return nothing."""
 
 
 class Gone(Exception):  # noqa: N818 - an answer, not an error
@@ -34,7 +34,7 @@ class Gone(Exception):  # noqa: N818 - an answer, not an error
 
 
 class BatchClient:
-    """Where batches for one model are handed in.
+    """Calls to one model's batch API, retried.
 
     All methods raise `ConfigError` for a wrong key or an address without a batch API, and `EndpointDown` when what
     they need stays away too long: two minutes as a rule, 20 s where nobody has listened yet, 15 minutes of nothing but

@@ -27,12 +27,12 @@ class WantedSamples:
 
     @property
     def custom_id(self) -> str:
-        """What a batch calls it."""
+        """Its name in a batch."""
         return make_custom_id(self.request, self.first)
 
 
 class BatchCollector(SessionCompleter):
-    """What some questions of a run in batch mode ask with, once a level.
+    """A completer for some questions of a run in batch mode, made anew for each level.
 
     `items` are what the batches know of these questions' samples; `failed` is what other models could not be brought
     to answer in this run, and grows.
@@ -57,7 +57,7 @@ class BatchCollector(SessionCompleter):
         self.put_off = 0
         """Samples of other models that the budget has no room for while batches are under way."""
         self.short: Amount | None = None
-        """What the first request for such may take."""
+        """Worst case of the first request for such."""
         self.stored: Counter[Role] = Counter()
         """Samples that an earlier run had."""
 

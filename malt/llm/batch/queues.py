@@ -11,12 +11,12 @@ from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
 from malt.llm.store.batches import Batch
 
 _GROWTH = 4
-"""How many times as many items the next batch may have as one that there was room for."""
+"""Factor by which the next batch may be larger than one that there was room for."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How much goes into one batch."""
+    """Most items and bytes in one batch."""
 
     items: int = api.MOST_ITEMS
     bytes: int = api.MOST_BYTES
@@ -32,7 +32,7 @@ class _Queue:
     """Items that there was room for."""
     full_since: float | None = None
     is_narrow: bool = False
-    """It was full once: one batch at a time."""
+    """Whether it was full once: then one batch at a time."""
 
 
 class Queues:

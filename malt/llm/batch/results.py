@@ -1,4 +1,4 @@
-"""What came of a batch: rows for the store, what is to be asked for again, and what ends the run."""
+"""Results of a batch: rows for the store, samples to ask for again, and errors that end the run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _UNPAID = ("billing_hard_limit_reached", "insufficient_quota")
 
 @dataclass
 class BatchOutcome:
-    """What a batch that has ended comes to."""
+    """The outcome of a batch that has ended."""
 
     batch: Batch
     remote: RemoteBatch
@@ -40,7 +40,7 @@ class BatchOutcome:
     """Answers, and the reasons why others cannot be had."""
     returned: list[Returned] = field(default_factory=list)
     wasted: list[tuple[Role, Usage]] = field(default_factory=list)
-    """What answers took that cannot be used."""
+    """Usage of answers that cannot be used."""
     ends_run: MaltError | None = None
     has_siblings: bool = True
     """Whether the provider takes `n`, as far as this batch shows."""
@@ -69,7 +69,7 @@ class BatchOutcome:
 
     @property
     def taken(self) -> Amount:
-        """What it took; what nobody can say counts in full."""
+        """Its cost; an unknown one counts at the worst case."""
         return Amount(
             self.batch.usd if self.cost_usd is None else self.cost_usd,
             self.batch.tokens if self.tokens is None else self.tokens,
@@ -135,7 +135,7 @@ class BatchOutcome:
         counts: bool = True,
         is_final: bool = False,
     ) -> None:
-        """Let items be asked for again, or note why they cannot be had."""
+        """Note items to ask for again, or why they are given up."""
         counts = counts and self.remote.status not in ("failed", "cancelled")
         for item in group:
             attempts = item.attempts + counts

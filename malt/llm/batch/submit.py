@@ -1,4 +1,4 @@
-"""Parcels: what is wanted of one model, packed until a batch is full, written down, and handed in."""
+"""Batches of one model: packed until full, recorded in the store, then submitted."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ class _PackedItem(NamedTuple):
 
 @dataclass
 class _BatchDraft:
-    """Items for one model, which become one batch."""
+    """Items for one model that become one batch."""
 
     model: ModelSpec
     mark: str = field(default_factory=lambda: uuid4().hex)
@@ -71,7 +71,7 @@ class BatchSubmitter:
         self.wanted = 0
         """Items, packed or not."""
         self.short: Amount | None = None
-        """What the first item that the budget had no room for may take."""
+        """Worst case of the first item that the budget had no room for."""
         self._session, self._batch_store, self._dataset, self._tally = session, batch_store, dataset, tally
         self._queues, self._patience = queues, patience
         self._drafts: dict[EndpointKey, _BatchDraft] = {}
@@ -105,7 +105,7 @@ class BatchSubmitter:
             await self._hand_in(draft)
 
     def close(self) -> None:
-        """Let go of what was packed and not handed in."""
+        """Discard what was packed and not submitted."""
         for draft in self._drafts.values():
             submitting.discard(draft.mark)
             self._session.budget.settle_reserved(draft.mark, NOTHING)

@@ -1,1 +1,1 @@
-"""What a run asks with: the session, completers over it, and the lock that keeps two runs apart."""
+"""A run's session, the completers over it, and the lock that keeps two runs apart."""

@@ -24,7 +24,7 @@ from malt.llm.usage import Tally, Usage
 
 
 class StoreCompleter:
-    """What the store holds, as a `Complete`: a question's trees can be grown again without asking anybody."""
+    """A `Complete` over the store alone: a question's trees are grown again without a request."""
 
     def __init__(self, known: dict[str, StoredSample]) -> None:
         self.known = known

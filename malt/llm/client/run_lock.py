@@ -1,4 +1,4 @@
-"""Lease: one run at a time grows a dataset, and the next one waits, so that both never pay for the same.
+"""The run lock: one run at a time grows a dataset and the next one waits, so that no two pay for the same.
 
 It is a lock beside an SQLite store or of a PostgreSQL session: whoever holds it loses it by ending, however that
 happens. It goes by the dataset's name; datasets of two names that ask the same are not kept apart.
@@ -28,38 +28,38 @@ from malt.llm.store.schema import open_engine
 from malt.private_files import PRIVATE_FILE, make_private_folder
 
 LOOK_EVERY_S = 0.25
-"""How often a run that waits looks whether it may begin."""
+"""Seconds between two attempts of a waiting run to take the lock."""
 KEEP_EVERY_S = 1.0
-"""How often a run that has begun looks whether its lease went with the connection, and takes it again."""
+"""Seconds between two checks that the lock was not lost with the connection."""
 GRACE_S = 3 * KEEP_EVERY_S
-"""How long those who wait leave a database that was away to the run that had the lease before."""
+"""Seconds for which waiters leave a database that was away to the run that had the lock before."""
 
 _MOST_NAME_BYTES = 63
 """Bytes that PostgreSQL keeps of what a session is called."""
 _KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
-"""How the server notices within a minute that the machine of who holds a lease is gone."""
+"""Settings by which the server notices within a minute that the owner's machine is gone."""
 
 log = logging.getLogger(__name__)
 
 
 class _Lock(Protocol):
-    """What a lease is made of."""
+    """A lock of one kind of store."""
 
     def take(self) -> str | None:
         """Take it, or make sure that it is still held: None where it is, else what is to be waited for."""
         ...
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 @asynccontextmanager
 async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
-    """Be the only run that grows dataset `name` in this store, once all before it have ended. Not re-entrant.
+    """Hold the lock of dataset `name` in this store, once all runs before have ended. Not re-entrant.
 
     What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
-    be used; once begun, a run goes on without its lease where that is lost.
+    be used; once begun, a run goes on without its lock where that is lost.
     """
     lock = _make_lock(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -102,7 +102,7 @@ async def _keep_held(lock: _Lock, name: str) -> None:
         await asyncio.sleep(KEEP_EVERY_S)
         was_held, is_held = is_held, await asyncio.to_thread(lock.take) is None
         if was_held and not is_held:
-            log.warning("dataset %s: its lease was lost with the store's connection; until it is back another run "
+            log.warning("dataset %s: its lock was lost with the store's connection; until it is back another run "
                         "may begin beside this one", name)  # fmt: skip
 
 
@@ -213,7 +213,7 @@ _HOLDER = sa.text(
     "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND granted "
     "AND datname = current_database() AND database = datid AND classid = :high AND objid = :low AND objsubid = 1"
 )
-"""Who has the advisory lock whose number has these halves."""
+"""Owner of the advisory lock with these halves of a number."""
 
 
 def _number_lock(name: str) -> int:

@@ -33,11 +33,11 @@ from malt.llm.usage import Tally, Usage
 T = TypeVar("T")
 
 STOP_SECONDS = 6.0
-"""How long a stopping session waits for answers that are already paid for, and for a store that is away."""
+"""Seconds that a stopping session waits for answers in flight, and for a store that is away."""
 _GRACE_S = 1.0
-"""How long what a stopped session was given to do may take to notice."""
+"""Grace period for coroutines submitted before the stop."""
 _LOOK_EVERY_S = 0.2
-"""How often a request that is not sent while the store is away looks whether it is back."""
+"""Seconds between two checks whether a store that was away is back."""
 
 
 class Session:
@@ -53,7 +53,7 @@ class Session:
         self.session_id = uuid4().hex
         """Tells it from all other sessions that write to the store."""
         self.batches = ""
-        """How the batches under way stand, in the words of the progress line."""
+        """State of the open batches, for the progress line."""
         self._limits = limits
         self.budget = Budget(limits)
         self._shared = shared
@@ -153,7 +153,7 @@ class Session:
 
     @property
     def throttled_by(self) -> list[str]:
-        """What holds each endpoint's rate back now, in the words of the progress line."""
+        """Reasons why each endpoint's rate is not higher, for the progress line."""
         if self.store.is_away:
             return ["the store, which cannot be used; nothing more is asked until it can"]
         if self.batches:

@@ -41,7 +41,7 @@ OWN_KEYS = frozenset(
     | {"timeout", "response_format", "fallbacks", "api_base", "base_url", "api_key", "num_retries", "max_retries"}
     | {"drop_params", "mock_response", "custom_llm_provider"}
 )
-"""What `extra` may not set: the config has a key of its own for it, or it is not the user's to set."""
+"""Keys that `extra` may not set: the config has a key of its own for them, or they are not the user's to set."""
 
 _UNCAPPED = Limits()
 _MOST_USD = 10_000.0
@@ -63,7 +63,7 @@ class Reply:
 
     @property
     def total_tokens(self) -> int | None:
-        """What the provider counted, prompt and completions together; None where it did not."""
+        """Tokens of prompt and completions, as the provider counted; None where it did not."""
         usage = self.response.get("usage")
         if not has_usage(usage):
             return None

@@ -1,4 +1,4 @@
-"""What an error of a provider or a connection means to a run: a class of faults.py, or one that ends it."""
+"""Errors of providers and connections, translated into the classes of faults.py and into errors that end the run."""
 
 import json
 import re

@@ -22,7 +22,7 @@ from malt.llm.response import parse_body
 _MOST_BYTES = 100_000_000
 """The longest reply that is read, once unpacked."""
 _BYTES_AROUND, _BYTES_A_TOKEN = 2**22, 4096
-"""What a reply may hold beside its texts, and a token with twenty log probabilities."""
+"""Room for a reply's fields, and for one token with twenty log probabilities."""
 _NOT_IN_BODY = frozenset(
     {"model", "messages", "api_base", "api_key", "timeout", "max_retries", "num_retries", "no-log"}
     | {"headers", "extra_headers", "organization"}

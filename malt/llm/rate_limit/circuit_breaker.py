@@ -28,7 +28,7 @@ class CircuitBreaker:
 
     @property
     def patience_s(self) -> float:
-        """How long an outage may last."""
+        """Seconds that an outage may last."""
         return self._policy.down_after_s if self._was_up else self._policy.never_up_after_s
 
     @property

@@ -1,4 +1,4 @@
-"""What response headers say of an endpoint's limits: how long to wait, and how much a minute grants."""
+"""Response headers that tell of an endpoint's limits: Retry-After, and requests and tokens a minute."""
 
 import math
 import re
@@ -18,7 +18,7 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class AdvertisedLimits(NamedTuple):
-    """What an endpoint says that it grants each minute; None where it says nothing."""
+    """Limits a minute, as an endpoint's headers tell them; None where they do not."""
 
     requests: float | None = None
     tokens: float | None = None

@@ -1,4 +1,4 @@
-"""How fast and how often: one `Endpoint` for all requests to a model. For how much is budget.py's.
+"""One limiter for all requests to a model at one address: when each is sent, and when it is tried again.
 
 An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
 its 429s have taught (rate.py). Waiting uses up no attempt and no time-out.
@@ -26,11 +26,11 @@ from malt.llm.request import RequestFailed
 
 
 class LimitedReply(budget.Metered, Protocol):
-    """What an attempt returns, as far as limits care."""
+    """Result of an attempt, as far as limits need it."""
 
     @property
     def granted(self) -> AdvertisedLimits:
-        """What the endpoint told of its limits."""
+        """Limits that the response's headers told."""
 
 
 _ReplyT = TypeVar("_ReplyT", bound=LimitedReply)
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 _OUTAGE = "an outage; single requests probe"
 _MINUTE_S = 61.0
-"""How long what a minute grants must last: requests arrive up to a second late, and so closer than they were sent."""
+"""Seconds over which a minute's grant is spread: requests arrive up to a second late, and so closer together."""
 
 
 async def _begin_at_once() -> None:
-    """Let a request begin."""
+    """Begin without waiting."""
 
 
 class Endpoint:
@@ -92,24 +92,24 @@ class Endpoint:
         self._window = min(self._window, float(self._limits.max_in_flight))
 
     def leave(self, limits: Limits) -> None:
-        """Let one user's limits go."""
+        """Forget one user's limits."""
         self._users.remove(limits)
         self._limits = intersect_limits(self._users) if self._users else limits
 
     def wake_waiters(self) -> None:
-        """Let those who wait for room look whether they may still begin."""
+        """Wake the waiters, so that they check whether they may still begin."""
         self._changed.set()
 
     @property
     def window(self) -> int:
-        """How many requests may be under way now."""
+        """Most requests in flight now."""
         is_limited = self._strikes > 1 or (self._strikes and self._asked_until)  # since when nothing was answered
         is_probing = self._breaker.is_out or is_limited
         return 1 if is_probing else int(self._window)
 
     @property
     def throttled_by(self) -> str:
-        """What holds the rate back now, in the words of the progress line; empty where nothing is under way."""
+        """Reason why the rate is not higher, for the progress line; empty where nothing is in flight."""
         under_way = f"latency, {self.in_flight} of {self._limits.max_in_flight} in flight" if self.in_flight else ""
         return self._throttle or under_way
 
@@ -337,7 +337,7 @@ def intersect_limits(users: Sequence[Limits]) -> Limits:
 
 
 class EndpointKey(NamedTuple):
-    """What tells endpoints apart."""
+    """Identity of an endpoint."""
 
     model: str
     api_base: str | None

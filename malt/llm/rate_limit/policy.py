@@ -1,4 +1,4 @@
-"""How long to wait, how often to try and when to give up: all of it in one place."""
+"""The rate policy: every constant and formula of waiting, retrying and giving up."""
 
 import random
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Policy:
     increase: float = 4.0
     """Requests in flight added each round trip after it."""
     cut: float = 0.5
-    """What a burst of 429s leaves of the requests in flight."""
+    """Factor by which a burst of 429s cuts the requests in flight."""
     pause_s: float = 0.25
     """Pause after a burst of 429s that does not say how long; doubles while nothing else comes."""
     pause_max_s: float = 60.0
@@ -28,7 +28,7 @@ class Policy:
     rate_recovery_s: float = 30.0
     """Half the time after a 429 until the rate is what was granted before; then it grows, faster and faster."""
     rate_margin: float = 0.04
-    """How far below that it stays meanwhile."""
+    """Part by which it stays below that meanwhile."""
     shed_refusals: int = 3
     """So many 429s below a rate that was granted are taken for evidence of a share that is refused at any rate."""
     down_questions: int = 5

@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: requests at an even rate, and the rate that is learned where nobody tells it."""
+"""The rate of requests: even spacing, and a rate learned from 429s where no header tells it."""
 
 import math
 from collections import deque
@@ -51,7 +51,7 @@ class _Epoch:
 
     @property
     def refused(self) -> int:
-        """How many met a 429."""
+        """Number of requests that met a 429."""
         return sum(ticket.is_refused for ticket in self.tickets)
 
     def age_s(self, now: float) -> float:
@@ -60,7 +60,7 @@ class _Epoch:
 
     @property
     def share(self) -> float:
-        """What part did."""
+        """Part of the requests that met a 429."""
         return self.refused / max(1, len(self.tickets))
 
     @property

@@ -1,4 +1,4 @@
-"""What lies with providers: batches and their items, written down beside the samples before they are handed in.
+"""Batches at providers and their items, recorded beside the samples before they are submitted.
 
 A sample's key is in one open batch at most, whichever run or process asks, so nothing is asked for twice. Rows stay
 until the run that they belong to is at its end, however often its process is started again. How often a sample came
@@ -21,10 +21,10 @@ from malt.llm.store.schema import create_tables, metadata, samples_table
 from malt.processes import is_running, machine_id
 
 LEASE_S = 1800.0
-"""How long a process of another machine may take to upload what it wrote down, and again to make a batch of it: longer
+"""Seconds that a process of another machine may take to upload a recorded batch, and again to create it: longer
 than the patience with either call."""
 LIFE_S = 31 * 86_400.0
-"""How long something may come of a batch: its window of a day, and the 30 days for which results are kept then."""
+"""Seconds until a batch is over: its window of a day, and the 30 days for which results are kept."""
 IN_DOUBT = ""
 """Stands for the provider's name of a batch from when its making is tried until that name is known."""
 
@@ -98,7 +98,7 @@ class Batch:
 
     @property
     def amount(self) -> Amount:
-        """What it takes, in both currencies."""
+        """Its cost in dollars and tokens."""
         return Amount(self.usd, self.tokens)
 
     @property
@@ -160,7 +160,7 @@ class Returned(NamedTuple):
 
 _ITEM_COLUMNS = tuple(column.name for column in fields(BatchItem))
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
-"""What of an item is its dataset's own."""
+"""Columns of an item that are its dataset's own."""
 _BATCH_COLUMNS = tuple(column.name for column in fields(Batch))
 
 
@@ -278,7 +278,7 @@ class BatchStore:
         self._transact(forget)
 
     def forget(self, mark: str) -> None:
-        """Let an open batch go, whatever becomes of it: its items are free, and it counts as if it took its most."""
+        """Abandon an open batch: its items are free, and it counts at its worst case."""
 
         def forget(connection: sa.Connection) -> None:
             _let_go(connection, mark)
@@ -337,7 +337,7 @@ def _claim_statement(connection: sa.Connection) -> sa.Insert:
 
 
 def _let_go(connection: sa.Connection, mark: str, custom_ids: Iterable[str] | None = None) -> None:
-    """Let items go, all of a batch or some: those that were in no batch before leave no trace."""
+    """Free items of a batch, all or some; delete those that were in no batch before."""
     for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
         which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
         connection.execute(sa.delete(items_table).where(which, items_table.c.attempts == 0))

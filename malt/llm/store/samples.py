@@ -47,7 +47,7 @@ class StoredSample:
     response: str | None
     """The provider's answer as JSON, with this sample's choice alone."""
     error: str | None
-    """Why there is no answer."""
+    """Reason why there is no answer."""
     cost_usd: float | None
     """This sample's share of what its request cost; None where that is unknown."""
     latency_s: float
@@ -61,7 +61,7 @@ ASIDE = "~"
 
 
 class OldRow(NamedTuple):
-    """What tells whether a row is still wanted, and the length of its text."""
+    """A row's identity, by which garbage collection decides, and the length of its text."""
 
     key: str
     question_id: str
@@ -97,7 +97,7 @@ class Store:
         """
         self.url = url
         self.lost: StoreLost | None = None
-        """Why it is not waited for any more."""
+        """Error that ended the wait for it."""
         self.patience_s = patience_s
         self._away_since: float | None = None
         self._cannot_write = False
@@ -154,7 +154,7 @@ class Store:
         return self.transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
-        """Let what came for these keys before a time be asked for again, all or none; return how many answers that is.
+        """Set aside what came for these keys before a time, all or none; return the number of answers.
 
         Called again with the same time, it leaves alone what has come since.
         """

@@ -46,7 +46,7 @@ _known_urls: set[str] = set()
 
 
 def expect_store(url: str) -> None:
-    """Let a store be waited for that another process of the run has opened, though this one has not yet."""
+    """Have a store waited for that another process of the run has opened, and this one not yet."""
     _known_urls.add(url)
 
 

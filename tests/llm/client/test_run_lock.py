@@ -127,7 +127,7 @@ async def test_a_database_that_is_killed_leaves_the_lease_with_the_run_that_had_
     first, *others = caplog.messages
     assert first.startswith("dataset sums: waiting for the first")
     assert "dataset sums: waiting for the store, which cannot be used just now" in others
-    assert len([said for said in others if "its lease was lost" in said]) == 1
+    assert len([said for said in others if "its lock was lost" in said]) == 1
 
 
 async def test_a_database_that_stays_away_ends_the_wait_and_not_the_run(server: Postgres) -> None:
