@@ -15,7 +15,8 @@ from tests.models.conftest import Publish
 
 def spec_of(model: str, **more: object) -> RunSpec:
     role = {"model": model, **more}
-    return RunSpec.model_validate({"name": "sums", "questions": {"source": "q.jsonl"}, "roles": {"generator": role}})
+    roles = {"generator": role, "verifier": {"model": "embedded"}, "refiner": {"model": "embedded"}}
+    return RunSpec.model_validate({"name": "sums", "questions": {"source": "q.jsonl"}, "roles": roles})
 
 
 def keys_of(spec: RunSpec) -> list[str]:

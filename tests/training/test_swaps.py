@@ -47,7 +47,8 @@ def shaken(seed: int) -> gguf.Change:
 def generator(version: ModelVersion) -> RoleSpec:
     """A role that a version plays, greedily."""
     role = {"model": version.played_as, "temperature": 0, "max_tokens": 8}
-    spec = RunSpec.model_validate({"name": "s", "questions": {"source": "q.jsonl"}, "roles": {"generator": role}})
+    roles = {"generator": role, "verifier": {"model": "embedded"}, "refiner": {"model": "embedded"}}
+    spec = RunSpec.model_validate({"name": "s", "questions": {"source": "q.jsonl"}, "roles": roles})
     return with_weights(spec).roles.generator
 
 
