@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from malt.config.settings import Settings
 from malt.evaluation.card import render_artifact
-from malt.evaluation.evaluate import Built, Filled, build, fill
+from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, fill
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.result import Evaluated
 from malt.evaluation.version import EvaluationVersion
@@ -20,20 +20,20 @@ FAILURES_SHOWN = 200
 
 
 @task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
-async def answer_questions(name: str, job: EvaluationJob, settings: Settings, run: str) -> Filled:  # noqa: ARG001 - names the task run
+async def answer_questions(name: str, job: EvaluationJob, settings: Settings, run: str) -> EvaluationFill:  # noqa: ARG001 - names the task run
     """Ask for what the store lacks of every system's answers."""
     return await fill(job, settings, run)
 
 
 @task(name="publish evaluation", task_run_name="publish {name}", cache_policy=NO_CACHE, persist_result=False)
-async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) -> Built:  # noqa: ARG001 - names the task run
+async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) -> EvaluationBuilt:  # noqa: ARG001 - names the task run
     """Make a version of what the store holds, beside the flow's loop: it runs a loop of its own."""
     return await asyncio.to_thread(build, job, settings)
 
 
-async def conclude(job: EvaluationJob, filled: Filled, built: Built | None) -> State:
+async def conclude(job: EvaluationJob, filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
     """Return the flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
-    version, failures = built or Built(None, filled.failures)
+    version, failures = built or EvaluationBuilt(None, filled.failures)
     done = Evaluated.of(job, version, failures, filled.tally, filled.started, filled.stopped)
     if version is not None:
         await tell(version)

@@ -112,6 +112,15 @@ def test_every_module_belongs_to_a_room() -> None:
     assert {room_of(module) for module in sources() if module.startswith("malt.")} == rooms
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, tree in sources().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and within(module, "malt"):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 def test_no_module_comes_back_to_itself() -> None:
     modules = sources()
     uses = {

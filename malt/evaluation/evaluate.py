@@ -72,7 +72,7 @@ async def evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Eval
     return Evaluated.of(job, version, failures, filled.tally, filled.started)
 
 
-class Filled(NamedTuple):
+class EvaluationFill(NamedTuple):
     """What the store has got: the job, with votes added where tokens are to meet, and what is missing."""
 
     job: EvaluationJob
@@ -83,14 +83,14 @@ class Filled(NamedTuple):
     """Monotonic seconds."""
 
 
-class Built(NamedTuple):
+class EvaluationBuilt(NamedTuple):
     """What the store amounts to: a version, None where it holds no answer, and what is missing."""
 
     version: EvaluationVersion | None
     failures: tuple[FailedBranch, ...]
 
 
-async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
+async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFill:
     """Ask for all chains, round by round where systems race, then for the votes that equal tokens take."""
     started = time.monotonic()
     session = open_session(settings, job.spec.limits, run=run)
@@ -109,14 +109,14 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> Filled:
     for questions in list_rounds(job):
         shortfall = await ask_for(job, questions, job.lineups)
         if shortfall.stopped is not None:
-            return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+            return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
         if len(questions) < len(job.questions):
             job = await asyncio.to_thread(drop_losers, job, questions, settings)
     if job.evaluate.equal_tokens:
         votes = await asyncio.to_thread(find_voters, job, settings)
         job = job._replace(lineups=[*job.lineups, *votes])
         shortfall = await ask_for(job, job.questions, votes)
-    return Filled(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+    return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
 
 
 def list_rounds(job: EvaluationJob) -> list[list[Question]]:
@@ -138,14 +138,14 @@ def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Set
     return job._replace(asked={**job.asked, **dropped})
 
 
-def build(job: EvaluationJob, settings: Settings) -> Built:
+def build(job: EvaluationJob, settings: Settings) -> EvaluationBuilt:
     """Publish what the store holds; None where it holds no answer."""
     found = read_back(job, job.lineups, settings)
     failures = tuple(dict.fromkeys(failure for each in found for failure in each.failures))
     answers = [answer for each in found for answer in each.answers]
     if all(answer.generator is None for answer in answers):
-        return Built(None, failures)
-    return Built(publish(job, make_table(answers), failures, settings), failures)
+        return EvaluationBuilt(None, failures)
+    return EvaluationBuilt(publish(job, make_table(answers), failures, settings), failures)
 
 
 def read_back(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from malt.evaluation.summary import Cell, Choice, SystemSummary, Usage
+from malt.evaluation.summary import AnswerUsage, Cell, Choice, SystemSummary
 
 
 def find_frontier(ways: Sequence[Choice]) -> tuple[Choice, ...]:
@@ -26,7 +26,7 @@ def list_ways(systems: Mapping[str, SystemSummary], chains: int, repeats: int) -
 
 def _list_ways(name: str, system: SystemSummary, chains: int, repeats: int) -> Iterator[Choice]:
     single, pipeline = system.single, system.pipeline
-    offered: list[tuple[str, Usage, int, Cell]] = [
+    offered: list[tuple[str, AnswerUsage, int, Cell]] = [
         ("SA", single, chains * repeats, system.sa),
         (f"SA+MV@{chains}", single, repeats, system.sa_mv),
         ("MA", pipeline, chains * repeats, system.ma),

@@ -14,6 +14,7 @@ from malt.evaluation.sheet import Grid, Sheet, make_sheets, shares
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import (
     MEASURES,
+    AnswerUsage,
     Cell,
     Compared,
     Control,
@@ -23,7 +24,6 @@ from malt.evaluation.summary import (
     Refining,
     Summary,
     SystemSummary,
-    Usage,
     Verdicts,
 )
 from malt.evaluation.systems import find_baseline, list_entrants, require_evaluate
@@ -134,14 +134,14 @@ def find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> di
     return found
 
 
-def measure_usage(sheet: Sheet, part: str, measure: Measure) -> Usage:
+def measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
     """Add up what answers took, of the generator alone or of whole chains."""
     prompt, completion = total(sheet.rows[f"{part}prompt_tokens"]), total(sheet.rows[f"{part}completion_tokens"])
     cost, seconds = total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
     tokens = None if prompt is None or completion is None else int(prompt + completion)
     right = int(sum(truth is True for truth in sheet.by_seed(measure).flat))
     questions = sheet.rows["question_id"].nunique()
-    return Usage(
+    return AnswerUsage(
         tokens=tokens,
         completion_tokens=None if completion is None else int(completion),
         cost_usd=cost,

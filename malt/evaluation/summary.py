@@ -42,7 +42,7 @@ class Compared(Recorded):
     questions: int
 
 
-class Usage(Recorded):
+class AnswerUsage(Recorded):
     """What answers took; None where a provider told less."""
 
     tokens: int | None
@@ -126,9 +126,9 @@ class SystemSummary(Recorded):
     tokens: int | None
     """Of all its chains; the judge's are no part of them."""
     cost_usd: float | None
-    single: Usage
+    single: AnswerUsage
     """The generator's part."""
-    pipeline: Usage
+    pipeline: AnswerUsage
     flips: Flips
     refining: Refining
     verdicts: Verdicts

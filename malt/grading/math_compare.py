@@ -14,9 +14,9 @@ from malt.grading.math_reader import (
     Chain,
     Grid,
     Items,
+    MathValue,
     Reading,
     Region,
-    Value,
     Words,
     as_region,
     is_symbol,
@@ -34,9 +34,9 @@ def same(reference: Reading, answer: Reading) -> bool:
     reference, answer = _unwrapped(reference), _unwrapped(answer)
     if isinstance(reference, Chain) or isinstance(answer, Chain):
         return _same_chains(reference, answer)
-    if isinstance(reference, Value) and isinstance(answer, Value):
+    if isinstance(reference, MathValue) and isinstance(answer, MathValue):
         return _same_values(reference, answer)
-    if isinstance(reference, Based) and isinstance(answer, Value):
+    if isinstance(reference, Based) and isinstance(answer, MathValue):
         return answer.decimal == reference.digits and answer.unit == 1
     if isinstance(answer, Region) and isinstance(reference, Items) and reference.kind == "either":
         return _same_regions(_union_of(reference), answer.points)
@@ -74,12 +74,12 @@ def _without_name(items: Items) -> tuple[Reading | None, Items]:
 # Values.
 
 
-def _same_values(reference: Value, answer: Value) -> bool:
+def _same_values(reference: MathValue, answer: MathValue) -> bool:
     near = (_near(reference, left, answer, right) for left, right in _readings(reference, answer))
     return _same_units(reference, answer) and any(near)
 
 
-def _readings(reference: Value, answer: Value) -> Iterator[tuple[Expr, Expr]]:
+def _readings(reference: MathValue, answer: MathValue) -> Iterator[tuple[Expr, Expr]]:
     """Yield the pairs to compare: a percentage on one side alone may have been left out, or carried out."""
     yield reference.expr, answer.expr
     if (reference.unit == PERCENT) != (answer.unit == PERCENT):
@@ -89,14 +89,14 @@ def _readings(reference: Value, answer: Value) -> Iterator[tuple[Expr, Expr]]:
         )
 
 
-def _same_units(reference: Value, answer: Value) -> bool:
+def _same_units(reference: MathValue, answer: MathValue) -> bool:
     left, right = reference.unit, answer.unit
     generic = Symbol("unit unit", positive=True)
     left, right = left.subs(generic, 1), right.subs(generic, 1)
     return left == right or Integer(1) in (left, right)
 
 
-def _near(reference: Value, left: Expr, answer: Value, right: Expr) -> bool:
+def _near(reference: MathValue, left: Expr, answer: MathValue, right: Expr) -> bool:
     """Whether two values are equal, or one is written as the other one's rounding to six figures or more."""
     if same_expression(left, right):
         return True
@@ -109,7 +109,7 @@ def _near(reference: Value, left: Expr, answer: Value, right: Expr) -> bool:
     )
 
 
-def _shorter(reference: Value, answer: Value) -> bool:
+def _shorter(reference: MathValue, answer: MathValue) -> bool:
     if reference.decimal is None or answer.decimal is None:
         return answer.decimal is None
     return len(reference.decimal) < len(answer.decimal)
@@ -297,8 +297,8 @@ def _named(chain: Chain, *, proven: bool = True) -> tuple[Reading, Reading] | No
     *before, last = chain.sides
     if _is_name(before[0]) and all(same(side, last) for side in before[1:]):
         return before[0], last
-    if all(isinstance(side, Value) for side in chain.sides):
-        values = [side for side in chain.sides if isinstance(side, Value)]
+    if all(isinstance(side, MathValue) for side in chain.sides):
+        values = [side for side in chain.sides if isinstance(side, MathValue)]
         if all(not value.expr.free_symbols for value in values) and all(same(last, side) for side in before):
             return before[0], last
         if (
@@ -317,7 +317,7 @@ def _is_name(reading: Reading) -> bool:
         return reading.kind == "round" and all(map(_is_name, reading.items))
     if isinstance(reading, Words):
         return True
-    if not isinstance(reading, Value) or reading.unit != 1:
+    if not isinstance(reading, MathValue) or reading.unit != 1:
         return False
     named = reading.expr.args[0] if isinstance(reading.expr, sympy.Abs) else reading.expr
     if named.is_Mul and all(factor.is_Symbol and factor.name.isupper() for factor in named.args):
@@ -326,7 +326,7 @@ def _is_name(reading: Reading) -> bool:
 
 
 def _is_number(reading: Reading) -> bool:
-    return isinstance(reading, Value) and not reading.expr.free_symbols
+    return isinstance(reading, MathValue) and not reading.expr.free_symbols
 
 
 _TURNED = {"<": ">", "leq": "geq", "neq": "neq", "=": "="}
@@ -349,8 +349,8 @@ def _relations(chain: Chain) -> Iterator[tuple[str, Expr]]:
     """Yield each relation as an expression that is `=`, `neq`, `>` or `geq` zero."""
     for (left, right), relation in zip(pairwise(chain.sides), chain.relations, strict=True):
         if (
-            not isinstance(left, Value)
-            or not isinstance(right, Value)
+            not isinstance(left, MathValue)
+            or not isinstance(right, MathValue)
             or (left.unit != right.unit and 1 not in (left.unit, right.unit))
         ):
             raise Unread("a relation of what is no value")
@@ -378,7 +378,7 @@ def _region_of(chain: Chain) -> sympy.Set | None:
     """Return the interval that a relation of one symbol to numbers leaves."""
     region: sympy.Set = sympy.S.Reals
     for (left, right), relation in zip(pairwise(chain.sides), chain.relations, strict=True):
-        if not isinstance(left, Value) or not isinstance(right, Value):
+        if not isinstance(left, MathValue) or not isinstance(right, MathValue):
             return None
         symbol, number, turned = (
             (left.expr, right.expr, False) if left.expr.is_Symbol else (right.expr, left.expr, True)
@@ -405,7 +405,7 @@ def _union_of(items: Items) -> sympy.Set | None:
 
 def sympy_form(reading: Reading) -> "sympy.Basic | None":
     """Return a reading as what math-verify compares, or None where it has no such form."""
-    if isinstance(reading, Value):
+    if isinstance(reading, MathValue):
         return reading.expr
     if isinstance(reading, Region):
         return reading.points

@@ -26,7 +26,7 @@ _DEGREE = Symbol("unit degree", positive=True)
 PERCENT = Symbol("unit percent", positive=True)
 
 
-class Value(NamedTuple):
+class MathValue(NamedTuple):
     """An expression and its unit; `decimal` is how it was written if it is one decimal number."""
 
     expr: Expr
@@ -73,7 +73,7 @@ class Grid(NamedTuple):
     cells: sympy.ImmutableDenseMatrix
 
 
-Reading = Value | Items | Region | Chain | Based | Words | Grid
+Reading = MathValue | Items | Region | Chain | Based | Words | Grid
 
 
 def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[str] = frozenset()) -> Reading:
@@ -100,7 +100,7 @@ def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[s
 def _symbols_in(reading: Reading) -> set[str]:
     """Return the names of the symbols that a reading depends on."""
     match reading:
-        case Value(expr):
+        case MathValue(expr):
             return {symbol.name for symbol in expr.free_symbols}
         case Items(_, items) | Chain(items, _):
             return set().union(*map(_symbols_in, items))
@@ -134,7 +134,7 @@ def _read_words(tokens: list[Token], nouns: frozenset[str]) -> Reading:
     for end in ends:
         number = number_in_words(" ".join(words[:end]))
         if number is not None:
-            return Value(Rational(number.numerator, number.denominator))
+            return MathValue(Rational(number.numerator, number.denominator))
     return Words(" ".join(" ".join(words).casefold().replace(" - ", "-").split()))
 
 
@@ -153,7 +153,7 @@ def _split_signs(reading: Reading) -> Reading:
         if reading.kind in ("list", "either", "set"):
             return Items(reading.kind, tuple(inner for item in items for inner in _flat(item)))
         return Items(reading.kind, items)
-    if isinstance(reading, Value) and reading.expr.has(_SIGN):
+    if isinstance(reading, MathValue) and reading.expr.has(_SIGN):
         both = tuple(reading._replace(expr=reading.expr.subs(_SIGN, sign)) for sign in (1, -1))
         return Items("list", both)
     return reading
@@ -292,7 +292,7 @@ class _Parser:
         first = self.product()
         if sign is None and self.text() not in ("+", "-", "pm", "mp"):
             return first
-        decimal = first.decimal if isinstance(first, Value) else None
+        decimal = first.decimal if isinstance(first, MathValue) else None
         total = _signed(sign or "+", _whole(first))
         single = True
         while sign := self.take("+", "-", "pm", "mp"):
@@ -305,8 +305,8 @@ class _Parser:
         """Read factors side by side or with signs between them, and the unit after them."""
         first = self.mixed_number() or self.power()
         if not self.goes_on():
-            return _measured(first.expr, first.decimal) if isinstance(first, Value) else first
-        result, decimal = _whole(first), first.decimal if isinstance(first, Value) else None
+            return _measured(first.expr, first.decimal) if isinstance(first, MathValue) else first
+        result, decimal = _whole(first), first.decimal if isinstance(first, MathValue) else None
         while self.goes_on():
             if self.skip_fillers():
                 continue
@@ -324,7 +324,7 @@ class _Parser:
         value = _whole(self.mixed_number() or self.power() if signed else self.power())
         return -value if negative else value
 
-    def mixed_number(self) -> Value | None:
+    def mixed_number(self) -> MathValue | None:
         r"""Read a whole number with a fraction after it, `1 1/4` or `2\frac{1}{2}`; an improper one is ambiguous."""
         match = _MIXED.match(" ".join(token.text for token in self.tokens[self.position : self.position + 9]) + " ")
         if match is None or not self.tokens[self.position].text.isdigit():
@@ -335,7 +335,7 @@ class _Parser:
         if not 0 < numerator < denominator:
             raise Unread("a whole number beside an improper fraction")
         self.position += len(match[0].split())
-        return Value(Integer(int(match["whole"])) + Rational(numerator, denominator))
+        return MathValue(Integer(int(match["whole"])) + Rational(numerator, denominator))
 
     def skip_fillers(self) -> bool:
         """Step over small words, if a unit or nothing follows them."""
@@ -376,13 +376,13 @@ class _Parser:
                 base = self.raised(base)
             elif self.text() == "!" and self.text(1) != "=":
                 self.position += 1
-                base = Value(sympy.factorial(_bounded(_whole(base), 5000)))
+                base = MathValue(sympy.factorial(_bounded(_whole(base), 5000)))
             elif self.take("%"):
-                base = Value(_whole(base) * PERCENT)
+                base = MathValue(_whole(base) * PERCENT)
             elif self.take("deg"):
                 base = self.degrees(base)
             elif self.text() in _CURRENCIES and self.text(1) == "":
-                base = Value(_whole(base) * _unit(_CURRENCIES[self.take(*_CURRENCIES) or ""]))
+                base = MathValue(_whole(base) * _unit(_CURRENCIES[self.take(*_CURRENCIES) or ""]))
             else:
                 return base
 
@@ -394,12 +394,12 @@ class _Parser:
             self.position += 3
             return self.degrees(base)
         exponent = self.exponent()
-        return Value(_power(_whole(base), exponent))
+        return MathValue(_power(_whole(base), exponent))
 
     def degrees(self, base: Reading) -> Reading:
         """Return a value in degrees, of an angle or of heat."""
         self.take("C", "F")
-        return Value(_whole(base) * _DEGREE)
+        return MathValue(_whole(base) * _DEGREE)
 
     def exponent(self) -> Expr:
         """Read what stands after `^`: a group, or one signed number, symbol or bracket."""
@@ -444,10 +444,10 @@ class _Parser:
             inner = _whole(self.sum())
             self.expect("|")
             self.bars -= 1
-            return Value(sympy.Abs(_finite(inner)))
+            return MathValue(sympy.Abs(_finite(inner)))
         if token.text in _CURRENCIES:
             inner = _whole(self.mixed_number() or self.power())
-            return Value(inner * _unit(_CURRENCIES[token.text]))
+            return MathValue(inner * _unit(_CURRENCIES[token.text]))
         raise Unread(f"the sign {token.text!r}")
 
     def number(self, token: Token) -> Reading:
@@ -460,7 +460,7 @@ class _Parser:
             return Based(token.text, int(base))
         if self.text() == "overline" and "." in token.text + self.text(-1):
             return self.repeating(token.text)
-        return Value(Rational(token.text), Integer(1), token.text)
+        return MathValue(Rational(token.text), Integer(1), token.text)
 
     def repeating(self, start: str) -> Reading:
         r"""Read `0.1\overline{6}`."""
@@ -473,7 +473,7 @@ class _Parser:
             raise Unread("what repeats")
         places = len(start.partition(".")[2])
         period = Rational(int(repeated.text), (10 ** len(repeated.text) - 1) * 10**places)
-        return Value(Rational(start) + period)
+        return MathValue(Rational(start) + period)
 
     def symbol(self, name: str) -> Reading:
         """Read a symbol with its index and primes, or a function of something."""
@@ -489,17 +489,17 @@ class _Parser:
         if name[0] in "fghFGP" and self.text() == "(":
             self.position += 1
             arguments = self.arguments(")")
-            return Value(sympy.Function(name)(*arguments))
+            return MathValue(sympy.Function(name)(*arguments))
         if name == "e":
-            return Value(sympy.E)
+            return MathValue(sympy.E)
         if name == "i":
-            return Value(sympy.I)
+            return MathValue(sympy.I)
         return self.named(name)
 
-    def named(self, name: str) -> Value:
+    def named(self, name: str) -> MathValue:
         """Return a symbol of this name, and note that it was read."""
         self.symbols.add(name)
-        return Value(Symbol(name))
+        return MathValue(Symbol(name))
 
     def index(self) -> str:
         """Read an index and primes as part of a name."""
@@ -532,28 +532,28 @@ class _Parser:
             following = self.peek()
             if following is None or following.kind != "word":
                 raise Unread(f"the word {token.text!r}")
-            return Value(_whole(self.atom()) ** (3 if low == "cubic" else 2))
+            return MathValue(_whole(self.atom()) ** (3 if low == "cubic" else 2))
         if not self.is_unit_word(token):
             raise Unread(f"the word {token.text!r}")
         name = UNITS.get(token.text) or UNITS.get(low) or low
-        return Value(PERCENT if name == "percent" else _DEGREE if name == "degree" else _unit(name))
+        return MathValue(PERCENT if name == "percent" else _DEGREE if name == "degree" else _unit(name))
 
     # Commands.
 
     def command(self, name: str) -> Reading:
         """Read a command with its arguments."""
         if name in _CONSTANTS:
-            return Value(_CONSTANTS[name])
+            return MathValue(_CONSTANTS[name])
         if name == "frac":
             return self.fraction()
         if name in ("sqrt", "cbrt"):
             return self.root(name)
         if name == "binom":
-            return Value(sympy.binomial(_bounded(self.argument(), 10**6), _bounded(self.argument(), 10**6)))
+            return MathValue(sympy.binomial(_bounded(self.argument(), 10**6), _bounded(self.argument(), 10**6)))
         if name in ("lfloor", "lceil"):
             inner = _whole(self.sum())
             self.expect("rfloor" if name == "lfloor" else "rceil")
-            return Value(sympy.floor(inner) if name == "lfloor" else sympy.ceiling(inner))
+            return MathValue(sympy.floor(inner) if name == "lfloor" else sympy.ceiling(inner))
         if name == "langle":
             return Items("round", tuple(self.readings("rangle")))
         if name in FUNCTIONS:
@@ -570,7 +570,7 @@ class _Parser:
             "triangle",
             "widehat",
         ):
-            return Value(Symbol(f"{name} {self.name_text()}"))
+            return MathValue(Symbol(f"{name} {self.name_text()}"))
         if name == "mathbb":
             return self.number_set()
         if name == "begin":
@@ -625,11 +625,11 @@ class _Parser:
                 end += 1
             name = " ".join(token.text for token in self.tokens[self.position : end])
             self.position = end
-            return Value(Symbol(f"derivative {name}"))
+            return MathValue(Symbol(f"derivative {name}"))
         numerator, denominator = self.argument(), self.argument()
         if denominator == 0:
             raise Unread("division by zero")
-        return Value(numerator / denominator)
+        return MathValue(numerator / denominator)
 
     def root(self, name: str) -> Reading:
         """Read a root, of the degree that stands in brackets."""
@@ -637,7 +637,7 @@ class _Parser:
         if self.take("["):
             degree = _whole(self.sum())
             self.expect("]")
-        return Value(sympy.root(_finite(_whole(self.atom())), degree))
+        return MathValue(sympy.root(_finite(_whole(self.atom())), degree))
 
     def function(self, name: str) -> Reading:
         """Read a function: its index or power, and its argument."""
@@ -659,7 +659,7 @@ class _Parser:
             value = _power(sympy.E, arguments[0])
         else:
             value = _apply(name, arguments, base, power == -1)
-        return Value(value if power is None or power == -1 else _power(value, power))
+        return MathValue(value if power is None or power == -1 else _power(value, power))
 
     def bare_argument(self) -> Expr:
         r"""Read a function's argument without brackets, `\sin 2x`: it ends before a sign or another function."""
@@ -693,7 +693,7 @@ class _Parser:
         if self.tokens[self.position - 1].text == "choose":
             chosen = _whole(self.related())
             self.expect(closing)
-            return Value(sympy.binomial(_bounded(_whole(found[0]), 10**4), _bounded(chosen, 10**4)))
+            return MathValue(sympy.binomial(_bounded(_whole(found[0]), 10**4), _bounded(chosen, 10**4)))
         if closing == "}" and len(found) == 1:
             return found[0]
         return Items("dots" if Words("…") in found else "set", tuple(found))
@@ -728,7 +728,7 @@ class _Parser:
         closing = self.take(")", "]", "[")
         if closing is None:
             raise Unread("an open bracket")
-        if len(found) == 2 and all(isinstance(each, Value) for each in found):
+        if len(found) == 2 and all(isinstance(each, MathValue) for each in found):
             return _pair(opening, closing, *found)
         if (opening, closing) not in (("(", ")"), ("[", "]")):
             raise Unread("brackets that do not match")
@@ -778,7 +778,7 @@ _NOT_FACTORS = frozenset(_ENDS.split())
 
 def _whole(reading: Reading) -> Expr:
     """Return the expression of a value, its unit included."""
-    if not isinstance(reading, Value):
+    if not isinstance(reading, MathValue):
         raise Unread("what is no value stands in an expression")
     return reading.expr * reading.unit
 
@@ -798,14 +798,14 @@ def _has_unit(expr: Expr) -> bool:
 def _measured(expr: Expr, decimal: str | None) -> Reading:
     """Part an expression from its unit, which may stand once for a whole sum; a sum of several units is not read."""
     if not _has_unit(expr):
-        return Value(expr, Integer(1), decimal)
+        return MathValue(expr, Integer(1), decimal)
     units = [symbol for symbol in expr.free_symbols if symbol.name.startswith("unit ")]
     if expr.is_Add and len(units) == 1 and sum(map(_has_unit, expr.args)) == 1:
-        return Value(expr.subs(units[0], 1), units[0], decimal)
+        return MathValue(expr.subs(units[0], 1), units[0], decimal)
     coefficient, unit = sympy.factor_terms(expr).as_independent(*units, as_Add=False)
     if _has_unit(coefficient) or (not unit.is_Mul and not unit.is_Pow and not unit.is_Symbol):
         raise Unread("several units")
-    return Value(coefficient, unit, decimal)
+    return MathValue(coefficient, unit, decimal)
 
 
 def _signed(sign: str, value: Expr) -> Expr:
@@ -814,7 +814,7 @@ def _signed(sign: str, value: Expr) -> Expr:
 
 def is_symbol(reading: Reading) -> bool:
     """Whether a reading is one symbol."""
-    return isinstance(reading, Value) and bool(reading.expr.is_Symbol)
+    return isinstance(reading, MathValue) and bool(reading.expr.is_Symbol)
 
 
 def _bounded(value: Expr, most: int) -> Expr:
@@ -887,7 +887,7 @@ def as_region(reading: Reading) -> sympy.Set | None:
     """Return a reading as a set of points, a round pair as the interval; None where it is none."""
     if isinstance(reading, Region):
         return reading.points
-    if not isinstance(reading, Items) or not all(isinstance(item, Value) for item in reading.items):
+    if not isinstance(reading, Items) or not all(isinstance(item, MathValue) for item in reading.items):
         return None
     values = [_whole(item) for item in reading.items]
     if (
@@ -906,5 +906,5 @@ def _join_sets(operation: str, left: Reading, right: Reading) -> Reading:
         raise Unread("what is no set stands beside \\cup")
     joined = {"cup": first.union, "cap": first.intersect, "setminus": lambda other: first - other}[operation](second)
     if isinstance(joined, sympy.FiniteSet):
-        return Items("set", tuple(Value(each) for each in joined))
+        return Items("set", tuple(MathValue(each) for each in joined))
     return Region(joined)

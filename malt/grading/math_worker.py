@@ -86,10 +86,10 @@ def _is_known(reference: str) -> bool:
 @prepared_by(prepare)
 def is_expression(reference: str, question: str) -> bool:
     """Say whether a reference is read whole as one expression."""
-    from malt.grading.math_reader import Value
+    from malt.grading.math_reader import MathValue
 
     try:
-        return isinstance(_read_reference(reference, question), Value)
+        return isinstance(_read_reference(reference, question), MathValue)
     except Unread:
         return False
 

@@ -37,7 +37,7 @@ class StagePlan(BaseModel):
     seconds: float
 
 
-class RolePlan(BaseModel):
+class RoleTrainingPlan(BaseModel):
     """One role."""
 
     known: bool
@@ -55,7 +55,7 @@ class TrainPlan(BaseModel):
     parameters: int
     trainable: int
     device: str
-    roles: dict[str, RolePlan]
+    roles: dict[str, RoleTrainingPlan]
     skipped: list[str]
     memory_gb: float
     seconds: float
@@ -77,7 +77,7 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
 
     run_jobs("plan", prepared.jobs, take)
     roles = {
-        job.role.value: RolePlan(
+        job.role.value: RoleTrainingPlan(
             known=known_role(job, prepared) is not None,
             stages={stage: stage_plan(job, told[job.role][stage], facts) for stage in job.stages},
         )

@@ -215,7 +215,7 @@ def _download(source: HubFile, model: str) -> Path:
 # The servers of this process.
 
 
-class _Server(Protocol):
+class _LlamaServer(Protocol):
     """What is used of `xllamacpp.Server`; it ends when it is freed."""
 
     @property
@@ -232,7 +232,7 @@ class _Servers:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.running: dict[str, _Server] = {}
+        self.running: dict[str, _LlamaServer] = {}
         self._askers = Counter[str]()
         """How many are asking a server, by its address."""
 
@@ -278,11 +278,11 @@ servers = _Servers()
 atexit.register(servers.stop)
 
 
-def _start(path: Path, model: str) -> _Server:
+def _start(path: Path, model: str) -> _LlamaServer:
     """Serve a GGUF file on a free loopback port. Raises `ConfigError` where llama.cpp cannot load it."""
     xllamacpp = _import_xllamacpp()
     try:
-        server: _Server = xllamacpp.Server(_set_parameters(xllamacpp.CommonParams(), path))
+        server: _LlamaServer = xllamacpp.Server(_set_parameters(xllamacpp.CommonParams(), path))
     except RuntimeError as error:
         raise ConfigError(
             f"model {model!r}: llama.cpp cannot load {path}: it is damaged, of an unknown kind, or too large for memory"
