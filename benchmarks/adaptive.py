@@ -18,8 +18,10 @@ from random import Random
 
 from benchmarks.difficulty import fitted
 from malt.config.loader import load_spec
+from malt.config.questions import QuestionSource
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, EvaluatorSpec, GrowthSpec, QuestionSource, RunSpec
+from malt.config.spec import EvaluatorSpec, GrowthSpec, RunSpec
 from malt.datasets.rows.lengths import measure_lengths, token_counter
 from malt.datasets.rows.selection import select
 from malt.engine.job import read_job

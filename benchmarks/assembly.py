@@ -25,7 +25,8 @@ import psutil
 from pydantic import JsonValue
 
 from malt.config.loader import load_spec
-from malt.config.spec import Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.llm.client.completers import read_sample
 from malt.llm.client.session import make_answered_rows

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import litellm
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.prompts import PromptSet, load_prompts
 
 SAMPLES = 3

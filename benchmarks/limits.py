@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from malt.config.limits import Limits
 from malt.config.settings import Settings
-from malt.config.spec import Limits
 from malt.errors import RunStopped
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session

@@ -14,7 +14,10 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from malt.config.spec import PLAYERS, EvaluatorSpec, Limits, QuestionSource, Role, RunSpec
+from malt.config.limits import Limits
+from malt.config.questions import QuestionSource
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts

@@ -10,8 +10,9 @@ from prefect_dask import DaskTaskRunner
 
 from flows.executors import Executor
 from flows.worker_check import find_problem, find_version_mismatch, read_versions, serialize_prefect_settings
+from malt.config.limits import Limits
 from malt.config.settings import Settings
-from malt.config.spec import Limits, RunSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 from malt.llm.client.session import stop_sessions
 from malt.llm.store.database import hide_password

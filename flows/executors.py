@@ -20,8 +20,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from malt.concurrency import run_to_end
+from malt.config.limits import Limits
 from malt.config.settings import Settings
-from malt.config.spec import Limits, RunSpec
+from malt.config.spec import RunSpec
 from malt.engine.fill import AT_ONCE, BATCH
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, merge

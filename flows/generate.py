@@ -11,7 +11,8 @@ from prefect.context import SyncClientContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.executors import ask_in_shards
-from malt.config.spec import PLAYERS, RunSpec
+from malt.config.roles import PLAYERS
+from malt.config.spec import RunSpec
 from malt.engine.fill import BATCH, fill
 from malt.engine.job import Job, check_models, read_job
 from malt.engine.run import Run

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from flows.generate import BRANCHES_AT_ONCE, grow_and_publish
 from malt.config.loader import load_spec
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import read_job
 from malt.engine.refresh import set_aside

@@ -14,7 +14,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from malt.config.spec import PLAYERS, Role, slots_of
+from malt.config.roles import PLAYERS, Role, slots_of
 from malt.errors import PromptError
 from malt.llm.request import Message
 from malt.regular_files import MIB, read_regular_file

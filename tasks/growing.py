@@ -13,7 +13,8 @@ from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.states import Cancelled, Completed, Failed, Pending
 
 from malt.concurrency import run_to_end
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import RunSpec
 from malt.engine.fill import fill_batch
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, asker_for

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from malt.config.spec import PLAYERS, Roles, RunSpec
+from malt.config.roles import PLAYERS, Roles
+from malt.config.spec import RunSpec
 from malt.datasets.publish.shard import Shard, make_shard
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.stats.counts import UsageCount

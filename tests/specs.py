@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from malt.config.spec import EvaluatorSpec, QuestionSource, Roles, RoleSpec, RunSpec
+from malt.config.questions import QuestionSource
+from malt.config.roles import Roles, RoleSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from tests.providers import ScriptedProvider
 
 

@@ -6,7 +6,8 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from malt.config.spec import PLAYERS, CreditSpec, Role
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import CreditSpec
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, FinishReason, Message
 from malt.questions.question import Question

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import DatasetSpec, Role
+from malt.config.spec import DatasetSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.trees.credit import OwnAnswer, ValuedTree
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of

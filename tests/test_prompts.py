@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.errors import PromptError
 from malt.llm.request import Message
 from malt.prompts import PROJECT_SETS, SLOTS, PromptSet, load_prompts

@@ -109,7 +109,7 @@ def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | 
 
 def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
     """Read the whole file, and say which graders suit it."""
-    from malt.config.spec import QuestionSource
+    from malt.config.questions import QuestionSource
     from malt.grading.suggestions import suggest_kinds
     from malt.questions.question import read_questions
 

@@ -104,7 +104,7 @@ def _show_text(name: str, text: "TextExplanation") -> None:
 
 def _format_interval(text: "TextExplanation") -> str:
     """Write how sure an inner node's value is."""
-    from malt.config.spec import PLAYERS
+    from malt.config.roles import PLAYERS
 
     if text.value_low is None or text.value_high is None or text.role == PLAYERS[-1]:
         return ""

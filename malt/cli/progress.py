@@ -18,7 +18,8 @@ from rich.progress import (
 )
 
 from malt.cli.terminal import console, warn
-from malt.config.spec import Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import RunSpec
 
 if TYPE_CHECKING:
     from malt.llm.client.session import Session

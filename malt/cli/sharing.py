@@ -9,7 +9,7 @@ from malt.cli import terminal
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
-    from malt.config.spec import Role
+    from malt.config.roles import Role
     from malt.datasets.export.export import Exported
     from malt.datasets.push.files import Pushed, Version
     from malt.questions.screening import Split
@@ -55,7 +55,7 @@ def export(
 
 
 def _find_role(name: str) -> "Role":
-    from malt.config.spec import PLAYERS
+    from malt.config.roles import PLAYERS
     from malt.errors import InputError
 
     found = [role for role in PLAYERS if role.value == name]

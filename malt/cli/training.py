@@ -12,7 +12,7 @@ from malt.cli.options import takes_json, takes_version
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from malt.config.spec import Role
+    from malt.config.roles import Role
     from malt.errors import VersionError
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
@@ -169,7 +169,7 @@ def _show_head(version: "ModelVersion") -> None:
 
 
 def _find_role(name: str) -> "Role":
-    from malt.config.spec import PLAYERS
+    from malt.config.roles import PLAYERS
     from malt.errors import InputError
 
     found = [role for role in PLAYERS if role.value == name]

@@ -127,7 +127,7 @@ def _show_version(version: "DatasetVersion") -> None:
 
 
 def _show_roles(version: "DatasetVersion") -> None:
-    from malt.config.spec import PLAYERS
+    from malt.config.roles import PLAYERS
 
     manifest = version.manifest
     columns = ("model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")

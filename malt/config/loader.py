@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from malt.config.roles import Role
 from malt.config.secret_scan import find_forbidden
-from malt.config.spec import Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 
 Table = dict[str, Any]

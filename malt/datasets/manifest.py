@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from malt.canonical_json import digest
 from malt.config.base import Recorded
-from malt.config.spec import Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import RunSpec
 from malt.errors import VersionError
 from malt.questions.readers import strip_secrets
 from malt.questions.screening import ScreeningCounts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from malt.concurrency import run_to_end
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, session_of
 from malt.engine.tree_cost import most_for_tree

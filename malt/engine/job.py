@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.datasets.rows.lengths import token_counter
 from malt.errors import ConfigError
 from malt.grading.judge import LLMEvaluator

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from malt.concurrency import gather_all
-from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec
+from malt.config.roles import PLAYERS, ModelSpec, Role
+from malt.config.spec import RunSpec
 from malt.engine.estimate import (
     NOTHING,
     SHARE_OF_MAX_TOKENS,

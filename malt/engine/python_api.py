@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from malt.config.spec import EvaluatorSpec, Limits, ModelSpec, QuestionSource, Roles, RoleSpec, RunSpec
+from malt.config.limits import Limits
+from malt.config.questions import QuestionSource
+from malt.config.roles import ModelSpec, Roles, RoleSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import build

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
 from malt.datasets.publish.shard import stored_shards

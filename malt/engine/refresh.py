@@ -7,7 +7,7 @@ another one, and found in the store where it is not.
 import asyncio
 from collections.abc import Collection, Sequence
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.engine.job import Job
 from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.store.samples import Store

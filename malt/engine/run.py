@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import uuid4
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.engine.job import Job
 from malt.llm.client.completers import EVERY_ROLE, SessionCompleter, make_completer
 from malt.llm.client.session import Session, open_session

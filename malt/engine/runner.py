@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from malt.config.spec import Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import RunSpec
 from malt.engine.build import Built, build
 from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models

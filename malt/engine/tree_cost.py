@@ -2,7 +2,8 @@
 
 from contextlib import nullcontext
 
-from malt.config.spec import PLAYERS, ModelSpec, Role, RunSpec, slots_of
+from malt.config.roles import PLAYERS, ModelSpec, Role, slots_of
+from malt.config.spec import RunSpec
 from malt.engine.job import models_asked
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Amount, estimate_worst_case

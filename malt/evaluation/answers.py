@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from malt.concurrency import Wait, gather_all, gather_in_turn
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.datasets.stats.diagnostics import stated_verdict
 from malt.evaluation.systems import Kind, Lineup, mute_absent
 from malt.grading.answers import final_answer

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from malt.config.loader import load_spec
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.engine.run import new_run_name
 from malt.engine.tree_cost import admit_trees
 from malt.errors import NothingToPublish, RunStopped

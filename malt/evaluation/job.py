@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from malt.config.spec import EvaluateSpec, RunSpec
+from malt.config.evaluate import EvaluateSpec
+from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import check_models
 from malt.errors import ConfigError, QuestionError, VersionError

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from malt.config.base import Recorded
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.engine.job import Job
 from malt.engine.plan import Figures, RolePlan, plan, together
 from malt.evaluation.job import EvaluationJob

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS
 from malt.datasets.manifest import (
     Failure,
     FileEntry,

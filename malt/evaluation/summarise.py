@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from malt.config.spec import EvaluateSpec, RunSpec
+from malt.config.evaluate import EvaluateSpec
+from malt.config.spec import RunSpec
 from malt.datasets.stats.accuracy import Truth
 from malt.datasets.stats.diagnostics import is_same_answer
 from malt.evaluation import statistics

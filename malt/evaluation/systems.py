@@ -4,17 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from malt.config.spec import (
-    PLAYERS,
-    EvaluateSpec,
-    GrowthSpec,
-    PlayerSpec,
-    Role,
-    Roles,
-    RoleSpec,
-    RunSpec,
-    SystemSpec,
-)
+from malt.config.evaluate import EvaluateSpec, PlayerSpec, SystemSpec
+from malt.config.roles import PLAYERS, Role, Roles, RoleSpec
+from malt.config.spec import GrowthSpec, RunSpec
 from malt.errors import ConfigError
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason
 from malt.models.playing import with_weights

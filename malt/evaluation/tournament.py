@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.evaluation.statistics import DRAWS, Scores, bootstrap, mean_scores
 from malt.evaluation.summary import Worth
 from malt.evaluation.systems import Entrant

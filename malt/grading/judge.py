@@ -13,7 +13,8 @@ from typing import ClassVar, Self
 
 from pydantic import JsonValue, ValidationError
 
-from malt.config.spec import EvaluatorSpec, Fallback, GraderKind, Role
+from malt.config.roles import Fallback, Role
+from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import ConfigError, EvaluationUnknown
 from malt.grading.answers import final_answer
 from malt.grading.eval_prompt import EvalPrompt, render_eval_prompt

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import ModelSpec, Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
 from malt.hosting.private_prefect import check_answers

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
-from malt.config.spec import Limits
+from malt.config.limits import Limits
 from malt.errors import BudgetSpent, MaltError
 from malt.llm.request import CompletionRequest
 

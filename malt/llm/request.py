@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from pydantic import BaseModel
 
 from malt.canonical_json import digest
-from malt.config.spec import ModelSpec, Role
+from malt.config.roles import ModelSpec, Role
 from malt.errors import MaltError
 
 DEFAULT_MAX_TOKENS = 4096

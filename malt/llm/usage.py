@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, JsonValue
 
+from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, Role
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
 from malt.models.version import ModelVersion

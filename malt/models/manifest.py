@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from malt.config.base import Recorded
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.config.train import Stage, TrainSpec
 from malt.datasets.manifest import Code, FileEntry, VersionManifest, read_as
 from malt.datasets.publish.placing import describe_file

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from malt.canonical_json import cached_sha256
+from malt.config.roles import PLAYERS, Fallback, Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, EvaluatorSpec, Fallback, Role, Roles, RoleSpec, RunSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.errors import ConfigError, VersionError
 from malt.llm.provider import embedded
 from malt.models.version import ModelVersion, open_model

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from malt.canonical_json import digest
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.config.train import TrainSpec
 from malt.datasets.manifest import FileEntry, Parent, content_digest, write_manifest
 from malt.datasets.publish.placing import describe_file, place_next

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.version.dataset_version import choose_number, list_names, locate
 from malt.datasets.version.folders import version_numbers

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from malt.canonical_json import digest
-from malt.config.spec import QuestionSource
+from malt.config.questions import QuestionSource
 from malt.errors import QuestionError
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
 

@@ -14,7 +14,9 @@ from itertools import combinations, islice
 from typing import NamedTuple
 
 from malt.config.base import Recorded
-from malt.config.spec import PLAYERS, GraderKind, Limits, Role, RunSpec
+from malt.config.limits import Limits
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import GraderKind, RunSpec
 from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, stored_trees

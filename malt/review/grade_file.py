@@ -15,7 +15,7 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from malt.config.base import Recorded
-from malt.config.spec import QuestionSource
+from malt.config.questions import QuestionSource
 from malt.datasets.rows.files import clean_texts, json_line
 from malt.errors import InputError, QuestionError
 from malt.grading.graders import grade

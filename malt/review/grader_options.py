@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from malt.concurrency import gather_all
+from malt.config.limits import Limits
 from malt.config.loader import load_spec
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import EvaluatorSpec, GraderKind, Limits, Role, RunSpec
+from malt.config.spec import EvaluatorSpec, GraderKind, RunSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError
 from malt.grading.graders import Grader, graders_for, objective_grader

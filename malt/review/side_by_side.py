@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from malt.config.base import Recorded
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.config.train import Stage, StageSettings
 from malt.errors import ConfigError
 from malt.training.job import RoleJob, settings_of

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import NothingToTrain, TrainingFailed

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from math import fsum
 from typing import NamedTuple
 
-from malt.config.spec import CreditSpec, Role
+from malt.config.roles import Role
+from malt.config.spec import CreditSpec
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.trees.tree import Address, Node, Tree
 

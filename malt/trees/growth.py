@@ -6,7 +6,8 @@ from itertools import accumulate
 from operator import mul
 
 from malt.concurrency import Wait, gather_all
-from malt.config.spec import PLAYERS, TRAJECTORY, Role, RunSpec
+from malt.config.roles import PLAYERS, TRAJECTORY, Role
+from malt.config.spec import RunSpec
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
 from malt.questions.question import Question

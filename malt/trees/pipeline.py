@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from malt.concurrency import Wait, gather_all
-from malt.config.spec import EvaluatorSpec, GraderKind, Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import EvaluatorSpec, GraderKind, RunSpec
 from malt.errors import RunStopped
 from malt.grading.graders import Grader, grade, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome, truncated_grade

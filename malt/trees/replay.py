@@ -15,7 +15,8 @@ from threading import Event
 from typing import NamedTuple, TypeVar
 
 from malt.concurrency import gather_in_turn
-from malt.config.spec import Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
 from malt.llm.client.completers import RecordingCompleter, make_store_completer

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.llm.request import Completion, FinishReason, Message
 from malt.questions.question import Question
 

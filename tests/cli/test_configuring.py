@@ -12,7 +12,8 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec
-from malt.config.spec import PLAYERS, RunSpec
+from malt.config.roles import PLAYERS
+from malt.config.spec import RunSpec
 from tests.providers import ScriptedProvider
 
 Said = tuple[int, str, str]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from malt.cli.progress import CpuMeter, limited_by
-from malt.config.spec import Limits
+from malt.config.limits import Limits
 from malt.llm.faults import RateLimited, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.rate_limit.policy import Policy

@@ -4,7 +4,8 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, ValidationError
 
-from malt.config.spec import ModelSpec, RunSpec
+from malt.config.roles import ModelSpec
+from malt.config.spec import RunSpec
 
 KEY = "sk-ant-0123456789abcdefghij"
 SECRET: list[dict[str, JsonValue]] = [

@@ -7,7 +7,8 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
-from malt.config.spec import PLAYERS, EvaluatorSpec, ModelSpec, RoleSpec, RunSpec
+from malt.config.roles import PLAYERS, ModelSpec, RoleSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 
 SMALLEST = {"name": "sums", "questions": {"source": "sums.jsonl"}}
 

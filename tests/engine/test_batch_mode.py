@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from malt.config.spec import Fallback, Role, RunSpec
+from malt.config.roles import Fallback, Role
+from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import build
 from malt.engine.job import check_models, read_job

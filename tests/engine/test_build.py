@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
-from malt.config.spec import EvaluatorSpec, Role, RunSpec
+from malt.config.roles import Role
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built, build

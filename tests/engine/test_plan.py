@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.limits import Limits
 from malt.config.loader import load_spec
+from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, Limits, Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.engine.plan import Plan, plan
 from malt.engine.runner import run_pilot, spread

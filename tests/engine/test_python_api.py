@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.datasets.check.verify import verify
 from malt.errors import ConfigError, NothingToPublish, QuestionError
 from malt.llm.request import Message

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import CreditSpec, EvaluatorSpec, QuestionSource, Role, RunSpec
+from malt.config.questions import QuestionSource
+from malt.config.roles import Role
+from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
 from malt.engine.build import Built
 from malt.engine.job import read_job
 from malt.engine.run import Filled

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from malt.config.spec import PLAYERS, SystemSpec
+from malt.config.evaluate import SystemSpec
+from malt.config.roles import PLAYERS
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.race import find_losers, order_questions, plan_rounds
 from malt.evaluation.statistics import Scores

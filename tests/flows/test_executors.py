@@ -21,9 +21,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.executors import WORKER_DIED, Executor, open_executor
 from flows.worker_check import find_problem, find_version_mismatch, read_versions, serialize_prefect_settings
 from malt.cli.main import exit_code
+from malt.config.limits import Limits
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
-from malt.config.spec import Limits, RunSpec
+from malt.config.spec import RunSpec
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import start, wait_for_requests

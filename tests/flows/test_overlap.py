@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.engine.signals import MESSAGE
 from malt.engine.summary import RunSummary
 from tests.configs import QUESTIONS, write_config

@@ -10,8 +10,8 @@ import pytest
 from flows.generate import generate
 from flows.rerun import rerun
 from malt.config.loader import load_spec
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError

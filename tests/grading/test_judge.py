@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, TypeAdapter
 
-from malt.config.spec import EvaluatorSpec, Role
+from malt.config.roles import Role
+from malt.config.spec import EvaluatorSpec
 from malt.errors import ConfigError, EvaluationUnknown, MaltError
 from malt.grading.grades import Outcome
 from malt.grading.judge import JudgeReply, LLMEvaluator, Score, inert, tags_in

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import Limits, ModelSpec, Role
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.errors import BudgetSpent
 from malt.llm.budget import NOTHING, Amount, Budget, estimate_worst_case
 from malt.llm.faults import RateLimited, Unavailable

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from malt.config.spec import ModelSpec, Role
+from malt.config.roles import ModelSpec, Role
 from malt.grading.judge_reply import JudgeReply
 from malt.llm.request import CompletionRequest, FinishReason, Message
 from malt.llm.response import find_fault, read_response, share_tokens, split_reasoning, split_response

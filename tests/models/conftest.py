@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.config.train import TrainSpec
 from malt.models.manifest import BaseEntry, DatasetEntry, LossPoint, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models

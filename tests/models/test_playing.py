@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from malt.canonical_json import file_sha256
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError
 from malt.llm.request import CompletionRequest, Message
 from malt.models.playing import with_weights

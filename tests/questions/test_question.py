@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import QuestionSource
+from malt.config.questions import QuestionSource
 from malt.errors import QuestionError
 from malt.questions.question import Question, content_id, find_last_boxed, read_questions, read_reference
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from malt.config.spec import QuestionSource
+from malt.config.questions import QuestionSource
 from malt.errors import QuestionError
 from malt.questions.question import read_questions
 from malt.questions.readers import MOST_BYTES, Row, read_rows

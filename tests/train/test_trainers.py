@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of
 

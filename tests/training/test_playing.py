@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.config.train import TrainSpec
 from malt.llm.provider import embedded
 from malt.models.version import ModelVersion, open_model

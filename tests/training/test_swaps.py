@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import Role, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import Limits, Role, RoleSpec, RunSpec
+from malt.config.spec import RunSpec
 from malt.config.train import TrainSpec
 from malt.llm.client.completers import EVERY_ROLE, make_completer
 from malt.llm.client.session import open_session

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS
 from malt.config.train import SftSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError

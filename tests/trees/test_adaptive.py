@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from malt.config.limits import Limits
+from malt.config.questions import QuestionSource
+from malt.config.roles import PLAYERS, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import (
-    PLAYERS,
-    CreditSpec,
-    EvaluatorSpec,
-    GrowthSpec,
-    Limits,
-    QuestionSource,
-    Roles,
-    RoleSpec,
-    RunSpec,
-)
+from malt.config.spec import CreditSpec, EvaluatorSpec, GrowthSpec, RunSpec
 from malt.llm.client.completers import StoreCompleter, make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import Completion, CompletionRequest, FinishReason, RequestFailed

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.limits import Limits
+from malt.config.questions import QuestionSource
+from malt.config.roles import PLAYERS, Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError, RunStopped
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session

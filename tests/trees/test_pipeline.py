@@ -4,8 +4,11 @@ from collections import Counter
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.questions import QuestionSource
+from malt.config.roles import Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import CreditSpec, EvaluatorSpec, Limits, QuestionSource, Role, Roles, RoleSpec, RunSpec
+from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
 from malt.errors import ConfigError, RunStopped
 from malt.grading.grades import Outcome
 from malt.llm.client.completers import make_completer

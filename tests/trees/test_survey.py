@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import EvaluatorSpec, Role, RunSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.engine.job import Job, read_job
 from malt.errors import StoreError
 from malt.trees.replay import MANY, Source, Survey, map_items, survey, survey_window

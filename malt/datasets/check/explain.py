@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from malt.config.base import Recorded
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.datasets.check.lookup import FoundNodes, find_nodes, find_question
 from malt.datasets.check.verify import parent_of
 from malt.datasets.rows.examples import interval_of

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.rows.examples import RowSource, parse_row_id
 from malt.datasets.rows.tables import KINDS, QUESTIONS_FILE, Kind, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion

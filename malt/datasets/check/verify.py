@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from malt.canonical_json import file_sha256
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE

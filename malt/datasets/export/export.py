@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.export.export_manifest import (
     EXPORT_MANIFEST_FILE,
     ExportedFile,

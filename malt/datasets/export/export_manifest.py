@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.canonical_json import file_sha256
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.errors import InputError
 from malt.questions.screening import Split
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import pyarrow.parquet as pq
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.datasets.export import row_formats, tool_files
 from malt.datasets.export.export_manifest import ExportedFile, ExportManifest
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypedDict, cast
 
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.datasets.rows.tables import DpoRow, KtoRow, MessageRow, QuestionRow, SftRow, TrajectoryRow
 from malt.errors import VersionError
 from malt.trees.tree import NodeStatus

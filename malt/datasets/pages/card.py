@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, StrictUndefined, Template
 
-from malt.config.spec import PLAYERS, DatasetSpec, EvaluatorSpec, Role
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import DatasetSpec, EvaluatorSpec
 from malt.datasets.manifest import LengthBias, Manifest
 from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
 from malt.datasets.stats.figures import format_count, format_dollars

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.manifest import Failure, Manifest
 from malt.datasets.rows.tables import QuestionRow, TrajectoryRow
 from malt.sanitize import escape_controls

@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, locate, open_folder
 from malt.datasets.version.folders import (

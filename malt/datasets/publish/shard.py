@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import RunSpec
 from malt.datasets.pages.sample import NO_BAR, RankBar, TreeSample
 from malt.datasets.rows.examples import question_row, scored_examples, trajectory_rows, write_rows
 from malt.datasets.rows.files import as_batch, json_line

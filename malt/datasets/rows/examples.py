@@ -11,7 +11,7 @@ from itertools import product
 from typing import NamedTuple
 
 from malt.canonical_json import canonical_json
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.datasets.rows.tables import (
     DpoRow,
     EvaluationRow,

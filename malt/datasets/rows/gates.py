@@ -7,7 +7,8 @@ of row. A new gate is that key and an entry of `GATES`. What two texts have in c
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from malt.config.spec import DatasetSpec, Role
+from malt.config.roles import Role
+from malt.config.spec import DatasetSpec
 from malt.datasets.rows.examples import Candidate
 from malt.datasets.rows.similarity import (
     answer_of,

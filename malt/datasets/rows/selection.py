@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from malt.config.spec import PLAYERS, DatasetSpec, Role
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import DatasetSpec
 from malt.datasets.manifest import LengthBias, LengthCounts, RowCounts
 from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes
 from malt.datasets.rows.gates import Context, gates_of

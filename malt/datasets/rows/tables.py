@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypedDict, get_args, get_origin, get_typ
 
 import pyarrow as pa
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.questions.screening import SPLITS, Split
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import malt
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import Code, Cost, Counts, Failure, GrowthSummary, LabelCounts, LedgerEntry, Tokens
 from malt.llm.request import Completion
 from malt.sanitize import replace_lone_surrogates

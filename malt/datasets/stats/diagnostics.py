@@ -3,7 +3,8 @@
 import re
 from collections import Counter
 
-from malt.config.spec import PLAYERS, Role, RunSpec
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import Diagnostics, FlipTable, QuestionMix, Share, TextCounts, Values, VerdictTable
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority, normalise_answer
 from malt.datasets.stats.counts import Mergeable

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.datasets.manifest import Accuracy, Manifest
 from malt.datasets.stats.diagnostics import percent
 

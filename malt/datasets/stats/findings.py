@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.datasets.manifest import Accuracy, Diagnostics, Manifest, TextCounts
 from malt.datasets.stats.figures import format_share
 from malt.grading.grades import Outcome

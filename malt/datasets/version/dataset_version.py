@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import ValidationError
 
 from malt.canonical_json import file_sha256
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role, RunSpec
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, Manifest, read_manifest
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, role_file
 from malt.datasets.version.folders import (

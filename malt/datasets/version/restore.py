@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from malt.config.spec import PLAYERS, EvaluatorSpec, RunSpec
+from malt.config.roles import PLAYERS
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.rows.tables import MessageRow, QuestionRow, TrajectoryRow
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from malt.config.spec import ModelSpec, RunSpec
+from malt.config.roles import ModelSpec
+from malt.config.spec import RunSpec
 from malt.errors import ConfigError, MaltError
 from malt.llm.provider import embedded
 from malt.llm.provider.call import Reply, build_arguments, compute_cost, default_key, read_key, take_answers

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.api import GONE, MARK, ItemResult, RemoteBatch

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from malt.concurrency import gather_all
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.llm.batch.api import make_custom_id, takes_batches
 from malt.llm.budget import Amount
 from malt.llm.client.completers import SessionCompleter, group_runs, with_fallbacks

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.llm.batch import api
 from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
 from malt.llm.store.batches import Batch

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
 from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_reply
 from malt.llm.budget import Amount

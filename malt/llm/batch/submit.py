@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from malt.canonical_json import canonical_json
-from malt.config.spec import ModelSpec, Role
+from malt.config.roles import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.batch import api
 from malt.llm.batch.client import BatchClient

@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 
 from malt.concurrency import gather_all
-from malt.config.spec import Role
+from malt.config.roles import Role
 from malt.errors import ConfigError, StoreError
 from malt.llm.client.session import Session, open_default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed

@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec
 from malt.config.settings import Settings
-from malt.config.spec import Limits, ModelSpec
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.budget import Amount, Budget, estimate_worst_case
 from malt.llm.faults import NoSiblings, Rejected

@@ -16,7 +16,8 @@ from pydantic import BaseModel, JsonValue
 
 from malt.canonical_json import digest
 from malt.concurrency import within
-from malt.config.spec import Limits, ModelSpec
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec
 from malt.errors import ConfigError, MaltError
 from malt.llm.faults import NoSiblings, RateLimited, Unavailable, Unusable
 from malt.llm.provider import embedded, openai_compatible

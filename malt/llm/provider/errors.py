@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, ConfigError, MaltError
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable, Unusable
 from malt.llm.provider.openai_compatible import HttpRefusal

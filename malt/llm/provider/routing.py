@@ -12,7 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
 from malt.processes import paused_gc

@@ -13,7 +13,8 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
-from malt.config.spec import Limits, ModelSpec
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable

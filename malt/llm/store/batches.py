@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.llm.budget import Amount
 from malt.llm.store.samples import Store, split_chunks
 from malt.llm.store.schema import create_tables, metadata, samples_table

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt.cli.main import exit_code
+from malt.config.roles import Role, Roles, RoleSpec
 from malt.config.settings import Settings
-from malt.config.spec import CreditSpec, Role, Roles, RoleSpec
+from malt.config.spec import CreditSpec
 from malt.datasets.check.compare import VersionDiff, compare
 from malt.datasets.check.row_hashes import group_columns, hash_columns, number_texts
 from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE

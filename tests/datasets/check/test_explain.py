@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.cli.main import exit_code
+from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
-from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
+from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.check.explain import Explanation, explain, write_arithmetic
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.examples import write_rows

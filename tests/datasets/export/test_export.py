@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from malt.cli.main import exit_code
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.export.export import RowChoice, export
 from malt.datasets.export.formats import FORMATS
 from malt.datasets.rows.tables import ROLE_FILES

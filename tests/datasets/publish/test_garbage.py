@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import Role
 from malt.datasets.publish.removal import Garbage, collect_garbage, remove_version
 from malt.datasets.version.dataset_version import open_version
 from malt.datasets.version.folders import open_staging, temporary_name

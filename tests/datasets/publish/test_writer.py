@@ -14,7 +14,8 @@ from random import Random
 
 import pytest
 
-from malt.config.spec import PLAYERS, CreditSpec, RunSpec
+from malt.config.roles import PLAYERS
+from malt.config.spec import CreditSpec, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.rows.tables import MEASURED, SCHEMAS

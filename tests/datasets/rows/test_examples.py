@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.rows.examples import (
     find_candidates,
     label_nodes,

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from malt.config.spec import CreditSpec, DatasetSpec, Role
+from malt.config.roles import Role
+from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
 from malt.datasets.rows.selection import Selected, select
 from malt.datasets.rows.tables import KINDS, Kind

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import PLAYERS, CreditSpec, DatasetSpec, Role
+from malt.config.roles import PLAYERS, Role
+from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes, pair_siblings
 from malt.datasets.rows.selection import SelectionCount, select
 from malt.llm.request import FinishReason

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import PLAYERS
+from malt.config.roles import PLAYERS
 from malt.datasets.manifest import Accuracy
 from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority
 from malt.datasets.stats.counts import TreeCount

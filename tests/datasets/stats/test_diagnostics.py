@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import PLAYERS, CreditSpec, EvaluatorSpec, RunSpec
+from malt.config.roles import PLAYERS
+from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.manifest import Diagnostics, FlipTable
 from malt.datasets.stats.diagnostics import DiagnosticsCount, stated_verdict
 from malt.datasets.stats.findings import describe_diagnostics

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import PLAYERS, Role
+from malt.config.roles import PLAYERS, Role
 from malt.datasets.version.dataset_version import list_versions, open_version
 from malt.errors import VersionError
 from tests.published import PROVENANCE, mixed_tree, publish, publish_questions, publish_two_datasets, spec_of

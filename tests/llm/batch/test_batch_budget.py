@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.limits import Limits
 from malt.config.settings import Settings
-from malt.config.spec import Limits, RunSpec
+from malt.config.spec import RunSpec
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.fill import fill
 from malt.engine.job import read_job

@@ -7,8 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from malt.cli.main import exit_code
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.spec import EvaluatorSpec, Role, RunSpec
+from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.engine.fill import fill_batch
 from malt.engine.job import read_job
 from malt.engine.run import Run

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from malt.config.spec import ModelSpec
+from malt.config.roles import ModelSpec
 from malt.errors import EndpointDown
 from malt.llm.batch.client import BatchClient
 from malt.llm.rate_limit.policy import Policy

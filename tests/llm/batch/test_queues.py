@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.spec import ModelSpec, RunSpec
+from malt.config.roles import ModelSpec
+from malt.config.spec import RunSpec
 from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.store.batches import Batch
 from malt.trees.pipeline import NOTHING_MISSING

@@ -9,8 +9,9 @@ from typing import Literal
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import ConfigError, RunStopped, StoreError
 from malt.llm.client.completers import group_runs, make_completer, make_store_completer
 from malt.llm.client.session import Session, open_session

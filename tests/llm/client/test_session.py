@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import BudgetSpent, RunStopped, StoreLost
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, latest_session, open_session, stop_sessions

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel, JsonValue
 
-from malt.config.spec import Limits, ModelSpec, Role
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.provider import call as llm

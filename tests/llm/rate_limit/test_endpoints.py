@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import EndpointDown
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session

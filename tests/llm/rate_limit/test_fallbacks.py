@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import Fallback, ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import Fallback, Limits, ModelSpec, Role
 from malt.engine.python_api import TrainingDataGenerator
 from malt.errors import ConfigError
 from malt.llm.client.completers import make_completer, make_store_completer

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+from malt.config.limits import Limits
+from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
-from malt.config.spec import Limits, ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from malt.config.spec import Limits
+from malt.config.limits import Limits
 from malt.errors import ConfigError, EndpointDown, RunStopped
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint, now_s

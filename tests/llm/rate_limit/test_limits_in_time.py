@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from malt.config.spec import Limits
+from malt.config.limits import Limits
 from malt.errors import EndpointDown
 from malt.llm.faults import RateLimited, Unavailable, Unreachable
 from malt.llm.rate_limit.limiter import Endpoint, now_s

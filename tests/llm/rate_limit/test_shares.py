@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.config.spec import Limits
+from malt.config.limits import Limits
 from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
 from malt.llm.rate_limit.limiter import Endpoint, now_s
 from tests.virtual_time import run

@@ -1,0 +1,199 @@
+"""Who plays a role: models, where they are served, how they sample, and the order in which roles speak."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from malt.config.base import Declared
+from malt.config.secret_scan import (
+    BLOCK,
+    PASSWORD_IN_URL,
+    VARIABLE,
+    match_name,
+    match_text,
+    schema_without_keys,
+)
+
+
+class Role(StrEnum):
+    """The three that are trained, in the order they speak, and the one that grades them."""
+
+    GENERATOR = "generator"
+    VERIFIER = "verifier"
+    REFINER = "refiner"
+    EVALUATOR = "evaluator"
+
+
+class Part(NamedTuple):
+    """What one trained role writes in a trajectory."""
+
+    role: Role
+    writes: str
+    """Prompt slot under which all later roles see its text."""
+
+
+TRAJECTORY = (
+    Part(Role.GENERATOR, writes="solution"),
+    Part(Role.VERIFIER, writes="verification"),
+    Part(Role.REFINER, writes="refinement"),
+)
+"""The trained roles in the order they speak; each is asked once for every text of the one before it."""
+
+PLAYERS = tuple(part.role for part in TRAJECTORY)
+"""The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+
+def slots_of(role: Role) -> tuple[str, ...]:
+    """Return what a role's prompt may name. The reference answer is the evaluator's alone."""
+    if role not in PLAYERS:
+        return ("question", "ground_truth", "answer")
+    return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
+
+
+def check_address(api_base: str | None) -> str | None:
+    """Refuse an address without a scheme: it would be tried, and tried again."""
+    if api_base is not None and not api_base.startswith(("http://", "https://")):
+        raise ValueError(f"{api_base!r} is no address; write http://HOST:PORT/v1, or https://…")
+    return api_base
+
+
+class Fallback(Declared):
+    """Another model, and where it is served; it samples as the role does whose fallback it is."""
+
+    model: str = Field(min_length=1)
+    """A LiteLLM name, or `embedded`."""
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
+    """Empty: where the role's own model is served, if both names begin with the same provider."""
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
+    """Empty: the role's own, where that is the role's own address too."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
+
+
+def _as_fallbacks(value: object) -> object:
+    """Let a fallback be written as a name alone."""
+    return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+
+
+class ModelSpec(Declared):
+    """A model, where it is served, and how it samples."""
+
+    first: ClassVar[tuple[str, ...]] = ("model", "temperature", "max_tokens")
+
+    model: str = Field("embedded", min_length=1)
+    """`embedded`, a model version (NAME@v2), or a LiteLLM name: openai/…, groq/…, ollama_chat/…, hosted_vllm/…"""
+    temperature: float | None = Field(0.3, ge=0, le=2)
+    """Sampling temperature; empty: the provider's default."""
+    max_tokens: int | None = Field(1024, ge=1)
+    """Longest completion in tokens; one that reaches it is truncated."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling; empty: the provider's default."""
+    seed: int | None = None
+    """Base seed; every request derives its own from it. Empty: none is sent."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds one request may take once it is sent; waiting for a free place is not counted."""
+    extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
+    """Further parameters, passed to the provider as they are."""
+    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
+    """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
+    """Name of the environment variable that holds the key; never the key."""
+    api_key_block: str | None = Field(None, json_schema_extra=match_name(BLOCK))
+    """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
+    fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()
+    """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
+    weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_a_scheme(cls, api_base: str | None) -> str | None:
+        return check_address(api_base)
+
+    @model_validator(mode="after")
+    def _key_is_in_one_place(self) -> Self:
+        if self.api_key_env and self.api_key_block:
+            raise ValueError("api_key_env and api_key_block both say where the key is; set one of them")
+        return self
+
+    @property
+    def backups(self) -> "tuple[ModelSpec, ...]":
+        """The fallbacks as models of their own."""
+        return tuple(self._backup(fallback) for fallback in self.fallbacks)
+
+    def _backup(self, fallback: Fallback) -> "ModelSpec":
+        """Declare a fallback; a key goes to no address but its own."""
+        is_near = fallback.api_base is None and provider_in(fallback.model) == provider_in(self.model)
+        place = {
+            "api_base": self.api_base if is_near else fallback.api_base,
+            "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
+            "api_key_block": self.api_key_block if is_near and fallback.api_key_env is None else None,
+            "weights": None,
+        }
+        return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
+
+    @property
+    def identity(self) -> str:
+        """What its answers' keys know it by: the digest of its weights, else its name."""
+        return self.model if self.weights is None else f"sha256:{self.weights}"
+
+    @property
+    def sampling(self) -> dict[str, JsonValue]:
+        """What shapes the text beside model and messages; part of every completion's key. Unset values are left out."""
+        values: dict[str, JsonValue] = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "extra": self.extra or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+M = TypeVar("M", bound=ModelSpec)
+
+
+def provider_in(model: str) -> str:
+    """Return the provider's part of a model's name."""
+    return model.partition("/")[0]
+
+
+class RoleSpec(ModelSpec):
+    """One trained role."""
+
+    first: ClassVar[tuple[str, ...]] = ("model", "samples", "temperature", "max_tokens")
+
+    samples: int = Field(3, ge=1, le=64)
+    """Branching: how many times this role answers each of its parents."""
+
+
+class Roles(Declared):
+    """Who plays the three trained roles."""
+
+    generator: RoleSpec = Field(default_factory=RoleSpec)
+    """Answers the question."""
+    verifier: RoleSpec = Field(default_factory=RoleSpec)
+    """Criticises an answer."""
+    refiner: RoleSpec = Field(default_factory=RoleSpec)
+    """Answers again, given an answer and a critique."""
+
+    def __getitem__(self, role: Role) -> RoleSpec:
+        """Return the declaration of one trained role."""
+        spec: RoleSpec = getattr(self, role.value)
+        return spec
+
+    @property
+    def branching(self) -> tuple[int, ...]:
+        """Children per node at each level: generations, critiques of each, refinements of each critique."""
+        return tuple(self[role].samples for role in PLAYERS)
