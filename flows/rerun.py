@@ -1,8 +1,6 @@
 """newest version -> the questions and roles that are named -> a new version. Asks for what is missing, or all anew."""
 
 import asyncio
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +10,13 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows.generate import BRANCHES_AT_ONCE, grow_and_publish
-from malt.config.loader import load_spec
 from malt.config.roles import Role
-from malt.config.settings import Settings
-from malt.config.spec import RunSpec
-from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import read_job
-from malt.engine.refresh import set_aside
+from malt.engine.refresh import choose_questions, read_declared, set_aside
 from malt.engine.run import Run
 from malt.engine.summary import RunSummary
-from malt.errors import ConfigError, QuestionError
+from malt.errors import ConfigError
 from malt.llm.client.completers import EVERY_ROLE
-from malt.questions.question import Question
 from tasks.run_lock import only_run_of
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
@@ -48,33 +41,13 @@ async def rerun(
         config: TOML file, as the worker sees it, that declares the dataset. Empty: its newest version does.
     """
     async with only_run_of(name) as run:
-        job = read_job(declared(name, config))
-        chosen = choose(job.questions, questions)
+        job = read_job(read_declared(name, Path(config) if config else None))
+        chosen = choose_questions(job.questions, questions)
         if refresh:
             count = await asyncio.to_thread(set_aside, job.only(chosen), roles or EVERY_ROLE, asked_at())
             get_run_logger().info("%s: %s answers set aside, to be asked for again", name, f"{count:,}")
         asks = frozenset(roles) if roles and not refresh else EVERY_ROLE
         return await grow_and_publish(job, chosen, Run(run, asks))
-
-
-def declared(name: str, config: str) -> RunSpec:
-    """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
-    if not config:
-        return open_version(name, Settings().datasets_dir).spec
-    spec = load_spec(Path(config))
-    if spec.name != name:
-        raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")
-    return spec
-
-
-def choose(questions: Sequence[Question], ids: Sequence[str]) -> Sequence[Question]:
-    """Return the questions with these ids, in the order of the file. Raises `QuestionError` for ids that none has."""
-    known = [question.question_id for question in questions]
-    for unknown in (each for each in ids if each not in known):
-        close = difflib.get_close_matches(unknown, known, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        raise QuestionError(f"no question {unknown!r} in the dataset; {meant}questions.parquet lists them")
-    return [question for question in questions if question.question_id in ids] if ids else questions
 
 
 def asked_at() -> float:

@@ -14,8 +14,9 @@ from malt.errors import ConfigError, PrefectLost
 from malt.processes import paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
+    from malt.config.roles import Role
     from malt.config.spec import RunSpec
     from malt.engine.job import Job
     from malt.engine.plan import Plan
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from malt.hosting.private_prefect import NamedServer, PrefectServer
 
     Server = NamedServer | PrefectServer
+
+
+def _split_names(_context: click.Context, _option: click.Parameter, value: str | None) -> "Sequence[str]":
+    return [name.strip() for name in value.split(",") if name.strip()] if value else []
+
+
+def _split_roles(context: click.Context, option: click.Parameter, value: str | None) -> "Sequence[Role]":
+    from malt.config.roles import Role
+
+    names = _split_names(context, option, value)
+    for unknown in (name for name in names if name not in list(Role)):
+        raise click.BadParameter(f"{unknown!r} is no role; roles are {', '.join(Role)}")
+    return [Role(name) for name in names]
 
 
 @click.command()
@@ -59,14 +73,30 @@ def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
 @click.command()
 @takes_config
 @click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
+@click.option("--refresh", callback=_split_roles, metavar="ROLE,…", help="Ask these roles anew: evaluator too.")
+@click.option("--questions", callback=_split_names, metavar="ID,…", help="With --refresh: about these questions alone.")
 @shows_files
 @takes_json
-def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: bool, files: bool, as_json: bool) -> int:
+def run(
+    config: Path,
+    override: tuple[str, ...],
+    limit: int | None,
+    no_wait: bool,
+    refresh: "Sequence[Role]",
+    questions: "Sequence[str]",
+    files: bool,
+    as_json: bool,
+) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
     from malt.cli.progress import progress
     from malt.engine.job import check_models
     from malt.engine.runner import run_job
 
+    if questions and not refresh:
+        raise ConfigError("--questions goes with --refresh; to ask for what is missing of some: malt rerun NAME")
+    if refresh:
+        again = _ask_again(declared(config, override, limit), questions, refresh, refresh=True)
+        return finish(again, files=files, as_json=as_json)
     if no_wait:
         override = (*override, "run.wait=false")
     job, server = begun(config, override, limit)
@@ -74,6 +104,41 @@ def run(config: Path, override: tuple[str, ...], limit: int | None, no_wait: boo
     with progress(job.spec, len(job.questions)):
         summary = flow_summary("generate", job, server) if server else run_here(run_job(job))
     return finish(summary, files=files, as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--questions", callback=_split_names, metavar="ID,…", help="Ask about these questions alone.")
+@click.option("--roles", callback=_split_roles, metavar="ROLE,…", help="Ask these roles alone.")
+@click.option("--refresh", is_flag=True, help="Ask anew where the store has an answer, which is set aside.")
+@click.option("--config", type=click.Path(path_type=Path), help="What declares the dataset; else its newest version.")
+@shows_files
+@takes_json
+def rerun(
+    name: str,
+    questions: "Sequence[str]",
+    roles: "Sequence[Role]",
+    refresh: bool,
+    config: Path | None,
+    files: bool,
+    as_json: bool,
+) -> int:
+    """Ask again for part of a dataset, and publish. For what is missing, or with --refresh for all of it anew."""
+    from malt.engine.job import read_job
+    from malt.engine.refresh import read_declared
+
+    again = _ask_again(read_job(read_declared(name, config)), questions, roles, refresh=refresh)
+    return finish(again, files=files, as_json=as_json)
+
+
+def _ask_again(job: "Job", ids: "Sequence[str]", roles: "Sequence[Role]", *, refresh: bool) -> "RunSummary":
+    from malt.cli.progress import progress
+    from malt.engine.refresh import choose_questions
+    from malt.engine.runner import rerun_job
+
+    chosen = choose_questions(job.questions, ids)
+    with progress(job.spec, len(chosen)):
+        return run_here(rerun_job(job, chosen, roles, refresh=refresh))
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from malt.config.roles import Role
@@ -10,8 +10,10 @@ from malt.config.spec import RunSpec
 from malt.engine.build import Built, build
 from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
+from malt.engine.refresh import set_aside
 from malt.engine.run import Filled, Run, new_run_name
 from malt.engine.summary import RunSummary, summarise
+from malt.llm.client.completers import EVERY_ROLE
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
@@ -26,6 +28,22 @@ async def run_job(job: Job, run: Run | None = None, ask: Ask | None = None) -> R
         filled = await fill(job, run, ask)
         built = await asyncio.to_thread(build, job) if is_publishable(job.spec, filled.shortfall) else None
     return summarise(job, filled, built, time.monotonic() - started)
+
+
+async def rerun_job(job: Job, questions: Sequence[Question], roles: Collection[Role], *, refresh: bool) -> RunSummary:
+    """Ask some roles again about some questions, then publish; no roles means all.
+
+    With `refresh` the stored answers of these roles are set aside first, and the roles after them follow; without it
+    only what is missing is asked for.
+    """
+    started, run = time.time(), Run(roles=EVERY_ROLE if refresh or not roles else frozenset(roles))
+    check_models(job.spec)
+    async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
+        if refresh:
+            await asyncio.to_thread(set_aside, job.only(questions), roles or EVERY_ROLE, started)
+        filled = await fill(job.only(questions), run)
+        built = await asyncio.to_thread(build, job) if is_publishable(job.spec, filled.shortfall) else None
+    return summarise(job, filled, built, time.time() - started)
 
 
 async def assemble_job(job: Job, run: Run | None = None) -> RunSummary:

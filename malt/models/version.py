@@ -55,7 +55,7 @@ class ModelVersion:
         if self.role(role).gguf_sha256 is None:
             raise VersionError(
                 f"{self.reference} has no {GGUF_FILE} for the {role}: its base, {self.manifest.base.name}, was no GGUF "
-                f"file. Serve its adapter with vLLM: malt serve-adapters {self.reference} --to URL"
+                f"file. Serve its {role}/adapter with a server of your own, and name that server's model in the config"
             )
         return self.path / role / GGUF_FILE
 
