@@ -59,7 +59,7 @@ def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp
         out, err = process.communicate(timeout=120)
     assert (process.returncode, beside_progress(err)) == (0, "")
     assert out.splitlines()[0].startswith("sums@v1 (new): ")
-    assert "2 of 2 complete" in out
+    assert "2 of 2 questions complete" in out
     assert not (tmp_path / "data" / "prefect").exists()
 
 

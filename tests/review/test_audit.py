@@ -115,7 +115,7 @@ def test_each_kind_grades_by_itself(version: DatasetVersion, audit: Audit) -> No
 
 def test_unknown_and_cut_leaves_are_counted_and_not_compared(audit: Audit) -> None:
     published(tree_with("q1", ["Final Answer: 4", "Final Answer: 4", CUT], [1, None, 0]))
-    report = audit("sums", "--with", "number")
+    report = audit("sums@v1", "--with", "number")
     (pair,) = report["agreement"]
     assert (report["leaves"], report["truncated"], pair["compared"], pair["unknown"]) == (3, 1, 1, 1)
     assert report["outcomes"]["number"] == {"right": 2, "wrong": 0, "unanswered": 0, "truncated": 1, "unknown": 0}
@@ -124,7 +124,7 @@ def test_unknown_and_cut_leaves_are_counted_and_not_compared(audit: Audit) -> No
 
 def test_a_grade_where_there_was_none_gives_a_label(audit: Audit) -> None:
     published(tree_with("q1", ["Final Answer: 5", "Final Answer: 4"], [0, None]))
-    refiner = audit("sums", "--with", "number")["changes"]["number"]["refiner"]
+    refiner = audit("sums@v1", "--with", "number")["changes"]["number"]["refiner"]
     assert (refiner["labels_changed"], refiner["sft_added"], refiner["dpo_added"]) == (1, 1, 1)
 
 

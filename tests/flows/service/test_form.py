@@ -21,7 +21,7 @@ def fields(schema: Json, model: str) -> dict[str, Json]:
 
 def test_the_form_has_groups_in_the_order_of_a_config_and_a_description_for_every_field(prefect: Prefect) -> None:
     schema = prefect.deployment("generate")["parameter_openapi_schema"]
-    assert list(fields(schema, "RunSpec"))[:5] == ["name", "questions", "prompts", "roles", "evaluator"]
+    assert list(fields(schema, "RunSpec"))[:6] == ["name", "questions", "prompts", "model", "roles", "evaluator"]
     assert list(fields(schema, "RoleSpec"))[:4] == ["model", "samples", "temperature", "max_tokens"]
     for model, group in schema["definitions"].items():
         if "properties" in group:

@@ -29,6 +29,7 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
     assert {each["name"]: each["trigger"]["posture"] for each in automations} == {
         "MALT: tell of a failed run": "Reactive",
         "MALT: a silent run has crashed": "Proactive",
+        "MALT: train what was published": "Reactive",  # off, until somebody turns it on
     }
 
 
@@ -84,7 +85,7 @@ def test_what_was_set_in_the_ui_goes_where_that_is_asked_for(service: Up, prefec
     path = f"/deployments/{prefect.deployment('assemble')['id']}"
     prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
     up = start(tmp_path / "data", "--redeploy", **service.as_named)
-    assert "deployed: quickstart, rerun, assemble, alerts, mark-crashed" in said_until_ready(up)
+    assert "deployed: quickstart, rerun, assemble, train, evaluate, alerts, mark-crashed" in said_until_ready(up)
     up.stop()
     assert prefect.deployment("assemble")["tags"] == ["malt"]
 
