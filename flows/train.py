@@ -33,7 +33,7 @@ async def train(version: str, config: str = "") -> TrainSummary:
     check_installed()
     new = [job for job in prepared.jobs if known_role(job, prepared) is None]
     (await asyncio.to_thread(train_role.map, new)).result()
-    roles = {job.role: trained(job, prepared) for job in prepared.jobs}
+    roles = {job.role: await asyncio.to_thread(trained, job, prepared) for job in prepared.jobs}
     published = publish(prepared, roles)
     cached = {job.role for job in prepared.jobs if job not in new}
     summary = summarise(prepared, published, cached, time.monotonic() - started)

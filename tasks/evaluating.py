@@ -15,8 +15,7 @@ from malt.evaluation.job import EvaluationJob
 from malt.evaluation.result import Evaluated
 from malt.evaluation.version import EvaluationVersion
 from tasks.artifacts import leave
-
-FAILURES_SHOWN = 200
+from tasks.publishing import failure_rows
 
 
 @task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
@@ -40,7 +39,7 @@ async def conclude(job: EvaluationJob, filled: EvaluationFill, built: Evaluation
     if failures:
         await leave(
             acreate_table_artifact(
-                [failure._asdict() for failure in failures[:FAILURES_SHOWN]],
+                failure_rows(failures),
                 key=f"{job.spec.name}-evaluation-failed-branches",
                 description=f"{len(failures)} branches that could not be had; Retry asks for just those",
             )

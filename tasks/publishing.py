@@ -18,6 +18,7 @@ from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.engine.summary import RunSummary, summarise
 from malt.sanitize import code_span, escape_markdown
+from malt.trees.tree import FailedBranch
 from tasks.artifacts import leave
 from tasks.comparing import tell_changes
 from tasks.growing import Future, Graded
@@ -61,16 +62,16 @@ async def announce(summary: RunSummary) -> None:
     if summary.failures:
         await leave(
             acreate_table_artifact(
-                failure_rows(summary),
+                failure_rows(summary.failures),
                 key=f"{summary.dataset}-failed-branches",
                 description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
             )
         )
 
 
-def failure_rows(summary: RunSummary) -> list[dict[str, str]]:
-    """The first failed branches as rows of a table, whose cells Prefect reads as Markdown."""
-    shown = (failure._asdict() for failure in summary.failures[:FAILURES_SHOWN])
+def failure_rows(failures: Sequence[FailedBranch]) -> list[dict[str, str]]:
+    """Return the first failed branches as rows of a table, whose cells Prefect reads as Markdown."""
+    shown = (failure._asdict() for failure in failures[:FAILURES_SHOWN])
     return [{name: escape_markdown(str(cell)) for name, cell in row.items()} for row in shown]
 
 

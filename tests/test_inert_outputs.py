@@ -222,7 +222,7 @@ def summary_of(text: str) -> RunSummary:
 def test_prefect_shows_no_element_of_theirs() -> None:
     theirs, ours = summary_of(PAYLOAD), summary_of("plain")
     assert tags(theirs.markdown) == tags(ours.markdown)
-    (row,) = failure_rows(theirs)
+    (row,) = failure_rows(theirs.failures)
     for cell in (theirs.markdown, *row.values()):
         assert escape_controls(cell) == cell
         assert not re.search(r"(?<!\\)://evil", re.sub(r"`[^`]*`", "", cell))

@@ -94,11 +94,11 @@ def run(
 
     if questions and not refresh:
         raise ConfigError("--questions goes with --refresh; to ask for what is missing of some: malt rerun NAME")
+    if no_wait:
+        override = (*override, "run.wait=false")
     if refresh:
         again = _ask_again(declared(config, override, limit), questions, refresh, refresh=True)
         return finish(again, files=files, as_json=as_json)
-    if no_wait:
-        override = (*override, "run.wait=false")
     job, server = begun(config, override, limit)
     check_models(job.spec)
     with progress(job.spec, len(job.questions)):

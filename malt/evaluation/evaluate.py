@@ -102,9 +102,7 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFi
 
     async def ask_for(wanted: EvaluationJob, questions: Sequence[Question], lineups: Sequence[Lineup]) -> Shortfall:
         pairs = [(question, lineup) for question in questions for lineup in lineups if wanted.asks(lineup, question)]
-        return await session.call(
-            ask_answers(pairs, job.prompts, ask, lambda lineup: admit_trees(ask, lineup.spec, job.prompts))
-        )
+        return await session.call(ask_answers(pairs, job.prompts, ask, admit))
 
     shortfall = NOTHING_MISSING
     for questions in list_rounds(job):

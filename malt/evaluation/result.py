@@ -81,7 +81,8 @@ class Evaluated(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON: the version's figures beside what this run used."""
         version = self.version
-        figures = {} if version is None else version.summary.model_dump(mode="json")
+        empty: dict[str, Any] = {"systems": {}, "differences": {}}
+        figures = empty if version is None else version.summary.model_dump(mode="json")
         place = {
             "version": None if version is None else version.number,
             "created": version is not None and version.created,

@@ -93,7 +93,7 @@ def bootstrap(values: Scores, draws: int = DRAWS) -> Interval:
     distinct, counts = np.unique(values.round(12), return_counts=True)
     if len(distinct) == 1:
         unseen = 1 - (LEVEL / 2) ** (1 / len(values))
-        return Interval(float(distinct[0]) - unseen, float(distinct[0]) + unseen)
+        return Interval(max(float(distinct[0]) - unseen, -1.0), min(float(distinct[0]) + unseen, 1.0))
     drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), size=draws)
     low, high = np.quantile(drawn @ distinct / len(values), [LEVEL / 2, 1 - LEVEL / 2])
     return Interval(float(low), float(high))

@@ -254,7 +254,6 @@ def _letters(run: str, previous: Token, nouns: frozenset[str], prose: bool) -> I
         yield from (Token("symbol", letter) for letter in run)
 
 
-_BEFORE_ROOT = re.compile(r"([a-z]{1,3})(sqrt|cbrt)")
 _SMALL_TEXT = """
 is are was be it we so an on at as by of to no if he she has do does can got get
 """

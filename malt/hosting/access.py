@@ -64,7 +64,7 @@ def own_origins(host: str, port: int) -> tuple[str, ...]:
     """Return the origins of a server's own pages."""
     own = socket.gethostname() if host in WILDCARDS else host
     names = LOOPBACK if own in LOOPBACK else (own, *LOOPBACK)
-    return tuple(f"http://{name}:{port}" for name in names)
+    return tuple(f"http://{name}:{port}" for name in map(str.lower, names))  # as browsers write them
 
 
 def warn_if_open(api_url: str, timeout_s: float) -> None:

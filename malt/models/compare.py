@@ -8,9 +8,6 @@ from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
 from malt.models.version import ModelVersion
 
-_FIRST = 5
-"""Rows and questions that are named."""
-
 
 class ModelDiff(BaseModel):
     """What differs; empty where nothing does."""

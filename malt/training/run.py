@@ -1,4 +1,4 @@
-"""Training a dataset version: a job a role, each in a process of its own, then a model version of what came of them."""
+"""Training a dataset version: a job a role, in a process apart, then a model version of what came of them."""
 
 import shutil
 import time

@@ -285,4 +285,5 @@ def test_a_named_server_without_authentication_gets_one_line_of_warning(
 def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:
     assert access.own_origins("127.0.0.1", 4200) == ("http://127.0.0.1:4200", "http://localhost:4200")
     assert access.own_origins("10.0.0.5", 80)[0] == "http://10.0.0.5:80"
-    assert access.own_origins("0.0.0.0", 80)[0] == f"http://{socket.gethostname()}:80"
+    assert access.own_origins("0.0.0.0", 80)[0] == f"http://{socket.gethostname().lower()}:80"
+    assert access.own_origins("Lab.local", 80)[0] == "http://lab.local:80"

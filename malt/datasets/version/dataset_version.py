@@ -216,12 +216,6 @@ def open_folder(path: Path) -> DatasetVersion:
     return DatasetVersion(folder, read_manifest(folder))
 
 
-def newest_version(folder: Path) -> DatasetVersion | None:
-    """The newest version in a dataset's folder, or None."""
-    numbers = version_numbers(folder)
-    return open_folder(folder / f"v{numbers[-1]}") if numbers else None
-
-
 class Listed(NamedTuple):
     """The versions that there are."""
 
