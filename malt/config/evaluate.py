@@ -44,8 +44,10 @@ class PlayerSpec(Declared):
         changed = {name: getattr(self, name) for name in self.model_fields_set}
         if self.model is not None:
             changed["weights"] = None
-        if self.model is None or provider_in(self.model) == provider_in(role.model):
-            return role.model_copy(update=changed)
+        is_provider_same = self.model is None or provider_in(self.model) == provider_in(role.model)
+        if is_provider_same and changed.get("api_base", role.api_base) == role.api_base:
+            key = {"api_key_block": None} if self.api_key_env is not None else {}
+            return role.model_copy(update={**key, **changed})
         elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
         elsewhere |= {"extra": {}, "fallbacks": ()}
         return role.model_copy(update={**elsewhere, **changed})

@@ -63,7 +63,7 @@ class TrainPlan(BaseModel):
 
 
 def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainPlan:
-    """Quote training a version. Trains nothing, and writes nothing but the unpacked base."""
+    """Quote training a version. Trains nothing, and writes nothing but the unpacked base and a log."""
     prepared = prepare(version, spec, settings)
     check_installed()
     told: dict[str, dict[str, Any]] = {}

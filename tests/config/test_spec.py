@@ -7,6 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
+from malt.config.evaluate import PlayerSpec
 from malt.config.roles import PLAYERS, ModelSpec, RoleSpec
 from malt.config.spec import EvaluatorSpec, RunSpec
 
@@ -144,3 +145,26 @@ def test_a_judge_is_cooler_than_the_roles() -> None:
 def test_an_evaluator_that_cannot_grade_is_refused(evaluator: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         EvaluatorSpec.model_validate(evaluator)
+
+
+@pytest.mark.parametrize(
+    ("player", "key"),
+    [
+        (PlayerSpec(temperature=0.0), "KEY"),
+        (PlayerSpec(model="openai/other"), "KEY"),
+        (PlayerSpec(api_base="http://host/v1"), "KEY"),
+        (PlayerSpec(api_base="http://elsewhere/v1"), None),
+        (PlayerSpec(model="openai/other", api_base="http://elsewhere/v1"), None),
+        (PlayerSpec(api_base="http://elsewhere/v1", api_key_env="OTHER"), "OTHER"),
+        (PlayerSpec(model="groq/other"), None),
+    ],
+)
+def test_a_player_takes_a_role_s_key_to_no_other_address(player: PlayerSpec, key: str | None) -> None:
+    role = RoleSpec(model="openai/m", api_base="http://host/v1", api_key_env="KEY")
+    assert player.plays(role).api_key_env == key
+
+
+def test_a_player_s_own_key_takes_the_place_of_a_block() -> None:
+    role = RoleSpec(model="openai/m", api_key_block="ours")
+    played = PlayerSpec(api_key_env="OTHER").plays(role)
+    assert (played.api_key_env, played.api_key_block) == ("OTHER", None)

@@ -121,7 +121,7 @@ def test_what_an_interrupted_run_still_gets_is_not_asked_for_by_the_next(
         pytest.importorskip(f"prefect_{runner}")
     with two_runs(config, provider, "-s", f"run.task_runner={runner}") as (first, second, _):
         first.send_signal(signal.SIGINT)
-        time.sleep(1.0)  # in which a run that did not care would let go of the lease
+        time.sleep(1.0)  # in which a run that did not care would let go of the lock
         provider.holds = False
         first.communicate(timeout=60)
         summary = summary_of(second)

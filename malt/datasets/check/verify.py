@@ -197,7 +197,7 @@ class _RowCheck:
 
     def __init__(self, version: DatasetVersion, spec: RunSpec, problems: Problems) -> None:
         self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
-        self.census = TreeCount()
+        self.tree_count = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)
         self.selection = SelectionCount()
         self._whole = _list_whole_tree(spec)
@@ -258,7 +258,7 @@ class _RowCheck:
             return
         if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
-        self.census.add(valued)
+        self.tree_count.add(valued)
         self.diagnostics.add(valued)
         self._trees.add(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]))
         if self.spec.dataset.tokenizer is None:
@@ -333,7 +333,7 @@ class _RowCheck:
                 self.problems.add(training_file(role), "holds more examples than there are valued nodes")
 
     def _check_counts(self, questions: Counter[bool]) -> None:
-        manifest, counts, usage = self.manifest, self.census.counts, self.census.usage
+        manifest, counts, usage = self.manifest, self.tree_count.counts, self.tree_count.usage
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
         lengths = self.selection.lengths, self.selection.length_bias
         ledger = tuple(entry for entry in manifest.ledger if entry.role in PLAYERS)

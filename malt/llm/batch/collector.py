@@ -1,4 +1,4 @@
-"""Gathering: a `Complete` that notes what is to be asked for in batches, and asks the other models at once."""
+"""Collecting: a `Complete` that notes what is to be asked for in batches, and asks the other models at once."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence

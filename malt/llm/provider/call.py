@@ -1,6 +1,6 @@
 """One HTTP request to one model through LiteLLM: what is sent, and the raw answer with its cost.
 
-When to ask, how often and how fast is limiter.py's; reading what came back is request.py's.
+When to ask, how often and how fast is limiter.py's; reading what came back is response.py's.
 """
 
 import asyncio

@@ -120,7 +120,7 @@ def _look_up_prices(name: str) -> tuple[Prices, Prices] | None:
 def _silence_price_search(name: str) -> None:
     """Register an unlisted model at 0: LiteLLM looks for a price at every reply, and not finding it costs 0.5 ms.
 
-    The 0 is never read: `listed_price` remembers what was listed before.
+    The 0 is never read: `look_up_price` remembers what was listed before.
     """
     if look_up_price(name) is None:
         free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "chat"}

@@ -1,4 +1,4 @@
-"""A lease: one run at a time grows a dataset of a store; who waits is told for whom, and the dead hold nothing."""
+"""The run lock: one run at a time grows a dataset of a store; who waits is told for whom, and the dead hold nothing."""
 
 import asyncio
 import os
@@ -105,7 +105,7 @@ async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> N
         second.cancel()
 
 
-async def test_a_lease_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+async def test_a_lock_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "store.db-leases").touch()
     with pytest.raises(StoreError, match=r"store\.db-leases/sums.*File exists"):
         await hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/store.db"))
