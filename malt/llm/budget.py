@@ -132,8 +132,9 @@ class Budget:
         return Amount(dollars / PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
-        """Hold an amount by name until `settle_reserved`, room or not: it is promised already. Said again, it changes nothing
-        but the amount.
+        """Hold an amount by name until `settle_reserved`, room or not: it is promised already.
+
+        Said again, it changes nothing but the amount.
         """
         if name not in self._settled_names:
             self._reserve(self._reserved.get(name, NOTHING), -1)

@@ -124,5 +124,7 @@ def ending(code: int) -> str:
 
 def tail(log: Path) -> str:
     """Return the last lines of a log, as one."""
+    if not log.exists():
+        return "(it is gone: another training of the same has ended and removed the folder)"
     lines = log.read_text(errors="replace").strip().splitlines()
     return " | ".join(line.strip() for line in lines[-LAST_LINES:])
