@@ -24,6 +24,7 @@ from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
+from malt.llm.redact import redact
 from malt.llm.request import CompletionRequest, RequestFailed
 from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
@@ -204,7 +205,9 @@ class Session:
                 raise
             if isinstance(error, Rejected):
                 self._rejected.update(request.keys[first : first + count])
-            reason = str(error) if isinstance(error, MaltError) else f"{type(error).__name__}: {error}"
+            named = filter(None, (request.model.api_key_env,))
+            unforeseen = f"{type(error).__name__}: {redact(str(error), named)}"
+            reason = str(error) if isinstance(error, MaltError) else unforeseen
             waited_s = time.perf_counter() - started
             rows = _make_failed_rows(request, first, count, clean_text(reason), waited_s, tally.run)
         return await self._put(rows)

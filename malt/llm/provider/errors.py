@@ -69,7 +69,7 @@ def _classify_fatal(error: Exception, model: ModelSpec, reason: str) -> MaltErro
         case 404:
             return ConfigError(f"{reason} (404); check the model's name and api_base")
         case 301 | 302 | 303 | 307 | 308 as status:
-            target = redact(clean_text(str(_read_headers(error).get("location", "")))[:_LONGEST_REASON])
+            target = redact(clean_text(str(_read_headers(error).get("location", ""))))[:_LONGEST_REASON]
             return ConfigError(
                 f"{name_endpoint(model)} redirects to {target} ({status}); set api_base to where prompts are to go"
             )
