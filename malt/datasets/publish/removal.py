@@ -1,8 +1,9 @@
 """Removal: a version that nothing names; rows of the store that no version uses; folders whose writers are gone.
 
 A version uses the samples of its nodes, which its trajectories name, and the judge's behind their grades, which nothing
-names: all that a judge said to a question of any version stays. Of what is not published yet only age tells whether it
-is still wanted, so rows younger than a limit stay too. Streams; keeps 8 bytes for each node of all versions.
+names: all that a judge said to a question of any version stays, and all that was said to a question of an evaluation.
+Of what is not published yet only age tells whether it is still wanted, so rows younger than a limit stay too. Streams;
+keeps 8 bytes for each node of all versions.
 """
 
 import time
@@ -43,6 +44,8 @@ from malt.llm.store.samples import ASIDE, OldRow, Store
 
 _Digests = npt.NDArray[np.uint64]
 
+_ANSWERS_FILE = "answers.parquet"
+"""Of an evaluation version: its rows name questions, and no keys."""
 _NOT_KNOWN = "so what that uses is not known; nothing was removed"
 
 
@@ -119,6 +122,8 @@ def collect_garbage(
     used = _UsedKeys()
     for version in versions:
         used.add(version)
+    for answers in sorted((settings.data_dir / "evaluations").glob(f"*/v*/{_ANSWERS_FILE}")):
+        used.add_evaluated(answers)
     before, rows, row_bytes = time.time() - older_than_s, 0, 0
     with Store(settings.store) as store:
         for window in store.old_rows(before):
@@ -187,6 +192,7 @@ class _UsedKeys:
     def __init__(self) -> None:
         self._keys: _Digests = np.empty(0, np.uint64)
         self._questions: _Digests = np.empty(0, np.uint64)
+        self._evaluated: _Digests = np.empty(0, np.uint64)
 
     def add(self, version: DatasetVersion) -> None:
         """Add what one version uses."""
@@ -199,13 +205,23 @@ class _UsedKeys:
         keys.sort()
         self._keys = np.union1d(self._keys, keys) if len(self._keys) else keys
 
+    def add_evaluated(self, answers: Path) -> None:
+        """Add the questions of one evaluation. Raises `VersionError` where they cannot be read."""
+        try:
+            ids = pq.read_table(answers, columns=["question_id"])["question_id"].unique()
+        except (OSError, pa.ArrowException) as error:
+            raise VersionError(f"{answers} cannot be read, {_NOT_KNOWN}. First mend it, or remove it") from error
+        self._evaluated = np.union1d(self._evaluated, _digests(ids))
+
     def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
         """Return the rows that no version uses."""
         keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
         by_key = _contains(self._keys, _digests(pa.array(keys, pa.string())))
-        by_question = _contains(self._questions, _digests(pa.array([row.question_id for row in rows], pa.string())))
+        questions = _digests(pa.array([row.question_id for row in rows], pa.string()))
+        by_question, evaluated = _contains(self._questions, questions), _contains(self._evaluated, questions)
         is_judge = np.array([row.role == Role.EVALUATOR for row in rows], bool)
-        return [row for row, used in zip(rows, np.where(is_judge, by_question, by_key), strict=True) if not used]
+        used = np.where(is_judge, by_question, by_key) | evaluated
+        return [row for row, is_used in zip(rows, used, strict=True) if not is_used]
 
 
 def _digests(texts: pa.Array) -> _Digests:

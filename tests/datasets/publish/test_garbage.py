@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from malt.cli.main import exit_code
@@ -54,6 +56,16 @@ def test_rows_that_no_version_uses_go_and_all_others_stay(store: Store, settings
     found = collect_garbage(settings, 30 * DAY, delete=True)
     assert found == Garbage(versions=2, rows=40, row_bytes=40 * 11, folders=0, folder_bytes=0)
     assert keys(store) == {row.key for question_id in ("q1", "q2") for row in samples_of(question_id)}
+
+
+def test_what_an_evaluation_asked_stays(store: Store, settings: Settings) -> None:
+    folder = settings.data_dir / "evaluations" / "sums" / "v1"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"question_id": ["q3", "q3"]}), folder / "answers.parquet")
+    assert collect_garbage(settings, 30 * DAY, delete=True).rows == 0
+    (folder / "answers.parquet").write_bytes(b"cut off")
+    with pytest.raises(VersionError, match=r"answers\.parquet cannot be read, .*nothing was removed"):
+        collect_garbage(settings, 30 * DAY, delete=True)
 
 
 def test_a_dry_run_counts_the_same_and_takes_nothing(store: Store, settings: Settings) -> None:
