@@ -119,7 +119,7 @@ def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None,
     if server is not None and host not in LOOPBACK:
         yield (
             f"warning: it listens on {host}: whoever is on that network and has the string above runs code as you, and "
-            "nothing is encrypted; put a proxy with TLS before it, or leave --host out"
+            "nothing is encrypted; leave --host out, and reach it through a tunnel (ssh -L)"
         )
     yield f"to see runs of `malt run` there: {export}"
     yield from deployed.lines()
