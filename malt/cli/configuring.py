@@ -155,6 +155,9 @@ def _fill_template(path: Path, answers: _Answers) -> str:
     model = [f"model = {_toml(answers.model)}"]
     model += [f"api_base = {_toml(answers.api_base)}"] if answers.api_base else []
     model += [f"api_key_env = {_toml(answers.api_key_env)}"] if answers.api_key_env else []
+    longest = "# max_tokens = 1024"
+    if answers.model == "embedded":
+        longest = "max_tokens = 256                    # small models ramble; a longer text is cut, and is no row"
     kinds = list(answers.kinds)
     return f"""# malt run {path}
 #
@@ -173,10 +176,10 @@ ground_truth = {_toml(answers.answer)}
 [model]                             # of every role; [roles.verifier] and the like say what differs
 {chr(10).join(model)}
 temperature = 0.7                   # high enough that siblings differ, and so make preference pairs
-# max_tokens = 1024
+{longest}
 
 [roles.generator]
-samples = 3                         # n = 3 at every level: 39 completions a question, in 13 requests
+samples = 3                         # the other roles too: 39 completions a question, in 13 requests
 
 [evaluator]
 kind = {json.dumps(kinds if len(kinds) > 1 else kinds[0])}

@@ -199,7 +199,7 @@ def _problem(details: ErrorDetails, places: Places) -> str:
     name, place = ".".join(key), places.of(key)
     match details["type"]:
         case "extra_forbidden":
-            return f"{place}: {name}: unknown key; {_nearest(key)}"
+            return f"{place}: {name}: unknown key{_nearest(key)}"
         case "missing":
             return f"{place}: {name}: missing. {_help(key)}"
         case "value_error":
@@ -221,7 +221,7 @@ def _nearest(key: Key) -> str:
     close = difflib.get_close_matches(key[-1], allowed, n=1)
     elsewhere = [".".join(other) for other in _all_keys(RunSpec) if other[-1] == key[-1]]
     meant = " or ".join([".".join((*key[:-1], close[0]))] if close else elsewhere[:3])
-    return f"{f'did you mean {meant}? ' if meant else ''}Allowed: {', '.join(allowed)}"
+    return f"{f'; did you mean {meant}?' if meant else '.'} Allowed: {', '.join(allowed)}"
 
 
 def _guess(details: ErrorDetails) -> str:

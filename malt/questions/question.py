@@ -82,7 +82,8 @@ def _read_distinct(source: QuestionSource) -> list[Question]:
     if not questions:
         raise QuestionError(f"{strip_secrets(source.source)}: no questions in it; give a file with one question a row")
     if repeats:
-        _log.warning("%d rows with the question and answer of an earlier one are dropped: %s", len(repeats), repeats[0])
+        rows = "1 row is" if len(repeats) == 1 else f"{len(repeats)} rows are"
+        _log.warning("%s dropped, with question and answer of an earlier one: %s", rows, repeats[0])
     return list(questions.values())
 
 

@@ -98,7 +98,8 @@ def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
     os.close(theirs)
     assert b"Graders (the reference answers are numbers) [number]" in err
     assert b"asked.toml is written for 1 questions" in out
-    assert load_spec(tmp_path / "asked.toml").roles.generator.model == "embedded"
+    roles = load_spec(tmp_path / "asked.toml").roles
+    assert [(roles[role].model, roles[role].max_tokens) for role in PLAYERS] == [("embedded", 256)] * 3
 
 
 def test_a_key_is_explained_and_the_schema_is_the_forms(malt: Callable[..., Said]) -> None:

@@ -193,7 +193,7 @@ def test_a_wrong_encoding_names_file_and_line(folder: Path) -> None:
         ("lmit = 3\n", "questions.lmit: unknown key; did you mean questions.limit? Allowed: source, format, limit"),
         ("[questionnaire]\n", "did you mean questions? Allowed: name, questions, prompts"),
         ("threshold = 0.5\n", "questions.threshold: unknown key; did you mean credit.threshold? Allowed: source"),
-        ("zzz = 1\n", "questions.zzz: unknown key; Allowed: source"),
+        ("zzz = 1\n", "questions.zzz: unknown key. Allowed: source"),
         ('[run]\ntask_runner = "celery"\n', 'run.task_runner = "celery": not allowed. threads, processes, dask, ray'),
     ],
 )

@@ -162,9 +162,10 @@ def test_a_row_that_repeats_another_is_dropped_and_counted(tmp_path: Path, caplo
     assert [each.ground_truth for each in read(tmp_path, GSM8K, PLAIN, GSM8K, PLAIN)] == ["18", "Paris"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.replace(f"{tmp_path}/", "") == (
-        "2 rows with the question and answer of an earlier one are dropped: q.jsonl:3 repeats q.jsonl:1"
+        "2 rows are dropped, with question and answer of an earlier one: q.jsonl:3 repeats q.jsonl:1"
     )
     assert len(read(tmp_path, *[PLAIN | {"id": 7}] * 2)) == 1
+    assert caplog.messages[-1].startswith("1 row is dropped, with question and answer of an earlier one: ")
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\tb", "\x7f", "a\u2028b"])
