@@ -28,11 +28,11 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: b
     from malt.config.settings import Settings
     from malt.engine import signals
     from malt.engine.run import new_run_name
-    from malt.evaluation.evaluate import evaluate_alone, limit_questions
+    from malt.evaluation.evaluate import evaluate_alone
     from malt.evaluation.job import check_systems, read_evaluation
 
-    overrides = [*limit_questions(override, limit), *(["evaluate.race=true"] if race else [])]
-    job = read_evaluation(load_spec(config, overrides))
+    overrides = [*override, *(["evaluate.race=true"] if race else [])]
+    job = read_evaluation(load_spec(config, overrides), limit)
     check_systems(job)
     done = signals.run(evaluate_alone(job, Settings(), new_run_name()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)

@@ -182,8 +182,3 @@ def make_voter(lineup: Lineup, votes: int) -> Lineup:
     """Return a system's generator with so many votes."""
     spec = lineup.spec.model_copy(update={"roles": with_samples(lineup.spec.roles, votes)})
     return lineup._replace(kind="votes", spec=spec, roles=(Role.GENERATOR,))
-
-
-def limit_questions(overrides: Sequence[str], limit: int | None) -> list[str]:
-    """Return overrides with a limit on the questions that are evaluated."""
-    return [*overrides, *([] if limit is None else [f"evaluate.questions.limit={limit}"])]

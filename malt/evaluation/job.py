@@ -41,11 +41,14 @@ class EvaluationJob(NamedTuple):
         return require_evaluate(self.spec)
 
 
-def read_evaluation(spec: RunSpec) -> EvaluationJob:
-    """Read questions, prompts and systems, and check them. Raises `ConfigError`, `QuestionError` and `PromptError`."""
+def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
+    """Read questions, the first `limit` of them, prompts and systems, and check them.
+
+    Raises `ConfigError`, `QuestionError` and `PromptError`.
+    """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = held_out_questions(spec)
+    questions = held_out_questions(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)

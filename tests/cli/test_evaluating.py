@@ -57,6 +57,16 @@ def test_limit_takes_so_many_held_out_questions(
     assert provider.request_count == 2 * 2 * 3
 
 
+def test_limit_takes_so_many_of_the_validation_split(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(
+        config.read_text()
+        .replace('source = "train.jsonl"', 'source = "heldout.jsonl"')
+        .replace('questions = { source = "heldout.jsonl" }\n', "")
+        + "[dataset]\nvalidation = 0.5\n"
+    )
+    assert told(capsys, "evaluate", config, "--limit", "2", "-s", "evaluate.chains=1")["questions"] == 2
+
+
 def test_plan_quotes_it_without_asking_and_says_what_it_can_show(
     config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
