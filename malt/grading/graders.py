@@ -19,6 +19,7 @@ A new kind is a class here and its name in `GraderKind` of the spec.
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def objective_grader(kind: GraderKind, spec: EvaluatorSpec) -> "ObjectiveGrader"
 
 
 @dataclass(frozen=True)
-class ObjectiveGrader:
+class ObjectiveGrader(ABC):
     """A grader that asks no model. What it needs of a reference it says itself, before any model is asked."""
 
     kind: ClassVar[GraderKind]
@@ -147,16 +148,16 @@ class ObjectiveGrader:
         """Return the grader that a config declares."""
         return cls()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most need nothing to work
         """Raise `GradingError` where the grader itself cannot work."""
 
+    @abstractmethod
     def accepts(self, question: Question) -> "bool | Future[bool]":
         """Whether it can use the reference; the answer may come from a process."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Grade a reply, as `Grader` says."""
-        raise NotImplementedError
 
 
 class ExactGrader(ObjectiveGrader):
