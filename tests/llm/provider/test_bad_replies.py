@@ -83,6 +83,8 @@ def text_of(case: Case) -> str:
         whole += " " * case["padded"]
     if "large" in case:
         whole = whole.replace(ANSWER, "x" * case["large"])
+    if "filled" in case:
+        whole = "x" * case["filled"]
     return str(case.get("body_text", whole)).replace("{body}", good)
 
 
