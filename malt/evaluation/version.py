@@ -1,6 +1,6 @@
 """Evaluation versions: open one and list them. They stand where datasets do, under `evaluations/`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +13,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, read_as
 from malt.datasets.version.dataset_version import choose_number, list_names, locate
 from malt.datasets.version.folders import version_numbers
+from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import Summary
@@ -26,23 +27,8 @@ SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
-class EvaluationVersion:
+class EvaluationVersion(Published[EvaluationManifest]):
     """One immutable evaluation on disk."""
-
-    path: Path
-    manifest: EvaluationManifest = field(repr=False)
-    created: bool = False
-    """Whether the call that returned this made it; equal content makes no new version."""
-
-    @property
-    def name(self) -> str:
-        """The evaluation's name."""
-        return self.manifest.name
-
-    @property
-    def number(self) -> int:
-        """The version's number among those of its name."""
-        return self.manifest.version
 
     @property
     def reference(self) -> str:

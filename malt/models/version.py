@@ -1,6 +1,6 @@
 """Model versions: open one, list them, and what they have for a role. Writing one is `publishing`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from malt.config.roles import Role
@@ -8,6 +8,7 @@ from malt.config.settings import Settings
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.version.dataset_version import choose_number, list_names, locate
 from malt.datasets.version.folders import version_numbers
+from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
 
@@ -15,23 +16,8 @@ SHELF = "models"
 
 
 @dataclass(frozen=True)
-class ModelVersion:
+class ModelVersion(Published[ModelManifest]):
     """One immutable version on disk."""
-
-    path: Path
-    manifest: ModelManifest = field(repr=False)
-    created: bool = False
-    """Whether the call that returned this made it; equal content makes no new version."""
-
-    @property
-    def name(self) -> str:
-        """The models' name."""
-        return self.manifest.name
-
-    @property
-    def number(self) -> int:
-        """The version's number among those of its name."""
-        return self.manifest.version
 
     @property
     def played_as(self) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,7 @@ from malt.datasets.version.folders import (
     version_numbers,
     why_not_latest,
 )
+from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.questions.screening import Split
 from malt.sanitize import escape_controls
@@ -37,23 +38,8 @@ _REFERENCE = re.compile(rf"(?P<name>{_NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|
 
 
 @dataclass(frozen=True)
-class DatasetVersion:
+class DatasetVersion(Published[Manifest]):
     """One immutable version on disk."""
-
-    path: Path
-    manifest: Manifest = field(repr=False)
-    created: bool = False
-    """Whether the call that returned this made it; equal content makes no new version."""
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return self.manifest.name
-
-    @property
-    def number(self) -> int:
-        """The version's number among those of its dataset."""
-        return self.manifest.version
 
     @property
     def reference(self) -> str:
