@@ -9,7 +9,7 @@ from pathlib import Path
 
 from malt.config.limits import Limits
 from malt.config.questions import QuestionSource
-from malt.config.roles import ModelSpec, Roles, RoleSpec
+from malt.config.roles import PLAYERS, ModelSpec, Roles, RoleSpec
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
@@ -79,7 +79,7 @@ class TrainingDataGenerator:
             name=name,
             questions=FROM_PYTHON,
             prompts=prompts,
-            roles=Roles(generator=role, verifier=role, refiner=role),
+            roles=Roles(**dict.fromkeys(PLAYERS, role)),
             evaluator=judge,
             limits=limits or Limits(),
         )

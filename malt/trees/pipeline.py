@@ -166,7 +166,7 @@ def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
 
 
 async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = gather_all) -> dict[Address, OwnAnswer]:
-    """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
+    """Grade every answer of a complete tree, inner ones too, by the diagnosing graders alone."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):
         return {}
@@ -178,7 +178,7 @@ async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = ga
             known = await grade_text(valued.tree.question, node, graders)
         return OwnAnswer(known.outcome, known.answer)
 
-    nodes = [node for node in valued.tree.nodes.values() if node.role is not Role.VERIFIER]
+    nodes = [node for node in valued.tree.nodes.values() if node.role.gives_answer]
     answers = await wait(own_answer(node) for node in nodes)
     return {node.address: answer for node, answer in zip(nodes, answers, strict=True)}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ def _bias_sentence(role: str, bias: LengthBias) -> str:
 
 
 def _leaves_below(manifest: Manifest) -> str:
-    _, critiques, refinements = manifest.spec.roles.branching
-    return f"{critiques * refinements} leaves below a generation and {refinements} below a critique"
+    _, *further = manifest.spec.roles.branching
+    return f"{prod(further)} leaves below a generation and {further[-1]} below a critique"
 
 
 def _files_table(manifest: Manifest) -> Markdown:

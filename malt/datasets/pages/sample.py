@@ -151,7 +151,7 @@ def embed_json(value: object) -> bytes:
 def _kind_of(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> _QuestionKind:
     if not question["complete"]:
         return "failed"
-    labels = {row["label"] for row in nodes if row["role"] == Role.REFINER}
+    labels = {row["label"] for row in nodes if row["role"] == PLAYERS[-1]}
     return _KIND_OF_LABELS[frozenset(label for label in labels if label is not None)]
 
 

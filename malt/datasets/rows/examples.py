@@ -8,22 +8,21 @@ parent's label; every right sibling is preferred to every wrong one under the sa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from malt.canonical_json import canonical_json
 from malt.config.roles import Role
 from malt.datasets.rows.tables import (
+    TEXTS_ABOVE,
     DpoRow,
     EvaluationRow,
     Kind,
     KtoRow,
     MessageRow,
     QuestionRow,
-    RefinerExample,
     ScoredExample,
     SftRow,
     TrajectoryRow,
-    VerifierExample,
 )
 from malt.grading.answers import without_stop_tokens
 from malt.llm.request import Message
@@ -294,14 +293,10 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
                     key_matches=list(evaluation.key_matches),
                 ),
             )
-            yield _with_ancestors(scored, valued, node)
+            yield cast("ScoredExample", {**scored, **_texts_above(valued, node)})
 
 
-def _with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
-    """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    match [without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1]]:
-        case [solution]:
-            return VerifierExample(**scored, generated_solution=solution)
-        case [solution, critique]:
-            return RefinerExample(**scored, generated_solution=solution, verification=critique)
-    return scored
+def _texts_above(valued: ValuedTree, node: Node) -> dict[str, str]:
+    """Return the texts that a node answered to: none for a generation, the solution for a critique, both for a leaf."""
+    texts = (without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1])
+    return dict(zip(TEXTS_ABOVE, texts, strict=False))

@@ -7,7 +7,7 @@ of row. A new gate is that key and an entry of `GATES`. What two texts have in c
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from malt.config.roles import Role
+from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec
 from malt.datasets.rows.examples import Candidate
 from malt.datasets.rows.similarity import (
@@ -87,7 +87,7 @@ def _flaw_of(node: Node) -> NodeStatus:
 
 
 def _keeps_secrets(context: Context, candidate: Candidate) -> bool:
-    if context.spec.leaks != "drop" or context.role is Role.GENERATOR:
+    if context.spec.leaks != "drop" or context.role is PLAYERS[0]:
         return True
     return not any(quotes_reference(context.valued, text.node) for text in candidate.texts)
 
@@ -179,7 +179,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "generator_dpo",
         ("dpo",),
-        _unless(lambda context: context.role is Role.GENERATOR and not context.spec.generator_dpo),
+        _unless(lambda context: context.role is PLAYERS[0] and not context.spec.generator_dpo),
         lambda *_: "[dataset] generator_dpo is false",
     ),
     Gate("flawed_texts", _ALL, _each(_has_no_flaw), _name_flaws),

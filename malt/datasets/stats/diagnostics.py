@@ -62,10 +62,10 @@ class DiagnosticsCount(Mergeable):
         """Count one tree."""
         for node in valued.tree.nodes.values():
             self._add_text(node, _outcome_of(valued, node))
-            if node.role is Role.VERIFIER:
+            if not node.role.gives_answer:
                 truth = self._own_truth(valued, node.address.parent)
                 self._verdicts[stated_verdict(node.text), truth] += 1
-            elif node.role is Role.REFINER:
+            elif node.address.is_leaf:
                 self._add_leaf(valued, node.address)
         for address, value in valued.values.items():
             self._values[address.role, bin_of(value.mean), value.label(valued.threshold)] += 1
@@ -123,7 +123,7 @@ class DiagnosticsCount(Mergeable):
 
     def _add_answers(self, valued: ValuedTree) -> None:
         """Count what one question's generations, refinements and leaves answer, singly and by vote."""
-        first = sorted(address for address in valued.tree.nodes if address.role is Role.GENERATOR)
+        first = sorted(address for address in valued.tree.nodes if address.role is PLAYERS[0])
         last = sorted(leaf.address for leaf in valued.tree.leaves)
         generations = [self._ballot(*valued.diagnosis.get(address, _NOT_DIAGNOSED)) for address in first]
         leaves = [self._ballot(valued.grades[leaf].outcome, valued.grades[leaf].answer) for leaf in last]

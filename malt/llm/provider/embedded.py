@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import JsonValue
 
 from malt.canonical_json import cached_sha256
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.errors import ConfigError
 
@@ -59,7 +60,7 @@ _SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
 
-VERSION = re.compile(r"(?P<name>[a-z0-9-]{1,100})@(?P<version>v[1-9][0-9]*)/(?P<role>generator|verifier|refiner)")
+VERSION = re.compile(rf"(?P<name>[a-z0-9-]{{1,100}})@(?P<version>v[1-9][0-9]*)/(?P<role>{'|'.join(PLAYERS)})")
 """A trained role's weights, in the folder of model versions."""
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")

@@ -193,8 +193,8 @@ def test_a_role_s_scored_example_has_the_given_schema_and_what_it_answered_to() 
     }
     assert checked == {**generated, "solution": "verifier 0.0 on q1", "generated_solution": "generator 0 on q1"}
     assert refined["solution"] == "refiner 0.0.0 on q1"
-    assert refined["generated_solution"] == "generator 0 on q1"  # type: ignore[typeddict-item]
-    assert refined["verification"] == "verifier 0.0 on q1"  # type: ignore[typeddict-item]
+    assert refined["generated_solution"] == "generator 0 on q1"
+    assert refined["verification"] == "verifier 0.0 on q1"
 
 
 def test_a_scored_example_is_written_for_every_valued_node_and_no_other() -> None:
