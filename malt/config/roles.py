@@ -31,15 +31,17 @@ class Part(NamedTuple):
 
     role: Role
     does: str
+    text: str
+    """What one of its texts is called."""
     writes: str
     """Prompt slot under which all later roles see its text."""
     gives_answer: bool = True
 
 
 TRAJECTORY = (
-    Part(Role.GENERATOR, "Answers the question.", writes="solution"),
-    Part(Role.VERIFIER, "Criticises an answer.", writes="verification", gives_answer=False),
-    Part(Role.REFINER, "Answers again, given an answer and a critique.", writes="refinement"),
+    Part(Role.GENERATOR, "Answers the question.", "generation", writes="solution"),
+    Part(Role.VERIFIER, "Criticises an answer.", "critique", writes="verification", gives_answer=False),
+    Part(Role.REFINER, "Answers again, given an answer and a critique.", "refinement", writes="refinement"),
 )
 """The trained roles in the order they speak; each is asked once for every text of the one before it.
 

@@ -15,6 +15,7 @@ from typing import cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from malt.config.roles import TRAJECTORY
 from malt.datasets.manifest import Manifest
 from malt.datasets.pages.drawing import draw_flips, draw_histogram
 from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
@@ -47,6 +48,7 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
             losses=list(figures.list_losses(manifest)),
             used=list(figures.list_usage(manifest)),
             shown=len(trees),
+            texts=[part.text for part in TRAJECTORY],
             style=Markup(style),  # noqa: S704 - ours
             script=Markup(script),  # noqa: S704 - ours
             policy=content_policy(style, script),
@@ -111,7 +113,8 @@ def read_part(name: str) -> str:
 
 def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     """Write the data of the tree viewer as JSON that may stand in a script element."""
-    about = {"version": f"{manifest.name}@v{manifest.version}", "asked": manifest.counts.questions}
+    asked, texts = manifest.counts.questions, [part.text for part in TRAJECTORY]
+    about = {"version": f"{manifest.name}@v{manifest.version}", "asked": asked, "texts": texts}
     head = embed_json(about).decode().removesuffix("}")
     return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
 
