@@ -169,7 +169,9 @@ def _show_findings(version: "DatasetVersion") -> None:
 
 def _show_questions(version: "DatasetVersion") -> None:
     """Print the first questions with their ids, and how many of each one's leaves are right."""
-    leaves = version.trajectories.query("role == 'refiner'")
+    from malt.config.roles import PLAYERS
+
+    leaves = version.trajectories.query(f"role == '{PLAYERS[-1]}'")
     right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
     for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
         asked = version.questions.query("question_id == @question_id").question.iloc[0]
