@@ -37,14 +37,14 @@ from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions, windows
 from malt.trees.tree import FailedBranch
 
-DAILY_SIZE = BatchSize()
+_DAILY_SIZE = BatchSize()
 
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
     """How batches are made and waited for; tests shrink it."""
 
-    size: BatchSize = DAILY_SIZE
+    size: BatchSize = _DAILY_SIZE
     attempts: int = 5
     """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
     first_look_s: float = 0.5
@@ -57,14 +57,14 @@ class Rhythm:
     """With calls that fail."""
 
 
-DAILY = Rhythm()
+_DAILY = Rhythm()
 
 
 class Waiting(RunStopped):
     """Batches are under way, and nobody is to wait for them."""
 
 
-async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = DAILY) -> Filled:
+async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = _DAILY) -> Filled:
     """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
     session = session_of(job, run)
 
@@ -73,7 +73,7 @@ async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: 
         return [question for question in job.questions if question.question_id in found]
 
     questions = await run_to_end(find, missing.stop, STOP_SECONDS)
-    batched = BatchedRun(job, session, run, rhythm)
+    batched = _BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
     return Filled(shortfall, Tally(batched.tally.roles))
 
@@ -94,7 +94,7 @@ class Level:
         return not (self.wanted or self.waits_for)
 
 
-class BatchedRun:
+class _BatchedRun:
     """One run in batch mode. All methods belong to the session's loop."""
 
     def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
@@ -305,10 +305,10 @@ class BatchedRun:
         remotes = [self._remotes[batch.mark] for batch in batches if batch.mark in self._remotes]
         under_way = len(batches) - sum(remote.has_ended for remote in remotes)
         since = timedelta(seconds=round(time.time() - batches[0].planned_at))
-        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(remotes)}"
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {_items_of(remotes)}"
 
 
-def items_of(remotes: Sequence[RemoteBatch]) -> str:
+def _items_of(remotes: Sequence[RemoteBatch]) -> str:
     """Say how far the items of some batches are, as their providers count."""
     completed, failed, total = (
         sum(getattr(remote, name) for remote in remotes) for name in ("completed", "failed", "total")

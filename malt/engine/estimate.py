@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from malt.llm.request import Completion
 
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 """Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""
 
 
@@ -40,7 +40,7 @@ class Range(NamedTuple):
 
 NOTHING = Range(0, 0, 0)
 
-CHARACTERS_PER_TOKEN = Range(5, 4, 3)
+_CHARACTERS_PER_TOKEN = Range(5, 4, 3)
 """What is assumed of a prompt, as English prose and code are."""
 SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
 """What is assumed of a completion."""
@@ -88,12 +88,12 @@ def each_takes(totals: Sequence[Total], questions: int) -> Range:
 
 def student_t(freedom: int) -> float:
     """Return the quantile for a two-sided 95 % range."""
-    return T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.5 / freedom
+    return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
 
 
 def tokens_of(characters: float) -> Range:
     """Return the tokens that a prompt of so many characters is assumed to have."""
-    return Range(*(characters / each for each in CHARACTERS_PER_TOKEN))
+    return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
 
 
 def rounded(amount: Range) -> tuple[int, int, int]:

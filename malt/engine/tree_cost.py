@@ -28,11 +28,11 @@ def admit_trees(ask: SessionCompleter, spec: RunSpec, prompts: PromptSet) -> Adm
 
 def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return what a whole tree takes where every text is as long as it may be, and every leaf is judged."""
-    parts = [most_for_role(role, model, question, spec, prompts) for role, model in models_asked(spec).items()]
+    parts = [_most_for_role(role, model, question, spec, prompts) for role, model in models_asked(spec).items()]
     return Amount(sum(part.usd for part in parts), sum(part.tokens for part in parts))
 
 
-def most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
+def _most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
     """Return one role's part of it."""
     prices = call.find_price(model, batched=is_asked_in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)

@@ -12,7 +12,7 @@ from malt.config.limits import Limits
 from malt.errors import BudgetSpent, MaltError
 from malt.llm.request import CompletionRequest
 
-PICO = 10**12
+_PICO = 10**12
 """Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
 
 
@@ -42,7 +42,7 @@ class Metered(Protocol):
         """Its cost; None where unknown."""
 
 
-MeteredT = TypeVar("MeteredT", bound=Metered)
+_MeteredT = TypeVar("_MeteredT", bound=Metered)
 
 
 class _Cap:
@@ -73,7 +73,7 @@ class Budget:
 
     def __init__(self, limits: Limits) -> None:
         self._accounts = (
-            _Cap(limits.max_cost_usd, PICO, "limits.max_cost_usd", "{:.4f} USD"),
+            _Cap(limits.max_cost_usd, _PICO, "limits.max_cost_usd", "{:.4f} USD"),
             _Cap(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
         )
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
@@ -85,9 +85,9 @@ class Budget:
     def spent(self) -> Amount:
         """Cost of answers, and the most that failed requests may have cost."""
         dollars, tokens = self._accounts
-        return Amount(dollars.spent / PICO, tokens.spent)
+        return Amount(dollars.spent / _PICO, tokens.spent)
 
-    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[MeteredT]]) -> MeteredT:
+    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[_MeteredT]]) -> _MeteredT:
         """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
 
         A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
@@ -111,7 +111,7 @@ class Budget:
     def room(self) -> Amount:
         """Amount neither spent nor held."""
         dollars, tokens = (account.cap - account.spent - account.held for account in self._accounts)
-        return Amount(dollars / PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
+        return Amount(dollars / _PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
 
     def has_room_for(self, worst: Amount) -> bool:
         """Whether an amount can be held now."""
@@ -129,7 +129,7 @@ class Budget:
         dollars, tokens = (
             account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
         )
-        return Amount(dollars / PICO, tokens)
+        return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
         """Hold an amount by name until `settle_reserved`, room or not: it is promised already.

@@ -52,19 +52,19 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
         raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
-    grading = declared_grading(config, overrides, otherwise=GraderChoice(EvaluatorSpec()))
+    grading = _declared_grading(config, overrides, otherwise=GraderChoice(EvaluatorSpec()))
     return grading.by(*chosen) if chosen else grading
 
 
-def grading_of(spec: RunSpec) -> GraderChoice:
+def _grading_of(spec: RunSpec) -> GraderChoice:
     """Return how a spec grades."""
     return GraderChoice(spec.evaluator, spec.prompts, spec.limits)
 
 
-def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
+def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
     """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
     if config is not None:
-        return grading_of(load_spec(config, overrides))
+        return _grading_of(load_spec(config, overrides))
     if overrides:
         raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
     return otherwise
@@ -82,7 +82,7 @@ def audit_grading(
 
     Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
     """
-    grading = declared_grading(config, overrides, otherwise=grading_of(version.spec))
+    grading = _declared_grading(config, overrides, otherwise=_grading_of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)

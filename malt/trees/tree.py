@@ -36,7 +36,7 @@ class Address(tuple[int, ...]):
     @property
     def path(self) -> "tuple[Address, ...]":
         """The addresses that lead here from the root, which is none of them; this one is the last."""
-        return lineage(self)
+        return _lineage(self)
 
     @property
     def role(self) -> Role:
@@ -60,7 +60,7 @@ def dotted(address: Address) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def lineage(address: Address) -> tuple[Address, ...]:
+def _lineage(address: Address) -> tuple[Address, ...]:
     """List an address and those above it."""
     return tuple(Address(address[:depth]) for depth in range(1, len(address) + 1))
 

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Z_95 = 1.959963984540054
+_Z_95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
-GRID = 2048
+_GRID = 2048
 """Points at which two Beta densities are compared; the error is below 1e-4 for up to 100 leaves a node."""
 
 
@@ -26,9 +26,9 @@ def wilson(mean: float, leaves: float) -> Interval:
 
     Rewards between 0 and 1, as a judge gives them, vary less than a coin's: for them it is wider than need be.
     """
-    spread = Z_95**2 / leaves
+    spread = _Z_95**2 / leaves
     centre = (mean + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * sqrt(mean * (1 - mean) / leaves + spread / (4 * leaves))
+    half = _Z_95 / (1 + spread) * sqrt(mean * (1 - mean) / leaves + spread / (4 * leaves))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
@@ -40,7 +40,7 @@ def order_probability(better: float, better_leaves: int, worse: float, worse_lea
     """
     import numpy as np
 
-    points = (np.arange(GRID) + 0.5) / GRID
+    points = (np.arange(_GRID) + 0.5) / _GRID
     first = _density(better * better_leaves, better_leaves, points)
     second = _density(worse * worse_leaves, worse_leaves, points)
     below = np.cumsum(second) - second / 2

@@ -67,7 +67,7 @@ _VERSION_FOLDER = re.compile(r"v[1-9]\d*")
 """How a version's folder is called in its dataset's; a copy elsewhere may have any other name."""
 
 
-class Problems:
+class _Problems:
     """What does not hold, in words, by file."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Problems:
 
 def verify(version: DatasetVersion) -> list[str]:
     """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
-    problems = Problems()
+    problems = _Problems()
     _check_manifest(version, problems)
     readable = _check_files(version, problems)
     try:
@@ -121,7 +121,7 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
     return unchecked
 
 
-def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
+def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
     manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
         problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
@@ -133,7 +133,7 @@ def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
-def _check_files(version: DatasetVersion, problems: Problems) -> bool:
+def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
     entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
@@ -154,7 +154,7 @@ def _check_files(version: DatasetVersion, problems: Problems) -> bool:
     return not missing and all(whole)
 
 
-def _check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
+def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) -> bool:
     """Check one file; return whether its rows can be read."""
     if file_sha256(folder / file) != entry.sha256:
         problems.add(file, "its bytes changed since it was published")
@@ -195,7 +195,7 @@ def _digest_lines(path: Path) -> tuple[int, str]:
 class _RowCheck:
     """Works out every row of a version again from its trajectories, question by question."""
 
-    def __init__(self, version: DatasetVersion, spec: RunSpec, problems: Problems) -> None:
+    def __init__(self, version: DatasetVersion, spec: RunSpec, problems: _Problems) -> None:
         self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
         self.tree_count = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)

@@ -22,7 +22,7 @@ STEPWISE_COLUMNS = ("question_id", "node_id", "text", "status", "value", "label"
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-class ParsedPrompt(NamedTuple):
+class _ParsedPrompt(NamedTuple):
     """A prompt taken apart."""
 
     system: str
@@ -131,7 +131,7 @@ def _sharegpt_turn(turn: MessageRow) -> dict[str, str]:
     return {"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
 
 
-def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> ParsedPrompt:
+def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> _ParsedPrompt:
     """Take a prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
     opening = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
     turns = prompt[len(opening) :]
@@ -143,7 +143,7 @@ def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> ParsedPrompt:
         )
     texts = [turn["content"] for turn in turns]
     history = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
-    return ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
+    return _ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
 
 
 def _text_of(turns: Sequence[MessageRow]) -> str:

@@ -65,7 +65,7 @@ def _front_matter(manifest: Manifest) -> Markdown:
         pretty_name=f"{manifest.name} v{manifest.version}",
         license=escape_controls(manifest.spec.dataset.license),
         task_categories=["text-generation"],
-        size_categories=[_size_category(count_rows(manifest, ROLE_FILES))],
+        size_categories=[_size_category(_count_rows(manifest, ROLE_FILES))],
         tags=["malt", "synthetic", "sft", "dpo", "trl"],
         configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
         dataset_info=[
@@ -85,7 +85,7 @@ def config_files() -> dict[str, dict[Split, str]]:
     return found
 
 
-def count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
+def _count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
     """Count the rows that some files have together."""
     return sum(manifest.files[path].rows or 0 for path in paths)
 
@@ -100,7 +100,7 @@ def _config_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) -
     The description holds the rows' digest because `datasets` keys its cache by this block alone: without it, two
     folders both called `v1` would load each other's rows.
     """
-    listed = {split: path for split, path in files.items() if split == "train" or count_rows(manifest, [path])}
+    listed = {split: path for split, path in files.items() if split == "train" or _count_rows(manifest, [path])}
     entries = [manifest.files[path] for path in listed.values()]
     return {
         "config_name": config,
@@ -222,5 +222,5 @@ def _files_table(manifest: Manifest) -> Markdown:
 
 def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> tuple[object, ...]:
     """One config's line; trajectories and questions have no validation split."""
-    counts = (count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
+    counts = (_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
     return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts

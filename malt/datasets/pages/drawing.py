@@ -11,7 +11,7 @@ _TALLEST = 86.0
 """Of a histogram's bars, so that there is room for numbers above."""
 
 
-class Span(NamedTuple):
+class _Span(NamedTuple):
     """A stretch of a column, from the top."""
 
     top: float
@@ -23,7 +23,7 @@ class Span(NamedTuple):
         return self.top + self.height / 2
 
 
-class Ribbon(NamedTuple):
+class _Ribbon(NamedTuple):
     """Answers on their way from one side to the other."""
 
     flip: Flip
@@ -34,30 +34,30 @@ class Ribbon(NamedTuple):
 class Column(NamedTuple):
     """One side of a flip picture."""
 
-    right: Span
-    wrong: Span
+    right: _Span
+    wrong: _Span
     right_leaves: int
     wrong_leaves: int
 
 
-class FlipPicture(NamedTuple):
+class _FlipPicture(NamedTuple):
     """Answers before and after, and the ribbons between."""
 
     before: Column
     after: Column
-    ribbons: tuple[Ribbon, ...]
+    ribbons: tuple[_Ribbon, ...]
 
 
-class HistogramBar(NamedTuple):
+class _HistogramBar(NamedTuple):
     """A histogram's bar, right above wrong."""
 
     bin: ValueBin
     left: float
-    right: Span
-    wrong: Span
+    right: _Span
+    wrong: _Span
 
 
-def draw_flips(flips: Sequence[Flip]) -> FlipPicture | None:
+def draw_flips(flips: Sequence[Flip]) -> _FlipPicture | None:
     """Lay out the flips, given in the order right to right, right to wrong, wrong to right, wrong to wrong."""
     if not flips:
         return None
@@ -69,13 +69,13 @@ def draw_flips(flips: Sequence[Flip]) -> FlipPicture | None:
     paths = [
         _ribbon_path(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)
     ]
-    ribbons = (Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
-    return FlipPicture(before, after, tuple(ribbons))
+    ribbons = (_Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
+    return _FlipPicture(before, after, tuple(ribbons))
 
 
 def _column(right: int, wrong: int) -> Column:
     scale = (100 - _GAP) / (right + wrong)
-    return Column(Span(0, right * scale), Span(right * scale + _GAP, wrong * scale), right, wrong)
+    return Column(_Span(0, right * scale), _Span(right * scale + _GAP, wrong * scale), right, wrong)
 
 
 def _ribbon_path(start: float, end: float, height: float) -> str:
@@ -83,12 +83,12 @@ def _ribbon_path(start: float, end: float, height: float) -> str:
     return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
 
 
-def draw_histogram(bins: Sequence[ValueBin]) -> list[HistogramBar]:
+def draw_histogram(bins: Sequence[ValueBin]) -> list[_HistogramBar]:
     """Lay out one role's bars."""
     highest = max((each.right + each.wrong for each in bins), default=0) or 1
     return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
 
 
-def _bar(each: ValueBin, left: float, scale: float) -> HistogramBar:
+def _bar(each: ValueBin, left: float, scale: float) -> _HistogramBar:
     right, wrong = each.right * scale, each.wrong * scale
-    return HistogramBar(each, left, Span(100 - wrong - right, right), Span(100 - wrong, wrong))
+    return _HistogramBar(each, left, _Span(100 - wrong - right, right), _Span(100 - wrong, wrong))

@@ -30,7 +30,7 @@ def place_next(
     """
     while True:
         number = next_number(folder)  # before its parent is read: one that came between takes the number
-        parent = readable_newest(folder)
+        parent = _readable_newest(folder)
         manifest = describe(number, parent)
         if parent is not None and parent.content_sha256 == manifest.content_sha256:
             with lock_folder(folder):
@@ -42,7 +42,7 @@ def place_next(
             return Placed(path.resolve(), created=True)
 
 
-def readable_newest(folder: Path) -> Parent | None:
+def _readable_newest(folder: Path) -> Parent | None:
     """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
     numbers = version_numbers(folder)
     try:

@@ -59,11 +59,11 @@ def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
 def linked_numbers(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
-    named = {entry.name: linked_number(entry) for entry in entries}
+    named = {entry.name: _linked_number(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
 
 
-def linked_number(link: Path) -> int | None:
+def _linked_number(link: Path) -> int | None:
     """Return the number of the version that a link names; None for what is no such link."""
     try:
         target = str(link.readlink())
@@ -155,7 +155,7 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
 
     None where others took that number meanwhile.
     """
-    seal_tree(staging)
+    _seal_tree(staging)
     with lock_folder(folder):
         if next_number(folder) != number:
             return None
@@ -187,7 +187,7 @@ def point_latest(folder: Path) -> None:
 
 def point(folder: Path, name: str, number: int) -> None:
     """Point a link at a version; the caller holds the folder's lock."""
-    if linked_number(folder / name) == number:
+    if _linked_number(folder / name) == number:
         return
     link = temporary_name(folder)
     link.symlink_to(f"v{number}")
@@ -211,7 +211,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
     """
-    seal_tree(staging)
+    _seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
         staging.rename(place)
         return sync(place.parent)
@@ -229,7 +229,7 @@ def size_of(entry: Path) -> int:
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
-def seal_tree(folder: Path) -> None:
+def _seal_tree(folder: Path) -> None:
     """Close a finished folder and all below it to other users, and flush it to disk."""
     for path in [*folder.rglob("*"), folder]:
         make_private(path)
@@ -268,7 +268,7 @@ def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int |
             "looks neither like a version's number nor like 'latest'"
         )
     with lock_folder(folder):
-        before = linked_number(folder / tag)
+        before = _linked_number(folder / tag)
         if not (folder / f"v{number}").is_dir():
             raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
         if before not in (None, number) and not move:

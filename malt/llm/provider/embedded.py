@@ -66,7 +66,7 @@ VERSION = re.compile(rf"(?P<name>[a-z0-9-]{{1,100}})@(?P<version>v[1-9][0-9]*)/(
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
 
-class HubFile(NamedTuple):
+class _HubFile(NamedTuple):
     """A file in a Hugging Face repository."""
 
     repo: str
@@ -153,7 +153,7 @@ def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
 # Where the weights are.
 
 
-def locate_weights(model: str) -> Path | HubFile:
+def locate_weights(model: str) -> Path | _HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
         return find_packaged_weights(model)
@@ -162,7 +162,7 @@ def locate_weights(model: str) -> Path | HubFile:
     name = model.removeprefix(f"{NAME}/")
     path = Path(name).expanduser()
     hub = _HUB_FILE.fullmatch(name)
-    return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
+    return _HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
 
 
 def find_weights(model: str) -> Path:
@@ -197,7 +197,7 @@ def _check_file(path: Path, model: str) -> None:
         raise ConfigError(f"model {model!r}: {path} is not a GGUF file; convert the weights, or name another file")
 
 
-def _download(source: HubFile, model: str) -> Path:
+def _download(source: _HubFile, model: str) -> Path:
     """Return a repository's file from the Hugging Face cache, downloaded if it is not there.
 
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean there.
@@ -294,7 +294,7 @@ def _start(path: Path, model: str) -> _LlamaServer:
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
     values.model.path = str(path)
-    values.model_alias = {alias_of(path)}  # else every reply names the path
+    values.model_alias = {_alias_of(path)}  # else every reply names the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
@@ -307,7 +307,7 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
     return values
 
 
-def alias_of(path: Path) -> str:
+def _alias_of(path: Path) -> str:
     """Return what replies call a model: a version's role by its reference, any other file by its name."""
     name = "@".join(path.parts[-4:-2]) + f"/{path.parts[-2]}" if len(path.parts) > 3 else ""
     return name if VERSION.fullmatch(name) else path.stem

@@ -25,7 +25,7 @@ LEASE_S = 1800.0
 than the patience with either call."""
 LIFE_S = 31 * 86_400.0
 """Seconds until a batch is over: its window of a day, and the 30 days for which results are kept."""
-IN_DOUBT = ""
+_IN_DOUBT = ""
 """Stands for the provider's name of a batch from when its making is tried until that name is known."""
 
 batches_table = sa.Table(
@@ -88,7 +88,7 @@ class Batch:
     planned_at: float = 0.0
     """When it was written down, then when its making was tried."""
     batch_id: str | None = None
-    """The provider's name of it; None until its making is tried, then `IN_DOUBT` until it is known."""
+    """The provider's name of it; None until its making is tried, then `_IN_DOUBT` until it is known."""
     ended_at: float | None = None
 
     @property
@@ -113,7 +113,7 @@ class Batch:
     def is_in_doubt(self) -> bool:
         """Whether it may have been made, and its name is not known."""
         is_from_before = "/" not in self.owner  # by a release that did not note that it tries; or no Linux
-        return self.batch_id == IN_DOUBT or (self.batch_id is None and is_from_before)
+        return self.batch_id == _IN_DOUBT or (self.batch_id is None and is_from_before)
 
     @property
     def is_over(self) -> bool:
@@ -196,7 +196,7 @@ class BatchStore:
 
     def note_attempt(self, mark: str) -> bool:
         """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
-        return self._change(mark, batch_id=IN_DOUBT, planned_at=time.time())
+        return self._change(mark, batch_id=_IN_DOUBT, planned_at=time.time())
 
     def note_batch_id(self, mark: str, batch_id: str) -> bool:
         """Note the provider's name of a batch; False where it was given up meanwhile."""
