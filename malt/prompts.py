@@ -158,7 +158,6 @@ def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
 
 
 def _require_slots(slots: Mapping[str, str], role: Role, where: str) -> None:
-    """Raise unless exactly the role's slots are given."""
     if slots.keys() != SLOTS[role]:
         given = _join(slots) or "none"
         raise PromptError(f"{where}: slots given: {given}; a {role.value} takes exactly {_join(SLOTS[role])}")

@@ -216,7 +216,6 @@ class Roles(Declared):
         def __getattr__(self, role: str) -> RoleSpec: ...
 
     def __getitem__(self, role: Role) -> RoleSpec:
-        """Return the declaration of one trained role."""
         spec: RoleSpec = getattr(self, role.value)
         return spec
 

@@ -189,7 +189,6 @@ class RunSpec(Declared):
     @model_validator(mode="before")
     @classmethod
     def _spread_model(cls, values: object) -> object:
-        """Write `[model]` into every role."""
         if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
             return values
         shared, roles = values["model"], values.get("roles", {})

@@ -355,7 +355,6 @@ class Manifest(VersionManifest):
 
     @property
     def spec(self) -> RunSpec:
-        """The declaration this version came from."""
         return RunSpec.model_validate(self.config)
 
     @property

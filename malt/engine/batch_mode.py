@@ -222,7 +222,6 @@ class _BatchedRun:
                 self.session.budget.settle_reserved(mark, most if batch is None else batch.amount)
 
     def _raise_if_spent(self, short: Amount) -> None:
-        """Raise `BudgetSpent` where there still is no room for an amount."""
         if not self.session.budget.has_room_for(short):
             raise self.session.budget.refusal(short)
 
@@ -309,7 +308,6 @@ class _BatchedRun:
 
 
 def _items_of(remotes: Sequence[RemoteBatch]) -> str:
-    """Say how far the items of some batches are, as their providers count."""
     completed, failed, total = (
         sum(getattr(remote, name) for remote in remotes) for name in ("completed", "failed", "total")
     )

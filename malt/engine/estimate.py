@@ -22,7 +22,6 @@ class Range(NamedTuple):
     high: float
 
     def times(self, factor: float) -> "Range":
-        """Scale all three."""
         return Range(*(part * factor for part in self))
 
     def plus(self, other: "Range") -> "Range":
@@ -30,11 +29,9 @@ class Range(NamedTuple):
         return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
 
     def shared(self, share: "Range") -> "Range":
-        """Scale each end by its own share."""
         return Range(*(mine * its for mine, its in zip(self, share, strict=True)))
 
     def at_most(self, limit: float) -> "Range":
-        """Cut off what cannot be."""
         return Range(*(min(part, limit) for part in self))
 
 
@@ -57,7 +54,6 @@ class Seen:
     """None as soon as one completion's cost is unknown."""
 
     def add(self, completion: Completion) -> None:
-        """Count one."""
         self.completions += 1
         self.prompt_tokens += completion.prompt_tokens or 0
         self.completion_tokens += completion.completion_tokens or 0
@@ -97,12 +93,10 @@ def tokens_of(characters: float) -> Range:
 
 
 def rounded(amount: Range) -> tuple[int, int, int]:
-    """Return whole tokens, the high end rounded up."""
     return int(amount.low), round(amount.expected), ceil(amount.high)
 
 
 def total_of(ranges: Iterable[Range]) -> Range:
-    """Add up ranges end by end."""
     total = NOTHING
     for each in ranges:
         total = total.plus(each)

@@ -33,7 +33,6 @@ class Job:
 
     @property
     def source(self) -> Source:
-        """Where its trees are replayed from."""
         return Source(
             self.spec,
             self.prompts,
@@ -43,7 +42,6 @@ class Job:
         )
 
     def only(self, questions: Sequence[Question]) -> "Job":
-        """Return the same for some of its questions."""
         ids = [question.question_id for question in questions]
         return replace(self, questions=questions, screening=self.screening.select(ids))
 

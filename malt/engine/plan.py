@@ -120,7 +120,6 @@ class _CountingRecall(StoreCompleter):
         self._counted: set[str] = set()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return what is stored, and count it."""
         count = self.counts[request.role]
         count.prompts += 1
         count.prompt_characters += sum(len(message.content) for message in request.messages)
@@ -172,7 +171,6 @@ def together(parts: Sequence[Figures | RolePlan]) -> Figures:
 
 
 def _count_stored(job: Job, store: Store) -> dict[Role, Count]:
-    """Grow every tree as far as the store goes, and count."""
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
@@ -194,7 +192,6 @@ def _count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> Non
 
 
 def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
-    """Quote one role."""
     spec, count, questions = job.spec, counts[role], len(job.questions)
     requests, completions = _still_to_ask(role, questions, spec, counts)
     if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
@@ -249,7 +246,6 @@ def _share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Ran
 
 
 def adaptively(expected: _Expected, share: Range) -> _Expected:
-    """Scale a quote of full trees."""
     return _Expected(
         expected.prompt.shared(share),
         expected.completion.shared(share),
@@ -290,7 +286,6 @@ def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, ba
 
 
 def figures_of(expected: _Expected) -> list[Figures]:
-    """Write the low, the expected and the high figures."""
     costs = (None, None, None) if expected.cost is None else expected.cost
     parts = zip(rounded(expected.prompt), rounded(expected.completion), costs, strict=True)
     return [
@@ -299,7 +294,6 @@ def figures_of(expected: _Expected) -> list[Figures]:
 
 
 def history(seen: Sequence[Seen]) -> str:
-    """Say what a quote from the store goes by."""
     completions = sum(one.completions for one in seen)
     if len(seen) == 1:
         return f"{completions} stored completions to one question: from half to twice of what they took"
@@ -307,7 +301,6 @@ def history(seen: Sequence[Seen]) -> str:
 
 
 def _assumption(model: ModelSpec) -> str:
-    """Say what a quote without a history goes by."""
     return (
         f"assumed: half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most; "
         "3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
@@ -315,7 +308,6 @@ def _assumption(model: ModelSpec) -> str:
 
 
 def longest(model: ModelSpec) -> int:
-    """Return the most tokens of one completion."""
     return model.max_tokens or DEFAULT_MAX_TOKENS
 
 

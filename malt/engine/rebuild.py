@@ -115,7 +115,6 @@ def _own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
 
 
 def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
-    """Say which prompt files are not those of then."""
     then, now = version.manifest.prompts, prompts.digests
     changed = [path for path in sorted(then.keys() | now.keys()) if then.get(path) != now.get(path)]
     if changed:
@@ -178,7 +177,6 @@ def _failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
 
 
 def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
-    """Say what the store lacks."""
     named = [
         f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
         + (f" at node {branch.address}" if branch.address else "")
@@ -206,5 +204,4 @@ def _describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
 
 
 def release(code: Code) -> str:
-    """Name the code that makes versions."""
     return f"malt {code.version}" + (f" ({code.commit})" if code.commit else "")

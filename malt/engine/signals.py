@@ -47,7 +47,6 @@ class _Running(Generic[T]):
         threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
 
     def result(self) -> T:
-        """Wait for the end."""
         try:
             outcome = self._outcome.result()
         except BaseException:

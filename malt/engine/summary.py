@@ -70,12 +70,10 @@ class RunSummary(BaseModel):
 
     @property
     def reference(self) -> str:
-        """The version's name, or that there is none."""
         return "no version" if self.version is None else f"{self.dataset}@v{self.version}"
 
     @property
     def sentence(self) -> str:
-        """How the run ended, in one line."""
         if self.stopped is not None:
             return f"stopped: {self.stopped}; {self.complete} of {self.questions} questions complete"
         if self.waits is not None:
@@ -95,7 +93,6 @@ class RunSummary(BaseModel):
 
     @property
     def markdown(self) -> str:
-        """The run's figures as a page."""
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
         files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])

@@ -33,7 +33,6 @@ def most_for_tree(question: Question, spec: RunSpec, prompts: PromptSet) -> Amou
 
 
 def _most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSpec, prompts: PromptSet) -> Amount:
-    """Return one role's part of it."""
     prices = call.find_price(model, batched=is_asked_in_batches(model, spec)) or (0.0, 0.0)
     nodes = nodes_per_question(spec)
     completions = nodes.get(role, nodes[PLAYERS[-1]])
@@ -49,6 +48,5 @@ def _most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSp
 
 
 def _unwritten_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
-    """Return a role's prompt without the texts that others have yet to write."""
     known = {"question": question.question, "ground_truth": question.ground_truth}
     return prompts.messages(role, **{slot: known.get(slot, "") for slot in slots_of(role)})

@@ -23,7 +23,6 @@ class Amount(NamedTuple):
     tokens: int
 
     def plus(self, other: "Amount") -> "Amount":
-        """Add up."""
         return Amount(self.usd + other.usd, self.tokens + other.tokens)
 
 
@@ -56,11 +55,9 @@ class _Cap:
         self._units, self._key, self._written = units, key, written
 
     def in_units(self, amount: float) -> int:
-        """Round an amount up to whole units."""
         return math.ceil(amount * self._units)
 
     def refusal(self, amount: int) -> str:
-        """Say that an amount cannot be spent any more."""
         spent, next_one = (self._written.format(units / self._units) for units in (self.spent, amount))
         return (
             f"{self._key} = {self.cap / self._units:g} is reached: {spent} are spent, the next request may take "
@@ -114,17 +111,14 @@ class Budget:
         return Amount(dollars / _PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
 
     def has_room_for(self, worst: Amount) -> bool:
-        """Whether an amount can be held now."""
         return not self._too_short(self._in_units(worst))
 
     @property
     def reserved(self) -> dict[str, Amount]:
-        """Amounts reserved, by name."""
         return dict(self._reserved)
 
     @property
     def spent_unreserved(self) -> Amount:
-        """Amount spent that was never reserved."""
         taken = [self._in_units(amount) for amount in self._settled_names.values()]
         dollars, tokens = (
             account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
@@ -149,7 +143,6 @@ class Budget:
             self._settle([0, 0], self._in_units(taken))
 
     def refusal(self, worst: Amount) -> BudgetSpent:
-        """Return what to raise where there is no room for an amount."""
         account, amount = self._too_short(self._in_units(worst))[0]
         return BudgetSpent(account.refusal(amount))
 

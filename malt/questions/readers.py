@@ -69,7 +69,6 @@ class _FileError(QuestionError):
 
 
 def _files(source: str) -> list[str]:
-    """Return the files that a source means."""
     if source.startswith("file://") and not urlsplit(source).query:
         source = url2pathname(urlsplit(source).path)
     if "://" in source:

@@ -173,7 +173,6 @@ class _AuditCount:
         self._changes: Counter[tuple[str, Role, str]] = Counter()
 
     def add(self, tree: StoredTree, regraded: Mapping[GraderKind, _Regraded]) -> None:
-        """Count one tree."""
         valued, excluded = tree.valued, exclusion_of(tree.question)
         self._questions += 1
         for leaf in valued.tree.leaves:

@@ -237,7 +237,6 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
 
 
 def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
-    """Add what comparing grades with labels gives."""
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():

@@ -57,7 +57,6 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
 
 
 def _grading_of(spec: RunSpec) -> GraderChoice:
-    """Return how a spec grades."""
     return GraderChoice(spec.evaluator, spec.prompts, spec.limits)
 
 
@@ -141,7 +140,6 @@ class OpenedGraders:
 
 
 def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
-    """Check a judge's model, key and price. Raises `ConfigError`."""
     from malt.llm.provider import call
 
     call.check(spec, limits)

@@ -52,7 +52,6 @@ class Belief(NamedTuple):
 
     @classmethod
     def after(cls, rewards: Iterable[float | None]) -> "Belief":
-        """Return the posterior after these leaves."""
         known = [reward for reward in rewards if reward is not None]
         total = fsum(known)
         return cls(_PRIOR + total, _PRIOR + len(known) - total)
@@ -78,7 +77,6 @@ def at_least(right: int, leaves: int, belief: Belief) -> float:
 
 
 def _exactly(right: int, leaves: int, belief: Belief) -> float:
-    """The beta-binomial probability."""
     a, b = belief
     ways = prod(a + step for step in range(right)) * prod(b + step for step in range(leaves - right))
     return comb(leaves, right) * ways / prod(a + b + step for step in range(leaves))
@@ -94,7 +92,6 @@ class Rule:
 
     @classmethod
     def of(cls, spec: RunSpec) -> "Rule":
-        """Return the rule that a config declares."""
         return cls(spec.roles.branching, spec.credit.threshold, spec.growth.confidence)
 
     def next_round(

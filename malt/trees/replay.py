@@ -68,7 +68,6 @@ class Source(NamedTuple):
         return self.judge is not None or not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
 
     def open_store(self) -> Store:
-        """Open the store. Raises `StoreError`."""
         if self.moment is not None:
             return PastStore(self.store_url, self.moment)
         return Store(self.store_url, self.patience_s)
@@ -159,7 +158,6 @@ class _JudgeNoted:
 
 
 def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
-    """Cut the questions into windows."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
@@ -191,7 +189,6 @@ class MissingQuestions:
         return chain(_batch(next(parts), size), _batch(chain.from_iterable(parts), size))
 
     def stop(self) -> None:
-        """Look no further."""
         self._stopped.set()
 
     def _parts(self) -> Iterator[Sequence[Question]]:

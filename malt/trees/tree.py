@@ -30,7 +30,6 @@ class Address(tuple[int, ...]):
 
     @property
     def parent(self) -> "Address":
-        """The address one level up."""
         return Address(self[:-1])
 
     @property
@@ -49,7 +48,6 @@ class Address(tuple[int, ...]):
         return len(self) == len(PLAYERS)
 
     def child(self, sample: int) -> "Address":
-        """The address of one child."""
         return Address((*self, sample))
 
 
@@ -61,7 +59,6 @@ def dotted(address: Address) -> str:
 
 @lru_cache(maxsize=10_000)
 def _lineage(address: Address) -> tuple[Address, ...]:
-    """List an address and those above it."""
     return tuple(Address(address[:depth]) for depth in range(1, len(address) + 1))
 
 
@@ -84,12 +81,10 @@ class Node:
 
     @property
     def role(self) -> Role:
-        """Who wrote it."""
         return self.address.role
 
     @property
     def text(self) -> str:
-        """What it says."""
         return self.completion.text
 
     @property

@@ -104,7 +104,6 @@ class VersionDiff(Recorded):
 
     @property
     def markdown(self) -> str:
-        """The counts of what changed, as a page."""
         inputs = [
             f"- {group} {code_span(name)}: {code_span(str(change.old))} → {code_span(str(change.new))}"
             for group, changes in self.inputs

@@ -27,7 +27,6 @@ class FoundNodes(NamedTuple):
 
 
 def find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
-    """Read an id, and find its question's row."""
     for source in _read_id(row_id):
         question = read_question_row(version, source.question_id)
         if question is not None:
@@ -51,7 +50,6 @@ def _read_id(row_id: str) -> Iterator[RowSource]:
 
 
 def _find_near_questions(version: DatasetVersion, row_id: str) -> list[str]:
-    """Return ids like an unknown one that are of this version's questions."""
     known = read_rows(version, QUESTIONS_FILE, columns=["question_id"])
     question_ids = [str(row["question_id"]) for row in known]
     config, _, rest = row_id.partition("/")

@@ -62,7 +62,6 @@ def hash_rows(path: Path, names: Collection[str], question_numbers: dict[str, in
 
 
 def empty_hashes() -> pd.DataFrame:
-    """Return the hashes of a file without rows."""
     types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(ColumnGroups._fields, np.uint64)}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
 

@@ -75,14 +75,12 @@ class _Problems:
         self._counts: Counter[str] = Counter()
 
     def add(self, file: str, problem: str) -> None:
-        """Note one problem of a file."""
         self._counts[file] += 1
         if self._counts[file] <= _SHOWN:
             self._first.setdefault(file, []).append(f"{file}: {problem}")
 
     @property
     def lines(self) -> list[str]:
-        """All of them, a line each."""
         more = {file: count - _SHOWN for file, count in self._counts.items() if count > _SHOWN}
         return [
             line
@@ -171,7 +169,6 @@ def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) 
 
 
 def digest_rows(folder: Path, file: str) -> tuple[int, str]:
-    """Count a file's rows and take their digest again."""
     if file not in SCHEMAS:
         return _digest_lines(folder / file)
     with pq.ParquetFile(folder / file) as parquet:
@@ -208,7 +205,6 @@ class _RowCheck:
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
-        """Check all rows."""
         questions: Counter[bool] = Counter()
         self._check_asked()
         self._check_screening()

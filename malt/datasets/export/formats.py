@@ -112,7 +112,6 @@ def _role_rows(version: DatasetVersion, part: ExportPart) -> Iterator[Mapping[st
 
 
 def source_file(part: ExportPart) -> str:
-    """Return the file of a version that holds a role's rows."""
     if part.role is None:
         raise ValueError(f"rows of kind {part.kind} are no role's")
     return role_file(part.kind, part.role, part.split)

@@ -58,7 +58,6 @@ def openai_supervised(row: SftRow) -> Record:
 
 
 def openai_preference(row: DpoRow) -> Record:
-    """OpenAI's preference format."""
     return {
         "input": {"messages": row["prompt"]},
         "preferred_output": row["chosen"],
@@ -122,7 +121,6 @@ def llamafactory_unpaired(row: KtoRow) -> Record:
 
 
 def _sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
-    """Write a row's prompt, and a reply to it, as ShareGPT's turns."""
     _taken_apart(row["prompt"], row["row_id"])
     return [_sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
 

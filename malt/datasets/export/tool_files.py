@@ -79,7 +79,6 @@ def axolotl_configs(manifest: ExportManifest) -> dict[str, str]:
 
 
 def _axolotl_config(manifest: ExportManifest, files: Sequence[ExportedFile]) -> str:
-    """Write one: the trainer, and a dataset for each split."""
     lists = {"train": "datasets", "validation": "test_datasets"}
     lines = [
         f"# {manifest.reference}: add this to an Axolotl config, and run it in this folder.",

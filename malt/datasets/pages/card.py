@@ -25,7 +25,6 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 
 
 def render_card(manifest: Manifest) -> str:
-    """Write a version's card."""
     spec = manifest.spec
     return _template().render(
         front_matter=_front_matter(manifest),
@@ -86,7 +85,6 @@ def config_files() -> dict[str, dict[Split, str]]:
 
 
 def _count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
-    """Count the rows that some files have together."""
     return sum(manifest.files[path].rows or 0 for path in paths)
 
 
@@ -203,7 +201,6 @@ def _lengths_table(manifest: Manifest) -> Markdown:
 
 
 def _bias_sentence(role: str, bias: LengthBias) -> str:
-    """Say how far lengths alone tell chosen from rejected."""
     longer, shorter = (100 * number / bias.pairs for number in (bias.chosen_longer, bias.chosen_shorter))
     means = f"{bias.chosen_characters:,.0f} and {bias.rejected_characters:,.0f} characters on average"
     share = f"longer in {longer:.0f} %, shorter in {shorter:.0f} %"

@@ -19,7 +19,6 @@ class _Span(NamedTuple):
 
     @property
     def middle(self) -> float:
-        """Half way down."""
         return self.top + self.height / 2
 
 
@@ -84,7 +83,6 @@ def _ribbon_path(start: float, end: float, height: float) -> str:
 
 
 def draw_histogram(bins: Sequence[ValueBin]) -> list[_HistogramBar]:
-    """Lay out one role's bars."""
     highest = max((each.right + each.wrong for each in bins), default=0) or 1
     return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
 

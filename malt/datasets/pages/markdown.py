@@ -68,7 +68,6 @@ def _yields_table(manifest: Manifest) -> Markdown:
 
 
 def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
-    """List the gates that left something out of one kind of rows."""
     own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
     return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
 

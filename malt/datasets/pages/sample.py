@@ -130,7 +130,6 @@ class TreeSample:
 
 
 def group_failures(manifest: Manifest) -> dict[str, list[Failure]]:
-    """Return the failed branches that a manifest names, by question."""
     failures: dict[str, list[Failure]] = {}
     for failure in manifest.failures:
         failures.setdefault(failure.question_id, []).append(failure)

@@ -54,6 +54,5 @@ def _readable_newest(folder: Path) -> Parent | None:
 
 
 def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:
-    """Describe a finished file."""
     known = FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
     return known if rows is None else known.model_copy(update={"rows": rows.rows, "rows_sha256": rows.sha256})

@@ -161,7 +161,6 @@ def _inputs_of(
 
 @infrequent_gc()
 def _stored_shard(inputs: _ShardInputs, source: Source) -> Shard:
-    """Assess the trees of some questions, and return what they give."""
     spec = source.spec
     unknown = [each for each in inputs.questions if each.question_id not in {*inputs.failed, *inputs.known}]
     assessed = {one.valued.tree.question.question_id: one for one in read_trees(unknown, source)} | dict(inputs.known)

@@ -105,7 +105,6 @@ class VersionWriter:
         return DatasetVersion(placed.path, read_manifest(placed.path), placed.created)
 
     def finish(self) -> dict[str, FileEntry]:
-        """Close the files of rows, and describe them."""
         return {path: describe_file(self._staging / path, file.close()) for path, file in self._files.items()}
 
     @property

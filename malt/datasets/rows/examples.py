@@ -64,7 +64,6 @@ class Candidate(NamedTuple):
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where its texts stand."""
         return tuple(text.node.address for text in self.texts)
 
     @property
@@ -74,7 +73,6 @@ class Candidate(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """How far the two values differ."""
         return self.chosen.value.mean - self.rejected.value.mean
 
     @property
@@ -132,7 +130,6 @@ def pair_siblings(known: Sequence[Labelled]) -> list[Candidate]:
 def write_rows(
     kind: Kind, valued: ValuedTree, role: Role, candidates: Sequence[Candidate]
 ) -> Iterator[SftRow | DpoRow | KtoRow]:
-    """Write candidates as rows of one kind."""
     return (_WRITERS[kind](f"{kind}-{role}", valued, candidate) for candidate in candidates)
 
 

@@ -51,7 +51,6 @@ class Gate(NamedTuple):
 
 
 def gates_of(kind: Kind) -> list[Gate]:
-    """Return the gates of one kind of row, in order."""
     return [gate for gate in GATES if kind in gate.kinds]
 
 

@@ -75,12 +75,10 @@ class LengthCount(Mergeable):
         self._rows: Counter[int] = Counter()
 
     def add(self, tokens: int) -> None:
-        """Count one row."""
         self._rows[tokens] += 1
 
     @property
     def result(self) -> LengthCounts:
-        """How the lengths are spread."""
         return LengthCounts(
             rows=self._rows.total(),
             mean=round(sum(length * rows for length, rows in self._rows.items()) / max(self._rows.total(), 1), 1),
@@ -107,7 +105,6 @@ class BiasCount(Mergeable):
         self._pairs = self._chosen = self._rejected = self._longer = self._shorter = 0
 
     def add(self, chosen: int, rejected: int) -> None:
-        """Count one pair."""
         self._pairs += 1
         self._chosen += chosen
         self._rejected += rejected

@@ -55,7 +55,6 @@ class SelectionCount(Mergeable):
         self._bias = {role: BiasCount() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:
-        """Count what one tree gave one role."""
         for kind, found in selected.items():
             self._candidates[role, kind] += found.candidates
             self._dropped[role, kind].update(found.dropped)
@@ -66,17 +65,14 @@ class SelectionCount(Mergeable):
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:
-        """All counts so far, by role, then by kind of row."""
         return {role.value: {kind: self._counts_of(role, kind) for kind in KINDS} for role in PLAYERS}
 
     @property
     def lengths(self) -> dict[str, dict[str, LengthCounts]]:
-        """The lengths of what passed, by role, then by kind of row."""
         return {role.value: {kind: self._lengths[role, kind].result for kind in KINDS} for role in PLAYERS}
 
     @property
     def length_bias(self) -> dict[str, LengthBias]:
-        """The lengths of chosen and rejected texts, by role."""
         return {role.value: self._bias[role].result for role in PLAYERS}
 
     def _counts_of(self, role: Role, kind: Kind) -> RowCounts:

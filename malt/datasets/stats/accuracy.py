@@ -35,7 +35,6 @@ class TruthCount(Mergeable):
         self._right_squared = self._right_known = self._known_squared = 0
 
     def add(self, truths: Iterable[Truth]) -> None:
-        """Count the answers to one question."""
         counts = Counter(truths)
         right, known = counts[True], counts[True] + counts[False]
         self._truths.update(counts)
@@ -46,7 +45,6 @@ class TruthCount(Mergeable):
 
     @property
     def accuracy(self) -> Accuracy:
-        """How many answers are right so far."""
         right, wrong, unknown = (self._truths[truth] for truth in (True, False, None))
         if not right + wrong:
             return Accuracy(unknown=unknown)

@@ -59,7 +59,6 @@ class DiagnosticsCount(Mergeable):
         self._questions: Counter[frozenset[bool]] = Counter()
 
     def add(self, valued: ValuedTree) -> None:
-        """Count one tree."""
         for node in valued.tree.nodes.values():
             self._add_text(node, _outcome_of(valued, node))
             if not node.role.gives_answer:
@@ -80,7 +79,6 @@ class DiagnosticsCount(Mergeable):
 
     @property
     def result(self) -> Diagnostics:
-        """The diagnostics so far."""
         return Diagnostics(
             graders=self._graders,
             generator=self._generations.accuracy,

@@ -201,7 +201,6 @@ _FIGURES: Mapping[str, tuple[type[NamedTuple], Callable[[Manifest], Iterable[Nam
 
 
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
-    """Return every figure of the report as a data frame, by name."""
     import pandas as pd
 
     return {

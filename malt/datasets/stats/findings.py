@@ -100,7 +100,6 @@ class FileLosses(NamedTuple):
 
 
 def describe_losses(manifest: Manifest) -> list[FileLosses]:
-    """Say what the gates left out, file by file."""
     return [
         FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
         for role, kinds in manifest.selection.items()
@@ -153,6 +152,5 @@ def why_withheld(manifest: Manifest) -> str | None:
 
 
 def describe_unknown(reasons: Mapping[str, int]) -> str:
-    """Name the most frequent reasons why grades are unknown."""
     named = "; ".join(f"{reason} ({count:,})" for reason, count in list(reasons.items())[:_REASONS_NAMED])
     return f"{named}; …" if len(reasons) > _REASONS_NAMED else named

@@ -20,10 +20,8 @@ class Published(Generic[M]):
 
     @property
     def name(self) -> str:
-        """Its name, which all of its versions share."""
         return self.manifest.name
 
     @property
     def number(self) -> int:
-        """The version's number among those of its name."""
         return self.manifest.version

@@ -82,7 +82,6 @@ def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
 
 
 def restore_question(row: QuestionRow) -> Question:
-    """Rebuild a question."""
     return Question(
         question_id=row["question_id"],
         question=row["question"],

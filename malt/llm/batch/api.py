@@ -64,7 +64,6 @@ class RemoteBatch:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will come of it."""
         return self.status in _ENDED
 
 
@@ -84,7 +83,6 @@ def takes_batches(model: ModelSpec) -> bool:
 
 
 def is_asked_in_batches(model: ModelSpec, spec: RunSpec) -> bool:
-    """Whether a run asks a model in batches."""
     return spec.run.mode == "batch" and takes_batches(model)
 
 
@@ -115,13 +113,11 @@ def make_item(request: CompletionRequest, route: Route, first: int, count: int) 
 
 
 def upload(model: ModelSpec, route: Route, lines: bytes) -> str:
-    """Upload a batch's items, and return the file's id."""
     file = import_litellm().create_file(file=("batch.jsonl", lines), purpose="batch", **_make_access(model, route))
     return str(file.id)
 
 
 def create(model: ModelSpec, route: Route, file_id: str, mark: str) -> RemoteBatch:
-    """Hand a batch in."""
     batch = import_litellm().create_batch(
         completion_window=_WINDOW,
         endpoint=_ENDPOINT,
@@ -133,7 +129,6 @@ def create(model: ModelSpec, route: Route, file_id: str, mark: str) -> RemoteBat
 
 
 def look(model: ModelSpec, route: Route, batch_id: str) -> RemoteBatch:
-    """Ask how a batch is."""
     return _read_batch(import_litellm().retrieve_batch(batch_id, **_make_access(model, route)))
 
 
@@ -155,7 +150,6 @@ def _newest_first(model: ModelSpec, route: Route) -> Iterator[RemoteBatch]:
 
 
 def read(model: ModelSpec, route: Route, file_id: str) -> list[ItemResult]:
-    """Download a file of results."""
     content = import_litellm().file_content(file_id, **_make_access(model, route)).content
     return [_read_result(parse_body(line)) for line in content.split(b"\n") if line.strip()]
 

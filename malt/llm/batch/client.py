@@ -47,7 +47,6 @@ class BatchClient:
         self._check = check
 
     async def upload(self, lines: bytes) -> str:
-        """Upload items, and return the file's id."""
         try:
             return await self._patiently(lambda route: api.upload(self.model, route, lines))
         except Gone:

@@ -44,15 +44,12 @@ class Queues:
         self._under_way: Counter[EndpointKey] = Counter()
 
     def note_under_way(self, batches: Iterable[Batch]) -> None:
-        """Note which batches are open now."""
         self._under_way = Counter(endpoint_key(batch.asked) for batch in batches)
 
     def enter(self, model: ModelSpec) -> None:
-        """Note that one more batch is open."""
         self._under_way[endpoint_key(model)] += 1
 
     def size_for(self, model: ModelSpec) -> BatchSize:
-        """Return how large the next batch may be."""
         return replace(self._size, items=self._queue(model).most)
 
     def is_full_for(self, model: ModelSpec) -> bool:
@@ -74,7 +71,6 @@ class Queues:
         return queue.most < items
 
     def full_for_s(self, model: ModelSpec) -> float:
-        """Return for how long there has been no room."""
         since = self._queue(model).full_since
         return 0.0 if since is None else time.time() - since
 

@@ -44,21 +44,17 @@ class _BatchDraft:
     worst: Amount = NOTHING
 
     def has_room(self, item: _PackedItem, size: BatchSize) -> bool:
-        """Whether one more item fits."""
         return not self.items or (len(self.items) < size.items and self.size + len(item.line) <= size.bytes)
 
     def add(self, item: _PackedItem, custom_id: str) -> None:
-        """Put one item in."""
         self.items[custom_id] = item
         self.size += len(item.line)
         self.worst = self.worst.plus(item.worst)
 
     def rows(self) -> list[BatchItem]:
-        """Return the rows of all its samples."""
         return [replace(sample, mark=self.mark) for item in self.items.values() for sample in item.samples]
 
     def lines(self, custom_ids: Iterable[str]) -> bytes:
-        """Return the file of some of its items."""
         return b"".join(self.items[custom_id].line for custom_id in sorted(custom_ids))
 
 
@@ -100,7 +96,6 @@ class BatchSubmitter:
         return draft
 
     async def finish(self) -> None:
-        """Hand in all that was packed."""
         for draft in list(self._drafts.values()):
             await self._hand_in(draft)
 
@@ -165,7 +160,6 @@ class BatchSubmitter:
 
 
 def _make_items(wanted: WantedSamples, dataset: str) -> list[BatchItem]:
-    """Return the rows of one item, one a sample."""
     request = wanted.request
     return [
         BatchItem(

@@ -49,9 +49,7 @@ class _Lock(Protocol):
         """Take it, or make sure that it is still held: None where it is, else what is to be waited for."""
         ...
 
-    def release(self) -> None:
-        """Release it."""
-        ...
+    def release(self) -> None: ...
 
 
 @asynccontextmanager
@@ -79,7 +77,6 @@ async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterato
 
 
 async def _acquire(lock: _Lock, name: str) -> None:
-    """Wait until a lock is ours."""
     told = None
     while (holder := lock.take()) is not None:
         if holder != told:
@@ -107,7 +104,6 @@ async def _keep_held(lock: _Lock, name: str) -> None:
 
 
 def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
-    """Return the lock of a dataset in a store, not taken yet."""
     engine = open_engine(settings.store)
     if engine.dialect.name == "postgresql":
         return _AdvisoryLock(engine, name, who, settings.store_patience_s)
@@ -170,7 +166,6 @@ class _AdvisoryLock:
             return holder
 
     def release(self) -> None:
-        """End the session."""
         with self._one_at_a_time:
             self._end()
             self._engine.dispose()
@@ -222,5 +217,4 @@ def _number_lock(name: str) -> int:
 
 
 def _split_number(number: int) -> dict[str, int]:
-    """Return a lock's number as PostgreSQL lists it."""
     return {"high": number >> 32, "low": number & 0xFFFFFFFF}

@@ -256,12 +256,10 @@ class Session:
 
 
 def _costs_branch_alone(error: MaltError, *, has_spare: bool) -> bool:
-    """Whether an error costs a branch alone, rather than the run."""
     return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
 
 
 def _session_closed() -> RunStopped:
-    """Return what is raised to those who ask a session that was closed."""
     return RunStopped("the session was closed")
 
 
@@ -287,7 +285,6 @@ def make_answered_rows(
 def _make_failed_rows(
     request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
 ) -> list[StoredSample]:
-    """Return the rows that say why these samples could not be had."""
     return [_make_row(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
 
 
@@ -301,7 +298,6 @@ def _make_row(
     error: str | None = None,
     cost_usd: float | None = None,
 ) -> StoredSample:
-    """Return one sample's row."""
     return StoredSample(
         key=request.keys[sample],
         question_id=request.question_id,
@@ -343,7 +339,6 @@ def open_session(settings: Settings, limits: Limits, run: str = "") -> Session:
 
 
 def _raise_if_stopped(run: str) -> None:
-    """Raise `RunStopped` where a run, or all of them, may not ask any more."""
     if not _stopped.isdisjoint((run, None)):
         raise _session_closed()
 

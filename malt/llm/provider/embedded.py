@@ -74,7 +74,6 @@ class _HubFile(NamedTuple):
 
 
 def is_embedded(model: str) -> bool:
-    """Whether a model name means a model served in this process."""
     return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
@@ -131,19 +130,16 @@ def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]
 
 
 def _read_content(choice: Mapping[str, JsonValue]) -> str:
-    """Return the text of one choice."""
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else ""
 
 
 def as_list(value: JsonValue) -> list[JsonValue]:
-    """Return a list as it is, and nothing for anything else."""
     return value if isinstance(value, list) else []
 
 
 def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
-    """Ask the server's tokenizer."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
@@ -265,12 +261,10 @@ class _Servers:
             return True
 
     def end_asking(self, address: str) -> None:
-        """Let go of a server."""
         with self.lock:
             self._askers[address] -= 1
 
     def stop(self) -> None:
-        """End all servers and free their memory."""
         with self.lock:
             self.running.clear()
 

@@ -111,7 +111,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _read_headers(error: Exception) -> Mapping[str, str]:
-    """Return the headers of the response that an error stands for."""
     return getattr(error, "litellm_response_headers", None) or {}
 
 

@@ -83,7 +83,6 @@ class Endpoint:
 
     @property
     def is_unused(self) -> bool:
-        """Whether all who entered have left."""
         return not self._users
 
     def enter(self, limits: Limits) -> None:
@@ -93,7 +92,6 @@ class Endpoint:
         self._window = min(self._window, float(self._limits.max_in_flight))
 
     def leave(self, limits: Limits) -> None:
-        """Forget one user's limits."""
         self._users.remove(limits)
         self._limits = _intersect_limits(self._users) if self._users else limits
 
@@ -103,7 +101,6 @@ class Endpoint:
 
     @property
     def window(self) -> int:
-        """Most requests in flight now."""
         is_limited = self._strikes > 1 or (self._strikes and self._asked_until)  # since when nothing was answered
         is_probing = self._breaker.is_out or is_limited
         return 1 if is_probing else int(self._window)
@@ -313,7 +310,6 @@ class Endpoint:
 
 
 def now_s() -> float:
-    """Return the running loop's time in seconds."""
     return asyncio.get_running_loop().time()
 
 
@@ -325,7 +321,6 @@ def _show_duration(seconds: float) -> str:
 
 
 def _intersect_limits(users: Sequence[Limits]) -> Limits:
-    """Return the limits that keep inside those of every user."""
 
     def least(limits: Iterable[float | None]) -> float | None:
         return min((limit for limit in limits if limit is not None), default=None)

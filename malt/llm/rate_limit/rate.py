@@ -55,7 +55,6 @@ class _Epoch:
         return sum(ticket.is_refused for ticket in self.tickets)
 
     def age_s(self, now: float) -> float:
-        """Return how long it has lasted."""
         return now - self.tickets[0].sent if self.tickets else 0.0
 
     @property
@@ -99,7 +98,6 @@ class LearnedRate:
         self._epoch, self._last_epoch = _Epoch(), _Epoch()
 
     def note_sent(self, now: float) -> Ticket:
-        """Note a request as it is sent."""
         ticket = Ticket(now, self._peak == math.inf or self.per_second(now) < self._peak)
         self._latest.append(ticket)
         if ticket.is_below_peak:
@@ -107,7 +105,6 @@ class LearnedRate:
         return ticket
 
     def note_granted(self, ticket: Ticket, now: float, latency_s: float) -> None:
-        """Note an answer."""
         self._granted.append(now)
         while self._granted[0] < now - self._span_s(latency_s):
             self._granted.popleft()

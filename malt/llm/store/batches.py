@@ -98,7 +98,6 @@ class Batch:
 
     @property
     def amount(self) -> Amount:
-        """Its cost in dollars and tokens."""
         return Amount(self.usd, self.tokens)
 
     @property
@@ -241,7 +240,6 @@ class BatchStore:
         self._transact(note)
 
     def read_items(self, mark: str) -> list[BatchItem]:
-        """Return what is in a batch."""
         return self._items(items_table.c.mark == mark)
 
     def find_items(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
@@ -361,15 +359,12 @@ _RETURN = (
 
 
 def _in_batch(mark: str) -> sa.ColumnElement[bool]:
-    """Pick the items of a batch."""
     return items_table.c.mark == mark
 
 
 def _is_open(mark: str) -> sa.ColumnElement[bool]:
-    """Pick a batch that has not ended."""
     return sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
 
 
 def _list_values(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
-    """Return a row's values by column."""
     return {name: getattr(row, name) for name in names}

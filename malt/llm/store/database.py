@@ -86,7 +86,6 @@ def parse_url(url: str) -> URL:
 
 
 def hide_password(url: str) -> str:
-    """Return a database URL with its password hidden."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
@@ -103,7 +102,6 @@ def database_errors(url: str) -> Iterator[None]:
 
 
 def describe_error(url: str, error: DBAPIError) -> str:
-    """Say in one line what a database said."""
     return f"the store {hide_password(url)} cannot be used: {' '.join(str(error.orig).split())}"
 
 

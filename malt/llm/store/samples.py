@@ -112,7 +112,6 @@ class Store:
         return self._away_since is not None
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by key."""
         ids = list(dict.fromkeys(question_ids))
 
         def read(connection: sa.Connection) -> dict[str, StoredSample]:
@@ -127,7 +126,6 @@ class Store:
         return self.transact(read, writes=False)
 
     def count(self, question_ids: Iterable[str]) -> Counter[str]:
-        """Return how many rows there are of each of these questions."""
         asked, counted = samples_table.c.question_id, Counter[str]()
         for chunk in split_chunks(list(dict.fromkeys(question_ids))):
             query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
@@ -294,7 +292,6 @@ class Store:
         time.sleep(_RETRY_EVERY_S)
 
     def close(self) -> None:
-        """Give the connections back."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
