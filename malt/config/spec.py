@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from malt.config.base import Declared
+from malt.config.base import Declared, as_list
 from malt.config.evaluate import EvaluateSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
@@ -17,17 +17,12 @@ GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "py
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
 
-def _as_list(value: object) -> object:
-    """Let a single value be written without brackets."""
-    return [value] if isinstance(value, str) else value
-
-
 class EvaluatorSpec(ModelSpec):
     """How the leaves are graded."""
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(_as_list, GraderKinds | GraderKind)] = ()
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list, GraderKinds | GraderKind)] = ()
     """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
@@ -92,7 +87,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list, tuple[str, ...] | str)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -106,7 +101,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(_as_list, tuple[Role, ...] | Role)] = PLAYERS[-1:]
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = PLAYERS[-1:]
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""

@@ -4,18 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from malt.config.base import Declared
+from malt.config.base import Declared, as_list
 from malt.config.roles import PLAYERS, TRAJECTORY, declare_roles
 
 Stage = Literal["sft", "dpo"]
 
 
-def _as_stages(value: object) -> object:
-    """Let one stage be written without brackets."""
-    return [value] if isinstance(value, str) else value
-
-
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_as_stages, tuple[Stage, ...] | Stage)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(as_list, tuple[Stage, ...] | Stage)]
 
 
 class StageSettings(Declared):
