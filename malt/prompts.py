@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.config.roles import PLAYERS, Role, slots_of
 from malt.errors import PromptError
+from malt.files import MIB, read_regular_file
 from malt.llm.request import Message
-from malt.regular_files import MIB, read_regular_file
 
 SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role in Role}
 """What each role's templates may name."""

@@ -15,15 +15,12 @@ from datetime import timedelta
 from malt.concurrency import run_to_end
 from malt.config.roles import Role
 from malt.engine.job import Job
-from malt.engine.run import Filled, Run, session_of
-from malt.engine.tree_cost import most_for_tree
+from malt.engine.run import Filled, Run, most_for_tree, session_of
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.batch.api import RemoteBatch
-from malt.llm.batch.client import BatchClient
+from malt.llm.batch.api import BatchClient, RemoteBatch
 from malt.llm.batch.collector import BatchCollector
-from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
-from malt.llm.batch.submit import BatchSubmitter
+from malt.llm.batch.submit import BatchSize, BatchSubmitter, Queues
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint

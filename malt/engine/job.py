@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.rows.lengths import token_counter
+from malt.datasets.rows.selection import token_counter
 from malt.errors import ConfigError
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references

@@ -23,7 +23,7 @@ from malt.engine.estimate import (
     total_of,
 )
 from malt.engine.job import Job, models_asked
-from malt.engine.tree_cost import SHOWN
+from malt.engine.run import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.client.completers import StoreCompleter
 from malt.llm.provider import call

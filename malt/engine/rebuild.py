@@ -19,8 +19,7 @@ from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import parquet_rows
-from malt.datasets.version.restore import exclusion_of, restore_question
+from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_question
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 from pydantic import JsonValue
 
 from malt.errors import QuestionError
-from malt.regular_files import MIB, read_regular_file
+from malt.files import MIB, read_regular_file
 
 T = TypeVar("T")
 

@@ -1,7 +1,8 @@
-"""Graders chosen on a command line, by kind or by config, and grading many texts with them at once."""
+"""Graders chosen on a command line, grading many texts with them at once, and how far two of them agree."""
 
 import asyncio
 import difflib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -168,3 +169,43 @@ async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
         return await grade()
     except RequestFailed as failure:
         return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
+
+
+_VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+
+VerdictPairs = Counter[tuple[bool | None, bool | None]]
+"""Answers by what two graders say of them: right, wrong, or None where one does not know."""
+
+
+class Agreement(NamedTuple):
+    """What two graders have in common."""
+
+    compared: int
+    """Answers on which both have a verdict."""
+    unknown: int
+    """Answers left out because one of them has none."""
+    agreement: float | None
+    """Share of the compared answers with the same verdict; None where there are none."""
+    kappa: float | None
+    """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
+
+
+def read_verdict(outcome: Outcome) -> bool | None:
+    """Return whether an outcome says right; None for neither. An answer that is not there is wrong."""
+    return _VERDICTS.get(outcome)
+
+
+def measure_agreement(verdicts: VerdictPairs) -> Agreement:
+    """Work out agreement and kappa from counts."""
+    both, first, second, neither = (
+        verdicts[pair] for pair in [(True, True), (True, False), (False, True), (False, False)]
+    )
+    compared = both + first + second + neither
+    by_chance = (both + first) * (both + second) + (second + neither) * (first + neither)
+    beyond = compared**2 - by_chance
+    return Agreement(
+        compared=compared,
+        unknown=verdicts.total() - compared,
+        agreement=(both + neither) / compared if compared else None,
+        kappa=(compared * (both + neither) - by_chance) / beyond if beyond else None,
+    )

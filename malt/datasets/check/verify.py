@@ -27,8 +27,7 @@ from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
-from malt.datasets.rows.selection import SelectionCount, select
+from malt.datasets.rows.selection import SelectionCount, estimate_tokens, measure_lengths, select
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTION_COLUMNS,
@@ -49,8 +48,7 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, Row, parquet_rows
-from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
+from malt.datasets.version.reading import Cursor, Row, exclusion_of, parquet_rows, restore_question, restore_tree
 from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree

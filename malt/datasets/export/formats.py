@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from malt.config.roles import Role
 from malt.datasets.export import row_formats, tool_files
-from malt.datasets.export.export_manifest import ExportedFile, ExportManifest
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
+from malt.datasets.export.tool_files import ExportedFile, ExportManifest
 from malt.datasets.rows.files import json_line
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion

@@ -1,5 +1,6 @@
-"""The dataset card: `README.md` of a version. It says nothing that the manifest does not; its text is card.md.jinja."""
+"""The dataset card, `README.md` of a version, and the report's figures as Markdown. They say what the manifest says."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from functools import cache
 from math import prod
@@ -11,10 +12,19 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec, EvaluatorSpec
-from malt.datasets.manifest import LengthBias, Manifest
+from malt.datasets.manifest import Manifest
+from malt.datasets.measures import LengthBias
+from malt.datasets.pages.page import render_picture
 from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
-from malt.datasets.stats.figures import format_count, format_dollars
-from malt.datasets.stats.findings import describe_diagnostics, describe_losses
+from malt.datasets.stats import figures
+from malt.datasets.stats.diagnostics import percent
+from malt.datasets.stats.figures import (
+    describe_diagnostics,
+    describe_losses,
+    format_count,
+    format_dollars,
+    format_share,
+)
 from malt.questions.screening import SPLITS, Split
 from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown, markdown_table
 
@@ -221,3 +231,83 @@ def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> 
     """One config's line; trajectories and questions have no validation split."""
     counts = (_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
     return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts
+
+
+_GRADES = {"right": "correct", "wrong": "incorrect"}
+_KINDS = {"all right": "all positive", "all wrong": "all negative"}
+_BAR = 20
+"""Characters of a bar for the whole."""
+
+
+def figures_markdown(manifest: Manifest) -> str:
+    """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
+    parts = {
+        "How often the answers are correct": _accuracy_table(manifest),
+        "What critique and refinement change": _flips_table(manifest),
+        "What became of the questions": _mix_table(manifest),
+        "What can be trained on": _yields_table(manifest),
+        "What it took": _usage_table(manifest),
+    }
+    picture = b64encode(render_picture(manifest).encode()).decode()
+    tables = (f"## {title}\n\n{table}" for title, table in parts.items() if table)
+    return "\n\n".join([f"![the figures](data:image/svg+xml;base64,{picture})", *tables])
+
+
+def _accuracy_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (each.measure, format_share(each.percent), each.known, _interval(each))
+        for each in figures.measure_accuracy(manifest)
+    ]
+    return markdown_table(("of", "correct", "of", "95 % interval"), rows)
+
+
+def _interval(measure: figures.Measure) -> str:
+    return "" if measure.low is None or measure.high is None else f"{measure.low:.1f} to {measure.high:.1f} %"
+
+
+def _flips_table(manifest: Manifest) -> Markdown:
+    flips = figures.list_flips(manifest)
+    rows = [
+        (f"{_GRADES[each.before]} → {_GRADES[each.after]}", each.leaves, format_share(each.percent)) for each in flips
+    ]
+    return markdown_table(("generation → refinement", "refinements", "share"), rows) if rows else Markdown()
+
+
+def _mix_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (_KINDS.get(each.kind, each.kind), _bar(each.percent), each.questions, format_share(each.percent))
+        for each in figures.list_mix(manifest)
+    ]
+    return markdown_table(("questions", "", "", "share"), rows)
+
+
+def _yields_table(manifest: Manifest) -> Markdown:
+    losses = list(figures.list_losses(manifest))
+    rows = [
+        (f"{kind}/{role}", _bar(percent(kept, candidates)), kept, candidates, _gates(role, kind, losses))
+        for role, kind, candidates, kept in figures.list_yields(manifest)
+    ]
+    return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
+
+
+def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
+    own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
+    return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
+
+
+def _usage_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (
+            each.role,
+            each.completions,
+            *map(format_count, (each.prompt_tokens, each.completion_tokens)),
+            Markdown(format_dollars(each.cost_usd)),
+        )
+        for each in figures.list_usage(manifest)
+    ]
+    return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)
+
+
+def _bar(percent: float | None) -> str:
+    filled = round(_BAR * (percent or 0) / 100)
+    return "█" * filled + "░" * (_BAR - filled)

@@ -38,7 +38,7 @@ from malt.datasets.version.folders import (
     tags_of,
     version_numbers,
 )
-from malt.datasets.version.kinds import SHELVES
+from malt.datasets.version.published import SHELVES
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 

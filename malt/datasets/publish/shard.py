@@ -15,8 +15,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.pages.sample import NO_BAR, RankBar, TreeSample
 from malt.datasets.rows.examples import question_row, scored_examples, trajectory_rows, write_rows
 from malt.datasets.rows.files import as_batch, json_line
-from malt.datasets.rows.lengths import measure_lengths, token_counter
-from malt.datasets.rows.selection import SelectionCount, select
+from malt.datasets.rows.selection import SelectionCount, measure_lengths, select, token_counter
 from malt.datasets.rows.tables import (
     QUESTIONS_FILE,
     SCHEMAS,

@@ -27,9 +27,8 @@ from malt.datasets.rows.tables import (
 from malt.grading.answers import without_stop_tokens
 from malt.llm.request import Message
 from malt.questions.screening import Exclusion, Split
-from malt.trees.credit import Length, Value, ValuedTree, role_nodes
+from malt.trees.credit import Interval, Length, Value, ValuedTree, order_probability, role_nodes, wilson
 from malt.trees.tree import Address, Node, NodeStatus, Tree
-from malt.trees.uncertainty import Interval, order_probability, wilson
 
 _UNMEASURED = Length(0, 0)
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 import malt
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import Code, Cost, Counts, Failure, GrowthSummary, LabelCounts, LedgerEntry, Tokens
+from malt.datasets.manifest import Code, Failure
+from malt.datasets.measures import Cost, Counts, GrowthSummary, LabelCounts, LedgerEntry, Tokens
 from malt.llm.request import Completion
 from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import ValuedTree

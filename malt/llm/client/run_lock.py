@@ -22,10 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
+from malt.files import PRIVATE_FILE, make_private_folder
 from malt.llm.client.session import STOP_SECONDS, is_asking
-from malt.llm.store.database import describe_error
-from malt.llm.store.schema import open_engine
-from malt.private_files import PRIVATE_FILE, make_private_folder
+from malt.llm.store.database import describe_error, open_engine
 
 LOOK_EVERY_S = 0.25
 """Seconds between two attempts of a waiting run to take the lock."""

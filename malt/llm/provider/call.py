@@ -33,7 +33,7 @@ from malt.llm.provider.routing import (
     list_supported,
     look_up_price,
 )
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits, read_limits
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, read_limits
 from malt.llm.request import CompletionRequest
 from malt.llm.response import find_fault, has_usage, read_error, read_token_count
 

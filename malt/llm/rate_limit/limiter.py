@@ -1,7 +1,7 @@
 """One limiter for all requests to a model at one address: when each is sent, and when it is tried again.
 
-An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
-its 429s have taught (rate.py). Waiting uses up no attempt and no time-out.
+An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell and what its 429s
+have taught (rate.py). Waiting uses up no attempt and no time-out.
 """
 
 import asyncio
@@ -13,16 +13,14 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
+from malt.concurrency import FairLock
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.rate_limit.circuit_breaker import CircuitBreaker
-from malt.llm.rate_limit.fair_lock import FairLock
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
-from malt.llm.rate_limit.policy import PATIENT, Policy
-from malt.llm.rate_limit.rate import LearnedRate, Pacer, Ticket
+from malt.llm.rate_limit.policy import PATIENT, CircuitBreaker, Policy
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, LearnedRate, Pacer, Ticket
 from malt.llm.request import RequestFailed
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.config.roles import ModelSpec
 from malt.llm.budget import Amount
+from malt.llm.store.database import create_tables, metadata, samples_table
 from malt.llm.store.samples import Store, split_chunks
-from malt.llm.store.schema import create_tables, metadata, samples_table
 from malt.processes import is_running, machine_id
 
 LEASE_S = 1800.0

@@ -22,9 +22,8 @@ from malt.datasets.rows.tables import DpoRow, Kind, KtoRow, SftRow
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
-from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
+from malt.trees.credit import OwnAnswer, ValuedTree, order_probability, role_nodes, wilson
 from malt.trees.tree import Address, NodeStatus
-from malt.trees.uncertainty import order_probability, wilson
 from tests.published import spec_of
 from tests.strategies import saying, tree_of, valued, valued_trees
 
