@@ -86,7 +86,6 @@ def _files(source: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the addresses that match one with `*`."""
     found = _ask(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
     if not found:
         raise _FileError(f"{strip_secrets(pattern)}: no file matches; check the address")

@@ -124,7 +124,6 @@ class OpenedGraders:
 
     @property
     def used(self) -> Usage:
-        """What the judge was asked, and cost, so far."""
         used = Tally()
         for tally in self._tallies:
             used.merge(tally)

@@ -56,7 +56,7 @@ class Queues:
         self._queues: dict[EndpointKey, _Queue] = {}
         self._under_way: Counter[EndpointKey] = Counter()
 
-    def note_under_way(self, batches: Iterable[Batch]) -> None:
+    def note_open(self, batches: Iterable[Batch]) -> None:
         self._under_way = Counter(endpoint_key(batch.asked) for batch in batches)
 
     def enter(self, model: ModelSpec) -> None:

@@ -302,7 +302,6 @@ class PastStore(Store):
         self.moment = moment.timestamp()
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by the keys that they had then."""
         answers: dict[str, list[StoredSample]] = {}
         for key, row in super().rows(question_ids).items():
             answers.setdefault(key.partition(ASIDE)[0], []).append(row)
