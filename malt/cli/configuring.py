@@ -14,7 +14,7 @@ from malt.cli.options import takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from malt.grading.suggestions import Suggestion
+    from malt.grading.references import Suggestion
     from malt.questions.readers import Row
 
 _QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "text")
@@ -110,7 +110,7 @@ def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | 
 def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
     """Read the whole file, and say which graders suit it."""
     from malt.config.questions import QuestionSource
-    from malt.grading.suggestions import suggest_kinds
+    from malt.grading.references import suggest_kinds
     from malt.questions.question import read_questions
 
     questions = read_questions(QuestionSource(source=source, question=question, ground_truth=answer))
