@@ -13,6 +13,7 @@ from pydantic import (
 
 from malt.config.base import Declared
 from malt.config.evaluate import EvaluateSpec
+from malt.config.improve import ImproveSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, provider_in
@@ -199,6 +200,8 @@ class RunSpec(Declared):
     """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
+    improve: ImproveSpec = Field(default_factory=ImproveSpec)
+    """How `malt improve` goes round."""
 
     @model_validator(mode="before")
     @classmethod
