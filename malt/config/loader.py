@@ -139,6 +139,10 @@ def _resolve_paths(values: Table, places: Places) -> None:
     _resolve_questions(values, (), places)
     if isinstance(evaluate, dict):
         _resolve_questions(evaluate, ("evaluate",), places)
+    improve = values.get("improve")
+    beside = improve.get("beside") if isinstance(improve, dict) else None
+    for name, source in beside.items() if isinstance(beside, dict) else ():
+        _resolve_source(source, ("improve", "beside", name), places)
     prompts = values.get("prompts")
     if _is_local(prompts):
         folder = _from_here(prompts, ("prompts",), places)
@@ -154,9 +158,12 @@ def _resolve_paths(values: Table, places: Places) -> None:
 
 
 def _resolve_questions(values: Table, above: Key, places: Places) -> None:
-    questions = values.get("questions")
+    _resolve_source(values.get("questions"), (*above, "questions"), places)
+
+
+def _resolve_source(questions: object, key: Key, places: Places) -> None:
     if isinstance(questions, dict) and _is_local(questions.get("source")):
-        questions["source"] = _from_here(questions["source"], (*above, "questions", "source"), places)
+        questions["source"] = _from_here(questions["source"], (*key, "source"), places)
 
 
 def _resolve_dataset(dataset: Table, places: Places) -> None:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from malt.config.base import Declared, as_list
 from malt.config.evaluate import EvaluateSpec
+from malt.config.improve import ImproveSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, inherit
@@ -180,6 +181,8 @@ class RunSpec(Declared):
     """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
+    improve: ImproveSpec = Field(default_factory=ImproveSpec)
+    """How `malt improve` goes round."""
 
     @model_validator(mode="before")
     @classmethod
