@@ -1,9 +1,9 @@
 """Prints what kill -9 at random moments leaves of a run: `python -m benchmarks.faults.kills [--rounds N] [--seed N]`.
 
 The kills are dealt out over the faults: the run's own process, a worker of its process pool, its Prefect server, a Dask
-worker, PostgreSQL, and for a deployment its run, its worker and the server. Where the run itself ends it is begun again;
-else it has to go on. It ends with an error unless every dataset is that of an undisturbed run, with no answer lost and
-none asked for twice.
+worker, PostgreSQL, and for a deployment its run, its worker and the server. Where the run itself ends it is begun
+again; else it has to go on. It ends with an error unless every dataset is that of an undisturbed run, with no answer
+lost and none asked for twice.
 """
 
 import argparse
