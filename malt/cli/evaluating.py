@@ -164,11 +164,10 @@ def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None"
 
 def show_plan(plan: "EvaluationPlan") -> None:
     """Print an evaluation's quote, and what so many questions can show."""
-    figures = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")
-    table = terminal.new_table("system", "role.", "model.", *figures)
+    table = terminal.new_table("system", "role.", "model.", *summaries.QUOTED)
     for system, added in plan.systems.items():
         for role, quoted in added.roles.items():
-            table.add_row(system, role.value, quoted.model, *summaries.quoted_figures(quoted))
+            table.add_row(system, role.value, terminal.shorten_name(quoted.model), *summaries.quoted_figures(quoted))
     table.add_row("total", "", "", *summaries.quoted_figures(plan), style="bold")
     terminal.say(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
     terminal.say(table)

@@ -89,6 +89,13 @@ def shorten_path(path: str | Path) -> str:
     return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
 
 
+def shorten_name(name: str) -> str:
+    """Leave out the middle of a model's name that is longer than a quarter of a line; both ends tell models apart."""
+    longest = max(20, console().width // 4)
+    kept = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:kept]}…{name[-(longest - 1 - kept) :]}"
+
+
 def one_line(text: str, longest: int = _LINE_LENGTH, more: str = "…") -> str:
     """Fold a text to one line, and cut a long one."""
     folded = " ".join(text.split())
