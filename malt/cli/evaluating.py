@@ -103,7 +103,8 @@ def show_evaluation(version: "EvaluationVersion") -> None:
     terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     graders = ", ".join(manifest.grader)
-    terminal.say(f"{summary.questions:,} questions, {summary.chains} chains; graded by {graders}")
+    counts = f"{terminal.count(summary.questions, 'question')}, {terminal.count(summary.chains, 'chain')}"
+    terminal.say(f"{counts}; graded by {graders}")
     _show_accuracies(summary)
     _show_differences(summary)
     _show_tournament(summary)

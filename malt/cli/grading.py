@@ -137,7 +137,7 @@ def audit(
 def _show_audit(report: "AuditReport") -> None:
     cut = f" ({report.truncated:,} cut off, seen by no grader)" if report.truncated else ""
     terminal.say(
-        f"{report.version}: {report.leaves:,} leaves{cut} of {report.questions:,} questions, "
+        f"{report.version}: {report.leaves:,} leaves{cut} of {terminal.count(report.questions, 'question')}, "
         f"graded by {', '.join(report.graded_by)}; graded again by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
     )
     _show_judge_use(report.requests, report.cost_usd)

@@ -24,12 +24,12 @@ def show_plan(plan: "Plan") -> None:
     for role, quoted in plan.roles.items():
         table.add_row(role.value, *quoted_figures(quoted))
     table.add_row("total", *quoted_figures(plan), style="bold")
-    terminal.say(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
+    terminal.say(f"{plan.dataset}: {terminal.count(plan.questions, 'question')}; still to be asked:")
     terminal.say(table)
     if ranges := _describe_ranges(plan):
         terminal.say(f"the total may come out at {ranges}")
     for gate, count in plan.excluded.items():
-        terminal.say(f"{count:,} questions will give no training rows: {gate} in [dataset]")
+        terminal.say(f"{terminal.count(count, 'question')} will give no training rows: {gate} in [dataset]")
     modes = {"direct": "", "batch": ", in batches"}
     for said in ({role: each.model + modes[each.mode] for role, each in plan.roles.items()}, _bases(plan)):
         for text in dict.fromkeys(said.values()):

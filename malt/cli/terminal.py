@@ -78,6 +78,11 @@ def format_dollars(cost: float | None) -> str:
     return "unknown" if cost is None else f"${cost:.4f}"
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun, which takes an `s` but for one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_bytes(size: int) -> str:
     """Write a size in MiB."""
     return f"{size / 2**20:,.1f} MiB"

@@ -72,7 +72,7 @@ class EvaluationVersion(Published[EvaluationManifest]):
     def _repr_html_(self) -> str:
         """Show the figures in a notebook, whatever systems are called."""
         title = f"<h3>{html.escape(self.reference)}</h3>"
-        return escape_controls(title + self.figures.to_html(index=False, border=0, float_format="%.3f"))
+        return escape_controls(title + self.figures.to_html(index=False, border=0, float_format="{:.3f}".format))
 
     @property
     def answers(self) -> "pd.DataFrame":
