@@ -46,6 +46,7 @@ def _split_roles(context: click.Context, option: click.Parameter, value: str | N
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.engine.job import check_models
     from malt.engine.plan import plan as quote
     from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
@@ -56,6 +57,10 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
         quoted = quote(job, store)
         evaluation = evaluating.quote_evaluation(job.spec, store)
     terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
+    try:
+        check_models(job.spec)
+    except ConfigError as error:
+        terminal.warn(f"before it can run: {error}")
     return 0 if shortfall is None else summaries.show_shortfall(shortfall)
 
 

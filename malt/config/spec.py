@@ -33,8 +33,8 @@ class EvaluatorSpec(ModelSpec):
     """Weight of the judge's correctness score; the two weights are scaled to sum to one."""
     reasoning_weight: float = Field(0.5, ge=0)
     """Weight of the judge's reasoning score."""
-    function: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$")
-    """For kind `python`: `module:function`, called with (question, ground_truth, answer)."""
+    function: str | None = Field(None, pattern=r"^[^:]+:[\w.]+$")
+    """For kind `python`: `module:function` or `file.py:function`, called with (question, ground_truth, answer)."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one judge request may take."""
     grader_timeout_s: float = Field(10.0, gt=0)

@@ -10,8 +10,8 @@ from malt.evaluation import report as evaluation_report
 from malt.evaluation.card import percent, points
 from malt.evaluation.drawing import make_bar, write_title
 from malt.evaluation.summary import MEASURES, TITLES
-from malt.improvement.decision import Judgement
-from malt.improvement.figures import RoundFigures, Row, place_worths, read_figures
+from malt.improvement.decision import RoundDecision
+from malt.improvement.figures import RoundFigures, SystemRow, place_worths, read_figures
 from malt.improvement.summary import Improvement
 from malt.sanitize import code_span, markdown_table
 
@@ -99,7 +99,7 @@ def rounds_table(figures: RoundFigures) -> str:
     return markdown_table(head, rows)
 
 
-def systems_table(rows: list[Row]) -> str:
+def systems_table(rows: list[SystemRow]) -> str:
     """Write how often each system of an evaluation is right."""
     titles = [*rows[0].cells]
     return markdown_table(
@@ -107,7 +107,7 @@ def systems_table(rows: list[Row]) -> str:
     )
 
 
-def tell_gain(judgement: Judgement | None) -> str:
+def tell_gain(judgement: RoundDecision | None) -> str:
     """Write a gain in points with its interval."""
     if judgement is None or judgement.difference is None or judgement.low is None or judgement.high is None:
         return ""

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from malt.config.base import Recorded
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from malt.evaluation.result import Evaluated
-from malt.improvement.decision import Judgement
+from malt.improvement.decision import RoundDecision
 from malt.training.run import TrainSummary
 
 
@@ -20,7 +20,7 @@ class Round(Recorded):
     dataset: str
     models: str
     evaluation: str
-    judgement: Judgement
+    judgement: RoundDecision
 
 
 class Used(Recorded):
