@@ -23,7 +23,7 @@ from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_qu
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
-from malt.grading.trust import require_trust
+from malt.grading.user_code import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known

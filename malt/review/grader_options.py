@@ -18,7 +18,7 @@ from malt.errors import ConfigError
 from malt.grading.graders import Grader, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
-from malt.grading.trust import require_trust
+from malt.grading.user_code import require_trust
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
@@ -120,7 +120,7 @@ class OpenedGraders:
         if self._prompts is not None:
             _check_judge(spec, grading.limits)
         if spec.function is not None:
-            objective_grader("python", spec).check()
+            objective_grader("python", spec).check(None)
 
     @property
     def used(self) -> Usage:
