@@ -180,7 +180,7 @@ class _BatchedRun:
         known = await asyncio.to_thread(self.session.store.rows, ids)
         collector = BatchCollector(self.session, known, items, self._failed, self.asks, self.tally)
         try:
-            shortfall = await ask_all(window, self.spec, self.prompts, collector, judge=self.job.judge)
+            shortfall = await ask_all(window, self.job.inputs(collector))
         finally:
             await self._note_spent()
         if shortfall.stopped is not None:

@@ -65,7 +65,7 @@ def fill_batch(job: Job, run: Run) -> Filled:
     try:
         ask = asker_for(job, run)
         admit = admit_trees(ask, job.spec, job.prompts)
-        shortfall = ask.session.run(ask_all(job.questions, job.spec, job.prompts, ask, admit, job.judge))
+        shortfall = ask.session.run(ask_all(job.questions, job.inputs(ask), admit))
     except RunStopped as stop:  # before this part began
         return Filled(Shortfall((), str(stop)), Tally())
     return Filled(shortfall, Tally(ask.tally.roles))

@@ -176,7 +176,7 @@ def _count_stored(job: Job, store: Store) -> dict[Role, Count]:
 
     async def visit(window: Sequence[Question]) -> None:
         counting = _CountingRecall(store.rows(question.question_id for question in window), counts)
-        for valued in await gather_all(assess(question, job.spec, job.prompts, counting) for question in window):
+        for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
                 _count_grown(valued.tree, job.spec, counts)
 

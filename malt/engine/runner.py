@@ -133,5 +133,5 @@ def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
 def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], store: Store) -> list[str]:
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
     noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
-    asyncio.run(ask_all(questions, job.spec, job.prompts, noted, judge=job.judge))
+    asyncio.run(ask_all(questions, job.inputs(noted)))
     return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -30,6 +30,7 @@ from malt.llm.request import Completion
 from malt.llm.response import split_parts
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id, read_questions
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import grow_tree
 from malt.trees.tree import Address, Node, Tree
 
@@ -83,7 +84,7 @@ class Trio(NamedTuple):
         spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
         asked = Question(question_id=question_id, question=text, ground_truth="")
         complete = mute_absent(self.lineup, make_completer(self.session, [question_id], run=self.run))
-        return await self.session.call(grow_tree(asked, spec, self.prompts, complete))
+        return await self.session.call(grow_tree(asked, TreeInputs(spec, self.prompts, complete)))
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
