@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from functools import reduce
+from math import ceil, sqrt
+from statistics import stdev
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -11,30 +13,87 @@ from pydantic import BaseModel, ConfigDict
 from malt.concurrency import gather_all
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
-from malt.engine.estimate import (
-    NOTHING,
-    SHARE_OF_MAX_TOKENS,
-    Range,
-    Seen,
-    Total,
-    each_takes,
-    rounded,
-    tokens_of,
-    total_of,
-)
 from malt.engine.job import Job, models_asked
 from malt.engine.run import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
-from malt.llm.client.completers import StoreCompleter
+from malt.llm.client.completers import StoreCompleter, measure_usage
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import Store
+from malt.llm.usage import Usage
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess
 from malt.trees.replay import windows
 from malt.trees.tree import Tree
+
+_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+"""Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""
+
+
+class Range(NamedTuple):
+    """A quantity as it may come out: 95 % of runs should lie between the ends."""
+
+    low: float
+    expected: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        return Range(*(part * factor for part in self))
+
+    def plus(self, other: "Range") -> "Range":
+        """Add up end by end, as if all came out low, or high, together."""
+        return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def shared(self, share: "Range") -> "Range":
+        return Range(*(mine * its for mine, its in zip(self, share, strict=True)))
+
+    def at_most(self, limit: float) -> "Range":
+        return Range(*(min(part, limit) for part in self))
+
+
+NOTHING = Range(0, 0, 0)
+
+_CHARACTERS_PER_TOKEN = Range(5, 4, 3)
+"""What is assumed of a prompt, as English prose and code are."""
+SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
+"""What is assumed of a completion."""
+
+
+class Total(NamedTuple):
+    """One question's total of something, and how many completions took it."""
+
+    amount: float
+    completions: int
+
+
+def each_takes(totals: Sequence[Total], questions: int) -> Range:
+    """Return what a completion takes on average over `questions` further ones, judging by those that were seen.
+
+    A prediction interval for the mean: questions differ, and completions of one question are alike, so it goes by the
+    questions' means. A single question says little: half to twice of what it took.
+    """
+    mean = sum(total.amount for total in totals) / sum(total.completions for total in totals)
+    if len(totals) == 1:
+        return Range(mean / 2, mean, mean * 2)
+    spread = stdev(total.amount / total.completions for total in totals)
+    half = student_t(len(totals) - 1) * spread * sqrt(1 / len(totals) + 1 / max(1, questions))
+    return Range(max(0.0, mean - half), mean, mean + half)
+
+
+def student_t(freedom: int) -> float:
+    """Return the quantile for a two-sided 95 % range."""
+    return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
+
+
+def tokens_of(characters: float) -> Range:
+    """Return the tokens that a prompt of so many characters is assumed to have."""
+    return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
+
+
+def rounded(amount: Range) -> tuple[int, int, int]:
+    return int(amount.low), round(amount.expected), ceil(amount.high)
 
 
 class Figures(BaseModel):
@@ -102,7 +161,7 @@ class Count:
     prompts: int = 0
     prompt_characters: int = 0
     completions: int = 0
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, Usage] = field(default_factory=dict)
     """What they took where the provider counted, by question."""
     missing: int = 0
     """Samples that were asked for on the way and are not stored."""
@@ -140,7 +199,7 @@ class _CountingRecall(StoreCompleter):
         for completion in new:
             count.completions += 1
             if completion.completion_tokens is not None:
-                count.seen.setdefault(request.question_id, Seen()).add(completion)
+                count.seen.setdefault(request.question_id, Usage()).add(measure_usage(completion))
 
 
 def plan(job: Job, store: Store) -> Plan:
@@ -272,9 +331,8 @@ def expect(
         model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    if len(costs) < len(seen) or (
-        is_asked_in_batches(model, spec) and expected.cost is not None
-    ):  # some may be direct ones'
+    are_mixed = is_asked_in_batches(model, spec) and expected.cost is not None  # some may be direct ones'
+    if are_mixed or len(costs) < len(seen):
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
@@ -294,7 +352,7 @@ def figures_of(expected: _Expected) -> list[Figures]:
     ]
 
 
-def history(seen: Sequence[Seen]) -> str:
+def history(seen: Sequence[Usage]) -> str:
     completions = sum(one.completions for one in seen)
     if len(seen) == 1:
         return f"{completions} stored completions to one question: from half to twice of what they took"
@@ -324,7 +382,8 @@ def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> 
         return tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
     asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
-    return asked.plus(total_of(_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
+    shown = (_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role])
+    return reduce(Range.plus, shown, asked)
 
 
 def _text_shown(model: ModelSpec, count: Count) -> Range:
