@@ -18,17 +18,15 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Run, most_for_tree, session_of
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import BatchClient, RemoteBatch
-from malt.llm.batch.collector import BatchCollector
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
-from malt.llm.batch.submit import BatchSize, BatchSubmitter, Queues
-from malt.llm.budget import NOTHING, Amount
+from malt.llm.batch.submit import BatchCollector, BatchSize, BatchSubmitter, Queues
+from malt.llm.budget import NOTHING, Amount, Tally, Usage
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
 from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.store.batches import Batch, name_process, submitting
 from malt.llm.store.samples import split_chunks
-from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions, windows

@@ -8,9 +8,9 @@ from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, admit_trees, asker_for, merge
 from malt.errors import RunStopped
+from malt.llm.budget import Tally
 from malt.llm.client.session import STOP_SECONDS
 from malt.llm.store.database import expect_store
-from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions

@@ -16,12 +16,12 @@ from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
 from malt.engine.run import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
+from malt.llm.budget import Usage
 from malt.llm.client.completers import StoreCompleter, measure_usage
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import Store
-from malt.llm.usage import Usage
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess

@@ -21,10 +21,10 @@ from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
 from malt.engine.run import Filled, Run, new_run_name
 from malt.errors import ConfigError, QuestionError
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_store_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
-from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, asks_judge
 from malt.trees.replay import windows

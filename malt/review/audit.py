@@ -21,7 +21,7 @@ from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, exclusion_of, stored_trees
 from malt.grading.grades import Grade, Outcome
-from malt.llm.usage import Usage
+from malt.llm.budget import Usage
 from malt.questions.screening import Exclusion
 from malt.review.grader_options import (
     GraderChoice,

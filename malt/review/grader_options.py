@@ -19,10 +19,10 @@ from malt.grading.graders import Grader, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
 from malt.grading.user_code import require_trust
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
-from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 
 _KINDS: tuple[GraderKind, ...] = get_args(GraderKind)

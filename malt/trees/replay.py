@@ -19,10 +19,10 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.request import Complete, Completion, CompletionRequest
 from malt.llm.store.samples import PastStore, Store
-from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree

@@ -15,13 +15,13 @@ from types import MappingProxyType
 from malt.concurrency import gather_all
 from malt.config.roles import Role
 from malt.errors import ConfigError, StoreError
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.session import Session, open_default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import ASIDE, Store
-from malt.llm.usage import Tally, Usage
 
 
 class StoreCompleter:
