@@ -1,16 +1,15 @@
 """Plan: what a run would ask and cost, counted against the store. Asks nobody; what to expect is in estimate.py."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import ceil, sqrt
 from statistics import stdev
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Literal, NamedTuple
 
 from malt.concurrency import gather_all
+from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
@@ -96,60 +95,46 @@ def rounded(amount: Range) -> tuple[int, int, int]:
     return int(amount.low), round(amount.expected), ceil(amount.high)
 
 
-class Figures(BaseModel):
+class Figures(Recorded):
     """One end of the range that a quote may come out in."""
-
-    model_config = ConfigDict(frozen=True)
 
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
+    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
 
 
-class RolePlan(BaseModel):
-    """What one role would still be asked."""
+class Quote(Figures):
+    """What would still be asked: as expected, as low, and as high as it may come out."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    model: str
-    mode: Literal["direct", "batch"]
-    """How it is asked: in batches where the run's mode says so and its provider takes them."""
     requests: int
     """Still to be sent, where siblings are one request."""
     completions: int
     """Still to be bought."""
     stored_completions: int
     """Already in the store."""
-    prompt_tokens: int
-    """As expected, as the next two."""
-    completion_tokens: int
-    cost_usd: float | None
-    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
     low: Figures
     high: Figures
+
+
+class RolePlan(Quote):
+    """What one role would still be asked."""
+
+    model: str
+    mode: Literal["direct", "batch"]
+    """How it is asked: in batches where the run's mode says so and its provider takes them."""
     basis: str
     """Where the figures come from."""
 
 
-class Plan(BaseModel):
+class Plan(Quote):
     """The quote of a run. The evaluator's figures are what it takes if no other grader decides first."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     questions: int
     excluded: dict[str, int]
     """Questions that will give no training rows, by the gate; their trees are grown all the same."""
     roles: dict[Role, RolePlan]
-    requests: int
-    completions: int
-    stored_completions: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    low: Figures
-    """All roles together as low as each may come out."""
-    high: Figures
 
 
 @dataclass
@@ -206,21 +191,23 @@ def plan(job: Job, store: Store) -> Plan:
     """Quote a run: what it needs in full, less what the store has."""
     spec, counts = job.spec, _count_stored(job, store)
     roles = {role: _plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
-    return Plan(
-        dataset=spec.name,
-        questions=len(job.questions),
-        excluded=job.screening.counts.excluded,
-        roles=roles,
-        requests=sum(role.requests for role in roles.values()),
-        completions=sum(role.completions for role in roles.values()),
-        stored_completions=sum(role.stored_completions for role in roles.values()),
-        **together(list(roles.values())).model_dump(),
-        low=together([role.low for role in roles.values()]),
-        high=together([role.high for role in roles.values()]),
-    )
+    excluded = job.screening.counts.excluded
+    questions = len(job.questions)
+    return Plan(dataset=spec.name, questions=questions, excluded=excluded, roles=roles, **add_quotes(roles.values()))
 
 
-def together(parts: Sequence[Figures | RolePlan]) -> Figures:
+def add_quotes(parts: Collection[Quote]) -> dict[str, Any]:
+    """Add up quotes end by end, as the fields of their sum."""
+    counts = ("requests", "completions", "stored_completions")
+    return {
+        **{name: sum(getattr(part, name) for part in parts) for name in counts},
+        **_together(parts).model_dump(),
+        "low": _together([part.low for part in parts]),
+        "high": _together([part.high for part in parts]),
+    }
+
+
+def _together(parts: Collection[Figures]) -> Figures:
     """Add up figures; one unknown cost makes all of it unknown."""
     costs = [part.cost_usd for part in parts]
     return Figures(

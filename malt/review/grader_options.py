@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from malt.concurrency import gather_all
+from malt.config.base import Recorded
 from malt.config.limits import Limits
 from malt.config.loader import load_spec
 from malt.config.roles import Role
@@ -176,7 +177,7 @@ VerdictPairs = Counter[tuple[bool | None, bool | None]]
 """Answers by what two graders say of them: right, wrong, or None where one does not know."""
 
 
-class Agreement(NamedTuple):
+class Agreement(Recorded):
     """What two graders have in common."""
 
     compared: int
