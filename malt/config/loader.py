@@ -33,9 +33,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
     Raises `ConfigError` with one line a problem.
     """
     values = _read_toml(path)
-    origins: dict[Key, str] = {}
-    for override in overrides:
-        origins[_override(values, override)] = "-s"
+    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
     if limit is not None:
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"

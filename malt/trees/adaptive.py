@@ -181,9 +181,7 @@ def nodes_grown(rule: Rule, rewards: Rewards) -> set[Address]:
 
     Raises `KeyError` where a leaf is missing that would have been asked for.
     """
-    nodes: set[Address] = set()
-    asked: dict[Address, int] = {}
-    seen: dict[Address, float | None] = {}
+    nodes, asked, seen = set[Address](), dict[Address, int](), dict[Address, float | None]()
     while due := rule.next_round(nodes, asked, seen):
         for parent, count in due.items():
             new = [parent.child(sample) for sample in range(asked.get(parent, 0), count)]

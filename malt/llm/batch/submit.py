@@ -89,8 +89,7 @@ class BatchCollector(SessionCompleter):
                 await gather_all(buy(first, count) for first, count in group_runs(to_ask))
                 to_ask = [sample for sample in to_ask if self.answer(request, sample) is not None]
                 self.failed.update(asked.keys[sample] for sample in left if self.answer(request, sample) is None)
-            left = [sample for sample in left if sample not in to_ask]
-            if not left:
+            if not (left := [sample for sample in left if sample not in to_ask]):
                 return
 
     def _puts_off(self, request: CompletionRequest, samples: Sequence[int]) -> bool:

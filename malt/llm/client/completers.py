@@ -153,8 +153,7 @@ class SessionCompleter(StoreCompleter):
         for place, asked in enumerate(with_fallbacks(request)):
             buy = partial(self._request_run, asked, has_spare=place < fallbacks)
             await gather_all(buy(first, count) for first, count in group_runs(left))
-            left = [sample for sample in left if self.answer(request, sample) is None]
-            if not left:
+            if not (left := [sample for sample in left if self.answer(request, sample) is None]):
                 return
 
     async def _request_run(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:

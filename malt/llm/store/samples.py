@@ -87,10 +87,8 @@ class Store:
         self.patience_s = patience_s
         self._away_since: float | None = None
         self._cannot_write = False
-        self._engine = self._open()
-        self._inode = self._find_inode()
-        self._rescuing = threading.Lock()
-        self._insert = self._upsert()
+        self._engine, self._rescuing = self._open(), threading.Lock()
+        self._inode, self._insert = self._find_inode(), self._upsert()
 
     @property
     def is_away(self) -> bool:
