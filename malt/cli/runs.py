@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from malt.config.roles import Role
     from malt.config.spec import RunSpec
+    from malt.engine.build import RunSummary
     from malt.engine.job import Job
     from malt.engine.plan import Plan
-    from malt.engine.summary import RunSummary
     from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
 
@@ -125,7 +125,7 @@ def rerun(
 ) -> int:
     """Ask again for part of a dataset, and publish. For what is missing, or with --refresh for all of it anew."""
     from malt.engine.job import read_job
-    from malt.engine.refresh import read_declared
+    from malt.engine.runner import read_declared
 
     again = _ask_again(read_job(read_declared(name, config)), questions, roles, refresh=refresh)
     return finish(again, files=files, as_json=as_json)
@@ -133,8 +133,7 @@ def rerun(
 
 def _ask_again(job: "Job", ids: "Sequence[str]", roles: "Sequence[Role]", *, refresh: bool) -> "RunSummary":
     from malt.cli.progress import progress
-    from malt.engine.refresh import choose_questions
-    from malt.engine.runner import rerun_job
+    from malt.engine.runner import choose_questions, rerun_job
 
     chosen = choose_questions(job.questions, ids)
     with progress(job.spec, len(chosen)):

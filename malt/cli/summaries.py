@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from malt.cli import terminal
 
 if TYPE_CHECKING:
+    from malt.engine.build import RunSummary
     from malt.engine.plan import Plan, RolePlan
-    from malt.engine.summary import RunSummary
     from malt.evaluation.plan import EvaluationPlan
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
@@ -61,7 +61,7 @@ def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
 
 
 def _describe_content(summary: "RunSummary") -> Iterator[str]:
-    from malt.datasets.stats.findings import describe_unknown
+    from malt.datasets.stats.figures import describe_unknown
 
     leaves = ", ".join(f"{count:,} {_GRADE_WORDS.get(name, name)}" for name, count in summary.outcomes.items() if count)
     graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())

@@ -88,7 +88,7 @@ def _show_version_table(versions: "Sequence[DatasetVersion]") -> None:
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
 
     shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
     shown[find_kind(version)](version, question_id, as_json=as_json)
@@ -158,7 +158,7 @@ def _format_tokens(count: int | None) -> str:
 
 def _show_findings(version: "DatasetVersion") -> None:
     """Print a version's diagnostics, and what its gates left out."""
-    from malt.datasets.stats.findings import describe_diagnostics, describe_losses
+    from malt.datasets.stats.figures import describe_diagnostics, describe_losses
 
     for subject, told in describe_diagnostics(version.manifest.diagnostics):
         terminal.say(f"  {subject:<12} {told}")
@@ -169,7 +169,9 @@ def _show_findings(version: "DatasetVersion") -> None:
 
 def _show_questions(version: "DatasetVersion") -> None:
     """Print the first questions with their ids, and how many of each one's leaves are right."""
-    leaves = version.trajectories.query("role == 'refiner'")
+    from malt.config.roles import PLAYERS
+
+    leaves = version.trajectories.query(f"role == '{PLAYERS[-1]}'")
     right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
     for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
         asked = version.questions.query("question_id == @question_id").question.iloc[0]
@@ -222,7 +224,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.datasets.pages.page import find_report
     from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
     from malt.evaluation.report import find_report as find_evaluation_report
     from malt.evaluation.version import open_evaluation
     from malt.models.report import find_report as find_model_report
@@ -264,7 +266,7 @@ def _check_version(
     from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
     from malt.evaluation.check import verify as check_evaluation
     from malt.evaluation.version import open_evaluation
     from malt.models.check import verify as check_model

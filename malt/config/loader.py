@@ -101,7 +101,6 @@ def _read_toml(path: Path) -> Table:
 
 
 def _override(values: Table, override: str) -> Key:
-    """Apply one override and return its key."""
     name, equals, text = override.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):

@@ -118,7 +118,7 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
     question, reference = _filled(values, asked, "question"), _filled(values, answered, "reference answer")
     choices: tuple[str, ...] = ()
     if choices_column:
-        labels, choices = read_choices(values[choices_column])
+        labels, choices = _read_choices(values[choices_column])
         question = _lettered(question, choices)
         reference = _letter(values[answered], labels, choices)
         whole = ""
@@ -275,7 +275,7 @@ class Choices(NamedTuple):
     texts: tuple[str, ...]
 
 
-def read_choices(value: JsonValue) -> Choices:
+def _read_choices(value: JsonValue) -> Choices:
     """Read `{"label": […], "text": […]}`, a list of `{"label", "text"}` or a list of texts; in CSV as JSON text."""
     match _parsed(value):
         case {"label": list(labels), "text": list(texts)} if len(labels) == len(texts):

@@ -22,8 +22,15 @@ from malt.grading.graders import grade
 from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, read_cell, read_question
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
-from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
+from malt.review.grader_options import (
+    Agreement,
+    GraderChoice,
+    OpenedGraders,
+    VerdictPairs,
+    grade_all,
+    measure_agreement,
+    read_verdict,
+)
 
 Columns = Mapping[str, JsonValue]
 
@@ -237,7 +244,6 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
 
 
 def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
-    """Add what comparing grades with labels gives."""
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():

@@ -73,7 +73,6 @@ async def find_route(model: ModelSpec) -> Route:
 
 
 def forget_route(model: ModelSpec) -> None:
-    """Have the way to a model found anew."""
     _routes.pop((model.model, model.api_base, model.weights), None)
 
 
