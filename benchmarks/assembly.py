@@ -36,7 +36,7 @@ from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import COLUMNS, Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.growth import grow
+from malt.trees.growth import TreeInputs, grow
 from malt.trees.replay import windows
 
 CONFIG = """
@@ -169,7 +169,7 @@ def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSe
 
     async def grow_all() -> None:
         for question, complete in zip(questions, made_up, strict=True):
-            await grow(question, spec, prompts, complete)
+            await grow(question, TreeInputs(spec, prompts, complete))
 
     asyncio.run(grow_all())
     rows = [tuple(getattr(row, name) for name in COLUMNS) for complete in made_up for row in complete.rows]

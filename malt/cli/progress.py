@@ -22,8 +22,8 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 
 if TYPE_CHECKING:
+    from malt.llm.budget import Tally
     from malt.llm.client.session import Session
-    from malt.llm.usage import Tally
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.version import EvaluationVersion
-from malt.llm.usage import Tally
+from malt.llm.budget import Tally
 from malt.trees.tree import FailedBranch
 
 

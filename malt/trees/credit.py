@@ -201,7 +201,6 @@ _START = 80
 
 
 def _render_tree(valued: ValuedTree) -> str:
-    """Write a question and its nodes, children below their parent."""
     question = valued.tree.question
     head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
     nodes = [valued.tree.nodes[address] for address in sorted(valued.tree.nodes)]

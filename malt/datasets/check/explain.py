@@ -315,9 +315,8 @@ def write_arithmetic(valued: ValuedTree, address: Address) -> str:
     if address.is_leaf:
         return f"{worth}, its own grade, {verdict}"
     rewards = [valued.values[leaf].mean for leaf in leaves if leaf in valued.values]
-    known = f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
-    if len(rewards) < len(leaves):
-        known = f"{len(rewards)} known of {known}"
+    known = f"{len(rewards)} known of " if len(rewards) < len(leaves) else ""
+    known += f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
     return f"{worth} = ({_write_sum(rewards)}) / {known}, {verdict}"
 
 

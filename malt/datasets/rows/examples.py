@@ -257,7 +257,6 @@ def _interval_of(node: Node, value: Value) -> Interval:
 
 
 def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> QuestionRow:
-    """Write a tree's question, whether the tree is complete, and what was known of it before it was asked."""
     question = tree.question
     return QuestionRow(
         question_id=question.question_id,

@@ -214,13 +214,12 @@ class Listed(NamedTuple):
 
 def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
-    names = list_names(datasets_dir) if name is None else [name]
     if name is not None:
         if not re.fullmatch(_NAME, name):
             raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
         choose_number(datasets_dir / name)
     listed = Listed([], {})
-    for folder in (datasets_dir / each for each in names):
+    for folder in (datasets_dir / each for each in ([name] if name else list_names(datasets_dir))):
         for number in version_numbers(folder):
             try:
                 listed.versions.append(open_folder(folder / f"v{number}"))

@@ -21,7 +21,7 @@ from malt.config.roles import ModelSpec
 from malt.config.secret_scan import redact
 from malt.config.settings import Settings
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
-from malt.llm.budget import Amount, Budget, estimate_worst_case
+from malt.llm.budget import Amount, Budget, Tally, Usage, estimate_worst_case
 from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
@@ -31,7 +31,6 @@ from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import BatchedWriter, Store, UnwritableRow
-from malt.llm.usage import Tally, Usage
 
 T = TypeVar("T")
 

@@ -137,7 +137,7 @@ async def _read_reply(
     response = take_answers(body, model)
     if embedded.is_embedded(model.model) and route.api_base:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
-            await asyncio.to_thread(_count_choices, route.api_base, response)
+            await asyncio.to_thread(embedded.count_choices, route.api_base, response)
     route.has_siblings = route.has_siblings or len(embedded.as_list(response["choices"])) > 1
     return Reply(response, latency_s, compute_cost(model, response.get("usage")), granted)
 
@@ -307,13 +307,6 @@ def _derive_seed(request: CompletionRequest, first: int) -> int:
 @cache
 def _make_response_format(schema: type[BaseModel]) -> object:
     return import_litellm().utils.type_to_response_format_param(schema)
-
-
-def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
-    """Note each choice's `completion_tokens` in it: the embedded server's usage covers the first choice alone."""
-    choices = [choice for choice in embedded.as_list(response.get("choices")) if isinstance(choice, dict)]
-    for choice, tokens in zip(choices, embedded.count_choices(api_base, response), strict=True):
-        choice["completion_tokens"] = tokens
 
 
 def compute_cost(model: ModelSpec, usage: JsonValue, *, batched: bool = False) -> float | None:

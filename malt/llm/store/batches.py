@@ -68,7 +68,6 @@ class Batch:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether who wrote it down has ended before it was known to be handed in."""
         if self.owner == name_process():
             return self.mark not in submitting
         place, _, process = self.owner.rpartition(":")

@@ -100,7 +100,6 @@ def hide_password(url: str) -> str:
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Turn what the database raises into a `StoreError` that names the store."""
     try:
         yield
     except DBAPIError as error:

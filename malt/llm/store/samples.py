@@ -87,10 +87,8 @@ class Store:
         self.patience_s = patience_s
         self._away_since: float | None = None
         self._cannot_write = False
-        self._engine = self._open()
-        self._inode = self._find_inode()
-        self._rescuing = threading.Lock()
-        self._insert = self._upsert()
+        self._engine, self._rescuing = self._open(), threading.Lock()
+        self._inode, self._insert = self._find_inode(), self._upsert()
 
     @property
     def is_away(self) -> bool:
@@ -302,7 +300,6 @@ class PastStore(Store):
         self.moment = moment.timestamp()
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by the keys that they had then."""
         answers: dict[str, list[StoredSample]] = {}
         for key, row in super().rows(question_ids).items():
             answers.setdefault(key.partition(ASIDE)[0], []).append(row)
