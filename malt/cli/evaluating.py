@@ -10,11 +10,12 @@ from malt.cli.options import takes_config, takes_json
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
+    from malt.datasets.version.dataset_version import Listed
     from malt.evaluation.compare import EvaluationDiff
+    from malt.evaluation.evaluate import Evaluated
     from malt.evaluation.plan import EvaluationPlan
-    from malt.evaluation.result import Evaluated
     from malt.evaluation.summary import Cell, Summary
-    from malt.evaluation.version import EvaluationVersion, ListedEvaluations
+    from malt.evaluation.version import EvaluationVersion
     from malt.llm.store.samples import Store
 
 
@@ -64,7 +65,7 @@ def evaluations(name: str | None, as_json: bool) -> int:
     return 1 if listed.unreadable else 0
 
 
-def _listing_json(listed: "ListedEvaluations") -> dict[str, Any]:
+def _listing_json(listed: "Listed[EvaluationVersion]") -> dict[str, Any]:
     return {
         "versions": [
             {
@@ -82,7 +83,7 @@ def _listing_json(listed: "ListedEvaluations") -> dict[str, Any]:
     }
 
 
-def _show_evaluations(listed: "ListedEvaluations") -> None:
+def _show_evaluations(listed: "Listed[EvaluationVersion]") -> None:
     for reference, error in listed.unreadable.items():
         terminal.warn(f"error: {reference}: {error}")
     table = terminal.new_table("version", "questions", "systems.", "content.", "made.")

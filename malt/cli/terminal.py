@@ -74,8 +74,10 @@ def new_table(*columns: str) -> "Table":
 
 
 def format_dollars(cost: float | None) -> str:
-    """Write a cost; an unknown one is not zero."""
-    return "unknown" if cost is None else f"${cost:.4f}"
+    """Write a cost as every page does; an unknown one is not zero."""
+    from malt.datasets.stats import figures
+
+    return figures.format_dollars(cost)
 
 
 def format_bytes(size: int) -> str:

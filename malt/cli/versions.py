@@ -34,7 +34,7 @@ def datasets(name: str | None, as_json: bool) -> int:
     return 1 if listed.unreadable else 0
 
 
-def _listing_json(listed: "Listed") -> dict[str, Any]:
+def _listing_json(listed: "Listed[DatasetVersion]") -> dict[str, Any]:
     return {
         "versions": [
             {
@@ -52,7 +52,7 @@ def _listing_json(listed: "Listed") -> dict[str, Any]:
     }
 
 
-def _show_versions(listed: "Listed") -> None:
+def _show_versions(listed: "Listed[DatasetVersion]") -> None:
     for reference, error in listed.unreadable.items():
         terminal.warn(f"error: {reference}: {error}")
     if listed.versions:
@@ -267,9 +267,9 @@ def _check_version(
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
     from malt.datasets.version.published import find_kind
-    from malt.evaluation.check import verify as check_evaluation
+    from malt.evaluation.publish import verify as check_evaluation
     from malt.evaluation.version import open_evaluation
-    from malt.models.check import verify as check_model
+    from malt.models.publishing import verify as check_model
     from malt.models.version import open_model
 
     if find_kind(reference) == "evaluations":

@@ -17,7 +17,7 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import find_near_duplicates, screen
 
-SHOWN = 5
+_SHOWN = 5
 """Overlapping questions that are named."""
 
 
@@ -32,12 +32,10 @@ class EvaluationJob(NamedTuple):
     """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
 
     def asks(self, lineup: Lineup, question: Question) -> bool:
-        """Whether a system is asked a question."""
         return lineup.system not in self.asked or question.question_id in self.asked[lineup.system]
 
     @property
     def evaluate(self) -> EvaluateSpec:
-        """What the config says of it."""
         return require_evaluate(self.spec)
 
 
@@ -48,7 +46,7 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
     """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = held_out_questions(spec)[:limit]
+    questions = _read_held_out(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
@@ -61,27 +59,27 @@ def check_systems(job: EvaluationJob) -> None:
         check_models(spec)
 
 
-def held_out_questions(spec: RunSpec) -> list[Question]:
+def _read_held_out(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
-        return validation_questions(spec)
+        return _read_validation(spec)
     questions = read_questions(evaluate.questions)
     if evaluate.overlap == "refuse":
-        refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
-        for model in find_model_versions(spec):
-            refuse_overlap(questions, read_trained_on(model), f"what {model.reference} was trained on")
+        _refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
+        for model in _find_model_versions(spec):
+            _refuse_overlap(questions, _read_trained_on(model), f"what {model.reference} was trained on")
     return questions
 
 
-def find_model_versions(spec: RunSpec) -> list[ModelVersion]:
+def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
     """Return the model versions that play in any system."""
     names = {lineup.spec.roles[role].model for lineup in list_lineups(spec) for role in lineup.roles}
     found = (NAMED.fullmatch(name) for name in sorted(names))
     return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]
 
 
-def read_trained_on(model: ModelVersion) -> list[Question]:
+def _read_trained_on(model: ModelVersion) -> list[Question]:
     """Return the questions of the dataset version that a model version was trained on; none where that is gone."""
     entry = model.manifest.dataset
     try:
@@ -92,7 +90,7 @@ def read_trained_on(model: ModelVersion) -> list[Question]:
     return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 
 
-def validation_questions(spec: RunSpec) -> list[Question]:
+def _read_validation(spec: RunSpec) -> list[Question]:
     """Return the questions that the config sets apart from training. Raises `ConfigError` where it sets none apart."""
     if not spec.dataset.validation:
         raise ConfigError(
@@ -110,7 +108,7 @@ def validation_questions(spec: RunSpec) -> list[Question]:
     return apart
 
 
-def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
+def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
     """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
     texts = [question.question for question in (*training, *questions)]
     alike = find_near_duplicates(texts)
@@ -120,8 +118,8 @@ def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], 
         if place >= len(training) > first
     ]
     if found:
-        named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:SHOWN])
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise QuestionError(
             f"{len(found)} of {len(questions)} questions in evaluate.questions are in {source} too: "
             f'{named}{more}; take others, or say overlap = "keep" if nothing was trained on them'
