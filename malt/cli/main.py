@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from malt.cli import (
-    batches,
     configuring,
     evaluating,
     explaining,
@@ -39,7 +38,7 @@ _UNEXPECTED = 1
 _INTERRUPTED = 130
 _COMMANDS = [
     *(configuring.init, configuring.config),
-    *(runs.plan, runs.run, runs.rerun, runs.assemble, batches.batches),
+    *(runs.plan, runs.run, runs.rerun, runs.assemble, runs.batches),
     *(versions.datasets, versions.show, versions.report, versions.verify),
     *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
