@@ -21,6 +21,7 @@ LAYERS = (
     ("training",),
     ("engine",),
     ("evaluation",),
+    ("improvement",),
     ("review",),
     ("hosting",),
     ("cli",),

@@ -19,6 +19,7 @@ from malt.cli import (
     evaluating,
     explaining,
     grading,
+    improving,
     lifecycle,
     runs,
     service,
@@ -45,7 +46,7 @@ _COMMANDS = [
     *(sharing.export, sharing.push),
     *(training.train, training.models),
     *(grading.grade, grading.audit),
-    *(evaluating.evaluate, evaluating.evaluations),
+    *(evaluating.evaluate, evaluating.evaluations, improving.improve),
     *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400

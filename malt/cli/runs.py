@@ -48,6 +48,7 @@ def _split_roles(context: click.Context, option: click.Parameter, value: str | N
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.engine.job import check_models
     from malt.engine.plan import plan as quote
     from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
@@ -58,6 +59,10 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
         quoted = quote(job, store)
         evaluation = evaluating.quote_evaluation(job.spec, store)
     terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
+    try:
+        check_models(job.spec)
+    except ConfigError as error:
+        terminal.warn(f"before it can run: {error}")
     return 0 if shortfall is None else summaries.show_shortfall(shortfall)
 
 
@@ -171,7 +176,7 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
-    missing = _name_missing()
+    missing = find_missing()
     if missing and spec.run.task_runner != "threads":
         raise ConfigError(f"run.task_runner = {spec.run.task_runner!r} needs {missing}; leave it out")
     if missing:
@@ -180,7 +185,7 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     return read_job(spec), server
 
 
-def _name_missing() -> str:
+def find_missing() -> str:
     """Name what is not at hand of what a flow needs; empty where it can be run."""
     if find_spec("prefect") is None:
         return "Prefect (pip install 'malt-trees[prefect]') and a checkout of the project"
@@ -201,8 +206,16 @@ def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
 
 def _run_flow(name: str, job: "Job", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
-    from malt.engine import signals
     from malt.engine.job import handing_over
+
+    with handing_over(job):
+        result: RunSummary = flow_result(name, job.spec, server)
+    return result
+
+
+def flow_result(name: str, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - each flow has its own
+    """Run a flow here, and return what it came to. Raises the flow's own error where that is one."""
+    from malt.engine import signals
     from malt.llm.provider import call
 
     with paused_gc():
@@ -210,20 +223,19 @@ def _run_flow(name: str, job: "Job", server: "Server") -> "RunSummary":
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
-    with handing_over(job):
-        result = signals.run(_await_flow(flow, job.spec, server))
+    result = signals.run(_await_flow(flow, spec, server))
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - Prefect is not imported here
     """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
     from httpx import HTTPError
 
     try:
         state = await flow(spec, return_state=True)
-        result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+        result = await state.aresult(raise_on_failure=False)
     except HTTPError as error:
         result = error
     return PrefectLost(describe_loss(server, result)) if isinstance(result, HTTPError) else result

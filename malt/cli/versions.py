@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.cli import evaluating, terminal, training
+from malt.cli import evaluating, summaries, terminal, training
 from malt.cli.options import open_any, takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def _show_version(version: "DatasetVersion") -> None:
         nodes = f"{growth.nodes:,} of {growth.nodes_in_full:,} nodes of full trees"
         terminal.say(f"grown adaptively: {nodes}; a value is {growth.values}")
     _show_roles(version)
-    leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
-    terminal.say(f"leaves: {leaves}; graded by {', '.join(manifest.spec.evaluator.kind)}")
+    terminal.say(
+        f"leaves: {summaries.describe_outcomes(counts.outcomes)}; graded by {', '.join(manifest.spec.evaluator.kind)}"
+    )
     _show_ledger(version)
     _show_findings(version)
     _show_questions(version)
@@ -103,14 +104,14 @@ def _show_roles(version: "DatasetVersion") -> None:
     from malt.config.roles import PLAYERS
 
     manifest = version.manifest
-    columns = ("model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
+    columns = ("model.", "samples", "nodes", "positive", "negative", "no label", "tokens out", "cost")
     table = terminal.new_table("role", *columns)
     for role in PLAYERS:
         labels, declared = manifest.counts.labels[role], manifest.spec.roles[role]
         figures = (declared.samples, manifest.counts.nodes[role], labels.right, labels.wrong, labels.none)
         tokens = _format_tokens(manifest.tokens[role].completion_tokens)
         cost = terminal.format_dollars(manifest.cost[role].cost_usd)
-        table.add_row(role.value, declared.model, *map(str, figures), tokens, cost)
+        table.add_row(role.value, terminal.shorten_name(declared.model), *map(str, figures), tokens, cost)
     terminal.say(table)
 
 
@@ -121,7 +122,7 @@ def _show_ledger(version: "DatasetVersion") -> None:
         tokens = map(_format_tokens, (entry.tokens.prompt_tokens, entry.tokens.completion_tokens))
         cost = terminal.format_dollars(entry.cost.cost_usd)
         made = f"{entry.tokens.completions:,}"
-        table.add_row(entry.run or "unknown", entry.role.value, entry.model, made, *tokens, cost)
+        table.add_row(entry.run or "unknown", entry.role.value, terminal.shorten_name(entry.model), made, *tokens, cost)
     terminal.say(table)
 
 
@@ -148,7 +149,7 @@ def _show_questions(version: "DatasetVersion") -> None:
     right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
     for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
         asked = version.questions.query("question_id == @question_id").question.iloc[0]
-        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} right  {terminal.one_line(asked)}")
+        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} correct  {terminal.one_line(asked)}")
     if len(right) > _QUESTIONS_SHOWN:
         terminal.say(f"  … and {len(right) - _QUESTIONS_SHOWN} more questions in questions.parquet")
 

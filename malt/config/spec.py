@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from malt.config.base import Declared, as_list
 from malt.config.evaluate import EvaluateSpec
+from malt.config.improve import ImproveSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, inherit
@@ -32,8 +33,8 @@ class EvaluatorSpec(ModelSpec):
     """Weight of the judge's correctness score; the two weights are scaled to sum to one."""
     reasoning_weight: float = Field(0.5, ge=0)
     """Weight of the judge's reasoning score."""
-    function: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$")
-    """For kind `python`: `module:function`, called with (question, ground_truth, answer)."""
+    function: str | None = Field(None, pattern=r"^[^:]+:[\w.]+$")
+    """For kind `python`: `module:function` or `file.py:function`, called with (question, ground_truth, answer)."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one judge request may take."""
     grader_timeout_s: float = Field(10.0, gt=0)
@@ -180,6 +181,8 @@ class RunSpec(Declared):
     """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
+    improve: ImproveSpec = Field(default_factory=ImproveSpec)
+    """How `malt improve` goes round."""
 
     @model_validator(mode="before")
     @classmethod

@@ -53,7 +53,7 @@ def _frontier_table(summary: Summary) -> str:
     """Write the cost-accuracy frontier, from the cheapest on."""
     head = ("tokens", "system", "way", "right, %", "cost")
     rows = [
-        (round(each.tokens), code_span(each.system), each.way, _percent(each.cell), format_dollars(each.cost_usd))
+        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), format_dollars(each.cost_usd))
         for each in summary.frontier
     ]
     return markdown_table(head, rows)
@@ -62,7 +62,7 @@ def _frontier_table(summary: Summary) -> str:
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
     """Write the figures for Prefect's UI, with bars for a picture."""
     bars = [
-        (code_span(name), TITLES[measure], _bar(getattr(system, measure)), _percent(getattr(system, measure)))
+        (code_span(name), TITLES[measure], _bar(getattr(system, measure)), percent(getattr(system, measure)))
         for name, system in summary.systems.items()
         for measure in MEASURES
     ]
@@ -89,7 +89,7 @@ def _accuracy_table(summary: Summary) -> str:
     rows = [
         (
             code_span(name),
-            *(_percent(getattr(system, measure)) for measure in MEASURES),
+            *(percent(getattr(system, measure)) for measure in MEASURES),
             format_count(system.tokens),
             format_dollars(system.cost_usd),
         )
@@ -101,7 +101,7 @@ def _accuracy_table(summary: Summary) -> str:
 def _difference_table(summary: Summary) -> str:
     """Write what each system has over the baseline."""
     rows = [
-        (code_span(name), _points(each), _write_p(each.p), _write_p(each.p_holm))
+        (code_span(name), points(each), _write_p(each.p), _write_p(each.p_holm))
         for name, each in summary.differences.items()
     ]
     return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
@@ -119,13 +119,13 @@ def _power_sentence(summary: Summary) -> str:
     )
 
 
-def _percent(cell: Cell) -> str:
+def percent(cell: Cell) -> str:
     if cell.accuracy is None or cell.low is None or cell.high is None:
         return "n/a"
     return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
 
 
-def _points(compared: Compared) -> str:
+def points(compared: Compared) -> str:
     """Write a difference in percentage points with its interval."""
     return f"{100 * compared.difference:+.1f} ({100 * compared.low:+.1f} to {100 * compared.high:+.1f})"
 

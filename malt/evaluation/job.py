@@ -1,6 +1,7 @@
 """All that an evaluation reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
     """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = _read_held_out(spec)[:limit]
+    questions = held_out_questions(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
@@ -59,12 +60,12 @@ def check_systems(job: EvaluationJob) -> None:
         check_models(spec)
 
 
-def _read_held_out(spec: RunSpec) -> list[Question]:
+def held_out_questions(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
         return _read_validation(spec)
-    questions = read_questions(evaluate.questions)
+    questions = read_questions(evaluate.questions, "evaluate.questions")
     if evaluate.overlap == "refuse":
         _refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
         for model in _find_model_versions(spec):
@@ -80,12 +81,17 @@ def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
 
 
 def _read_trained_on(model: ModelVersion) -> list[Question]:
-    """Return the questions of the dataset version that a model version was trained on; none where that is gone."""
-    entry = model.manifest.dataset
-    try:
-        asked = open_version(f"{entry.name}@v{entry.version}").questions
-    except VersionError:
-        return []
+    """Return the questions of the dataset versions that a model version was trained on; none of those that are gone."""
+    found: dict[str, Question] = {}
+    for entry in (*model.manifest.earlier, model.manifest.dataset):
+        with suppress(VersionError):
+            found |= {each.question_id: each for each in asked_questions(f"{entry.name}@v{entry.version}")}
+    return [*found.values()]
+
+
+def asked_questions(reference: str) -> list[Question]:
+    """Return the questions of a dataset version. Raises `VersionError`."""
+    asked = open_version(reference).questions
     columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)
     return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 

@@ -96,14 +96,14 @@ def _describe_version(
         config=published_config(job.spec),
         prompts=job.prompts.digests,
         questions=QuestionsUsed(source=strip_secrets(source), sha256=questions_digest(table)),
-        models={each.system: _describe_cast(each) for each in job.lineups if each.kind == "chain"},
+        models={each.system: describe_cast(each) for each in job.lineups if each.kind == "chain"},
         grader=(*evaluator.kind, *([evaluator.model] if "llm" in evaluator.kind else [])),
         code=code_version(),
         failures=failures,
     )
 
 
-def _describe_cast(lineup: Lineup) -> dict[str, Player]:
+def describe_cast(lineup: Lineup) -> dict[str, Player]:
     """Say who plays in a system."""
     return {
         role.value: Player(model=model.model, digest=model.weights, sampling=model.sampling)

@@ -72,7 +72,7 @@ class _Bar(NamedTuple):
     questions: int
 
 
-class _Gain(NamedTuple):
+class Gain(NamedTuple):
     """A difference to the baseline in points, and where it stands in its picture."""
 
     system: str
@@ -104,25 +104,32 @@ class _Point(NamedTuple):
 
 
 def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
-    bars = [
-        _make_bar(f"{TITLES[measure]} of {chains}" if votes else TITLES[measure], getattr(system, measure), votes=votes)
-        for measure, votes in ((measure, measure.endswith("_mv")) for measure in MEASURES)
-    ]
+    bars = [make_bar(write_title(name, chains), getattr(system, name), votes=is_vote(name)) for name in MEASURES]
     if system.equal_tokens is not None:
         title = f"single agent, vote of {system.equal_tokens.votes}: as many tokens as the pipeline"
-        bars.append(_make_bar(title, system.equal_tokens.vote, votes=True))
+        bars.append(make_bar(title, system.equal_tokens.vote, votes=True))
     if system.control is not None:
         at = f"at temperature {system.control.temperature:g}"
-        bars += [_make_bar(f"single agent {at}", system.control.sa), _make_bar(f"pipeline {at}", system.control.ma)]
+        bars += [make_bar(f"single agent {at}", system.control.sa), make_bar(f"pipeline {at}", system.control.ma)]
     return bars
 
 
-def _make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
+def write_title(measure: str, chains: int) -> str:
+    """Say which answers are counted."""
+    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
+
+
+def is_vote(measure: str) -> bool:
+    """Whether votes are counted, rather than single answers."""
+    return measure.endswith("_mv")
+
+
+def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
     percent, low, high = (None if part is None else 100 * part for part in (cell.accuracy, cell.low, cell.high))
     return _Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
 
 
-def _place_gains(summary: Summary) -> list[_Gain]:
+def _place_gains(summary: Summary) -> list[Gain]:
     """Place the differences to the baseline on one axis with zero in its middle."""
     reach = _find_reach(summary)
 
@@ -130,7 +137,7 @@ def _place_gains(summary: Summary) -> list[_Gain]:
         return 50 + 50 * 100 * value / reach
 
     return [
-        _Gain(name, found, place(found.low), place(found.difference), place(found.high))
+        Gain(name, found, place(found.low), place(found.difference), place(found.high))
         for name, found in summary.differences.items()
     ]
 

@@ -71,17 +71,17 @@ def _effective_answers(mean: float, stderr: float | None, questions: int) -> flo
     return max(1.0, mean * (1 - mean) / stderr**2)
 
 
-def paired_difference(scores: Scores, baseline: Scores) -> Difference | None:
+def paired_difference(scores: Scores, baseline: Scores, level: float = 1 - LEVEL) -> Difference | None:
     """Compare two systems on the questions of which both are known; None where there is none."""
     differences = (scores - baseline)[~np.isnan(scores - baseline)]
     if not len(differences):
         return None
-    interval = bootstrap(differences)
+    interval = bootstrap(differences, level=level)
     return Difference(float(differences.mean()), *interval, paired_test(differences), len(differences))
 
 
-def bootstrap(values: Scores, draws: int = DRAWS) -> Interval:
-    """Return the 95 % interval of a mean, by drawing questions with replacement.
+def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> Interval:
+    """Return the interval of a mean, of 95 % by default, by drawing questions with replacement.
 
     Its percentiles are those that make a normal mean's interval Student's: without that few questions give one too
     narrow (Hesterberg 2015). Where all questions have one value the interval is what as many questions cannot exclude:
@@ -89,15 +89,16 @@ def bootstrap(values: Scores, draws: int = DRAWS) -> Interval:
     """
     from scipy.stats import norm, t
 
+    tail = (1 - level) / 2
     distinct, counts = np.unique(values.round(12), return_counts=True)
     count = len(values)
     if len(distinct) == 1:
-        unseen = 1 - (LEVEL / 2) ** (1 / count)
+        unseen = 1 - tail ** (1 / count)
         return Interval(max(float(distinct[0]) - unseen, -1.0), min(float(distinct[0]) + unseen, 1.0))
     # Shares of a few answers take few values, so a draw is one multinomial over them.
     drawn = np.random.default_rng(_SEED).multinomial(count, counts / count, size=draws)
-    level = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(LEVEL / 2, count - 1))
-    low, high = np.quantile(drawn @ distinct / count, [level, 1 - level])
+    tail = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1))
+    low, high = np.quantile(drawn @ distinct / count, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

@@ -1,5 +1,6 @@
 """Evaluation versions: what their manifests say, open one, list them. They stand beside datasets, in `evaluations/`."""
 
+import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest
 from malt.datasets.version.dataset_version import Listed, list_opened, locate
 from malt.datasets.version.published import Published
 from malt.errors import VersionError
-from malt.evaluation.summary import Summary
+from malt.evaluation.summary import MEASURES, Summary
 from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
+from malt.sanitize import escape_controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +82,24 @@ class EvaluationVersion(Published[EvaluationManifest]):
             raise VersionError(f"{path} cannot be read; try: malt verify {self.reference}") from error
 
     @property
+    def figures(self) -> "pd.DataFrame":
+        """One row a system and way of answering: accuracy with its 95 % interval, and difference to the baseline."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"system": name, "measure": measure, **getattr(system, measure).model_dump()}
+            | {f"over_{self.summary.baseline}": over.difference if (over := differences.get(name)) else None}
+            for name, system in self.summary.systems.items()
+            for measure in MEASURES
+            for differences in [self.summary.all_differences.get(measure, {})]
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook, whatever systems are called."""
+        title = f"<h3>{html.escape(self.reference)}</h3>"
+        return escape_controls(title + self.figures.to_html(index=False, border=0, float_format="{:.3f}".format))
+
+    @property
     def answers(self) -> "pd.DataFrame":
         """One row a chain."""
         return make_frame(read_answers(self.path))
@@ -93,12 +113,17 @@ class EvaluationVersion(Published[EvaluationManifest]):
         return rows
 
 
+def evaluations_dir() -> Path:
+    """Return where evaluation versions are kept: `<it>/<name>/v<N>/`."""
+    return Settings().data_dir / SHELF
+
+
 def open_evaluation(reference: str | Path) -> EvaluationVersion:
     """Open `evaluations/NAME` (its newest version), `evaluations/NAME@v3`, or a version's folder.
 
     Raises `VersionError`, which says what versions there are.
     """
-    return open_evaluation_folder(locate(reference, Settings().data_dir / SHELF, SHELF))
+    return open_evaluation_folder(locate(reference, evaluations_dir(), SHELF))
 
 
 def open_evaluation_folder(path: Path) -> EvaluationVersion:
@@ -108,4 +133,4 @@ def open_evaluation_folder(path: Path) -> EvaluationVersion:
 
 def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
-    return list_opened(Settings().data_dir / SHELF, name, open_evaluation_folder, f"{SHELF}/")
+    return list_opened(evaluations_dir(), name, open_evaluation_folder, f"{SHELF}/")

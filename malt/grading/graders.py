@@ -134,8 +134,8 @@ class ObjectiveGrader(ABC):
         """Return the grader that a config declares."""
         return cls()
 
-    def check(self) -> None:  # noqa: B027 - most need nothing to work
-        """Raise `GradingError` where the grader itself cannot work."""
+    def check(self, example: Question | None) -> None:  # noqa: B027 - most need nothing to work
+        """Raise `GradingError` where the grader itself cannot work, tried on a question if one is at hand."""
 
     @abstractmethod
     def accepts(self, question: Question) -> "bool | Future[bool]":
@@ -290,14 +290,25 @@ class PythonGrader(ObjectiveGrader):
             raise GradingError("kind 'python' needs [evaluator] function = \"module:function\"")
         return cls(spec.function, spec.grader_timeout_s)
 
-    def check(self) -> None:
-        """Import the function where it will run."""
+    def check(self, example: Question | None) -> None:
+        """Import the function where it will run, and have it grade the reference answer as if a model had given it."""
+        named = f"[evaluator] function = {self.function!r}"
         try:
             submit(check_function, self.function, timeout_s=START_LIMIT_S).result()
         except CallFailed as failure:
             raise GradingError(
-                f"[evaluator] function = {self.function!r} cannot be imported: {failure}; "
-                "it must be a function in a module on the Python path"
+                f"{named} cannot be imported: {failure}; "
+                "it must be a function in a module on the Python path, or in a file beside the config"
+            ) from None
+        if example is None:
+            return
+        truth = example.ground_truth
+        try:
+            submit(call_function, self.function, example.question, truth, truth, timeout_s=self.timeout_s).result()
+        except CallFailed as failure:
+            raise GradingError(
+                f"{named} fails on question {example.question_id!r} with its own reference {brief(truth)} as the "
+                f"answer: {failure}; it is called with (question, ground_truth, answer) and must not raise"
             ) from None
 
     def accepts(self, question: Question) -> bool:  # noqa: ARG002 - the function alone knows

@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import queue
@@ -21,6 +22,7 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, TypeVar, cast
 
 _Result = TypeVar("_Result")
@@ -243,11 +245,23 @@ def _attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> 
 
 @cache
 def resolve(name: str) -> Callable[..., object]:
-    """Import a function by `module:name`; raises ImportError or AttributeError."""
+    """Import a function by `module:name` or `file.py:name`; raises what the import raises, or AttributeError."""
     module, _, path = name.partition(":")
-    found: object = importlib.import_module(module)
+    found: object = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"{name} is {type(found).__name__}, not a function")
     return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file by its path; modules beside it can be imported by name, as from a script."""
+    file = path.resolve()
+    spec = importlib.util.spec_from_file_location(f"file {file}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not Python")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    spec.loader.exec_module(module)
+    return module

@@ -24,7 +24,7 @@ def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None
     _require_kinds(asked, spec)
     graders = [objective_grader(kind, spec) for kind in spec.kind if kind != "llm"]
     for grader in graders:
-        grader.check()
+        grader.check(asked[0] if asked else None)
     if "llm" in spec.kind:
         return
     accepted = [(question, _accepted(question, graders)) for question in asked]

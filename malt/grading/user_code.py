@@ -26,7 +26,11 @@ def require_trust(owner: str, function: str, *, trusted: bool) -> None:
 
 def _find_code(function: str) -> Iterator[Path]:
     """Yield the files that importing `module:function` would run, packages first, where grader processes look."""
-    places, parts = [*sys.path, str(Path.cwd())], function.partition(":")[0].split(".")
+    module = function.partition(":")[0]
+    if module.endswith(".py"):
+        yield from (path.resolve() for path in [Path(module)] if path.is_file())
+        return
+    places, parts = [*sys.path, str(Path.cwd())], module.split(".")
     for depth in range(len(parts)):
         found = PathFinder.find_spec(".".join(parts[: depth + 1]), places)
         if found is None:

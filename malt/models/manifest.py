@@ -94,6 +94,8 @@ class ModelManifest(VersionManifest):
     kind: Literal["models"] = "models"
     base: BaseEntry
     dataset: DatasetEntry
+    earlier: tuple[DatasetEntry, ...] = ()
+    """Further versions whose rows it was trained on, those of earlier rounds."""
     train: TrainSpec
     roles: dict[Role, RoleEntry]
     libraries: dict[str, str]

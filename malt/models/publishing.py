@@ -52,6 +52,7 @@ class Made(NamedTuple):
     base: BaseEntry
     dataset: DatasetEntry
     train: TrainSpec
+    earlier: tuple[DatasetEntry, ...] = ()
 
 
 def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Path) -> ModelVersion:
@@ -102,6 +103,7 @@ def _describe(
         parent=parent,
         base=made.base,
         dataset=made.dataset,
+        earlier=made.earlier,
         train=made.train,
         roles={role: _describe_entry(role, trained, files) for role, trained in roles.items()},
         files=files,

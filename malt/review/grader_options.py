@@ -120,7 +120,7 @@ class OpenedGraders:
         if self._prompts is not None:
             _check_judge(spec, grading.limits)
         if spec.function is not None:
-            objective_grader("python", spec).check()
+            objective_grader("python", spec).check(None)
 
     @property
     def used(self) -> Usage:

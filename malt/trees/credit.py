@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from malt.trees.tree import Node
-
 
 ROUNDING = 1e-12
 """Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""
@@ -95,8 +93,6 @@ class ValuedTree:
     """Of every node; empty until they were measured."""
 
     def _repr_html_(self) -> str:
-        from malt.trees.credit import render_tree
-
         return render_tree(self)
 
     def label(self, address: Address) -> bool | None:
