@@ -10,7 +10,7 @@ from malt.cli.options import takes_config, takes_json
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
-    from malt.improvement.figures import RoundFigures, Row
+    from malt.improvement.figures import RoundFigures, SystemRow
     from malt.improvement.summary import Improvement
 
 
@@ -85,7 +85,7 @@ def _show_rounds(figures: "RoundFigures") -> None:
     terminal.say(table)
 
 
-def _show_rows(name: str, rows: "list[Row]") -> None:
+def _show_rows(name: str, rows: "list[SystemRow]") -> None:
     from malt.evaluation.card import percent
 
     table = terminal.new_table(f"{name}.", *rows[0].cells)

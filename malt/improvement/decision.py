@@ -13,7 +13,7 @@ CURRENT, CANDIDATE = "current", "candidate"
 """The systems of a round's evaluation: who grew its trees, and what was trained on them."""
 
 
-class Judgement(Recorded):
+class RoundDecision(Recorded):
     """What a round came to."""
 
     is_kept: bool
@@ -26,12 +26,12 @@ class Judgement(Recorded):
     questions: int
 
 
-def decide(candidate: Scores, current: Scores, spec: ImproveSpec, *, votes: bool) -> Judgement:
+def decide(candidate: Scores, current: Scores, spec: ImproveSpec, *, votes: bool) -> RoundDecision:
     """Keep what was trained only where the lower bound of its gain is above the margin."""
     found = paired_difference(candidate, current, votes=votes, level=spec.level)
     if found is None:
-        return Judgement(is_kept=False, difference=None, low=None, high=None, questions=0)
-    return Judgement(
+        return RoundDecision(is_kept=False, difference=None, low=None, high=None, questions=0)
+    return RoundDecision(
         is_kept=found.low > spec.margin,
         difference=found.difference,
         low=found.low,
@@ -40,7 +40,7 @@ def decide(candidate: Scores, current: Scores, spec: ImproveSpec, *, votes: bool
     )
 
 
-def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> Judgement:
+def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDecision:
     """Decide from the answers of a round's evaluation."""
     sheets = make_sheets(version.spec, version.answers, "chain")
     measure = choose_measure(spec, require_evaluate(version.spec))

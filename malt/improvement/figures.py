@@ -8,7 +8,7 @@ from malt.evaluation.drawing import Gain, write_title
 from malt.evaluation.summary import MEASURES, Cell, Compared, Measure, Summary, SystemSummary
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.grading.grades import Outcome
-from malt.improvement.decision import CANDIDATE, CURRENT, Judgement
+from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
 from malt.improvement.specs import TRAINED, UNTRAINED, without
 from malt.improvement.summary import Improvement
 
@@ -25,11 +25,11 @@ class Line(NamedTuple):
     cells: Mapping[Measure, Cell]
     truncated: float
     """Share of final texts that were cut off."""
-    judgement: Judgement | None
+    judgement: RoundDecision | None
     """None for the roles that the first round began with."""
 
 
-class Row(NamedTuple):
+class SystemRow(NamedTuple):
     """One system of an evaluation at the end."""
 
     system: str
@@ -53,9 +53,9 @@ class RoundFigures(NamedTuple):
     chains: int
     questions: int
     lines: list[Line]
-    closing: list[Row]
+    closing: list[SystemRow]
     worths: list[RoleGain]
-    beside: dict[str, list[Row]]
+    beside: dict[str, list[SystemRow]]
 
 
 def read_figures(done: Improvement) -> RoundFigures:
@@ -91,10 +91,10 @@ def read_system(version: EvaluationVersion, system: str) -> tuple[Mapping[Measur
     return cells, float((outcomes == Outcome.TRUNCATED).mean())
 
 
-def list_rows(summary: Summary) -> Iterator[Row]:
+def list_rows(summary: Summary) -> Iterator[SystemRow]:
     """Yield every system of an evaluation with all that was counted of it."""
     for name, system in summary.systems.items():
-        yield Row(name, dict(list_cells(system, summary.chains)))
+        yield SystemRow(name, dict(list_cells(system, summary.chains)))
 
 
 def list_cells(system: SystemSummary, chains: int) -> Iterator[tuple[str, Cell]]:

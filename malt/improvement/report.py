@@ -10,9 +10,9 @@ from malt.evaluation import report as evaluation_report
 from malt.evaluation.card import percent, points
 from malt.evaluation.drawing import make_bar, write_title
 from malt.evaluation.summary import MEASURES, TITLES
-from malt.improvement.decision import Judgement
-from malt.improvement.figures import RoundFigures, Row, place_worths, read_figures
-from malt.improvement.summary import Improvement
+from malt.improvement.decision import RoundDecision
+from malt.improvement.figures import RoundFigures, SystemRow, place_worths, read_figures
+from malt.improvement.summary import Improvement, count_rounds
 from malt.sanitize import code_span, markdown_table
 
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "report.html", "README.md", "summary.json"
@@ -71,7 +71,7 @@ def write_markdown(figures: RoundFigures) -> str:
     """Write accuracy by round, what each role's training gave, and what was asked beside."""
     done = figures.done
     asked = f"{figures.questions:,} held-out questions, {figures.chains} chains each, 95 % intervals over questions"
-    head = f"# {done.name}: {len(done.rounds)} rounds"
+    head = f"# {done.name}: {count_rounds(len(done.rounds))}"
     parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", rounds_table(figures)]
     if figures.worths:
         told = [(worth.of, points(worth.compared)) for worth in figures.worths]
@@ -99,7 +99,7 @@ def rounds_table(figures: RoundFigures) -> str:
     return markdown_table(head, rows)
 
 
-def systems_table(rows: list[Row]) -> str:
+def systems_table(rows: list[SystemRow]) -> str:
     """Write how often each system of an evaluation is right."""
     titles = [*rows[0].cells]
     return markdown_table(
@@ -107,7 +107,7 @@ def systems_table(rows: list[Row]) -> str:
     )
 
 
-def tell_gain(judgement: Judgement | None) -> str:
+def tell_gain(judgement: RoundDecision | None) -> str:
     """Write a gain in points with its interval."""
     if judgement is None or judgement.difference is None or judgement.low is None or judgement.high is None:
         return ""
