@@ -67,7 +67,7 @@ def held_out_questions(spec: RunSpec) -> list[Question]:
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
         return validation_questions(spec)
-    questions = read_questions(evaluate.questions)
+    questions = read_questions(evaluate.questions, "evaluate.questions")
     if evaluate.overlap == "refuse":
         refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
         for model in find_model_versions(spec):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from malt.trees.uncertainty import Interval, wilson
+from malt.trees.credit import Interval, wilson
 
 Scores = NDArray[np.float64]
 """One number a question, in the questions' order."""

@@ -30,7 +30,7 @@ class Lineup(NamedTuple):
     @property
     def chains(self) -> int:
         """How many answers to a question it gives."""
-        return self.spec.roles.generator.samples
+        return self.spec.roles[PLAYERS[0]].samples
 
 
 def require_evaluate(spec: RunSpec) -> EvaluateSpec:
@@ -140,7 +140,7 @@ def cast_models(models: str | None, spec: RunSpec) -> Roles:
 
 def with_samples(roles: Roles, chains: int) -> Roles:
     """Return roles that make so many independent chains."""
-    counts = dict(zip(PLAYERS, (chains, 1, 1), strict=True))
+    counts = {**dict.fromkeys(PLAYERS, 1), PLAYERS[0]: chains}
     return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
 
 

@@ -16,10 +16,10 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.engine.build import RunSummary
 from malt.engine.job import read_job
 from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
-from malt.engine.summary import RunSummary
 from malt.errors import ConfigError, NothingToPublish, RunStopped
 from malt.evaluation.evaluate import evaluate_alone
 from malt.evaluation.job import check_systems, held_out_questions, read_evaluation

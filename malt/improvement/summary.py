@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from malt.config.base import Recorded
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from malt.evaluation.result import Evaluated
 from malt.improvement.decision import RoundDecision
 from malt.training.run import TrainSummary

@@ -9,7 +9,7 @@ from malt.config.base import Recorded
 from malt.config.roles import Role
 from malt.config.train import Stage, TrainSpec
 from malt.datasets.manifest import Code, FileEntry, VersionManifest, read_as
-from malt.datasets.publish.placing import describe_file
+from malt.datasets.version.folders import describe_file
 
 GGUF_FILE = "model.gguf"
 ADAPTER = "adapter"

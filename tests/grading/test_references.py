@@ -4,8 +4,7 @@ import pytest
 
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import ConfigError
-from malt.grading.references import check_references
-from malt.grading.suggestions import suggest_kinds
+from malt.grading.references import check_references, suggest_kinds
 from malt.questions.question import Question
 
 

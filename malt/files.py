@@ -1,9 +1,25 @@
-"""Reading files that others may have put there: no links, devices or pipes, and never more than is allowed."""
+"""Files closed to other users, and reading files that others may have put there."""
 
 import errno
 import os
 import stat
 from pathlib import Path
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; what is there already keeps its mode."""
+    missing = [each for each in path.parents if not each.exists()]
+    for folder in [*reversed(missing), path]:
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def make_private(path: Path) -> None:
+    """Close a file or folder of ours to others; a link stays as it is."""
+    if not path.is_symlink():
+        path.chmod(PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
+
 
 MIB = 2**20
 

@@ -1,23 +1,22 @@
-"""What runs in the grader processes: math-verify, and graders that a user wrote. Nothing here guards itself."""
+"""Mathematics as the grader processes do it. Nothing here guards itself."""
 
-import math
 import re
 import sys
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from malt.grading.math_tokens import Unread
-from malt.grading.process_pool import prepared_by, resolve
+from malt.grading.mathematics.tokens import Unread
+from malt.grading.process_pool import prepared_by
 
 if TYPE_CHECKING:
-    from malt.grading.math_reader import Reading
+    from malt.grading.mathematics.readings import Reading
 
 _MEMORY_LIMIT_BYTES = 2 * 1024**3
 """Address space of a process while it does mathematics: `(10^9)!` must not take the machine's."""
 
 
 @cache
-def prepare() -> None:
+def _prepare() -> None:
     """Import what takes long, bound this process, and keep math-verify from warning that its own time limit is off."""
     import logging
 
@@ -39,14 +38,14 @@ class MathVerdict(NamedTuple):
     words: bool = False
 
 
-@prepared_by(prepare)
+@prepared_by(_prepare)
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     """Compare an answer to a reference as mathematics: both are read whole, or they are not compared.
 
     A point at which two expressions differ proves that they do; that they are equal is asked of math-verify too.
     """
-    from malt.grading.math_compare import same
-    from malt.grading.math_reader import Words
+    from malt.grading.mathematics.compare import same
+    from malt.grading.mathematics.readings import Words
 
     try:
         target = _read_reference(reference, question)
@@ -63,10 +62,10 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     return MathVerdict("equal" if equal else "different", words=words)
 
 
-@prepared_by(prepare)
+@prepared_by(_prepare)
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
-    from malt.grading.math_reader import Words
+    from malt.grading.mathematics.readings import Words
 
     try:
         return may_be_words or not isinstance(_read_reference(reference, question), Words)
@@ -83,10 +82,10 @@ def _is_known(reference: str) -> bool:
     return any(not isinstance(each, str) for each in found)
 
 
-@prepared_by(prepare)
+@prepared_by(_prepare)
 def is_expression(reference: str, question: str) -> bool:
     """Say whether a reference is read whole as one expression."""
-    from malt.grading.math_reader import MathValue
+    from malt.grading.mathematics.readings import MathValue
 
     try:
         return isinstance(_read_reference(reference, question), MathValue)
@@ -107,7 +106,7 @@ def _read_reference(reference: str, question: str) -> "Reading":
 
 
 def _read(text: str, reference: str, question: str) -> "Reading":
-    from malt.grading.math_reader import read_math
+    from malt.grading.mathematics.reader import read_math
 
     return read_math(text, _nouns(question + " " + reference), frozenset(reference))
 
@@ -115,7 +114,7 @@ def _read(text: str, reference: str, question: str) -> "Reading":
 @lru_cache(maxsize=2048)
 def _nouns(context: str) -> frozenset[str]:
     """Return the words of a question and its reference, which an answer may name beside its value."""
-    from malt.grading.units import TURNING
+    from malt.grading.words import TURNING
 
     return frozenset(word.lower() for word in _NOUN.findall(context)) - TURNING
 
@@ -124,7 +123,7 @@ def _denied(target: "Reading", given: "Reading") -> bool:
     """Whether math-verify finds two expressions different; it is not asked where they plainly are one."""
     from math_verify import verify
 
-    from malt.grading.math_compare import sympy_form
+    from malt.grading.mathematics.compare import sympy_form
 
     left, right = sympy_form(target), sympy_form(given)
     if left is None or right is None or left == right or True in (left.is_Rational, right.is_Rational):
@@ -139,23 +138,3 @@ def _limit_memory() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, hard))
-
-
-def call_function(name: str, question: str, ground_truth: str, answer: str) -> float | None:
-    """Call a user's grader and return its score in [0, 1], or None where it does not know.
-
-    Raises whatever it raises, and `ValueError` for a result that is neither bool, a number in [0, 1], nor None.
-    """
-    result = resolve(name)(question, ground_truth, answer)
-    if result is None:
-        return None
-    if hasattr(result, "item"):  # numpy's booleans are no bool, torch's numbers no float
-        result = result.item()
-    if isinstance(result, bool | int | float) and 0 <= result <= 1 and not math.isnan(result):
-        return float(result)
-    raise ValueError(f"{name} returned {str(result)[:80]!r}; it must return True, False, a number from 0 to 1, or None")
-
-
-def check_function(name: str) -> None:
-    """Import a user's grader; raises what its import raises."""
-    resolve(name)

@@ -7,9 +7,11 @@ Nothing is dropped but layout: a sign that no rule knows raises `Unread`.
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from malt.grading.units import COUNTED, FILLERS, TURNING, UNITS
+from malt.grading.normalize import translation
+from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS
 
 
 class Unread(Exception):  # noqa: N818 - it is a finding about an answer, no error of the program
@@ -42,67 +44,19 @@ backslash setminus simeq approx tg tan ctg cot mod bmod pounds £ euro €
 """
 _SAME_COMMAND = dict(zip(_SYNONYMS.split()[::2], _SYNONYMS.split()[1::2], strict=True))
 _WORD_COMMANDS = {"inf": "infty", "infinity": "infty", "oo": "infty", "degrees": "deg", "degree": "deg", "in": "in"}
-_TEXT = {
-    "text",
-    "textrm",
-    "textbf",
-    "textit",
-    "textsf",
-    "texttt",
-    "mbox",
-    "hbox",
-    "textnormal",
-    "mathrm",
-    "operatorname",
-}
-_LETTERS = {"mathbf", "boldsymbol", "bm", "mathit", "mathsf", "mathcal", "mathscr", "mathfrak", "mathnormal"}
+_TEXT = frozenset(
+    ["text", "textrm", "textbf", "textit", "textsf", "texttt", "mbox", "hbox", "textnormal", "mathrm", "operatorname"]
+)
+_LETTERS = frozenset(["mathbf", "boldsymbol", "bm", "mathit", "mathsf", "mathcal", "mathscr", "mathfrak", "mathnormal"])
 
-_SIGNS = {
-    "−‐‑‒–﹣－": "-",
-    "×⋅·∗•✕": "*",
-    "÷∕⁄": "/",
-    "≤⩽": r"\leq ",
-    "≥⩾": r"\geq ",
-    "≠": r"\neq ",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "∞": r"\infty ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∈": r"\in ",
-    "∅": r"\emptyset ",
-    "∖": r"\setminus ",
-    "≈≃≅": r"\approx ",
-    "√": r"\sqrt ",
-    "∛": r"\sqrt[3] ",
-    "∜": r"\sqrt[4] ",
-    "°º˚∘": r"\deg ",
-    "ℝ": r"\mathbb{R} ",
-    "ℤ": r"\mathbb{Z} ",
-    "ℕ": r"\mathbb{N} ",
-    "ℚ": r"\mathbb{Q} ",
-    "ℂ": r"\mathbb{C} ",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "⟨〈": r"\langle ",
-    "⟩〉": r"\rangle ",
-    "…⋯": r"\ldots ",
-    "∣": "|",
-    "‖": r"\|",
-    "′’": "'",
-    "″": "''",
-    "△": r"\triangle ",
-    "∠": r"\angle ",
-    "，、": ",",
-    "。": ".",
-    "；": ";",
-    "∶": ":",
-    "％": "%",
-    "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u2060\ufeff\ufe0f": "",
-}
-_PLAIN = str.maketrans({sign: plain for signs, plain in _SIGNS.items() for sign in signs})
+_SIGNS = r"""
+−‐‑‒–﹣－ -  ×⋅·∗•✕ *  ÷∕⁄ /  ≤⩽ \leq  ≥⩾ \geq  ≠ \neq  ± \pm  ∓ \mp  ∞ \infty  ∪ \cup  ∩ \cap  ∈ \in  ∅ \emptyset
+∖ \setminus  ≈≃≅ \approx  √ \sqrt  ∛ \sqrt[3]  ∜ \sqrt[4]  °º˚∘ \deg  ⌊ \lfloor  ⌋ \rfloor  ⌈ \lceil  ⌉ \rceil
+⟨〈 \langle  ⟩〉 \rangle  …⋯ \ldots  △ \triangle  ∠ \angle  ℝ \mathbb{R}  ℤ \mathbb{Z}  ℕ \mathbb{N}  ℚ \mathbb{Q}
+ℂ \mathbb{C}  ∣ |  ‖ \|  ′’ '  ″ ''  ，、 ,  。 .  ； ;  ∶ :  ％ %
+"""
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u2060\ufeff\ufe0f"
+_PLAIN = {sign: f"{plain} " if len(plain) > 2 else plain for sign, plain in translation(_SIGNS, "", _INVISIBLE).items()}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ", "0123456789+-nx")
 _RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
@@ -112,7 +66,7 @@ _DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]|\$\$")
 _FINAL_TAG = re.compile(r"\\tag\*?\{[^{}]*\}")
 
 
-def plain_signs(text: str) -> str:
+def _plain_signs(text: str) -> str:
     """Return the text with LaTeX or ASCII for the signs of Unicode."""
     if text.isascii():
         return text
@@ -160,7 +114,7 @@ def tokenize(text: str, nouns: frozenset[str] = frozenset(), *, prose: bool = Fa
     Letters outside `\text{…}` are symbols, but for names of functions, known words and units of two letters and more.
     `prose`: they are words. Raises `Unread` at the first sign without a meaning.
     """
-    text = _DELIMITER.sub("$", plain_signs(_FINAL_TAG.sub("", text)))
+    text = _DELIMITER.sub("$", _plain_signs(_FINAL_TAG.sub("", text)))
     parts = re.split(r"(?<!\\)\$", text)
     if len(parts) % 2 == 0:  # one sign of two is missing, or it is a currency's
         return _join_numbers(list(_scan(" ".join(parts), nouns, prose)))
@@ -203,15 +157,12 @@ def _single(match: "re.Match[str]") -> Token:
         return Token("number", match["number"])
     if match["row"]:
         return Token("mark", "\\\\")
-    if match["escaped"]:
-        return Token("mark", {"{": "\\{", "}": "\\}", "|": "|", "_": "_"}.get(match["escaped"], match["escaped"]))
+    if sign := match["escaped"]:
+        return Token("mark", "\\" + sign if sign in "{}" else sign)
     if match["command"]:
         return _command(match["command"])
-    return (
-        _command(mark[1:])
-        if (mark := _MARKS.get(match["mark"], match["mark"])).startswith("\\")
-        else Token("mark", mark)
-    )
+    mark = _MARKS.get(match["mark"], match["mark"])
+    return _command(mark[1:]) if mark[0] == "\\" else Token("mark", mark)
 
 
 def _command(name: str) -> Token:
@@ -314,3 +265,66 @@ def _next_group(tokens: list[Token], position: int, depth: int) -> tuple[str, in
 
 def _is_group(token: Token) -> bool:
     return token.kind == "number" and re.fullmatch(r"[0-9]{3}(?:\.[0-9]+)?", token.text) is not None
+
+
+_END = Token("end", "")
+
+
+@dataclass
+class TokenCursor:
+    """A place in the tokens."""
+
+    tokens: list[Token]
+    position: int = 0
+
+    def peek(self, ahead: int = 0) -> Token:
+        """Return a token ahead; one of the kind `end` past the last."""
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else _END
+
+    def text(self, ahead: int = 0) -> str:
+        """Return the text of a token ahead, empty past the end and for words."""
+        token = self.peek(ahead)
+        return "" if token.kind == "word" else token.text
+
+    def take(self, *texts: str) -> str | None:
+        """Step over the next token if it is one of these."""
+        if self.text() not in texts:
+            return None
+        self.position += 1
+        return self.tokens[self.position - 1].text
+
+    def expect(self, text: str) -> None:
+        """Step over this token, which must come."""
+        if self.take(text) is None:
+            raise Unread(f"{text!r} is missing after {self.read_so_far()!r}")
+
+    def take_any(self) -> str:
+        """Step over the next token, which may not be a brace, and return its text."""
+        token = self.peek()
+        if token.text in ("", "{", "}"):
+            raise Unread("an index")
+        self.position += 1
+        return token.text
+
+    def take_to_brace(self) -> str:
+        """Step over a group that is open, and return its letters."""
+        name = ""
+        while not self.take("}"):
+            name += self.take_any()
+        return name
+
+    def read_so_far(self) -> str:
+        """Return the end of what was read."""
+        return " ".join(token.text for token in self.tokens[: self.position])[-30:]
+
+    def word(self) -> str:
+        """Return the next word in lower case; empty for whatever else stands there."""
+        token = self.peek()
+        return token.text.lower() if token.kind == "word" else ""
+
+    def take_word(self, *words: str) -> bool:
+        """Step over the next word if it is one of these."""
+        taken = self.word() in words
+        self.position += taken
+        return taken
