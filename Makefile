@@ -25,6 +25,9 @@ $(VENV)/trains: $(VENV)/ready
 
 train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
 
+improve: $(VENV)/trains  ## two rounds of growing, training and evaluating with the embedded model
+	$(BIN)/malt improve configs/laptop.toml
+
 setup: $(VENV)/dev  ## create .venv with everything that is pinned
 
 run: $(VENV)/ready  ## make a dataset with the embedded model: no key, no server, no download
@@ -42,4 +45,4 @@ docs: setup  ## build the documentation into site/
 pins: setup  ## write constraints.txt anew from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-.PHONY: help setup train run test docs pins
+.PHONY: help setup train improve run test docs pins
