@@ -28,7 +28,7 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
 
     spec = load_spec(config, [*override, *([f"improve.rounds={rounds}"] if rounds else [])], limit)
     check(spec, Settings())
-    missing = runs.missing_for_flows()
+    missing = runs.find_missing()
     if missing:
         terminal.warn(f"this is not recorded in Prefect: that needs {missing}")
     done = _improve_here(spec) if missing else runs.flow_result("improve", spec, connect(Settings().data_dir))
@@ -40,7 +40,7 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":
     """Go round in this process, without Prefect."""
-    from malt.cli.training_progress import training_progress
+    from malt.cli.progress import training_progress
     from malt.config.settings import Settings
     from malt.engine import signals
     from malt.improvement.improve import Here, improve_alone

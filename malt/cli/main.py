@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 
 from malt.cli import (
-    batches,
     configuring,
     evaluating,
     explaining,
@@ -41,7 +40,7 @@ _UNEXPECTED = 1
 _INTERRUPTED = 130
 _COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "From questions to a dataset": (
-        configuring.init, configuring.config, runs.plan, runs.run, runs.rerun, runs.assemble, batches.batches,
+        configuring.init, configuring.config, runs.plan, runs.run, runs.rerun, runs.assemble, runs.batches,
     ),
     "Look at a version": (
         versions.datasets, versions.show, versions.report, explaining.explain, explaining.diff, explaining.compare,
