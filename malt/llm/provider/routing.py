@@ -95,7 +95,8 @@ def _make_route(model: ModelSpec) -> Route:
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
     look_up_price(name)
     _silence_price_search(name)
-    return Route(name, api_base, supported, takes_schema="response_format" in supported)
+    has_siblings = embedded.is_embedded(model.model)
+    return Route(name, api_base, supported, takes_schema="response_format" in supported, has_siblings=has_siblings)
 
 
 def look_up_price(name: str, *, batched: bool = False) -> Prices | None:
