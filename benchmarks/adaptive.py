@@ -22,8 +22,7 @@ from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GrowthSpec, RunSpec
-from malt.datasets.rows.lengths import measure_lengths, token_counter
-from malt.datasets.rows.selection import select
+from malt.datasets.rows.selection import measure_lengths, select, token_counter
 from malt.engine.job import read_job
 from malt.llm.client.completers import StoreCompleter, make_completer
 from malt.llm.client.session import close_sessions, open_session

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from malt.config.settings import Settings
 from malt.datasets.manifest import write_manifest
-from malt.datasets.publish.placing import describe_file
 from malt.datasets.publish.removal import collect_garbage
 from malt.datasets.rows.tables import TRAJECTORIES, TRAJECTORIES_FILE
+from malt.datasets.version.folders import describe_file
 from malt.llm.store.samples import Store
 from tests.published import publish_small
 

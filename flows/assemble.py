@@ -7,10 +7,10 @@ from prefect.client.schemas.objects import State
 
 from flows.executors import ask_in_shards
 from malt.config.spec import RunSpec
+from malt.engine.build import RunSummary
 from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.engine.runner import assembled, fill_grades
-from malt.engine.summary import RunSummary
 from tasks.ends import close_after_crash
 from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of

@@ -14,7 +14,7 @@ from malt.config.loader import load_spec
 from malt.config.roles import PLAYERS
 from malt.config.secret_scan import override_without_keys
 from malt.config.spec import GraderKind
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from tasks.ends import close_after_crash
 
 Count = Annotated[int, Field(ge=0)]

@@ -13,11 +13,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.executors import ask_in_shards
 from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
+from malt.engine.build import RunSummary
 from malt.engine.fill import BATCH, fill
 from malt.engine.job import Job, check_models, read_job
 from malt.engine.run import Run
 from malt.engine.runner import is_publishable
-from malt.engine.summary import RunSummary
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
 from tasks.ends import close_after_crash

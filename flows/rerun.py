@@ -11,10 +11,10 @@ from pydantic import Field
 
 from flows.generate import BRANCHES_AT_ONCE, grow_and_publish
 from malt.config.roles import Role
+from malt.engine.build import RunSummary
 from malt.engine.job import read_job
-from malt.engine.refresh import choose_questions, read_declared, set_aside
 from malt.engine.run import Run
-from malt.engine.summary import RunSummary
+from malt.engine.runner import choose_questions, read_declared, set_aside
 from malt.errors import ConfigError
 from malt.llm.client.completers import EVERY_ROLE
 from tasks.ends import close_after_crash

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from malt.config.settings import Settings
+from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.training.process import check_installed
-from malt.training.run import TrainSummary, known_role, prepare, publish, summarise
+from malt.training.run import TrainSummary, find_trained, known_role, prepare, publish, summarise
 from malt.training.settings import declared
 from tasks.ends import close_after_crash
 from tasks.training import announce_models, train_role, trained
@@ -21,16 +23,23 @@ ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 
 
 @flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME, on_crashed=[close_after_crash])
-async def train(version: str, config: str = "") -> TrainSummary:
+async def train(
+    version: str, config: str = "", earlier: Sequence[str] = (), spec: TrainSpec | None = None
+) -> TrainSummary:
     """Train the roles of a dataset version, one after the other, and publish what comes of it.
 
     Args:
         version: Dataset version: NAME (the newest), or NAME@v3.
         config: TOML file, as the worker sees it, whose [train] is taken. Empty: the one that the version was made with.
+        earlier: Further versions whose rows are trained on before those of this one.
+        spec: What takes the place of [train].
     """
     started = time.monotonic()
     opened = open_version(version)
-    prepared = prepare(opened, declared(opened, Path(config) if config else None), Settings())
+    chosen = spec or declared(opened, Path(config) if config else None)
+    prepared = prepare(opened, chosen, Settings(), earlier)
+    if (known := find_trained(prepared)) is not None:
+        return summarise(prepared, known, set(known.manifest.roles), time.monotonic() - started)
     check_installed()
     new = [job for job in prepared.jobs if known_role(job, prepared) is None]
     (await asyncio.to_thread(train_role.map, new)).result()

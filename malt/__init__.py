@@ -5,7 +5,7 @@ The data path is `Question -> Tree -> Grade -> value -> rows -> dataset version`
 questions   reading question files                llm        asking models: the store, limits, providers
 prompts     the roles' prompt sets                trees      growth, grading, credit
 spec        what a dataset is, declared           datasets   rows, versions, checks
-evaluation  systems compared on held-out questions
+evaluation  systems compared on held-out questions            improvement  rounds of growing, training, evaluating
 """
 
 from importlib import import_module
@@ -29,6 +29,7 @@ _HOMES = {
     "TrainSpec": "malt.config.train",
     "TrainingDataGenerator": "malt.engine.python_api",
     "evaluate": "malt.evaluation.evaluate",
+    "improve": "malt.improvement.improve",
     "open_evaluation": "malt.evaluation.version",
     "open_model": "malt.models.version",
     "open_version": "malt.datasets.version.dataset_version",
@@ -45,6 +46,7 @@ __all__ = [
     "TrainSpec",
     "TrainingDataGenerator",
     "evaluate",
+    "improve",
     "open_evaluation",
     "open_model",
     "open_version",

@@ -1,9 +1,12 @@
-"""Wait for awaitables together or in turn, without cancelling what is paid for; run blocking work in a thread."""
+"""Wait for awaitables together or in turn, without cancelling what is paid for; a fair lock; work in a thread."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from typing import Protocol, TypeVar
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -61,3 +64,93 @@ async def within(limit_s: float, work: Awaitable[T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+
+
+class FairLock:
+    """A lock that goes to the question that came here first, and for one question in the order of arrival.
+
+    All methods belong to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._arrivals = count()
+        self._first_arrival: dict[str, int] = {}
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.is_taken = False
+        """Whether somebody has the turn."""
+
+    @asynccontextmanager
+    async def turn(self, question: str) -> AsyncIterator[None]:
+        """Wait for a turn, which lasts as long as the context."""
+        arrival = next(self._arrivals)
+        place = self._first_arrival.setdefault(question, arrival)
+        if self.is_taken:
+            await self._wait(place, arrival)
+        self.is_taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, place: int, arrival: int) -> None:
+        called = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (place, arrival, called))
+        try:
+            await called
+        except asyncio.CancelledError:
+            if not called.cancelled():  # it was called just before
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Call the next one; the lock stays taken meanwhile, so that nobody slips in between."""
+        while self._waiting:
+            *_, called = heappop(self._waiting)
+            if not called.done():
+                called.set_result(None)
+                return
+        self.is_taken = False
+
+
+class BackgroundLoop:
+    """One event loop in a thread of its own, which starts with its first user and ends with its last.
+
+    HTTP clients belong to the loop that first used them, so all who ask in a process share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Return the loop, running; every `enter` takes a `leave`."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="malt-background", daemon=True)
+                self._thread.start()
+            self._users += 1
+            return self._loop
+
+    def leave(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Stop using the loop; the last one runs `farewell` on it and ends it, with whatever is left there."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._loop is None or self._thread is None:
+                return
+            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(_cancel_others())
+            self._loop.close()
+            self._loop = self._thread = None
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of this loop, and wait until they have ended."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

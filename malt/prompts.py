@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.config.roles import PLAYERS, Role, slots_of
 from malt.errors import PromptError
+from malt.files import MIB, read_regular_file
 from malt.llm.request import Message
-from malt.regular_files import MIB, read_regular_file
 
 SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role in Role}
 """What each role's templates may name."""
@@ -37,7 +37,7 @@ class _Example(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class RolePrompt:
+class _RolePrompt:
     """One role's templates, and its example turns as they are sent."""
 
     system: str
@@ -53,7 +53,7 @@ class PromptSet:
     folder: Path
     digests: dict[str, str]
     """SHA-256 of every prompt file's text, by its path below the folder."""
-    roles: Mapping[Role, RolePrompt]
+    roles: Mapping[Role, _RolePrompt]
 
     def messages(self, role: Role, **slots: str) -> tuple[Message, ...]:
         """Return what a role sees: system text, example turns, and the user text with `slots` filled in.
@@ -109,7 +109,7 @@ def known_sets() -> list[str]:
     return sorted({path.name for path in folders if path.is_dir()})
 
 
-def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
+def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> _RolePrompt:
     """Read and check one role's files; what was read is added to `files`."""
     system, user, examples = (folder / role.value / name for name in ("system.md", "user.md", "examples.jsonl"))
     for path in (system, user):
@@ -120,7 +120,7 @@ def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> RolePrompt:
         raise PromptError(f"{user}: names none of {_join(SLOTS[role])}, so every {role.value} would see the same text")
     if examples.exists():
         files[examples] = _read_text(examples)
-    return RolePrompt(
+    return _RolePrompt(
         system=files[system].strip(),
         user=files[user].strip(),
         turns=tuple(_example_turns(files.get(examples, ""), examples, files[user].strip(), role)),
@@ -158,7 +158,6 @@ def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
 
 
 def _require_slots(slots: Mapping[str, str], role: Role, where: str) -> None:
-    """Raise unless exactly the role's slots are given."""
     if slots.keys() != SLOTS[role]:
         given = _join(slots) or "none"
         raise PromptError(f"{where}: slots given: {given}; a {role.value} takes exactly {_join(SLOTS[role])}")

@@ -10,13 +10,12 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
-from malt.datasets.pages.markdown import figures_markdown
+from malt.datasets.pages.card import figures_markdown
 from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import Built, build
+from malt.engine.build import Built, RunSummary, build, summarise
 from malt.engine.job import Job
 from malt.engine.run import Filled
-from malt.engine.summary import RunSummary, summarise
 from malt.sanitize import code_span, escape_markdown
 from malt.trees.tree import FailedBranch
 from tasks.artifacts import leave

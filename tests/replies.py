@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits
 
 
 @dataclass(frozen=True)

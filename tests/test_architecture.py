@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "private_files", "regular_files"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "files"),
     ("config",),
     ("questions",),
     ("llm",),
@@ -21,13 +21,14 @@ LAYERS = (
     ("training",),
     ("engine",),
     ("evaluation",),
+    ("improvement",),
     ("review",),
     ("hosting",),
     ("cli",),
 )
 """The rooms of malt, and its loose modules: each may import what is above it, never what is below or beside it."""
 
-DATASETS = ("manifest", "stats", "rows", "version", "pages", "publish", "check", "export", "push")
+DATASETS = ("measures", "manifest", "stats", "rows", "version", "pages", "publish", "check", "export", "push")
 """The parts of `malt.datasets` in the same order, one a layer."""
 
 BARRED = {"tasks": ["flows"], "malt": ["flows", "tasks", "prefect", "prefect_dask"]}

@@ -17,10 +17,10 @@ from malt.config.spec import RunSpec
 from malt.datasets.check.compare import compare
 from malt.datasets.export.export import export
 from malt.datasets.export.formats import FORMATS
-from malt.datasets.pages.markdown import figures_markdown
+from malt.datasets.pages.card import figures_markdown
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from malt.grading.grades import Outcome
 from malt.questions.screening import HeldOutSet, Screening
 from malt.sanitize import escape_controls

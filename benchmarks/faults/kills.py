@@ -1,10 +1,12 @@
-"""Prints what kill -9 at random moments leaves of a run: `python -m benchmarks.faults.kills [KILLS [SEED]]`.
+"""Prints what kill -9 at random moments leaves of a run: `python -m benchmarks.faults.kills [--rounds N] [--seed N]`.
 
-KILLS are dealt out over the faults: the run's own process, its Prefect server, a Dask worker, PostgreSQL, and for a
-deployment its run, its worker and the server. Where the run itself dies it is begun again; else it has to go on. It
-ends with an error unless every dataset is that of an undisturbed run, with no answer lost and none asked for twice.
+The kills are dealt out over the faults: the run's own process, a worker of its process pool, its Prefect server, a Dask
+worker, PostgreSQL, and for a deployment its run, its worker and the server. Where the run itself ends it is begun
+again; else it has to go on. It ends with an error unless every dataset is that of an undisturbed run, with no answer
+lost and none asked for twice.
 """
 
+import argparse
 import os
 import shutil
 import signal
@@ -94,16 +96,35 @@ def settle(account: Account, place: Place, stage: Stage, killed_at: float, diges
 
 def kill_run(place: Place, kills: int) -> Account:
     """Kill `malt run`, and begin it again until it is done."""
+    return kill_and_rerun(place, kills, lambda process: process.pid)
+
+
+def kill_pool_worker(place: Place, kills: int) -> Account:
+    """Kill one of the processes that a run asks in, which ends it, and begin it again until it is done."""
+
+    def victim(process: "subprocess.Popen[str]") -> int | None:
+        workers = below(process, "spawn_main")
+        return place.random.choice(workers) if workers else None
+
+    return kill_and_rerun(place, kills, victim, "run.task_runner=processes", "run.tracking=shard")
+
+
+def kill_and_rerun(place: Place, kills: int, victim: Callable[["subprocess.Popen[str]"], int | None],
+                   *overrides: str) -> Account:  # fmt: skip
+    """Kill what ends a run, and begin the run again until it is done."""
     account = Account()
     while account.kills < kills:
         stage, killed_at = place.stage(**place.prefect), 0.0
-        process = stage.start()
+        process = stage.start(*overrides)
         while account.kills < kills and stage.wait_for_requests(process, place.moment()):
-            killed_at = kill(process.pid)
+            pid = victim(process)
+            if pid is None:  # its workers were done before their moment came
+                break
+            killed_at = kill(pid)
             account.kills += 1
             process.communicate()
             stage.look_after_kill(killed_at, account)
-            process = stage.start()
+            process = stage.start(*overrides)
         settle(account, place, stage, killed_at or time.monotonic(), ended(process).digest)
     return account
 
@@ -238,6 +259,7 @@ def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Sta
 
 FAULTS: dict[str, Torment] = {
     "`malt run`": kill_run,
+    "a worker of `processes`": kill_pool_worker,
     "its Prefect server": kill_server,
     "PostgreSQL": kill_postgres,
     "a Dask worker": kill_dask_worker,
@@ -286,4 +308,8 @@ def main(kills: int = 50, seed: int = 4711) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=50, help="how often something is killed")
+    parser.add_argument("--seed", type=int, default=4711)
+    chosen = parser.parse_args()
+    main(chosen.rounds, chosen.seed)

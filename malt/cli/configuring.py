@@ -14,7 +14,7 @@ from malt.cli.options import takes_json
 from malt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from malt.grading.suggestions import Suggestion
+    from malt.grading.references import Suggestion
     from malt.questions.readers import Row
 
 _QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "text")
@@ -62,6 +62,8 @@ def init(
     as_json: bool,
 ) -> None:
     """Write a config for a question file. Asks for what no option says; without a terminal its proposals count."""
+    from malt.review.grader_options import read_kinds
+
     source = questions or _ask("Question file", None, "--questions")
     rows = _first_rows(source)
     asked = question or _ask("Column of the question", _guess(rows, _QUESTION_COLUMNS), "--question")
@@ -69,15 +71,16 @@ def init(
     suggestion, count = _look_at(source, asked, answered)
     model = model or _ask("Model of every role", "embedded", "--model")
     base, key = _ask_place(model, api_base, api_key_env)
-    graders = kinds or tuple(_ask(f"Graders ({suggestion.reason})", " ".join(suggestion.kinds), "--grader").split())
+    proposed = " ".join(suggestion.kinds)
+    given = read_kinds(kinds, "--grader") or _ask(f"Graders ({suggestion.reason})", proposed, "--grader").split()
     name = name or _ask("Name of the dataset", _slug(source), "--name")
     path = config or Path(f"{name}.toml")
-    _write_config(path, _Answers(source, asked, answered, model, base, key, graders, name), force=force)
+    _write_config(path, _Answers(source, asked, answered, model, base, key, tuple(given), name), force=force)
     next_steps = [f"malt plan {path}", f"malt run {path} --limit 3", f"malt run {path}"]
     if as_json:
         terminal.emit({"config": str(path), "questions": count, "next": next_steps})
     else:
-        terminal.say(f"{path} is written for {count:,} questions. Next:")
+        terminal.say(f"{path} is written for {terminal.count(count, 'question')}. Next:")
         for step in next_steps:
             terminal.say(f"  {step}")
 
@@ -110,7 +113,7 @@ def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | 
 def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
     """Read the whole file, and say which graders suit it."""
     from malt.config.questions import QuestionSource
-    from malt.grading.suggestions import suggest_kinds
+    from malt.grading.references import suggest_kinds
     from malt.questions.question import read_questions
 
     questions = read_questions(QuestionSource(source=source, question=question, ground_truth=answer))
@@ -187,6 +190,14 @@ kind = {json.dumps(kinds if len(kinds) > 1 else kinds[0])}
 [limits]
 # max_cost_usd = 5.0                # hard cap for one run
 max_in_flight = {8 if answers.api_base else 64}                   # requests under way at once
+
+# After `malt train {answers.name}`: did it help? `malt evaluate {path}` asks questions that were not trained on.
+# [evaluate]
+# questions = {{ source = "heldout.jsonl" }}
+# baseline = "untrained"
+# [evaluate.systems.untrained]
+# [evaluate.systems.trained]
+# models = "{answers.name}@v1"
 """
 
 

@@ -103,7 +103,8 @@ def show_evaluation(version: "EvaluationVersion") -> None:
     terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     graders = ", ".join(manifest.grader)
-    terminal.say(f"{summary.questions:,} questions, {summary.chains} chains; graded by {graders}")
+    counts = f"{terminal.count(summary.questions, 'question')}, {terminal.count(summary.chains, 'chain')}"
+    terminal.say(f"{counts}; graded by {graders}")
     _show_accuracies(summary)
     _show_differences(summary)
     _show_tournament(summary)
@@ -164,11 +165,10 @@ def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None"
 
 def show_plan(plan: "EvaluationPlan") -> None:
     """Print an evaluation's quote, and what so many questions can show."""
-    figures = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")
-    table = terminal.new_table("system", "role.", "model.", *figures)
+    table = terminal.new_table("system", "role.", "model.", *summaries.QUOTED)
     for system, added in plan.systems.items():
         for role, quoted in added.roles.items():
-            table.add_row(system, role.value, quoted.model, *summaries.quoted_figures(quoted))
+            table.add_row(system, role.value, terminal.shorten_name(quoted.model), *summaries.quoted_figures(quoted))
     table.add_row("total", "", "", *summaries.quoted_figures(plan), style="bold")
     terminal.say(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
     terminal.say(table)

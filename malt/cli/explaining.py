@@ -44,7 +44,7 @@ def explain(version: str, row_id: str | None, as_json: bool) -> None:
 
     For a model version: the rows and questions it was trained on; with ROW_ID one of them.
     """
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
 
     if find_kind(version) == "models":
         version = training.explain(version, row_id, as_json=as_json)
@@ -143,7 +143,7 @@ def _excerpt(text: str) -> str:
 @takes_json
 def diff(old: str, new: str, as_json: bool) -> None:
     """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
 
     compared = {"evaluations": evaluating.diff, "models": training.diff, "datasets": _diff_datasets}
     compared[find_kind(old)](old, new, as_json=as_json)

@@ -1,6 +1,6 @@
 """Commands that grade: `grade`, `audit`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,35 @@ _SHOWN = 10
 """Rows or leaves shown; the rest are counted."""
 
 
+def _read_columns(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> Mapping[str, str]:
+    pairs = dict(pair.split("=", 1) for pair in given if "=" in pair)
+    if len(pairs) < len(given) or not pairs.keys() <= {"question", "ground_truth", "answer", "label"}:
+        raise click.BadParameter(f"{' '.join(given)}: write answer=COLUMN; also question, ground_truth, label")
+    return pairs
+
+
 @click.command()
 @click.argument("file", metavar="FILE")
 @click.option("--kind", "kinds", multiple=True, metavar="K", help="Grade by this kind; of several the first decisive.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    callback=_read_columns,
+    metavar="NAME=COLUMN",
+    help="Read question, ground_truth, answer or label from COLUMN; may be repeated.",
+)
 @takes_grading
 @click.option("--out", type=click.Path(path_type=Path), help="Write the rows with their grades: .jsonl or .parquet.")
 @takes_json
 def grade(
-    file: str, kinds: tuple[str, ...], config: Path | None, override: tuple[str, ...], out: Path | None, as_json: bool
+    file: str,
+    kinds: tuple[str, ...],
+    columns: Mapping[str, str],
+    config: Path | None,
+    override: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
     from malt.review.grade_file import check_output, grade_file, write_rows
@@ -32,7 +53,7 @@ def grade(
 
     if out is not None:
         check_output(out)
-    rows, report = grade_file(file, chosen_grading(kinds, config, override))
+    rows, report = grade_file(file, chosen_grading(kinds, config, override), columns)
     if out is not None:
         write_rows((row.as_columns() for row in rows), out)
     terminal.emit(report.model_dump(mode="json")) if as_json else _show_grades(report)
@@ -116,7 +137,7 @@ def audit(
 def _show_audit(report: "AuditReport") -> None:
     cut = f" ({report.truncated:,} cut off, seen by no grader)" if report.truncated else ""
     terminal.say(
-        f"{report.version}: {report.leaves:,} leaves{cut} of {report.questions:,} questions, "
+        f"{report.version}: {report.leaves:,} leaves{cut} of {terminal.count(report.questions, 'question')}, "
         f"graded by {', '.join(report.graded_by)}; graded again by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
     )
     _show_judge_use(report.requests, report.cost_usd)

@@ -92,7 +92,7 @@ def rm(version: str, as_json: bool) -> None:
     """Remove a version, unless `latest` or a tag names it. Its samples stay in the store until `malt gc`."""
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import remove_version
-    from malt.datasets.version.kinds import SHELVES
+    from malt.datasets.version.published import SHELVES
 
     shelf, _, name = version.partition("/")
     on_shelf = shelf in SHELVES

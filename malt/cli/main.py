@@ -20,6 +20,7 @@ from malt.cli import (
     evaluating,
     explaining,
     grading,
+    improving,
     lifecycle,
     runs,
     service,
@@ -46,7 +47,7 @@ _COMMANDS = [
     *(sharing.export, sharing.push),
     *(training.train, training.models),
     *(grading.grade, grading.audit),
-    *(evaluating.evaluate, evaluating.evaluations),
+    *(evaluating.evaluate, evaluating.evaluations, improving.improve),
     *(service.up, service.doctor, service.serve),
 ]
 _LONGEST_ERROR = 400

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from malt.config.roles import Role
     from malt.config.spec import RunSpec
+    from malt.engine.build import RunSummary
     from malt.engine.job import Job
     from malt.engine.plan import Plan
-    from malt.engine.summary import RunSummary
     from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
 
@@ -46,6 +46,7 @@ def _split_roles(context: click.Context, option: click.Parameter, value: str | N
 @takes_json
 def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
+    from malt.engine.job import check_models
     from malt.engine.plan import plan as quote
     from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
@@ -56,6 +57,10 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
         quoted = quote(job, store)
         evaluation = evaluating.quote_evaluation(job.spec, store)
     terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
+    try:
+        check_models(job.spec)
+    except ConfigError as error:
+        terminal.warn(f"before it can run: {error}")
     return 0 if shortfall is None else summaries.show_shortfall(shortfall)
 
 
@@ -125,7 +130,7 @@ def rerun(
 ) -> int:
     """Ask again for part of a dataset, and publish. For what is missing, or with --refresh for all of it anew."""
     from malt.engine.job import read_job
-    from malt.engine.refresh import read_declared
+    from malt.engine.runner import read_declared
 
     again = _ask_again(read_job(read_declared(name, config)), questions, roles, refresh=refresh)
     return finish(again, files=files, as_json=as_json)
@@ -133,8 +138,7 @@ def rerun(
 
 def _ask_again(job: "Job", ids: "Sequence[str]", roles: "Sequence[Role]", *, refresh: bool) -> "RunSummary":
     from malt.cli.progress import progress
-    from malt.engine.refresh import choose_questions
-    from malt.engine.runner import rerun_job
+    from malt.engine.runner import choose_questions, rerun_job
 
     chosen = choose_questions(job.questions, ids)
     with progress(job.spec, len(chosen)):
@@ -200,8 +204,16 @@ def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
 
 def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
-    from malt.engine import signals
     from malt.engine.job import handing_over
+
+    with handing_over(job):
+        result: RunSummary = flow_result(name, job.spec, server)
+    return result
+
+
+def flow_result(name: str, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - each flow has its own
+    """Run a flow here, and return what it came to. Raises the flow's own error where that is one."""
+    from malt.engine import signals
     from malt.llm.provider import call
 
     with paused_gc():
@@ -209,20 +221,19 @@ def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
-    with handing_over(job):
-        result = signals.run(ended(flow, job.spec, server))
+    result = signals.run(ended(flow, spec, server))
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-async def ended(flow: Any, spec: "RunSpec", server: "Server") -> "RunSummary | BaseException":  # noqa: ANN401 - Prefect is not imported here
+async def ended(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - Prefect is not imported here
     """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
     from httpx import HTTPError
 
     try:
         state = await flow(spec, return_state=True)
-        result: RunSummary | BaseException = await state.aresult(raise_on_failure=False)
+        result = await state.aresult(raise_on_failure=False)
     except HTTPError as error:
         result = error
     return PrefectLost(without(server, result)) if isinstance(result, HTTPError) else result

@@ -103,7 +103,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
 
 def _open(reference: str) -> "Version":
     from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
     from malt.evaluation.version import open_evaluation
     from malt.models.version import open_model
 

@@ -1,13 +1,14 @@
 """What `malt plan`, `malt run` and `malt assemble` print for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from malt.cli import terminal
 
 if TYPE_CHECKING:
+    from malt.config.roles import Role
+    from malt.engine.build import RunSummary
     from malt.engine.plan import Plan, RolePlan
-    from malt.engine.summary import RunSummary
     from malt.evaluation.plan import EvaluationPlan
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
@@ -18,30 +19,48 @@ _KINDS = ("sft", "dpo", "kto")
 
 
 def show_plan(plan: "Plan") -> None:
-    """Print a quote."""
-    columns = ("model.", "asked", "requests", "completions", "stored", "tokens in", "tokens out", "cost")
-    table = terminal.new_table("role", *columns)
+    """Print a quote: a table that fits into 80 columns, then who is asked and what the figures rest on."""
+    table = terminal.new_table("role", *QUOTED)
     for role, quoted in plan.roles.items():
-        table.add_row(role.value, quoted.model, quoted.mode, *quoted_figures(quoted))
-    table.add_row("total", "", "", *quoted_figures(plan), style="bold")
-    terminal.say(f"{plan.dataset}: {plan.questions} questions; still to be asked:")
+        table.add_row(role.value, *quoted_figures(quoted))
+    table.add_row("total", *quoted_figures(plan), style="bold")
+    terminal.say(f"{plan.dataset}: {terminal.count(plan.questions, 'question')}; still to be asked:")
     terminal.say(table)
+    if ranges := _describe_ranges(plan):
+        terminal.say(f"the total may come out at {ranges}")
     for gate, count in plan.excluded.items():
-        terminal.say(f"{count:,} questions will give no training rows: {gate} in [dataset]")
-    for basis in dict.fromkeys(quoted.basis for quoted in plan.roles.values()):
-        roles = ", ".join(role.value for role, quoted in plan.roles.items() if quoted.basis == basis)
-        terminal.say(f"{roles}: {basis}", style="dim")
+        terminal.say(f"{terminal.count(count, 'question')} will give no training rows: {gate} in [dataset]")
+    modes = {"direct": "", "batch": ", in batches"}
+    for said in ({role: each.model + modes[each.mode] for role, each in plan.roles.items()}, _bases(plan)):
+        for text in dict.fromkeys(said.values()):
+            roles = ", ".join(role.value for role in said if said[role] == text)
+            terminal.say(f"{roles}: {text}", style="dim")
+
+
+def _bases(plan: "Plan") -> "Mapping[Role, str]":
+    return {role: quoted.basis for role, quoted in plan.roles.items()}
+
+
+QUOTED = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")
+"""What `quoted_figures` writes."""
 
 
 def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
-    """Write what is quoted, with the range that it may come out in."""
-    yield from map("{:,}".format, (quoted.requests, quoted.completions, quoted.stored_completions))
-    for name in ("prompt_tokens", "completion_tokens"):
-        low, high = getattr(quoted.low, name), getattr(quoted.high, name)
-        yield f"{getattr(quoted, name):,}" + (f" ({low:,}-{high:,})" if low < high else "")
-    dollars, (low, high) = terminal.format_dollars, (quoted.low.cost_usd, quoted.high.cost_usd)
-    is_range = low is not None and high is not None and low < high
-    yield dollars(quoted.cost_usd) + (f" ({dollars(low)}-{dollars(high)})" if is_range else "")
+    """Write what is quoted."""
+    counts = (quoted.requests, quoted.completions, quoted.stored_completions)
+    yield from map("{:,}".format, (*counts, quoted.prompt_tokens, quoted.completion_tokens))
+    yield terminal.format_dollars(quoted.cost_usd)
+
+
+def _describe_ranges(plan: "Plan") -> str:
+    """Write between what the tokens and the cost may come out, where that is not one figure."""
+    low, high, dollars = plan.low, plan.high, terminal.format_dollars
+    found = [
+        (low.prompt_tokens, high.prompt_tokens, f"{low.prompt_tokens:,}-{high.prompt_tokens:,} tokens in"),
+        (low.completion_tokens, high.completion_tokens, f"{low.completion_tokens:,}-{high.completion_tokens:,} out"),
+        (low.cost_usd, high.cost_usd, f"{dollars(low.cost_usd)}-{dollars(high.cost_usd)}"),
+    ]
+    return ", ".join(text for least, most, text in found if least != most)
 
 
 def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
@@ -61,11 +80,12 @@ def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
 
 
 def _describe_content(summary: "RunSummary") -> Iterator[str]:
-    from malt.datasets.stats.findings import describe_unknown
+    from malt.datasets.stats.figures import describe_unknown
 
-    leaves = ", ".join(f"{count:,} {_GRADE_WORDS.get(name, name)}" for name, count in summary.outcomes.items() if count)
+    leaves = describe_outcomes(summary.outcomes)
     graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())
-    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {leaves or 'none'} ({graders})"
+    by = f" ({graders})" if graders else ""
+    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {leaves}{by}"
     if summary.unread or summary.disputed:
         yield f"not read: {summary.unread:,} of the incorrect leaves; disputed: {summary.disputed:,} leaves"
     if summary.unknown:
@@ -78,6 +98,11 @@ def _describe_content(summary: "RunSummary") -> Iterator[str]:
         f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
         f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
+
+
+def describe_outcomes(outcomes: "Mapping[str, int]") -> str:
+    """Write how many leaves have which grade."""
+    return ", ".join(f"{n:,} {_GRADE_WORDS.get(name, name)}" for name, n in outcomes.items() if n) or "none"
 
 
 def show_failures(summary: "RunSummary") -> None:

@@ -78,6 +78,11 @@ def format_dollars(cost: float | None) -> str:
     return "unknown" if cost is None else f"${cost:.4f}"
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun, which takes an `s` but for one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_bytes(size: int) -> str:
     """Write a size in MiB."""
     return f"{size / 2**20:,.1f} MiB"
@@ -87,6 +92,13 @@ def shorten_path(path: str | Path) -> str:
     """Write a path as seen from the current folder, where it lies below it."""
     here = Path.cwd()
     return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
+
+
+def shorten_name(name: str) -> str:
+    """Leave out the middle of a model's name that is longer than a quarter of a line; both ends tell models apart."""
+    longest = max(20, console().width // 4)
+    kept = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:kept]}…{name[-(longest - 1 - kept) :]}"
 
 
 def one_line(text: str, longest: int = _LINE_LENGTH, more: str = "…") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from malt.cli import evaluating, terminal, training
+from malt.cli import evaluating, summaries, terminal, training
 from malt.cli.options import takes_json, takes_version
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _show_version_table(versions: "Sequence[DatasetVersion]") -> None:
 @takes_json
 def show(version: str, question_id: str | None, as_json: bool) -> None:
     """Show what is in a version, or one question's valued tree."""
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
 
     shown = {"evaluations": evaluating.show, "models": training.show, "datasets": _show_dataset}
     shown[find_kind(version)](version, question_id, as_json=as_json)
@@ -118,8 +118,9 @@ def _show_version(version: "DatasetVersion") -> None:
         nodes = f"{growth.nodes:,} of {growth.nodes_in_full:,} nodes of full trees"
         terminal.say(f"grown adaptively: {nodes}; a value is {growth.values}")
     _show_roles(version)
-    leaves = ", ".join(f"{count} {outcome}" for outcome, count in counts.outcomes.items() if count)
-    terminal.say(f"leaves: {leaves}; graded by {', '.join(manifest.spec.evaluator.kind)}")
+    terminal.say(
+        f"leaves: {summaries.describe_outcomes(counts.outcomes)}; graded by {', '.join(manifest.spec.evaluator.kind)}"
+    )
     _show_ledger(version)
     _show_findings(version)
     _show_questions(version)
@@ -130,14 +131,14 @@ def _show_roles(version: "DatasetVersion") -> None:
     from malt.config.roles import PLAYERS
 
     manifest = version.manifest
-    columns = ("model.", "samples", "nodes", "right", "wrong", "no label", "tokens out", "cost")
+    columns = ("model.", "samples", "nodes", "positive", "negative", "no label", "tokens out", "cost")
     table = terminal.new_table("role", *columns)
     for role in PLAYERS:
         labels, declared = manifest.counts.labels[role], manifest.spec.roles[role]
         figures = (declared.samples, manifest.counts.nodes[role], labels.right, labels.wrong, labels.none)
         tokens = _format_tokens(manifest.tokens[role].completion_tokens)
         cost = terminal.format_dollars(manifest.cost[role].cost_usd)
-        table.add_row(role.value, declared.model, *map(str, figures), tokens, cost)
+        table.add_row(role.value, terminal.shorten_name(declared.model), *map(str, figures), tokens, cost)
     terminal.say(table)
 
 
@@ -148,7 +149,7 @@ def _show_ledger(version: "DatasetVersion") -> None:
         tokens = map(_format_tokens, (entry.tokens.prompt_tokens, entry.tokens.completion_tokens))
         cost = terminal.format_dollars(entry.cost.cost_usd)
         made = f"{entry.tokens.completions:,}"
-        table.add_row(entry.run or "unknown", entry.role.value, entry.model, made, *tokens, cost)
+        table.add_row(entry.run or "unknown", entry.role.value, terminal.shorten_name(entry.model), made, *tokens, cost)
     terminal.say(table)
 
 
@@ -158,7 +159,7 @@ def _format_tokens(count: int | None) -> str:
 
 def _show_findings(version: "DatasetVersion") -> None:
     """Print a version's diagnostics, and what its gates left out."""
-    from malt.datasets.stats.findings import describe_diagnostics, describe_losses
+    from malt.datasets.stats.figures import describe_diagnostics, describe_losses
 
     for subject, told in describe_diagnostics(version.manifest.diagnostics):
         terminal.say(f"  {subject:<12} {told}")
@@ -169,11 +170,13 @@ def _show_findings(version: "DatasetVersion") -> None:
 
 def _show_questions(version: "DatasetVersion") -> None:
     """Print the first questions with their ids, and how many of each one's leaves are right."""
-    leaves = version.trajectories.query("role == 'refiner'")
+    from malt.config.roles import PLAYERS
+
+    leaves = version.trajectories.query(f"role == '{PLAYERS[-1]}'")
     right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
     for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
         asked = version.questions.query("question_id == @question_id").question.iloc[0]
-        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} right  {terminal.one_line(asked)}")
+        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} correct  {terminal.one_line(asked)}")
     if len(right) > _QUESTIONS_SHOWN:
         terminal.say(f"  … and {len(right) - _QUESTIONS_SHOWN} more questions in questions.parquet")
 
@@ -222,7 +225,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
 def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
     from malt.datasets.pages.page import find_report
     from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
     from malt.evaluation.report import find_report as find_evaluation_report
     from malt.evaluation.version import open_evaluation
     from malt.models.report import find_report as find_model_report
@@ -264,7 +267,7 @@ def _check_version(
     from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
     from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.kinds import find_kind
+    from malt.datasets.version.published import find_kind
     from malt.evaluation.check import verify as check_evaluation
     from malt.evaluation.version import open_evaluation
     from malt.models.check import verify as check_model

@@ -15,6 +15,11 @@ def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
     return {**kind, **{name: value for name, value in field.items() if name not in ("anyOf", "default")}}
 
 
+def as_list(value: object) -> object:
+    """Let a single value be written without brackets."""
+    return [value] if isinstance(value, str) else value
+
+
 class Declared(BaseModel):
     """Frozen and strict about names: an unknown key is an error, a field's docstring is its help text."""
 

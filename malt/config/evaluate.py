@@ -4,21 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from malt.config.base import Declared
 from malt.config.questions import QuestionSource
-from malt.config.roles import RoleSpec, provider_in
-from malt.config.secret_scan import (
-    PASSWORD_IN_URL,
-    VARIABLE,
-    match_name,
-    match_text,
-)
+from malt.config.roles import ADDRESS, PLAYERS, Player, RoleSpec, declare_roles, inherit
+from malt.config.secret_scan import PASSWORD_IN_URL, VARIABLE, match_name, match_text
 
 
 class PlayerSpec(Declared):
@@ -41,69 +32,55 @@ class PlayerSpec(Declared):
 
     def plays(self, role: RoleSpec) -> RoleSpec:
         """Return a role as this player plays it; a key goes to no address but its own."""
-        changed = {name: getattr(self, name) for name in self.model_fields_set}
-        if self.model is not None:
-            changed["weights"] = None
-        is_provider_same = self.model is None or provider_in(self.model) == provider_in(role.model)
-        if is_provider_same and changed.get("api_base", role.api_base) == role.api_base:
-            key = {"api_key_block": None} if self.api_key_env is not None else {}
-            return role.model_copy(update={**key, **changed})
-        elsewhere: dict[str, object] = dict.fromkeys(("api_base", "api_key_env", "api_key_block"))
-        elsewhere |= {"extra": {}, "fallbacks": ()}
-        return role.model_copy(update={**elsewhere, **changed})
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        own |= {} if self.model is None else {"weights": None}
+        nowhere: dict[str, object] = {**dict.fromkeys(ADDRESS), "extra": {}, "fallbacks": ()}
+        return role.model_copy(update={**nowhere, **inherit(dict(role), own, tuple(nowhere))})
 
 
-class SystemSpec(Declared):
-    """Who plays each role in one of the systems that are compared; left empty, as the config declares."""
-
+@declare_roles(PlayerSpec | None, lambda part: Field(None, description=part.does))
+class _CastRoles(Declared):
     models: str | None = Field(None, min_length=1)
     """A model version, `NAME@v3`, that plays all roles that it has."""
-    generator: PlayerSpec | None = None
-    """Who answers."""
-    verifier: PlayerSpec | None = None
-    """Who criticises."""
-    refiner: PlayerSpec | None = None
-    """Who answers again."""
-    roles: tuple[Literal["generator", "verifier", "refiner"], ...] = ("generator", "verifier", "refiner")
+
+
+class SystemSpec(_CastRoles):
+    """Who plays each role in one of the systems that are compared; left empty, as the config declares."""
+
+    roles: tuple[Player, ...] = PLAYERS
     """Who takes part. Without a verifier the refiner sees an empty critique; without a refiner the answer is the one
     that the verifier states, else the generator's."""
 
     @field_validator("roles")
     @classmethod
     def _someone_answers(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
-        if "generator" not in roles or len(set(roles)) < len(roles):
-            raise ValueError("the generator always takes part, and every role once: such as [generator, refiner]")
+        if PLAYERS[0] not in roles or len(set(roles)) < len(roles):
+            raise ValueError(f"the {PLAYERS[0]} always takes part, and every role once: such as [generator, refiner]")
         return roles
 
 
-def paper_systems(trained: str | None) -> dict[str, SystemSpec]:
+def _paper_systems(trained: str | None) -> dict[str, SystemSpec]:
     """Return the systems of the paper's tables: untrained, STaR and MALT, each role untrained, and roles left out."""
+    first, *others = PLAYERS
+    parts = {"G": (first,)} | {f"G+{role[0].upper()}": (first, role) for role in others}
+    left_out = {name: SystemSpec(models=trained, roles=roles) for name, roles in parts.items()}
     whole = SystemSpec(models=trained)
-    left_out = {
-        "G": SystemSpec(models=trained, roles=("generator",)),
-        "G+V": SystemSpec(models=trained, roles=("generator", "verifier")),
-        "G+R": SystemSpec(models=trained, roles=("generator", "refiner")),
-    }
     if trained is None:
         return {"G+V+R": whole, **left_out}
-    player = PlayerSpec(model=trained)
-    untrained = {
-        "generator-untrained": SystemSpec(verifier=player, refiner=player),
-        "verifier-untrained": SystemSpec(generator=player, refiner=player),
-        "refiner-untrained": SystemSpec(generator=player, verifier=player),
+    cast = dict.fromkeys(PLAYERS, PlayerSpec(model=trained))
+    untrained = {f"{role}-untrained": SystemSpec(**{**cast, role: None}) for role in PLAYERS}
+    return {
+        "untrained": SystemSpec(),
+        "star": SystemSpec(**{first: cast[first]}),
+        "malt": whole,
+        **untrained,
+        **left_out,
     }
-    return {"untrained": SystemSpec(), "star": SystemSpec(generator=player), "malt": whole, **untrained, **left_out}
 
 
+@declare_roles(tuple[PlayerSpec, ...], lambda part: Field((), description=part.does))
 class TournamentSpec(Declared):
     """Models for each role; every combination is a system. A role without a list is played as the config declares."""
-
-    generator: tuple[PlayerSpec, ...] = ()
-    """Who may answer."""
-    verifier: tuple[PlayerSpec, ...] = ()
-    """Who may criticise."""
-    refiner: tuple[PlayerSpec, ...] = ()
-    """Who may answer again."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -149,7 +126,7 @@ class EvaluateSpec(Declared):
     @classmethod
     def _paper_names_its_systems(cls, values: object) -> object:
         if isinstance(values, Mapping) and values.get("systems") == "paper":
-            return {"equal_tokens": True, **values, "systems": paper_systems(values.get("models"))}
+            return {"equal_tokens": True, **values, "systems": _paper_systems(values.get("models"))}
         return values
 
     @model_validator(mode="after")

@@ -2,11 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, model_validator
 
 from malt.config.base import Declared
 

@@ -101,7 +101,6 @@ def _read_toml(path: Path) -> Table:
 
 
 def _override(values: Table, override: str) -> Key:
-    """Apply one override and return its key."""
     name, equals, text = override.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
@@ -140,11 +139,18 @@ def _resolve_paths(values: Table, places: Places) -> None:
     _resolve_questions(values, (), places)
     if isinstance(evaluate, dict):
         _resolve_questions(evaluate, ("evaluate",), places)
+    improve = values.get("improve")
+    beside = improve.get("beside") if isinstance(improve, dict) else None
+    for name, source in beside.items() if isinstance(beside, dict) else ():
+        _resolve_source(source, ("improve", "beside", name), places)
     prompts = values.get("prompts")
     if _is_local(prompts):
         folder = _from_here(prompts, ("prompts",), places)
         if _is_prompt_folder(prompts, Path(folder)):
             values["prompts"] = folder if os.sep in folder else f".{os.sep}{folder}"
+    evaluator = values.get("evaluator")
+    if isinstance(evaluator, dict) and _is_local(evaluator.get("function")):
+        evaluator["function"] = _resolve_function(evaluator["function"], places)
     dataset = values.get("dataset")
     if isinstance(dataset, dict):
         _resolve_dataset(dataset, places)
@@ -155,9 +161,20 @@ def _resolve_paths(values: Table, places: Places) -> None:
 
 
 def _resolve_questions(values: Table, above: Key, places: Places) -> None:
-    questions = values.get("questions")
+    _resolve_source(values.get("questions"), (*above, "questions"), places)
+
+
+def _resolve_source(questions: object, key: Key, places: Places) -> None:
     if isinstance(questions, dict) and _is_local(questions.get("source")):
-        questions["source"] = _from_here(questions["source"], (*above, "questions", "source"), places)
+        questions["source"] = _from_here(questions["source"], (*key, "source"), places)
+
+
+def _resolve_function(function: str, places: Places) -> str:
+    """Return `file.py:name` for a module that lies where its config does; others are left to the Python path."""
+    module, _, name = function.partition(":")
+    file = module if module.endswith(".py") else f"{module}.py"
+    path = _from_here(file, ("evaluator", "function"), places)
+    return f"{path}:{name}" if module.endswith(".py") or Path(path).is_file() else function
 
 
 def _resolve_dataset(dataset: Table, places: Places) -> None:

@@ -29,7 +29,6 @@ class Key(NamedTuple):
 
     @property
     def lines(self) -> Iterator[str]:
-        """Describe it, a line a fact."""
         yield self.name
         yield f"  type     {self.kind}"
         yield f"  default  {self.default or 'none'}"

@@ -1,54 +1,61 @@
-"""Who plays a role: models, where they are served, how they sample, and the order in which roles speak."""
+"""Who plays a role: the declared sequence of the trained roles, models, where they are served, how they sample."""
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    JsonValue,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, create_model, field_validator, model_validator
 
 from malt.config.base import Declared
-from malt.config.secret_scan import (
-    BLOCK,
-    PASSWORD_IN_URL,
-    VARIABLE,
-    match_name,
-    match_text,
-    schema_without_keys,
-)
+from malt.config.secret_scan import BLOCK, PASSWORD_IN_URL, VARIABLE, match_name, match_text, schema_without_keys
+
+D = TypeVar("D", bound=Declared)
 
 
 class Role(StrEnum):
-    """The three that are trained, in the order they speak, and the one that grades them."""
+    """The trained ones, and the one that grades them."""
 
     GENERATOR = "generator"
     VERIFIER = "verifier"
     REFINER = "refiner"
     EVALUATOR = "evaluator"
 
+    @property
+    def gives_answer(self) -> bool:
+        """Whether its texts end in a final answer; those of other trained roles in a verdict on the text above."""
+        return any(part.role is self and part.gives_answer for part in TRAJECTORY)
+
 
 class Part(NamedTuple):
-    """What one trained role writes in a trajectory."""
+    """What one trained role does in a trajectory."""
 
     role: Role
+    does: str
+    text: str
+    """What one of its texts is called."""
     writes: str
     """Prompt slot under which all later roles see its text."""
+    gives_answer: bool = True
 
 
 TRAJECTORY = (
-    Part(Role.GENERATOR, writes="solution"),
-    Part(Role.VERIFIER, writes="verification"),
-    Part(Role.REFINER, writes="refinement"),
+    Part(Role.GENERATOR, "Answers the question.", "generation", writes="solution"),
+    Part(Role.VERIFIER, "Criticises an answer.", "critique", writes="verification", gives_answer=False),
+    Part(Role.REFINER, "Answers again, given an answer and a critique.", "refinement", writes="refinement"),
 )
-"""The trained roles in the order they speak; each is asked once for every text of the one before it."""
+"""The trained roles in the order they speak; each is asked once for every text of the one before it.
+
+All else follows from it: prompts, tables of the config, levels of the trees, files of a version.
+"""
 
 PLAYERS = tuple(part.role for part in TRAJECTORY)
 """The trained roles; a node at depth d of a tree is played by `PLAYERS[d - 1]`."""
+
+if TYPE_CHECKING:
+    Player = str
+else:
+    Player = Literal[tuple(map(str, PLAYERS))]
+"""Name of a trained role, in a config."""
 
 
 def slots_of(role: Role) -> tuple[str, ...]:
@@ -58,7 +65,18 @@ def slots_of(role: Role) -> tuple[str, ...]:
     return ("question", *(part.writes for part in TRAJECTORY[: PLAYERS.index(role)]))
 
 
-def check_address(api_base: str | None) -> str | None:
+def declare_roles(kind: object, field: Callable[[Part], Any]) -> Callable[[type[D]], type[D]]:
+    """Give a model one more field for each trained role, named after it."""
+
+    def extend(model: type[D]) -> type[D]:
+        fields: dict[str, Any] = {part.role.value: (kind, field(part)) for part in TRAJECTORY}
+        module, doc = model.__module__, model.__doc__
+        return create_model(model.__name__, __base__=model, __module__=module, __doc__=doc, **fields)
+
+    return extend
+
+
+def _check_address(api_base: str | None) -> str | None:
     """Refuse an address without a scheme: it would be tried, and tried again."""
     if api_base is not None and not api_base.startswith(("http://", "https://")):
         raise ValueError(f"{api_base!r} is no address; write http://HOST:PORT/v1, or https://…")
@@ -78,7 +96,7 @@ class Fallback(Declared):
     @field_validator("api_base")
     @classmethod
     def _has_a_scheme(cls, api_base: str | None) -> str | None:
-        return check_address(api_base)
+        return _check_address(api_base)
 
 
 def _as_fallbacks(value: object) -> object:
@@ -119,7 +137,7 @@ class ModelSpec(Declared):
     @field_validator("api_base")
     @classmethod
     def _has_a_scheme(cls, api_base: str | None) -> str | None:
-        return check_address(api_base)
+        return _check_address(api_base)
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:
@@ -133,15 +151,8 @@ class ModelSpec(Declared):
         return tuple(self._backup(fallback) for fallback in self.fallbacks)
 
     def _backup(self, fallback: Fallback) -> "ModelSpec":
-        """Declare a fallback; a key goes to no address but its own."""
-        is_near = fallback.api_base is None and provider_in(fallback.model) == provider_in(self.model)
-        place = {
-            "api_base": self.api_base if is_near else fallback.api_base,
-            "api_key_env": fallback.api_key_env or (self.api_key_env if is_near else None),
-            "api_key_block": self.api_key_block if is_near and fallback.api_key_env is None else None,
-            "weights": None,
-        }
-        return self.model_copy(update={"model": fallback.model, **place, "fallbacks": ()})
+        own = {**fallback.model_dump(exclude_none=True), "weights": None, "fallbacks": ()}
+        return self.model_copy(update={**dict.fromkeys(ADDRESS), **inherit(dict(self), own)})
 
     @property
     def identity(self) -> str:
@@ -164,8 +175,25 @@ class ModelSpec(Declared):
 M = TypeVar("M", bound=ModelSpec)
 
 
-def provider_in(model: str) -> str:
-    """Return the provider's part of a model's name."""
+ADDRESS = ("api_base", "api_key_env", "api_key_block")
+"""Where a model is served, and the key for it."""
+
+
+def inherit(shared: Mapping[str, Any], own: Mapping[str, Any], place: tuple[str, ...] = ADDRESS) -> dict[str, Any]:
+    """Return what a model says with what it leaves to `shared`; a key goes to no address but its own.
+
+    Nothing of `place` is left to it by a model with an address of its own, or of another provider.
+    """
+    name = str(shared.get("model", "embedded"))
+    has_address = own.get("api_base", shared.get("api_base")) != shared.get("api_base")
+    if has_address or _provider_in(str(own.get("model") or name)) != _provider_in(name):
+        left_out = place
+    else:
+        left_out = ADDRESS[1:] if any(key in own for key in ADDRESS[1:]) else ()
+    return {**{name: value for name, value in shared.items() if name not in left_out}, **own}
+
+
+def _provider_in(model: str) -> str:
     return model.partition("/")[0]
 
 
@@ -178,18 +206,16 @@ class RoleSpec(ModelSpec):
     """Branching: how many times this role answers each of its parents."""
 
 
+@declare_roles(RoleSpec, lambda part: Field(default_factory=RoleSpec, description=part.does))
 class Roles(Declared):
-    """Who plays the three trained roles."""
+    """Who plays the trained roles."""
 
-    generator: RoleSpec = Field(default_factory=RoleSpec)
-    """Answers the question."""
-    verifier: RoleSpec = Field(default_factory=RoleSpec)
-    """Criticises an answer."""
-    refiner: RoleSpec = Field(default_factory=RoleSpec)
-    """Answers again, given an answer and a critique."""
+    if TYPE_CHECKING:
+
+        def __init__(self, **players: RoleSpec) -> None: ...
+        def __getattr__(self, role: str) -> RoleSpec: ...
 
     def __getitem__(self, role: Role) -> RoleSpec:
-        """Return the declaration of one trained role."""
         spec: RoleSpec = getattr(self, role.value)
         return spec
 

@@ -1,8 +1,9 @@
-"""Secrets in a config: it is published with the dataset, and Prefect shows it to everybody who sees its UI."""
+"""Secrets: found in a config, which is published and shown in Prefect's UI, and taken out of what others said."""
 
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Key = tuple[str, ...]
@@ -90,3 +91,28 @@ def match_text(pattern: re.Pattern[str]) -> dict[str, Any]:
 
 def _ignore_case(pattern: re.Pattern[str]) -> str:
     return f"(?i){pattern.pattern}"
+
+
+_SHORTEST = 6
+"""Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
+_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?|AUTH(?:ORIZATION)?)(?:$|_)", re.IGNORECASE
+)
+"""Names of environment variables that hold secrets."""
+_LOOKS_SECRET = re.compile(
+    r"\b(?:sk|gsk|xai|hf|r8|pplx|nvapi|key|ghp|gho|ghs|github_pat|glpat|xox[a-z])[-_][\w-]{8,}"
+    r"|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
+    r"|(?<=Bearer )\S{6,}|(?<=://)[^/@\s]+(?=@)"
+    r"|(?<=[?&])(?:[\w-]*(?:key|token|sig|signature|secret|password|code|credential)=)[^&\s\"']+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str, names: Iterable[str] = ()) -> str:
+    """Replace secrets with `[key]`: values of the environment's secret variables and of `names`, and look-alikes."""
+    named = set(names)
+    values = {value for name, value in os.environ.items() if name in named or _NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _SHORTEST:
+            text = text.replace(value, "[key]")
+    return _LOOKS_SECRET.sub("[key]", text)

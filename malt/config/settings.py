@@ -19,7 +19,6 @@ class Settings(BaseSettings):
 
     @property
     def store(self) -> str:
-        """The store's URL, with the default filled in."""
         return self.store_url or f"sqlite:///{self.data_dir.resolve() / 'store.db'}"
 
     @property

@@ -3,31 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from malt.config.base import Declared
+from malt.config.base import Declared, as_list
 from malt.config.evaluate import EvaluateSpec
+from malt.config.improve import ImproveSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
-from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, provider_in
-from malt.config.secret_scan import (
-    find_forbidden,
-)
+from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, inherit
+from malt.config.secret_scan import find_forbidden
 from malt.config.train import TrainSpec
 
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
-
-
-def _as_list(value: object) -> object:
-    """Let a single value be written without brackets."""
-    return [value] if isinstance(value, str) else value
 
 
 class EvaluatorSpec(ModelSpec):
@@ -35,7 +23,7 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(_as_list, GraderKinds | GraderKind)] = ()
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list, GraderKinds | GraderKind)] = ()
     """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
@@ -45,8 +33,8 @@ class EvaluatorSpec(ModelSpec):
     """Weight of the judge's correctness score; the two weights are scaled to sum to one."""
     reasoning_weight: float = Field(0.5, ge=0)
     """Weight of the judge's reasoning score."""
-    function: str | None = Field(None, pattern=r"^[\w.]+:[\w.]+$")
-    """For kind `python`: `module:function`, called with (question, ground_truth, answer)."""
+    function: str | None = Field(None, pattern=r"^[^:]+:[\w.]+$")
+    """For kind `python`: `module:function` or `file.py:function`, called with (question, ground_truth, answer)."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds one judge request may take."""
     grader_timeout_s: float = Field(10.0, gt=0)
@@ -100,7 +88,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list, tuple[str, ...] | str)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -114,7 +102,7 @@ class DatasetSpec(Declared):
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(_as_list, tuple[Role, ...] | Role)] = (Role.REFINER,)
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = PLAYERS[-1:]
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""
@@ -138,13 +126,18 @@ class DatasetSpec(Declared):
     @field_validator("same_answer")
     @classmethod
     def _roles_that_answer(cls, roles: tuple[Role, ...]) -> tuple[Role, ...]:
-        if set(roles) - {Role.GENERATOR, Role.REFINER}:
-            raise ValueError("only the generator and the refiner give final answers")
+        if not all(role.gives_answer for role in roles):
+            answering = " and the ".join(role for role in PLAYERS if role.gives_answer)
+            raise ValueError(f"only the {answering} give final answers")
         return roles
 
 
 _PLACE = ("model", "weights", "api_base", "api_key_env", "api_key_block", "fallbacks", "extra", "timeout_s")
 """What `[model]` says of where a model is served, and not of how it samples: the judge takes this alone."""
+
+
+def _spread(shared: Mapping[str, object], own: object) -> object:
+    return inherit(shared, own, _PLACE[1:]) if isinstance(own, Mapping) else own
 
 
 def _is_refused(model: Mapping[str, object]) -> bool:
@@ -153,17 +146,6 @@ def _is_refused(model: Mapping[str, object]) -> bool:
     except ValidationError:
         return True
     return False
-
-
-def _inherit(shared: Mapping[str, Any], own: object) -> object:
-    """Return a role's table with what it leaves to `[model]`."""
-    if not isinstance(own, Mapping):
-        return own
-    provider = provider_in(str(own.get("model") or shared.get("model", "embedded")))
-    is_elsewhere = "api_base" in own or provider != provider_in(str(shared.get("model", "embedded")))
-    keys = ("api_key_env", "api_key_block")
-    left_out = {*(_PLACE[1:] if is_elsewhere else ()), *(keys if any(key in own for key in keys) else ())}
-    return {**{name: value for name, value in shared.items() if name not in left_out}, **own}
 
 
 class RunSpec(Declared):
@@ -199,19 +181,20 @@ class RunSpec(Declared):
     """What `malt train` does with a version."""
     evaluate: EvaluateSpec | None = None
     """Systems to compare on held-out questions, for `malt evaluate`."""
+    improve: ImproveSpec = Field(default_factory=ImproveSpec)
+    """How `malt improve` goes round."""
 
     @model_validator(mode="before")
     @classmethod
     def _spread_model(cls, values: object) -> object:
-        """Write `[model]` into every role."""
         if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
             return values
         shared, roles = values["model"], values.get("roles", {})
         if not isinstance(roles, Mapping) or _is_refused(shared):  # which is told where it stands
             return values
         place = {name: shared[name] for name in _PLACE if name in shared}
-        inherited = {role: _inherit(shared, roles.get(role, {})) for role in map(str, PLAYERS)}
-        judge = _inherit(place, values.get("evaluator", {}))
+        inherited = {role.value: _spread(shared, roles.get(role, {})) for role in PLAYERS}
+        judge = _spread(place, values.get("evaluator", {}))
         return {**values, "roles": {**roles, **inherited}, "evaluator": judge}
 
     @field_validator("model")

@@ -4,17 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from malt.config.base import Declared
+from malt.config.base import Declared, as_list
+from malt.config.roles import PLAYERS, TRAJECTORY, declare_roles
 
 Stage = Literal["sft", "dpo"]
 
 
-def _as_stages(value: object) -> object:
-    """Let one stage be written without brackets."""
-    return [value] if isinstance(value, str) else value
-
-
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_as_stages, tuple[Stage, ...] | Stage)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(as_list, tuple[Stage, ...] | Stage)]
 
 
 class StageSettings(Declared):
@@ -70,19 +66,22 @@ class LoraSettings(Declared):
     """How many of the upper layers have one; a backward pass ends below them. Empty: all."""
 
 
-class TrainSpec(Declared):
-    """What a dataset version is made into: which base, which stages for which role, and how."""
-
+@declare_roles(
+    Stages,
+    lambda part: Field(
+        ("sft",) if part is TRAJECTORY[0] else ("sft", "dpo"), description=f"Stages of the {part.role}, in order."
+    ),
+)
+class _TrainedRoles(Declared):
     name: str | None = Field(None, pattern=r"^[a-z0-9-]+$", max_length=100)
     """Name of the models; empty: the dataset's."""
     base: str = Field("embedded", min_length=1)
     """What is trained: `embedded`, embedded/<path.gguf>, a folder with safetensors, or a model's name on the Hub."""
-    generator: Stages = ("sft",)
-    """Stages of the generator, in order; the paper's choice for instruction-tuned models."""
-    verifier: Stages = ("sft", "dpo")
-    """Stages of the verifier."""
-    refiner: Stages = ("sft", "dpo")
-    """Stages of the refiner."""
+
+
+class TrainSpec(_TrainedRoles):
+    """What a dataset version is made into: which base, which stages for which role, and how."""
+
     adapter: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter, `full` all weights."""
     lora: LoraSettings = Field(default_factory=LoraSettings)
@@ -100,10 +99,10 @@ class TrainSpec(Declared):
 
     @model_validator(mode="after")
     def _stages_come_in_order(self) -> Self:
-        for role in ("generator", "verifier", "refiner"):
-            stages = getattr(self, role)
+        chosen = {role: getattr(self, role) for role in PLAYERS}
+        for role, stages in chosen.items():
             if stages not in ((), ("sft",), ("dpo",), ("sft", "dpo")):
                 raise ValueError(f'train.{role} = {list(stages)}: takes [], ["sft"], ["dpo"] or ["sft", "dpo"]')
-        if not (self.generator or self.verifier or self.refiner):
+        if not any(chosen.values()):
             raise ValueError("train names no stage for any role; nothing would be trained")
         return self

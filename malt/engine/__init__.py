@@ -3,7 +3,7 @@
     job = read_job(spec)                       # job.py: spec, prompts, questions, screening; read and checked once
     filled = await fill(job, Run())            # fill.py: ask for what the store lacks of the job's trees
     built = build(job)                         # build.py: the store's trees -> a version; nobody is asked
-    summary = summarise(job, filled, built, s) # summary.py: the words of `malt run --json`
+    summary = summarise(job, filled, built, s) # build.py: the words of `malt run --json`
 
 `runner.run_job(job)` does all four under the dataset's lock. `make_job` takes questions that were read already,
 `job.only(questions)` a part of them. `fill_batch(job, run)` is `fill` for another thread or process, without a survey

@@ -15,15 +15,12 @@ from datetime import timedelta
 from malt.concurrency import run_to_end
 from malt.config.roles import Role
 from malt.engine.job import Job
-from malt.engine.run import Filled, Run, session_of
-from malt.engine.tree_cost import most_for_tree
+from malt.engine.run import Filled, Run, most_for_tree, session_of
 from malt.errors import BudgetSpent, RunStopped
-from malt.llm.batch.api import RemoteBatch
-from malt.llm.batch.client import BatchClient
+from malt.llm.batch.api import BatchClient, RemoteBatch
 from malt.llm.batch.collector import BatchCollector
-from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
-from malt.llm.batch.submit import BatchSubmitter
+from malt.llm.batch.submit import BatchSize, BatchSubmitter, Queues
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
@@ -37,14 +34,14 @@ from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions, windows
 from malt.trees.tree import FailedBranch
 
-DAILY_SIZE = BatchSize()
+_DAILY_SIZE = BatchSize()
 
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
     """How batches are made and waited for; tests shrink it."""
 
-    size: BatchSize = DAILY_SIZE
+    size: BatchSize = _DAILY_SIZE
     attempts: int = 5
     """Batches that a sample may come back from without an answer, as many as a direct request is tried."""
     first_look_s: float = 0.5
@@ -57,14 +54,14 @@ class Rhythm:
     """With calls that fail."""
 
 
-DAILY = Rhythm()
+_DAILY = Rhythm()
 
 
 class Waiting(RunStopped):
     """Batches are under way, and nobody is to wait for them."""
 
 
-async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = DAILY) -> Filled:
+async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: Rhythm = _DAILY) -> Filled:
     """Ask for all that these questions need, level by level, so that the store has it; an `Ask` of the engine."""
     session = session_of(job, run)
 
@@ -73,7 +70,7 @@ async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: 
         return [question for question in job.questions if question.question_id in found]
 
     questions = await run_to_end(find, missing.stop, STOP_SECONDS)
-    batched = BatchedRun(job, session, run, rhythm)
+    batched = _BatchedRun(job, session, run, rhythm)
     shortfall = await session.call(batched.ask_all(questions))
     return Filled(shortfall, Tally(batched.tally.roles))
 
@@ -94,7 +91,7 @@ class Level:
         return not (self.wanted or self.waits_for)
 
 
-class BatchedRun:
+class _BatchedRun:
     """One run in batch mode. All methods belong to the session's loop."""
 
     def __init__(self, job: Job, session: Session, run: Run, rhythm: Rhythm) -> None:
@@ -222,7 +219,6 @@ class BatchedRun:
                 self.session.budget.settle_reserved(mark, most if batch is None else batch.amount)
 
     def _raise_if_spent(self, short: Amount) -> None:
-        """Raise `BudgetSpent` where there still is no room for an amount."""
         if not self.session.budget.has_room_for(short):
             raise self.session.budget.refusal(short)
 
@@ -305,11 +301,10 @@ class BatchedRun:
         remotes = [self._remotes[batch.mark] for batch in batches if batch.mark in self._remotes]
         under_way = len(batches) - sum(remote.has_ended for remote in remotes)
         since = timedelta(seconds=round(time.time() - batches[0].planned_at))
-        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {items_of(remotes)}"
+        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {_items_of(remotes)}"
 
 
-def items_of(remotes: Sequence[RemoteBatch]) -> str:
-    """Say how far the items of some batches are, as their providers count."""
+def _items_of(remotes: Sequence[RemoteBatch]) -> str:
     completed, failed, total = (
         sum(getattr(remote, name) for remote in remotes) for name in ("completed", "failed", "total")
     )

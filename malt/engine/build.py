@@ -1,15 +1,20 @@
-"""Building: the store's trees -> a dataset version. Nobody is asked anything.
+"""Building: the store's trees -> a dataset version, and RunSummary, the words of `malt run --json`. Nobody is asked.
 
 Trees are replayed by the growth that asked for them, and written as they come: memory does not grow with their number.
 """
 
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import Job
+from malt.engine.run import Filled
 from malt.errors import NothingToPublish
+from malt.sanitize import code_span, escape_markdown, markdown_table
+from malt.trees.pipeline import Shortfall
 from malt.trees.replay import infrequent_gc
 from malt.trees.tree import FailedBranch
 
@@ -34,3 +39,154 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
             return Built(writer.publish(), failures)
         except NothingToPublish as nothing:
             return Built(None, failures, str(nothing))
+
+
+class RunSummary(BaseModel):
+    """What came of a run, and what it used. Requests and tokens count this run alone."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dataset: str
+    version: int | None
+    """Number of the version this run ended with; None where nothing was published."""
+    created: bool
+    """Whether that version is new; equal content makes none."""
+    path: str | None
+    content_sha256: str | None
+    questions: int
+    complete: int
+    """Questions whose tree is whole."""
+    failed_branches: int
+    requests: int
+    """Sent to endpoints by this run, retries included."""
+    completions: int
+    cached_completions: int
+    """Taken from the store."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run spent; None where a completion's cost is unknown."""
+    wall_s: float
+    stopped: str | None
+    """Why the run stopped early."""
+    waits: str | None = None
+    """What is still under way in batches, where the run did not stay for it."""
+    failures: tuple[FailedBranch, ...]
+    rows: dict[str, int]
+    """Rows of each file of the version."""
+    outcomes: dict[str, int]
+    """Leaves of the version by what became of them."""
+    graded_by: dict[str, int]
+    """Leaves of the version by the kind of grader that decided."""
+    unknown: dict[str, int] = Field(default_factory=dict)
+    """Leaves of the version without a grade by the reason."""
+    suspicions: tuple[str, ...] = ()
+    """What makes the version doubtful, a sentence each."""
+    withheld: str | None = None
+    """Why `latest` does not name the version."""
+    unread: int = 0
+    """Wrong leaves whose answer no grader could read whole."""
+    disputed: int = 0
+    """Leaves on which two ways of comparing mathematics disagree."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed branches or no version for `latest`, 3 stopped at a limit, 4 batches are under way."""
+        if self.stopped is not None:
+            return 3
+        if self.waits is not None:
+            return 4
+        return 1 if self.failed_branches or self.version is None or self.withheld else 0
+
+    @property
+    def reference(self) -> str:
+        return "no version" if self.version is None else f"{self.dataset}@v{self.version}"
+
+    @property
+    def sentence(self) -> str:
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}; {self.complete} of {self.questions} questions complete"
+        if self.waits is not None:
+            return self.waits
+        if self.failed_branches:
+            return (
+                f"{self.failed_branches} failed branches, {self.complete} of {self.questions} questions complete; "
+                "run again to ask for just what is missing"
+            )
+        if self.version is None:
+            return (
+                f"no version: the store has no whole tree of {self.questions} questions; was it moved during the run?"
+            )
+        if self.withheld is not None:
+            return f"{self.reference} was not made latest: {self.withheld}"
+        return f"{self.reference}: {self.complete} questions complete"
+
+    @property
+    def markdown(self) -> str:
+        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
+        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])
+        leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
+        return (
+            f"# {self.reference}\n\n{escape_markdown(self.sentence)}\n\n{suspicions}"
+            f"- leaves: {leaves or 'none'}; graded by: {graded_by or 'nobody'}; "
+            f"not read: {self.unread}, disputed: {self.disputed}\n"
+            f"- requests: {self.requests}, completions: {self.completions}, from the store: {self.cached_completions}\n"
+            f"- tokens: {self.prompt_tokens} prompt, {self.completion_tokens} completion; cost: {cost}\n"
+            f"- folder: {code_span(str(self.path))}\n- content: `{self.content_sha256}`\n\n{files}\n"
+        )
+
+
+def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> RunSummary:
+    """Put a run's figures together; `built` is None where nothing was to be published."""
+    version = None if built is None else built.version
+    shortfall, used = _found_missing(filled.shortfall, built), filled.tally.total
+    counts = None if version is None else version.manifest.counts
+    questions = len(job.questions)
+    return RunSummary(
+        dataset=job.spec.name,
+        version=None if version is None else version.number,
+        created=version is not None and version.created,
+        path=None if version is None else str(version.path),
+        content_sha256=None if version is None else version.manifest.content_sha256,
+        questions=questions,
+        complete=_complete_questions(questions, shortfall) if counts is None else counts.complete,
+        failed_branches=len(shortfall.failures),
+        requests=used.requests,
+        completions=used.completions,
+        cached_completions=used.cached_completions,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cost_usd=used.cost_usd,
+        wall_s=round(wall_s, 2),
+        stopped=shortfall.stopped,
+        waits=shortfall.waits,
+        failures=shortfall.failures,
+        rows={} if version is None else _rows_by_file(version),
+        outcomes={} if counts is None else dict(counts.outcomes),
+        graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
+        unknown={} if version is None else dict(version.manifest.diagnostics.unknown),
+        suspicions=() if version is None else version.manifest.suspicions,
+        withheld=None if version is None else version.manifest.withheld,
+        unread=0 if version is None else version.manifest.diagnostics.unread.count,
+        disputed=0 if version is None else version.manifest.diagnostics.disputed.count,
+    )
+
+
+def _found_missing(shortfall: Shortfall, built: Built | None) -> Shortfall:
+    """Return what the store was found to lack; after a stop nearly all is missing, and the reason is known."""
+    if built is None or shortfall.stopped is not None:
+        return shortfall
+    return shortfall._replace(failures=built.failures)
+
+
+def _complete_questions(questions: int, shortfall: Shortfall) -> int:
+    """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
+    if shortfall.stopped or shortfall.waits:
+        return 0
+    return questions - len({failure.question_id for failure in shortfall.failures})
+
+
+def _rows_by_file(version: DatasetVersion) -> dict[str, int]:
+    return {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None}

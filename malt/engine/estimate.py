@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from malt.llm.request import Completion
 
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 """Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""
 
 
@@ -22,7 +22,6 @@ class Range(NamedTuple):
     high: float
 
     def times(self, factor: float) -> "Range":
-        """Scale all three."""
         return Range(*(part * factor for part in self))
 
     def plus(self, other: "Range") -> "Range":
@@ -30,17 +29,15 @@ class Range(NamedTuple):
         return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
 
     def shared(self, share: "Range") -> "Range":
-        """Scale each end by its own share."""
         return Range(*(mine * its for mine, its in zip(self, share, strict=True)))
 
     def at_most(self, limit: float) -> "Range":
-        """Cut off what cannot be."""
         return Range(*(min(part, limit) for part in self))
 
 
 NOTHING = Range(0, 0, 0)
 
-CHARACTERS_PER_TOKEN = Range(5, 4, 3)
+_CHARACTERS_PER_TOKEN = Range(5, 4, 3)
 """What is assumed of a prompt, as English prose and code are."""
 SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
 """What is assumed of a completion."""
@@ -57,7 +54,6 @@ class Seen:
     """None as soon as one completion's cost is unknown."""
 
     def add(self, completion: Completion) -> None:
-        """Count one."""
         self.completions += 1
         self.prompt_tokens += completion.prompt_tokens or 0
         self.completion_tokens += completion.completion_tokens or 0
@@ -88,21 +84,19 @@ def each_takes(totals: Sequence[Total], questions: int) -> Range:
 
 def student_t(freedom: int) -> float:
     """Return the quantile for a two-sided 95 % range."""
-    return T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.5 / freedom
+    return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
 
 
 def tokens_of(characters: float) -> Range:
     """Return the tokens that a prompt of so many characters is assumed to have."""
-    return Range(*(characters / each for each in CHARACTERS_PER_TOKEN))
+    return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
 
 
 def rounded(amount: Range) -> tuple[int, int, int]:
-    """Return whole tokens, the high end rounded up."""
     return int(amount.low), round(amount.expected), ceil(amount.high)
 
 
 def total_of(ranges: Iterable[Range]) -> Range:
-    """Add up ranges end by end."""
     total = NOTHING
     for each in ranges:
         total = total.plus(each)

@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable
 from malt.concurrency import gather_all, run_to_end
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import Job
-from malt.engine.run import Filled, Run, asker_for, merge
-from malt.engine.tree_cost import admit_trees
+from malt.engine.run import Filled, Run, admit_trees, asker_for, merge
 from malt.errors import RunStopped
 from malt.llm.client.session import STOP_SECONDS
-from malt.llm.store.schema import expect_store
+from malt.llm.store.database import expect_store
 from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all

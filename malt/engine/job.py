@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.rows.lengths import token_counter
+from malt.datasets.rows.selection import token_counter
 from malt.errors import ConfigError
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
@@ -33,7 +33,6 @@ class Job:
 
     @property
     def source(self) -> Source:
-        """Where its trees are replayed from."""
         return Source(
             self.spec,
             self.prompts,
@@ -43,7 +42,6 @@ class Job:
         )
 
     def only(self, questions: Sequence[Question]) -> "Job":
-        """Return the same for some of its questions."""
         ids = [question.question_id for question in questions]
         return replace(self, questions=questions, screening=self.screening.select(ids))
 

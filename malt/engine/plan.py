@@ -23,7 +23,7 @@ from malt.engine.estimate import (
     total_of,
 )
 from malt.engine.job import Job, models_asked
-from malt.engine.tree_cost import SHOWN
+from malt.engine.run import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.client.completers import StoreCompleter
 from malt.llm.provider import call
@@ -111,7 +111,7 @@ class Count:
     """Nodes that these would have where all were asked for."""
 
 
-class CountingRecall(StoreCompleter):
+class _CountingRecall(StoreCompleter):
     """Recalls what the store has, and counts it by role."""
 
     def __init__(self, known: dict[str, StoredSample], counts: dict[Role, Count]) -> None:
@@ -120,7 +120,6 @@ class CountingRecall(StoreCompleter):
         self._counted: set[str] = set()
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return what is stored, and count it."""
         count = self.counts[request.role]
         count.prompts += 1
         count.prompt_characters += sum(len(message.content) for message in request.messages)
@@ -145,8 +144,8 @@ class CountingRecall(StoreCompleter):
 
 def plan(job: Job, store: Store) -> Plan:
     """Quote a run: what it needs in full, less what the store has."""
-    spec, counts = job.spec, count_stored(job, store)
-    roles = {role: plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
+    spec, counts = job.spec, _count_stored(job, store)
+    roles = {role: _plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
     return Plan(
         dataset=spec.name,
         questions=len(job.questions),
@@ -171,37 +170,35 @@ def together(parts: Sequence[Figures | RolePlan]) -> Figures:
     )
 
 
-def count_stored(job: Job, store: Store) -> dict[Role, Count]:
-    """Grow every tree as far as the store goes, and count."""
+def _count_stored(job: Job, store: Store) -> dict[Role, Count]:
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
-        counting = CountingRecall(store.rows(question.question_id for question in window), counts)
+        counting = _CountingRecall(store.rows(question.question_id for question in window), counts)
         for valued in await gather_all(assess(question, job.spec, job.prompts, counting) for question in window):
             if valued.tree.complete:
-                count_grown(valued.tree, job.spec, counts)
+                _count_grown(valued.tree, job.spec, counts)
 
     for window in windows(job.questions):
         asyncio.run(visit(window))
     return counts
 
 
-def count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
+def _count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
     """Count what a whole tree has of each role, and what a full one would have."""
     for role, nodes in nodes_per_question(spec).items():
         counts[role].grown += sum(address.role is role for address in tree.nodes)
         counts[role].grown_in_full += nodes
 
 
-def plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
-    """Quote one role."""
+def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:
     spec, count, questions = job.spec, counts[role], len(job.questions)
-    requests, completions = still_to_ask(role, questions, spec, counts)
+    requests, completions = _still_to_ask(role, questions, spec, counts)
     if spec.growth.mode == "adaptive" or not call.takes_siblings(model):
         requests = completions
     expected = expect(role, model, spec, counts, requests, completions)
     if spec.growth.mode == "adaptive":
-        expected = adaptively(expected, share_grown(role, spec, counts))
+        expected = adaptively(expected, _share_grown(role, spec, counts))
     low, middle, high = figures_of(expected)
     return RolePlan(
         model=model.model,
@@ -216,7 +213,7 @@ def plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Coun
     )
 
 
-def still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
+def _still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role, Count]) -> tuple[int, int]:
     """Return the requests and completions that are left for a role.
 
     The judge takes one of each for a node: for those there are, where the graders before it left it one; for those
@@ -227,11 +224,11 @@ def still_to_ask(role: Role, questions: int, spec: RunSpec, counts: Mapping[Role
         requests = questions * requests_per_question(spec)[role] - count.whole_requests
         return requests, questions * nodes[role] - count.completions - count.grown_in_full + count.grown
     judged = PLAYERS if spec.evaluator.scope == "all" else PLAYERS[-1:]
-    to_grow = sum(still_to_ask(player, questions, spec, counts)[1] for player in judged)
+    to_grow = sum(_still_to_ask(player, questions, spec, counts)[1] for player in judged)
     return to_grow + count.missing, to_grow + count.missing
 
 
-class Expected(NamedTuple):
+class _Expected(NamedTuple):
     """What a role's further requests should take in all, and how that is known."""
 
     prompt: Range
@@ -240,7 +237,7 @@ class Expected(NamedTuple):
     basis: str
 
 
-def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+def _share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
     """Return the share of full trees that adaptive growth asks for: what it always begins with, as yet, all."""
     player = PLAYERS[-1] if role is Role.EVALUATOR else role
     count, nodes = counts[player], nodes_per_question(spec)
@@ -248,9 +245,8 @@ def share_grown(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Rang
     return Range(nodes[PLAYERS[0]] / nodes[player], as_yet, 1.0)
 
 
-def adaptively(expected: Expected, share: Range) -> Expected:
-    """Scale a quote of full trees."""
-    return Expected(
+def adaptively(expected: _Expected, share: Range) -> _Expected:
+    return _Expected(
         expected.prompt.shared(share),
         expected.completion.shared(share),
         None if expected.cost is None else expected.cost.shared(share),
@@ -260,14 +256,14 @@ def adaptively(expected: Expected, share: Range) -> Expected:
 
 def expect(
     role: Role, model: ModelSpec, spec: RunSpec, counts: Mapping[Role, Count], requests: int, completions: int
-) -> Expected:
+) -> _Expected:
     """Reckon with what the store has of this config, else with assumptions."""
     seen = list(counts[role].seen.values())
     if not completions:
-        return Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
+        return _Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
     if not seen:
-        prompt, completion = prompt_assumed(role, spec, counts), completion_assumed(model)
-        return priced(model, spec, prompt.times(requests), completion.times(completions), assumption(model))
+        prompt, completion = _prompt_assumed(role, spec, counts), _completion_assumed(model)
+        return priced(model, spec, prompt.times(requests), completion.times(completions), _assumption(model))
     questions = ceil(completions * len(seen) / counts[role].completions)
     prompt = each_takes([Total(one.prompt_tokens, one.completions) for one in seen], questions)
     completion = each_takes([Total(one.completion_tokens, one.completions) for one in seen], questions)
@@ -282,15 +278,14 @@ def expect(
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
 
-def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> Expected:
+def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, basis: str) -> _Expected:
     """Add the cost by LiteLLM's prices, where it has any."""
     prices = call.find_price(model, batched=is_asked_in_batches(model, spec))
     cost = None if prices is None else prompt.times(prices.prompt).plus(completion.times(prices.completion))
-    return Expected(prompt, completion, cost, basis)
+    return _Expected(prompt, completion, cost, basis)
 
 
-def figures_of(expected: Expected) -> list[Figures]:
-    """Write the low, the expected and the high figures."""
+def figures_of(expected: _Expected) -> list[Figures]:
     costs = (None, None, None) if expected.cost is None else expected.cost
     parts = zip(rounded(expected.prompt), rounded(expected.completion), costs, strict=True)
     return [
@@ -299,15 +294,13 @@ def figures_of(expected: Expected) -> list[Figures]:
 
 
 def history(seen: Sequence[Seen]) -> str:
-    """Say what a quote from the store goes by."""
     completions = sum(one.completions for one in seen)
     if len(seen) == 1:
         return f"{completions} stored completions to one question: from half to twice of what they took"
     return f"{completions} stored completions to {len(seen)} questions; the range holds 95 % of what may come"
 
 
-def assumption(model: ModelSpec) -> str:
-    """Say what a quote without a history goes by."""
+def _assumption(model: ModelSpec) -> str:
     return (
         f"assumed: half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most; "
         "3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
@@ -315,26 +308,25 @@ def assumption(model: ModelSpec) -> str:
 
 
 def longest(model: ModelSpec) -> int:
-    """Return the most tokens of one completion."""
     return model.max_tokens or DEFAULT_MAX_TOKENS
 
 
-def completion_assumed(model: ModelSpec) -> Range:
+def _completion_assumed(model: ModelSpec) -> Range:
     """Return the tokens to expect of a completion of which nothing is known."""
     return SHARE_OF_MAX_TOKENS.times(longest(model))
 
 
-def prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
+def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
     """Return the tokens to expect of one prompt: those rendered, else the generator's and what is shown too."""
     count = counts[role]
     if count.prompts:
         return tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
     asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
-    return asked.plus(total_of(text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
+    return asked.plus(total_of(_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
 
 
-def text_shown(model: ModelSpec, count: Count) -> Range:
+def _text_shown(model: ModelSpec, count: Count) -> Range:
     """Return the tokens to expect of a text that another role is shown."""
     seen = [Total(one.completion_tokens, one.completions) for one in count.seen.values()]
-    return each_takes(seen, len(seen)) if seen else completion_assumed(model)
+    return each_takes(seen, len(seen)) if seen else _completion_assumed(model)

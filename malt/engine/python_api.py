@@ -9,7 +9,7 @@ from pathlib import Path
 
 from malt.config.limits import Limits
 from malt.config.questions import QuestionSource
-from malt.config.roles import ModelSpec, Roles, RoleSpec
+from malt.config.roles import PLAYERS, ModelSpec, Roles, RoleSpec
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.manifest import MANIFEST_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
@@ -26,11 +26,11 @@ from malt.questions.readers import Row
 from malt.trees.credit import ValuedTree
 from malt.trees.replay import read_trees
 
-OBJECTIVE = ("exact", "contains")
+_OBJECTIVE = ("exact", "contains")
 """How answers are graded where no judge is wanted."""
 
 
-FROM_PYTHON = QuestionSource(source="python", format="plain")
+_FROM_PYTHON = QuestionSource(source="python", format="plain")
 """How rows of a program are read: the reference answer is the text that is given."""
 
 log = logging.getLogger(__name__)
@@ -71,15 +71,15 @@ class TrainingDataGenerator:
             api_base=api_base, api_key_env=api_key_env,
         )  # fmt: skip
         judge = EvaluatorSpec(
-            kind=("llm",) if use_llm_eval else OBJECTIVE, model=model_name, api_base=api_base, api_key_env=api_key_env
+            kind=("llm",) if use_llm_eval else _OBJECTIVE, model=model_name, api_base=api_base, api_key_env=api_key_env
         )
         if evaluator is not None:
             judge = judge.model_copy(update={name: getattr(evaluator.model, name) for name in ModelSpec.model_fields})
         self.spec = spec or RunSpec(
             name=name,
-            questions=FROM_PYTHON,
+            questions=_FROM_PYTHON,
             prompts=prompts,
-            roles=Roles(generator=role, verifier=role, refiner=role),
+            roles=Roles(**dict.fromkeys(PLAYERS, role)),
             evaluator=judge,
             limits=limits or Limits(),
         )
@@ -110,7 +110,7 @@ class TrainingDataGenerator:
         `ConfigError` where that folder holds something else, `QuestionError` for rows that cannot be used, and
         `NothingToPublish` where no tree is complete.
         """
-        check_replaceable(output_dir)
+        _check_replaceable(output_dir)
         job = self._job(training_data)
         async with hold_run_lock(self.spec.name, job.settings, f"run {self._run.name}"):
             await self._fill(job)
@@ -143,14 +143,14 @@ def read_rows(rows: Sequence[Mapping[str, str]]) -> list[Question]:
         place = f"training_data[{number}]"
         if not isinstance(values, Mapping):
             raise QuestionError(f"{place} is {values!r}, not a row such as {{'question': …, 'ground_truth': …}}")
-        question = read_question(Row(place, dict(values)), FROM_PYTHON)
+        question = read_question(Row(place, dict(values)), _FROM_PYTHON)
         if question.question_id in questions:
             raise QuestionError(f"{place}: this question and reference answer are there twice; remove one")
         questions[question.question_id] = question
     return list(questions.values())
 
 
-def check_replaceable(output_dir: str | Path | None) -> None:
+def _check_replaceable(output_dir: str | Path | None) -> None:
     """Raise where a folder holds something that is no version: it would be lost."""
     folder = Path(output_dir or "")
     if output_dir and folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():

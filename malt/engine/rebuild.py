@@ -19,12 +19,11 @@ from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import parquet_rows
-from malt.datasets.version.restore import exclusion_of, restore_question
+from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_question
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
-from malt.grading.trust import require_trust
+from malt.grading.user_code import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known
@@ -73,15 +72,15 @@ def rebuild(
         raise VersionError(f"{out} is there already; name a folder that is not")
     if out is not None:
         refuse_in_versions(out.resolve())
-    job = read_job_again(version, settings, sources or Sources())
-    changed = [*changed_prompts(version, job.prompts), *changed_questions(version, job)]
+    job = _read_job_again(version, settings, sources or Sources())
+    changed = [*_changed_prompts(version, job.prompts), *_changed_questions(version, job)]
     if changed:
         return Rebuilt(version, differences=tuple(changed))
     check_references(job.questions, version.spec.evaluator)
-    return build_again(version, job, out)
+    return _build_again(version, job, out)
 
 
-def read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
+def _read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
     """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
     spec = version.spec
     try:
@@ -89,7 +88,7 @@ def read_job_again(version: DatasetVersion, settings: Settings, sources: Sources
     except PromptError as error:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
-        own, screening = own_questions(version)
+        own, screening = _own_questions(version)
         return Job(spec, prompts, own, screening, settings)
     if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
         raise VersionError(
@@ -105,7 +104,7 @@ def read_job_again(version: DatasetVersion, settings: Settings, sources: Sources
     return Job(spec, prompts, questions, screen(questions, spec.dataset), settings)
 
 
-def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
+def _own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
     """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
     rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
     questions = [restore_question(row) for row in rows]
@@ -114,8 +113,7 @@ def own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
     return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
-def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
-    """Say which prompt files are not those of then."""
+def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
     then, now = version.manifest.prompts, prompts.digests
     changed = [path for path in sorted(then.keys() | now.keys()) if then.get(path) != now.get(path)]
     if changed:
@@ -125,10 +123,10 @@ def changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str
         )
 
 
-def changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
+def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
     """Say that the questions, or the test sets that they were compared with, are not those of then."""
     then = version.manifest
-    if digest_questions(job.questions) != then.questions.sha256:
+    if _digest_questions(job.questions) != then.questions.sha256:
         yield (
             f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
             f"{len(job.questions)} now, not all the same; give the file as it was with --questions"
@@ -138,7 +136,7 @@ def changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
             yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
 
 
-def digest_questions(questions: Sequence[Question]) -> str:
+def _digest_questions(questions: Sequence[Question]) -> str:
     """The digest of questions' values in order, as a manifest has it."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
     rows = [question_row(Tree(question, {}), "train", None) for question in questions]
@@ -146,19 +144,19 @@ def digest_questions(questions: Sequence[Question]) -> str:
     return asked.hexdigest()
 
 
-def build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt:
+def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt:
     """Write the version beside its place, and put it there if its content is what the manifest says."""
     then = version.manifest
     place = version.path if out is None else out.resolve()
     provenance = Provenance(job.prompts.digests, job.screening, then.created_at)
     source = job.source._replace(moment=then.created_at, patience_s=0.0)
-    failed = failures_of(then)
+    failed = _failures_of(then)
     with VersionWriter(version.spec, provenance, place.parent) as writer:
         for shard in stored_shards(job.questions, source, job.screening, writer.stats, failed):
             writer.add(shard)
         missing = [branch for branch in writer.stats.trees.failures if branch.question_id not in failed]
         now = writer.manifest(writer.finish(), then.version, then.parent)
-        differences = describe_missing(missing) or describe_row_changes(version, now)
+        differences = _describe_missing(missing) or _describe_row_changes(version, now)
         if differences:
             return Rebuilt(version, differences=tuple(differences))
         if out is None and not verify(version):
@@ -168,7 +166,7 @@ def build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt:
     return Rebuilt(version, place, written=True)
 
 
-def failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
+def _failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
     """Return what was missing of the questions that were incomplete: they stay so."""
     failed: dict[str, list[FailedBranch]] = {}
     for failure in then.failures:
@@ -177,8 +175,7 @@ def failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
     return failed
 
 
-def describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
-    """Say what the store lacks."""
+def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
     named = [
         f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
         + (f" at node {branch.address}" if branch.address else "")
@@ -187,7 +184,7 @@ def describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
     return [*named, *([f"store: … and lacks {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else [])]
 
 
-def describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
+def _describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
     """Say which files would have other rows, and what may be the reason."""
     then = version.manifest
     if now.content_sha256 == then.content_sha256:
@@ -206,5 +203,4 @@ def describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:
 
 
 def release(code: Code) -> str:
-    """Name the code that makes versions."""
     return f"malt {code.version}" + (f" ({code.commit})" if code.commit else "")

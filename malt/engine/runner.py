@@ -1,23 +1,33 @@
-"""A whole run in this process: fill the store, build a version, sum up. What `malt run` does without Prefect."""
+"""Whole runs in this process: fill the store, build a version, sum up; or ask again. What `malt` does without Prefect.
+
+Nothing is lost by asking again: an answer that was set aside keeps its row. What grew below it is asked for anew where
+its prompt is another one, and found in the store where it is not.
+"""
 
 import asyncio
+import difflib
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from malt.config.loader import load_spec
 from malt.config.roles import Role
+from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.engine.build import Built, build
+from malt.datasets.version.dataset_version import open_version
+from malt.engine.build import Built, RunSummary, build, summarise
 from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
-from malt.engine.refresh import set_aside
 from malt.engine.run import Filled, Run, new_run_name
-from malt.engine.summary import RunSummary, summarise
-from malt.llm.client.completers import EVERY_ROLE
+from malt.errors import ConfigError, QuestionError
+from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_store_completer
 from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.store.samples import Store
 from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
-from malt.trees.pipeline import NOTHING_MISSING, Shortfall, asks_judge
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, asks_judge
+from malt.trees.replay import windows
 
 
 async def run_job(job: Job, run: Run | None = None, ask: Ask | None = None) -> RunSummary:
@@ -87,3 +97,41 @@ def spread(questions: Sequence[Question], count: int) -> list[Question]:
     """Pick questions at even distances: a file is often sorted by how hard they are."""
     taken = min(count, len(questions))
     return [questions[place * len(questions) // taken] for place in range(taken)]
+
+
+def read_declared(name: str, config: Path | None) -> RunSpec:
+    """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
+    if config is None:
+        return open_version(name, Settings().datasets_dir).spec
+    spec = load_spec(config)
+    if spec.name != name:
+        raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")
+    return spec
+
+
+def choose_questions(questions: Sequence[Question], ids: Sequence[str]) -> Sequence[Question]:
+    """Return the questions with these ids, all for none, in order. Raises `QuestionError` for others' ids."""
+    known = [question.question_id for question in questions]
+    for unknown in (each for each in ids if each not in known):
+        close = difflib.get_close_matches(unknown, known, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise QuestionError(f"no question {unknown!r} in the dataset; {meant}questions.parquet lists them")
+    return [question for question in questions if question.question_id in ids] if ids else questions
+
+
+def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
+    """Set the stored answers of these roles to the job's questions aside; return how many.
+
+    Only what its trees hold, and what came `before` a time in seconds since the epoch: done again with the same time,
+    it spares what has come since.
+    """
+    with Store(job.settings.store) as store:
+        keys = {key for window in windows(job.questions) for key in _keys_of(window, job, roles, store)}
+        return store.set_aside(sorted(keys), before)
+
+
+def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], store: Store) -> list[str]:
+    """Return the keys that these questions' trees ask for, as far as the store can tell."""
+    noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
+    asyncio.run(ask_all(questions, job.spec, job.prompts, noted, judge=job.judge))
+    return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -20,8 +20,8 @@ from malt.llm.client.session import stop_sessions
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
 STOP_LIMIT_S = 9.0
 """Seconds after a signal until the process ends, whatever still holds it up."""
@@ -29,12 +29,12 @@ STOP_LIMIT_S = 9.0
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. A signal stops it, and raises `KeyboardInterrupt`; a second one ends the process."""
-    running = Running(work)
+    running = _Running(work)
     with on_signal(running.interrupt):
         return running.result()
 
 
-class Running(Generic[T]):
+class _Running(Generic[T]):
     """A coroutine under way on a loop and in a thread of its own."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
@@ -47,7 +47,6 @@ class Running(Generic[T]):
         threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
 
     def result(self) -> T:
-        """Wait for the end."""
         try:
             outcome = self._outcome.result()
         except BaseException:
@@ -61,7 +60,7 @@ class Running(Generic[T]):
     def interrupt(self) -> None:
         """Stop asking, and cancel the work; the process ends soon, whatever comes of that."""
         if self._interrupted:
-            os._exit(INTERRUPTED)
+            os._exit(_INTERRUPTED)
         self._interrupted = True
         deadline = threading.Timer(STOP_LIMIT_S, give_up)
         deadline.daemon = True
@@ -87,7 +86,7 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, lambda *_: act()) for each in SIGNALS}
+    before = {each: signal.signal(each, lambda *_: act()) for each in _SIGNALS}
     try:
         yield
     finally:
@@ -98,7 +97,7 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
 def give_up() -> None:
     """End the process, whatever it waits for: all that came is committed, and the private server ends with it."""
     print(f"error: {MESSAGE}", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    os._exit(_INTERRUPTED)
 
 
 def begin_worker(run: Connection) -> None:
@@ -108,11 +107,11 @@ def begin_worker(run: Connection) -> None:
     writes what it still gets; a terminal's Ctrl-C it leaves to the run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end_worker, daemon=True).start())
-    threading.Thread(target=end_with_run, args=(run,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_worker, daemon=True).start())
+    threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
 
 
-def end_with_run(run: Connection) -> None:
+def _end_with_run(run: Connection) -> None:
     """Wait for the end of the run, then for that of its process, and end too."""
     with suppress(EOFError, OSError):
         run.recv()
@@ -120,13 +119,13 @@ def end_with_run(run: Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(INTERRUPTED)
+        os._exit(_INTERRUPTED)
 
 
-def end_worker() -> None:
+def _end_worker() -> None:
     """Write what still comes, and end this process, whatever holds it up."""
-    deadline = threading.Timer(STOP_LIMIT_S, os._exit, [INTERRUPTED])
+    deadline = threading.Timer(STOP_LIMIT_S, os._exit, [_INTERRUPTED])
     deadline.daemon = True
     deadline.start()
     stop_sessions()
-    os._exit(INTERRUPTED)
+    os._exit(_INTERRUPTED)

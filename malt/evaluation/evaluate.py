@@ -11,8 +11,7 @@ from malt.config.loader import load_spec
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.engine.run import new_run_name
-from malt.engine.tree_cost import admit_trees
+from malt.engine.run import admit_trees, new_run_name
 from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation

@@ -1,6 +1,7 @@
 """All that an evaluation reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def held_out_questions(spec: RunSpec) -> list[Question]:
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
         return validation_questions(spec)
-    questions = read_questions(evaluate.questions)
+    questions = read_questions(evaluate.questions, "evaluate.questions")
     if evaluate.overlap == "refuse":
         refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
         for model in find_model_versions(spec):
@@ -82,12 +83,17 @@ def find_model_versions(spec: RunSpec) -> list[ModelVersion]:
 
 
 def read_trained_on(model: ModelVersion) -> list[Question]:
-    """Return the questions of the dataset version that a model version was trained on; none where that is gone."""
-    entry = model.manifest.dataset
-    try:
-        asked = open_version(f"{entry.name}@v{entry.version}").questions
-    except VersionError:
-        return []
+    """Return the questions of the dataset versions that a model version was trained on; none of those that are gone."""
+    found: dict[str, Question] = {}
+    for entry in (*model.manifest.earlier, model.manifest.dataset):
+        with suppress(VersionError):
+            found |= {each.question_id: each for each in asked_questions(f"{entry.name}@v{entry.version}")}
+    return [*found.values()]
+
+
+def asked_questions(reference: str) -> list[Question]:
+    """Return the questions of a dataset version. Raises `VersionError`."""
+    asked = open_version(reference).questions
     columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)
     return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 

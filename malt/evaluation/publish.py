@@ -17,9 +17,8 @@ from malt.datasets.manifest import (
     published_config,
     write_manifest,
 )
-from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.stats.counts import as_failure, code_version
-from malt.datasets.version.folders import discard, open_staging
+from malt.datasets.version.folders import describe_file, discard, open_staging, place_next
 from malt.evaluation.card import CARD_FILE, render_card
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.manifest import EvaluationManifest, Player

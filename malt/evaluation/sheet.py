@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malt.config.spec import RunSpec
-from malt.datasets.stats.accuracy import Ballot, Truth, majority
+from malt.datasets.stats.diagnostics import Ballot, Truth, majority
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import require_evaluate

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from malt.trees.uncertainty import Interval, wilson
+from malt.trees.credit import Interval, wilson
 
 Scores = NDArray[np.float64]
 """One number a question, in the questions' order."""
@@ -71,7 +71,7 @@ def effective_answers(mean: float, stderr: float | None, questions: int) -> floa
     return max(1.0, mean * (1 - mean) / stderr**2)
 
 
-def paired_difference(scores: Scores, baseline: Scores, *, votes: bool) -> Difference | None:
+def paired_difference(scores: Scores, baseline: Scores, *, votes: bool, level: float = 1 - LEVEL) -> Difference | None:
     """Compare two systems on the questions of which both are known; None where there is none.
 
     The interval is a bootstrap over questions. The p-value is McNemar's for votes, else that of a paired t-test.
@@ -79,23 +79,24 @@ def paired_difference(scores: Scores, baseline: Scores, *, votes: bool) -> Diffe
     differences = (scores - baseline)[~np.isnan(scores - baseline)]
     if not len(differences):
         return None
-    low, high = bootstrap(differences)
+    low, high = bootstrap(differences, level=level)
     p = sign_test(differences) if votes else paired_test(differences)
     return Difference(float(differences.mean()), low, high, p, len(differences))
 
 
-def bootstrap(values: Scores, draws: int = DRAWS) -> Interval:
-    """Return the 95 % percentile interval of a mean, by drawing questions with replacement.
+def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> Interval:
+    """Return the percentile interval of a mean, of 95 % by default, by drawing questions with replacement.
 
     Shares of a few answers take few values, so a draw is one multinomial over them. Where all questions have one value
     the interval is what as many questions cannot exclude: the exact binomial bound of an outcome that was never seen.
     """
+    tail = (1 - level) / 2
     distinct, counts = np.unique(values.round(12), return_counts=True)
     if len(distinct) == 1:
-        unseen = 1 - (LEVEL / 2) ** (1 / len(values))
+        unseen = 1 - tail ** (1 / len(values))
         return Interval(max(float(distinct[0]) - unseen, -1.0), min(float(distinct[0]) + unseen, 1.0))
     drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), size=draws)
-    low, high = np.quantile(drawn @ distinct / len(values), [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = np.quantile(drawn @ distinct / len(values), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

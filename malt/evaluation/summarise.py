@@ -7,8 +7,7 @@ import numpy as np
 
 from malt.config.evaluate import EvaluateSpec
 from malt.config.spec import RunSpec
-from malt.datasets.stats.accuracy import Truth
-from malt.datasets.stats.diagnostics import is_same_answer
+from malt.datasets.stats.diagnostics import Truth, is_same_answer
 from malt.evaluation import statistics
 from malt.evaluation.frontier import find_frontier, list_ways
 from malt.evaluation.sheet import Grid, Sheet, make_sheets, shares

@@ -30,7 +30,7 @@ class Lineup(NamedTuple):
     @property
     def chains(self) -> int:
         """How many answers to a question it gives."""
-        return self.spec.roles.generator.samples
+        return self.spec.roles[PLAYERS[0]].samples
 
 
 def require_evaluate(spec: RunSpec) -> EvaluateSpec:
@@ -121,18 +121,26 @@ def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpe
 def cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
     """Return the roles as a system plays them."""
     played: dict[str, RoleSpec] = {}
-    trained = open_model(system.models).manifest.roles if system.models else ()
+    trained = cast_models(system.models, spec)
     for role in PLAYERS:
         player: PlayerSpec | None = getattr(system, role.value)
-        base = PlayerSpec(model=system.models).plays(spec.roles[role]) if role in trained else spec.roles[role]
-        chosen = player.plays(base) if player is not None else base
+        chosen = player.plays(trained[role]) if player is not None else trained[role]
         played[role.value] = chosen if seed is None else chosen.model_copy(update={"seed": seed})
     return with_samples(Roles(**played), chains)
 
 
+def cast_models(models: str | None, spec: RunSpec) -> Roles:
+    """Return a config's roles with those played by a model version that it has."""
+    trained = open_model(models).manifest.roles if models else ()
+    player = PlayerSpec(model=models)
+    return Roles(
+        **{role.value: player.plays(spec.roles[role]) if role in trained else spec.roles[role] for role in PLAYERS}
+    )
+
+
 def with_samples(roles: Roles, chains: int) -> Roles:
     """Return roles that make so many independent chains."""
-    counts = dict(zip(PLAYERS, (chains, 1, 1), strict=True))
+    counts = {**dict.fromkeys(PLAYERS, 1), PLAYERS[0]: chains}
     return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
 
 

@@ -1,5 +1,6 @@
 """Evaluation versions: open one and list them. They stand where datasets do, under `evaluations/`."""
 
+import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,9 @@ from malt.datasets.version.folders import version_numbers
 from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.evaluation.manifest import EvaluationManifest
-from malt.evaluation.summary import Summary
+from malt.evaluation.summary import MEASURES, Summary
 from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
+from malt.sanitize import escape_controls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +55,24 @@ class EvaluationVersion(Published[EvaluationManifest]):
             return Summary.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise VersionError(f"{path} cannot be read; try: malt verify {self.reference}") from error
+
+    @property
+    def figures(self) -> "pd.DataFrame":
+        """One row a system and way of answering: accuracy with its 95 % interval, and difference to the baseline."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"system": name, "measure": measure, **getattr(system, measure).model_dump()}
+            | {f"over_{self.summary.baseline}": over.difference if (over := differences.get(name)) else None}
+            for name, system in self.summary.systems.items()
+            for measure in MEASURES
+            for differences in [self.summary.all_differences.get(measure, {})]
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook, whatever systems are called."""
+        title = f"<h3>{html.escape(self.reference)}</h3>"
+        return escape_controls(title + self.figures.to_html(index=False, border=0, float_format="{:.3f}".format))
 
     @property
     def answers(self) -> "pd.DataFrame":

@@ -70,7 +70,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
     match = _LETTER_FIRST.match(text)
     if _DENIED.match(text):
         return None
-    if match is None or match["letter"].upper() not in letters(choices):
+    if match is None or match["letter"].upper() not in _letters(choices):
         return _same_number(text, choices)
     letter, rest = match["letter"].upper(), text[match.end() :]
     if not (match["close"] or match["open"] or rest.lstrip()[:1] in (*".):,;-\u2013\u2014/", "")) and (
@@ -88,7 +88,9 @@ def _is_hedged(text: str, choices: Sequence[str]) -> bool:
     """Whether a letter that a text begins with is only one of several that it offers."""
     match = _LETTER_FIRST.match(text)
     also = match and _ALSO.match(text, match.end())
-    return bool(match and also and match["letter"].upper() in letters(choices) and _named(text[match.end() :], choices))
+    return bool(
+        match and also and match["letter"].upper() in _letters(choices) and _named(text[match.end() :], choices)
+    )
 
 
 def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
@@ -162,7 +164,7 @@ def _mentioned(text: str, choices: Sequence[str]) -> set[str]:
         for match in _LETTER.finditer(text)
         if own.match(text, match.start()) or not _LIKE_A_WORD.match(text, match.start())
     )
-    return {match[0] for match in found if match[0] in letters(choices)}
+    return {match[0] for match in found if match[0] in _letters(choices)}
 
 
 def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | None:
@@ -217,6 +219,6 @@ def _whole(words: str) -> re.Pattern[str]:
     )
 
 
-def letters(choices: Sequence[str]) -> str:
+def _letters(choices: Sequence[str]) -> str:
     """Return the letters of the choices; A to J where the question has none of its own."""
     return _LETTERS[: len(choices) or 10]

@@ -17,8 +17,6 @@ are not stored, only the judge's replies are: a rerun grades all answers again.
 A new kind is a class here and its name in `GraderKind` of the spec.
 """
 
-import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -36,7 +34,6 @@ from malt.grading.answers import (
     read_number,
     sentence,
     stands_in,
-    unmarked_formula,
     without_stop_tokens,
 )
 from malt.grading.choices import parse_choice, read_choice
@@ -46,30 +43,19 @@ from malt.grading.grades import (
     Outcome,
     Verdict,
     brief,
-    disputed,
     right,
     unanswered,
     unknown,
     unread,
     wrong,
 )
-from malt.grading.math_worker import (
-    MathVerdict,
-    call_function,
-    check_function,
-    compare_math,
-    is_expression,
-    is_mathematics,
-)
+from malt.grading.mathematics.verdict import compare_as_mathematics, math_reference, plain_number
+from malt.grading.mathematics.worker import is_expression, is_mathematics
 from malt.grading.numbers import Quantity, equal, parse_quantity
 from malt.grading.process_pool import START_LIMIT_S, CallFailed, run_in_pool, submit
+from malt.grading.user_code import call_function, check_function
 from malt.llm.request import RequestFailed
 from malt.questions.question import Question
-
-LOG = logging.getLogger("malt.grading")
-
-_LONGEST_MATH = 10_000
-"""Characters of an answer past which mathematics is not attempted: the grade is unknown."""
 
 
 class Grader(Protocol):
@@ -148,8 +134,8 @@ class ObjectiveGrader(ABC):
         """Return the grader that a config declares."""
         return cls()
 
-    def check(self) -> None:  # noqa: B027 - most need nothing to work
-        """Raise `GradingError` where the grader itself cannot work."""
+    def check(self, example: Question | None) -> None:  # noqa: B027 - most need nothing to work
+        """Raise `GradingError` where the grader itself cannot work, tried on a question if one is at hand."""
 
     @abstractmethod
     def accepts(self, question: Question) -> "bool | Future[bool]":
@@ -160,15 +146,28 @@ class ObjectiveGrader(ABC):
         """Grade a reply, as `Grader` says."""
 
 
-class ExactGrader(ObjectiveGrader):
-    """Equal texts are right; a miss is wrong, and another grader may see more in it."""
-
-    kind = "exact"
+class _TextGrader(ObjectiveGrader):
     refuses = "is empty"
 
     def accepts(self, question: Question) -> bool:
         """Take any text."""
         return bool(_text_reference(question.ground_truth))
+
+
+@dataclass(frozen=True)
+class _TimedGrader(ObjectiveGrader):
+    timeout_s: float
+
+    @classmethod
+    def of(cls, spec: EvaluatorSpec) -> Self:
+        """Take the time limit from the config."""
+        return cls(spec.grader_timeout_s)
+
+
+class ExactGrader(_TextGrader):
+    """Equal texts are right; a miss is wrong, and another grader may see more in it."""
+
+    kind = "exact"
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Compare the marked answer, or its first sentence, or an unmarked reply that is nothing but the answer."""
@@ -182,15 +181,10 @@ class ExactGrader(ObjectiveGrader):
         return wrong(self.kind, answer, question, decisive=False)
 
 
-class ContainsGrader(ObjectiveGrader):
+class ContainsGrader(_TextGrader):
     """A reference that stands in the answer is right, for models that chat; a miss may be seen otherwise by others."""
 
     kind = "contains"
-    refuses = "is empty"
-
-    def accepts(self, question: Question) -> bool:
-        """Take any text."""
-        return bool(_text_reference(question.ground_truth))
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Look through the marked answer, or through the whole reply where none is marked."""
@@ -206,8 +200,7 @@ class ContainsGrader(ObjectiveGrader):
         return wrong(self.kind, answer or "", question, decisive=False)
 
 
-@dataclass(frozen=True)
-class NumberGrader(ObjectiveGrader):
+class NumberGrader(_TimedGrader):
     """Compare as numbers, exactly; the two readings of `50%` or `2 million` both count.
 
     A reference that is an expression, `5!` or `3x`, is compared as mathematics.
@@ -216,38 +209,27 @@ class NumberGrader(ObjectiveGrader):
     kind = "number"
     refuses = "is not a number"
 
-    timeout_s: float
-
-    @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:
-        """Take the time limit from the config."""
-        return cls(spec.grader_timeout_s)
-
     def accepts(self, question: Question) -> "bool | Future[bool]":
         """Take one number, in words or digits, with a unit; or one expression."""
         if _number_reference(question.ground_truth) is not None:
             return True
         return _has_digit(question) and submit(
-            is_expression, _math_reference(question.ground_truth), question.question, timeout_s=self.timeout_s
+            is_expression, math_reference(question.ground_truth), question.question, timeout_s=self.timeout_s
         )
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Decide both ways where both sides are numbers."""
         target = _number_reference(question.ground_truth)
+        if target is None and not _has_digit(question):
+            return None
         if target is None:
-            return (
-                await compare_as_mathematics(self.kind, question, text, self.timeout_s)
-                if _has_digit(question)
-                else None
-            )
+            return await compare_as_mathematics(self.kind, question, text, self.timeout_s)
         read = read_number(text)
         if read is None:
             return unanswered(self.kind)
         if read.quantity is None:
             return unread(self.kind, read.answer, "it is not one number")
-        if equal(read.quantity, target):
-            return right(self.kind, read.answer, question)
-        return wrong(self.kind, read.answer, question)
+        return (right if equal(read.quantity, target) else wrong)(self.kind, read.answer, question)
 
 
 class ChoiceGrader(ObjectiveGrader):
@@ -273,63 +255,22 @@ class ChoiceGrader(ObjectiveGrader):
         return (right if read.letter == target else wrong)(self.kind, read.answer, question)
 
 
-@dataclass(frozen=True)
-class MathGrader(ObjectiveGrader):
+class MathGrader(_TimedGrader):
     """Compare as mathematics, in a process that can be killed."""
 
     kind = "math"
     refuses = "is not mathematics that can be read whole"
 
-    timeout_s: float
-
-    @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:
-        """Take the time limit from the config."""
-        return cls(spec.grader_timeout_s)
-
     def accepts(self, question: Question) -> "bool | Future[bool]":
         """Take what can be read whole as mathematics; one that takes longer than an answer may cannot."""
-        reference, given = _math_reference(question.ground_truth), question.ground_truth
-        if _plain_number(reference) is not None:
+        reference, given = math_reference(question.ground_truth), question.ground_truth
+        if plain_number(reference) is not None:
             return True
         return submit(is_mathematics, reference, question.question, "\\text" in given, timeout_s=self.timeout_s)
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Decide where both sides are read whole and are no words."""
         return await compare_as_mathematics(self.kind, question, text, self.timeout_s)
-
-
-async def compare_as_mathematics(kind: str, question: Question, text: str, timeout_s: float) -> Verdict | None:
-    """Compare a reply's answer to the reference; without a process where it plainly is equal, or both are digits."""
-    target, answer = _math_reference(question.ground_truth), final_answer(text)
-    read = unmarked_formula(text) if answer is None else answer
-    if len(read) > _LONGEST_MATH:
-        return unknown(kind, None, f"an answer of {len(read):,} characters is too long to be compared")
-    if not read:
-        return unanswered(kind)
-    plainly = _compare_plainly(read, target)
-    if plainly is not None:
-        return (right if plainly else wrong)(kind, read, question)
-    try:
-        compared = await run_in_pool(compare_math, target, read, question.question, timeout_s=timeout_s)
-    except CallFailed as failure:
-        return unknown(kind, answer, str(failure))
-    return _math_verdict(kind, compared, read, question, marked=answer is not None)
-
-
-def _math_verdict(kind: str, compared: MathVerdict, read: str, question: Question, *, marked: bool) -> Verdict | None:
-    if compared.result == "no reference":
-        return None
-    if compared.result == "equal":
-        return right(kind, read, question)
-    if not marked and (compared.words or compared.result == "unread"):
-        return unanswered(kind)
-    if compared.result == "unread":
-        return unread(kind, read, compared.why)
-    if compared.result == "disputed":
-        LOG.warning("question %s: %s, read as equal to the reference: %s", question.question_id, read, compared.why)
-        return disputed(kind, read, question, compared.why)
-    return wrong(kind, read, question, decisive=not compared.words)
 
 
 @dataclass(frozen=True)
@@ -349,14 +290,25 @@ class PythonGrader(ObjectiveGrader):
             raise GradingError("kind 'python' needs [evaluator] function = \"module:function\"")
         return cls(spec.function, spec.grader_timeout_s)
 
-    def check(self) -> None:
-        """Import the function where it will run."""
+    def check(self, example: Question | None) -> None:
+        """Import the function where it will run, and have it grade the reference answer as if a model had given it."""
+        named = f"[evaluator] function = {self.function!r}"
         try:
             submit(check_function, self.function, timeout_s=START_LIMIT_S).result()
         except CallFailed as failure:
             raise GradingError(
-                f"[evaluator] function = {self.function!r} cannot be imported: {failure}; "
-                "it must be a function in a module on the Python path"
+                f"{named} cannot be imported: {failure}; "
+                "it must be a function in a module on the Python path, or in a file beside the config"
+            ) from None
+        if example is None:
+            return
+        truth = example.ground_truth
+        try:
+            submit(call_function, self.function, example.question, truth, truth, timeout_s=self.timeout_s).result()
+        except CallFailed as failure:
+            raise GradingError(
+                f"{named} fails on question {example.question_id!r} with its own reference {brief(truth)} as the "
+                f"answer: {failure}; it is called with (question, ground_truth, answer) and must not raise"
             ) from None
 
     def accepts(self, question: Question) -> bool:  # noqa: ARG002 - the function alone knows
@@ -424,26 +376,3 @@ def _number_reference(reference: str) -> Quantity | None:
 def _choice_reference(reference: str, choices: tuple[str, ...]) -> str | None:
     """Return the letter of a reference, which may be written as the choice's own text."""
     return parse_choice(clean(reference), choices)
-
-
-@lru_cache(maxsize=8192)
-def _math_reference(reference: str) -> str:
-    """Return the mathematics of a reference: after a `####`, or in its last boxes; several of them are a list."""
-    boxes = final_answer(reference) if "\\boxed" in reference else None
-    return boxes or clean(reference.rpartition("####")[2])
-
-
-def _compare_plainly(answer: str, reference: str) -> bool | None:
-    """Return whether two texts are the same or two plain numbers, None where it takes more than looking."""
-    if "".join(answer.split()) == "".join(reference.split()):
-        return True
-    given, wanted = _plain_number(answer), _plain_number(reference)
-    return None if given is None or wanted is None else given == wanted
-
-
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})", re.ASCII)
-
-
-def _plain_number(text: str) -> int | None:
-    """Return a whole number that is nothing but digits."""
-    return int(text.replace(",", "")) if _PLAIN_NUMBER.fullmatch(text) else None

@@ -21,9 +21,9 @@ class Outcome(StrEnum):
     """The grader failed: it timed out, crashed, or could not be read. Never counts as wrong."""
 
 
-UNREAD = "unread: "
+_UNREAD = "unread: "
 """Begins the explanation of a wrong answer of which a part was not understood."""
-DISPUTED = "disputed: "
+_DISPUTED = "disputed: "
 """Begins the line of an explanation that says that two ways of comparing disagree."""
 
 
@@ -60,12 +60,12 @@ class Grade:
     @property
     def is_unread(self) -> bool:
         """Whether the answer is wrong because no grader could read the whole of it."""
-        return self._says(UNREAD)
+        return self._says(_UNREAD)
 
     @property
     def is_disputed(self) -> bool:
         """Whether two ways of comparing the answer disagree."""
-        return self._says(DISPUTED)
+        return self._says(_DISPUTED)
 
     def _says(self, beginning: str) -> bool:
         return self.evaluation is not None and any(line.startswith(beginning) for line in self.evaluation.explanation)
@@ -99,14 +99,14 @@ def wrong(kind: str, answer: str, question: Question, *, decisive: bool = True) 
 def unread(kind: str, answer: str, why: str) -> Verdict:
     """An answer of which a part was not understood: another grader may read it."""
     kept = _kept(answer)
-    said = Evaluation(0.0, 0.0, (f"{UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
+    said = Evaluation(0.0, 0.0, (f"{_UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
 
 
 def disputed(kind: str, answer: str, question: Question, why: str) -> Verdict:
     """Two ways of comparing disagree, and neither is believed: no reward, unless another grader decides."""
     kept = _kept(answer)
-    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question), DISPUTED + why))
+    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question), _DISPUTED + why))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
 
 

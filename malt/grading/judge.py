@@ -1,6 +1,6 @@
 """LLMEvaluator: a model as judge, the schema of its replies, and what keeps an answer from steering it.
 
-How a reply is read is in `replies.py`. The criteria are text: `prompts/<set>/evaluator/`.
+How a reply is read is in judge_reply.py. The criteria are text: `prompts/<set>/evaluator/`.
 """
 
 import copy
@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 from pydantic import JsonValue, ValidationError
 
 from malt.config.roles import Fallback, Role
 from malt.config.spec import EvaluatorSpec, GraderKind
-from malt.errors import ConfigError, EvaluationUnknown
+from malt.errors import ConfigError, EvaluationUnknown, PromptError
 from malt.grading.answers import final_answer
-from malt.grading.eval_prompt import EvalPrompt, render_eval_prompt
 from malt.grading.grades import Evaluation, Grade, Outcome, Verdict
 from malt.grading.judge_reply import JudgeReply, Score, nothing, read_reply
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, Message
@@ -32,8 +31,29 @@ _REPAIR = (
 )
 """The one further turn that an unreadable reply gets; it says nothing of the criteria."""
 
+_DECLARED = (  # keyword arguments of a judge that a config has too
+    "temperature", "correctness_weight", "reasoning_weight", "max_tokens", "top_p", "seed", "timeout_s", "extra",
+    "api_base", "api_key_env", "fallbacks",
+)  # fmt: skip
+
 _KEPT_CHARACTERS = 1000
 """How much of an unreadable reply is shown to the judge again, and kept in an error."""
+
+
+@runtime_checkable
+class FormatsMessages(Protocol):
+    """What LangChain's chat prompt templates do."""
+
+    def format_messages(self, **slots: Any) -> Sequence[Any]:  # noqa: ANN401 - LangChain's own signature
+        """Return messages, each with a `type` and a `content`."""
+        ...
+
+
+EvalPrompt: TypeAlias = str | Sequence[tuple[str, str]] | FormatsMessages
+"""A judge's prompt that a subclass sets: pairs of role and template, or an object with LangChain's `format_messages`.
+
+Templates name the judge's slots as `{question}` or `{{question}}`; in the first style a brace is written twice.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,22 +147,8 @@ class LLMEvaluator:
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
         """Return the judge that a config declares."""
-        return cls(
-            spec.model,
-            spec.temperature,
-            prompts=prompts,
-            correctness_weight=spec.correctness_weight,
-            reasoning_weight=spec.reasoning_weight,
-            max_tokens=spec.max_tokens,
-            top_p=spec.top_p,
-            seed=spec.seed,
-            timeout_s=spec.timeout_s,
-            extra=spec.extra,
-            api_base=spec.api_base,
-            api_key_env=spec.api_key_env,
-            fallbacks=spec.fallbacks,
-            complete=complete,
-        )
+        declared = {name: getattr(spec, name) for name in _DECLARED}
+        return cls(spec.model, prompts=prompts, complete=complete, **declared)
 
     def asking_with(self, complete: Complete) -> Self:
         """Return the same judge, asking with `complete`."""
@@ -160,7 +166,7 @@ class LLMEvaluator:
         return await self._judge(asked, answer)
 
     async def __call__(self, question: Question, text: str) -> Verdict:
-        """Grade one answer, as the graders of `grading.py` do; a judge that cannot be read passes it on as unknown."""
+        """Grade one answer, as graders.py has it; a judge that cannot be read passes it on as unknown."""
         answer = final_answer(text)
         try:
             judged = await self._judge(question, text)
@@ -169,7 +175,7 @@ class LLMEvaluator:
         outcome = Outcome.RIGHT if judged.score > 0.5 else Outcome.WRONG
         if not text.strip():
             outcome = Outcome.UNANSWERED
-        return Verdict(Grade(outcome, answer, self.kind, plain(judged)), decisive=True)
+        return Verdict(Grade(outcome, answer, self.kind, _without_reply(judged)), decisive=True)
 
     def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
         """Return what the judge is asked: override this to change it.
@@ -181,11 +187,11 @@ class LLMEvaluator:
         return self._fill_prompt({name: inert(text, self._tags) for name, text in slots.items()})
 
     def _setup_prompt(self) -> None:
-        """Set `self.eval_prompt` where a subclass overrides this; eval_prompt.py says what it may be."""
+        """Set `self.eval_prompt` where a subclass overrides this; see `EvalPrompt`."""
 
     def _fill_prompt(self, slots: Mapping[str, str]) -> tuple[Message, ...]:
         if self.eval_prompt is not None:
-            return render_eval_prompt(self.eval_prompt, slots)
+            return _render_eval_prompt(self.eval_prompt, slots)
         return self.prompts.messages(Role.EVALUATOR, **slots)
 
     async def _judge(self, question: Question, answer: str) -> Judgement:
@@ -263,7 +269,7 @@ def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: typ
     return weights
 
 
-def plain(judged: Judgement) -> Evaluation:
+def _without_reply(judged: Judgement) -> Evaluation:
     """Return the evaluation alone: the columns that every grader fills."""
     return Evaluation(
         judged.correctness_score, judged.reasoning_score, judged.explanation, judged.key_matches, judged.score
@@ -302,3 +308,29 @@ def inert(text: str, tags: frozenset[str]) -> str:
         text,
         flags=re.IGNORECASE,
     )
+
+
+# A subclass's own prompt.
+
+_TURN_ROLES = {"system": "system", "human": "user", "user": "user", "ai": "assistant", "assistant": "assistant"}
+_SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+def _render_eval_prompt(prompt: EvalPrompt, slots: Mapping[str, str]) -> tuple[Message, ...]:
+    """Fill a judge's own prompt. Raises `PromptError` for one that cannot be filled."""
+    try:
+        if isinstance(prompt, FormatsMessages):
+            return tuple(Message(_TURN_ROLES[each.type], str(each.content)) for each in prompt.format_messages(**slots))
+        pairs = [("user", prompt)] if isinstance(prompt, str) else prompt
+        return tuple(Message(_TURN_ROLES[role], _fill(text, slots)) for role, text in pairs)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise PromptError(
+            f"LLMEvaluator: eval_prompt cannot be filled: {type(error).__name__}: {error}; give pairs such as "
+            f'("system", "…"), ("human", "…"), with the slots {", ".join(f"{{{name}}}" for name in slots)}'
+        ) from error
+
+
+def _fill(template: str, slots: Mapping[str, str]) -> str:
+    if not slots.keys().isdisjoint(_SLOT.findall(template)):
+        return _SLOT.sub(lambda slot: slots[slot[1]], template)
+    return template.format(**slots)

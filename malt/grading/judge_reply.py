@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 _SCORE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)|(?:/|out of)\s*(?P<whole>\d+(?:\.\d+)?))?\s*", re.I)
 
 
-def as_score(value: object) -> object:
+def _as_score(value: object) -> object:
     """Read `"0.9"`, `"9/10"`, `"0.9 out of 1"`, `"90%"` and true or false as numbers; the range is checked after."""
     if isinstance(value, bool):
         return float(value)
@@ -24,7 +24,7 @@ def as_score(value: object) -> object:
     return float(match[1]) / whole
 
 
-def as_lines(value: object) -> object:
+def _as_lines(value: object) -> object:
     """Read a single text, or nothing, as a list of texts; whatever else a judge lists is kept as JSON."""
     if value is None or value == "":
         return ()
@@ -35,16 +35,16 @@ def as_lines(value: object) -> object:
 
 Score = Annotated[
     float,
-    BeforeValidator(as_score),
+    BeforeValidator(_as_score),
     Field(ge=0, le=1, allow_inf_nan=False),
     WithJsonSchema({"type": "number", "enum": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]}),
 ]
 """A number from 0 to 1; further scores of a schema subclass are declared with it. Servers are sent its tenths, since
 they hold a model to a list of values but not to a range; whatever else lies in the range is read too."""
 
-Lines = Annotated[
+_Lines = Annotated[
     tuple[str, ...],
-    BeforeValidator(as_lines),
+    BeforeValidator(_as_lines),
     WithJsonSchema({"type": "array", "items": {"type": "string", "maxLength": 120}, "maxItems": 3}),
 ]
 """A few short texts. The bounds are for servers that hold a model to the schema, so that a small one comes to an end;
@@ -71,8 +71,8 @@ class JudgeReply(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra=_closed)
 
-    explanation: Lines = ()
-    key_matches: Lines = ()
+    explanation: _Lines = ()
+    key_matches: _Lines = ()
     correctness_score: Score
     reasoning_score: Score
 
@@ -82,10 +82,10 @@ class JudgeReply(BaseModel):
         return [name for name, field in cls.model_fields.items() if field.annotation is float]
 
 
-Reply = TypeVar("Reply", bound=JudgeReply)
+_Reply = TypeVar("_Reply", bound=JudgeReply)
 
 
-def read_reply(text: str, schema: type[Reply]) -> Reply | str:
+def read_reply(text: str, schema: type[_Reply]) -> _Reply | str:
     """Return what the judge replied, or why that cannot be read. Never raises; time is linear in the text.
 
     The object may stand in prose, a code fence or a wrapping object, and be written loosely (single quotes, trailing
@@ -98,18 +98,18 @@ def read_reply(text: str, schema: type[Reply]) -> Reply | str:
         return _problem(error)
     except (ValueError, RecursionError) as error:
         return f"its JSON is broken ({str(error)[:120]})"
-    if len({scores(reply) for reply in replies}) > 1:
+    if len({_scores(reply) for reply in replies}) > 1:
         return "it gives several verdicts that differ"
     return replies[0] if replies else "it holds no JSON object with the scores"
 
 
-def nothing(schema: type[Reply]) -> Reply:
+def nothing(schema: type[_Reply]) -> _Reply:
     """Return the reply to an empty answer: zero for everything."""
     zeros = dict.fromkeys(schema.score_names(), 0.0)
     return schema.model_validate({"explanation": "there is no answer to judge", **zeros})
 
 
-def scores(reply: JudgeReply) -> tuple[float, ...]:
+def _scores(reply: JudgeReply) -> tuple[float, ...]:
     """Return the scores of a reply, in the order of the schema."""
     return tuple(getattr(reply, name) for name in reply.score_names())
 
@@ -125,7 +125,7 @@ def _problem(error: ValidationError) -> str:
     )
 
 
-def _verdicts_in(value: JsonValue, schema: type[Reply]) -> Iterator[Reply]:
+def _verdicts_in(value: JsonValue, schema: type[_Reply]) -> Iterator[_Reply]:
     """Yield the outermost objects that have one of the scores; raises where one of them does not fit the schema."""
     named = {_bare(name): name for name in schema.model_fields}
     waiting = [value]
@@ -204,7 +204,7 @@ def _rewrite(text: str, start: int) -> tuple[str, int]:
     """Return the object that starts here as strict JSON, and where it ends; raises `ValueError` where it has no end."""
     pieces: list[str] = []
     depth = 0
-    for token in tokens(text, start):
+    for token in _tokens(text, start):
         piece = _strict_token(token)
         depth += (piece in "{[") - (piece in "}]")
         if piece in "}]" and pieces[-1] == ",":
@@ -215,7 +215,7 @@ def _rewrite(text: str, start: int) -> tuple[str, int]:
     raise ValueError("the object has no end")
 
 
-def tokens(text: str, start: int) -> Iterator[re.Match[str]]:
+def _tokens(text: str, start: int) -> Iterator[re.Match[str]]:
     """Yield tokens until one cannot be read."""
     while token := _TOKEN.match(text, start):
         yield token

@@ -5,16 +5,23 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-_TYPOGRAPHIC = str.maketrans(
-    {sign: plain for signs, plain in (
-        ("‘’‚‛ʼʹ′＇´", "'"), ("“”„‟«»″＂", '"'), ("−‐‑‒–—―﹣－", "-"), ("…", "..."),
-        ("。｡．", "."), ("，、､٬", ","), ("：", ":"), ("；", ";"), ("？", "?"), ("！", "!"), ("٫", "."), ("٪", "%"),
-        ("（", "("), ("）", ")"), ("【［「『", "["), ("】］」』", "]"),
-        ("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
-        ("\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069", ""),
-        ("\ufeff\ufe0e\ufe0f", ""),
-    ) for sign in signs}
-)  # fmt: skip
+
+def translation(pairs: str, spaces: str, dropped: str) -> dict[int, str]:
+    """Return a table for `str.translate`; `pairs` has, by turns, signs and what stands for each of them."""
+    words = pairs.split()
+    table = {**dict(zip(words[::2], words[1::2], strict=True)), spaces: " ", dropped: ""}
+    return {ord(sign): plain for signs, plain in table.items() for sign in signs}
+
+
+_TYPOGRAPHY = """
+‘’‚‛ʼʹ′＇´ '  “”„‟«»″＂ "  −‐‑‒–—―﹣－ -  … ...  。｡． .  ，、､٬ ,  ： :  ； ;  ？ ?  ！ !  ٫ .  ٪ %
+（ (  ） )  【［「『 [  】］」』 ]
+"""
+_WIDE_SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000"
+_INVISIBLE = (
+    "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff"
+)
+_TYPOGRAPHIC = translation(_TYPOGRAPHY, _WIDE_SPACES, _INVISIBLE)
 _FULL_WIDTH = re.compile("[\uff01-\uff5e]+")
 _BORDER = re.compile(r"(?<=[0-9A-Za-z)\]%])(?=[^\W0-9A-Za-z_])|(?<=[^\W0-9A-Za-z_])(?=[-+(\[$]?[0-9A-Za-z])")
 
@@ -46,44 +53,17 @@ def is_spaced(character: str) -> bool:
 _SYMBOL = "√"
 """What stands in a plain text for whatever makes a number symbolic: a root, π, a function, a broken fraction."""
 
-_SIGNS = {
-    "−‐‑‒–﹣－": "-",
-    "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000—―": " ",
-    "\u200b\u200e\u200f\u2060\ufeff": "",
-    "⁄∕": "/",
-    "×⋅·∗": "*",
-    "≃≅": "≈",
-    "π∛∞±∓": _SYMBOL,
-    "≤⩽≦": "<",
-    "≥⩾≧≠": ">",
+_SIGNS = f"−‐‑‒–﹣－ -  ⁄∕ /  ×⋅·∗ *  ≃≅ ≈  π∛∞±∓ {_SYMBOL}  ≤⩽≦ <  ≥⩾≧≠ >"
+_FRACTIONS = "½ 1/2  ⅓ 1/3  ⅔ 2/3  ¼ 1/4  ¾ 3/4  ⅕ 1/5  ⅖ 2/5  ⅗ 3/5  ⅘ 4/5  ⅙ 1/6  ⅚ 5/6  ⅛ 1/8  ⅜ 3/8  ⅝ 5/8  ⅞ 7/8"
+_PLAIN = translation(_SIGNS, _WIDE_SPACES + "—―", "\u200b\u200e\u200f\u2060\ufeff") | {
+    sign: f" {fraction}" for sign, fraction in translation(_FRACTIONS, "", "").items()
 }
-_FRACTIONS = {
-    "½": "1/2",
-    "⅓": "1/3",
-    "⅔": "2/3",
-    "¼": "1/4",
-    "¾": "3/4",
-    "⅕": "1/5",
-    "⅖": "2/5",
-    "⅗": "3/5",
-    "⅘": "4/5",
-    "⅙": "1/6",
-    "⅚": "5/6",
-    "⅛": "1/8",
-    "⅜": "3/8",
-    "⅝": "5/8",
-    "⅞": "7/8",
-}
-_PLAIN = str.maketrans(
-    {sign: plain for signs, plain in _SIGNS.items() for sign in signs}
-    | {sign: f" {fraction}" for sign, fraction in _FRACTIONS.items()}
-)
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
-Replacement = str | Callable[[re.Match[str]], str]
+_Replacement = str | Callable[[re.Match[str]], str]
 
-_LATEX: tuple[tuple[re.Pattern[str], Replacement], ...] = tuple(
+_LATEX: tuple[tuple[re.Pattern[str], _Replacement], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\{,\}", ","),

@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from malt.grading.normalize import plain
-from malt.grading.number_words import NUMBER_WORDS, number_in_words
-from malt.grading.units import COUNTED, UNITS
+from malt.grading.words import COUNTED, NUMBER_WORDS, UNITS, number_in_words
 
 LONGEST = 10_000
 """Characters in which a number is looked for; a longer text is read from its end or its beginning alone."""
@@ -35,16 +34,12 @@ class Quantity(NamedTuple):
 def equal(left: Quantity, right: Quantity) -> bool:
     """Whether two quantities are the same number in one of their readings; in the same unit only as written."""
     if left.scale == right.scale:
-        return near(left.value, right.value)
-    return any(near(one, other) for one in readings(left) for other in readings(right))
+        return _are_near(left.value, right.value)
+    readings, others = ((number.value, number.value * number.scale) for number in (left, right))
+    return any(_are_near(one, other) for one in readings for other in others)
 
 
-def readings(number: Quantity) -> tuple[Fraction, Fraction]:
-    """Return the number as written, and in the unit that its percent sign or magnitude stands for."""
-    return number.value, number.value * number.scale
-
-
-def near(left: Fraction, right: Fraction) -> bool:
+def _are_near(left: Fraction, right: Fraction) -> bool:
     """Whether two numbers are equal, or one is the other's rounding to six figures and places: 0.333333 is 1/3."""
     return left == right or _is_rounding(left, right) or _is_rounding(right, left) or _is_noise(left, right)
 
@@ -109,26 +104,13 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _SCALES = {
-    "k": 1000,
-    "K": 1000,
-    "M": 10**6,
-    "B": 10**9,
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 1000,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "lakh": 10**5,
-    "crore": 10**7,
-    **dict.fromkeys("万萬만", 10**4),
-    **dict.fromkeys("亿億억", 10**8),
-    "千": 1000,
-    "百": 100,
-}
+    "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6,
+    "billion": 10**9, "trillion": 10**12, "lakh": 10**5, "crore": 10**7, "百": 100, "千": 10**3,
+    **dict.fromkeys("万萬만", 10**4), **dict.fromkeys("亿億억", 10**8),
+}  # fmt: skip
 
 
-def quantity(match: re.Match[str]) -> Quantity | None:
+def _quantity_of(match: re.Match[str]) -> Quantity | None:
     """Return the number that was matched, or None where its digits make none (a list, a zero denominator)."""
     value = _unsigned(match)
     if value is None:
@@ -143,7 +125,6 @@ def quantity(match: re.Match[str]) -> Quantity | None:
 
 
 def _unsigned(match: re.Match[str]) -> Fraction | None:
-    """Return the value without its sign."""
     if len(match[0]) > _MOST_DIGITS:
         return None
     if match["whole"]:
@@ -153,14 +134,13 @@ def _unsigned(match: re.Match[str]) -> Fraction | None:
         return int(match["half"]) + Fraction(1, 2)
     if match["power"]:
         return _times_ten_to(Fraction(1), match["power"])
-    value = decimal(match["digits"])
+    value = _decimal(match["digits"])
     if value is not None and match["denominator"]:
-        return _over(value, decimal(match["denominator"]))
+        return _over(value, _decimal(match["denominator"]))
     return value if value is None else _times_ten_to(value, match["exponent"] or match["power_of_ten"] or "0")
 
 
 def _over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
-    """Divide, if that can be."""
     return numerator / denominator if denominator else None
 
 
@@ -169,7 +149,7 @@ def _times_ten_to(value: Fraction, power: str) -> Fraction | None:
     return value * Fraction(10) ** int(power) if abs(int(power)) <= _MOST_DIGITS else None
 
 
-def decimal(digits: str) -> Fraction | None:
+def _decimal(digits: str) -> Fraction | None:
     """Read digits with separators: `1,250.5`, `1.250,5`, `1,00,000`, `1 000`, `12,50`; `3,4,5` is a list."""
     if re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]{3})+(?:,[0-9]+|(?<=\.[0-9]{3}\.[0-9]{3}))", digits):
         digits = digits.replace(".", "").replace(",", ".")
@@ -187,41 +167,16 @@ def decimal(digits: str) -> Fraction | None:
 # Measures in two units, and numbers in words.
 
 _MEASURES = {
-    ("dollar", "cent"): 100,
-    ("euro", "cent"): 100,
-    ("hour", "minute"): 60,
-    ("minute", "second"): 60,
-    ("foot", "inch"): 12,
-    ("year", "month"): 12,
-    ("week", "day"): 7,
-    ("day", "hour"): 24,
-    ("pound", "ounce"): 16,
-    ("kilogram", "gram"): 1000,
-    ("kilometer", "meter"): 1000,
-    ("meter", "centimeter"): 100,
-}
-_SPELLINGS = {
-    "dollar": "dollars",
-    "euro": "euros",
-    "cent": "cents",
-    "foot": "feet ft",
-    "inch": "inches in",
-    "kilogram": "kilograms kg",
-    "gram": "grams g",
-    "kilometer": "kilometers km",
-    "meter": "meters m",
-    "centimeter": "centimeters cm",
-    "hour": "hours hrs hr h",
-    "minute": "minutes mins min",
-    "second": "seconds secs sec",
-    "year": "years",
-    "month": "months",
-    "week": "weeks",
-    "day": "days",
-    "pound": "pounds lbs lb",
-    "ounce": "ounces oz",
-}
-_MEASURE_UNITS = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.split())}
+    ("dollar", "cent"): 100, ("euro", "cent"): 100, ("hour", "minute"): 60, ("minute", "second"): 60,
+    ("foot", "inch"): 12, ("year", "month"): 12, ("week", "day"): 7, ("day", "hour"): 24, ("pound", "ounce"): 16,
+    ("kilogram", "gram"): 1000, ("kilometer", "meter"): 1000, ("meter", "centimeter"): 100,
+}  # fmt: skip
+_SPELLINGS = """
+dollar dollars; euro euros; cent cents; foot feet ft; inch inches in; kilogram kilograms kg; gram grams g;
+kilometer kilometers km; meter meters m; centimeter centimeters cm; hour hours hrs hr h; minute minutes mins min;
+second seconds secs sec; year years; month months; week weeks; day days; pound pounds lbs lb; ounce ounces oz
+"""
+_MEASURE_UNITS = {spelling: line.split()[0] for line in _SPELLINGS.split(";") for spelling in line.split()}
 _MEASURE = re.compile(
     r"(?<![\w.,/^-])([0-9]++(?>(?:,[0-9]{3})*))\s?([a-z]{1,10}+),?\s(?:and\s)?([0-9]++(?:\.[0-9]++)?)\s?([a-z]{1,11}+)(?!\w)"
 )
@@ -230,7 +185,7 @@ _MEASURE = re.compile(
 def _measured(match: re.Match[str]) -> Quantity | None:
     """Return a measure in the smaller of its two units, `1 hour 20 minutes` as 80; None where it is none."""
     ratio = _MEASURES.get((_MEASURE_UNITS.get(match[2], ""), _MEASURE_UNITS.get(match[4], "")))
-    first = decimal(match[1])
+    first = _decimal(match[1])
     if ratio is None or first is None or len(match[0]) > _MOST_DIGITS:
         return None
     return Quantity(match[0], first * ratio + Fraction(match[3]), Fraction(1, ratio))
@@ -273,16 +228,14 @@ def _in_ideographs(text: str) -> int | None:
 
 
 _WORD_OR_SIGN = re.compile(r"[^\W\d_]+|[^\w\s,;.!?'\"*()-]")
-_OPERATIONS_TEXT = """
-point and or to in squared cubed factorial choose mod minus plus times over divided
-"""
-_OPERATIONS = frozenset(_OPERATIONS_TEXT.split())
+_OPERATION_WORDS = "point and or to in squared cubed factorial choose mod minus plus times over divided"
+_OPERATIONS = frozenset(_OPERATION_WORDS.split())
 
 
 # Which number of a text is the answer.
 
 
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """One number of a text and where it stands; no quantity where it is part of a calculation, a range or a ratio."""
 
     start: int
@@ -334,13 +287,13 @@ def parse_quantity(text: str) -> Quantity | None:
     line = _ASSIGNMENT.sub("", plain(text[:LONGEST]).strip())
     start = _lead_in(line)
     measure = _MEASURE.match(line, start)
-    if measure and (quantity := _measured(measure)) and not numbers(line[measure.end() :]):
+    if measure and (quantity := _measured(measure)) and not _numbers(line[measure.end() :]):
         return quantity
     match = _NUMBER.match(line, start)
     if match is None:
         return _in_words(line[start:])
     alone = _UNITS_AFTER.fullmatch(line, match.end()) and not _ENUMERATION.match(line, match.end())
-    return standing(match) if alone else None
+    return _standing_alone(match) if alone else None
 
 
 def read_quantity(text: str) -> Quantity | None:
@@ -350,7 +303,7 @@ def read_quantity(text: str) -> Quantity | None:
     number it begins with; the first number that qualifies nothing, as `3` does in `after 3 days`.
     """
     line = plain(text[:LONGEST])
-    found = numbers(line)
+    found = _numbers(line)
     if not found:
         return _in_words(line[_lead_in(line) :])
     return found[0].quantity if len(found) == 1 else _stated(line, found)
@@ -359,7 +312,7 @@ def read_quantity(text: str) -> Quantity | None:
 def leading_quantity(text: str) -> Quantity | None:
     """Return the number that a text begins with, whatever follows it; None where it begins with none of its own."""
     line = plain(text[:LONGEST])
-    found = numbers(line)
+    found = _numbers(line)
     if not found or found[0].start > _lead_in(line) or _LIST_AFTER.match(line, found[0].end):
         return None
     return found[0].quantity
@@ -372,23 +325,23 @@ def last_quantity(text: str) -> Quantity | None:
     """
     for written in reversed(text[-LONGEST:].splitlines()):
         line = plain(written.lstrip("> "))
-        known = [number.quantity for number in numbers(line) if number.quantity is not None]
+        known = [number.quantity for number in _numbers(line) if number.quantity is not None]
         if known:
-            conclusion = tail(_CONCLUSION, tail(_SENTENCE_END, line))
-            result = tail(_EQUALS, conclusion)
-            after = [number.quantity for number in numbers(result) if number.quantity is not None]
+            conclusion = _tail(_CONCLUSION, _tail(_SENTENCE_END, line))
+            result = _tail(_EQUALS, conclusion)
+            after = [number.quantity for number in _numbers(result) if number.quantity is not None]
             return after[0] if after and result != conclusion else known[-1]
     return None
 
 
-def tail(border: re.Pattern[str], line: str) -> str:
+def _tail(border: re.Pattern[str], line: str) -> str:
     """Return what follows the last border with a digit after it, or the whole line."""
     digits = _DIGITS_AHEAD.match(line)
     ends = [match.end() for match in border.finditer(line, 0, digits.end() if digits else 0)]
     return line[ends[-1] :] if ends else line
 
 
-def _stated(line: str, found: list[Found]) -> Quantity | None:
+def _stated(line: str, found: list[_Found]) -> Quantity | None:
     """Choose among several numbers."""
     found = _in_one_sentence(line, _after_last(_CONCLUSION, line, found))
     found = _after_last(_EQUALS, line, found)
@@ -402,34 +355,34 @@ def _stated(line: str, found: list[Found]) -> Quantity | None:
     return free[0].quantity if free else known[-1].quantity if known else None
 
 
-def _after_last(border: re.Pattern[str], line: str, found: list[Found]) -> list[Found]:
+def _after_last(border: re.Pattern[str], line: str, found: list[_Found]) -> list[_Found]:
     """Return the numbers after the last border that has any, or all of them."""
     ends = [match.end() for match in border.finditer(line, 0, found[-1].start)]
     return [number for number in found if number.start >= ends[-1]] if ends else found
 
 
-def _in_one_sentence(line: str, found: list[Found]) -> list[Found]:
+def _in_one_sentence(line: str, found: list[_Found]) -> list[_Found]:
     """Return the numbers up to the end of the sentence in which the first stands."""
     end = _SENTENCE_END.search(line, found[0].end)
     return [number for number in found if number.start < end.start()] if end else found
 
 
-def numbers(line: str) -> list[Found]:
+def _numbers(line: str) -> list[_Found]:
     """Return the numbers of a plain text; a measure in two units is one."""
-    found = [Found(match.start(), match.end(), standing(match)) for match in _NUMBER.finditer(line)]
+    found = [_Found(match.start(), match.end(), _standing_alone(match)) for match in _NUMBER.finditer(line)]
     if len(found) < 2:
         return found
-    measures = [Found(*match.span(), quantity) for match in _MEASURE.finditer(line) if (quantity := _measured(match))]
+    measures = [_Found(*match.span(), quantity) for match in _MEASURE.finditer(line) if (quantity := _measured(match))]
     for measure in measures:
         found = [number for number in found if number.end <= measure.start or number.start >= measure.end]
     return sorted(found + measures) if measures else found
 
 
-def standing(match: re.Match[str]) -> Quantity | None:
+def _standing_alone(match: re.Match[str]) -> Quantity | None:
     """Return a number that stands for itself."""
     line, start = match.string, match.start() + len(match["sign"] or "")
     tangled = _TANGLED_BEFORE.search(line[max(0, start - 24) : start]) or _TANGLED_AFTER.match(line, match.end())
-    return None if tangled or _symbol_after(line, match.end()) else quantity(match)
+    return None if tangled or _symbol_after(line, match.end()) else _quantity_of(match)
 
 
 def _symbol_after(line: str, end: int) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import queue
@@ -21,10 +22,11 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, TypeVar, cast
 
-Result = TypeVar("Result")
-Function = TypeVar("Function", bound=Callable[..., object])
+_Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
@@ -42,7 +44,7 @@ class CallFailed(Exception):  # noqa: N818 - named for what happened to the call
     """A call in the pool has no result: it passed its limit, raised, or its process died. The message says which."""
 
 
-class Call(NamedTuple):
+class _Call(NamedTuple):
     """One call that waits for a process, by the function's import name."""
 
     function: str
@@ -51,7 +53,7 @@ class Call(NamedTuple):
     future: Future[object]
 
 
-async def run_in_pool(function: Callable[..., Result], *arguments: object, timeout_s: float) -> Result:
+async def run_in_pool(function: Callable[..., _Result], *arguments: object, timeout_s: float) -> _Result:
     """Call a module's function in a process of the pool and return what it returns; arguments and result are pickled.
 
     The limit starts when the process starts on this call; waiting for a free process and its imports do not count.
@@ -60,12 +62,12 @@ async def run_in_pool(function: Callable[..., Result], *arguments: object, timeo
     return await asyncio.wrap_future(submit(function, *arguments, timeout_s=timeout_s))
 
 
-def submit(function: Callable[..., Result], *arguments: object, timeout_s: float) -> "Future[Result]":
+def submit(function: Callable[..., _Result], *arguments: object, timeout_s: float) -> "Future[_Result]":
     """Do the same for a caller without an event loop."""
     future: Future[object] = Future()
     name = f"{function.__module__}:{function.__qualname__}"
-    _shared_pool().calls.put(Call(name, arguments, timeout_s, future))
-    return cast("Future[Result]", future)
+    _shared_pool().calls.put(_Call(name, arguments, timeout_s, future))
+    return cast("Future[_Result]", future)
 
 
 def worker_pids() -> list[int]:
@@ -73,7 +75,7 @@ def worker_pids() -> list[int]:
     return _shared_pool().pids
 
 
-def _shared_pool() -> "Pool":
+def _shared_pool() -> "_Pool":
     """Return this process's pool, started on first use; a forked child does not share its parent's."""
     with _POOLS_LOCK:
         return _pool_of(os.getpid())
@@ -83,9 +85,9 @@ _POOLS_LOCK = threading.Lock()
 
 
 @cache
-def _pool_of(_pid: int) -> "Pool":
+def _pool_of(_pid: int) -> "_Pool":
     """Start a pool: one process more than there are processors, so that one that hangs leaves them busy."""
-    pool = Pool(min(4, (os.cpu_count() or 1) + 1))
+    pool = _Pool(min(4, (os.cpu_count() or 1) + 1))
     atexit.register(pool.close)
     return pool
 
@@ -99,13 +101,13 @@ def _free_at_once() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
-class Pool:
+class _Pool:
     """`size` threads, each with a process that it starts when it first has a call to make."""
 
     def __init__(self, size: int) -> None:
         _free_at_once()
-        self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._workers = [Worker() for _ in range(size)]
+        self.calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._workers = [_Worker() for _ in range(size)]
         for worker in self._workers:
             threading.Thread(target=worker.serve, args=(self.calls,), name="grader", daemon=True).start()
 
@@ -121,7 +123,7 @@ class Pool:
             worker.stop()
 
 
-class Worker:
+class _Worker:
     """One process, started when it is needed and again after it was killed."""
 
     def __init__(self) -> None:
@@ -129,7 +131,7 @@ class Worker:
         self.closed = False
         self._pipe: Connection | None = None
 
-    def serve(self, calls: "queue.SimpleQueue[Call]") -> None:
+    def serve(self, calls: "queue.SimpleQueue[_Call]") -> None:
         """Make calls for as long as the program runs."""
         while True:
             call = calls.get()
@@ -156,7 +158,7 @@ class Worker:
         if pipe is not None:
             pipe.close()
 
-    def _make(self, call: Call) -> object:
+    def _make(self, call: _Call) -> object:
         pipe = self._begin(call)
         try:
             if not pipe.poll(call.timeout_s):
@@ -170,14 +172,14 @@ class Worker:
             raise CallFailed(str(result))
         return result
 
-    def _begin(self, call: Call) -> Connection:
+    def _begin(self, call: _Call) -> Connection:
         """Hand the call over and wait until the process starts on it; one that died while idle is replaced once."""
         pipe = self._hand_over(call) or self._hand_over(call)
         if pipe is None:
             raise CallFailed("its process does not start")
         return pipe
 
-    def _hand_over(self, call: Call) -> Connection | None:
+    def _hand_over(self, call: _Call) -> Connection | None:
         try:
             pipe = self._pipe or self._start()
             pipe.send((call.function, call.arguments, call.timeout_s))
@@ -224,10 +226,10 @@ def work(descriptor: int) -> None:
 _PREPARATIONS: dict[Callable[..., object], Callable[[], object]] = {}
 
 
-def prepared_by(preparation: Callable[[], object]) -> Callable[[Function], Function]:
+def prepared_by(preparation: Callable[[], object]) -> Callable[[_Function], _Function]:
     """Mark a function whose process shall do this first: imports that no call's limit covers."""
 
-    def note(function: Function) -> Function:
+    def note(function: _Function) -> _Function:
         _PREPARATIONS[function] = preparation
         return function
 
@@ -244,11 +246,23 @@ def _attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> 
 
 @cache
 def resolve(name: str) -> Callable[..., object]:
-    """Import a function by `module:name`; raises ImportError or AttributeError."""
+    """Import a function by `module:name` or `file.py:name`; raises what the import raises, or AttributeError."""
     module, _, path = name.partition(":")
-    found: object = importlib.import_module(module)
+    found: object = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"{name} is {type(found).__name__}, not a function")
     return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file by its path; modules beside it can be imported by name, as from a script."""
+    file = path.resolve()
+    spec = importlib.util.spec_from_file_location(f"file {file}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not Python")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    spec.loader.exec_module(module)
+    return module

@@ -1,13 +1,15 @@
-"""Finding reference answers that no grader can use, before any model is asked."""
+"""Which graders suit reference answers, and which references none can use: said before any model is asked."""
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from typing import NamedTuple, get_args
 
-from malt.config.spec import EvaluatorSpec
-from malt.errors import GradingError
+from malt.config.spec import EvaluatorSpec, GraderKind
+from malt.errors import ConfigError, GradingError
 from malt.grading.graders import ObjectiveGrader, objective_grader
+from malt.grading.numbers import parse_quantity
 from malt.grading.process_pool import CallFailed
-from malt.grading.suggestions import require_kinds
 from malt.questions.question import Question
 
 
@@ -19,10 +21,10 @@ def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None
     `ConfigError` where no kind is chosen.
     """
     asked = list(questions)
-    require_kinds(asked, spec)
+    _require_kinds(asked, spec)
     graders = [objective_grader(kind, spec) for kind in spec.kind if kind != "llm"]
     for grader in graders:
-        grader.check()
+        grader.check(asked[0] if asked else None)
     if "llm" in spec.kind:
         return
     accepted = [(question, _accepted(question, graders)) for question in asked]
@@ -57,3 +59,45 @@ def _complaint(questions: list[Question], graders: Sequence[ObjectiveGrader]) ->
         f"question {first.question_id!r}: reference {first.ground_truth[:80]!r} {reasons}, so [evaluator] kind = "
         f"{', '.join(grader.kind for grader in graders)} cannot grade it{others}; fix the question file or add a kind"
     )
+
+
+# Suggestions. There is no default kind: one that does not suit fails silently.
+
+_LATEX = re.compile(r"\\[a-zA-Z]+|[_^]\{|\$[^$]+\$|[\^=]")
+_LOOKED_AT = 1000
+"""Questions; the kind of reference answer rarely changes after these."""
+
+
+class Suggestion(NamedTuple):
+    """Kinds of graders, and what in the reference answers speaks for them."""
+
+    kinds: tuple[GraderKind, ...]
+    reason: str
+
+    @property
+    def as_toml(self) -> str:
+        """Return the line of a config."""
+        listed = ", ".join(f'"{kind}"' for kind in self.kinds)
+        return f"kind = {listed if len(self.kinds) == 1 else f'[{listed}]'}"
+
+
+def suggest_kinds(questions: Sequence[Question]) -> Suggestion:
+    """Suggest graders from what the reference answers look like."""
+    looked_at = questions[:_LOOKED_AT]
+    if all(question.choices for question in looked_at):
+        return Suggestion(("choice",), "the questions have choices")
+    if any(_LATEX.search(question.ground_truth) for question in looked_at):
+        return Suggestion(("number", "math"), "reference answers are written in LaTeX")
+    if all(parse_quantity(question.ground_truth) is not None for question in looked_at):
+        return Suggestion(("number",), "the reference answers are numbers")
+    return Suggestion(("llm",), "the reference answers are words, which a judge reads best; name its model too")
+
+
+def _require_kinds(questions: Sequence[Question], spec: EvaluatorSpec) -> None:
+    """Raise `ConfigError`, with a suggestion, where a config does not say how answers are graded."""
+    if not spec.kind:
+        found = suggest_kinds(questions)
+        raise ConfigError(
+            f"evaluator.kind: missing, and there is no default. Kinds: {', '.join(get_args(GraderKind))}.\n"
+            f"Suggested, as {found.reason}: [evaluator] {found.as_toml}"
+        )

@@ -12,13 +12,13 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import models_asked, read_job
 from malt.errors import MaltError
+from malt.files import make_private_folder
 from malt.hosting.private_prefect import check_answers
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
 from malt.llm.store.database import hide_password
 from malt.llm.store.samples import Store
 from malt.models.playing import with_weights
-from malt.private_files import make_private_folder
 
 _QUESTION = Message("user", "Answer with one word: what is the capital of France?")
 _MOST_TOKENS = 16

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from malt.errors import ConfigError
+from malt.files import make_private_folder
 from malt.hosting.supervise import STOP_LIMIT_S
-from malt.private_files import make_private_folder
 
 _START_LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.1

@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
 from malt.errors import ConfigError
+from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
-from malt.private_files import PRIVATE_FOLDER, make_private_folder
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""

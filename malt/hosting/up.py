@@ -16,6 +16,7 @@ from malt.canonical_json import digest
 from malt.config.spec import RunSpec
 from malt.engine.signals import on_signal
 from malt.errors import ConfigError
+from malt.files import make_private_folder
 from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
 from malt.hosting.lost_runs import describe_lost_runs, mark_lost_runs
 from malt.hosting.postgres import PostgresServer
@@ -28,7 +29,6 @@ from malt.hosting.private_prefect import (
     last_line,
 )
 from malt.hosting.supervise import STOP_LIMIT_S
-from malt.private_files import make_private_folder
 
 POOL = "malt"
 """The work pool that prefect.yaml deploys to."""

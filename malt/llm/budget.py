@@ -12,7 +12,7 @@ from malt.config.limits import Limits
 from malt.errors import BudgetSpent, MaltError
 from malt.llm.request import CompletionRequest
 
-PICO = 10**12
+_PICO = 10**12
 """Money is counted in whole millionths of a millionth of a dollar, so that sums are exact."""
 
 
@@ -23,7 +23,6 @@ class Amount(NamedTuple):
     tokens: int
 
     def plus(self, other: "Amount") -> "Amount":
-        """Add up."""
         return Amount(self.usd + other.usd, self.tokens + other.tokens)
 
 
@@ -42,7 +41,7 @@ class Metered(Protocol):
         """Its cost; None where unknown."""
 
 
-MeteredT = TypeVar("MeteredT", bound=Metered)
+_MeteredT = TypeVar("_MeteredT", bound=Metered)
 
 
 class _Cap:
@@ -56,11 +55,9 @@ class _Cap:
         self._units, self._key, self._written = units, key, written
 
     def in_units(self, amount: float) -> int:
-        """Round an amount up to whole units."""
         return math.ceil(amount * self._units)
 
     def refusal(self, amount: int) -> str:
-        """Say that an amount cannot be spent any more."""
         spent, next_one = (self._written.format(units / self._units) for units in (self.spent, amount))
         return (
             f"{self._key} = {self.cap / self._units:g} is reached: {spent} are spent, the next request may take "
@@ -73,7 +70,7 @@ class Budget:
 
     def __init__(self, limits: Limits) -> None:
         self._accounts = (
-            _Cap(limits.max_cost_usd, PICO, "limits.max_cost_usd", "{:.4f} USD"),
+            _Cap(limits.max_cost_usd, _PICO, "limits.max_cost_usd", "{:.4f} USD"),
             _Cap(limits.max_tokens_total, 1, "limits.max_tokens_total", "{:,.0f} tokens"),
         )
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
@@ -85,9 +82,9 @@ class Budget:
     def spent(self) -> Amount:
         """Cost of answers, and the most that failed requests may have cost."""
         dollars, tokens = self._accounts
-        return Amount(dollars.spent / PICO, tokens.spent)
+        return Amount(dollars.spent / _PICO, tokens.spent)
 
-    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[MeteredT]]) -> MeteredT:
+    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[_MeteredT]]) -> _MeteredT:
         """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
 
         A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
@@ -111,25 +108,22 @@ class Budget:
     def room(self) -> Amount:
         """Amount neither spent nor held."""
         dollars, tokens = (account.cap - account.spent - account.held for account in self._accounts)
-        return Amount(dollars / PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
+        return Amount(dollars / _PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
 
     def has_room_for(self, worst: Amount) -> bool:
-        """Whether an amount can be held now."""
         return not self._too_short(self._in_units(worst))
 
     @property
     def reserved(self) -> dict[str, Amount]:
-        """Amounts reserved, by name."""
         return dict(self._reserved)
 
     @property
     def spent_unreserved(self) -> Amount:
-        """Amount spent that was never reserved."""
         taken = [self._in_units(amount) for amount in self._settled_names.values()]
         dollars, tokens = (
             account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
         )
-        return Amount(dollars / PICO, tokens)
+        return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
         """Hold an amount by name until `settle_reserved`, room or not: it is promised already.
@@ -149,7 +143,6 @@ class Budget:
             self._settle([0, 0], self._in_units(taken))
 
     def refusal(self, worst: Amount) -> BudgetSpent:
-        """Return what to raise where there is no room for an amount."""
         account, amount = self._too_short(self._in_units(worst))[0]
         return BudgetSpent(account.refusal(amount))
 

@@ -112,7 +112,6 @@ def split_response(body: Mapping[str, JsonValue], count: int) -> list[str]:
 def read_response(
     response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
 ) -> Completion:
-    """Read one stored response."""
     body: Any = parse_body(response.encode())
     choice = _as_object(body["choices"][0])
     message = _as_object(choice.get("message"))
@@ -172,7 +171,6 @@ def _split_tags(content: str) -> list[list[str]]:
 
 
 def _read_message(message: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a message's text and its reasoning."""
     content, apart = split_parts(message.get("content"))
     text, thought = split_reasoning(content)
     told = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))

@@ -40,13 +40,11 @@ class Tally:
     """Whose usage it is."""
 
     def add(self, role: Role, usage: Usage) -> None:
-        """Count something for one role."""
         self.roles[role].add(usage)
         if self.above is not None:
             self.above.add(role, usage)
 
     def merge(self, other: "Tally") -> None:
-        """Count what another tally counted."""
         for role, usage in other.roles.items():
             self.add(role, usage)
 
@@ -57,7 +55,6 @@ class Tally:
 
     @property
     def total(self) -> Usage:
-        """All roles together."""
         total = Usage()
         for usage in self.roles.values():
             total.add(usage)

@@ -52,6 +52,7 @@ def _inputs(version: ModelVersion) -> dict[str, JsonValue]:
         "base": manifest.base.sha256,
         "dataset": f"{manifest.dataset.name}@v{manifest.dataset.version}",
         "dataset.content_sha256": manifest.dataset.content_sha256,
+        "dataset.earlier": ", ".join(f"{each.name}@v{each.version}" for each in manifest.earlier) or None,
         **{f"libraries.{name}": used for name, used in manifest.libraries.items()},
         **_flat("train", manifest.train.model_dump(mode="json")),
     }

@@ -9,7 +9,7 @@ from malt.config.base import Recorded
 from malt.config.roles import Role
 from malt.config.train import Stage, TrainSpec
 from malt.datasets.manifest import Code, FileEntry, VersionManifest, read_as
-from malt.datasets.publish.placing import describe_file
+from malt.datasets.version.folders import describe_file
 
 GGUF_FILE = "model.gguf"
 ADAPTER = "adapter"
@@ -94,6 +94,8 @@ class ModelManifest(VersionManifest):
     kind: Literal["models"] = "models"
     base: BaseEntry
     dataset: DatasetEntry
+    earlier: tuple[DatasetEntry, ...] = ()
+    """Further versions whose rows it was trained on, those of earlier rounds."""
     train: TrainSpec
     roles: dict[Role, RoleEntry]
     libraries: dict[str, str]

@@ -15,9 +15,8 @@ from malt.canonical_json import digest
 from malt.config.roles import Role
 from malt.config.train import TrainSpec
 from malt.datasets.manifest import FileEntry, Parent, content_digest, write_manifest
-from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.stats.counts import code_version
-from malt.datasets.version.folders import discard, open_staging
+from malt.datasets.version.folders import describe_file, discard, open_staging, place_next
 from malt.models.card import CARD_FILE, render_card
 from malt.models.manifest import (
     ADAPTER,
@@ -53,6 +52,7 @@ class Made(NamedTuple):
     base: BaseEntry
     dataset: DatasetEntry
     train: TrainSpec
+    earlier: tuple[DatasetEntry, ...] = ()
 
 
 def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Path) -> ModelVersion:
@@ -114,6 +114,7 @@ def _describe(
         parent=parent,
         base=made.base,
         dataset=made.dataset,
+        earlier=made.earlier,
         train=made.train,
         roles={role: _describe_entry(role, trained, files) for role, trained in roles.items()},
         files=files,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from malt.config.roles import Role
 from malt.config.settings import Settings
@@ -12,7 +13,11 @@ from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SHELF = "models"
+_FIGURES = ("stage", "rows", "trained", "steps", "loss_first", "loss_last")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,21 @@ class ModelVersion(Published[ModelManifest]):
     def reference(self) -> str:
         """How commands name it: `models/NAME@v3`."""
         return f"{SHELF}/{self.played_as}"
+
+    @property
+    def figures(self) -> "pd.DataFrame":
+        """One row a role and stage: rows, rows trained, steps, and the loss of the first and last."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"role": role.value, **stage.model_dump(include=set(_FIGURES))}
+            for role, entry in self.manifest.roles.items()
+            for stage in entry.stages
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        return f"<h3>{self.reference}</h3>{self.figures.to_html(index=False, border=0, float_format='{:.3f}'.format)}"
 
     def role(self, role: Role) -> RoleEntry:
         """Return what it has for a role. Raises `VersionError` where that was not trained."""

@@ -43,18 +43,19 @@ class Question:
         return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, list) else ()
 
 
-def read_questions(source: QuestionSource) -> list[Question]:
+def read_questions(source: QuestionSource, key: str = "questions") -> list[Question]:
     """Read and check the whole file, then shuffle and cut it as `source` says.
 
     The shuffle orders by a digest of seed and id, so rows added later do not reorder the others.
-    Raises `QuestionError` naming file and line (for .json and .parquet the row, counted from 1).
+    `key` is the table of the config that names it. Raises `QuestionError` naming file and line (for .json and .parquet
+    the row, counted from 1).
     """
     if source.choices and source.format not in ("auto", "csqa"):
         raise QuestionError(
             f"questions.choices = {source.choices!r}: format {source.format!r} reads no choices; "
             "set questions.format to 'csqa' or 'auto'"
         )
-    questions = _read_distinct(source)
+    questions = _read_distinct(source, f"{key}.source")
     if source.shuffle_seed is not None:
         questions.sort(key=lambda question: digest([source.shuffle_seed, question.question_id]))
     return questions[: source.limit]
@@ -65,11 +66,11 @@ def content_id(question: str, ground_truth: str) -> str:
     return f"q{digest([question, ground_truth])[:12]}"
 
 
-def _read_distinct(source: QuestionSource) -> list[Question]:
+def _read_distinct(source: QuestionSource, key: str) -> list[Question]:
     questions: dict[str, Question] = {}
     places: dict[str, str] = {}
     repeats: list[str] = []
-    for row in read_rows(source.source, "questions.source"):
+    for row in read_rows(source.source, key):
         question = read_question(row, source)
         first = questions.setdefault(question.question_id, question)
         if first is question:
@@ -113,7 +114,7 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
     question, reference = _filled(values, asked, "question"), _filled(values, answered, "reference answer")
     choices: tuple[str, ...] = ()
     if choices_column:
-        labels, choices = read_choices(values[choices_column])
+        labels, choices = _read_choices(values[choices_column])
         question = _lettered(question, choices)
         reference = _letter(values[answered], labels, choices)
         whole = ""
@@ -270,7 +271,7 @@ class Choices(NamedTuple):
     texts: tuple[str, ...]
 
 
-def read_choices(value: JsonValue) -> Choices:
+def _read_choices(value: JsonValue) -> Choices:
     """Read `{"label": […], "text": […]}`, a list of `{"label", "text"}` or a list of texts; in CSV as JSON text."""
     match _parsed(value):
         case {"label": list(labels), "text": list(texts)} if len(labels) == len(texts):

@@ -23,13 +23,13 @@ from urllib.request import url2pathname
 from pydantic import JsonValue
 
 from malt.errors import QuestionError
-from malt.regular_files import MIB, read_regular_file
+from malt.files import MIB, read_regular_file
 
 T = TypeVar("T")
 
 MOST_BYTES = 1024 * MIB
 """Of one file, also of what it unpacks to."""
-MOST_ROWS = 10_000_000
+_MOST_ROWS = 10_000_000
 _UNPACKED_FREELY, _MOST_RATIO = 64 * MIB, 100
 """Text packs to a tenth at best: what unpacks to far more than it weighs is a trap."""
 _PARQUET_BATCH = 64
@@ -59,8 +59,8 @@ def read_rows(source: str, key: str = "") -> Iterator[Row]:
 
 def _bounded(rows: Iterator[Row], source: str) -> Iterator[Row]:
     for number, row in enumerate(rows):
-        if number == MOST_ROWS:
-            raise QuestionError(f"{strip_secrets(source)}: more than {MOST_ROWS:,} rows; split it")
+        if number == _MOST_ROWS:
+            raise QuestionError(f"{strip_secrets(source)}: more than {_MOST_ROWS:,} rows; split it")
         yield row
 
 
@@ -69,7 +69,6 @@ class _FileError(QuestionError):
 
 
 def _files(source: str) -> list[str]:
-    """Return the files that a source means."""
     if source.startswith("file://") and not urlsplit(source).query:
         source = url2pathname(urlsplit(source).path)
     if "://" in source:
@@ -294,7 +293,7 @@ def _row(place: str, value: object) -> Row:
         raise QuestionError(f"{place}: {error}; mend the row") from error
 
 
-MOST_NESTED = 100
+_MOST_NESTED = 100
 """Levels of lists and objects in a cell; what checks and writes them goes one call deeper for each."""
 
 
@@ -303,8 +302,8 @@ def _json_value(value: object, depth: int = 0) -> JsonValue:
 
     Raises `ValueError` for what cannot be stored.
     """
-    if depth > MOST_NESTED:
-        raise ValueError(f"a column holds lists or objects more than {MOST_NESTED} levels deep")
+    if depth > _MOST_NESTED:
+        raise ValueError(f"a column holds lists or objects more than {_MOST_NESTED} levels deep")
     match value:
         case str():
             return _storable(value)
@@ -343,11 +342,11 @@ def excerpt(value: object, longest: int = 80) -> str:
 
 def join_names(columns: Collection[str]) -> str:
     """Name columns in an error message; of very many the first."""
-    first = [excerpt(name)[1:-1] for name in islice(columns, COLUMNS_SHOWN)]
+    first = [excerpt(name)[1:-1] for name in islice(columns, _COLUMNS_SHOWN)]
     return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")
 
 
-COLUMNS_SHOWN = 20
+_COLUMNS_SHOWN = 20
 
 _TEXT_READERS: Mapping[str, Callable[[str, str], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,

@@ -75,11 +75,9 @@ class Screening:
     test_sets: tuple[HeldOutSet, ...] = ()
 
     def choose_split(self, question_id: str, spec: DatasetSpec) -> Split:
-        """Where a question's rows go."""
         return choose_split(self.originals.get(question_id, question_id), spec.validation)
 
     def select(self, question_ids: Iterable[str]) -> "Screening":
-        """Return the screening of some of the questions."""
         ids = list(question_ids)
         excluded = {each: self.excluded[each] for each in ids if each in self.excluded}
         originals = {each: self.originals[each] for each in ids if each in self.originals}
@@ -87,7 +85,6 @@ class Screening:
 
     @property
     def counts(self) -> ScreeningCounts:
-        """How many questions give no rows, by reason, and what was compared."""
         reasons = Counter(exclusion.reason for exclusion in self.excluded.values())
         return ScreeningCounts(excluded=dict(sorted(reasons.items())), test_sets=self.test_sets)
 

@@ -19,13 +19,18 @@ from malt.config.roles import PLAYERS, Role
 from malt.config.spec import GraderKind, RunSpec
 from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import StoredTree, stored_trees
-from malt.datasets.version.restore import exclusion_of
+from malt.datasets.version.reading import StoredTree, exclusion_of, stored_trees
 from malt.grading.grades import Grade, Outcome
 from malt.llm.usage import Usage
 from malt.questions.screening import Exclusion
-from malt.review.agreement import VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
+from malt.review.grader_options import (
+    GraderChoice,
+    OpenedGraders,
+    VerdictPairs,
+    grade_all,
+    measure_agreement,
+    read_verdict,
+)
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.pipeline import grade_text
 from malt.trees.tree import Address, Node, NodeStatus
@@ -173,7 +178,6 @@ class _AuditCount:
         self._changes: Counter[tuple[str, Role, str]] = Counter()
 
     def add(self, tree: StoredTree, regraded: Mapping[GraderKind, _Regraded]) -> None:
-        """Count one tree."""
         valued, excluded = tree.valued, exclusion_of(tree.question)
         self._questions += 1
         for leaf in valued.tree.leaves:

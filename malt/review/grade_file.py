@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
@@ -22,8 +23,15 @@ from malt.grading.graders import grade
 from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, read_cell, read_question
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
-from malt.review.agreement import Agreement, VerdictPairs, measure_agreement, read_verdict
-from malt.review.grader_options import GraderChoice, OpenedGraders, grade_all
+from malt.review.grader_options import (
+    Agreement,
+    GraderChoice,
+    OpenedGraders,
+    VerdictPairs,
+    grade_all,
+    measure_agreement,
+    read_verdict,
+)
 
 Columns = Mapping[str, JsonValue]
 
@@ -132,24 +140,36 @@ class LabelledReport(GradeReport):
     disagreements: tuple[Disagreement, ...]
 
 
-def read_answers(source: str) -> list[AnswerRow]:
+def read_answers(source: str, columns: Mapping[str, str] = MappingProxyType({})) -> list[AnswerRow]:
     """Read and check a whole file, .jsonl .json .csv .parquet, here or at an address.
+
+    `columns` says which column holds `question`, `ground_truth`, `answer` or `label` where it is called otherwise.
 
     References are read as question files' are: what follows a last line's `####`, what is in a `\\boxed{}`, else all.
     Raises `QuestionError` naming file and line.
     """
     declared = QuestionSource(source=source, question="question", ground_truth="ground_truth")
-    answers = [_read_answer(row, declared) for row in read_rows(source)]
+    answers = [_read_answer(_rename_columns(row, columns), declared) for row in read_rows(source)]
     if not answers:
         raise QuestionError(f"{strip_secrets(source)}: no rows in it; give rows of {', '.join(_COLUMNS)}[, label]")
     return answers
+
+
+def _rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
+    """Add the columns under the names that are read. Raises `QuestionError` for one that is not there."""
+    if absent := [column for column in columns.values() if column not in row.values]:
+        raise QuestionError(f"{row.place}: --column: no column {absent[0]!r}; it has: {join_names(row.values)}")
+    return row._replace(values={**row.values, **{name: row.values[column] for name, column in columns.items()}})
 
 
 def _read_answer(row: Row, declared: QuestionSource) -> AnswerRow:
     for column in _COLUMNS:
         if column not in row.values:
             has = join_names(row.values) or "none"
-            raise QuestionError(f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(_COLUMNS)}")
+            raise QuestionError(
+                f"{row.place}: no column {column!r}; it has: {has}; rows need {', '.join(_COLUMNS)}, "
+                f"or say which column it is: --column {column}=NAME"
+            )
     return AnswerRow(row, read_question(row, declared), _read_text(row), _read_label(row))
 
 
@@ -180,13 +200,13 @@ class GradedFile(NamedTuple):
     report: GradeReport
 
 
-def grade_file(source: str, grading: GraderChoice) -> GradedFile:
-    """Grade a file's answers; a judge is asked through the store.
+def grade_file(source: str, grading: GraderChoice, columns: Mapping[str, str] = MappingProxyType({})) -> GradedFile:
+    """Grade a file's answers, read as `read_answers` says; a judge is asked through the store.
 
     Raises `InputError` for what is wrong with file or graders, before any model call, and `RunStopped` at a limit.
     """
     started = time.perf_counter()
-    answers, graders = read_answers(source), OpenedGraders(grading)
+    answers, graders = read_answers(source, columns), OpenedGraders(grading)
     rows: list[GradedRow] = []
     asyncio.run(_grade_into(rows, answers, graders))
     return GradedFile(rows, _report(source, rows, graders, time.perf_counter() - started))
@@ -237,7 +257,6 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
 
 
 def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledReport:
-    """Add what comparing grades with labels gives."""
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():

@@ -1,7 +1,8 @@
-"""Graders chosen on a command line, by kind or by config, and grading many texts with them at once."""
+"""Graders chosen on a command line, grading many texts with them at once, and how far two of them agree."""
 
 import asyncio
 import difflib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -17,7 +18,7 @@ from malt.errors import ConfigError
 from malt.grading.graders import Grader, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
-from malt.grading.trust import require_trust
+from malt.grading.user_code import require_trust
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
@@ -52,19 +53,18 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
     chosen = read_kinds(kinds, "--kind")
     if not chosen and config is None:
         raise ConfigError(f"nothing says how to grade; give --config C, or --kind with one of {', '.join(_KINDS)}")
-    grading = declared_grading(config, overrides, otherwise=GraderChoice(EvaluatorSpec()))
+    grading = _declared_grading(config, overrides, otherwise=GraderChoice(EvaluatorSpec()))
     return grading.by(*chosen) if chosen else grading
 
 
-def grading_of(spec: RunSpec) -> GraderChoice:
-    """Return how a spec grades."""
+def _grading_of(spec: RunSpec) -> GraderChoice:
     return GraderChoice(spec.evaluator, spec.prompts, spec.limits)
 
 
-def declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
+def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
     """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
     if config is not None:
-        return grading_of(load_spec(config, overrides))
+        return _grading_of(load_spec(config, overrides))
     if overrides:
         raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
     return otherwise
@@ -82,7 +82,7 @@ def audit_grading(
 
     Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
     """
-    grading = declared_grading(config, overrides, otherwise=grading_of(version.spec))
+    grading = _declared_grading(config, overrides, otherwise=_grading_of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
@@ -120,7 +120,7 @@ class OpenedGraders:
         if self._prompts is not None:
             _check_judge(spec, grading.limits)
         if spec.function is not None:
-            objective_grader("python", spec).check()
+            objective_grader("python", spec).check(None)
 
     @property
     def used(self) -> Usage:
@@ -141,7 +141,6 @@ class OpenedGraders:
 
 
 def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
-    """Check a judge's model, key and price. Raises `ConfigError`."""
     from malt.llm.provider import call
 
     call.check(spec, limits)
@@ -170,3 +169,43 @@ async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
         return await grade()
     except RequestFailed as failure:
         return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
+
+
+_VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
+
+VerdictPairs = Counter[tuple[bool | None, bool | None]]
+"""Answers by what two graders say of them: right, wrong, or None where one does not know."""
+
+
+class Agreement(NamedTuple):
+    """What two graders have in common."""
+
+    compared: int
+    """Answers on which both have a verdict."""
+    unknown: int
+    """Answers left out because one of them has none."""
+    agreement: float | None
+    """Share of the compared answers with the same verdict; None where there are none."""
+    kappa: float | None
+    """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
+
+
+def read_verdict(outcome: Outcome) -> bool | None:
+    """Return whether an outcome says right; None for neither. An answer that is not there is wrong."""
+    return _VERDICTS.get(outcome)
+
+
+def measure_agreement(verdicts: VerdictPairs) -> Agreement:
+    """Work out agreement and kappa from counts."""
+    both, first, second, neither = (
+        verdicts[pair] for pair in [(True, True), (True, False), (False, True), (False, False)]
+    )
+    compared = both + first + second + neither
+    by_chance = (both + first) * (both + second) + (second + neither) * (first + neither)
+    beyond = compared**2 - by_chance
+    return Agreement(
+        compared=compared,
+        unknown=verdicts.total() - compared,
+        agreement=(both + neither) / compared if compared else None,
+        kappa=(compared * (both + neither) - by_chance) / beyond if beyond else None,
+    )

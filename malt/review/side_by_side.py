@@ -34,7 +34,6 @@ class Standing(Recorded):
 
 
 def stand_side_by_side(versions: Sequence[DatasetVersion]) -> list[Standing]:
-    """Return the figures of each version, in order."""
     return [_figures_of(version) for version in versions]
 
 

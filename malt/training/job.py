@@ -1,6 +1,6 @@
 """RoleJob: all that one role's training depends on, and what came of it. It travels to the training process as JSON."""
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ FINAL = "final"
 """Folder of a stage's weights, once they are trained."""
 
 
-class RowFile(BaseModel):
-    """A dataset version's rows for one stage."""
+class StageRows(BaseModel):
+    """Dataset versions' rows for one stage."""
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path
+    paths: tuple[Path, ...]
+    """A file a version, in the versions' order."""
     rows: int
     sha256: str
     """Of the rows' values."""
@@ -41,7 +42,7 @@ class RoleJob(BaseModel):
     role: Role
     base: Base
     stages: tuple[Stage, ...]
-    files: dict[Stage, RowFile]
+    files: dict[Stage, StageRows]
     train: TrainSpec
     bases_dir: Path
     work: Path
@@ -70,12 +71,12 @@ class Skipped(NamedTuple):
 
 
 def jobs_for(
-    version: DatasetVersion, train: TrainSpec, base: Base, training_dir: Path, bases_dir: Path
+    versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, training_dir: Path, bases_dir: Path
 ) -> list[RoleJob]:
-    """Return a job for every role that has a stage with rows."""
+    """Return a job for every role that has a stage with rows in any of the versions."""
     jobs = []
     for role in PLAYERS:
-        files = {stage: row_file(version, role, stage) for stage in stages_of(train, role)}
+        files = {stage: stage_rows(versions, role, stage) for stage in stages_of(train, role)}
         stages = tuple(stage for stage, file in files.items() if file.rows)
         if stages:
             inputs = inputs_of(role, stages, files, train, base)
@@ -87,13 +88,13 @@ def jobs_for(
     return jobs
 
 
-def skipped(version: DatasetVersion, train: TrainSpec) -> list[Skipped]:
-    """Return the declared stages that a version has no rows for."""
+def skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[Skipped]:
+    """Return the declared stages that the versions have no rows for."""
     return [
         Skipped(role, stage)
         for role in PLAYERS
         for stage in stages_of(train, role)
-        if not row_file(version, role, stage).rows
+        if not stage_rows(versions, role, stage).rows
     ]
 
 
@@ -103,15 +104,24 @@ def stages_of(train: TrainSpec, role: Role) -> tuple[Stage, ...]:
     return stages
 
 
-def row_file(version: DatasetVersion, role: Role, stage: Stage) -> RowFile:
-    """Describe a version's training rows for a stage."""
+def stage_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage) -> StageRows:
+    """Describe the versions' training rows for a stage."""
     path = role_file(stage, role)
+    entries = {version.path / path: version.manifest.files[path] for version in versions if has_rows(version, path)}
+    digests = [entry.rows_sha256 or "" for entry in entries.values()]
+    sha256 = digests[0] if len(digests) == 1 else digest([*digests])
+    return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
+
+
+def has_rows(version: DatasetVersion, path: str) -> bool:
+    """Whether a version has rows in a file."""
     entry = version.manifest.files.get(path)
-    sha256 = entry.rows_sha256 if entry and entry.rows_sha256 else hashlib.sha256(b"").hexdigest()
-    return RowFile(path=version.path / path, rows=(entry.rows or 0) if entry else 0, sha256=sha256)
+    return entry is not None and bool(entry.rows)
 
 
-def inputs_of(role: Role, stages: tuple[Stage, ...], files: dict[Stage, RowFile], train: TrainSpec, base: Base) -> str:
+def inputs_of(
+    role: Role, stages: tuple[Stage, ...], files: dict[Stage, StageRows], train: TrainSpec, base: Base
+) -> str:
     """Return the digest of all that makes a role's weights what they are, the machine and its libraries apart."""
     unused = {stage for stage in ("sft", "dpo") if stage not in stages}
     settings: dict[str, Any] = train.model_dump(mode="json", exclude=WHAT_CHANGES_NO_WEIGHT | unused)

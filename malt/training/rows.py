@@ -32,7 +32,8 @@ def measured(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: A
     answers = ANSWERS[stage]
     limit = settings_of(job, stage).max_length
     kept, lengths, tokens = [], [], 0
-    for row in pq.read_table(job.files[stage].path, columns=["prompt", *answers]).to_pylist():
+    tables = (pq.read_table(path, columns=["prompt", *answers]) for path in job.files[stage].paths)
+    for row in (row for table in tables for row in table.to_pylist()):
         counts = [count_tokens(tokenizer, row["prompt"], row[answer]) for answer in answers]
         lengths.append(max(counts))
         if lengths[-1] <= limit:

@@ -24,7 +24,8 @@ from malt.training.process import Tell, check_installed, run_jobs
 class Prepared(NamedTuple):
     """All that training a version needs, looked at before anything is trained."""
 
-    version: DatasetVersion
+    versions: list[DatasetVersion]
+    """Whose rows are trained on; the last one names what comes of it."""
     train: TrainSpec
     base: Base
     jobs: list[RoleJob]
@@ -34,7 +35,7 @@ class Prepared(NamedTuple):
     @property
     def name(self) -> str:
         """The models' name."""
-        return self.train.name or self.version.name
+        return self.train.name or self.versions[-1].name
 
 
 class RoleSummary(BaseModel):
@@ -63,16 +64,19 @@ class TrainSummary(BaseModel):
 
 
 def train(
-    version: str | Path | DatasetVersion, spec: TrainSpec | None = None, *, tell: Tell = lambda _: None,
-    settings: Settings | None = None,
+    version: str | Path | DatasetVersion, spec: TrainSpec | None = None, *,
+    earlier: Sequence[str | Path | DatasetVersion] = (), tell: Tell = lambda _: None, settings: Settings | None = None,
 ) -> TrainSummary:  # fmt: skip
     """Train the roles of a dataset version; `spec` is by default the `[train]` that the version was declared with.
 
-    Trains nothing that a model version has already. Raises `ConfigError` before anything is trained for what cannot
-    be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where it stopped when it is called again.
+    `earlier` versions' rows come before its own. Trains nothing that a model version has already. Raises `ConfigError`
+    before anything is trained for what cannot be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where
+    it stopped when it is called again.
     """
     started = time.monotonic()
-    prepared = prepare(version, spec, settings or Settings())
+    prepared = prepare(version, spec, settings or Settings(), earlier)
+    if (published := find_trained(prepared)) is not None:
+        return summarise(prepared, published, set(published.manifest.roles), time.monotonic() - started)
     check_installed()
     known = {job.role: known_role(job, prepared) for job in prepared.jobs}
     new = [job for job in prepared.jobs if known[job.role] is None]
@@ -82,17 +86,34 @@ def train(
     return summarise(prepared, published, cached, time.monotonic() - started)
 
 
-def prepare(version: str | Path | DatasetVersion, spec: TrainSpec | None, settings: Settings) -> Prepared:
-    """Read all that training needs. Raises `NothingToTrain` where the version has no row for any declared stage."""
-    opened = version if isinstance(version, DatasetVersion) else open_version(version, settings.datasets_dir)
+def prepare(
+    version: str | Path | DatasetVersion, spec: TrainSpec | None, settings: Settings,
+    earlier: Sequence[str | Path | DatasetVersion] = (),
+) -> Prepared:  # fmt: skip
+    """Read all that training needs. Raises `NothingToTrain` where no version has a row for any declared stage."""
+    versions = [
+        each if isinstance(each, DatasetVersion) else open_version(each, settings.datasets_dir)
+        for each in (*earlier, version)
+    ]
+    opened = versions[-1]
     chosen = opened.spec.train if spec is None else spec
     base = find_base(chosen.base, settings.training_dir / "bases")
     place = settings.training_dir / (chosen.name or opened.name)
-    jobs = jobs_for(opened, chosen, base, place.resolve(), (settings.training_dir / "bases").resolve())
+    jobs = jobs_for(versions, chosen, base, place.resolve(), (settings.training_dir / "bases").resolve())
     if not jobs:
         raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
                              "lower credit.threshold")  # fmt: skip
-    return Prepared(opened, chosen, base, jobs, skipped(opened, chosen), settings)
+    return Prepared(versions, chosen, base, jobs, skipped(versions, chosen), settings)
+
+
+def find_trained(prepared: Prepared) -> ModelVersion | None:
+    """Return the model version of this name that was trained from the very same inputs; None where none was."""
+    wanted = {job.role: inputs_sha256(job) for job in prepared.jobs}
+    for version in list_models(prepared.settings.models_dir)[0]:
+        trained = {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
+        if version.name == prepared.name and trained == wanted:
+            return version
+    return None
 
 
 def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
@@ -122,17 +143,18 @@ def result_of(job: RoleJob) -> TrainedRole:
 
 def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     """Make a model version of trained roles, and give up the folders they were trained in."""
-    manifest = prepared.version.manifest
-    made = Made(
-        prepared.name,
-        BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256),
-        DatasetEntry(name=manifest.name, version=manifest.version, content_sha256=manifest.content_sha256),
-        prepared.train,
-    )
+    *earlier, dataset = map(dataset_entry, prepared.versions)
+    base = BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256)
+    made = Made(prepared.name, base, dataset, prepared.train, tuple(earlier))
     published = publish_models(made, roles, prepared.settings.models_dir)
     for job in prepared.jobs:
         shutil.rmtree(job.work, ignore_errors=True)
     return published
+
+
+def dataset_entry(version: DatasetVersion) -> DatasetEntry:
+    """Describe what was trained on."""
+    return DatasetEntry(name=version.name, version=version.number, content_sha256=version.manifest.content_sha256)
 
 
 def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wall_s: float) -> TrainSummary:

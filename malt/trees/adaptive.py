@@ -16,7 +16,7 @@ order in which they came. A node's value is the mean of the leaves that were ask
 so this mean is biased away from 1/2, unlike that of the full tree: the manifest says so.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, floor, fsum, prod
@@ -31,13 +31,13 @@ from malt.trees.credit import ROUNDING, Value, propagate
 from malt.trees.growth import build_request, request_children
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
-PRIOR = 0.5
+_PRIOR = 0.5
 """Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly.
 
 As much as that, or more, for nearly every model of which it is published (benchmarks/difficulty.py).
 """
 
-DOUBTFUL = 0.75
+_DOUBTFUL = 0.75
 """How likely it must be what a further leaf is worth for siblings to be asked for one at a time."""
 
 Rewards = Mapping[Address, float | None]
@@ -52,16 +52,15 @@ class Belief(NamedTuple):
 
     @classmethod
     def after(cls, rewards: Iterable[float | None]) -> "Belief":
-        """Return the posterior after these leaves."""
         known = [reward for reward in rewards if reward is not None]
         total = fsum(known)
-        return cls(PRIOR + total, PRIOR + len(known) - total)
+        return cls(_PRIOR + total, _PRIOR + len(known) - total)
 
     @property
     def is_doubtful(self) -> bool:
         """Whether leaves are known, and neither right nor wrong is what a further one is likely to be."""
         total = self.right + self.wrong
-        return total > 2 * PRIOR and max(self.right, self.wrong) <= DOUBTFUL * total
+        return total > 2 * _PRIOR and max(self.right, self.wrong) <= _DOUBTFUL * total
 
     def agrees(self, label: bool) -> float:
         """Return the probability that a further leaf is as a label says."""
@@ -74,11 +73,10 @@ def at_least(right: int, leaves: int, belief: Belief) -> float:
 
     Sums and products alone: they come out the same on every machine, so the same store gives the same tree anywhere.
     """
-    return fsum(exactly(count, leaves, belief) for count in range(max(0, right), leaves + 1))
+    return fsum(_exactly(count, leaves, belief) for count in range(max(0, right), leaves + 1))
 
 
-def exactly(right: int, leaves: int, belief: Belief) -> float:
-    """The beta-binomial probability."""
+def _exactly(right: int, leaves: int, belief: Belief) -> float:
     a, b = belief
     ways = prod(a + step for step in range(right)) * prod(b + step for step in range(leaves - right))
     return comb(leaves, right) * ways / prod(a + b + step for step in range(leaves))
@@ -94,7 +92,6 @@ class Rule:
 
     @classmethod
     def of(cls, spec: RunSpec) -> "Rule":
-        """Return the rule that a config declares."""
         return cls(spec.roles.branching, spec.credit.threshold, spec.growth.confidence)
 
     def next_round(
@@ -105,54 +102,48 @@ class Rule:
         `asked` counts the children that were asked for so far, by parent.
         """
         belief, values = Belief.after(rewards.values()), propagate(rewards)
-        begun = {node: self._step(len(node), 0, belief) for node in nodes if not node.is_leaf and node not in asked}
-        if not asked or begun:
-            return begun or {Address(): self.shape[0]}
-        refinements = {
-            critique: self._step(2, asked[critique], belief)
-            for critique in of_depth(2, nodes)
-            if asked[critique] < self.shape[2] and not self._is_settled_critique(critique, asked, values, belief)
-        }
-        growing = {critique.parent for critique in refinements}
-        critiques = {
-            generation: self._step(1, asked[generation], belief)
-            for generation in of_depth(1, nodes)
-            if asked[generation] < self.shape[1]
-            and generation not in growing
-            and not self._is_settled(values.get(generation), self._unasked(generation, asked), belief)
-        }
-        return {**refinements, **critiques}
+        new = {node: self._step(len(node), 0, belief) for node in nodes if not node.is_leaf and node not in asked}
+        if not asked or new:
+            return new or {Address(): self.shape[0]}
+        due: dict[Address, int] = {}
+        for depth in range(len(self.shape) - 1, 0, -1):
+            growing = {node[:depth] for node in due}
+            due |= {
+                node: self._step(depth, asked[node], belief)
+                for node in _list_level(depth, nodes)
+                if asked[node] < self.shape[depth]
+                and node not in growing
+                and not self._is_settled(node, asked, values, belief)
+            }
+        return due
 
     def _step(self, depth: int, asked: int, belief: Belief) -> int:
         """Return how many children to have asked for: one more, or all where most of them will be needed anyway."""
         return self.shape[depth] if belief.is_doubtful else asked + 1
 
-    def _unasked(self, generation: Address, asked: Mapping[Address, int]) -> int:
-        """Leaves of the full tree below a generation that nobody asked for."""
-        _, critiques, refinements = self.shape
-        return critiques * refinements - sum(
-            asked[critique] for critique in of_depth(2, asked) if critique.parent == generation
-        )
-
-    def _is_settled_critique(
-        self, critique: Address, asked: Mapping[Address, int], values: Mapping[Address, Value], belief: Belief
+    def _is_settled(
+        self, node: Address, asked: Mapping[Address, int], values: Mapping[Address, Value], belief: Belief
     ) -> bool:
-        known = [values[leaf] for sample in range(asked[critique]) if (leaf := critique.child(sample)) in values]
-        agree = len({value.label(self.threshold) for value in known}) == 1
-        return agree and self._is_settled(values.get(critique), self.shape[2] - asked[critique], belief)
-
-    def _is_settled(self, value: Value | None, unasked: int, belief: Belief) -> bool:
-        if value is None:
+        value = values.get(node)
+        if value is None or (len(node) == len(self.shape) - 1 and self._leaves_differ(node, asked[node], values)):
             return False
-        label, known = value.label(self.threshold), value.known_leaves
+        label, known, unasked = value.label(self.threshold), value.known_leaves, self._count_unasked(node, asked)
         missing = self.threshold * (known + unasked) - value.mean * known
         is_right = at_least(floor(missing + ROUNDING) + 1, unasked, belief)
         return belief.agrees(label) > self.confidence and (is_right if label else 1 - is_right) >= self.confidence
 
+    def _leaves_differ(self, parent: Address, asked: int, values: Mapping[Address, Value]) -> bool:
+        known = [values[leaf] for sample in range(asked) if (leaf := parent.child(sample)) in values]
+        return len({value.label(self.threshold) for value in known}) > 1
 
-def of_depth(depth: int, nodes: Collection[Address]) -> Iterator[Address]:
-    """Yield the nodes of one level, in order."""
-    return (node for node in sorted(nodes) if len(node) == depth)
+    def _count_unasked(self, node: Address, asked: Mapping[Address, int]) -> int:
+        """Count the leaves of the full tree below a node that nobody asked for."""
+        parents = _list_level(len(self.shape) - 1, asked)
+        return prod(self.shape[len(node) :]) - sum(asked[parent] for parent in parents if parent[: len(node)] == node)
+
+
+def _list_level(depth: int, nodes: Collection[Address]) -> list[Address]:
+    return [node for node in sorted(nodes) if len(node) == depth]
 
 
 async def grow_adaptively(

@@ -1,18 +1,27 @@
-"""Credit: from leaf rewards to node values to labels (MALT, arXiv 2412.01928, section 4.2).
+"""Credit: from leaf rewards to node values to labels (MALT, arXiv 2412.01928, section 4.2), and how sure a value is.
 
 A node is worth the mean of the known leaves below it ("global pooling": every leaf weighs the same). A leaf whose
-grade is unknown is left out; a node without a known leaf has no value and no label.
+grade is unknown is left out; a node without a known leaf has no value and no label. The mean is one of few leaves, so
+another tree of the same question would differ.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import fsum
-from typing import NamedTuple
+from functools import lru_cache
+from html import escape
+from math import fsum, lgamma, sqrt
+from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.roles import Role
 from malt.config.spec import CreditSpec
 from malt.grading.grades import Evaluation, Grade, Outcome
+from malt.sanitize import escape_controls, fold_lines
 from malt.trees.tree import Address, Node, Tree
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 ROUNDING = 1e-12
 """Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""
@@ -84,8 +93,6 @@ class ValuedTree:
     """Of every node; empty until they were measured."""
 
     def _repr_html_(self) -> str:
-        from malt.trees.notebook import render_tree
-
         return render_tree(self)
 
     def label(self, address: Address) -> bool | None:
@@ -135,3 +142,78 @@ def role_nodes(valued: ValuedTree, role: Role) -> list[Node]:
     """The nodes one role wrote, in order."""
     addresses = sorted(address for address in valued.tree.nodes if address.role is role)
     return [valued.tree.nodes[address] for address in addresses]
+
+
+_Z_95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+_GRID = 2048
+"""Points at which two Beta densities are compared; the error is below 1e-4 for up to 100 leaves a node."""
+
+
+class Interval(NamedTuple):
+    """A 95 % interval for what a value would be with endlessly many leaves."""
+
+    low: float
+    high: float
+
+
+def wilson(mean: float, leaves: float) -> Interval:
+    """Return the Wilson score interval of a mean in [0, 1] over `leaves` of them (Wilson 1927).
+
+    Rewards between 0 and 1, as a judge gives them, vary less than a coin's: for them it is wider than need be.
+    """
+    spread = _Z_95**2 / leaves
+    centre = (mean + spread / 2) / (1 + spread)
+    half = _Z_95 / (1 + spread) * sqrt(mean * (1 - mean) / leaves + spread / (4 * leaves))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+@lru_cache(maxsize=100_000)
+def order_probability(better: float, better_leaves: int, worse: float, worse_leaves: int) -> float:
+    """Return the probability that the first node's true value is above the second's.
+
+    Each true value has the posterior Beta(1 + s, 1 + n - s) after n leaves with s as their sum: a uniform prior.
+    """
+    import numpy as np
+
+    points = (np.arange(_GRID) + 0.5) / _GRID
+    first = _density(better * better_leaves, better_leaves, points)
+    second = _density(worse * worse_leaves, worse_leaves, points)
+    below = np.cumsum(second) - second / 2
+    return float((first * below).sum())
+
+
+def _density(total: float, leaves: int, points: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Return a Beta density's weights at evenly spaced points; they sum to one."""
+    import numpy as np
+
+    a, b = 1 + total, 1 + leaves - total
+    log_density = lgamma(a + b) - lgamma(a) - lgamma(b) + (a - 1) * np.log(points) + (b - 1) * np.log1p(-points)
+    weights = np.exp(log_density)
+    normalised: NDArray[np.float64] = weights / weights.sum()
+    return normalised
+
+
+_START = 80
+"""Characters of a text beside its value."""
+
+
+def render_tree(valued: "ValuedTree") -> str:
+    """Write a question and its nodes, children below their parent."""
+    question = valued.tree.question
+    head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
+    nodes = [valued.tree.nodes[address] for address in sorted(valued.tree.nodes)]
+    return head + "".join(_render_node(valued, node) for node in nodes)
+
+
+def _render_node(valued: "ValuedTree", node: "Node") -> str:
+    value = valued.values.get(node.address)
+    worth = "no value" if value is None else f"{value.mean:.2f} {'✓' if value.label(valued.threshold) else '✗'}"
+    start = _inert(fold_lines(node.text)[:_START])
+    summary = f"<summary>{node.address} {node.role.value}, {worth}: {start}</summary>"
+    indent = 1.5 * (len(node.address) - 1)
+    return f'<details style="margin-left:{indent}em">{summary}<pre>{_inert(node.text)}</pre></details>'
+
+
+def _inert(text: str) -> str:
+    return escape(escape_controls(text))

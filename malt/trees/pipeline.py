@@ -50,7 +50,7 @@ async def grow_tree(
     """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
     if spec.growth.mode == "full":
         return await grow(question, spec, prompts, complete, wait)
-    graders = graders_for(spec.evaluator, judge_asking(complete, spec, prompts, judge))
+    graders = graders_for(spec.evaluator, _judge_asking(complete, spec, prompts, judge))
 
     async def reward(leaf: Node) -> float | None:
         try:
@@ -114,7 +114,7 @@ def asks_judge(spec: RunSpec) -> bool:
     return "llm" in spec.evaluator.kind
 
 
-def judge_asking(
+def _judge_asking(
     complete: Complete, spec: RunSpec, prompts: PromptSet, given: LLMEvaluator | None = None
 ) -> LLMEvaluator | None:
     """Return the judge, `given` or declared, as one that asks with `complete`; None where grading needs none."""
@@ -134,7 +134,7 @@ async def grade_tree(
     wait: Wait = gather_all,
 ) -> ValuedTree:
     """Grade a tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
-    judge = judge_asking(complete, spec, prompts, judge)
+    judge = _judge_asking(complete, spec, prompts, judge)
     grades: dict[Address, Grade] = {}
     failures: list[FailedBranch] = []
 
@@ -166,7 +166,7 @@ def diagnosing(evaluator: EvaluatorSpec) -> tuple[GraderKind, ...]:
 
 
 async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = gather_all) -> dict[Address, OwnAnswer]:
-    """Grade every generation and refinement of a complete tree by the diagnosing graders alone."""
+    """Grade every answer of a complete tree, inner ones too, by the diagnosing graders alone."""
     kinds = diagnosing(evaluator)
     if not (kinds and valued.tree.complete):
         return {}
@@ -178,7 +178,7 @@ async def diagnose(valued: ValuedTree, evaluator: EvaluatorSpec, wait: Wait = ga
             known = await grade_text(valued.tree.question, node, graders)
         return OwnAnswer(known.outcome, known.answer)
 
-    nodes = [node for node in valued.tree.nodes.values() if node.role is not Role.VERIFIER]
+    nodes = [node for node in valued.tree.nodes.values() if node.role.gives_answer]
     answers = await wait(own_answer(node) for node in nodes)
     return {node.address: answer for node, answer in zip(nodes, answers, strict=True)}
 

@@ -32,18 +32,18 @@ from malt.trees.pipeline import ask_all, asks_judge, assess
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-AHEAD = 2
+_AHEAD = 2
 """Items in flight while another is consumed; each more is held in memory."""
 MANY = 20
 """Items from which on starting processes pays."""
-ITEM_LIMIT_S = 600.0
+_ITEM_LIMIT_S = 600.0
 """Timeout of one item in a process; it usually takes less than a second."""
-GC_THRESHOLD = 1_000_000
+_GC_THRESHOLD = 1_000_000
 """Generation-0 threshold: allocations, less deallocations, between two searches for cycles."""
 
 WINDOW = 200
 """Questions whose trees are held in memory at once."""
-SURVEY_WINDOW = 50
+_SURVEY_WINDOW = 50
 """Questions checked together for what they lack."""
 
 Window = Sequence[Question]
@@ -68,7 +68,6 @@ class Source(NamedTuple):
         return self.judge is not None or not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
 
     def open_store(self) -> Store:
-        """Open the store. Raises `StoreError`."""
         if self.moment is not None:
             return PastStore(self.store_url, self.moment)
         return Store(self.store_url, self.patience_s)
@@ -85,7 +84,7 @@ class Assessed(NamedTuple):
 def infrequent_gc() -> Iterator[None]:
     """Raise the generation-0 threshold: trees and rows have no cycles, and every search walks all of them."""
     usual = gc.get_threshold()
-    gc.set_threshold(GC_THRESHOLD, *usual[1:])
+    gc.set_threshold(_GC_THRESHOLD, *usual[1:])
     try:
         yield
     finally:
@@ -115,8 +114,8 @@ def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item
             return make(item, source)
 
     for item in items:
-        waiting.append((item, submit(make, item, source, timeout_s=ITEM_LIMIT_S)))
-        if len(waiting) > AHEAD:
+        waiting.append((item, submit(make, item, source, timeout_s=_ITEM_LIMIT_S)))
+        if len(waiting) > _AHEAD:
             yield next_made()
     while waiting:
         yield next_made()
@@ -159,7 +158,6 @@ class _JudgeNoted:
 
 
 def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
-    """Cut the questions into windows."""
     return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
@@ -191,7 +189,6 @@ class MissingQuestions:
         return chain(_batch(next(parts), size), _batch(chain.from_iterable(parts), size))
 
     def stop(self) -> None:
-        """Look no further."""
         self._stopped.set()
 
     def _parts(self) -> Iterator[Sequence[Question]]:
@@ -216,7 +213,7 @@ def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
     yield Survey([question for question in questions if rows[question.question_id] < least], {})
     begun = [question for question in questions if rows[question.question_id] >= least]
     grades = asks_judge(source.spec) or source.spec.growth.mode == "adaptive"
-    yield from map_items(survey_window, windows(begun, SURVEY_WINDOW), source, grades=grades)
+    yield from map_items(survey_window, windows(begun, _SURVEY_WINDOW), source, grades=grades)
 
 
 def _least_rows(spec: RunSpec) -> int:

@@ -30,13 +30,12 @@ class Address(tuple[int, ...]):
 
     @property
     def parent(self) -> "Address":
-        """The address one level up."""
         return Address(self[:-1])
 
     @property
     def path(self) -> "tuple[Address, ...]":
         """The addresses that lead here from the root, which is none of them; this one is the last."""
-        return lineage(self)
+        return _lineage(self)
 
     @property
     def role(self) -> Role:
@@ -49,7 +48,6 @@ class Address(tuple[int, ...]):
         return len(self) == len(PLAYERS)
 
     def child(self, sample: int) -> "Address":
-        """The address of one child."""
         return Address((*self, sample))
 
 
@@ -60,8 +58,7 @@ def dotted(address: Address) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def lineage(address: Address) -> tuple[Address, ...]:
-    """List an address and those above it."""
+def _lineage(address: Address) -> tuple[Address, ...]:
     return tuple(Address(address[:depth]) for depth in range(1, len(address) + 1))
 
 
@@ -84,12 +81,10 @@ class Node:
 
     @property
     def role(self) -> Role:
-        """Who wrote it."""
         return self.address.role
 
     @property
     def text(self) -> str:
-        """What it says."""
         return self.completion.text
 
     @property

@@ -63,7 +63,7 @@ def test_flags_say_everything(malt: Callable[..., Said]) -> None:
         ((), "question file: not given, and nobody to ask; give it with --questions"),
         (("--questions", "none.csv"), "--questions = none.csv: no such file"),
         (("--questions", "sums.csv", "--question", "Q"), "no column 'Q'; it has: Frage, Antwort"),
-        (("--questions", "sums.csv", "--grader", "guess"), "evaluator.kind"),
+        (("--questions", "sums.csv", "--grader", "guess"), "--grader guess: no such kind of grader"),
         (("--questions", "sums.csv", "--name", "A B"), "name = "),
     ],
 )
@@ -97,7 +97,7 @@ def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
     os.close(ours)
     os.close(theirs)
     assert b"Graders (the reference answers are numbers) [number]" in err
-    assert b"asked.toml is written for 1 questions" in out
+    assert b"asked.toml is written for 1 question." in out
     roles = load_spec(tmp_path / "asked.toml").roles
     assert [(roles[role].model, roles[role].max_tokens) for role in PLAYERS] == [("embedded", 256)] * 3
 

@@ -145,6 +145,17 @@ def test_a_broken_row_is_named_with_its_line(malt: Malt, config: Path) -> None:
     assert is_error(said, "questions.jsonl", "5")
 
 
+def test_a_grader_that_fails_is_refused_before_anything_is_asked(
+    malt: Malt, config: Path, provider: ScriptedProvider
+) -> None:
+    (config.parent / "mine.py").write_text("def grade(answer): return 1")
+    grader = ["-s", "evaluator.kind=python", "-s", "evaluator.function=mine:grade"]
+    said = malt("run", config, *grader)
+    assert is_error(said, "mine.py:grade", "takes 1 positional argument but 3 were given", "with its own reference")
+    assert said.code == 2
+    assert not provider.requests
+
+
 def test_debug_shows_where_an_error_came_from(malt: Malt) -> None:
     said = malt("plan", "missing.toml", debug=True)
     assert said.code == 2

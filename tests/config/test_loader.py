@@ -145,6 +145,23 @@ def test_prompts_name_a_folder_relative_to_the_config_file_where_there_is_one(fo
     assert load('prompts = "missing/mine"\n' + SMALLEST).prompts == "missing/mine"
 
 
+@pytest.mark.parametrize(
+    ("given", "function"),
+    [
+        ("mine:grade", "configs/mine.py:grade"),
+        ("sub/mine.py:grade", "configs/sub/mine.py:grade"),
+        ("json:loads", "json:loads"),
+        ("package.mine:grade", "package.mine:grade"),
+    ],
+)
+def test_a_grader_that_lies_beside_the_config_file_is_named_by_its_file(
+    folder: Path, given: str, function: str
+) -> None:
+    (folder / "configs" / "mine.py").write_text("")
+    config = SMALLEST + f'\n[evaluator]\nkind = "python"\nfunction = "{given}"\n'
+    assert load(config).evaluator.function == function
+
+
 def test_the_name_of_a_set_is_not_taken_for_a_folder_without_prompts(folder: Path) -> None:
     (folder / "configs" / "math").mkdir()
     assert load('prompts = "math"\n' + SMALLEST).prompts == "math"

@@ -13,7 +13,7 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import build
 from malt.engine.job import check_models, read_job
 from malt.errors import ConfigError
-from malt.llm.batch.queues import BatchSize
+from malt.llm.batch.submit import BatchSize
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.asking import asked_directly
 from tests.batches import BatchProvider, StandInBatch

@@ -10,10 +10,9 @@ from malt.config.roles import Role
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.engine.build import Built, build
+from malt.engine.build import Built, build, summarise
 from malt.engine.job import read_job
 from malt.engine.run import Filled
-from malt.engine.summary import summarise
 from malt.llm.usage import Tally
 from malt.prompts import SLOTS
 from malt.trees.pipeline import NOTHING_MISSING

@@ -7,10 +7,9 @@ import pytest
 from malt.config.questions import QuestionSource
 from malt.config.roles import Role
 from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
-from malt.engine.build import Built
+from malt.engine.build import Built, summarise
 from malt.engine.job import read_job
 from malt.engine.run import Filled
-from malt.engine.summary import summarise
 from malt.llm.usage import Tally
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch

@@ -58,6 +58,15 @@ def wins_vote(outcomes: "pd.Series[str]") -> bool:
     return sum(right) >= 2 or (sum(right) == 1 and right[0])
 
 
+def test_a_notebook_shows_every_way_of_answering_with_its_interval(version: EvaluationVersion) -> None:
+    figures = version.figures.set_index(["system", "measure"])
+    for name, system in version.summary.systems.items():
+        assert figures.loc[(name, "ma_mv"), "accuracy"] == pytest.approx(system.ma_mv.accuracy)
+    unpaired = version.figures.query("system == @version.summary.baseline")[f"over_{version.summary.baseline}"]
+    assert unpaired.isna().all()
+    assert version.reference in version._repr_html_()
+
+
 def test_diff_tells_which_inputs_accuracies_and_questions_changed(
     version: EvaluationVersion, tmp_path: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from malt.cli.main import exit_code
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from malt.hosting.private_prefect import PRIVATE
 
 # Prefect reads these when it is imported, which happens when the tests are collected.

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from malt.config.roles import Role
+from malt.engine.build import RunSummary
 from malt.engine.signals import MESSAGE
-from malt.engine.summary import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import beside_progress
 from tests.flows.test_process import STOPPED_WITHIN_S, start, wait_for_requests

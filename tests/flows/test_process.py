@@ -12,8 +12,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 
+from malt.engine.build import RunSummary
 from malt.engine.signals import MESSAGE
-from malt.engine.summary import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.providers import ScriptedProvider

@@ -13,7 +13,7 @@ from malt.config.loader import load_spec
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
-from malt.engine.summary import RunSummary
+from malt.engine.build import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.llm.client.session import close_sessions
 from malt.llm.store.samples import ASIDE, Store, StoredSample

@@ -299,6 +299,21 @@ async def test_a_users_grader_gives_the_score(
     assert error in (result.error or "")
 
 
+@pytest.mark.parametrize(
+    ("function", "problem"), [("broken", "KeyError"), ("absurd", "returned '7'"), ("asleep", "no result within 1 s")]
+)
+def test_a_users_grader_that_fails_on_a_reference_is_refused(function: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USERS_GRADERS)
+    with pytest.raises(GradingError, match=f"mine.py:{function}.*'q7'.*{problem}"):
+        check_references([question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=1))
+
+
+def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "number_theory.py").write_text("LIMIT = 1")
+    (tmp_path / "json.py").write_text("from number_theory import LIMIT\ndef grade(*_): return LIMIT\n")
+    check_references([question("Paris")], spec("python", function=f"{tmp_path}/json.py:grade"))
+
+
 # Nothing hangs, nothing raises.
 
 

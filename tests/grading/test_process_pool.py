@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from malt.grading.math_worker import call_function
 from malt.grading.process_pool import CallFailed, run_in_pool, submit, worker_pids
+from malt.grading.user_code import call_function
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

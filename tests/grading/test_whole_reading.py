@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from benchmarks.planted import REFERENCES, RIGHT, WRONG, planted
 from malt.grading.answers import normalised, read_number, without_stop_tokens
 from malt.grading.choices import read_choice
-from malt.grading.math_reader import read_math
-from malt.grading.math_tokens import Unread
-from malt.grading.math_worker import compare_math
-from malt.grading.number_words import number_in_words
+from malt.grading.mathematics.reader import read_math
+from malt.grading.mathematics.tokens import Unread
+from malt.grading.mathematics.worker import compare_math
 from malt.grading.numbers import equal, parse_quantity
+from malt.grading.words import number_in_words
 
 EXPRESSIONS = st.sampled_from(
     ["5", "-3", "\\frac{1}{2}", "2\\sqrt{3}", "3\\pi", "x+1", "x^2-4x+4", "\\frac{x+1}{x-2}", "2^n-1", "\\ln 2", "ab"]

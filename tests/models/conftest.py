@@ -40,10 +40,6 @@ def publish(tmp_path: Path, settings: Settings) -> Publish:
             (folder / "adapter/adapter_config.json").write_text(json.dumps({"r": 16}))
             (folder / "model.gguf").write_bytes(b"GGUF" + f"{weights} {role}".encode())
             trained[role] = TrainedRole(folder, "0" * 64, (STAGE,), (), {"trl": "1.16.0"})
-        base, dataset = (
-            BaseEntry(name="embedded", sha256="b" * 64),
-            DatasetEntry(name="sums", version=1, content_sha256="d" * 64),
-        )
-        return publish_models(Made(name, base, dataset, TrainSpec()), trained, settings.models_dir)
+        return publish_models(Made(name, BASE, DATASET, TrainSpec()), trained, settings.models_dir)
 
     return made

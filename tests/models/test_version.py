@@ -35,6 +35,12 @@ def test_a_version_opens_by_name_number_shelf_and_folder(publish: Publish) -> No
         open_model("laptop@v7")
 
 
+def test_a_notebook_shows_what_each_stage_of_each_role_did(publish: Publish) -> None:
+    version = publish()
+    assert set(version.figures.role) == {role.value for role in version.manifest.roles}
+    assert "loss_last" in version._repr_html_()
+
+
 def test_a_whole_version_holds_and_what_was_changed_is_named(publish: Publish) -> None:
     version = publish()
     assert verify(version) == []

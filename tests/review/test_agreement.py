@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.grading.grades import Outcome
-from malt.review.agreement import VerdictPairs, measure_agreement, read_verdict
+from malt.review.grader_options import VerdictPairs, measure_agreement, read_verdict
 
 VERDICT_PAIRS = st.tuples(st.sampled_from([True, False, None]), st.sampled_from([True, False, None]))
 

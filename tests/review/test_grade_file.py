@@ -200,6 +200,23 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(
     assert problem in said
 
 
+def test_columns_may_have_other_names(rows_file: Callable[..., Path], grade: Grade) -> None:
+    named = {"question": "q", "ground_truth": "a", "answer": "reply", "label": "ok"}
+    file = rows_file([{named[name]: value for name, value in row.items()} for row in SUMS])
+    columns = [f"--column={name}={column}" for name, column in named.items()]
+    assert grade(file, "--kind", "number", *columns)["right"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("answer=nothing", "no column 'nothing'"), ("reply", "write answer=COLUMN"), ("id=q", "write answer")],
+)
+def test_a_column_that_cannot_be_read_is_refused(
+    given: str, said: str, rows_file: Callable[..., Path], refusal: Callable[..., str]
+) -> None:
+    assert said in refusal(rows_file(), "--kind", "number", "--column", given)
+
+
 def test_a_broken_line_is_named(tmp_path: Path, refusal: Callable[..., str]) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps(SUMS[0]) + "\n{broken\n")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.trees.uncertainty import order_probability, wilson
+from malt.trees.credit import order_probability, wilson
 
 leaves = st.integers(1, 27)
 means = st.floats(0, 1)

@@ -27,8 +27,7 @@ from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
 from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
-from malt.datasets.rows.selection import SelectionCount, select
+from malt.datasets.rows.selection import SelectionCount, estimate_tokens, measure_lengths, select
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTION_COLUMNS,
@@ -49,8 +48,7 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, Row, parquet_rows
-from malt.datasets.version.restore import exclusion_of, restore_question, restore_tree
+from malt.datasets.version.reading import Cursor, Row, exclusion_of, parquet_rows, restore_question, restore_tree
 from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
@@ -67,7 +65,7 @@ _VERSION_FOLDER = re.compile(r"v[1-9]\d*")
 """How a version's folder is called in its dataset's; a copy elsewhere may have any other name."""
 
 
-class Problems:
+class _Problems:
     """What does not hold, in words, by file."""
 
     def __init__(self) -> None:
@@ -75,14 +73,12 @@ class Problems:
         self._counts: Counter[str] = Counter()
 
     def add(self, file: str, problem: str) -> None:
-        """Note one problem of a file."""
         self._counts[file] += 1
         if self._counts[file] <= _SHOWN:
             self._first.setdefault(file, []).append(f"{file}: {problem}")
 
     @property
     def lines(self) -> list[str]:
-        """All of them, a line each."""
         more = {file: count - _SHOWN for file, count in self._counts.items() if count > _SHOWN}
         return [
             line
@@ -93,7 +89,7 @@ class Problems:
 
 def verify(version: DatasetVersion) -> list[str]:
     """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
-    problems = Problems()
+    problems = _Problems()
     _check_manifest(version, problems)
     readable = _check_files(version, problems)
     try:
@@ -121,7 +117,7 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
     return unchecked
 
 
-def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
+def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
     manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
         problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
@@ -133,7 +129,7 @@ def _check_manifest(version: DatasetVersion, problems: Problems) -> None:
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
-def _check_files(version: DatasetVersion, problems: Problems) -> bool:
+def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
     entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
@@ -154,7 +150,7 @@ def _check_files(version: DatasetVersion, problems: Problems) -> bool:
     return not missing and all(whole)
 
 
-def _check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -> bool:
+def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) -> bool:
     """Check one file; return whether its rows can be read."""
     if file_sha256(folder / file) != entry.sha256:
         problems.add(file, "its bytes changed since it was published")
@@ -171,7 +167,6 @@ def _check_file(folder: Path, file: str, entry: FileEntry, problems: Problems) -
 
 
 def digest_rows(folder: Path, file: str) -> tuple[int, str]:
-    """Count a file's rows and take their digest again."""
     if file not in SCHEMAS:
         return _digest_lines(folder / file)
     with pq.ParquetFile(folder / file) as parquet:
@@ -195,7 +190,7 @@ def _digest_lines(path: Path) -> tuple[int, str]:
 class _RowCheck:
     """Works out every row of a version again from its trajectories, question by question."""
 
-    def __init__(self, version: DatasetVersion, spec: RunSpec, problems: Problems) -> None:
+    def __init__(self, version: DatasetVersion, spec: RunSpec, problems: _Problems) -> None:
         self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
         self.tree_count = TreeCount()
         self.diagnostics = DiagnosticsCount(spec)
@@ -208,7 +203,6 @@ class _RowCheck:
         self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
-        """Check all rows."""
         questions: Counter[bool] = Counter()
         self._check_asked()
         self._check_screening()

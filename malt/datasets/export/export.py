@@ -8,15 +8,16 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from malt.config.roles import PLAYERS, Role
-from malt.datasets.export.export_manifest import (
+from malt.datasets.export.formats import FORMATS, STEPWISE, ExportPart, Format, source_file
+from malt.datasets.export.tool_files import (
     EXPORT_MANIFEST_FILE,
+    README_FILE,
     ExportedFile,
     ExportManifest,
     refuse_foreign,
+    render_readme,
     write_export_manifest,
 )
-from malt.datasets.export.formats import FORMATS, STEPWISE, ExportPart, Format, source_file
-from malt.datasets.export.tool_files import README_FILE, render_readme
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from malt.config.roles import Role
 from malt.datasets.export import row_formats, tool_files
-from malt.datasets.export.export_manifest import ExportedFile, ExportManifest
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
+from malt.datasets.export.tool_files import ExportedFile, ExportManifest
 from malt.datasets.rows.files import json_line
 from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -36,14 +36,14 @@ class ExportPart(NamedTuple):
     split: Split
 
 
-class Written(NamedTuple):
+class _Written(NamedTuple):
     """How many rows a file got, and how many it did not get, by why."""
 
     rows: int
     left_out: Mapping[str, int] = {}
 
 
-Writer = Callable[[DatasetVersion, ExportPart, Path], Written]
+_Writer = Callable[[DatasetVersion, ExportPart, Path], _Written]
 """Writes one part of a version to a file. Raises `VersionError` where the version cannot be read."""
 
 
@@ -55,7 +55,7 @@ class Format:
     """One line for a list of formats."""
     use: str
     """What one does with the files, in Markdown."""
-    writers: Mapping[str, Writer]
+    writers: Mapping[str, _Writer]
     """By kind of row; the kinds that the format takes."""
     beside: Callable[[ExportManifest], Mapping[str, str]] = lambda _: {}
     """The tool's own settings, by file name."""
@@ -64,26 +64,26 @@ class Format:
     """What the tool will not like about a file of so many bytes."""
 
 
-def _as_lines(record: Callable[[Any], Record]) -> Writer:
+def _as_lines(record: Callable[[Any], Record]) -> _Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
 
-    def write(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
-        return Written(_write_lines(map(record, _role_rows(version, part)), path))
+    def write(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
+        return _Written(_write_lines(map(record, _role_rows(version, part)), path))
 
     return write
 
 
-def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
+def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
     source = version.path / source_file(part)
     with reading(version.path, str(source)):
         rows = pq.read_metadata(source).num_rows
     shutil.copyfile(source, path)
-    return Written(rows)
+    return _Written(rows)
 
 
-def _stepwise_lines(version: DatasetVersion, part: ExportPart, path: Path) -> Written:
+def _stepwise_lines(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
     left_out = Counter[str]()
-    return Written(_write_lines(_stepwise_rows(version, part.split, left_out), path), left_out)
+    return _Written(_write_lines(_stepwise_rows(version, part.split, left_out), path), left_out)
 
 
 def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
@@ -112,7 +112,6 @@ def _role_rows(version: DatasetVersion, part: ExportPart) -> Iterator[Mapping[st
 
 
 def source_file(part: ExportPart) -> str:
-    """Return the file of a version that holds a role's rows."""
     if part.role is None:
         raise ValueError(f"rows of kind {part.kind} are no role's")
     return role_file(part.kind, part.role, part.split)

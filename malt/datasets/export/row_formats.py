@@ -22,7 +22,7 @@ STEPWISE_COLUMNS = ("question_id", "node_id", "text", "status", "value", "label"
 _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-class ParsedPrompt(NamedTuple):
+class _ParsedPrompt(NamedTuple):
     """A prompt taken apart."""
 
     system: str
@@ -58,7 +58,6 @@ def openai_supervised(row: SftRow) -> Record:
 
 
 def openai_preference(row: DpoRow) -> Record:
-    """OpenAI's preference format."""
     return {
         "input": {"messages": row["prompt"]},
         "preferred_output": row["chosen"],
@@ -122,7 +121,6 @@ def llamafactory_unpaired(row: KtoRow) -> Record:
 
 
 def _sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
-    """Write a row's prompt, and a reply to it, as ShareGPT's turns."""
     _taken_apart(row["prompt"], row["row_id"])
     return [_sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
 
@@ -131,7 +129,7 @@ def _sharegpt_turn(turn: MessageRow) -> dict[str, str]:
     return {"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
 
 
-def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> ParsedPrompt:
+def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> _ParsedPrompt:
     """Take a prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
     opening = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
     turns = prompt[len(opening) :]
@@ -143,7 +141,7 @@ def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> ParsedPrompt:
         )
     texts = [turn["content"] for turn in turns]
     history = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
-    return ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
+    return _ParsedPrompt(_text_of(opening) if opening else "", history, texts[-1])
 
 
 def _text_of(turns: Sequence[MessageRow]) -> str:

@@ -1,7 +1,9 @@
-"""The dataset card: `README.md` of a version. It says nothing that the manifest does not; its text is card.md.jinja."""
+"""The dataset card, `README.md` of a version, and the report's figures as Markdown. They say what the manifest says."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,19 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec, EvaluatorSpec
-from malt.datasets.manifest import LengthBias, Manifest
+from malt.datasets.manifest import Manifest
+from malt.datasets.measures import LengthBias
+from malt.datasets.pages.page import render_picture
 from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
-from malt.datasets.stats.figures import format_count, format_dollars
-from malt.datasets.stats.findings import describe_diagnostics, describe_losses
+from malt.datasets.stats import figures
+from malt.datasets.stats.diagnostics import percent
+from malt.datasets.stats.figures import (
+    describe_diagnostics,
+    describe_losses,
+    format_count,
+    format_dollars,
+    format_share,
+)
 from malt.questions.screening import SPLITS, Split
 from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown, markdown_table
 
@@ -24,7 +35,6 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 
 
 def render_card(manifest: Manifest) -> str:
-    """Write a version's card."""
     spec = manifest.spec
     return _template().render(
         front_matter=_front_matter(manifest),
@@ -64,7 +74,7 @@ def _front_matter(manifest: Manifest) -> Markdown:
         pretty_name=f"{manifest.name} v{manifest.version}",
         license=escape_controls(manifest.spec.dataset.license),
         task_categories=["text-generation"],
-        size_categories=[_size_category(count_rows(manifest, ROLE_FILES))],
+        size_categories=[_size_category(_count_rows(manifest, ROLE_FILES))],
         tags=["malt", "synthetic", "sft", "dpo", "trl"],
         configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
         dataset_info=[
@@ -84,8 +94,7 @@ def config_files() -> dict[str, dict[Split, str]]:
     return found
 
 
-def count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
-    """Count the rows that some files have together."""
+def _count_rows(manifest: Manifest, paths: Iterable[str]) -> int:
     return sum(manifest.files[path].rows or 0 for path in paths)
 
 
@@ -99,7 +108,7 @@ def _config_entry(manifest: Manifest, config: str, files: Mapping[Split, str]) -
     The description holds the rows' digest because `datasets` keys its cache by this block alone: without it, two
     folders both called `v1` would load each other's rows.
     """
-    listed = {split: path for split, path in files.items() if split == "train" or count_rows(manifest, [path])}
+    listed = {split: path for split, path in files.items() if split == "train" or _count_rows(manifest, [path])}
     entries = [manifest.files[path] for path in listed.values()]
     return {
         "config_name": config,
@@ -202,7 +211,6 @@ def _lengths_table(manifest: Manifest) -> Markdown:
 
 
 def _bias_sentence(role: str, bias: LengthBias) -> str:
-    """Say how far lengths alone tell chosen from rejected."""
     longer, shorter = (100 * number / bias.pairs for number in (bias.chosen_longer, bias.chosen_shorter))
     means = f"{bias.chosen_characters:,.0f} and {bias.rejected_characters:,.0f} characters on average"
     share = f"longer in {longer:.0f} %, shorter in {shorter:.0f} %"
@@ -210,8 +218,8 @@ def _bias_sentence(role: str, bias: LengthBias) -> str:
 
 
 def _leaves_below(manifest: Manifest) -> str:
-    _, critiques, refinements = manifest.spec.roles.branching
-    return f"{critiques * refinements} leaves below a generation and {refinements} below a critique"
+    _, *further = manifest.spec.roles.branching
+    return f"{prod(further)} leaves below a generation and {further[-1]} below a critique"
 
 
 def _files_table(manifest: Manifest) -> Markdown:
@@ -221,5 +229,85 @@ def _files_table(manifest: Manifest) -> Markdown:
 
 def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> tuple[object, ...]:
     """One config's line; trajectories and questions have no validation split."""
-    counts = (count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
+    counts = (_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
     return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts
+
+
+_GRADES = {"right": "correct", "wrong": "incorrect"}
+_KINDS = {"all right": "all positive", "all wrong": "all negative"}
+_BAR = 20
+"""Characters of a bar for the whole."""
+
+
+def figures_markdown(manifest: Manifest) -> str:
+    """Write the figures of the report: the picture, as an image that needs no file beside it, and a table each."""
+    parts = {
+        "How often the answers are correct": _accuracy_table(manifest),
+        "What critique and refinement change": _flips_table(manifest),
+        "What became of the questions": _mix_table(manifest),
+        "What can be trained on": _yields_table(manifest),
+        "What it took": _usage_table(manifest),
+    }
+    picture = b64encode(render_picture(manifest).encode()).decode()
+    tables = (f"## {title}\n\n{table}" for title, table in parts.items() if table)
+    return "\n\n".join([f"![the figures](data:image/svg+xml;base64,{picture})", *tables])
+
+
+def _accuracy_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (each.measure, format_share(each.percent), each.known, _interval(each))
+        for each in figures.measure_accuracy(manifest)
+    ]
+    return markdown_table(("of", "correct", "of", "95 % interval"), rows)
+
+
+def _interval(measure: figures.Measure) -> str:
+    return "" if measure.low is None or measure.high is None else f"{measure.low:.1f} to {measure.high:.1f} %"
+
+
+def _flips_table(manifest: Manifest) -> Markdown:
+    flips = figures.list_flips(manifest)
+    rows = [
+        (f"{_GRADES[each.before]} → {_GRADES[each.after]}", each.leaves, format_share(each.percent)) for each in flips
+    ]
+    return markdown_table(("generation → refinement", "refinements", "share"), rows) if rows else Markdown()
+
+
+def _mix_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (_KINDS.get(each.kind, each.kind), _bar(each.percent), each.questions, format_share(each.percent))
+        for each in figures.list_mix(manifest)
+    ]
+    return markdown_table(("questions", "", "", "share"), rows)
+
+
+def _yields_table(manifest: Manifest) -> Markdown:
+    losses = list(figures.list_losses(manifest))
+    rows = [
+        (f"{kind}/{role}", _bar(percent(kept, candidates)), kept, candidates, _gates(role, kind, losses))
+        for role, kind, candidates, kept in figures.list_yields(manifest)
+    ]
+    return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
+
+
+def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
+    own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
+    return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
+
+
+def _usage_table(manifest: Manifest) -> Markdown:
+    rows = [
+        (
+            each.role,
+            each.completions,
+            *map(format_count, (each.prompt_tokens, each.completion_tokens)),
+            Markdown(format_dollars(each.cost_usd)),
+        )
+        for each in figures.list_usage(manifest)
+    ]
+    return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)
+
+
+def _bar(percent: float | None) -> str:
+    filled = round(_BAR * (percent or 0) / 100)
+    return "█" * filled + "░" * (_BAR - filled)

@@ -130,7 +130,6 @@ class TreeSample:
 
 
 def group_failures(manifest: Manifest) -> dict[str, list[Failure]]:
-    """Return the failed branches that a manifest names, by question."""
     failures: dict[str, list[Failure]] = {}
     for failure in manifest.failures:
         failures.setdefault(failure.question_id, []).append(failure)
@@ -151,7 +150,7 @@ def embed_json(value: object) -> bytes:
 def _kind_of(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> _QuestionKind:
     if not question["complete"]:
         return "failed"
-    labels = {row["label"] for row in nodes if row["role"] == Role.REFINER}
+    labels = {row["label"] for row in nodes if row["role"] == PLAYERS[-1]}
     return _KIND_OF_LABELS[frozenset(label for label in labels if label is not None)]
 
 

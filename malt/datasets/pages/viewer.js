@@ -1,13 +1,13 @@
 // The tree viewer. Whatever models wrote reaches the page as `textContent`, and never as markup.
 "use strict";
 (() => {
-  const ROLES = [["Generation", "Generations"], ["Critique", "Critiques"], ["Refinement", "Refinements"]];
   const LABELS = { true: ["right", "✓", "positive"], false: ["wrong", "✗", "negative"], undefined: ["unknown", "?", "no label"] };
   const WORDS = { right: "correct", wrong: "incorrect", "all right": "all positive", "all wrong": "all negative" };
   const wordOf = (name) => WORDS[name] ?? name;
   const KINDS = ["mixed", "all right", "all wrong", "failed", "unknown"];
 
   const data = JSON.parse(document.getElementById("data").textContent);
+  const ROLES = data.texts.map((text) => text[0].toUpperCase() + text.slice(1)).map((text) => [text, `${text}s`]);
   const [viewer, filters, search, found, list, article] = ["viewer", "filters", "search", "found", "questions", "tree"]
     .map((id) => document.getElementById(id));
   const byId = new Map(data.trees.map((tree) => [tree.id, tree]));
@@ -56,7 +56,7 @@
   }
 
   function listed(tree) {
-    const leaves = tree.nodes.filter((node) => node.depth === 2);
+    const leaves = tree.nodes.filter((node) => node.depth === ROLES.length - 1);
     const strip = make("span", { class: "strip", "aria-hidden": "true" },
       ...leaves.map((leaf) => make("i", { class: `is-${labelOf(leaf)[0]}` })));
     const link = make("a", { href: address(tree.id) },
@@ -108,7 +108,7 @@
   function branch(tree, node) {
     const [label, glyph, word] = labelOf(node);
     const below = childrenOf(tree, node.node);
-    const classes = [`is-${label}`, node.depth === 2 && "leaf", isOn(state.path, node.node) && "on-path"];
+    const classes = [`is-${label}`, node.depth === ROLES.length - 1 && "leaf", isOn(state.path, node.node) && "on-path"];
     const cell = button({
       text: node.depth === 0 ? `${glyph} ${worthOf(node)}` : glyph,
       class: classes.filter(Boolean).join(" "), "aria-current": String(state.path === node.node), "data-node": node.node,
@@ -122,7 +122,7 @@
   function gradeOf(node) {
     const read = (answer) => (answer ? `, read “${answer}”` : "");
     const why = node.why ?? [];
-    const mean = node.depth < 2 && node.value !== undefined && `mean of ${node.leaves} ${node.leaves === 1 ? "leaf" : "leaves"}`;
+    const mean = node.depth < ROLES.length - 1 && node.value !== undefined && `mean of ${node.leaves} ${node.leaves === 1 ? "leaf" : "leaves"}`;
     const own = node.own_outcome && node.outcome === undefined && `own answer ${wordOf(node.own_outcome)}${read(node.own_answer)}`;
     const by = node.grader && node.grader !== "none" ? ` by ${node.grader}` : "";
     const named = why[0]?.startsWith(`${node.grader}: `);
@@ -164,7 +164,7 @@
     const hidden = tree.hidden && make("p", { class: "caption", text: `${tree.hidden.toLocaleString("en")} more nodes of this tree are not in the page.` });
     return [make("div", { class: "map", role: "group", "aria-label": "The tree at a glance" },
       ...childrenOf(tree, "").map((node) => branch(tree, node))), hidden,
-    make("div", { class: "columns" }, ...[0, 1, 2].map((depth) => column(tree, depth)))];
+    make("div", { class: "columns" }, ...ROLES.map((_, depth) => column(tree, depth)))];
   }
 
   function drawTree() {

@@ -38,7 +38,7 @@ from malt.datasets.version.folders import (
     tags_of,
     version_numbers,
 )
-from malt.datasets.version.kinds import SHELVES
+from malt.datasets.version.published import SHELVES
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 
@@ -137,7 +137,6 @@ def collect_garbage(
 
 
 def _dataset_folders(places: Sequence[Path]) -> Iterator[Path]:
-    """Yield the datasets' folders in some places."""
     for place in dict.fromkeys(place.resolve() for place in places if _is_folder(place)):
         yield from (entry for entry in sorted(place.iterdir()) if _is_folder(entry))
 
@@ -195,7 +194,6 @@ class _UsedKeys:
         self._evaluated: _Digests = np.empty(0, np.uint64)
 
     def add(self, version: DatasetVersion) -> None:
-        """Add what one version uses."""
         with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
             keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
             for batch in file.iter_batches(columns=["question_id", "request_key"]):
@@ -214,7 +212,6 @@ class _UsedKeys:
         self._evaluated = np.union1d(self._evaluated, _digests(ids))
 
     def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
-        """Return the rows that no version uses."""
         keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
         by_key = _contains(self._keys, _digests(pa.array(keys, pa.string())))
         questions = _digests(pa.array([row.question_id for row in rows], pa.string()))
@@ -225,12 +222,10 @@ class _UsedKeys:
 
 
 def _digests(texts: pa.Array) -> _Digests:
-    """Return a digest of every text."""
     return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
-    """Say of each wanted digest whether it is among others, which are sorted."""
     if not len(among):
         return np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(among, wanted), len(among) - 1)

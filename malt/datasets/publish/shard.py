@@ -15,8 +15,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.pages.sample import NO_BAR, RankBar, TreeSample
 from malt.datasets.rows.examples import question_row, scored_examples, trajectory_rows, write_rows
 from malt.datasets.rows.files import as_batch, json_line
-from malt.datasets.rows.lengths import measure_lengths, token_counter
-from malt.datasets.rows.selection import SelectionCount, select
+from malt.datasets.rows.selection import SelectionCount, measure_lengths, select, token_counter
 from malt.datasets.rows.tables import (
     QUESTIONS_FILE,
     SCHEMAS,
@@ -161,7 +160,6 @@ def _inputs_of(
 
 @infrequent_gc()
 def _stored_shard(inputs: _ShardInputs, source: Source) -> Shard:
-    """Assess the trees of some questions, and return what they give."""
     spec = source.spec
     unknown = [each for each in inputs.questions if each.question_id not in {*inputs.failed, *inputs.known}]
     assessed = {one.valued.tree.question.question_id: one for one in read_trees(unknown, source)} | dict(inputs.known)

@@ -25,14 +25,13 @@ from malt.datasets.manifest import (
 from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
 from malt.datasets.pages.sample import TreeSample
-from malt.datasets.publish.placing import describe_file, place_next
 from malt.datasets.publish.shard import Shard, VersionStats
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest
 from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, SCHEMAS, training_file
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
-from malt.datasets.stats.findings import find_suspicions, why_withheld
+from malt.datasets.stats.figures import find_suspicions, why_withheld
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, put_in_place
+from malt.datasets.version.folders import describe_file, discard, open_staging, place_next, put_in_place
 from malt.errors import NothingToPublish
 from malt.questions.readers import strip_secrets
 from malt.questions.screening import Screening
@@ -105,7 +104,6 @@ class VersionWriter:
         return DatasetVersion(placed.path, read_manifest(placed.path), placed.created)
 
     def finish(self) -> dict[str, FileEntry]:
-        """Close the files of rows, and describe them."""
         return {path: describe_file(self._staging / path, file.close()) for path, file in self._files.items()}
 
     @property

@@ -26,19 +26,13 @@ class Version(Protocol):
     """A version of any kind."""
 
     @property
-    def path(self) -> Path:
-        """Where it stands."""
-        ...
+    def path(self) -> Path: ...
 
     @property
-    def manifest(self) -> VersionManifest:
-        """What it says of itself."""
-        ...
+    def manifest(self) -> VersionManifest: ...
 
     @property
-    def reference(self) -> str:
-        """How commands name it."""
-        ...
+    def reference(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,6 @@ class Bundle:
 
     @property
     def reference(self) -> str:
-        """The version, as commands name it."""
         return f"{self.name}@{self.tag}"
 
     @property

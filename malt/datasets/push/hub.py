@@ -35,7 +35,6 @@ class Blob(NamedTuple):
     """Of large files; the others are known by git's digest."""
 
     def is_of(self, file: BundledFile) -> bool:
-        """Whether it has this file's content."""
         return self.git_sha1 == _git_sha1(file) if self.sha256 is None else self.sha256 == file.sha256
 
 
@@ -67,7 +66,6 @@ class Repository:
 
     @property
     def dest(self) -> str:
-        """How commands name it."""
         return f"hf://datasets/{self.id}"
 
     @cached_property
@@ -213,7 +211,6 @@ def _git_sha1(file: BundledFile) -> str:
 
 
 def _explain(raised: Exception) -> str:
-    """Say what the Hub's library raised, and what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     error = raised.__cause__ or raised if isinstance(raised, RuntimeError) else raised  # it wraps failed uploads

@@ -157,7 +157,6 @@ def _refuse_links(base: Path, root: Path) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Say what a storage's own library raised, and what to do."""
     said = strip_secrets(fold_lines(str(error)))
     match error:
         case ImportError():

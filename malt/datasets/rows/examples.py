@@ -8,29 +8,27 @@ parent's label; every right sibling is preferred to every wrong one under the sa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from malt.canonical_json import canonical_json
 from malt.config.roles import Role
 from malt.datasets.rows.tables import (
+    TEXTS_ABOVE,
     DpoRow,
     EvaluationRow,
     Kind,
     KtoRow,
     MessageRow,
     QuestionRow,
-    RefinerExample,
     ScoredExample,
     SftRow,
     TrajectoryRow,
-    VerifierExample,
 )
 from malt.grading.answers import without_stop_tokens
 from malt.llm.request import Message
 from malt.questions.screening import Exclusion, Split
-from malt.trees.credit import Length, Value, ValuedTree, role_nodes
+from malt.trees.credit import Interval, Length, Value, ValuedTree, order_probability, role_nodes, wilson
 from malt.trees.tree import Address, Node, NodeStatus, Tree
-from malt.trees.uncertainty import Interval, order_probability, wilson
 
 _UNMEASURED = Length(0, 0)
 
@@ -65,7 +63,6 @@ class Candidate(NamedTuple):
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where its texts stand."""
         return tuple(text.node.address for text in self.texts)
 
     @property
@@ -75,7 +72,6 @@ class Candidate(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """How far the two values differ."""
         return self.chosen.value.mean - self.rejected.value.mean
 
     @property
@@ -133,7 +129,6 @@ def pair_siblings(known: Sequence[Labelled]) -> list[Candidate]:
 def write_rows(
     kind: Kind, valued: ValuedTree, role: Role, candidates: Sequence[Candidate]
 ) -> Iterator[SftRow | DpoRow | KtoRow]:
-    """Write candidates as rows of one kind."""
     return (_WRITERS[kind](f"{kind}-{role}", valued, candidate) for candidate in candidates)
 
 
@@ -294,14 +289,10 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
                     key_matches=list(evaluation.key_matches),
                 ),
             )
-            yield _with_ancestors(scored, valued, node)
+            yield cast("ScoredExample", {**scored, **_texts_above(valued, node)})
 
 
-def _with_ancestors(scored: ScoredExample, valued: ValuedTree, node: Node) -> ScoredExample:
-    """Add the texts that the node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    match [without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1]]:
-        case [solution]:
-            return VerifierExample(**scored, generated_solution=solution)
-        case [solution, critique]:
-            return RefinerExample(**scored, generated_solution=solution, verification=critique)
-    return scored
+def _texts_above(valued: ValuedTree, node: Node) -> dict[str, str]:
+    """Return the texts that a node answered to: none for a generation, the solution for a critique, both for a leaf."""
+    texts = (without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1])
+    return dict(zip(TEXTS_ABOVE, texts, strict=False))

@@ -50,14 +50,12 @@ class RowsDigest:
         self.update(pa.RecordBatch.from_pylist([], schema=schema))
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Take in further rows."""
         self.rows += batch.num_rows
         for name in batch.schema.names:
             if name in self.columns:
                 self._take(name, batch.column(name))
 
     def hexdigest(self) -> str:
-        """Return the digest of all rows so far."""
         return digest({"rows": self.rows, **{name: stream.hexdigest() for name, stream in self._streams.items()}})
 
     def _take(self, name: str, column: pa.Array) -> None:
@@ -93,7 +91,6 @@ def _text_bytes(texts: pa.Array) -> memoryview:
 
 
 def digested_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that a file's rows digest covers."""
     return [name for name in schema.names if name not in MEASURED]
 
 
@@ -125,7 +122,6 @@ class ParquetRows:
         return RowsWritten(self._digest.rows, self._digest.hexdigest())
 
     def discard(self) -> None:
-        """Let go of the file, finished or not."""
         self._writer.close()
 
     def _write(self) -> None:
@@ -164,7 +160,6 @@ class JsonExamples:
         return RowsWritten(self._rows, self._sha256.hexdigest())
 
     def discard(self) -> None:
-        """Let go of the file, finished or not."""
         self._file.close()
 
     def _head(self) -> bytes:
@@ -220,7 +215,6 @@ def _as_column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
 
 
 def clean_texts(value: object) -> object:
-    """Replace lone surrogates in all texts of a row."""
     match value:
         case str():
             return replace_lone_surrogates(value)

@@ -1,22 +1,133 @@
-"""Selection: which candidates become rows. Every kind of row has its gates; every loss is counted by its gate.
+"""Selection: which candidates become rows, and how long they are. Every loss is counted by its gate.
 
 A candidate that one gate drops is not seen by the next, so the numbers add up: candidates = kept + dropped by each.
+Tokens are those of the contents: a chat template adds a few for every turn.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec
-from malt.datasets.manifest import LengthBias, LengthCounts, RowCounts
+from malt.datasets.measures import LengthBias, LengthCounts, RowCounts
 from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes
 from malt.datasets.rows.gates import Context, gates_of
-from malt.datasets.rows.lengths import BiasCount, LengthCount
 from malt.datasets.rows.tables import KINDS, Kind
 from malt.datasets.stats.counts import Mergeable
+from malt.errors import ConfigError
+from malt.grading.answers import without_stop_tokens
+from malt.llm.request import Message
 from malt.questions.screening import Exclusion
-from malt.trees.credit import ValuedTree
+from malt.trees.credit import Length, ValuedTree
+from malt.trees.tree import Address
+
+_CHARACTERS_PER_TOKEN = 4
+CountTokens = Callable[[str], int]
+
+
+def token_counter(spec: DatasetSpec) -> CountTokens:
+    """Return what counts tokens as a config says. Raises `ConfigError` where its tokenizer cannot be loaded."""
+    return estimate_tokens if spec.tokenizer is None else _load_tokenizer(spec.tokenizer)
+
+
+def estimate_tokens(text: str) -> int:
+    """Take four characters for a token."""
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)
+
+
+@lru_cache
+def _load_tokenizer(name: str) -> CountTokens:
+    """Load a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
+    from tokenizers import Tokenizer
+
+    path = Path(name).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises nothing more special
+        raise ConfigError(
+            f"dataset.tokenizer = {name!r}: no tokenizer there ({error}); name a tokenizer.json or a model on the Hub"
+        ) from error
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
+    """Return a tree with the lengths of all of its nodes; siblings saw one prompt, which is counted once."""
+    prompts: dict[Address, int] = {}
+
+    def prompt_length(parent: Address, prompt: Iterable[Message]) -> int:
+        if parent not in prompts:
+            prompts[parent] = sum(count(message.content) for message in prompt)
+        return prompts[parent]
+
+    lengths = {
+        address: Length(prompt_length(address.parent, node.prompt), count(without_stop_tokens(node.text)))
+        for address, node in valued.tree.nodes.items()
+    }
+    return replace(valued, lengths=lengths)
+
+
+class LengthCount(Mergeable):
+    """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[int] = Counter()
+
+    def add(self, tokens: int) -> None:
+        self._rows[tokens] += 1
+
+    @property
+    def result(self) -> LengthCounts:
+        return LengthCounts(
+            rows=self._rows.total(),
+            mean=round(sum(length * rows for length, rows in self._rows.items()) / max(self._rows.total(), 1), 1),
+            median=quantile(self._rows, 0.5),
+            p95=quantile(self._rows, 0.95),
+            longest=max(self._rows, default=0),
+        )
+
+
+def quantile(counts: Mapping[int, int], share: float) -> int:
+    """Return the least length that this share of the rows does not pass; 0 of no rows."""
+    left = share * sum(counts.values())
+    for length in sorted(counts):
+        left -= counts[length]
+        if left <= 0:
+            return length
+    return 0
+
+
+class BiasCount(Mergeable):
+    """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
+
+    def __init__(self) -> None:
+        self._pairs = self._chosen = self._rejected = self._longer = self._shorter = 0
+
+    def add(self, chosen: int, rejected: int) -> None:
+        self._pairs += 1
+        self._chosen += chosen
+        self._rejected += rejected
+        self._longer += chosen > rejected
+        self._shorter += chosen < rejected
+
+    @property
+    def result(self) -> LengthBias:
+        """What a model could learn from the lengths alone."""
+        return LengthBias(
+            pairs=self._pairs,
+            chosen_characters=round(self._chosen / max(self._pairs, 1), 1),
+            rejected_characters=round(self._rejected / max(self._pairs, 1), 1),
+            chosen_longer=self._longer,
+            chosen_shorter=self._shorter,
+        )
 
 
 class Selected(NamedTuple):
@@ -55,7 +166,6 @@ class SelectionCount(Mergeable):
         self._bias = {role: BiasCount() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:
-        """Count what one tree gave one role."""
         for kind, found in selected.items():
             self._candidates[role, kind] += found.candidates
             self._dropped[role, kind].update(found.dropped)
@@ -66,17 +176,14 @@ class SelectionCount(Mergeable):
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:
-        """All counts so far, by role, then by kind of row."""
         return {role.value: {kind: self._counts_of(role, kind) for kind in KINDS} for role in PLAYERS}
 
     @property
     def lengths(self) -> dict[str, dict[str, LengthCounts]]:
-        """The lengths of what passed, by role, then by kind of row."""
         return {role.value: {kind: self._lengths[role, kind].result for kind in KINDS} for role in PLAYERS}
 
     @property
     def length_bias(self) -> dict[str, LengthBias]:
-        """The lengths of chosen and rejected texts, by role."""
         return {role.value: self._bias[role].result for role in PLAYERS}
 
     def _counts_of(self, role: Role, kind: Kind) -> RowCounts:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from types import UnionType
-from typing import Literal, NamedTuple, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Literal, NamedTuple, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import pyarrow as pa
 
-from malt.config.roles import PLAYERS, Role
+from malt.config.roles import PLAYERS, TRAJECTORY, Role
 from malt.questions.screening import SPLITS, Split
 
 
@@ -123,25 +123,18 @@ class EvaluationRow(TypedDict):
 
 
 class ScoredExample(TypedDict):
-    """One example of `generator_training.json`."""
+    """One example of a `*_training.json`: `solution` is the role's own text; the others are those it answered to."""
 
     question: str
     solution: str
     score: float
     evaluation: EvaluationRow
+    generated_solution: NotRequired[str]
+    verification: NotRequired[str]
 
 
-class VerifierExample(ScoredExample):
-    """One example of `verifier_training.json`: `solution` is the critique, of `generated_solution`."""
-
-    generated_solution: str
-
-
-class RefinerExample(VerifierExample):
-    """One example of `refiner_training.json`: `solution` is the refinement, after `verification`."""
-
-    verification: str
-
+TEXTS_ABOVE = ("generated_solution", *(part.writes for part in TRAJECTORY[1:]))
+"""Keys of an example's texts above its own, from the root."""
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 import malt
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import Code, Cost, Counts, Failure, GrowthSummary, LabelCounts, LedgerEntry, Tokens
+from malt.datasets.manifest import Code, Failure
+from malt.datasets.measures import Cost, Counts, GrowthSummary, LabelCounts, LedgerEntry, Tokens
 from malt.llm.request import Completion
 from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import ValuedTree
@@ -63,12 +64,10 @@ class UsageCount:
         self._fractions = 0
 
     def add(self, completion: Completion) -> None:
-        """Count one completion."""
         self._add(completion)
         self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
 
     def merge(self, other: "UsageCount") -> None:
-        """Add another's counts."""
         self._merge(other)
         for key, part in other.parts.items():
             self.parts.setdefault(key, UsageCount())._merge(part)
@@ -89,7 +88,6 @@ class UsageCount:
 
     @property
     def tokens(self) -> Tokens:
-        """What they took."""
         return Tokens(completions=self._completions, **self._tokens)
 
     @property
@@ -105,7 +103,6 @@ def _sum_known(one: int | None, other: int | None) -> int | None:
 
 
 def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:
-    """Write usage by run, role and model, in that order."""
     entries = [
         LedgerEntry(run=run, role=role, model=replace_lone_surrogates(model), tokens=part.tokens, cost=part.cost)
         for role, count in usage.items()
@@ -122,7 +119,6 @@ _BIASED = (
 
 
 def growth_of(spec: RunSpec, counts: Counts) -> GrowthSummary:
-    """Summarise how much of its trees a version has."""
     is_full = spec.growth.mode == "full"
     return GrowthSummary(
         mode=spec.growth.mode,
@@ -157,7 +153,6 @@ class TreeCount(Mergeable):
 
     @property
     def counts(self) -> Counts:
-        """All counts so far."""
         return Counts(
             questions=self._questions,
             complete=self._complete,

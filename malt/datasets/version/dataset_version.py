@@ -173,7 +173,9 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     numbers, tags = version_numbers(folder), tags_of(folder)
     if not numbers:
         others = ", ".join(list_names(folder.parent)) or "none yet"
-        raise VersionError(f"no dataset {folder.name!r} in {folder.parent}; there are: {others}")
+        place = f"{folder.parent.absolute()} (MALT_DATA_DIR)"
+        kind = folder.parent.name.removesuffix("s") if folder.parent.name in ("models", "evaluations") else "dataset"
+        raise VersionError(f"no {kind} {folder.name!r} in {place}; there are: {others}")
     if wanted == LATEST:
         return _choose_latest(folder)
     is_tag = TAG.fullmatch(wanted) is not None

@@ -6,20 +6,24 @@ that happens under the folder's lock. Needs a POSIX file system.
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
-from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
+from malt.canonical_json import file_sha256
+from malt.datasets.manifest import MANIFEST_FILE, FileEntry, M, Parent, VersionManifest, read_as
+from malt.datasets.rows.files import RowsWritten
 from malt.errors import InputError, VersionError
-from malt.private_files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
+from malt.files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
 from malt.processes import is_running, machine_id
 
 LATEST = "latest"
@@ -59,11 +63,11 @@ def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
 def linked_numbers(folder: Path) -> dict[str, int]:
     """Return the numbers of the versions that `latest` and the tags name, there or not, by the links' names."""
     entries = sorted(entry for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
-    named = {entry.name: linked_number(entry) for entry in entries}
+    named = {entry.name: _linked_number(entry) for entry in entries}
     return {name: number for name, number in named.items() if number is not None}
 
 
-def linked_number(link: Path) -> int | None:
+def _linked_number(link: Path) -> int | None:
     """Return the number of the version that a link names; None for what is no such link."""
     try:
         target = str(link.readlink())
@@ -155,7 +159,7 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
 
     None where others took that number meanwhile.
     """
-    seal_tree(staging)
+    _seal_tree(staging)
     with lock_folder(folder):
         if next_number(folder) != number:
             return None
@@ -187,7 +191,7 @@ def point_latest(folder: Path) -> None:
 
 def point(folder: Path, name: str, number: int) -> None:
     """Point a link at a version; the caller holds the folder's lock."""
-    if linked_number(folder / name) == number:
+    if _linked_number(folder / name) == number:
         return
     link = temporary_name(folder)
     link.symlink_to(f"v{number}")
@@ -211,7 +215,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
 
     The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
     """
-    seal_tree(staging)
+    _seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
         staging.rename(place)
         return sync(place.parent)
@@ -229,7 +233,7 @@ def size_of(entry: Path) -> int:
     return sum(path.lstat().st_size for path in [entry, *entry.rglob("*")] if not path.is_dir())
 
 
-def seal_tree(folder: Path) -> None:
+def _seal_tree(folder: Path) -> None:
     """Close a finished folder and all below it to other users, and flush it to disk."""
     for path in [*folder.rglob("*"), folder]:
         make_private(path)
@@ -268,7 +272,7 @@ def set_tag(folder: Path, tag: str, number: int, *, move: bool = False) -> int |
             "looks neither like a version's number nor like 'latest'"
         )
     with lock_folder(folder):
-        before = linked_number(folder / tag)
+        before = _linked_number(folder / tag)
         if not (folder / f"v{number}").is_dir():
             raise VersionError(f"{folder.name}@v{number} is not there; tag another version")
         if before not in (None, number) and not move:
@@ -289,3 +293,50 @@ def remove_tag(folder: Path, tag: str) -> int:
         (folder / tag).unlink()
         sync(folder)
     return tags[tag]
+
+
+log = logging.getLogger(__name__)
+
+
+class Placed(NamedTuple):
+    """Where a version stands, and whether it is new."""
+
+    path: Path
+    created: bool
+
+
+def place_next(
+    staging: Path, folder: Path, describe: Callable[[int, Parent | None], M], name: Callable[[M], None]
+) -> Placed:
+    """Make a finished folder the next version; where the newest has the same content, it is that one.
+
+    `describe` says what it is as a version of a number, with the version before it; `name` writes that into the folder.
+    """
+    while True:
+        number = next_number(folder)  # before its parent is read: one that came between takes the number
+        parent = _readable_newest(folder)
+        manifest = describe(number, parent)
+        if parent is not None and parent.content_sha256 == manifest.content_sha256:
+            with lock_folder(folder):
+                point_latest(folder)
+            return Placed((folder / f"v{parent.version}").resolve(), created=False)
+        name(manifest)
+        path = claim(staging, folder, number)
+        if path is not None:
+            return Placed(path.resolve(), created=True)
+
+
+def _readable_newest(folder: Path) -> Parent | None:
+    """Return the newest version; None, with a warning, where it is damaged: what was paid for is published still."""
+    numbers = version_numbers(folder)
+    try:
+        newest = read_as(VersionManifest, folder / f"v{numbers[-1]}", "whole") if numbers else None
+    except VersionError as error:
+        log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
+        return None
+    return Parent(version=newest.version, content_sha256=newest.content_sha256) if newest else None
+
+
+def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:
+    known = FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
+    return known if rows is None else known.model_copy(update={"rows": rows.rows, "rows_sha256": rows.sha256})

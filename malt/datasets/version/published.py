@@ -1,10 +1,11 @@
-"""Published: what versions of datasets, models and evaluations have in common."""
+"""What versions of datasets, models and evaluations have in common, and which of them a reference names."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from malt.datasets.manifest import VersionManifest
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
+from malt.errors import VersionError
 
 M = TypeVar("M", bound=VersionManifest)
 
@@ -20,10 +21,23 @@ class Published(Generic[M]):
 
     @property
     def name(self) -> str:
-        """Its name, which all of its versions share."""
         return self.manifest.name
 
     @property
     def number(self) -> int:
-        """The version's number among those of its name."""
         return self.manifest.version
+
+
+Kind = Literal["datasets", "models", "evaluations"]
+SHELVES: dict[str, Kind] = {"models": "models", "evaluations": "evaluations"}
+
+
+def find_kind(reference: str) -> Kind:
+    """Return the kind by a folder's manifest, where the reference is a version's folder, else by its shelf."""
+    folder = Path(reference).expanduser()
+    if not (folder / MANIFEST_FILE).is_file():
+        return SHELVES.get(reference.partition("/")[0], "datasets")
+    try:
+        return read_as(VersionManifest, folder, "whole").kind
+    except VersionError:  # whoever opens it says what is wrong
+        return "datasets"

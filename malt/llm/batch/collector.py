@@ -27,7 +27,6 @@ class WantedSamples:
 
     @property
     def custom_id(self) -> str:
-        """Its name in a batch."""
         return make_custom_id(self.request, self.first)
 
 

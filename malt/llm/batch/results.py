@@ -64,7 +64,6 @@ class BatchOutcome:
 
     @property
     def answered(self) -> list[str]:
-        """The keys that have an answer now."""
         return [row.key for row in self.rows if row.response is not None]
 
     @property

@@ -1,7 +1,8 @@
-"""Batches of one model: packed until full, recorded in the store, then submitted."""
+"""Batches of one model: packed until full or as large as the provider takes, recorded in the store, then submitted."""
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -11,9 +12,8 @@ from malt.canonical_json import canonical_json
 from malt.config.roles import ModelSpec, Role
 from malt.errors import ConfigError, MaltError, RunStopped
 from malt.llm.batch import api
-from malt.llm.batch.client import BatchClient
+from malt.llm.batch.api import BatchClient
 from malt.llm.batch.collector import WantedSamples
-from malt.llm.batch.queues import BatchSize, Queues
 from malt.llm.budget import NOTHING, Amount
 from malt.llm.client.session import Session
 from malt.llm.provider.errors import name_endpoint
@@ -22,6 +22,73 @@ from malt.llm.rate_limit.limiter import EndpointKey, endpoint_key
 from malt.llm.rate_limit.policy import Policy
 from malt.llm.store.batches import Batch, BatchItem, BatchStore, name_process, submitting
 from malt.llm.usage import Tally, Usage
+
+_GROWTH = 4
+"""Factor by which the next batch may be larger than one that there was room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """Most items and bytes in one batch."""
+
+    items: int = api.MOST_ITEMS
+    bytes: int = api.MOST_BYTES
+
+
+@dataclass
+class _Queue:
+    """One model's queue. Who else fills it is not told."""
+
+    most: int
+    """Items in the next batch."""
+    fits: int = 0
+    """Items that there was room for."""
+    full_since: float | None = None
+    is_narrow: bool = False
+    """Whether it was full once: then one batch at a time."""
+
+
+class Queues:
+    """The queues of the models that a run asks in batches."""
+
+    def __init__(self, size: BatchSize) -> None:
+        self._size = size
+        self._queues: dict[EndpointKey, _Queue] = {}
+        self._under_way: Counter[EndpointKey] = Counter()
+
+    def note_under_way(self, batches: Iterable[Batch]) -> None:
+        self._under_way = Counter(endpoint_key(batch.asked) for batch in batches)
+
+    def enter(self, model: ModelSpec) -> None:
+        self._under_way[endpoint_key(model)] += 1
+
+    def size_for(self, model: ModelSpec) -> BatchSize:
+        return replace(self._size, items=self._queue(model).most)
+
+    def is_full_for(self, model: ModelSpec) -> bool:
+        """Whether the next batch is to wait for the one before it."""
+        return self._queue(model).is_narrow and self._under_way[endpoint_key(model)] > 0
+
+    def took(self, model: ModelSpec, items: int) -> None:
+        """Note that there was room for a batch."""
+        queue = self._queue(model)
+        queue.full_since, queue.fits = None, max(queue.fits, items)
+        queue.most = min(self._size.items, max(queue.most, _GROWTH * items))
+
+    def refused(self, model: ModelSpec, items: int) -> bool:
+        """Note that there was none; return whether a smaller batch may fit. If not, others fill it, for now."""
+        queue, is_alone = self._queue(model), self._under_way[endpoint_key(model)] <= 1
+        queue.full_since, queue.is_narrow = queue.full_since or time.time(), True
+        if is_alone and items > queue.fits:
+            queue.most = max(1, queue.fits, items // 2)
+        return queue.most < items
+
+    def full_for_s(self, model: ModelSpec) -> float:
+        since = self._queue(model).full_since
+        return 0.0 if since is None else time.time() - since
+
+    def _queue(self, model: ModelSpec) -> _Queue:
+        return self._queues.setdefault(endpoint_key(model), _Queue(self._size.items))
 
 
 class _PackedItem(NamedTuple):
@@ -44,21 +111,17 @@ class _BatchDraft:
     worst: Amount = NOTHING
 
     def has_room(self, item: _PackedItem, size: BatchSize) -> bool:
-        """Whether one more item fits."""
         return not self.items or (len(self.items) < size.items and self.size + len(item.line) <= size.bytes)
 
     def add(self, item: _PackedItem, custom_id: str) -> None:
-        """Put one item in."""
         self.items[custom_id] = item
         self.size += len(item.line)
         self.worst = self.worst.plus(item.worst)
 
     def rows(self) -> list[BatchItem]:
-        """Return the rows of all its samples."""
         return [replace(sample, mark=self.mark) for item in self.items.values() for sample in item.samples]
 
     def lines(self, custom_ids: Iterable[str]) -> bytes:
-        """Return the file of some of its items."""
         return b"".join(self.items[custom_id].line for custom_id in sorted(custom_ids))
 
 
@@ -100,7 +163,6 @@ class BatchSubmitter:
         return draft
 
     async def finish(self) -> None:
-        """Hand in all that was packed."""
         for draft in list(self._drafts.values()):
             await self._hand_in(draft)
 
@@ -165,7 +227,6 @@ class BatchSubmitter:
 
 
 def _make_items(wanted: WantedSamples, dataset: str) -> list[BatchItem]:
-    """Return the rows of one item, one a sample."""
     request = wanted.request
     return [
         BatchItem(

@@ -34,7 +34,6 @@ class StoreCompleter:
         return self.read(request, fresh=frozenset())
 
     def missing(self, request: CompletionRequest) -> list[int]:
-        """The numbers of the samples that are not stored."""
         return [sample for sample in range(request.count) if self.answer(request, sample) is None]
 
     def answer(self, request: CompletionRequest, sample: int) -> StoredSample | None:
@@ -70,7 +69,6 @@ def with_fallbacks(request: CompletionRequest) -> Iterator[CompletionRequest]:
 
 
 def make_store_completer(store: Store, question_ids: Iterable[str]) -> StoreCompleter:
-    """Return what the store holds of some questions."""
     return StoreCompleter(store.rows(question_ids))
 
 
@@ -82,7 +80,6 @@ class RecordingCompleter:
         self.requests: list[CompletionRequest] = []
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        """Return the samples; raises what `complete` raises."""
         self.requests.append(request)
         return await self.complete(request)
 
@@ -210,7 +207,6 @@ def read_sample(row: StoredSample, *, cached: bool) -> Completion:
 
 
 def measure_usage(completion: Completion) -> Usage:
-    """Return what one new completion adds to the tally."""
     return Usage(
         completions=1,
         prompt_tokens=completion.prompt_tokens or 0,

@@ -22,10 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
+from malt.files import PRIVATE_FILE, make_private_folder
 from malt.llm.client.session import STOP_SECONDS, is_asking
-from malt.llm.store.database import describe_error
-from malt.llm.store.schema import open_engine
-from malt.private_files import PRIVATE_FILE, make_private_folder
+from malt.llm.store.database import describe_error, open_engine
 
 LOOK_EVERY_S = 0.25
 """Seconds between two attempts of a waiting run to take the lock."""
@@ -49,9 +48,7 @@ class _Lock(Protocol):
         """Take it, or make sure that it is still held: None where it is, else what is to be waited for."""
         ...
 
-    def release(self) -> None:
-        """Release it."""
-        ...
+    def release(self) -> None: ...
 
 
 ShowWait = Callable[[str | None], Awaitable[None]]
@@ -85,7 +82,6 @@ async def hold_run_lock(
 
 
 async def _acquire(lock: _Lock, name: str, show_wait: ShowWait | None) -> None:
-    """Wait until a lock is ours."""
     told = None
     while (holder := lock.take()) is not None:
         if holder != told:
@@ -117,7 +113,6 @@ async def _keep_held(lock: _Lock, name: str) -> None:
 
 
 def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
-    """Return the lock of a dataset in a store, not taken yet."""
     engine = open_engine(settings.store)
     if engine.dialect.name == "postgresql":
         return _AdvisoryLock(engine, name, who, settings.store_patience_s)
@@ -180,7 +175,6 @@ class _AdvisoryLock:
             return holder
 
     def release(self) -> None:
-        """End the session."""
         with self._one_at_a_time:
             self._end()
             self._engine.dispose()
@@ -232,5 +226,4 @@ def _number_lock(name: str) -> int:
 
 
 def _split_number(number: int) -> dict[str, int]:
-    """Return a lock's number as PostgreSQL lists it."""
     return {"high": number >> 32, "low": number & 0xFFFFFFFF}

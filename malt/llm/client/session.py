@@ -9,14 +9,16 @@ import atexit
 import concurrent.futures
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from malt.concurrency import BackgroundLoop
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec
+from malt.config.secret_scan import redact
 from malt.config.settings import Settings
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
 from malt.llm.budget import Amount, Budget, estimate_worst_case
@@ -24,12 +26,10 @@ from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
 from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoint_key, endpoints
-from malt.llm.redact import redact
 from malt.llm.request import CompletionRequest, RequestFailed
 from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
-from malt.llm.store.samples import Store, StoredSample, UnwritableRow
-from malt.llm.store.writer import BatchedWriter
+from malt.llm.store.samples import BatchedWriter, Store, StoredSample, UnwritableRow
 from malt.llm.usage import Tally, Usage
 
 T = TypeVar("T")
@@ -256,12 +256,10 @@ class Session:
 
 
 def _costs_branch_alone(error: MaltError, *, has_spare: bool) -> bool:
-    """Whether an error costs a branch alone, rather than the run."""
     return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
 
 
 def _session_closed() -> RunStopped:
-    """Return what is raised to those who ask a session that was closed."""
     return RunStopped("the session was closed")
 
 
@@ -287,7 +285,6 @@ def make_answered_rows(
 def _make_failed_rows(
     request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
 ) -> list[StoredSample]:
-    """Return the rows that say why these samples could not be had."""
     return [_make_row(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
 
 
@@ -301,7 +298,6 @@ def _make_row(
     error: str | None = None,
     cost_usd: float | None = None,
 ) -> StoredSample:
-    """Return one sample's row."""
     return StoredSample(
         key=request.keys[sample],
         question_id=request.question_id,
@@ -343,7 +339,6 @@ def open_session(settings: Settings, limits: Limits, run: str = "") -> Session:
 
 
 def _raise_if_stopped(run: str) -> None:
-    """Raise `RunStopped` where a run, or all of them, may not ask any more."""
     if not _stopped.isdisjoint((run, None)):
         raise _session_closed()
 
@@ -378,48 +373,4 @@ def open_default_session() -> Session:
     return open_session(Settings(), Limits())
 
 
-class _BackgroundLoop:
-    """One event loop in a thread of its own, which starts with its first user and ends with its last.
-
-    HTTP clients belong to the loop that first used them, so all sessions of a process share one.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, running; every `enter` takes a `leave`."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="malt-background", daemon=True)
-                self._thread.start()
-            self._users += 1
-            return self._loop
-
-    def leave(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Stop using the loop; the last one runs `farewell` on it and ends it, with whatever is left there."""
-        with self._lock:
-            self._users -= 1
-            if self._users or self._loop is None or self._thread is None:
-                return
-            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.run_until_complete(_cancel_others())
-            self._loop.close()
-            self._loop = self._thread = None
-
-
-async def _cancel_others() -> None:
-    """Cancel all other tasks of this loop, and wait until they have ended."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-
-
-_background = _BackgroundLoop()
+_background = BackgroundLoop()

@@ -33,11 +33,11 @@ from malt.llm.provider.routing import (
     list_supported,
     look_up_price,
 )
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits, read_limits
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, read_limits
 from malt.llm.request import CompletionRequest
 from malt.llm.response import find_fault, has_usage, read_error, read_token_count
 
-OWN_KEYS = frozenset(
+_OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
     | {"timeout", "response_format", "fallbacks", "api_base", "base_url", "api_key", "num_retries", "max_retries"}
     | {"drop_params", "mock_response", "custom_llm_provider"}
@@ -169,7 +169,7 @@ def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
 
     Raises `ConfigError`.
     """
-    if owned := sorted(OWN_KEYS & model.extra.keys()):
+    if owned := sorted(_OWN_KEYS & model.extra.keys()):
         raise ConfigError(
             f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
         )

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import JsonValue
 
 from malt.canonical_json import cached_sha256
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.errors import ConfigError
 
@@ -59,13 +60,13 @@ _SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
 
-VERSION = re.compile(r"(?P<name>[a-z0-9-]{1,100})@(?P<version>v[1-9][0-9]*)/(?P<role>generator|verifier|refiner)")
+VERSION = re.compile(rf"(?P<name>[a-z0-9-]{{1,100}})@(?P<version>v[1-9][0-9]*)/(?P<role>{'|'.join(PLAYERS)})")
 """A trained role's weights, in the folder of model versions."""
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>.+)")
 
 
-class HubFile(NamedTuple):
+class _HubFile(NamedTuple):
     """A file in a Hugging Face repository."""
 
     repo: str
@@ -73,7 +74,6 @@ class HubFile(NamedTuple):
 
 
 def is_embedded(model: str) -> bool:
-    """Whether a model name means a model served in this process."""
     return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
@@ -130,19 +130,16 @@ def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]
 
 
 def _read_content(choice: Mapping[str, JsonValue]) -> str:
-    """Return the text of one choice."""
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else ""
 
 
 def as_list(value: JsonValue) -> list[JsonValue]:
-    """Return a list as it is, and nothing for anything else."""
     return value if isinstance(value, list) else []
 
 
 def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
-    """Ask the server's tokenizer."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
@@ -152,7 +149,7 @@ def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
 # Where the weights are.
 
 
-def locate_weights(model: str) -> Path | HubFile:
+def locate_weights(model: str) -> Path | _HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
         return find_packaged_weights(model)
@@ -161,7 +158,7 @@ def locate_weights(model: str) -> Path | HubFile:
     name = model.removeprefix(f"{NAME}/")
     path = Path(name).expanduser()
     hub = _HUB_FILE.fullmatch(name)
-    return HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
+    return _HubFile(hub["repo"], hub["file"]) if hub and not path.exists() else path.absolute()
 
 
 def find_weights(model: str) -> Path:
@@ -196,7 +193,7 @@ def _check_file(path: Path, model: str) -> None:
         raise ConfigError(f"model {model!r}: {path} is not a GGUF file; convert the weights, or name another file")
 
 
-def _download(source: HubFile, model: str) -> Path:
+def _download(source: _HubFile, model: str) -> Path:
     """Return a repository's file from the Hugging Face cache, downloaded if it is not there.
 
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean there.
@@ -264,12 +261,10 @@ class _Servers:
             return True
 
     def end_asking(self, address: str) -> None:
-        """Let go of a server."""
         with self.lock:
             self._askers[address] -= 1
 
     def stop(self) -> None:
-        """End all servers and free their memory."""
         with self.lock:
             self.running.clear()
 
@@ -293,7 +288,7 @@ def _start(path: Path, model: str) -> _LlamaServer:
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
     """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
     values.model.path = str(path)
-    values.model_alias = {alias_of(path)}  # else every reply names the path
+    values.model_alias = {_alias_of(path)}  # else every reply names the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
@@ -306,7 +301,7 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
     return values
 
 
-def alias_of(path: Path) -> str:
+def _alias_of(path: Path) -> str:
     """Return what replies call a model: a version's role by its reference, any other file by its name."""
     name = "@".join(path.parts[-4:-2]) + f"/{path.parts[-2]}" if len(path.parts) > 3 else ""
     return name if VERSION.fullmatch(name) else path.stem

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from malt.config.roles import ModelSpec
+from malt.config.secret_scan import redact
 from malt.errors import AccountEmpty, ConfigError, MaltError
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable, Unusable
 from malt.llm.provider.openai_compatible import HttpRefusal
 from malt.llm.provider.routing import Route, import_litellm
-from malt.llm.rate_limit.headers import read_retry_after
-from malt.llm.redact import redact
+from malt.llm.rate_limit.rate import read_retry_after
 from malt.llm.response import clean_text, read_error
 
 _LONGEST_REASON = 300
@@ -111,7 +111,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _read_headers(error: Exception) -> Mapping[str, str]:
-    """Return the headers of the response that an error stands for."""
     return getattr(error, "litellm_response_headers", None) or {}
 
 

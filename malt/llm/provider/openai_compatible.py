@@ -117,7 +117,6 @@ def _most_bytes(body: Mapping[str, Any]) -> int:
 
 @cache
 def _load_translation(service: str, name: str) -> Any:  # noqa: ANN401 - LiteLLM is not typed
-    """Return LiteLLM's rules of what is sent."""
     litellm = import_litellm()
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(
         model=name, provider=litellm.LlmProviders(service)

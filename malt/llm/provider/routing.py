@@ -73,7 +73,6 @@ async def find_route(model: ModelSpec) -> Route:
 
 
 def forget_route(model: ModelSpec) -> None:
-    """Have the way to a model found anew."""
     _routes.pop((model.model, model.api_base, model.weights), None)
 
 
@@ -107,13 +106,21 @@ def look_up_price(name: str, *, batched: bool = False) -> Prices | None:
 
 @cache
 def _look_up_prices(name: str) -> tuple[Prices, Prices] | None:
-    """Return the direct prices and those in a batch: half of them where the list has none of its own."""
+    """Return the direct prices and those in a batch: half of them where the list has none of its own.
+
+    LiteLLM makes up an entry at 0 for what is only called like a model it knows (`openai/gpt-5.9`), and reads one
+    with prices by tier as 0; so what counts is what its list says itself.
+    """
+    litellm = import_litellm()
     try:
-        info = import_litellm().get_model_info(name)
+        listed = litellm.model_cost.get(litellm.get_model_info(name)["key"], {})
     except Exception:  # LiteLLM has no narrower class for "not listed" across its versions
         return None
-    direct = Prices(info["input_cost_per_token"] or 0.0, info["output_cost_per_token"] or 0.0)
-    own = (info.get("input_cost_per_token_batches"), info.get("output_cost_per_token_batches"))
+    given, said = listed.get("input_cost_per_token"), listed.get("output_cost_per_token")
+    if given is None or said is None:
+        return None
+    direct = Prices(given, said)
+    own = (listed.get("input_cost_per_token_batches"), listed.get("output_cost_per_token_batches"))
     return direct, Prices(*(usual / 2 if price is None else price for price, usual in zip(own, direct, strict=True)))
 
 

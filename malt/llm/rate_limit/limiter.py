@@ -1,7 +1,7 @@
 """One limiter for all requests to a model at one address: when each is sent, and when it is tried again.
 
-An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell (headers.py) and what
-its 429s have taught (rate.py). Waiting uses up no attempt and no time-out.
+An endpoint keeps to the lowest of what its users' configs allow, what its response headers tell and what its 429s
+have taught (rate.py). Waiting uses up no attempt and no time-out.
 """
 
 import asyncio
@@ -13,20 +13,18 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
+from malt.concurrency import FairLock
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
 from malt.llm import budget
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
-from malt.llm.rate_limit.circuit_breaker import CircuitBreaker
-from malt.llm.rate_limit.fair_lock import FairLock
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
-from malt.llm.rate_limit.policy import PATIENT, Policy
-from malt.llm.rate_limit.rate import LearnedRate, Pacer, Ticket
+from malt.llm.rate_limit.policy import PATIENT, CircuitBreaker, Policy
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, LearnedRate, Pacer, Ticket
 from malt.llm.request import RequestFailed
 
 
-class LimitedReply(budget.Metered, Protocol):
+class _LimitedReply(budget.Metered, Protocol):
     """Result of an attempt, as far as limits need it."""
 
     @property
@@ -34,7 +32,7 @@ class LimitedReply(budget.Metered, Protocol):
         """Limits that the response's headers told."""
 
 
-_ReplyT = TypeVar("_ReplyT", bound=LimitedReply)
+_ReplyT = TypeVar("_ReplyT", bound=_LimitedReply)
 
 log = logging.getLogger(__name__)
 
@@ -83,19 +81,17 @@ class Endpoint:
 
     @property
     def is_unused(self) -> bool:
-        """Whether all who entered have left."""
         return not self._users
 
     def enter(self, limits: Limits) -> None:
         """Keep to these limits too: the lowest of all users' counts."""
         self._users.append(limits)
-        self._limits = intersect_limits(self._users)
+        self._limits = _intersect_limits(self._users)
         self._window = min(self._window, float(self._limits.max_in_flight))
 
     def leave(self, limits: Limits) -> None:
-        """Forget one user's limits."""
         self._users.remove(limits)
-        self._limits = intersect_limits(self._users) if self._users else limits
+        self._limits = _intersect_limits(self._users) if self._users else limits
 
     def wake_waiters(self) -> None:
         """Wake the waiters, so that they check whether they may still begin."""
@@ -103,7 +99,6 @@ class Endpoint:
 
     @property
     def window(self) -> int:
-        """Most requests in flight now."""
         is_limited = self._strikes > 1 or (self._strikes and self._asked_until)  # since when nothing was answered
         is_probing = self._breaker.is_out or is_limited
         return 1 if is_probing else int(self._window)
@@ -224,7 +219,7 @@ class Endpoint:
 
     def _describe_pause(self, now: float) -> str:
         asked_s = self._asked_until - now
-        return "limit, learned from 429s" + (f": {show_duration(asked_s)} to wait" if asked_s > 0 else "")
+        return "limit, learned from 429s" + (f": {_show_duration(asked_s)} to wait" if asked_s > 0 else "")
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
@@ -242,7 +237,7 @@ class Endpoint:
 
     def _describe_rest(self, now: float) -> str:
         rest_s = self._asked_until - now
-        return f", which the endpoint says takes another {show_duration(rest_s)}" if rest_s > 0 else ""
+        return f", which the endpoint says takes another {_show_duration(rest_s)}" if rest_s > 0 else ""
 
     def _take_over(self, now: float) -> None:
         """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
@@ -306,26 +301,24 @@ class Endpoint:
             log.warning(
                 "%s; it asks to wait for %s: asked again every %.0f s, for %.0f minutes at most",
                 error,
-                show_duration(asked_s),
+                _show_duration(asked_s),
                 self._policy.pause_max_s,
                 self._policy.limited_after_s / 60,
             )
 
 
 def now_s() -> float:
-    """Return the running loop's time in seconds."""
     return asyncio.get_running_loop().time()
 
 
-def show_duration(seconds: float) -> str:
+def _show_duration(seconds: float) -> str:
     """Show a time to wait: `45 s`, `12 min`, `23.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def intersect_limits(users: Sequence[Limits]) -> Limits:
-    """Return the limits that keep inside those of every user."""
+def _intersect_limits(users: Sequence[Limits]) -> Limits:
 
     def least(limits: Iterable[float | None]) -> float | None:
         return min((limit for limit in limits if limit is not None), default=None)

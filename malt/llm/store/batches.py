@@ -16,8 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.config.roles import ModelSpec
 from malt.llm.budget import Amount
+from malt.llm.store.database import create_tables, metadata, samples_table
 from malt.llm.store.samples import Store, split_chunks
-from malt.llm.store.schema import create_tables, metadata, samples_table
 from malt.processes import is_running, machine_id
 
 LEASE_S = 1800.0
@@ -25,7 +25,7 @@ LEASE_S = 1800.0
 than the patience with either call."""
 LIFE_S = 31 * 86_400.0
 """Seconds until a batch is over: its window of a day, and the 30 days for which results are kept."""
-IN_DOUBT = ""
+_IN_DOUBT = ""
 """Stands for the provider's name of a batch from when its making is tried until that name is known."""
 
 batches_table = sa.Table(
@@ -88,7 +88,7 @@ class Batch:
     planned_at: float = 0.0
     """When it was written down, then when its making was tried."""
     batch_id: str | None = None
-    """The provider's name of it; None until its making is tried, then `IN_DOUBT` until it is known."""
+    """The provider's name of it; None until its making is tried, then `_IN_DOUBT` until it is known."""
     ended_at: float | None = None
 
     @property
@@ -98,7 +98,6 @@ class Batch:
 
     @property
     def amount(self) -> Amount:
-        """Its cost in dollars and tokens."""
         return Amount(self.usd, self.tokens)
 
     @property
@@ -113,7 +112,7 @@ class Batch:
     def is_in_doubt(self) -> bool:
         """Whether it may have been made, and its name is not known."""
         is_from_before = "/" not in self.owner  # by a release that did not note that it tries; or no Linux
-        return self.batch_id == IN_DOUBT or (self.batch_id is None and is_from_before)
+        return self.batch_id == _IN_DOUBT or (self.batch_id is None and is_from_before)
 
     @property
     def is_over(self) -> bool:
@@ -196,7 +195,7 @@ class BatchStore:
 
     def note_attempt(self, mark: str) -> bool:
         """Note that a batch is just being made; False where it was given up, and nobody is to make it any more."""
-        return self._change(mark, batch_id=IN_DOUBT, planned_at=time.time())
+        return self._change(mark, batch_id=_IN_DOUBT, planned_at=time.time())
 
     def note_batch_id(self, mark: str, batch_id: str) -> bool:
         """Note the provider's name of a batch; False where it was given up meanwhile."""
@@ -241,7 +240,6 @@ class BatchStore:
         self._transact(note)
 
     def read_items(self, mark: str) -> list[BatchItem]:
-        """Return what is in a batch."""
         return self._items(items_table.c.mark == mark)
 
     def find_items(self, question_ids: Iterable[str], dataset: str | None = None) -> dict[str, BatchItem]:
@@ -361,15 +359,12 @@ _RETURN = (
 
 
 def _in_batch(mark: str) -> sa.ColumnElement[bool]:
-    """Pick the items of a batch."""
     return items_table.c.mark == mark
 
 
 def _is_open(mark: str) -> sa.ColumnElement[bool]:
-    """Pick a batch that has not ended."""
     return sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
 
 
 def _list_values(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
-    """Return a row's values by column."""
     return {name: getattr(row, name) for name in names}

@@ -7,6 +7,7 @@ SQLite in WAL mode by default; PostgreSQL when several machines write. A store t
 disk is full, is waited for.
 """
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -23,8 +24,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import database_errors, describe_error, hide_password, is_transient
-from malt.llm.store.schema import format_table, is_known, open_engine, samples_table
+from malt.llm.store.database import (
+    database_errors,
+    describe_error,
+    format_table,
+    hide_password,
+    is_known,
+    is_transient,
+    open_engine,
+    samples_table,
+)
 
 T = TypeVar("T")
 
@@ -112,7 +121,6 @@ class Store:
         return self._away_since is not None
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by key."""
         ids = list(dict.fromkeys(question_ids))
 
         def read(connection: sa.Connection) -> dict[str, StoredSample]:
@@ -127,7 +135,6 @@ class Store:
         return self.transact(read, writes=False)
 
     def count(self, question_ids: Iterable[str]) -> Counter[str]:
-        """Return how many rows there are of each of these questions."""
         asked, counted = samples_table.c.question_id, Counter[str]()
         for chunk in split_chunks(list(dict.fromkeys(question_ids))):
             query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
@@ -294,7 +301,6 @@ class Store:
         time.sleep(_RETRY_EVERY_S)
 
     def close(self) -> None:
-        """Give the connections back."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -337,3 +343,54 @@ def split_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut values into what one query takes."""
     for start in range(0, len(values), _PER_QUERY):
         yield values[start : start + _PER_QUERY]
+
+
+_Batch = Sequence[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]]
+
+
+class BatchedWriter:
+    """Groups what arrives while a commit is under way into the next one. Belongs to one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def put(self, rows: Sequence[StoredSample]) -> list[StoredSample]:
+        """Return what the store holds for these rows' keys, once they are committed; raises `StoreError` if not."""
+        committed: asyncio.Future[list[StoredSample]] = asyncio.get_running_loop().create_future()
+        self._pending.append((rows, committed))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        return await asyncio.shield(committed)
+
+    def close(self) -> None:
+        """Write without a thread from now on: a process that ends can start none."""
+        self._closing = True
+
+    async def drain(self) -> None:
+        """Wait until nothing is left to write."""
+        if self._flushing is not None:
+            await self._flushing
+
+    async def _flush(self) -> None:
+        while self._pending:
+            batch, self._pending = self._pending, []
+            await self._commit(batch)
+
+    async def _commit(self, batch: _Batch) -> None:
+        """Write what came together in one commit; where that fails each on its own, so that one fails alone."""
+        rows = [row for group, _ in batch for row in group]
+        try:
+            held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreLost):
+                for each in batch:
+                    await self._commit([each])
+                return
+            for _, committed in batch:
+                committed.set_exception(error)
+        else:
+            for group, committed in batch:
+                committed.set_result([held[row.key] for row in group])

@@ -15,8 +15,7 @@ from malt.cli.main import exit_code
 from malt.config.roles import Role, Roles, RoleSpec
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec
-from malt.datasets.check.compare import VersionDiff, compare
-from malt.datasets.check.row_hashes import group_columns, hash_columns, number_texts
+from malt.datasets.check.compare import VersionDiff, compare, group_columns, hash_columns, number_texts
 from malt.datasets.rows.tables import MEASURED, TRAJECTORIES, TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from malt.config.spec import CreditSpec
 from malt.datasets.check.verify import digest_rows, verify
 from malt.datasets.manifest import Manifest, content_digest, write_manifest
-from malt.datasets.publish.placing import describe_file
 from malt.datasets.rows.files import RowsWritten
 from malt.datasets.rows.tables import SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.datasets.version.folders import describe_file
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion, Screening, ScreeningCounts

@@ -18,9 +18,15 @@ from malt.cli.main import exit_code
 from malt.config.spec import RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest
-from malt.datasets.pages.drawing import draw_flips, draw_histogram
-from malt.datasets.pages.markdown import figures_markdown
-from malt.datasets.pages.page import redraw_report, render_picture, render_report, shorten_number
+from malt.datasets.pages.card import figures_markdown
+from malt.datasets.pages.page import (
+    draw_flips,
+    draw_histogram,
+    redraw_report,
+    render_picture,
+    render_report,
+    shorten_number,
+)
 from malt.datasets.pages.sample import KEPT, TreeSample, embed_json, rank_question
 from malt.datasets.rows import examples
 from malt.datasets.stats.figures import Flip, ValueBin

@@ -12,9 +12,9 @@ from malt import TrainingDataGenerator
 from malt.config.settings import Settings
 from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.version.folders import open_staging, set_tag
+from malt.files import make_private_folder
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
-from malt.private_files import make_private_folder
 from tests.providers import ScriptedProvider
 from tests.published import PROVENANCE, mixed_shard, publish_questions, spec_of
 

@@ -22,9 +22,8 @@ from malt.datasets.rows.tables import DpoRow, Kind, KtoRow, SftRow
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason
-from malt.trees.credit import OwnAnswer, ValuedTree, role_nodes
+from malt.trees.credit import OwnAnswer, ValuedTree, order_probability, role_nodes, wilson
 from malt.trees.tree import Address, NodeStatus
-from malt.trees.uncertainty import order_probability, wilson
 from tests.published import spec_of
 from tests.strategies import saying, tree_of, valued, valued_trees
 
@@ -193,8 +192,8 @@ def test_a_role_s_scored_example_has_the_given_schema_and_what_it_answered_to() 
     }
     assert checked == {**generated, "solution": "verifier 0.0 on q1", "generated_solution": "generator 0 on q1"}
     assert refined["solution"] == "refiner 0.0.0 on q1"
-    assert refined["generated_solution"] == "generator 0 on q1"  # type: ignore[typeddict-item]
-    assert refined["verification"] == "verifier 0.0 on q1"  # type: ignore[typeddict-item]
+    assert refined["generated_solution"] == "generator 0 on q1"
+    assert refined["verification"] == "verifier 0.0 on q1"
 
 
 def test_a_scored_example_is_written_for_every_valued_node_and_no_other() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from malt.config.roles import Role
 from malt.config.spec import CreditSpec, DatasetSpec
-from malt.datasets.rows.lengths import estimate_tokens, measure_lengths
-from malt.datasets.rows.selection import Selected, select
+from malt.datasets.rows.selection import Selected, estimate_tokens, measure_lengths, select
 from malt.datasets.rows.tables import KINDS, Kind
 from malt.grading.grades import Outcome
 from malt.llm.request import FinishReason

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.spec import DatasetSpec
-from malt.datasets.rows.lengths import BiasCount, LengthCount, estimate_tokens, measure_lengths, quantile, token_counter
+from malt.datasets.rows.selection import (
+    BiasCount,
+    LengthCount,
+    estimate_tokens,
+    measure_lengths,
+    quantile,
+    token_counter,
+)
 from malt.errors import ConfigError
 from tests.strategies import tree_of, valued
 

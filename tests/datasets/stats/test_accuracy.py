@@ -5,12 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.roles import PLAYERS
-from malt.datasets.manifest import Accuracy
-from malt.datasets.stats.accuracy import Ballot, Truth, TruthCount, any_right, majority
+from malt.datasets.measures import Accuracy
 from malt.datasets.stats.counts import TreeCount
-from malt.datasets.stats.diagnostics import DiagnosticsCount, bin_of
-from malt.trees.credit import ValuedTree
-from malt.trees.uncertainty import wilson
+from malt.datasets.stats.diagnostics import Ballot, DiagnosticsCount, Truth, TruthCount, any_right, bin_of, majority
+from malt.trees.credit import ValuedTree, wilson
 from tests.published import spec_of
 from tests.strategies import diagnosed_trees, tree_of, valued
 

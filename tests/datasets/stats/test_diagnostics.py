@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from malt.config.roles import PLAYERS
 from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
-from malt.datasets.manifest import Diagnostics, FlipTable
+from malt.datasets.measures import Diagnostics, FlipTable
 from malt.datasets.stats.diagnostics import DiagnosticsCount, stated_verdict
-from malt.datasets.stats.findings import describe_diagnostics
+from malt.datasets.stats.figures import describe_diagnostics
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import FinishReason
 from malt.trees.credit import OwnAnswer, ValuedTree, value_tree

@@ -9,7 +9,7 @@ import pytest
 from malt.config.spec import CreditSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.publish.removal import remove_version
-from malt.datasets.stats.findings import describe_diagnostics
+from malt.datasets.stats.figures import describe_diagnostics
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import linked_numbers
 from malt.errors import VersionError

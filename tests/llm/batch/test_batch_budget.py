@@ -12,8 +12,7 @@ from malt.config.spec import RunSpec
 from malt.engine.batch_mode import ask_in_batches
 from malt.engine.fill import fill
 from malt.engine.job import read_job
-from malt.engine.run import Run
-from malt.engine.tree_cost import most_for_tree
+from malt.engine.run import Run, most_for_tree
 from malt.errors import ConfigError
 from malt.llm.client.session import Session, close_sessions, open_session
 from malt.llm.store.batches import BatchStore

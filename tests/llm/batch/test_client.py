@@ -6,7 +6,7 @@ import pytest
 
 from malt.config.roles import ModelSpec
 from malt.errors import EndpointDown
-from malt.llm.batch.client import BatchClient
+from malt.llm.batch.api import BatchClient
 from malt.llm.rate_limit.policy import Policy
 from tests.batches import BatchProvider
 

@@ -7,7 +7,7 @@ import pytest
 
 from malt.config.roles import ModelSpec
 from malt.config.spec import RunSpec
-from malt.llm.batch.queues import BatchSize, Queues
+from malt.llm.batch.submit import BatchSize, Queues
 from malt.llm.store.batches import Batch
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.batches import BatchProvider

@@ -187,6 +187,13 @@ async def test_an_unknown_cost_is_unknown_and_never_nothing(provider: ScriptedPr
     assert llm.find_price(spec(provider, "hosted_vllm/unlisted")) is None
 
 
+@pytest.mark.parametrize(
+    "name", ["openai/gpt-5.9", "openai/gpt-5-mini-of-mine", "openai/o1-foo", "dashscope/qwen-flash"]
+)
+def test_a_price_that_litellm_makes_up_or_has_by_tiers_is_unknown(name: str) -> None:
+    assert llm.find_price(ModelSpec(model=name)) is None
+
+
 def test_the_embedded_model_costs_nothing() -> None:
     assert llm.find_price(ModelSpec(model="embedded")) == (0, 0)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from malt.llm.rate_limit.fair_lock import FairLock
+from malt.concurrency import FairLock
 
 
 async def order_of(requests: list[tuple[str, str]], cancelled: int | None = None) -> list[str]:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from malt.llm.rate_limit.headers import AdvertisedLimits, parse_seconds, read_limits, read_retry_after
+from malt.llm.rate_limit.rate import AdvertisedLimits, parse_seconds, read_limits, read_retry_after
 
 OPENAI = {
     "x-ratelimit-limit-requests": "500",

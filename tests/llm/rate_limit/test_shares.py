@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.config.limits import Limits
-from malt.llm.rate_limit.headers import NO_LIMITS, AdvertisedLimits
 from malt.llm.rate_limit.limiter import Endpoint, now_s
+from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits
 from tests.virtual_time import run
 
 

@@ -20,10 +20,8 @@ import pytest
 import sqlalchemy as sa
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import hide_password, parse_url
-from malt.llm.store.samples import ASIDE, Store, StoredSample, UnwritableRow
-from malt.llm.store.schema import FORMAT, expect_store
-from malt.llm.store.writer import BatchedWriter
+from malt.llm.store.database import FORMAT, expect_store, hide_password, parse_url
+from malt.llm.store.samples import ASIDE, BatchedWriter, Store, StoredSample, UnwritableRow
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres
 

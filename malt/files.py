@@ -1,0 +1,43 @@
+"""Files closed to other users, and reading files that others may have put there."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; what is there already keeps its mode."""
+    missing = [each for each in path.parents if not each.exists()]
+    for folder in [*reversed(missing), path]:
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def make_private(path: Path) -> None:
+    """Close a file or folder of ours to others; a link stays as it is."""
+    if not path.is_symlink():
+        path.chmod(PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
+
+
+MIB = 2**20
+
+
+def read_regular_file(path: Path, most_bytes: int) -> bytes:
+    """Read a whole file. Raises `OSError` for a link, a device, a pipe, and for one that is too large.
+
+    Of a relative path no folder on the way may be a link either.
+    """
+    for part in (path,) if path.is_absolute() else (path, *path.parents):
+        if part.is_symlink():
+            raise OSError(errno.ELOOP, f"{part} is a link; name the file that it leads to")
+    follow = os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not make us wait
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | follow)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
+    if status.st_size > most_bytes or len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {most_bytes // MIB:,} MiB")
+    return data

@@ -1,0 +1,53 @@
+"""Deciding whether trained roles are better than those before them: a pure function of answers, paired by question."""
+
+from malt.config.base import Recorded
+from malt.config.evaluate import EvaluateSpec
+from malt.config.improve import ImproveSpec
+from malt.evaluation.sheet import make_sheets
+from malt.evaluation.statistics import Scores, paired_difference
+from malt.evaluation.summary import Measure
+from malt.evaluation.systems import require_evaluate
+from malt.evaluation.version import EvaluationVersion
+
+CURRENT, CANDIDATE = "current", "candidate"
+"""The systems of a round's evaluation: who grew its trees, and what was trained on them."""
+
+
+class RoundDecision(Recorded):
+    """What a round came to."""
+
+    is_kept: bool
+    """Whether the trained roles play from now on."""
+    difference: float | None
+    """What they have over those before them, by the measure that decides; None where no question is known of both."""
+    low: float | None
+    """Lower bound of its interval, which decides."""
+    high: float | None
+    questions: int
+
+
+def decide(candidate: Scores, current: Scores, spec: ImproveSpec, *, votes: bool) -> RoundDecision:
+    """Keep what was trained only where the lower bound of its gain is above the margin."""
+    found = paired_difference(candidate, current, votes=votes, level=spec.level)
+    if found is None:
+        return RoundDecision(is_kept=False, difference=None, low=None, high=None, questions=0)
+    return RoundDecision(
+        is_kept=found.low > spec.margin,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        questions=found.questions,
+    )
+
+
+def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDecision:
+    """Decide from the answers of a round's evaluation."""
+    sheets = make_sheets(version.spec, version.answers, "chain")
+    measure = choose_measure(spec, require_evaluate(version.spec))
+    scores = {name: sheets[name].scores(measure) for name in (CANDIDATE, CURRENT)}
+    return decide(scores[CANDIDATE], scores[CURRENT], spec, votes=measure.endswith("_mv"))
+
+
+def choose_measure(spec: ImproveSpec, evaluate: EvaluateSpec) -> Measure:
+    """Return what decides."""
+    return spec.measure or evaluate.measure

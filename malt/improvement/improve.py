@@ -1,0 +1,226 @@
+"""Going round: grow, train, evaluate, keep what is better. How a step is carried out is an argument.
+
+Every step looks first for the version that it would make; so the same call goes on where another one was killed, and
+pays and trains nothing twice.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.config.spec import RunSpec
+from malt.config.train import TrainSpec
+from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.engine.build import RunSummary
+from malt.engine.job import read_job
+from malt.engine.run import new_run_name
+from malt.engine.runner import run_job
+from malt.errors import ConfigError, NothingToPublish, RunStopped
+from malt.evaluation.evaluate import evaluate_alone
+from malt.evaluation.job import check_systems, held_out_questions, read_evaluation
+from malt.evaluation.result import Evaluated
+from malt.evaluation.version import EvaluationVersion
+from malt.improvement.decision import judge_evaluation
+from malt.improvement.found import find_dataset, find_evaluation
+from malt.improvement.report import write_report
+from malt.improvement.specs import beside_spec, closing_spec, deciding_spec, growing_spec
+from malt.improvement.summary import Account, Improvement, Round
+from malt.llm.client.run_lock import hold_run_lock
+from malt.llm.provider import embedded
+from malt.questions.question import read_questions
+from malt.training.process import Tell, check_installed
+from malt.training.run import TrainSummary, find_trained, prepare, train
+
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)  # each step takes minutes: whoever listens is told of it
+
+
+class Steps(Protocol):
+    """How the steps of a round are carried out: in this process, or as flows."""
+
+    async def grow(self, spec: RunSpec) -> RunSummary:
+        """Make a dataset version."""
+        ...
+
+    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
+        """Make a model version."""
+        ...
+
+    async def evaluate(self, spec: RunSpec) -> Evaluated:
+        """Make an evaluation version."""
+        ...
+
+
+class Here:
+    """Carries out steps in this process, without Prefect."""
+
+    def __init__(self, settings: Settings, tell: Tell = lambda _: None) -> None:
+        self._settings = settings
+        self._tell = tell
+
+    async def grow(self, spec: RunSpec) -> RunSummary:
+        """Grow, grade and publish."""
+        return await run_job(read_job(spec, self._settings))
+
+    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
+        """Train beside the loop."""
+        settings, tell = self._settings, self._tell
+        return await asyncio.to_thread(train, version, spec, earlier=earlier, tell=tell, settings=settings)
+
+    async def evaluate(self, spec: RunSpec) -> Evaluated:
+        """Ask the systems, and publish."""
+        job = read_evaluation(spec)
+        check_systems(job)
+        return await evaluate_alone(job, self._settings, new_run_name())
+
+
+def improve(spec: RunSpec | str | Path, overrides: Sequence[str] = (), *, tell: Tell = lambda _: None) -> Improvement:
+    """Go round as `[improve]` of a config says, and return what came of it.
+
+    Takes a `RunSpec`, or the path of a config and overrides such as `improve.rounds=3`. What versions on disk have is
+    neither asked nor trained again. Raises what a run, a training and an evaluation raise.
+    """
+    declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
+    settings = Settings()
+    return asyncio.run(improve_alone(declared, settings, Here(settings, tell)))
+
+
+async def improve_alone(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:
+    """Go round once no other improvement of this name is under way."""
+    check(spec, settings)
+    async with hold_run_lock(name_lock(spec), settings, f"improvement {new_run_name()}"):
+        return await go_round(spec, settings, steps)
+
+
+def name_lock(spec: RunSpec) -> str:
+    """Return the name of the lock that keeps two improvements from doing the same work."""
+    return f"improve-{spec.name}"
+
+
+def check(spec: RunSpec, settings: Settings) -> None:
+    """Look at all that is declared before anything is asked. Raises `InputError`."""
+    if not embedded.is_embedded(spec.train.base):
+        raise ConfigError(
+            f"malt improve plays what it trained in this process: [train] base = {spec.train.base!r} gives adapters "
+            "for a server of your own. Take `embedded` or embedded/<path.gguf>; or go round by hand, with malt train"
+        )
+    check_installed()
+    read_job(spec, settings)
+    held_out_questions(spec)
+    for source in spec.improve.beside.values():
+        read_questions(source)
+
+
+async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:
+    """Go round until all rounds are done, or one kept nothing and is to be the last."""
+    started, course = time.monotonic(), Course(spec, settings, steps)
+    done = Improvement(name=spec.name, rounds=(), best=None)
+    for number in range(1, spec.improve.rounds + 1):
+        latest = await course.take_round(number, done)
+        kept = {"best": latest.models} if latest.judgement.is_kept else {}
+        done = done.model_copy(update={"rounds": (*done.rounds, latest), **kept})
+        log.info(tell_round(latest))
+        write_report(done, settings)
+        if not latest.judgement.is_kept and spec.improve.on_no_gain == "stop":
+            done = done.model_copy(update={"stopped": f"round {number} kept nothing, so it was the last"})
+            break
+    done = done.model_copy(update=await course.close(done))
+    counted = {"used": course.account.used, "wall_s": round(time.monotonic() - started, 1)}
+    return done.model_copy(update={**counted, "report": str(write_report(done, settings))})
+
+
+def tell_round(latest: Round) -> str:
+    """Say what a round came to."""
+    judged = latest.judgement
+    if judged.difference is None or judged.low is None or judged.high is None:
+        return f"round {latest.number}: {latest.models} cannot be compared; not kept"
+    gain = f"{100 * judged.difference:+.1f} points ({100 * judged.low:+.1f} to {100 * judged.high:+.1f})"
+    return f"round {latest.number}: {latest.models} {gain}: {'kept' if judged.is_kept else 'not kept'}"
+
+
+class Course:
+    """Takes one round after the other; each step makes a version, or finds it made."""
+
+    def __init__(self, spec: RunSpec, settings: Settings, steps: Steps) -> None:
+        self.spec = spec
+        self.settings = settings
+        self.steps = steps
+        self.account = Account()
+
+    async def take_round(self, number: int, before: Improvement) -> Round:
+        """Grow with the best roles so far, train on it, and compare."""
+        in_vain = count_in_vain(before.rounds)
+        log.info(f"round {number}: growing, played by {before.best or 'the roles of the config'}")
+        dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain))
+        earlier = [each.dataset for each in before.rounds] if self.spec.improve.rows == "all" else []
+        log.info(f"round {number}: training on {', '.join([*earlier, dataset.reference])}")
+        models = await self.train(dataset.reference, earlier)
+        log.info(f"round {number}: evaluating {models} on held-out questions")
+        version = await self.evaluate(deciding_spec(self.spec, before.best, models))
+        judgement = judge_evaluation(version, self.spec.improve)
+        return Round(number=number, players=before.best, dataset=dataset.reference, models=models,
+                     evaluation=version.reference, judgement=judgement)  # fmt: skip
+
+    async def close(self, done: Improvement) -> dict[str, object]:
+        """Evaluate at the end what is declared for it; return the versions."""
+        models, improve = done.shown, self.spec.improve
+        if models is None:
+            return {}
+        closing = None
+        if improve.closing:
+            log.info(f"closing: {models} beside the untrained roles, and with each role untrained")
+            closing = (await self.evaluate(closing_spec(self.spec, models))).reference
+        beside = {}
+        for name, source in improve.beside.items():
+            log.info(f"closing: {models} on {name}")
+            beside[name] = (await self.evaluate(beside_spec(self.spec, name, source, models))).reference
+        return {"closing": closing, "beside": beside}
+
+    async def grow(self, spec: RunSpec) -> DatasetVersion:
+        """Return the version of a round's trees."""
+        job = read_job(spec, self.settings)
+        found = await asyncio.to_thread(find_dataset, job)
+        if found is not None:
+            return found
+        summary = await self.steps.grow(job.spec)
+        self.account.add(summary)
+        if summary.stopped or summary.waits:
+            raise RunStopped(summary.sentence)
+        if summary.version is None:
+            raise NothingToPublish(summary.sentence)
+        return open_version(summary.reference, self.settings.datasets_dir)
+
+    async def train(self, version: str, earlier: Sequence[str]) -> str:
+        """Return what a round's rows were made into."""
+        prepared = prepare(version, self.spec.train, self.settings, earlier)
+        known = find_trained(prepared)
+        if known is not None:
+            return known.played_as
+        summary = await self.steps.train(version, earlier, self.spec.train)
+        self.account.add(summary)
+        return f"{summary.models}@v{summary.version}"
+
+    async def evaluate(self, spec: RunSpec) -> EvaluationVersion:
+        """Return the version of a comparison."""
+        job = read_evaluation(spec)
+        found = await asyncio.to_thread(find_evaluation, job)
+        if found is not None:
+            return found
+        done = await self.steps.evaluate(spec)
+        self.account.add(done)
+        if done.stopped is not None:
+            raise RunStopped(done.sentence)
+        if done.version is None or (done.failures and spec.run.on_incomplete == "fail"):
+            raise NothingToPublish(done.sentence)
+        return done.version
+
+
+def count_in_vain(rounds: Sequence[Round]) -> int:
+    """Count the rounds since the last one that was kept."""
+    kept = [each.number for each in rounds if each.judgement.is_kept]
+    return len(rounds) - max(kept, default=0)
