@@ -10,12 +10,13 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.evaluation.evaluate import Evaluated, name_lock
 from malt.evaluation.job import check_systems, read_evaluation
+from tasks.ends import close_after_crash
 from tasks.evaluating import answer_questions, conclude, publish_evaluation
 from tasks.growing import with_block_keys
 from tasks.run_lock import only_run_of
 
 
-@flow(name="evaluate", flow_run_name="evaluate {spec.name}")
+@flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])
 async def evaluate(spec: RunSpec) -> State[Evaluated]:
     """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
     job, settings = read_evaluation(await with_block_keys(spec)), Settings()

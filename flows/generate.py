@@ -20,6 +20,7 @@ from malt.engine.run import Run
 from malt.engine.runner import is_publishable
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
+from tasks.ends import close_after_crash
 from tasks.growing import (
     Branch,
     Grower,
@@ -41,9 +42,14 @@ BRANCH_TASK_RUNS = 2_000
 BRANCHES_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)
 
 
-@flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE)
+@flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE, on_crashed=[close_after_crash])
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
+    return await grow_alone(spec)
+
+
+async def grow_alone(spec: RunSpec) -> State[RunSummary]:
+    """Grow a dataset once no other run of it is under way."""
     async with only_run_of(spec.name) as name:
         job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
         return await grow_and_publish(job, job.questions, Run(name))

@@ -15,13 +15,14 @@ from malt.datasets.version.dataset_version import open_version
 from malt.training.process import check_installed
 from malt.training.run import TrainSummary, find_trained, known_role, prepare, publish, summarise
 from malt.training.settings import declared
+from tasks.ends import close_after_crash
 from tasks.training import announce_models, train_role, trained
 
 ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 """Two trainings at once would only share the processors, and need the memory of both."""
 
 
-@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME)
+@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME, on_crashed=[close_after_crash])
 async def train(
     version: str, config: str = "", earlier: Sequence[str] = (), spec: TrainSpec | None = None
 ) -> TrainSummary:
