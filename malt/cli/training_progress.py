@@ -18,11 +18,22 @@ _PLAIN_EVERY_S = 10.0
 def training_progress() -> Iterator[Tell]:
     """Show on stderr how training goes: a bar a stage on a terminal, a line now and then elsewhere."""
     if not console(stderr=True).is_terminal:
-        yield _Lines()
+        yield _announcing(_Lines())
         return
     columns = (TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
     with Progress(*columns, console=console(stderr=True)) as bars:
-        yield _Bars(bars)
+        yield _announcing(_Bars(bars))
+
+
+def _announcing(tell: Tell) -> Tell:
+    """Say, before anything else is told, whom a training waits for."""
+
+    def announce(event: Mapping[str, Any]) -> None:
+        if event["event"] == "waiting":
+            warn(f"models {event['models']}: waiting for {event['holder']}")
+        tell(event)
+
+    return announce
 
 
 class _Lines:
