@@ -22,9 +22,9 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 
 if TYPE_CHECKING:
-    from malt.training.process import Tell
     from malt.llm.budget import Tally
     from malt.llm.client.session import Session
+    from malt.training.process import Tell
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
