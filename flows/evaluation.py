@@ -14,6 +14,7 @@ from tasks.ends import close_after_crash
 from tasks.evaluating import answer_questions, conclude, publish_evaluation
 from tasks.growing import with_block_keys
 from tasks.run_lock import only_run_of
+from tasks.versions import asset_key
 
 
 @flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])
@@ -25,5 +26,6 @@ async def evaluate(spec: RunSpec) -> State[Evaluated]:
         asked: Any = quote(job)  # else Prefect walks through it, looking for other tasks' results
         filled = await answer_questions(spec.name, asked, settings, run)
         held: Any = quote(filled.job)
-        published = None if filled.stopped else await publish_evaluation(spec.name, held, settings)
+        named = publish_evaluation.with_options(assets=[asset_key("evaluations", spec.name)])
+        published = None if filled.stopped else await named(spec.name, held, settings)
     return await conclude(job, filled, published)

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
 from prefect.states import Running
@@ -30,11 +31,13 @@ logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTR
 _is_stopping = threading.Event()
 """Whether the flow run of this process was told to end."""
 
+_FOLLOWING = tuple(f"Finished in state {state}" for state in ("Cancelled", "NotReady", "Pending", "Suspended"))
+
 
 def _is_own_end(record: logging.LogRecord) -> bool:
-    """Leave out what only follows: task runs whose parent failed, and how each one ends in a run that is stopped."""
+    """Leave out what only follows: how task runs end that could not begin, and those of a run that is stopped."""
     said = record.getMessage()
-    return not (said.startswith("Finished in state") and (_is_stopping.is_set() or "NotReady" in said))
+    return not said.startswith("Finished in state" if _is_stopping.is_set() else _FOLLOWING)
 
 
 for _name in ("prefect.task_runs", "prefect.flow_runs"):
@@ -53,6 +56,9 @@ async def only_run_of(dataset: str) -> AsyncIterator[str]:
         with cancelled_by_sigterm():
             try:
                 yield run
+            except (asyncio.CancelledError, TerminationSignal):
+                _is_stopping.set()
+                raise
             finally:
                 await asyncio.to_thread(stop_sessions, run)
                 await send_events()

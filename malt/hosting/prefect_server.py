@@ -19,6 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from malt.hosting.access import OwnPagesOnly
+from malt.hosting.reports import WithReports
 from malt.hosting.sqlite_transactions import take_turns
 from malt.processes import paused_gc
 
@@ -46,7 +47,8 @@ def main() -> None:
         if database is not None:
             take_turns(url)
         config.load()
-    config.loaded_app = OwnPagesOnly(config.loaded_app, host, listener.getsockname()[1])
+    with_reports = WithReports(config.loaded_app, home.parent, os.environ["PREFECT_SERVER_API_AUTH_STRING"])
+    config.loaded_app = OwnPagesOnly(with_reports, host, listener.getsockname()[1])
     server.run(sockets=[listener])
 
 

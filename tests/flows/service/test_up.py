@@ -29,7 +29,8 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
     assert {each["name"]: each["trigger"]["posture"] for each in automations} == {
         "MALT: tell of a failed run": "Reactive",
         "MALT: a silent run has crashed": "Proactive",
-        "MALT: train what was published": "Reactive",  # off, until somebody turns it on
+        "MALT: train what was published": "Reactive",  # this and the next are off, until somebody turns them on
+        "MALT: evaluate what was trained": "Reactive",
     }
 
 
