@@ -36,11 +36,7 @@ class Job:
     @property
     def source(self) -> Source:
         return Source(
-            self.spec,
-            self.prompts,
-            self.settings.store,
-            patience_s=self.settings.store_patience_s,
-            judge=self.judge,
+            self.spec, self.prompts, self.settings.store, patience_s=self.settings.store_patience_s, judge=self.judge
         )
 
     def inputs(self, complete: Complete) -> TreeInputs:

@@ -302,10 +302,7 @@ _RETURN = (
     sa.update(items_table)
     .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
     .values(
-        mark=None,
-        attempts=sa.bindparam("tries"),
-        alone=sa.bindparam("is_alone"),
-        given_up=sa.bindparam("is_given_up"),
+        mark=None, attempts=sa.bindparam("tries"), alone=sa.bindparam("is_alone"), given_up=sa.bindparam("is_given_up")
     )
 )
 
