@@ -2,9 +2,12 @@
 
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from malt.config.base import Recorded
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest
+from malt.errors import VersionError
 
 
 class Player(Recorded):
@@ -35,5 +38,11 @@ class EvaluationManifest(VersionManifest):
 
     @property
     def spec(self) -> RunSpec:
-        """The declaration that it came from."""
-        return RunSpec.model_validate(self.config)
+        """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
+        try:
+            return RunSpec.model_validate(self.config)
+        except ValidationError as error:
+            raise VersionError(
+                f"{self.kind}/{self.name}@v{self.version}: its config is no longer a valid one "
+                f"({error.errors()[0]['msg']})"
+            ) from error

@@ -40,12 +40,7 @@ class EvaluationVersion(Published[EvaluationManifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        try:
-            return self.manifest.spec
-        except ValidationError as error:
-            raise VersionError(
-                f"{self.reference}: its config is no longer a valid one ({error.errors()[0]['msg']})"
-            ) from error
+        return self.manifest.spec
 
     @cached_property
     def summary(self) -> Summary:
@@ -125,7 +120,9 @@ def list_evaluations(name: str | None = None) -> ListedEvaluations:
     for each in list_names(folder) if name is None else [name]:
         for number in version_numbers(folder / each):
             try:
-                listed.versions.append(open_evaluation_folder(folder / each / f"v{number}"))
+                version = open_evaluation_folder(folder / each / f"v{number}")
+                _ = version.summary  # which a listing quotes
+                listed.versions.append(version)
             except VersionError as error:
                 listed.unreadable[f"{SHELF}/{each}@v{number}"] = error
     return listed

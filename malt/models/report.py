@@ -51,7 +51,9 @@ def find_report(version: ModelVersion, out: Path | None = None) -> Path:
 def plots_of(entry: RoleEntry) -> Iterator[Plot]:
     """Yield loss and, for pairs, margin of every stage."""
     for stage in entry.stages:
-        yield plot(f"{stage.stage}: loss", "", [point.loss for point in stage.losses])
+        losses = [point.loss for point in stage.losses]
+        if losses:
+            yield plot(f"{stage.stage}: loss", "", losses)
         margins = [point.margin for point in stage.losses if point.margin is not None]
         if margins:
             yield plot(f"{stage.stage}: margin", "other", margins)
