@@ -55,7 +55,14 @@ class EvaluationManifest(VersionManifest):
 
     @property
     def spec(self) -> RunSpec:
-        return RunSpec.model_validate(self.config)
+        """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
+        try:
+            return RunSpec.model_validate(self.config)
+        except ValidationError as error:
+            raise VersionError(
+                f"{self.kind}/{self.name}@v{self.version}: its config is no longer a valid one "
+                f"({error.errors()[0]['msg']})"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,7 @@ class EvaluationVersion(Published[EvaluationManifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        try:
-            return self.manifest.spec
-        except ValidationError as error:
-            raise VersionError(
-                f"{self.reference}: its config is no longer a valid one ({error.errors()[0]['msg']})"
-            ) from error
+        return self.manifest.spec
 
     @cached_property
     def summary(self) -> Summary:
@@ -133,4 +135,11 @@ def open_evaluation_folder(path: Path) -> EvaluationVersion:
 
 def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
-    return list_opened(evaluations_dir(), name, open_evaluation_folder, f"{SHELF}/")
+    return list_opened(evaluations_dir(), name, _open_with_summary, f"{SHELF}/")
+
+
+def _open_with_summary(path: Path) -> EvaluationVersion:
+    """Open a version of which a listing quotes the summary."""
+    version = open_evaluation_folder(path)
+    _ = version.summary
+    return version
