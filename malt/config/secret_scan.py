@@ -24,6 +24,7 @@ _KEY_VALUE = re.compile(
     r"|[?&](api[-_]?key|key|token|access[-_]token)=",
     re.IGNORECASE,
 )
+_KEY_OVERRIDE = re.compile(r"(api[-_]?key|secret|password|passwd|credential|authorization|token)\s*=", re.IGNORECASE)
 _NAME_FIELDS = {
     "api_key_env": (VARIABLE, "the name of an environment variable"),
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
@@ -73,6 +74,11 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
         "additionalProperties": deeper,
         "items": deeper,
     }
+
+
+def override_without_keys() -> dict[str, Any]:
+    """Return the JSON schema of a `key=value` text without a secret."""
+    return {"not": {"anyOf": [match_text(_KEY_VALUE), match_text(_KEY_OVERRIDE)]}}
 
 
 def match_name(pattern: re.Pattern[str]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class RunSummary(Recorded):
     def markdown(self) -> str:
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
-        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])
+        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items() if rows])
         leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (

@@ -12,7 +12,7 @@ from malt.evaluation.systems import Lineup
 from malt.llm.store.samples import Store
 from malt.questions.screening import Screening
 
-DISCORDANCES = (0.1, 0.2, 0.3)
+_DISCORDANCES = (0.1, 0.2, 0.3)
 """Shares of questions on which two systems' votes may part."""
 
 
@@ -34,7 +34,7 @@ class EvaluationPlan(Quote):
     """How many questions show 4 points at 20 % discordance."""
 
 
-class Added(NamedTuple):
+class _Added(NamedTuple):
     """One role of a line-up that no line-up before it asks in the same place."""
 
     lineup: Lineup
@@ -44,13 +44,13 @@ class Added(NamedTuple):
 
 def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     """Quote an evaluation: every subtree once, less what the store has."""
-    added = list_added(job, store)
+    added = _list_added(job, store)
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
         known = systems[each.lineup.system].roles
-        known[each.role] = add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
-    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in DISCORDANCES}
+        known[each.role] = _add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
+    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
         systems=systems,
@@ -60,26 +60,26 @@ def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     )
 
 
-def list_added(job: EvaluationJob, store: Store) -> list[Added]:
+def _list_added(job: EvaluationJob, store: Store) -> list[_Added]:
     """Quote each line-up's roles that no earlier one asks below the same texts."""
     added, known = [], set[str]()
     for lineup in job.lineups:
         quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
         for role in quoted:
-            place = name_place(lineup, role)
+            place = _name_place(lineup, role)
             if place not in known and (role in lineup.roles or role is Role.EVALUATOR):
                 known.add(place)
-                added.append(Added(lineup, role, quoted[role]))
+                added.append(_Added(lineup, role, quoted[role]))
     return added
 
 
-def name_place(lineup: Lineup, role: Role) -> str:
+def _name_place(lineup: Lineup, role: Role) -> str:
     """Name what decides a role's requests: who speaks before it, and itself."""
     depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
     cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
     return "\n".join([role.value, *cast])
 
 
-def add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
+def _add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
     """Add up what one role is asked in several line-ups of a system."""
     return first.model_copy(update=add_quotes([first, second]))

@@ -18,10 +18,10 @@ Scores = NDArray[np.float64]
 
 DRAWS = 10_000
 """Of a bootstrap."""
-SEED = 2412_01928
+_SEED = 2412_01928
 """Of all draws: the same answers give the same intervals."""
 LEVEL, POWER = 0.05, 0.80
-USUAL_DISCORDANCE = 0.20
+_USUAL_DISCORDANCE = 0.20
 """Share of questions on which two systems differ, where nothing is known of them yet."""
 
 
@@ -54,17 +54,17 @@ def estimate(scores: Scores) -> Estimate:
     if not len(known):
         return Estimate(None, None, None, None, 0)
     mean = float(known.mean())
-    stderr = standard_error(known)
-    low, high = wilson(mean, effective_answers(mean, stderr, len(known)))
+    stderr = _standard_error(known)
+    low, high = wilson(mean, _effective_answers(mean, stderr, len(known)))
     return Estimate(mean, stderr, low, high, len(known))
 
 
-def standard_error(known: Scores) -> float | None:
+def _standard_error(known: Scores) -> float | None:
     """Return the standard error of a mean over questions; None of a single one."""
     return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
-def effective_answers(mean: float, stderr: float | None, questions: int) -> float:
+def _effective_answers(mean: float, stderr: float | None, questions: int) -> float:
     """Return how many independent answers would have this standard error; as many as questions where none varies."""
     if not stderr or not 0 < mean < 1:
         return questions
@@ -96,9 +96,9 @@ def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> I
         unseen = 1 - tail ** (1 / count)
         return Interval(max(float(distinct[0]) - unseen, -1.0), min(float(distinct[0]) + unseen, 1.0))
     # Shares of a few answers take few values, so a draw is one multinomial over them.
-    drawn = np.random.default_rng(SEED).multinomial(count, counts / count, size=draws)
-    share = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1))
-    low, high = np.quantile(drawn @ distinct / count, [share, 1 - share])
+    drawn = np.random.default_rng(_SEED).multinomial(count, counts / count, size=draws)
+    tail = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1))
+    low, high = np.quantile(drawn @ distinct / count, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
@@ -114,7 +114,7 @@ def paired_test(differences: Scores, draws: int = DRAWS) -> float:
     sizes, counts = np.unique(np.abs(parted).round(12), return_counts=True)
     if len(sizes) < 2:
         return float(binomtest(int((parted > 0).sum()), len(parted)).pvalue) if len(parted) else 1.0
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(_SEED)
     sums = sum(
         size * (2 * random.binomial(count, 0.5, draws) - count) for size, count in zip(sizes, counts, strict=True)
     )
@@ -132,7 +132,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def smallest_difference(questions: int, discordance: float = USUAL_DISCORDANCE) -> float | None:
+def smallest_difference(questions: int, discordance: float = _USUAL_DISCORDANCE) -> float | None:
     """Return the smallest difference that McNemar's test finds with 80 % power; None where these questions are too few.
 
     `discordance` is the share of questions on which two votes part (Connor 1987).
@@ -145,7 +145,7 @@ def smallest_difference(questions: int, discordance: float = USUAL_DISCORDANCE) 
     return float(found)
 
 
-def questions_needed(difference: float, discordance: float = USUAL_DISCORDANCE) -> float:
+def questions_needed(difference: float, discordance: float = _USUAL_DISCORDANCE) -> float:
     """Return how many questions show a difference with 80 % power, two-sided at 5 %."""
     from scipy.stats import norm
 

@@ -3,10 +3,10 @@
 from malt.config.base import Recorded
 from malt.config.evaluate import EvaluateSpec
 from malt.config.improve import ImproveSpec
-from malt.evaluation.sheet import make_sheets
 from malt.evaluation.statistics import Scores, paired_difference
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import require_evaluate
+from malt.evaluation.table import make_sheets
 from malt.evaluation.version import EvaluationVersion
 
 CURRENT, CANDIDATE = "current", "candidate"
@@ -28,7 +28,7 @@ class RoundDecision(Recorded):
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
     """Keep what was trained only where the lower bound of its gain is above the margin."""
-    found = paired_difference(candidate, current, spec.level)
+    found = paired_difference(candidate, current, level=spec.level)
     if found is None:
         return RoundDecision(is_kept=False, difference=None, low=None, high=None, questions=0)
     return RoundDecision(

@@ -111,7 +111,6 @@ class Parser(TokenCursor):
         return found
 
     def inside_up_to(self, *closings: str) -> list[Reading]:
-        """Read as much and one of the closing brackets."""
         found = self.inside()
         if self.take(*closings) is None:
             self.expect(closings[0])
@@ -235,7 +234,6 @@ class Parser(TokenCursor):
         return True
 
     def _is_unit_word(self, token: Token) -> bool:
-        """Whether a word is a unit, or a noun that is counted."""
         low = token.text.lower()
         return token.text in UNITS or low in UNITS or low in self.nouns or low in COUNTED or low in _POWER_WORDS
 

@@ -267,7 +267,7 @@ def _limits_for(model: ModelSpec, limits: Limits) -> Limits:
     """Return an endpoint's limits; more requests than the embedded model can work on would only time out waiting."""
     if not embedded.is_embedded(model.model):
         return limits
-    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
+    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.count_lanes())})
 
 
 def make_answered_rows(

@@ -8,8 +8,8 @@ import copy
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pydantic import BaseModel, JsonValue
@@ -87,22 +87,19 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     """
     while True:
         route = await find_route(request.model)
-        with _keeping_server(request.model, route) as is_there:
-            if is_there:
-                return await _send(request, route, first, count)
+        arguments = build_arguments(request, route, first, count)
+        if not (embedded.is_embedded(request.model.model) and route.api_base):
+            return await _send(request, route, arguments, count)
+        async with embedded.asking(route.api_base, request.model.model) as lane:
+            if lane is not None:
+                at = f"{lane.address}/v1"
+                own = {"api_base": at, "cache_prompt": lane.is_new(repr(request.messages))}
+                return await _send(request, replace(route, api_base=at), {**arguments, **own}, count)
         forget_route(request.model)
 
 
-def _keeping_server(model: ModelSpec, route: Route) -> AbstractContextManager[bool]:
-    """Keep an embedded model's server from ending while it is asked; say whether it has ended before."""
-    if embedded.is_embedded(model.model) and route.api_base:
-        return embedded.asking(route.api_base, model.model)
-    return nullcontext(enter_result=True)
-
-
-async def _send(request: CompletionRequest, route: Route, first: int, count: int) -> Reply:
+async def _send(request: CompletionRequest, route: Route, arguments: Mapping[str, object], count: int) -> Reply:
     model = request.model
-    arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:
         body, headers = await within(model.timeout_s, _complete(route, arguments))
