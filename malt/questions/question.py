@@ -282,9 +282,8 @@ def _read_choices(value: JsonValue) -> Choices:
         case {"label": list(labels), "text": list(texts)} if len(labels) == len(texts):
             return Choices(_labels(labels), _texts(texts))
         case [{"label": _, "text": _}, *_] as items:
-            return Choices(
-                _labels([_part(item, "label") for item in items]), _texts([_part(item, "text") for item in items])
-            )
+            labels, texts = ([_part(item, name) for item in items] for name in ("label", "text"))
+            return Choices(_labels(labels), _texts(texts))
         case list(texts):
             return Choices(None, _texts(texts))
     raise QuestionError(

@@ -252,12 +252,11 @@ def _csv_row(place: str, header: Sequence[str], cells: list[str]) -> Row:
 
 
 def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow.parquet
 
     unpacked, numbers = 0, count(1)
     try:
-        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(_PARQUET_BATCH):
+        for batch in pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(_PARQUET_BATCH):
             batch = _plain_columns(batch)
             unpacked += batch.nbytes
             if unpacked > MOST_BYTES:

@@ -151,8 +151,7 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
 
     Where a judge cannot be asked, that grade is unknown. Raises `RunStopped`.
     """
-    grades: dict[int, Grade] = {}
-    waiting = iter(enumerate(work))
+    grades, waiting = dict[int, Grade](), iter(enumerate(work))
 
     async def grade_some() -> None:
         for place, grade in waiting:

@@ -138,11 +138,10 @@ def _write_part(version: DatasetVersion, form: Format, part: ExportPart, staging
 
 def _manifest_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> ExportManifest:
     """Say what was written. Raises `NothingToExport` where that is nothing."""
-    present = [file for file in files if file.rows]
-    if not present:
+    if not (present := [file for file in files if file.rows]):
         paths = ", ".join(file.path for file in files) or "that split"
-        card = version.path / CARD_FILE
-        raise NothingToExport(f"{version.reference} has no rows for {to} ({paths}); what was left out: {card}")
+        why = f"what was left out: {version.path / CARD_FILE}"
+        raise NothingToExport(f"{version.reference} has no rows for {to} ({paths}); {why}")
     return ExportManifest(
         format=to,
         dataset=version.name,

@@ -329,10 +329,9 @@ _REASONS_NAMED = 3
 
 def find_suspicions(manifest: Manifest) -> Iterator[str]:
     """Say what makes a dataset doubtful, a sentence each; that too few grades are known comes first."""
-    found = manifest.diagnostics
     if reason := why_withheld(manifest):
         yield reason
-    graded, pairs = found.leaves, [kinds["dpo"] for kinds in manifest.selection.values()]
+    graded, pairs = manifest.diagnostics.leaves, [kinds["dpo"] for kinds in manifest.selection.values()]
     if not graded.right + graded.wrong:
         return
     if not graded.wrong:
@@ -341,7 +340,7 @@ def find_suspicions(manifest: Manifest) -> Iterator[str]:
         yield "no graded leaf is right: no pair can be made; compare reference answers and grades with malt show"
     elif not sum(rows.kept for rows in pairs):
         yield f"no preference pair: the gates left out all of {sum(rows.candidates for rows in pairs):,}"
-    yield from _suspect_texts(found)
+    yield from _suspect_texts(manifest.diagnostics)
 
 
 def _suspect_texts(found: Diagnostics) -> Iterator[str]:
