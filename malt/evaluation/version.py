@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from malt.config.base import Recorded
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest, read_as
 from malt.datasets.version.dataset_version import Listed, list_opened, locate
-from malt.datasets.version.published import Published
+from malt.datasets.version.published import Published, read_spec
+from malt.datasets.version.reading import reading
 from malt.errors import VersionError
 from malt.evaluation.summary import MEASURES, Summary
 from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
@@ -65,21 +65,14 @@ class EvaluationVersion(Published[EvaluationManifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        try:
-            return self.manifest.spec
-        except ValidationError as error:
-            raise VersionError(
-                f"{self.reference}: its config is no longer a valid one ({error.errors()[0]['msg']})"
-            ) from error
+        return read_spec(self.manifest.config, self.reference)
 
     @cached_property
     def summary(self) -> Summary:
         """Its figures. Raises `VersionError` where they cannot be read."""
         path = self.path / SUMMARY_FILE
-        try:
+        with reading(self.path, str(path)):
             return Summary.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise VersionError(f"{path} cannot be read; try: malt verify {self.reference}") from error
 
     @property
     def figures(self) -> "pd.DataFrame":
