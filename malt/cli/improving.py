@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="How many rounds in all; overrides improve.rounds.")
 @takes_json
 def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, as_json: bool) -> int:
-    """Grow, train, evaluate and keep what is better, in rounds. Goes on where an earlier call was stopped."""
+    """Grow, train, evaluate, keep what is better; N times. Goes on where an earlier call was stopped."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.private_prefect import connect

@@ -22,8 +22,9 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 
 if TYPE_CHECKING:
+    from malt.llm.budget import Tally
     from malt.llm.client.session import Session
-    from malt.llm.usage import Tally
+    from malt.training.process import Tell
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
@@ -113,14 +114,25 @@ def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]"
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def training_progress() -> "Iterator[Tell]":
     """Show on stderr how training goes: a bar a stage on a terminal, a line now and then elsewhere."""
     if not console(stderr=True).is_terminal:
-        yield _Lines()
+        yield _announcing(_Lines())
         return
     columns = (TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
     with Progress(*columns, console=console(stderr=True)) as bars:
-        yield _Bars(bars)
+        yield _announcing(_Bars(bars))
+
+
+def _announcing(tell: "Tell") -> "Tell":
+    """Say, before anything else is told, whom a training waits for."""
+
+    def announce(event: Mapping[str, Any]) -> None:
+        if event["event"] == "waiting":
+            warn(f"models {event['models']}: waiting for {event['holder']}")
+        tell(event)
+
+    return announce
 
 
 class _Lines:

@@ -21,6 +21,7 @@ from malt.llm.request import Complete, RequestFailed
 from malt.llm.store.samples import Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import Admit, Shortfall, asks_judge, gather_shortfall, grade_text, grow_tree
 from malt.trees.tree import Address, FailedBranch, Node
 
@@ -48,7 +49,7 @@ async def ask_answers(
             ask = mute_absent(lineup, complete)
             if asks_judge(lineup.spec):
                 return (await _answer_question(question, lineup, prompts, ask)).failures
-            return (await grow_tree(question, lineup.spec, prompts, ask)).failures
+            return (await grow_tree(question, TreeInputs(lineup.spec, prompts, ask))).failures
 
     return await gather_shortfall(missing_of(question, lineup) for question, lineup in asked)
 
@@ -71,7 +72,7 @@ async def _answer_question(
     question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
     """Let a system answer a question, and grade what it says."""
-    tree = await grow_tree(question, lineup.spec, prompts, complete, wait=wait)
+    tree = await grow_tree(question, TreeInputs(lineup.spec, prompts, complete, wait=wait))
     judge = LLMEvaluator.from_spec(lineup.spec.evaluator, prompts, complete) if asks_judge(lineup.spec) else None
     grading = _Grading(question, graders_for(lineup.spec.evaluator, judge))
     chains = [Address((chain,)) for chain in range(lineup.chains)]

@@ -22,11 +22,11 @@ from malt.evaluation.systems import Lineup, find_baseline, with_samples
 from malt.evaluation.table import make_frame, make_sheets, make_table
 from malt.evaluation.tournament import find_losers, order_questions, plan_rounds
 from malt.evaluation.version import EvaluationVersion
+from malt.llm.budget import Tally
 from malt.llm.client.completers import make_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
-from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Admit, Shortfall
 from malt.trees.tree import FailedBranch

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.engine.job import Job
-from malt.engine.plan import Figures, RolePlan, plan, together
+from malt.engine.plan import Quote, RolePlan, add_quotes, plan
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.statistics import questions_needed, smallest_difference
 from malt.evaluation.systems import Lineup
@@ -22,20 +22,12 @@ class SystemPlan(Recorded):
     roles: dict[Role, RolePlan]
 
 
-class EvaluationPlan(Recorded):
+class EvaluationPlan(Quote):
     """The quote of an evaluation, without the votes that an equal number of tokens takes."""
 
     questions: int
     systems: dict[str, SystemPlan]
     """What each adds to those before it, with all seeds and its control."""
-    requests: int
-    completions: int
-    stored_completions: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    low: Figures
-    high: Figures
     smallest_difference: dict[str, float | None]
     """What so many questions show with 80 % power, by the share of questions on which two votes part."""
     questions_for_4_points: int
@@ -62,12 +54,7 @@ def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     return EvaluationPlan(
         questions=len(job.questions),
         systems=systems,
-        requests=sum(role.requests for role in quoted),
-        completions=sum(role.completions for role in quoted),
-        stored_completions=sum(role.stored_completions for role in quoted),
-        **together(quoted).model_dump(),
-        low=together([role.low for role in quoted]),
-        high=together([role.high for role in quoted]),
+        **add_quotes(quoted),
         smallest_difference=found,
         questions_for_4_points=round(questions_needed(0.04)),
     )
@@ -95,15 +82,4 @@ def _name_place(lineup: Lineup, role: Role) -> str:
 
 def _add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
     """Add up what one role is asked in several line-ups of a system."""
-    both = [first, second]
-    return first.model_copy(
-        update={
-            **{
-                name: sum(getattr(each, name) for each in both)
-                for name in ("requests", "completions", "stored_completions")
-            },
-            **together(both).model_dump(),
-            "low": together([each.low for each in both]),
-            "high": together([each.high for each in both]),
-        }
-    )
+    return first.model_copy(update=add_quotes([first, second]))

@@ -55,7 +55,8 @@ class EvaluationManifest(VersionManifest):
 
     @property
     def spec(self) -> RunSpec:
-        return RunSpec.model_validate(self.config)
+        """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
+        return read_spec(self.config, f"{self.kind}/{self.name}@v{self.version}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class EvaluationVersion(Published[EvaluationManifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        return read_spec(self.manifest.config, self.reference)
+        return self.manifest.spec
 
     @cached_property
     def summary(self) -> Summary:
@@ -126,4 +127,11 @@ def open_evaluation_folder(path: Path) -> EvaluationVersion:
 
 def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
-    return list_opened(evaluations_dir(), name, open_evaluation_folder, f"{SHELF}/")
+    return list_opened(evaluations_dir(), name, _open_with_summary, f"{SHELF}/")
+
+
+def _open_with_summary(path: Path) -> EvaluationVersion:
+    """Open a version of which a listing quotes the summary."""
+    version = open_evaluation_folder(path)
+    _ = version.summary
+    return version

@@ -31,6 +31,7 @@ from malt.llm.request import Completion
 from malt.llm.response import split_parts
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id, read_questions
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import grow_tree
 from malt.trees.tree import Address, Node, Tree
 
@@ -84,7 +85,7 @@ class Trio(NamedTuple):
         unknown = Question(question_id=content_id(text, ""), question=text, ground_truth="")
         asked = self.known.get(text, unknown)
         complete = mute_absent(self.lineup, make_completer(self.session, [asked.question_id], run=self.run))
-        return await self.session.call(grow_tree(asked, spec, self.prompts, complete))
+        return await self.session.call(grow_tree(asked, TreeInputs(spec, self.prompts, complete)))
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:

@@ -50,7 +50,9 @@ def find_report(version: ModelVersion, out: Path | None = None) -> Path:
 def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:
     """Yield loss and, for pairs, margin of every stage."""
     for stage in entry.stages:
-        yield _draw_plot(f"{stage.stage}: loss", "", [point.loss for point in stage.losses])
+        losses = [point.loss for point in stage.losses]
+        if losses:
+            yield _draw_plot(f"{stage.stage}: loss", "", losses)
         margins = [point.margin for point in stage.losses if point.margin is not None]
         if margins:
             yield _draw_plot(f"{stage.stage}: margin", "other", margins)

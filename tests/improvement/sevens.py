@@ -9,9 +9,9 @@ from pathlib import Path
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, draw
 
-TRAIN, HELD_OUT, OTHERS = range(4), range(100, 116), range(200, 208)
+TRAIN, HELD_OUT, OTHERS = range(6), range(100, 116), range(200, 208)
 """The numbers in the questions of the three files."""
-BRANCHING, IN_FLIGHT = 2, 4
+BRANCHING, IN_FLIGHT, CHANCE = 2, 4, 0.3
 PROMPTS = {
     "generator": "{{question}}",
     "verifier": "{{solution}}",
@@ -21,10 +21,11 @@ PROMPTS = {
 
 
 def script(asked: Asked, sample: int) -> str:
-    """Answer rightly one time in three, and call everything correct."""
+    """Answer rightly now and then, call everything correct, and keep what is right."""
     if asked.model == "verifier":
-        return f"Way {sample}.\nVerdict: correct"
-    return f"Final Answer: {7 if draw(asked, sample) < 1 / 3 else 9}"
+        return f"{asked.prompt}\nVerdict: correct"
+    is_right = asked.prompt.startswith("Final Answer: 7") or draw(asked, sample) < CHANCE
+    return f"Final Answer: {7 if is_right else 9}"
 
 
 def write_config(folder: Path, provider: ScriptedProvider, base: Path, improve: str = "") -> Path:
@@ -39,7 +40,7 @@ def write_config(folder: Path, provider: ScriptedProvider, base: Path, improve: 
         '[evaluator]\nkind = "number"\n[dataset]\nduplicate_questions = "keep"\n[run]\ntracking = "shard"\n'
         f'[train]\nbase = "embedded/{base}"\nadapter = "full"\ndtype = "float32"\ncheckpoint_s = 0\n'
         'verifier = []\nrefiner = "sft"\n'
-        "[train.sft]\nlearning_rate = 0.02\nepochs = 12\nbatch_size = 8\n"
+        "[train.sft]\nlearning_rate = 0.02\nepochs = 14\nbatch_size = 8\n"
         '[evaluate]\nquestions = { source = "heldout.jsonl" }\nchains = 2\noverlap = "keep"\nmeasure = "ma"\n'
         f"[limits]\nmax_in_flight = {IN_FLIGHT}\n[improve]\n{improve}\n"
     )

@@ -19,7 +19,8 @@ from malt.improvement.improve import improve
 from malt.improvement.report import SUMMARY_FILE
 from malt.improvement.summary import Improvement
 from malt.models.version import open_model
-from tests.improvement.sevens import BRANCHING, HELD_OUT, IN_FLIGHT, OTHERS, TRAIN, write_config
+from tests import mishaps
+from tests.improvement.sevens import BRANCHING, CHANCE, HELD_OUT, IN_FLIGHT, OTHERS, TRAIN, write_config
 from tests.providers import ScriptedProvider
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
@@ -47,7 +48,7 @@ def test_what_is_better_is_kept_and_what_is_not_is_the_last(
     assert [each.judgement.is_kept for each in done.rounds] == [True, False]
     assert [each.players for each in done.rounds] == [None, "sevens@v1"]
     assert (done.best, done.stopped) == ("sevens@v1", "round 2 kept nothing, so it was the last")
-    assert done.rounds[0].judgement.difference == pytest.approx(1 - 1 / 3, abs=0.25)
+    assert done.rounds[0].judgement.difference == pytest.approx((1 - CHANCE) ** 2, abs=0.25)
     manifest = open_model("sevens@v2").manifest
     assert [entry.version for entry in (*manifest.earlier, manifest.dataset)] == [1, 2]
     check_closing(done)
@@ -60,7 +61,7 @@ def check_closing(done: Improvement) -> None:
     systems = open_evaluation(str(done.closing)).summary.systems
     assert [*systems] == ["untrained", "trained", "generator-untrained", "refiner-untrained"]
     assert systems["trained"].ma.accuracy == systems["generator-untrained"].ma.accuracy == 1.0
-    assert systems["refiner-untrained"].ma.accuracy == systems["untrained"].ma.accuracy
+    assert (systems["untrained"].ma.accuracy or 0) < 0.9
     assert open_evaluation(done.beside["others"]).summary.questions == len(OTHERS)
 
 
@@ -125,10 +126,11 @@ def test_killed_at_any_moment_it_goes_on_and_pays_and_trains_nothing_twice(
 def test_interrupted_by_a_limit_it_takes_no_half_grown_trees(
     tmp_path: Path, provider: ScriptedProvider, tiny: Path
 ) -> None:
-    provider.cost_usd = 0.001
     config = write_config(tmp_path, provider, tiny, ONE_ROUND)
+    provider.faults = lambda _: mishaps.payment_required() if provider.request_count > TREES // 2 else None
     with pytest.raises(RunStopped):
-        improve(config, ["limits.max_cost_usd=0.01"])
+        improve(config)
+    provider.faults = None
     done = improve(config)
     assert len(open_version(done.rounds[0].dataset).questions) == len(TRAIN)
     assert not open_version(done.rounds[0].dataset).manifest.failures

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -205,9 +206,8 @@ class _RowCheck:
                 self._check_question(question)
             else:
                 self._trees.add(question, (), self._failures.get(question["question_id"], ()))
-        self._check_rest()
-        self._check_counts(questions)
-        self._check_heads()
+        for check in (self._check_rest, partial(self._check_counts, questions), self._check_heads):
+            check()
         if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages()
 
