@@ -30,11 +30,11 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.training.plan import plan
+    from malt.training.run import read_train_spec
     from malt.training.run import train as train_roles
-    from malt.training.settings import declared
 
     opened = open_version(version)
-    spec = declared(opened, config, override)
+    spec = read_train_spec(opened, config, override)
     if plans:
         quoted = plan(opened, spec, Settings())
         terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
