@@ -32,7 +32,8 @@ from malt.llm.client.completers import read_sample
 from malt.llm.client.session import make_answered_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
-from malt.llm.store.samples import COLUMNS, Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import COLUMNS, Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import grow

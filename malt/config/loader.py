@@ -5,13 +5,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
+from typing import Any, NamedTuple, TypeGuard, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from malt.config.reference import find_model, list_keys
 from malt.config.roles import Role
 from malt.config.secret_scan import find_forbidden
 from malt.config.spec import RunSpec
@@ -236,7 +237,7 @@ def _nearest(key: Key) -> str:
     """Suggest the key that was meant: one spelled like it beside it, or the same name in another table."""
     allowed = list(_model_at(key[:-1]).model_fields)
     close = difflib.get_close_matches(key[-1], allowed, n=1)
-    elsewhere = [".".join(other) for other in _all_keys(RunSpec) if other[-1] == key[-1]]
+    elsewhere = [each.name for each in list_keys() if each.name.endswith(f".{key[-1]}") and ".NAME." not in each.name]
     meant = " or ".join([".".join((*key[:-1], close[0]))] if close else elsewhere[:3])
     return f"{f'; did you mean {meant}?' if meant else '.'} Allowed: {', '.join(allowed)}"
 
@@ -260,27 +261,13 @@ def _model_at(key: Key) -> type[BaseModel]:
     parts = iter(key)
     for part in parts:
         field = model.model_fields.get(part)
-        inner = _model_in(field.annotation) if field else None
+        inner = find_model(field.annotation, tuple) if field else None
         if field is None or inner is None:
             break
         model = inner
         if get_origin(field.annotation) is dict:
             next(parts, None)  # the name of one of several tables
     return model
-
-
-def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        yield (*above, name)
-        inner = _model_in(field.annotation)
-        if inner is not None and get_origin(field.annotation) is not dict:
-            yield from _all_keys(inner, (*above, name))
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Return the model that a field holds, or may hold, or of which it holds several by name."""
-    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in found if issubclass(kind, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

@@ -28,7 +28,8 @@ from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.client.completers import StoreCompleter
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
-from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess

@@ -38,7 +38,7 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     evaluate, baseline = require_evaluate(spec), find_baseline(spec)
     sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
-    differences = {measure: compare_all(scores[measure], baseline, votes=measure in VOTES) for measure in MEASURES}
+    differences = {measure: compare_all(scores[measure], baseline) for measure in MEASURES}
     extras = Extras(evaluate, make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes"))
     votes = scores[evaluate.measure]
     systems = {name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
@@ -58,9 +58,6 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
         dropped=find_dropped(sheets),
         smallest_difference=find_smallest_differences(votes, baseline),
     )
-
-
-VOTES = ("sa_mv", "ma_mv")
 
 
 def find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
@@ -111,12 +108,10 @@ def score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
     }
 
 
-def compare_all(scores: Mapping[str, Scores], baseline: str, *, votes: bool) -> dict[str, Compared]:
+def compare_all(scores: Mapping[str, Scores], baseline: str) -> dict[str, Compared]:
     """Compare every system with the baseline, and correct for how many there are."""
     found = {
-        name: statistics.paired_difference(own, scores[baseline], votes=votes)
-        for name, own in scores.items()
-        if name != baseline
+        name: statistics.paired_difference(own, scores[baseline]) for name, own in scores.items() if name != baseline
     }
     known = {name: difference for name, difference in found.items() if difference is not None}
     corrected = statistics.holm({name: difference.p for name, difference in known.items()})
@@ -230,7 +225,7 @@ def compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | Non
     if votes is None:
         return None
     single, pipeline = votes.scores("sa_mv"), sheet.scores("ma_mv")
-    ahead = compare_all({"pipeline": pipeline, "single": single}, "single", votes=True)
+    ahead = compare_all({"pipeline": pipeline, "single": single}, "single")
     return EqualTokens(
         votes=votes.chains,
         vote=make_cell(single),

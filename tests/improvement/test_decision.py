@@ -21,7 +21,7 @@ def shifted(chance: Scores, gain: float) -> Scores:
 
 
 def is_kept(candidate: Scores, current: Scores, spec: ImproveSpec) -> bool:
-    return decide(candidate, current, spec, votes=False).is_kept
+    return decide(candidate, current, spec).is_kept
 
 
 def test_of_forty_rounds_of_which_twenty_do_harm_all_but_two_are_decided_rightly_and_the_best_is_kept() -> None:
@@ -47,7 +47,7 @@ def test_what_is_no_better_is_kept_as_seldom_as_the_level_says(level: float, mos
 
 def test_a_margin_asks_for_more_than_a_gain() -> None:
     first, second = next(evaluations(1, 0.3, 0.6))
-    judged = decide(second, first, ImproveSpec(), votes=False)
+    judged = decide(second, first, ImproveSpec())
     assert judged.is_kept
     assert judged.low is not None
     assert not is_kept(second, first, ImproveSpec(margin=judged.low))
@@ -56,7 +56,7 @@ def test_a_margin_asks_for_more_than_a_gain() -> None:
 
 def test_what_cannot_be_compared_is_not_kept() -> None:
     unknown, known = np.full(3, np.nan), np.ones(3)
-    judged = decide(unknown, known, ImproveSpec(), votes=True)
+    judged = decide(unknown, known, ImproveSpec())
     assert (judged.is_kept, judged.difference, judged.questions) == (False, None, 0)
 
 

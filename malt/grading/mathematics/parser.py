@@ -196,9 +196,11 @@ class Parser(TokenCursor):
 
     def _mixed_number(self) -> MathValue | None:
         r"""Read a whole number with a fraction after it, `1 1/4` or `2\frac{1}{2}`; an improper one is ambiguous."""
+        if not self.peek().text.isdigit():
+            return None
         ahead = " ".join(token.text for token in self.tokens[self.position : self.position + 9])
         match = _MIXED.match(ahead + " ")
-        if match is None or not self.peek().text.isdigit():
+        if match is None:
             return None
         digits = match["digits"] or "  "
         numerator = int(match["top"] or match["top2"] or digits[0])

@@ -13,7 +13,7 @@ from malt.llm.client.completers import SessionCompleter, group_runs, with_fallba
 from malt.llm.client.session import Session
 from malt.llm.request import CompletionRequest
 from malt.llm.store.batches import BatchItem
-from malt.llm.store.samples import StoredSample
+from malt.llm.store.database import StoredSample
 from malt.llm.usage import Tally
 
 

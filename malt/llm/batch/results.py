@@ -17,7 +17,7 @@ from malt.llm.provider.routing import Route
 from malt.llm.request import RequestFailed
 from malt.llm.response import split_response
 from malt.llm.store.batches import Batch, BatchItem, Returned
-from malt.llm.store.samples import StoredSample
+from malt.llm.store.database import StoredSample
 from malt.llm.usage import Tally, Usage
 
 QUEUE_FULL = "token_limit_exceeded"
@@ -152,10 +152,6 @@ class BatchOutcome:
             model=self.batch.model,
             address=item.address,
             sample=item.sample,
-            response=None,
-            error=None,
-            cost_usd=None,
-            latency_s=0.0,
             run=self.run,
         )
 

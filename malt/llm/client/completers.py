@@ -19,7 +19,8 @@ from malt.llm.client.session import Session, open_default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
-from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import ASIDE, Store
 from malt.llm.usage import Tally, Usage
 
 

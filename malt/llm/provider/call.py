@@ -30,6 +30,7 @@ from malt.llm.provider.routing import (
     find_route,
     forget_route,
     import_litellm,
+    is_own_address,
     list_supported,
     look_up_price,
 )
@@ -44,6 +45,8 @@ _OWN_KEYS = frozenset(
 )
 """Keys that `extra` may not set: the config has a key of its own for them, or they are not the user's to set."""
 
+NO_KEY = "none"
+"""Sent to servers that ask for a key and take any."""
 _UNCAPPED = Limits()
 _MOST_USD = 10_000.0
 """No request costs as much; a provider that says so is mistaken."""
@@ -226,7 +229,7 @@ def _check_caps(model: ModelSpec, limits: Limits) -> None:
 
 def _check_key(model: ModelSpec, provider: str) -> None:
     """Complain of a missing key. Credentials that are not keys (AWS profiles, say) are left to the provider."""
-    if model.api_key_env or model.api_key_block or (provider == "openai" and model.api_base):
+    if model.api_key_env or model.api_key_block or not is_own_address(model, provider):
         return
     missing = import_litellm().validate_environment(model.model)["missing_keys"]
     if missing and all(name.endswith("API_KEY") for name in missing):
@@ -276,15 +279,17 @@ def build_arguments(request: CompletionRequest, route: Route, first: int, count:
 
 
 def default_key(model: ModelSpec, route: Route) -> str | None:
-    """Return the key for an OpenAI-compatible server without `api_key_env`; many take any. Else LiteLLM finds it."""
+    """Return the key of a model without `api_key_env`: None where LiteLLM finds it, none where it belongs elsewhere."""
     if model.api_key_block:
         raise ConfigError(f"{model.model}: api_key_block is read by the flows alone; use api_key_env here")
     if embedded.is_embedded(model.model):
         return embedded.KEY
+    if not route.gets_own_key:
+        return NO_KEY
     is_openai = (
         route.api_base and not model.model.startswith("hosted_vllm/") and route.name.startswith(("hosted_", "openai/"))
     )
-    return os.environ.get("OPENAI_API_KEY", "none") if is_openai else None
+    return os.environ.get("OPENAI_API_KEY", NO_KEY) if is_openai else None
 
 
 def _derive_seed(request: CompletionRequest, first: int) -> int:
