@@ -45,7 +45,7 @@ _COMMANDS = [
     *(explaining.explain, explaining.diff, explaining.compare),
     *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
     *(sharing.export, sharing.push),
-    *(training.train, training.models),
+    *(training.train, training.models, training.serve_adapters),
     *(grading.grade, grading.audit),
     *(evaluating.evaluate, evaluating.evaluations, improving.improve),
     *(service.up, service.doctor, service.serve),
