@@ -12,7 +12,6 @@ from malt.config.settings import Settings
 from malt.engine.job import read_job
 from malt.engine.plan import plan
 from malt.llm.store.samples import Store
-from malt.training.job import stages_of
 
 FOLDER = Path(__file__).parents[2] / "configs/paper"
 CHOICES = {"label": ["A", "B", "C"], "text": ["bank", "library", "attic"]}
@@ -50,7 +49,7 @@ def test_settings_are_the_papers(name: str) -> None:
     spec = load_spec(FOLDER / f"{name}.toml")
     assert [(spec.roles[role].samples, spec.roles[role].temperature) for role in PLAYERS] == [(3, 0.3)] * 3
     assert spec.credit.threshold == 0.5
-    assert [stages_of(spec.train, role) for role in PLAYERS] == [("sft",), ("sft", "dpo"), ("sft", "dpo")]
+    assert [getattr(spec.train, role) for role in PLAYERS] == [("sft",), ("sft", "dpo"), ("sft", "dpo")]
     assert (spec.train.adapter, spec.train.sft.batch_size, spec.train.dpo.beta) == ("lora", 8, 0.2)
     assert spec.evaluate is not None
     assert (spec.evaluate.chains, len(spec.evaluate.seeds)) == (3, 4)

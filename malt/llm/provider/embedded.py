@@ -37,6 +37,7 @@ from malt.canonical_json import cached_sha256
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.errors import ConfigError
+from malt.llm.response import as_object
 
 NAME = "embedded"
 
@@ -142,20 +143,13 @@ def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
     return [len(_tokenize(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
 
 
-def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]:
-    """Count the completion tokens of every choice of a chat completion, each one's end mark included.
-
-    The server's own `usage.completion_tokens` covers the first choice alone.
-    """
+def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> None:
+    """Note each choice's `completion_tokens` in it, its end mark too: the server's usage covers the first alone."""
     choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
-    counts = count_tokens(base_url, [_read_content(choice) for choice in choices])
-    return [count + (choice.get("finish_reason") == "stop") for count, choice in zip(counts, choices, strict=True)]
-
-
-def _read_content(choice: Mapping[str, JsonValue]) -> str:
-    message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else ""
+    contents = (as_object(choice.get("message")).get("content") for choice in choices)
+    counts = count_tokens(base_url, [content if isinstance(content, str) else "" for content in contents])
+    for choice, count in zip(choices, counts, strict=True):
+        choice["completion_tokens"] = count + (choice.get("finish_reason") == "stop")
 
 
 def as_list(value: JsonValue) -> list[JsonValue]:
