@@ -67,7 +67,10 @@ def models(name: str | None, as_json: bool) -> int:
 @click.option("--key-env", default="", metavar="NAME", help="Environment variable with the server's key.")
 @takes_json
 def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_json: bool) -> None:
-    """Load a model version's adapters into a server such as vLLM, and prove that what answers is what was trained."""
+    """Load a model's adapters into vLLM, and prove them.
+
+    What answers must be what was trained: log-probabilities are compared with those of training, else exit code 2.
+    """
     from malt.models.adapters import serve_adapters as serve
     from malt.models.version import open_model
 

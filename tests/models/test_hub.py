@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 
 from malt.datasets.push.push import push
 from malt.errors import InputError, PushError
-from malt.models.check import verify
+from malt.models.publishing import verify
 from malt.models.version import open_folder
 from tests.hub import OWNER, Hub
 from tests.models.conftest import Publish
