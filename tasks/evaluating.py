@@ -11,9 +11,8 @@ from prefect.states import Completed, Failed
 
 from malt.config.settings import Settings
 from malt.evaluation.card import render_artifact
-from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, fill
+from malt.evaluation.evaluate import Evaluated, EvaluationBuilt, EvaluationFill, build, fill
 from malt.evaluation.job import EvaluationJob
-from malt.evaluation.result import Evaluated
 from malt.evaluation.version import EvaluationVersion
 from tasks.artifacts import leave
 from tasks.publishing import failure_rows

@@ -101,7 +101,9 @@ def rm(version: str, as_json: bool) -> None:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
         size = terminal.format_bytes(removed.bytes)
-        terminal.say(f"{removed.version} removed, {size}; its samples are in the store until: malt gc --delete")
+        kept = {"models": "", "evaluations": "answers"}.get(shelf, "samples")
+        until = f"; its {kept} are in the store until: malt gc --delete" if kept else ""
+        terminal.say(f"{removed.version} removed, {size}{until}")
 
 
 def _read_age(text: str) -> float:

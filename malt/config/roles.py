@@ -126,7 +126,8 @@ class ModelSpec(Declared):
     api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
-    """Name of the environment variable that holds the key; never the key."""
+    """Name of the environment variable that holds the key; never the key. Empty: the provider's own, which goes to the
+    provider's own address alone."""
     api_key_block: str | None = Field(None, json_schema_extra=match_name(BLOCK))
     """Name of the Prefect Secret block that holds the key, in place of `api_key_env`; read by flows alone."""
     fallbacks: Annotated[tuple[Fallback, ...], BeforeValidator(_as_fallbacks, tuple[Fallback | str, ...])] = ()

@@ -5,8 +5,9 @@ Trees are replayed by the growth that asked for them, and written as they come: 
 
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from malt.config.base import Recorded
 from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -41,10 +42,8 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
             return Built(None, failures, str(nothing))
 
 
-class RunSummary(BaseModel):
+class RunSummary(Recorded):
     """What came of a run, and what it used. Requests and tokens count this run alone."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     version: int | None

@@ -13,6 +13,7 @@ import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -123,8 +124,28 @@ class OwnPagesOnly:
 
     def _is_own(self, scope: Scope) -> bool:
         hosts, origins = (_values(scope, name) for name in (b"host", b"origin"))
-        is_own_host = self._hosts is None or {urlsplit(f"//{host}").hostname for host in hosts} <= self._hosts
-        return bool(hosts) and is_own_host and all(origin in self._origins for origin in origins)
+        if len(hosts) != 1:
+            return False
+        is_own_host = self._hosts is None or urlsplit(f"//{hosts[0]}").hostname in self._hosts
+        return is_own_host and all(self._is_own_origin(origin, hosts[0]) for origin in origins)
+
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        """Say whether an origin is ours. Who listens on all addresses cannot list them, nor the name of a TLS proxy.
+
+        There it has to be the very address that is asked; a DNS name turned to this machine has no certificate of the
+        proxy's name, and is no number.
+        """
+        if origin in self._origins or self._hosts is not None:
+            return origin in self._origins
+        return origin == f"https://{host}" or (origin == f"http://{host}" and _is_number(host))
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ip_address(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

@@ -18,6 +18,8 @@ WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
 LOCK = ".lock"
 """Held by the process that trains."""
 RESULT_FILE = "result.json"
+BASES = "bases"
+"""Folder of unpacked bases, beside those of jobs."""
 FINAL = "final"
 """Folder of a stage's weights, once they are trained."""
 
@@ -61,6 +63,11 @@ class RoleResult(BaseModel):
     samples: tuple[Sample, ...]
     inputs_sha256: str
     libraries: dict[str, str]
+
+
+def lock_of_base(folder: Path) -> Path:
+    """Return the file that processes lock which use an unpacked base: beside it, so that it outlasts the folder."""
+    return Path(f"{folder}{LOCK}")
 
 
 class Skipped(NamedTuple):

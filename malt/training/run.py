@@ -1,8 +1,12 @@
 """Training a dataset version: a job a role, in a process apart, then a model version of what came of them."""
 
+import fcntl
+import os
 import shutil
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +17,12 @@ from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import NothingToTrain, TrainingFailed
+from malt.files import make_private_folder
 from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
 from malt.training.base import Base, find_base
-from malt.training.job import RESULT_FILE, RoleJob, RoleResult, Skipped, inputs_sha256, jobs_for, skipped
+from malt.training.job import BASES, LOCK, RESULT_FILE, RoleJob, RoleResult, Skipped, inputs_sha256, jobs_for, skipped
 from malt.training.process import Tell, check_installed, run_jobs
 
 
@@ -71,10 +76,32 @@ def train(
 
     `earlier` versions' rows come before its own. Trains nothing that a model version has already. Raises `ConfigError`
     before anything is trained for what cannot be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where
-    it stopped when it is called again.
+    it stopped when it is called again. One at a time trains models of a name; the next one waits.
     """
     started = time.monotonic()
     prepared = prepare(version, spec, settings or Settings(), earlier)
+    with _hold_lock(prepared.settings.training_dir / prepared.name, tell):
+        return _train(prepared, tell, started)
+
+
+@contextmanager
+def _hold_lock(folder: Path, tell: Tell) -> Iterator[None]:
+    """Hold the lock of a name, once who has it has published; tell of whom is waited for."""
+    make_private_folder(folder)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            tell({"event": "waiting", "models": folder.name, "holder": file.read(1_000) or "another training"})
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _train(prepared: Prepared, tell: Tell, started: float) -> TrainSummary:
     if (published := find_trained(prepared)) is not None:
         return summarise(prepared, published, set(published.manifest.roles), time.monotonic() - started)
     check_installed()
@@ -97,9 +124,9 @@ def prepare(
     ]
     opened = versions[-1]
     chosen = opened.spec.train if spec is None else spec
-    base = find_base(chosen.base, settings.training_dir / "bases")
+    base = find_base(chosen.base, settings.training_dir / BASES)
     place = settings.training_dir / (chosen.name or opened.name)
-    jobs = jobs_for(versions, chosen, base, place.resolve(), (settings.training_dir / "bases").resolve())
+    jobs = jobs_for(versions, chosen, base, place.resolve(), (settings.training_dir / BASES).resolve())
     if not jobs:
         raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
                              "lower credit.threshold")  # fmt: skip

@@ -18,9 +18,9 @@ from typing import Any
 
 from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
-from malt.training.base import unpack
+from malt.training.base import Base, unpack
 from malt.training.export import finish, stage_results
-from malt.training.job import FINAL, LOCK, RoleJob, settings_of
+from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base, settings_of
 from malt.training.rows import Measured, measured, refuse_long, spread
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -36,7 +36,8 @@ def main() -> int:
     threading.Thread(target=stop_with_parent, daemon=True).start()
     tell = teller()
     try:
-        return measure(jobs, tell) if sys.argv[1] == "plan" else train_all(jobs, tell)
+        with holding(jobs[0].base):
+            return measure(jobs, tell) if sys.argv[1] == "plan" else train_all(jobs, tell)
     except MaltError as error:
         tell({"event": "refused", "message": str(error)})
         return REFUSED
@@ -59,6 +60,19 @@ def stop_with_parent() -> None:
     while os.read(0, 1024):
         pass
     stopping.set()
+
+
+@contextmanager
+def holding(base: Base) -> Iterator[None]:
+    """Unpack a base, and keep `malt gc` from it; a base that is no GGUF file is the user's own folder."""
+    if base.gguf is None:
+        yield
+        return
+    base.folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock_of_base(base.folder).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        os.utime(unpack(base))  # its age is since it was last used
+        yield
 
 
 @contextmanager
@@ -150,11 +164,10 @@ def refusal_of(job: RoleJob, stage: Stage, found: Measured) -> str | None:
 
 
 def tokenizer_of(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not typed
-    """Load the base's tokenizer; the base is unpacked first, where that is still to be done."""
+    """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 
-    folder = unpack(job.base)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(job.base.folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ConfigError(f"[train] base = {job.base.name!r} has no chat template; take an instruction-tuned model, or "
                           "save its tokenizer with a chat_template")  # fmt: skip

@@ -11,10 +11,10 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 import pytest
@@ -287,3 +287,43 @@ def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:
     assert access.own_origins("10.0.0.5", 80)[0] == "http://10.0.0.5:80"
     assert access.own_origins("0.0.0.0", 80)[0] == f"http://{socket.gethostname().lower()}:80"
     assert access.own_origins("Lab.local", 80)[0] == "http://lab.local:80"
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "origin", "is_answered"),
+    [
+        ("127.0.0.1", "127.0.0.1:4200", "http://127.0.0.1:4200", True),
+        ("127.0.0.1", "127.0.0.1:4200", "https://127.0.0.1:4200", False),
+        ("127.0.0.1", "malt.example", "https://malt.example", False),
+        ("127.0.0.1", "10.0.0.5:4200", "http://10.0.0.5:4200", False),
+        ("0.0.0.0", "10.0.0.5:4200", "http://10.0.0.5:4200", True),
+        ("0.0.0.0", "[fe80::1]:4200", "http://[fe80::1]:4200", True),
+        ("0.0.0.0", "malt.example", "https://malt.example", True),
+        ("0.0.0.0", "malt.example:8443", "https://malt.example:8443", True),
+        ("0.0.0.0", "10.0.0.5:4200", "http://attacker.example", False),
+        ("0.0.0.0", "10.0.0.5:4200", "https://attacker.example", False),
+        ("0.0.0.0", "10.0.0.5:4200", "http://10.0.0.5", False),
+        ("0.0.0.0", "10.0.0.5:4200", "null", False),
+        ("0.0.0.0", "attacker.example:4200", "http://attacker.example:4200", False),
+        ("0.0.0.0", "malt.example", "https://malt.example.attacker.example", False),
+        ("0.0.0.0", "malt.example", "https://attacker.example/https://malt.example", False),
+    ],
+)
+async def test_an_origin_is_own_where_it_is_the_address_that_is_asked(
+    listens: str, host: str, origin: str, is_answered: bool
+) -> None:
+    statuses = []
+
+    async def app(_scope: access.Scope, _receive: access.Receive, send: access.Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.request"}
+
+    headers = [(b"host", host.encode()), (b"origin", origin.encode())]
+    scope = {"type": "http", "path": "/api/admin/version", "headers": headers}
+    await access.OwnPagesOnly(app, listens, 4200)(scope, receive, send)
+    assert statuses == [200 if is_answered else 403]

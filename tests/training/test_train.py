@@ -16,9 +16,10 @@ from malt.config.settings import Settings
 from malt.config.train import SftSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError
-from malt.models.version import open_model
+from malt.models.version import list_models, open_model
+from malt.training.leftovers import clear_leftovers
 from malt.training.plan import plan
-from malt.training.run import RoleSummary, TrainSummary, train
+from malt.training.run import RoleSummary, TrainSummary, prepare, train
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
@@ -105,3 +106,36 @@ def test_rows_that_would_lose_their_end_are_refused_before_anything_is_trained(
     assert stage.trained < stage.rows == stage.trained + sum(stage.lost.values())
     with pytest.raises(ConfigError, match=r"longer than train\.sft\.max_length = 30 tokens \(the longest has [0-9]+\)"):
         train(version, short, tell=lambda event: pytest.fail(str(event)) if event["event"] == "step" else None)
+
+
+def test_of_two_that_train_the_same_at_once_one_waits_and_takes_what_the_other_made(
+    version: DatasetVersion, spec: TrainSpec
+) -> None:
+    refiner = spec.model_copy(update={"generator": (), "verifier": ()})
+    command = [sys.executable, "-c", TRAIN, str(version.path), refiner.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert next(line for line in first.stdout if line.strip() == "sft step")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
+            told, _ = second.communicate()
+        first.communicate()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert told.split() == ["None", "waiting"]
+    [only] = list_models(Settings().models_dir)[0]
+    assert only.number == 1
+
+
+def test_gc_leaves_an_unpacked_base_while_a_process_trains_on_it(version: DatasetVersion, spec: TrainSpec) -> None:
+    refiner = spec.model_copy(update={"generator": (), "verifier": ()})
+    [folder] = [job.base.folder for job in prepare(version, refiner, Settings()).jobs]
+    command = [sys.executable, "-c", TRAIN, str(version.path), refiner.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        assert next(line for line in training.stdout if line.strip() == "sft step")
+        assert clear_leftovers(Settings(), 0, delete=True).folders == 0
+        assert (folder / "config.json").exists()
+        training.communicate()
+    assert training.returncode == 0
+    assert clear_leftovers(Settings(), 3_600, delete=True).folders == 0
+    assert clear_leftovers(Settings(), 0, delete=True).folders == 1
+    assert not folder.exists()

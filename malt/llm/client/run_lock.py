@@ -117,7 +117,7 @@ def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
     if engine.dialect.name == "postgresql":
         return _AdvisoryLock(engine, name, who, settings.store_patience_s)
     engine.dispose()
-    return _FileLock(Path(f"{Path(engine.url.database or '').resolve()}-leases") / name, who)
+    return _FileLock(Path(f"{Path(engine.url.database or '').resolve()}-locks") / name, who)
 
 
 class _FileLock:
@@ -222,7 +222,7 @@ _HOLDER = sa.text(
 
 def _number_lock(name: str) -> int:
     """Return the number of a dataset's lock: 63 bits, the same for all who use the database."""
-    return int.from_bytes(hashlib.sha256(f"malt lease {name}".encode()).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(f"malt run lock {name}".encode()).digest()[:8]) >> 1
 
 
 def _split_number(number: int) -> dict[str, int]:

@@ -29,7 +29,7 @@ def classify_error(
     if isinstance(error, Unusable | RecursionError):
         return Unusable(f"{place}: {str(error) if isinstance(error, Unusable) else 'the answer is nested too deeply'}")
     reason = f"{place}: {read_reason(error, model)}"
-    if ended := _classify_fatal(error, model, reason):
+    if ended := _classify_fatal(error, model, route, reason):
         return ended
     if status == 429:
         too_large = "request too large" in str(error).lower()  # larger than a minute's tokens: waiting never helps
@@ -53,11 +53,14 @@ def translate_error(error: Exception, route: Route) -> Exception:
     return error
 
 
-def _classify_fatal(error: Exception, model: ModelSpec, reason: str) -> MaltError | None:
+def _classify_fatal(error: Exception, model: ModelSpec, route: Route, reason: str) -> MaltError | None:
     """Return the error that no other request of this run would escape either."""
     text = str(error).lower() + str(getattr(error, "body", "")).lower()
     match getattr(error, "status_code", None):
         case 401:
+            if model.api_key_env is None and not route.gets_own_key:
+                return ConfigError(f"{name_endpoint(model)} asks for a key (401), and none is sent there unless it is "
+                                   "named: set api_key_env")  # fmt: skip
             named = f"in {model.api_key_env}" if model.api_key_env else "in the environment"
             return ConfigError(f"{name_endpoint(model)} refused the key {named} (401); set one that is valid there")
         case 402:

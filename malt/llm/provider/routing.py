@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from malt.config.roles import ModelSpec
 from malt.errors import ConfigError
@@ -37,6 +38,8 @@ class Route:
     supported: frozenset[str]
     """OpenAI parameters that LiteLLM can pass on there."""
     takes_schema: bool
+    gets_own_key: bool = True
+    """Whether the provider's own key may go there."""
     has_siblings: bool = False
     has_batches: bool = False
     """Whether a call about batches was answered there."""
@@ -95,7 +98,41 @@ def _make_route(model: ModelSpec) -> Route:
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
     look_up_price(name)
     _silence_price_search(name)
-    return Route(name, api_base, supported, takes_schema="response_format" in supported)
+    takes_schema = "response_format" in supported
+    return Route(
+        name,
+        api_base,
+        supported,
+        takes_schema,
+        has_siblings=embedded.is_embedded(model.model),
+        gets_own_key=is_own_address(model, provider),
+    )
+
+
+_ADDRESSES = {
+    "anthropic": "api.anthropic.com",
+    "cohere": "api.cohere.com",
+    "cohere_chat": "api.cohere.com",
+    "gemini": "generativelanguage.googleapis.com",
+    "huggingface": "router.huggingface.co",
+    "openai": "api.openai.com",
+    "openrouter": "openrouter.ai",
+    "replicate": "api.replicate.com",
+    "text-completion-openai": "api.openai.com",
+}
+"""Hosts of providers whose address LiteLLM keeps to itself."""
+
+
+def is_own_address(model: ModelSpec, provider: str) -> bool:
+    """Say whether a model's `api_base` is where its provider's key belongs; where it has no place of its own, it is."""
+    if model.api_base is None or embedded.is_embedded(model.model):
+        return True
+    named = (os.environ.get(f"{provider.upper()}_{name}") for name in ("API_BASE", "BASE_URL"))
+    listed = import_litellm().get_llm_provider(model.model)[3]
+    own = {urlsplit(address).hostname for address in (*named, listed) if address} | {_ADDRESSES.get(provider)}
+    hosts = [host for host in own if host]
+    wanted = urlsplit(model.api_base).hostname or ""
+    return not hosts or any(wanted == host or wanted.endswith(f".{host}") for host in hosts)
 
 
 def look_up_price(name: str, *, batched: bool = False) -> Prices | None:

@@ -87,10 +87,8 @@ def test_what_was_set_in_the_ui_goes_where_that_is_asked_for(service: Up, prefec
     path = f"/deployments/{prefect.deployment('assemble')['id']}"
     prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
     up = start(tmp_path / "data", "--redeploy", **service.as_named)
-    assert (
-        "deployed: quickstart, from-config, rerun, assemble, train, evaluate, alerts, mark-crashed"
-        in said_until_ready(up)
-    )
+    names = "quickstart, from-config, rerun, assemble, train, evaluate, improve, alerts, mark-crashed"
+    assert f"deployed: {names}" in said_until_ready(up)
     up.stop()
     assert prefect.deployment("assemble")["tags"] == ["malt"]
 

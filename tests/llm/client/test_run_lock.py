@@ -106,8 +106,8 @@ async def test_a_store_is_one_by_whichever_path_it_is_named(tmp_path: Path) -> N
 
 
 async def test_a_lock_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "store.db-leases").touch()
-    with pytest.raises(StoreError, match=r"store\.db-leases/sums.*File exists"):
+    (tmp_path / "store.db-locks").touch()
+    with pytest.raises(StoreError, match=r"store\.db-locks/sums.*File exists"):
         await hold_briefly(Settings(store_url=f"sqlite:///{tmp_path}/store.db"))
 
 

@@ -1,0 +1,64 @@
+"""Evaluations from elsewhere: whatever stands in their files, every command shows it or refuses it in a line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from malt.cli.main import exit_code
+from malt.evaluation.evaluate import evaluate
+from tests.evaluation.planted import planted_spec, script
+from tests.hostile import find_bad
+from tests.providers import ScriptedProvider
+
+SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
+COMMANDS = {
+    "show": ["show", "{theirs}"],
+    "show --json": ["show", "{theirs}", "--json"],
+    "show a question": ["show", "{theirs}", "sum-103"],
+    "verify": ["verify", "{theirs}"],
+    "diff": ["diff", "{theirs}", "evaluations/planted"],
+    "diff --json": ["diff", "evaluations/planted", "{theirs}", "--json"],
+    "report": ["report", "{theirs}"],
+    "report --out": ["report", "{theirs}", "--out", "{here}/report.html"],
+    "push": ["push", "{theirs}", "{here}/pushed"],
+    "explain": ["explain", "{theirs}", "sum-103"],
+    "evaluations": ["evaluations"],
+    "evaluations --json": ["evaluations", "--json"],
+}
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A version that was copied here, beside our own."""
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = script
+    ours = evaluate(planted_spec(tmp_path, provider, SYSTEMS, questions=4)).path
+    shutil.copytree(ours.parent, ours.parents[1] / "theirs")
+    return Path(shutil.copytree(ours, tmp_path / "theirs" / "v1"))
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "summary.json"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_whatever_its_files_say_every_command_shows_or_refuses_it(
+    name: str, file: str, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str]) -> tuple[int, str, str]:
+        code = exit_code([part.format(theirs=theirs, here=tmp_path) for part in command])
+        return code, *capsys.readouterr()
+
+    around = set(tmp_path.parent.iterdir())
+    listed = tmp_path / "data" / "evaluations" / "theirs" / "v1"
+    number = [*COMMANDS].index(name)
+    assert [*find_bad(COMMANDS[name], number, [theirs / file, listed / file], run)] == []
+    assert set(tmp_path.parent.iterdir()) == around
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"PAR1" + b"\0" * 100 + b"PAR1", b"\x80\x04\x95"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_answers_that_are_no_parquet_file_are_refused_or_not_needed(
+    name: str, spoiled: bytes, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (theirs / "answers.parquet").write_bytes(spoiled)
+    assert exit_code([part.format(theirs=theirs, here=tmp_path) for part in COMMANDS[name]]) in (0, 1, 2)
+    assert "not expected" not in capsys.readouterr().err
