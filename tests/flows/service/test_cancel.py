@@ -97,7 +97,7 @@ def test_a_killed_run_leaves_no_task_run_open_and_retry_asks_for_what_was_on_the
     wait_for(lambda: is_done_with(prefect, flow_run_id))  # till then the worker would mark the retry as crashed
     provider.latency_s = 0.0
     assert prefect.retry(flow_run_id)["state"]["message"] == "slain@v1: 8 questions complete"
-    assert provider.request_count <= ALL + UNDER_WAY
+    assert provider.request_count <= ALL + 3 * UNDER_WAY  # each role has an endpoint
 
 
 def is_done_with(client: Prefect, flow_run_id: str) -> bool:
