@@ -25,6 +25,9 @@ $(VENV)/dev $(VENV)/train $(VENV)/audit: $(VENV)/ready
 train: $(VENV)/train  ## install what `malt train` needs: TRL, PEFT, transformers, torch
 	$(PIP) $$(grep '^torch==' constraints.txt)
 
+improve: train  ## two rounds of growing, training and evaluating with the embedded model
+	$(BIN)/malt improve configs/laptop.toml
+
 setup: $(VENV)/dev  ## create .venv with everything that is pinned
 
 run: $(VENV)/ready  ## make a dataset with the embedded model: no key, no server, no download
@@ -45,4 +48,4 @@ audit: $(VENV)/audit  ## ask for known weaknesses of everything that constraints
 pins: $(VENV)/audit  ## write constraints.txt anew; UPGRADE="NAME …" takes the newest of some
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python .ci/pins.py $(UPGRADE)
 
-.PHONY: help setup train run test docs audit pins
+.PHONY: help setup train improve run test docs audit pins

@@ -30,6 +30,7 @@ from malt.llm.request import Complete, Completion, CompletionRequest, FinishReas
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import ask_all, assess
 from malt.trees.tree import Address
 
@@ -133,7 +134,7 @@ async def grown(questions: Sequence[Question], spec: RunSpec, prompts: PromptSet
         return await complete(request)
 
     for question in questions:
-        total.add(await assess(question, spec, prompts, counted), spec)
+        total.add(await assess(question, TreeInputs(spec, prompts, counted)), spec)
     return total
 
 
@@ -212,7 +213,7 @@ def embedded(count: int) -> None:
     spec = load_spec(Path("configs/quickstart.toml"), threes, limit=count)
     job, session = read_job(spec), open_session(Settings(), spec.limits)
     ids = [question.question_id for question in job.questions]
-    session.run(ask_all(job.questions, spec, job.prompts, make_completer(session, ids)))
+    session.run(ask_all(job.questions, TreeInputs(spec, job.prompts, make_completer(session, ids))))
     recall = StoreCompleter(session.store.rows(ids))
     asyncio.run(compare(f"embedded, {count} questions", job.questions, spec, job.prompts, recall))
     close_sessions()

@@ -32,10 +32,11 @@ from malt.llm.client.completers import read_sample
 from malt.llm.client.session import make_answered_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
-from malt.llm.store.samples import COLUMNS, Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import COLUMNS, Store
 from malt.prompts import PromptSet
 from malt.questions.question import Question
-from malt.trees.growth import grow
+from malt.trees.growth import TreeInputs, grow
 from malt.trees.replay import windows
 
 CONFIG = """
@@ -168,7 +169,7 @@ def made_up_rows(questions: Sequence[Question], spec: RunSpec, prompts: PromptSe
 
     async def grow_all() -> None:
         for question, complete in zip(questions, made_up, strict=True):
-            await grow(question, spec, prompts, complete)
+            await grow(question, TreeInputs(spec, prompts, complete))
 
     asyncio.run(grow_all())
     rows = [tuple(getattr(row, name) for name in COLUMNS) for complete in made_up for row in complete.rows]

@@ -22,6 +22,7 @@ from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.prompts import load_prompts
 from malt.questions.question import read_questions
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import Shortfall, ask_all
 from tests.mishaps import Asked, Fault, above_rate, rate_limited, server_error, when
 from tests.providers import ScriptedProvider
@@ -50,7 +51,7 @@ def grow(provider: ScriptedProvider, folder: Path, questions: int, policy: Polic
     asked = read_questions(spec.questions)
     started = time.monotonic()
     ask = make_completer(session, [question.question_id for question in asked])
-    shortfall = session.run(ask_all(asked, spec, load_prompts(spec.prompts), ask))
+    shortfall = session.run(ask_all(asked, TreeInputs(spec, load_prompts(spec.prompts), ask)))
     rows = session.store.rows(question.question_id for question in asked).values()
     begun = time.time() - (time.monotonic() - started)
     answered = {row.created_at - begun for row in rows if row.response and row.sample == 0}

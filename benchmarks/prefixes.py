@@ -22,6 +22,7 @@ from malt.llm.rate_limit.limiter import Endpoint
 from malt.llm.request import Completion, CompletionRequest, FinishReason
 from malt.prompts import load_prompts
 from malt.questions.question import Question
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import ask_all
 from tests.replies import Reply
 from tests.virtual_time import run
@@ -98,7 +99,7 @@ def grown() -> list[Sent]:
         await endpoint.call(attempt, 1, request.question_id)
         return [Completion(key, words(REPLY_WORDS, chance), None, FinishReason.STOP, "m") for key in request.keys]
 
-    run(ask_all(questions, SPEC, load_prompts("math"), complete))
+    run(ask_all(questions, TreeInputs(SPEC, load_prompts("math"), complete)))
     return sent
 
 

@@ -11,11 +11,12 @@ from malt.engine.build import RunSummary
 from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.engine.runner import assembled, fill_grades
+from tasks.ends import close_after_crash
 from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of
 
 
-@flow(name="assemble", flow_run_name="{spec.name}")
+@flow(name="assemble", flow_run_name="{spec.name}", on_crashed=[close_after_crash])
 async def assemble(spec: RunSpec) -> State[RunSummary]:
     """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
     started = time.monotonic()

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, takewhile
+from itertools import chain, count, takewhile
 from math import ceil
 from multiprocessing import Pipe
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
@@ -36,36 +36,47 @@ from tasks.growing import grow_batch
 B = TypeVar("B")
 R = TypeVar("R")
 
+BATCHES_AT_ONCE = 32
+"""In one process, where a batch is a question."""
+
 WORKER_DIED = (
     "a worker process died while it grew trees: killed, or out of memory. What was paid for is in the store: run again"
 )
 
 
-async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run) -> Filled:
+async def ask_in_shards(job: Job, missing: MissingQuestions, run: Run, most: int = BATCH) -> Filled:
     """Run `grow_batch` over batches of questions, on one machine or many; an `Ask` of the engine."""
     is_here = job.spec.run.task_runner == "threads"
-    executor = await asyncio.to_thread(open_executor, job.spec, job.settings, run.name)
-    size = min(BATCH, ceil(len(job.questions) / (1 if is_here else len(executor.shares))))
+    at_once = max(AT_ONCE, min(BATCHES_AT_ONCE, AT_ONCE * BATCH // most))
+    executor = await asyncio.to_thread(open_executor, job.spec, job.settings, run.name, at_once)
+    size = min(most, ceil(len(job.questions) / (1 if is_here else len(executor.shares))))
+    numbers = count(1)
 
     def submit(batch: Sequence[Question], share: Limits) -> PrefectFuture[Filled]:
         part = replace(job.only(batch), spec=job.spec.model_copy(update={"limits": share}))
-        future: PrefectFuture[Filled] = executor.runner.submit(grow_batch, {"job": part, "run": run})
+        label = name_batch(batch, next(numbers))
+        future: PrefectFuture[Filled] = executor.runner.submit(grow_batch, {"job": part, "run": run, "label": label})
         return future
 
-    def count(part: Filled) -> None:
+    def add(part: Filled) -> None:
         if not is_here:  # threads count as they go
             run.tally.merge(part.tally)
 
     def work() -> list[Filled]:
         batches = missing.batches(size)
         first = next(batches, None)
-        return [] if first is None else executor.map(chain([first], batches), submit, count)
+        return [] if first is None else executor.map(chain([first], batches), submit, add)
 
     def stop() -> None:
         missing.stop()
         executor.stop()
 
     return merge(await run_to_end(work, stop, STOP_SECONDS + 1))
+
+
+def name_batch(batch: Sequence[Question], number: int) -> str:
+    """Say in a few words what a task run grows."""
+    return f"grow {batch[0].question_id}" if len(batch) == 1 else f"grow batch {number}: {len(batch)} questions"
 
 
 @dataclass
@@ -101,7 +112,7 @@ class Executor:
                     self._is_begun = True
                     share = free.pop()
                     future = submit(batch, share)
-                result = future.result()
+                result = take_result(future)
             with self._lock:
                 free.append(share)
                 count(result)
@@ -134,7 +145,15 @@ class Executor:
             raise
 
 
-def open_executor(spec: RunSpec, settings: Settings, run: str) -> Executor:
+def take_result(future: PrefectFuture[R]) -> R:
+    """Wait for a task run, and return what it came to, whatever its state says of that; raise its error."""
+    result: Any = future.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    return cast("R", result)
+
+
+def open_executor(spec: RunSpec, settings: Settings, run: str, at_once: int = AT_ONCE) -> Executor:
     """Return the executor that `run.task_runner` names. Raises `ConfigError` where it cannot be had.
 
     There are never more processes than shares of the limits that are of any use.
@@ -143,7 +162,7 @@ def open_executor(spec: RunSpec, settings: Settings, run: str) -> Executor:
     match spec.run.task_runner:
         case "threads":
             return Executor(
-                ThreadPoolTaskRunner(max_workers=AT_ONCE), (spec.limits,) * AT_ONCE, partial(stop_sessions, run)
+                ThreadPoolTaskRunner(max_workers=at_once), (spec.limits,) * at_once, partial(stop_sessions, run)
             )
         case "processes":
             theirs, ours = Pipe(duplex=False)

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from prefect import allow_failure, flow, get_run_logger, unmapped
 from prefect.client.schemas.objects import State
@@ -20,6 +21,7 @@ from malt.engine.run import Run
 from malt.engine.runner import is_publishable
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
+from tasks.ends import close_after_crash
 from tasks.growing import (
     Branch,
     Grower,
@@ -36,14 +38,21 @@ from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of
 from tasks.stored_answers import save_answer_storage
 
-BRANCH_TASK_RUNS = 2_000
-"""Up to this many task runs, `tracking = "auto"` shows every branch."""
+BRANCH_QUESTIONS, BRANCH_TASK_RUNS = 12, 2_000
+"""Up to so many questions and task runs, `tracking = "auto"` shows every branch."""
+QUESTION_TASK_RUNS = 200
+"""Up to so many questions, it shows every question."""
 BRANCHES_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)
 
 
-@flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE)
+@flow(name="generate", flow_run_name="{spec.name}", task_runner=BRANCHES_AT_ONCE, on_crashed=[close_after_crash])
 async def generate(spec: RunSpec) -> State[RunSummary]:
     """Grow and grade a tree for every question, then publish what is complete."""
+    return await grow_alone(spec)
+
+
+async def grow_alone(spec: RunSpec) -> State[RunSummary]:
+    """Grow a dataset once no other run of it is under way."""
     async with only_run_of(spec.name) as name:
         job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
         return await grow_and_publish(job, job.questions, Run(name))
@@ -56,7 +65,7 @@ async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) ->
     check_models(part.spec)
     get_run_logger().info("%s: growing %s trees, %s", job.spec.name, f"{len(questions):,}", describe_tracking(part))
     async with show_progress(part, run):
-        grow = grow_branches if tracks_branches(part) else grow_shards
+        grow = grow_branches if tracking_of(part) == "branch" else grow_shards
         filled, trees = await grow(part, run)
     built = await publish(job, trees) if is_publishable(job.spec, filled.shortfall) else None
     return await end_flow(job, filled, built, time.monotonic() - started)
@@ -80,24 +89,28 @@ async def grow_branches(job: Job, run: Run) -> Grown:
 
 async def grow_shards(job: Job, run: Run) -> Grown:
     """Grow what lacks something, in batches of questions or through batch APIs: a tree's shape need not be known."""
-    return Grown(await fill(job, run, ask_in_shards if job.spec.run.mode == "direct" else None), ())
+    ask = partial(ask_in_shards, most=1 if tracking_of(job) == "question" else BATCH)
+    return Grown(await fill(job, run, ask if job.spec.run.mode == "direct" else None), ())
 
 
-def tracks_branches(job: Job) -> bool:
-    """Whether each branch gets a task run of its own: as declared, else while they stay few.
+def tracking_of(job: Job) -> Literal["branch", "question", "shard"]:
+    """Return what a task run is: as declared, else what can be read in a run's graph.
 
     Adaptive growth has no shape to map, under a cap trees begin one after another, and batches are asked by level.
     """
-    spec = job.spec
+    spec, count = job.spec, len(job.questions)
     if spec.growth.mode == "adaptive" or spec.limits.capped or spec.run.mode == "batch":
-        return False
+        return "shard"
     if spec.run.tracking != "auto":
-        return spec.run.tracking == "branch"
-    return len(job.questions) * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS
+        return spec.run.tracking
+    if count <= BRANCH_QUESTIONS and count * (sum(requests_per_question(spec).values()) + 1) <= BRANCH_TASK_RUNS:
+        return "branch"
+    return "question" if count <= QUESTION_TASK_RUNS else "shard"
 
 
 def describe_tracking(job: Job) -> str:
     """Say in a log line what a task run is."""
     if job.spec.run.mode == "batch":
         return "level by level, through batch APIs"
-    return "a task run a branch" if tracks_branches(job) else f"in batches of up to {BATCH}"
+    kind = tracking_of(job)
+    return f"in batches of up to {BATCH}" if kind == "shard" else f"a task run a {kind}"

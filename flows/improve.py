@@ -14,15 +14,16 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.config.train import TrainSpec
 from malt.engine.build import RunSummary
-from malt.evaluation.result import Evaluated
+from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.summary import Improvement
 from malt.training.run import TrainSummary
+from tasks.ends import close_after_crash
 from tasks.improving import announce_rounds
 from tasks.run_lock import only_run_of
 
 
-@flow(name="improve", flow_run_name="improve {spec.name}")
+@flow(name="improve", flow_run_name="improve {spec.name}", on_crashed=[close_after_crash])
 async def improve(spec: RunSpec) -> State[Improvement]:
     """Grow, train and evaluate round by round, and keep what is better than the roles before it."""
     settings = Settings()

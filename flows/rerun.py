@@ -17,12 +17,13 @@ from malt.engine.run import Run
 from malt.engine.runner import choose_questions, read_declared, set_aside
 from malt.errors import ConfigError
 from malt.llm.client.completers import EVERY_ROLE
+from tasks.ends import close_after_crash
 from tasks.run_lock import only_run_of
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 
 
-@flow(name="rerun", flow_run_name="rerun {name}", task_runner=BRANCHES_AT_ONCE)
+@flow(name="rerun", flow_run_name="rerun {name}", task_runner=BRANCHES_AT_ONCE, on_crashed=[close_after_crash])
 async def rerun(
     name: Name,
     questions: tuple[str, ...] = (),

@@ -8,20 +8,23 @@ from typing import Any
 
 from prefect import flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.training.process import check_installed
-from malt.training.run import TrainSummary, find_trained, known_role, prepare, publish, summarise
+from malt.training.run import TrainSummary, find_trained, known_role, prepare, summarise
 from malt.training.settings import declared
-from tasks.training import announce_models, train_role, trained
+from tasks.ends import close_after_crash
+from tasks.training import announce_models, publish_models, train_role, trained
+from tasks.versions import asset_key
 
 ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 """Two trainings at once would only share the processors, and need the memory of both."""
 
 
-@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME)
+@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME, on_crashed=[close_after_crash])
 async def train(
     version: str, config: str = "", earlier: Sequence[str] = (), spec: TrainSpec | None = None
 ) -> TrainSummary:
@@ -43,7 +46,12 @@ async def train(
     new = [job for job in prepared.jobs if known_role(job, prepared) is None]
     (await asyncio.to_thread(train_role.map, new)).result()
     roles = {job.role: await asyncio.to_thread(trained, job, prepared) for job in prepared.jobs}
-    published = publish(prepared, roles)
+    named = publish_models.with_options(
+        assets=[asset_key("models", prepared.name)],
+        asset_deps=[asset_key("datasets", each.name) for each in prepared.versions],
+    )
+    handed_over: Any = quote(prepared), quote(roles)
+    published = await asyncio.to_thread(named, prepared.name, *handed_over)
     cached = {job.role for job in prepared.jobs if job not in new}
     summary = summarise(prepared, published, cached, time.monotonic() - started)
     await announce_models(summary)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from malt.evaluation.evaluate import evaluate
     from malt.evaluation.version import EvaluationVersion, open_evaluation
     from malt.grading.judge import JudgeReply, LLMEvaluator, Score
+    from malt.improvement.improve import improve
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version.dataset_version",

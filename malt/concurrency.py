@@ -149,7 +149,6 @@ class BackgroundLoop:
 
 
 async def _cancel_others() -> None:
-    """Cancel all other tasks of this loop, and wait until they have ended."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

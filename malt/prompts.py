@@ -96,7 +96,6 @@ def find_set(name_or_folder: str) -> Path:
 
 
 def _expand_home(folder: str) -> Path:
-    """Return a path with `~` filled in. Raises `PromptError` where there is no such home."""
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:

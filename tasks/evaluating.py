@@ -4,18 +4,19 @@ import asyncio
 
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from malt.config.settings import Settings
 from malt.evaluation.card import render_artifact
-from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, fill
+from malt.evaluation.evaluate import Evaluated, EvaluationBuilt, EvaluationFill, build, fill
 from malt.evaluation.job import EvaluationJob
-from malt.evaluation.result import Evaluated
 from malt.evaluation.version import EvaluationVersion
 from tasks.artifacts import leave
 from tasks.publishing import failure_rows
+from tasks.versions import tell_published
 
 
 @task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
@@ -24,10 +25,20 @@ async def answer_questions(name: str, job: EvaluationJob, settings: Settings, ru
     return await fill(job, settings, run)
 
 
-@task(name="publish evaluation", task_run_name="publish {name}", cache_policy=NO_CACHE, persist_result=False)
+@materialize(
+    "malt://evaluations/any",
+    by="malt",
+    name="publish evaluation",
+    task_run_name="publish {name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) -> EvaluationBuilt:  # noqa: ARG001 - names the task run
     """Make a version of what the store holds, beside the flow's loop: it runs a loop of its own."""
-    return await asyncio.to_thread(build, job, settings)
+    built = await asyncio.to_thread(build, job, settings)
+    if built.version is not None:
+        tell_published(built.version)
+    return built
 
 
 async def conclude(job: EvaluationJob, filled: EvaluationFill, built: EvaluationBuilt | None) -> State:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from prefect import Task, task
+from prefect import Task, get_run_logger, task
 from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
@@ -30,12 +30,15 @@ from malt.trees.pipeline import Shortfall
 from malt.trees.replay import Assessed, assess_noting_judge
 from malt.trees.tree import Address, FailedBranch
 from tasks.stored_answers import STORED_ANSWERS
+from tasks.trees import MOST_TREES, leave_tree, tree_key
 
 Future = PrefectFuture[Any]
 
 ROOT = Address()
 POLL_S = 0.5
 """How often a flow that waits for its task runs looks whether the run was stopped."""
+_FAILURES_LOGGED = 20
+"""Of one batch; the artifact of failed branches has more."""
 
 
 class Branch:
@@ -146,7 +149,8 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
     if answers.failure is not None:
         return Failed(message=str(answers.failure), data=answers)
     is_cut = any(one.finish_reason == FinishReason.LENGTH for one in answers.completions.values())
-    return Completed(name="Truncated" if is_cut else None, data=answers)
+    key = tree_key(grower.job.spec.name, branch.question.question_id)
+    return Completed(name="Truncated" if is_cut else None, message=f"texts: artifact {key}", data=answers)
 
 
 @task(task_run_name="grade {question.question_id}", persist_result=False)
@@ -158,6 +162,8 @@ def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> Sta
         return Cancelled(message=str(stop))
     except MaltError as error:
         return Failed(message=str(error), data=error)
+    if len(grower.job.questions) <= MOST_TREES:
+        leave_tree(grower.job.spec.name, assessed.valued)
     if failures := assessed.valued.tree.failures:
         return Failed(message=failures[0].reason, data=Graded(assessed))
     return Completed(message=count_right(assessed.valued), data=Graded(assessed))
@@ -217,6 +223,8 @@ def wait_for(futures: Sequence[PrefectConcurrentFuture[Any]], session: Session) 
             if session.stopped is not None:
                 for pending in futures:
                     pending.wrapped_future.cancel()
+        if not future.wrapped_future.cancelled():
+            future.wait()  # it keeps the state; else that is asked of the server, which has it without what it came to
 
 
 async def find_failures(future: Future, branch: Branch | None = None) -> tuple[FailedBranch, ...]:
@@ -231,14 +239,24 @@ async def find_failures(future: Future, branch: Branch | None = None) -> tuple[F
     return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)
 
 
-@task(task_run_name="grow {job.questions[0].question_id} and on", persist_result=False)
-def grow_batch(job: Job, run: Run) -> Filled:
+@task(task_run_name="{label}", persist_result=False)
+def grow_batch(job: Job, run: Run, label: str) -> State[Any]:  # noqa: ARG001 - names the task run
     """Ask for all that a batch of questions needs; the answers are in the store when this returns."""
     try:
-        return fill_batch(replace(job, spec=asyncio.run(with_block_keys(job.spec))), run)
+        filled = fill_batch(replace(job, spec=asyncio.run(with_block_keys(job.spec))), run)
     except KeyboardInterrupt:  # as Ray tells a task to stop
         stop_sessions(run.name)
         raise
+    shortfall = filled.shortfall
+    if shortfall.stopped is not None:
+        return Cancelled(message=shortfall.stopped, data=filled)
+    if not shortfall.failures:
+        return Completed(data=filled)
+    for failed in shortfall.failures[:_FAILURES_LOGGED]:
+        get_run_logger().warning("%s/%s: no %s: %s", failed.question_id, failed.address, failed.role, failed.reason)
+    return Failed(
+        message=f"{len(shortfall.failures)} failed branches; the first: {shortfall.failures[0].reason}", data=filled
+    )
 
 
 async def with_block_keys(spec: RunSpec) -> RunSpec:

@@ -4,39 +4,44 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import allow_failure, task
+from prefect import allow_failure
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.assets import materialize
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
 from malt.datasets.pages.card import figures_markdown
-from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built, RunSummary, build, summarise
 from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.sanitize import code_span, escape_markdown
 from malt.trees.tree import FailedBranch
-from tasks.artifacts import leave
+from tasks.artifacts import leave, link_report
 from tasks.comparing import tell_changes
 from tasks.growing import Future, Graded
+from tasks.versions import asset_key, tell_published
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
 
 
-@task(task_run_name="publish {job.spec.name}", persist_result=False)
+@materialize("malt://datasets/any", by="malt", task_run_name="publish {job.spec.name}", persist_result=False)
 def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
     """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
     graded = [tree.assessed for tree in trees if isinstance(tree, Graded)]
-    return build(job, {each.valued.tree.question.question_id: each for each in graded})
+    built = build(job, {each.valued.tree.question.question_id: each for each in graded})
+    if built.version is not None:
+        tell_published(built.version)
+    return built
 
 
 async def publish(job: Job, trees: Sequence[Future]) -> Built:
     """Run `publish_dataset` beside the flow's loop: it takes long, and runs a loop of its own."""
     handed_over: Any = quote(job), allow_failure(trees)
-    return await asyncio.to_thread(publish_dataset, *handed_over)
+    named = publish_dataset.with_options(assets=[asset_key("datasets", job.spec.name)])
+    return await asyncio.to_thread(named, *handed_over)
 
 
 async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float) -> State:
@@ -76,11 +81,8 @@ def failure_rows(failures: Sequence[FailedBranch]) -> list[dict[str, str]]:
 
 async def show_figures(version: DatasetVersion) -> None:
     """Put the report's figures where Prefect shows them, and say where the report is."""
-    report = version.path / REPORT_FILE
-    where = (
-        f"- dataset: {code_span(str(version.path))}\n"
-        f"- report, with the trees: {code_span(str(report))} (`malt report {version.reference} --open`)"
-    )
+    report = await link_report(version.path, f"malt report {version.reference} --open")
+    where = f"- dataset: {code_span(str(version.path))}\n- {report}"
     await leave(
         acreate_markdown_artifact(
             f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",

@@ -1,10 +1,12 @@
 """The store of completions as Prefect's cache: a branch whose answers are stored is `Cached`, and nobody is asked."""
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.filesystems import WritableFileSystem
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]  # not re-exported by name
 from prefect.serializers import PickleSerializer
@@ -54,5 +56,10 @@ class AnswerStorage(WritableFileSystem):
 async def save_answer_storage() -> AnswerStorage:
     """Return the storage, saved on the server, as Prefect wants it of whatever holds results."""
     storage = AnswerStorage()
-    await storage.asave("malt", overwrite=True)
+    try:
+        await storage.asave("malt", overwrite=True)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
+        await storage.asave("malt", overwrite=True)  # another run was making it just then
     return storage

@@ -4,13 +4,18 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
+from prefect.assets import materialize
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
+from malt.config.roles import Role
 from malt.errors import TrainingFailed
 from malt.models.publishing import TrainedRole
+from malt.models.version import ModelVersion
 from malt.training.job import RoleJob, inputs_sha256
-from malt.training.run import Prepared, TrainSummary, known_role, result_of, train_jobs
+from malt.training.run import Prepared, TrainSummary, known_role, publish, result_of, train_jobs
 from tasks.artifacts import leave
+from tasks.versions import tell_published
 
 LOG_EVERY = 10
 """Steps between log lines."""
@@ -58,6 +63,16 @@ def trained(job: RoleJob, prepared: Prepared) -> TrainedRole:
     if known is None and not job.done.exists():  # Prefect remembers a result that was removed since
         train_role.with_options(refresh_cache=True)(job)
     return known or result_of(job)
+
+
+@materialize(
+    "malt://models/any", by="malt", task_run_name="publish {name}", cache_policy=NO_CACHE, persist_result=False
+)
+def publish_models(name: str, prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:  # noqa: ARG001 - names the task run
+    """Make a model version of trained roles."""
+    published = publish(prepared, roles)
+    tell_published(published)
+    return published
 
 
 async def announce_models(summary: TrainSummary) -> None:

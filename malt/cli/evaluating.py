@@ -1,5 +1,6 @@
 """Commands that evaluate: `evaluate`, `evaluations`; and what other commands print of an evaluation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ from malt.cli.options import takes_config, takes_json
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.evaluation.compare import EvaluationDiff
+    from malt.evaluation.evaluate import Evaluated
     from malt.evaluation.plan import EvaluationPlan
-    from malt.evaluation.result import Evaluated
     from malt.evaluation.summary import Cell, Summary
-    from malt.evaluation.version import EvaluationVersion, ListedEvaluations
+    from malt.evaluation.version import EvaluationVersion
     from malt.llm.store.samples import Store
 
 
@@ -60,41 +61,22 @@ def evaluations(name: str | None, as_json: bool) -> int:
     from malt.evaluation.version import list_evaluations
 
     listed = list_evaluations(name)
-    terminal.emit(_listing_json(listed)) if as_json else _show_evaluations(listed)
-    return 1 if listed.unreadable else 0
+    if as_json:
+        return terminal.emit_listing(listed, _describe)
+    return terminal.show_listing(listed, _show_evaluations, "no evaluations yet; make one with: malt evaluate CONFIG")
 
 
-def _listing_json(listed: "ListedEvaluations") -> dict[str, Any]:
-    return {
-        "versions": [
-            {
-                "name": version.name,
-                "version": version.number,
-                "path": str(version.path),
-                "created_at": version.manifest.created_at.isoformat(),
-                "content_sha256": version.manifest.content_sha256,
-                "questions": version.summary.questions,
-                "systems": [*version.summary.systems],
-            }
-            for version in listed.versions
-        ],
-        "unreadable": {reference: str(error) for reference, error in listed.unreadable.items()},
-    }
+def _describe(version: "EvaluationVersion") -> "dict[str, object]":
+    return {"questions": version.summary.questions, "systems": [*version.summary.systems]}
 
 
-def _show_evaluations(listed: "ListedEvaluations") -> None:
-    for reference, error in listed.unreadable.items():
-        terminal.warn(f"error: {reference}: {error}")
+def _show_evaluations(versions: "Sequence[EvaluationVersion]") -> None:
     table = terminal.new_table("version", "questions", "systems.", "content.", "made.")
-    for version in listed.versions:
+    for version in versions:
         made, content = f"{version.manifest.created_at:%Y-%m-%d %H:%M}", version.manifest.content_sha256[:12]
-        table.add_row(
-            version.reference, f"{version.summary.questions:,}", ", ".join(version.summary.systems), content, made
-        )
-    if listed.versions:
-        terminal.say(table)
-    elif not listed.unreadable:
-        terminal.say("no evaluations yet; make one with: malt evaluate CONFIG")
+        figures = (f"{version.summary.questions:,}", ", ".join(version.summary.systems))
+        table.add_row(version.reference, *figures, content, made)
+    terminal.say(table)
 
 
 def show_evaluation(version: "EvaluationVersion") -> None:

@@ -252,6 +252,8 @@ def compare(references: tuple[str, ...], as_json: bool) -> None:
 
 
 def _show_standings(standings: "Sequence[Standing]") -> None:
+    from malt.datasets.stats import figures
+
     shares = ("generator", "refiner", "leaves' vote", "lift", "mixed")
     table = terminal.new_table("version", "questions", *shares, "sft", "dpo", "kto", "tokens", "cost", "a sft row")
     for each in standings:
@@ -260,16 +262,12 @@ def _show_standings(standings: "Sequence[Standing]") -> None:
         table.add_row(
             each.version,
             f"{each.questions:,}",
-            *map(_format_percent, percents),
+            *map(figures.format_share, percents),
             lift,
-            _format_percent(each.mixed_percent),
+            figures.format_share(each.mixed_percent),
             *(f"{count:,}" for count in each.rows.values()),
-            "unknown" if each.tokens is None else f"{each.tokens:,}",
-            terminal.format_dollars(each.cost_usd),
-            terminal.format_dollars(each.cost_per_sft_row),
+            figures.format_count(each.tokens),
+            figures.format_dollars(each.cost_usd),
+            figures.format_dollars(each.cost_per_sft_row),
         )
     terminal.say(table)
-
-
-def _format_percent(share: float | None) -> str:
-    return "n/a" if share is None else f"{share:.1f} %"

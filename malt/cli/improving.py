@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="How many rounds in all; overrides improve.rounds.")
 @takes_json
 def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, as_json: bool) -> int:
-    """Grow, train, evaluate, and keep what is better; round by round. Goes on where an earlier call was stopped."""
+    """Grow, train, evaluate, keep what is better; N times. Goes on where an earlier call was stopped."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.hosting.private_prefect import connect
@@ -28,7 +28,7 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
 
     spec = load_spec(config, [*override, *([f"improve.rounds={rounds}"] if rounds else [])], limit)
     check(spec, Settings())
-    missing = runs.missing_for_flows()
+    missing = runs.find_missing()
     if missing:
         terminal.warn(f"this is not recorded in Prefect: that needs {missing}")
     done = _improve_here(spec) if missing else runs.flow_result("improve", spec, connect(Settings().data_dir))
@@ -40,7 +40,7 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":
     """Go round in this process, without Prefect."""
-    from malt.cli.training_progress import training_progress
+    from malt.cli.progress import training_progress
     from malt.config.settings import Settings
     from malt.engine import signals
     from malt.improvement.improve import Here, improve_alone

@@ -10,12 +10,12 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from malt.cli import (
-    batches,
     configuring,
     evaluating,
     explaining,
@@ -38,18 +38,23 @@ _NO_ROOM_MESSAGE = (
 )
 _UNEXPECTED = 1
 _INTERRUPTED = 130
-_COMMANDS = [
-    *(configuring.init, configuring.config),
-    *(runs.plan, runs.run, runs.rerun, runs.assemble, batches.batches),
-    *(versions.datasets, versions.show, versions.report, versions.verify),
-    *(explaining.explain, explaining.diff, explaining.compare),
-    *(lifecycle.tag, lifecycle.rebuild, lifecycle.rm, lifecycle.gc),
-    *(sharing.export, sharing.push),
-    *(training.train, training.models),
-    *(grading.grade, grading.audit),
-    *(evaluating.evaluate, evaluating.evaluations, improving.improve),
-    *(service.up, service.doctor, service.serve),
-]
+_COMMANDS: Mapping[str, Sequence[click.Command]] = {
+    "From questions to a dataset": (
+        configuring.init, configuring.config, runs.plan, runs.run, runs.rerun, runs.assemble, runs.batches,
+    ),
+    "Look at a version": (
+        versions.datasets, versions.show, versions.report, explaining.explain, explaining.diff, explaining.compare,
+        versions.verify,
+    ),
+    "Grade": (grading.grade, grading.audit),
+    "From a dataset to models": (
+        training.train, training.models, evaluating.evaluate, evaluating.evaluations, improving.improve, service.serve,
+    ),
+    "Keep and share": (
+        lifecycle.tag, sharing.export, sharing.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,
+    ),
+    "Services": (service.up, service.doctor),
+}  # fmt: skip
 _LONGEST_ERROR = 400
 """Characters of an unexpected error."""
 
@@ -116,10 +121,21 @@ def _report(message: str, code: int, *, debug: bool) -> int:
     return code
 
 
+class _Sections(click.Group):
+    """A group whose help lists its commands by what they are for, in the order of the work."""
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list for each section."""
+        for title, commands in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(each.name), each.get_short_help_str(limit=70)) for each in commands])
+
+
 @click.group(
-    commands=_COMMANDS,
+    cls=_Sections,
+    commands=[command for commands in _COMMANDS.values() for command in commands],
     epilog="CONFIG is a dataset's TOML file. VERSION is NAME, NAME@v3, NAME@TAG or a folder. --debug shows tracebacks.",
 )
 @click.version_option(package_name="malt-trees")
 def malt() -> None:
-    """Grow MALT trees with any model in any role, and write versioned training datasets."""
+    """Train a generator, a verifier and a refiner that work in sequence: questions to trees, datasets and models."""

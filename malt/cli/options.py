@@ -1,10 +1,18 @@
-"""Arguments and options that several commands take."""
+"""Arguments and options that several commands take, and what they name."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from malt.config.roles import Role
+    from malt.datasets.version.dataset_version import DatasetVersion
+    from malt.evaluation.version import EvaluationVersion
+    from malt.models.version import ModelVersion
+
+    AnyVersion = DatasetVersion | ModelVersion | EvaluationVersion
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,3 +44,25 @@ takes_version = click.argument("version", metavar="VERSION")
 trusts_code = click.option("--trust-code", is_flag=True, help="Run the grader's code that the version names.")
 takes_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 shows_files = click.option("--files", is_flag=True, help="Print the rows of each file too.")
+
+
+def open_any(reference: str) -> "AnyVersion":
+    """Open a version of whatever kind the reference names."""
+    from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.published import find_kind
+    from malt.evaluation.version import open_evaluation
+    from malt.models.version import open_model
+
+    openers: dict[str, Callable[[str], AnyVersion]] = {"models": open_model, "evaluations": open_evaluation}
+    return openers.get(find_kind(reference), open_version)(reference)
+
+
+def find_role(name: str, what: str = "--role ") -> "Role":
+    """Return the trained role of a name. Raises `InputError` where there is none."""
+    from malt.config.roles import PLAYERS
+    from malt.errors import InputError
+
+    for role in PLAYERS:
+        if role.value == name:
+            return role
+    raise InputError(f"{what}{name}: no such role; there are: {', '.join(PLAYERS)}")

@@ -1,11 +1,11 @@
-"""How far a run is, shown on stderr while it runs, and what limits its rate."""
+"""How far a run or a training is, shown on stderr while it goes on, and what limits a run's rate."""
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
     BarColumn,
@@ -22,8 +22,9 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 
 if TYPE_CHECKING:
+    from malt.llm.budget import Tally
     from malt.llm.client.session import Session
-    from malt.llm.usage import Tally
+    from malt.training.process import Tell
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
@@ -107,3 +108,63 @@ def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]"
             share = sum(counts.values()) / max(sum(expected.values()), 1)
             requests = f"{session.tally.total.requests:,} requests"
             warn(f"{share:.0%}: {figures}; {requests}; limited by: {limited_by(meter.read(), session.throttled_by)}")
+
+
+# Training.
+
+
+@contextmanager
+def training_progress() -> "Iterator[Tell]":
+    """Show on stderr how training goes: a bar a stage on a terminal, a line now and then elsewhere."""
+    if not console(stderr=True).is_terminal:
+        yield _announcing(_Lines())
+        return
+    columns = (TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
+    with Progress(*columns, console=console(stderr=True)) as bars:
+        yield _announcing(_Bars(bars))
+
+
+def _announcing(tell: "Tell") -> "Tell":
+    """Say, before anything else is told, whom a training waits for."""
+
+    def announce(event: Mapping[str, Any]) -> None:
+        if event["event"] == "waiting":
+            warn(f"models {event['models']}: waiting for {event['holder']}")
+        tell(event)
+
+    return announce
+
+
+class _Lines:
+    """Prints a line at the first and last step of a stage, and now and then between."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] != "step":
+            return
+        is_edge = event["step"] in (1, event["steps"])
+        if is_edge or time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PLAIN_EVERY_S
+            warn(f"{event['role']} {event['stage']} {event['step']}/{event['steps']}: {_describe_step(event)}")
+
+
+class _Bars:
+    """Keeps a bar a role and stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars, self._tasks = bars, dict[str, Any]()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "step":
+            name = f"{event['role']} {event['stage']}"
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=event["steps"], at="")
+            self._bars.update(self._tasks[name], completed=event["step"], at=_describe_step(event))
+
+
+def _describe_step(event: Mapping[str, Any]) -> str:
+    """Write loss, speed and time left."""
+    left = f"{event['left_s']:.0f} s left" if event["left_s"] < 120 else f"{event['left_s'] / 60:.0f} min left"
+    return f"loss {event['loss']:.4f}, {event['tokens_per_s']:,.0f} tokens/s, {left}"

@@ -1,6 +1,7 @@
-"""Commands that grow and assemble: `plan`, `run`, `assemble`."""
+"""Commands that grow and assemble: `plan`, `run`, `rerun`, `assemble`; and `batches`, which lie with providers."""
 
 import asyncio
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from malt.engine.plan import Plan
     from malt.evaluation.plan import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
+    from malt.llm.store.batches import Batch
 
     Server = NamedServer | PrefectServer
 
@@ -51,7 +53,7 @@ def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int 
     from malt.engine.runner import run_pilot
     from malt.llm.store.samples import Store
 
-    job = declared(config, override, limit)
+    job = _read_job(config, override, limit)
     shortfall = None if pilot is None else asyncio.run(run_pilot(job, pilot))
     with Store(job.settings.store) as store:
         quoted = quote(job, store)
@@ -102,13 +104,13 @@ def run(
     if no_wait:
         override = (*override, "run.wait=false")
     if refresh:
-        again = _ask_again(declared(config, override, limit), questions, refresh, refresh=True)
-        return finish(again, files=files, as_json=as_json)
-    job, server = begun(config, override, limit)
+        again = _ask_again(_read_job(config, override, limit), questions, refresh, refresh=True)
+        return _finish(again, files=files, as_json=as_json)
+    job, server = _begin(config, override, limit)
     check_models(job.spec)
     with progress(job.spec, len(job.questions)):
-        summary = flow_summary("generate", job, server) if server else run_here(run_job(job))
-    return finish(summary, files=files, as_json=as_json)
+        summary = _run_flow("generate", job, server) if server else run_here(run_job(job))
+    return _finish(summary, files=files, as_json=as_json)
 
 
 @click.command()
@@ -133,7 +135,7 @@ def rerun(
     from malt.engine.runner import read_declared
 
     again = _ask_again(read_job(read_declared(name, config)), questions, roles, refresh=refresh)
-    return finish(again, files=files, as_json=as_json)
+    return _finish(again, files=files, as_json=as_json)
 
 
 def _ask_again(job: "Job", ids: "Sequence[str]", roles: "Sequence[Role]", *, refresh: bool) -> "RunSummary":
@@ -153,12 +155,12 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, files: 
     """Make a dataset version from what the store holds. Generator, verifier and refiner are not asked."""
     from malt.engine.runner import assemble_job
 
-    job, server = begun(config, override, limit)
-    summary = flow_summary("assemble", job, server) if server else run_here(assemble_job(job))
-    return finish(summary, files=files, as_json=as_json)
+    job, server = _begin(config, override, limit)
+    summary = _run_flow("assemble", job, server) if server else run_here(assemble_job(job))
+    return _finish(summary, files=files, as_json=as_json)
 
 
-def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
+def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
     """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config.loader import load_spec
     from malt.engine.job import read_job
@@ -166,7 +168,7 @@ def declared(config: Path, override: tuple[str, ...], limit: int | None) -> "Job
     return read_job(load_spec(config, override, limit))
 
 
-def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server | None]":
+def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[Job, Server | None]":
     """Read a config and all that it names while a Prefect server starts; None where there is no flow to run."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
@@ -174,7 +176,7 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
-    missing = missing_for_flows()
+    missing = find_missing()
     if missing and spec.run.task_runner != "threads":
         raise ConfigError(f"run.task_runner = {spec.run.task_runner!r} needs {missing}; leave it out")
     if missing:
@@ -183,7 +185,7 @@ def begun(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple[
     return read_job(spec), server
 
 
-def missing_for_flows() -> str:
+def find_missing() -> str:
     """Name what is not at hand of what a flow needs; empty where it can be run."""
     if find_spec("prefect") is None:
         return "Prefect (pip install 'malt-trees[prefect]') and a checkout of the project"
@@ -202,7 +204,7 @@ def run_here(work: "Coroutine[Any, Any, RunSummary]") -> "RunSummary":
     return signals.run(work)
 
 
-def flow_summary(name: str, job: "Job", server: "Server") -> "RunSummary":
+def _run_flow(name: str, job: "Job", server: "Server") -> "RunSummary":
     """Run one of the flows here. Raises the flow's own error where it did not come to a summary."""
     from malt.engine.job import handing_over
 
@@ -221,13 +223,13 @@ def flow_result(name: str, spec: "RunSpec", server: "Server") -> Any:  # noqa: A
         if name == "generate":
             call.warm_up()
     server.wait_until_ready()
-    result = signals.run(ended(flow, spec, server))
+    result = signals.run(_await_flow(flow, spec, server))
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-async def ended(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - Prefect is not imported here
+async def _await_flow(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: ANN401 - Prefect is not imported here
     """Run a flow to its end, whatever the state: a flow with failed branches has a summary too."""
     from httpx import HTTPError
 
@@ -236,17 +238,76 @@ async def ended(flow: Any, spec: "RunSpec", server: "Server") -> Any:  # noqa: A
         result = await state.aresult(raise_on_failure=False)
     except HTTPError as error:
         result = error
-    return PrefectLost(without(server, result)) if isinstance(result, HTTPError) else result
+    return PrefectLost(describe_loss(server, result)) if isinstance(result, HTTPError) else result
 
 
-def without(server: "Server", error: Exception) -> str:
+def describe_loss(server: "Server", error: Exception) -> str:
     """Say that Prefect's server went away while a flow ran."""
     said = f"Prefect's server, {server.api_url}, does not take what it is told any more: {error}"
     return f"{' '.join(said.split())}. What was paid for is in the store: {server.when_lost}"
 
 
-def finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
+def _finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
     terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary, files=files)
     summaries.show_failures(summary)
     return summary.exit_code
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--forget", multiple=True, metavar="BATCH", help="Let it go: its items are asked and paid for again.")
+@takes_json
+def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
+    """List the batches that are under way. Those of NAME, or all; --forget lets one go that nobody can collect."""
+    from malt.config.settings import Settings
+    from malt.llm.store.batches import BatchStore
+    from malt.llm.store.samples import Store
+
+    with Store(Settings().store) as store:
+        book = BatchStore(store)
+        listed = book.list_open(name)
+        samples = book.count_samples()
+        forgotten = [_find_batch(listed, told) for told in forget]
+        for batch in forgotten:
+            book.forget(batch.mark)
+    rows = [_describe_batch(batch, samples.get(batch.mark, 0)) for batch in forgotten or listed]
+    if as_json:
+        terminal.emit({"forgotten": bool(forgotten), "batches": rows})
+    else:
+        _show_batches(rows, forgotten=bool(forgotten))
+
+
+def _find_batch(listed: "Sequence[Batch]", name: str) -> "Batch":
+    """Return the open batch of a name, the provider's or our own."""
+    for batch in listed:
+        if name in (batch.batch_id, batch.mark):
+            return batch
+    raise ConfigError(f"--forget {name}: no such batch is under way; malt batches lists those that are")
+
+
+def _describe_batch(batch: "Batch", samples: int) -> dict[str, Any]:
+    """Describe a batch; `batch` is the provider's name, else our own: `malt_mark` in its metadata there."""
+    return {
+        "batch": batch.label,
+        "dataset": batch.dataset,
+        "model": batch.model,
+        "api_base": batch.api_base,
+        "api_key_env": batch.api_key_env,
+        "since": datetime.fromtimestamp(batch.planned_at, UTC).isoformat(timespec="seconds"),
+        "samples": samples,
+        "most_usd": batch.usd,
+        "most_tokens": batch.tokens,
+    }
+
+
+def _show_batches(rows: "Sequence[dict[str, Any]]", *, forgotten: bool) -> None:
+    if not rows:
+        terminal.say("no batch is under way")
+    for row in rows:
+        place = f"{row['model']} at {row['api_base']}" if row["api_base"] else row["model"]
+        cost = f", ${row['most_usd']:.4f}" if row["most_usd"] else ""
+        most = f"since {row['since']}, at most {row['most_tokens']:,} tokens{cost}"
+        terminal.say(f"{row['batch']}  {row['dataset']}, {place}, {row['samples']:,} samples, {most}")
+    if forgotten:
+        terminal.say("forgotten: its items are asked for again. The provider still bills this batch; cancel it there")

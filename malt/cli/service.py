@@ -16,12 +16,14 @@ from malt.errors import ConfigError
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others reach it there.")
 @click.option("--redeploy", is_flag=True, help="Bring all deployments back to prefect.yaml, whatever the UI set.")
-def up(port: int, host: str, redeploy: bool) -> None:
+@click.option("--postgres", is_flag=True, help="Keep its records in PostgreSQL: for more than a trial.")
+def up(port: int, host: str, redeploy: bool, postgres: bool) -> None:
     """Serve Prefect's UI with all deployments and a worker. Where PREFECT_API_URL names a server, those join it."""
     from malt.config.settings import Settings
     from malt.hosting.up import up as serve
 
-    serve(_find_project(), Settings().data_dir, click.echo, host=host, port=port, redeploy=redeploy)
+    project, data_dir = _find_project(), Settings().data_dir
+    serve(project, data_dir, click.echo, host=host, port=port, redeploy=redeploy, postgres=postgres)
 
 
 @click.command()

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_json, takes_version
+from malt.cli.options import find_role, open_any, takes_json, takes_version
 
 if TYPE_CHECKING:
-    from malt.config.roles import Role
     from malt.datasets.export.export import Exported
-    from malt.datasets.push.files import Pushed, Version
+    from malt.datasets.push.files import Pushed
     from malt.questions.screening import Split
 
 
@@ -48,20 +47,10 @@ def export(
     from malt.datasets.export.export import export as export_version
     from malt.datasets.version.dataset_version import open_version
 
-    choice = RowChoice(tuple(map(_find_role, roles)), kinds, (split,) if split else ())
+    choice = RowChoice(tuple(map(find_role, roles)), kinds, (split,) if split else ())
     exported = export_version(open_version(version), to, directory, choice)
     _show_export_warnings(exported)
     terminal.emit(exported.as_json()) if as_json else _show_export(exported)
-
-
-def _find_role(name: str) -> "Role":
-    from malt.config.roles import PLAYERS
-    from malt.errors import InputError
-
-    found = [role for role in PLAYERS if role.value == name]
-    if not found:
-        raise InputError(f"--role {name}: no such role; there are: {', '.join(PLAYERS)}")
-    return found[0]
 
 
 def _show_export(exported: "Exported") -> None:
@@ -97,23 +86,8 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     """
     from malt.datasets.push.push import push as push_version
 
-    pushed = push_version(_open(version), dest, public=public)
+    pushed = push_version(open_any(version), dest, public=public)
     terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
-
-
-def _open(reference: str) -> "Version":
-    from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.published import find_kind
-    from malt.evaluation.version import open_evaluation
-    from malt.models.version import open_model
-
-    match find_kind(reference):
-        case "models":
-            return open_model(reference)
-        case "evaluations":
-            return open_evaluation(reference)
-        case "datasets":
-            return open_version(reference)
 
 
 def _show_pushed(pushed: "Pushed") -> None:

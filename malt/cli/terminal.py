@@ -1,17 +1,23 @@
-"""A terminal that no text can steer, and what is written alike everywhere: tables, costs, paths, one JSON object.
+"""A terminal that no text can steer, and what is written alike everywhere: tables, lists of versions, costs, JSON.
 
 Rich is imported when something is printed: `malt --help` does without. Nothing printed is read as markup.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+    from malt.datasets.version.dataset_version import Listed
+    from malt.datasets.version.published import Published
+
+V = TypeVar("V", bound="Published[Any]")
 
 _LINE_LENGTH = 160
 _PLAIN_WIDTH = 160
@@ -74,8 +80,10 @@ def new_table(*columns: str) -> "Table":
 
 
 def format_dollars(cost: float | None) -> str:
-    """Write a cost; an unknown one is not zero."""
-    return "unknown" if cost is None else f"${cost:.4f}"
+    """Write a cost as every page does; an unknown one is not zero."""
+    from malt.datasets.stats import figures
+
+    return figures.format_dollars(cost)
 
 
 def count(number: int, noun: str) -> str:
@@ -118,3 +126,31 @@ def show_rest(count: int, what: str = "", indent: int = 2) -> None:
     """Print how many more there are."""
     if count > 0:
         say(f"{' ' * indent}… and {count:,} more{what and f' {what}'}; --json has all")
+
+
+def emit_listing(listed: "Listed[V]", describe: Callable[[V], dict[str, object]]) -> int:
+    """Print versions as JSON, with what `describe` adds, and return the exit code."""
+    versions = [
+        {
+            "name": version.name,
+            "version": version.number,
+            "path": str(version.path),
+            "created_at": version.manifest.created_at.isoformat(),
+            "content_sha256": version.manifest.content_sha256,
+            **describe(version),
+        }
+        for version in listed.versions
+    ]
+    emit({"versions": versions, "unreadable": {name: str(why) for name, why in listed.unreadable.items()}})
+    return 1 if listed.unreadable else 0
+
+
+def show_listing(listed: "Listed[V]", show: Callable[[Sequence[V]], None], none_yet: str) -> int:
+    """Print versions as a table, on stderr those that cannot be read, and return the exit code."""
+    for reference, error in listed.unreadable.items():
+        warn(f"error: {reference}: {error}")
+    if listed.versions:
+        show(listed.versions)
+    elif not listed.unreadable:
+        say(none_yet)
+    return 1 if listed.unreadable else 0

@@ -1,19 +1,15 @@
 """Commands that make models of datasets: `train`, `models`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from malt.cli import terminal
-from malt.cli.options import takes_json, takes_version
+from malt.cli.options import find_role, takes_json, takes_version
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
-    from malt.config.roles import Role
-    from malt.errors import VersionError
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
     from malt.training.run import TrainSummary
@@ -30,7 +26,7 @@ _COUNTED = ("rows", "trained", "median", "longest", "max_length", "tokens", "ste
 @takes_json
 def train(version: str, config: Path | None, override: tuple[str, ...], plans: bool, as_json: bool) -> None:
     """Train the roles on a dataset version, into a model version. Goes on where an earlier call was stopped."""
-    from malt.cli.training_progress import training_progress
+    from malt.cli.progress import training_progress
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.training.plan import plan
@@ -56,9 +52,10 @@ def models(name: str | None, as_json: bool) -> int:
     from malt.config.settings import Settings
     from malt.models.version import list_models
 
-    listed, unreadable = list_models(Settings().models_dir, name)
-    terminal.emit(_listing(listed, unreadable)) if as_json else _show_models(listed, unreadable)
-    return 1 if unreadable else 0
+    listed = list_models(Settings().models_dir, name)
+    if as_json:
+        return terminal.emit_listing(listed, _describe)
+    return terminal.show_listing(listed, _show_models, "no models yet; train some with: malt train DATASET")
 
 
 def _show_summary(summary: "TrainSummary") -> None:
@@ -78,40 +75,17 @@ def _show_summary(summary: "TrainSummary") -> None:
     terminal.say(f'a role is played by it with: model = "{reference}"')
 
 
-def _listing(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> "JsonValue":
-    """Return model versions as JSON, and why others cannot be read."""
-    return {
-        "versions": [
-            {
-                "name": version.name,
-                "version": version.number,
-                "path": str(version.path),
-                "created_at": version.manifest.created_at.isoformat(),
-                "content_sha256": version.manifest.content_sha256,
-                "base": version.manifest.base.name,
-                "dataset": _dataset_of(version),
-                "roles": [*version.manifest.roles],
-            }
-            for version in versions
-        ],
-        "unreadable": {reference: str(error) for reference, error in unreadable.items()},
-    }
+def _describe(version: "ModelVersion") -> "dict[str, object]":
+    manifest = version.manifest
+    return {"base": manifest.base.name, "dataset": _dataset_of(version), "roles": [*manifest.roles]}
 
 
-def _show_models(versions: "Sequence[ModelVersion]", unreadable: "Mapping[str, VersionError]") -> None:
-    """Print one line a version; on stderr for those that cannot be read."""
-    for reference, error in unreadable.items():
-        terminal.warn(f"error: {reference}: {error}")
-    if not versions:
-        terminal.say("no models yet; train some with: malt train DATASET")
-        return
+def _show_models(versions: "Sequence[ModelVersion]") -> None:
     table = terminal.new_table("version", "roles.", "base.", "trained on.", "content.", "made.")
     for version in versions:
-        manifest = version.manifest
-        made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
-        roles = ", ".join(manifest.roles)
-        digest = manifest.content_sha256[:12]
-        table.add_row(version.reference, roles, manifest.base.name, _dataset_of(version), digest, made)
+        base, digest = version.manifest.base.name, version.manifest.content_sha256[:12]
+        made = f"{version.manifest.created_at:%Y-%m-%d %H:%M}"
+        table.add_row(version.reference, ", ".join(version.manifest.roles), base, _dataset_of(version), digest, made)
     terminal.say(table)
 
 
@@ -146,7 +120,7 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
     from malt.models.version import open_model
 
     version = open_model(reference)
-    roles = version.manifest.roles if role is None else {_find_role(role): version.role(_find_role(role))}
+    roles = version.manifest.roles if role is None else {find_role(role, ""): version.role(find_role(role, ""))}
     if as_json:
         manifest = version.manifest.model_copy(update={"roles": roles})
         terminal.emit(manifest.model_dump(mode="json"))
@@ -166,16 +140,6 @@ def _show_head(version: "ModelVersion") -> None:
     terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
     terminal.say(f"trained on {_dataset_of(version)} from {manifest.base.name} ({manifest.base.sha256[:12]})")
-
-
-def _find_role(name: str) -> "Role":
-    from malt.config.roles import PLAYERS
-    from malt.errors import InputError
-
-    found = [role for role in PLAYERS if role.value == name]
-    if not found:
-        raise InputError(f"{name}: no such role; a model version has: {', '.join(PLAYERS)}")
-    return found[0]
 
 
 def diff(old: str, new: str, *, as_json: bool) -> None:

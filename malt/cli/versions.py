@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import evaluating, summaries, terminal, training
-from malt.cli.options import takes_json, takes_version
+from malt.cli.options import open_any, takes_json, takes_version
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from malt.datasets.version.dataset_version import DatasetVersion, Listed
-    from malt.evaluation.version import EvaluationVersion
-    from malt.models.version import ModelVersion
+    from malt.cli.options import AnyVersion
+    from malt.datasets.version.dataset_version import DatasetVersion
 
 _QUESTIONS_SHOWN = 10
 _COLOURS = {True: "green", False: "red"}
@@ -30,46 +29,20 @@ def datasets(name: str | None, as_json: bool) -> int:
     from malt.datasets.version.dataset_version import list_versions
 
     listed = list_versions(Settings().datasets_dir, name)
-    terminal.emit(_listing_json(listed)) if as_json else _show_versions(listed)
-    return 1 if listed.unreadable else 0
+    if as_json:
+        return terminal.emit_listing(listed, _describe)
+    folder = Settings().datasets_dir.resolve()
+    none_yet = f"no datasets yet in {folder} (MALT_DATA_DIR); make one with: malt run configs/quickstart.toml"
+    return terminal.show_listing(listed, _show_versions, none_yet)
 
 
-def _listing_json(listed: "Listed") -> dict[str, Any]:
-    return {
-        "versions": [
-            {
-                "name": version.name,
-                "version": version.number,
-                "tags": [*version.tags],
-                "path": str(version.path),
-                "created_at": version.manifest.created_at.isoformat(),
-                "content_sha256": version.manifest.content_sha256,
-                "rows": {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None},
-            }
-            for version in listed.versions
-        ],
-        "unreadable": {reference: str(error) for reference, error in listed.unreadable.items()},
-    }
+def _describe(version: "DatasetVersion") -> "dict[str, object]":
+    files = version.manifest.files
+    rows = {file: entry.rows for file, entry in files.items() if entry.rows is not None}
+    return {"tags": [*version.tags], "rows": rows}
 
 
-def _show_versions(listed: "Listed") -> None:
-    for reference, error in listed.unreadable.items():
-        terminal.warn(f"error: {reference}: {error}")
-    if listed.versions:
-        _show_version_table(listed.versions)
-    elif not listed.unreadable:
-        terminal.say(
-            f"no datasets yet in {_datasets_folder()} (MALT_DATA_DIR); make one with: malt run configs/quickstart.toml"
-        )
-
-
-def _datasets_folder() -> Path:
-    from malt.config.settings import Settings
-
-    return Settings().datasets_dir.resolve()
-
-
-def _show_version_table(versions: "Sequence[DatasetVersion]") -> None:
+def _show_versions(versions: "Sequence[DatasetVersion]") -> None:
     kinds = ("sft", "dpo", "kto")
     table = terminal.new_table("version", "questions", *kinds, "content.", "made.", "tags.")
     for version in versions:
@@ -213,32 +186,29 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     """Print the path of a version's report. One HTML file; --open shows it."""
-    reference, path = _find_report(version, out)
+    opened = open_any(version)
+    path = _find_report(opened, out)
     if as_json:
-        terminal.emit({"version": reference, "report": str(path)})
+        terminal.emit({"version": opened.reference, "report": str(path)})
     else:
         terminal.say(terminal.shorten_path(path))
     if opens:
         click.launch(path.as_uri())
 
 
-def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
-    from malt.datasets.pages.page import find_report
-    from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.published import find_kind
-    from malt.evaluation.report import find_report as find_evaluation_report
-    from malt.evaluation.version import open_evaluation
-    from malt.models.report import find_report as find_model_report
-    from malt.models.version import open_model
+def _find_report(version: "AnyVersion", out: Path | None) -> Path:
+    from malt.datasets.pages import page
+    from malt.evaluation import report as evaluation_report
+    from malt.evaluation.version import EvaluationVersion
+    from malt.models import report as model_report
+    from malt.models.version import ModelVersion
 
-    if find_kind(reference) == "evaluations":
-        evaluation = open_evaluation(reference)
-        return evaluation.reference, find_evaluation_report(evaluation, out)
-    if find_kind(reference) == "models":
-        model = open_model(reference)
-        return model.reference, find_model_report(model, out)
-    dataset = open_version(reference)
-    return dataset.reference, find_report(dataset, out)
+    match version:
+        case EvaluationVersion():
+            return evaluation_report.find_report(version, out)
+        case ModelVersion():
+            return model_report.find_report(version, out)
+    return page.find_report(version, out)
 
 
 @click.command()
@@ -246,7 +216,8 @@ def _find_report(reference: str, out: Path | None) -> tuple[str, Path]:
 @takes_json
 def verify(version: str, as_json: bool) -> int:
     """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
-    opened, problems, unchecked = _check_version(version)
+    opened = open_any(version)
+    problems, unchecked = _check_version(opened)
     if as_json:
         found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
         terminal.emit({"version": opened.reference, **found})
@@ -261,24 +232,19 @@ def verify(version: str, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-def _check_version(
-    reference: str,
-) -> "tuple[DatasetVersion | EvaluationVersion | ModelVersion, Sequence[str], Sequence[str]]":
+def _check_version(version: "AnyVersion") -> "tuple[Sequence[str], Sequence[str]]":
+    """Return what does not hold of a version, and what is not checked."""
     from malt.datasets.check.verify import list_unchecked
     from malt.datasets.check.verify import verify as check_dataset
-    from malt.datasets.version.dataset_version import open_version
-    from malt.datasets.version.published import find_kind
-    from malt.evaluation.check import verify as check_evaluation
-    from malt.evaluation.version import open_evaluation
-    from malt.models.check import verify as check_model
-    from malt.models.version import open_model
+    from malt.evaluation.publish import verify as check_evaluation
+    from malt.evaluation.version import EvaluationVersion
+    from malt.models.publishing import verify as check_model
+    from malt.models.version import ModelVersion
 
-    if find_kind(reference) == "evaluations":
-        evaluation = open_evaluation(reference)
-        return evaluation, check_evaluation(evaluation), ["that the systems gave these answers"]
-    if find_kind(reference) == "models":
-        model = open_model(reference)
-        return model, check_model(model), ["that the base and these rows give these weights"]
-    dataset = open_version(reference)
-    problems = check_dataset(dataset)
-    return dataset, problems, [] if problems else list_unchecked(dataset)
+    match version:
+        case EvaluationVersion():
+            return check_evaluation(version), ["that the systems gave these answers"]
+        case ModelVersion():
+            return check_model(version), ["that the base and these rows give these weights"]
+    problems = check_dataset(version)
+    return problems, [] if problems else list_unchecked(version)

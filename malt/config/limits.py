@@ -81,8 +81,10 @@ class RunOptions(Declared):
     have none are asked directly."""
     wait: bool = True
     """In batch mode: stay until all batches have ended. Off: hand in, collect what is there, and end; run again."""
-    tracking: Literal["auto", "branch", "shard"] = "auto"
-    """What a Prefect task run is: an expansion of a node (`branch`), a batch of questions (`shard`); auto: by size."""
+    tracking: Literal["auto", "branch", "question", "shard"] = "auto"
+    """What a Prefect task run is: an expansion of a node (`branch`), a question, a batch of them (`shard`).
+
+    auto: by size."""
     task_runner: str = Field("threads", pattern=r"^(threads|processes|dask|ray|tcp://.+)$")
     """threads, processes, dask, ray, or tcp://… of a Dask scheduler."""
     on_incomplete: Literal["publish", "fail"] = "publish"

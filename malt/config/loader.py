@@ -5,13 +5,15 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, get_args, get_origin
+from typing import Any, NamedTuple, Protocol, TypeGuard, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from malt.config.reference import find_model, list_keys
 from malt.config.roles import Role
 from malt.config.secret_scan import find_forbidden
 from malt.config.spec import RunSpec
@@ -31,9 +33,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), limit: int | None = Non
     Raises `ConfigError` with one line a problem.
     """
     values = _read_toml(path)
-    origins: dict[Key, str] = {}
-    for override in overrides:
-        origins[_override(values, override)] = "-s"
+    origins: dict[Key, str] = {_override(values, override): "-s" for override in overrides}
     if limit is not None:
         _put(values, ("questions", "limit"), limit, "--limit")
         origins["questions", "limit"] = "--limit"
@@ -51,7 +51,8 @@ def _checked(values: Table, places: "Places") -> RunSpec:
     """Make a spec of a config's values, and say what is wrong with them in terms of where each was given."""
     _refuse([f"{places.of(key)}: {problem}" for key, problem in find_forbidden(values)])
     try:
-        _resolve_paths(values, places)
+        for key, find in _LOCAL_PATHS.items():
+            _resolve_paths(values, places, key, find)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"{places.file}: a path in it, or in -s"
         raise ConfigError(f"{where}, cannot be used: {_shown(str(error))}") from error
@@ -134,65 +135,59 @@ def _table(values: Table, key: Key, place: str) -> Table:
     return values
 
 
-def _resolve_paths(values: Table, places: Places) -> None:
-    evaluate = values.get("evaluate")
-    _resolve_questions(values, (), places)
-    if isinstance(evaluate, dict):
-        _resolve_questions(evaluate, ("evaluate",), places)
-    improve = values.get("improve")
-    beside = improve.get("beside") if isinstance(improve, dict) else None
-    for name, source in beside.items() if isinstance(beside, dict) else ():
-        _resolve_source(source, ("improve", "beside", name), places)
-    prompts = values.get("prompts")
-    if _is_local(prompts):
-        folder = _from_here(prompts, ("prompts",), places)
-        if _is_prompt_folder(prompts, Path(folder)):
-            values["prompts"] = folder if os.sep in folder else f".{os.sep}{folder}"
-    evaluator = values.get("evaluator")
-    if isinstance(evaluator, dict) and _is_local(evaluator.get("function")):
-        evaluator["function"] = _resolve_function(evaluator["function"], places)
-    dataset = values.get("dataset")
-    if isinstance(dataset, dict):
-        _resolve_dataset(dataset, places)
-    train = values.get("train")
-    if isinstance(train, dict) and _is_local(train.get("base")):
-        base = _from_here(train["base"], ("train", "base"), places)
-        train["base"] = base if Path(base).is_dir() else train["base"]  # else `embedded`, or a name on the Hub
+Seen = Callable[[str], str]
+"""Returns a path that is relative to the config file as seen from here."""
 
 
-def _resolve_questions(values: Table, above: Key, places: Places) -> None:
-    _resolve_source(values.get("questions"), (*above, "questions"), places)
+class Find(Protocol):
+    """Returns what a text that is no address is written as."""
+
+    def __call__(self, given: str, seen: Seen) -> str: ...
 
 
-def _resolve_source(questions: object, key: Key, places: Places) -> None:
-    if isinstance(questions, dict) and _is_local(questions.get("source")):
-        questions["source"] = _from_here(questions["source"], (*key, "source"), places)
-
-
-def _resolve_function(function: str, places: Places) -> str:
-    """Return `file.py:name` for a module that lies where its config does; others are left to the Python path."""
-    module, _, name = function.partition(":")
-    file = module if module.endswith(".py") else f"{module}.py"
-    path = _from_here(file, ("evaluator", "function"), places)
-    return f"{path}:{name}" if module.endswith(".py") or Path(path).is_file() else function
-
-
-def _resolve_dataset(dataset: Table, places: Places) -> None:
-    key = ("dataset", "decontaminate")
-    sources = dataset.get("decontaminate")
-    if isinstance(sources, list):
-        dataset["decontaminate"] = [_from_here(each, key, places) if _is_local(each) else each for each in sources]
-    elif _is_local(sources):
-        dataset["decontaminate"] = _from_here(sources, key, places)
-    tokenizer = dataset.get("tokenizer")
-    if _is_local(tokenizer):
-        path = _from_here(tokenizer, ("dataset", "tokenizer"), places)
-        dataset["tokenizer"] = path if Path(path).exists() else tokenizer  # else it is a model's name on the Hub
-
-
-def _is_prompt_folder(given: str, folder: Path) -> bool:
+def _find_prompts(given: str, seen: Seen) -> str:
     """Tell a folder from the name of a set: a bare name is a folder only where a role's prompts are in it."""
-    return folder.is_dir() and ("/" in given or any((folder / role).is_dir() for role in Role))
+    folder = Path(seen(given))
+    if not (folder.is_dir() and ("/" in given or any((folder / role).is_dir() for role in Role))):
+        return given
+    return str(folder) if os.sep in str(folder) else f".{os.sep}{folder}"
+
+
+def _find_function(given: str, seen: Seen) -> str:
+    """Return `file.py:name` for a module that lies where its config does; others are left to the Python path."""
+    module, _, name = given.partition(":")
+    path = seen(module if module.endswith(".py") else f"{module}.py")
+    return f"{path}:{name}" if module.endswith(".py") or Path(path).is_file() else given
+
+
+_LOCAL_PATHS: Mapping[Key, Find] = {
+    ("questions", "source"): lambda given, seen: seen(given),
+    ("evaluate", "questions", "source"): lambda given, seen: seen(given),
+    ("improve", "beside", "*", "source"): lambda given, seen: seen(given),
+    ("prompts",): _find_prompts,
+    ("evaluator", "function"): _find_function,
+    ("dataset", "decontaminate"): lambda given, seen: seen(given),
+    ("dataset", "tokenizer"): lambda given, seen: seen(given) if Path(seen(given)).exists() else given,  # on the Hub
+    ("train", "base"): lambda given, seen: seen(given) if Path(seen(given)).is_dir() else given,  # on the Hub
+}
+"""The keys that may hold paths, and what one that is no address is written as."""
+
+
+def _resolve_paths(values: object, places: Places, key: Key, find: Find, above: Key = ()) -> None:
+    if not isinstance(values, dict):
+        return
+    for name in [each for each in values if key[0] in (each, "*")]:
+        here = (*above, name)
+        if len(key) > 1:
+            _resolve_paths(values[name], places, key[1:], find, here)
+        else:
+            values[name] = _resolve(values[name], partial(find, seen=partial(_from_here, key=here, places=places)))
+
+
+def _resolve(value: object, find: Seen) -> object:
+    if isinstance(value, list):
+        return [_resolve(each, find) for each in value]
+    return find(value) if _is_local(value) else value
 
 
 def _is_local(value: object) -> TypeGuard[str]:
@@ -236,7 +231,7 @@ def _nearest(key: Key) -> str:
     """Suggest the key that was meant: one spelled like it beside it, or the same name in another table."""
     allowed = list(_model_at(key[:-1]).model_fields)
     close = difflib.get_close_matches(key[-1], allowed, n=1)
-    elsewhere = [".".join(other) for other in _all_keys(RunSpec) if other[-1] == key[-1]]
+    elsewhere = [each.name for each in list_keys() if each.name.endswith(f".{key[-1]}") and ".NAME." not in each.name]
     meant = " or ".join([".".join((*key[:-1], close[0]))] if close else elsewhere[:3])
     return f"{f'; did you mean {meant}?' if meant else '.'} Allowed: {', '.join(allowed)}"
 
@@ -260,27 +255,13 @@ def _model_at(key: Key) -> type[BaseModel]:
     parts = iter(key)
     for part in parts:
         field = model.model_fields.get(part)
-        inner = _model_in(field.annotation) if field else None
+        inner = find_model(field.annotation, tuple) if field else None
         if field is None or inner is None:
             break
         model = inner
         if get_origin(field.annotation) is dict:
             next(parts, None)  # the name of one of several tables
     return model
-
-
-def _all_keys(model: type[BaseModel], above: Key = ()) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        yield (*above, name)
-        inner = _model_in(field.annotation)
-        if inner is not None and get_origin(field.annotation) is not dict:
-            yield from _all_keys(inner, (*above, name))
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Return the model that a field holds, or may hold, or of which it holds several by name."""
-    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in found if issubclass(kind, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

@@ -40,7 +40,7 @@ class Key(NamedTuple):
 def list_keys(model: type[BaseModel] = RunSpec, above: str = "") -> Iterator[Key]:
     """Yield every key of a config in the order of its tables, each table before its keys."""
     for name, field in model.model_fields.items():
-        path, inner = f"{above}{name}", _inner_model(field.annotation)
+        path, inner = f"{above}{name}", find_model(field.annotation)
         yield Key(path, _describe_type(field), _write_default(field), " ".join((field.description or "").split()))
         if inner is not None:
             yield from list_keys(inner, f"{path}.NAME." if get_origin(field.annotation) is dict else f"{path}.")
@@ -57,6 +57,15 @@ def explain_key(name: str) -> list[Key]:
         hint = f"did you mean {' or '.join(meant[:3])}?" if meant else "malt config lists all"
         raise ConfigError(f"{name}: a config has no such key; {hint}")
     return found
+
+
+def find_model(annotation: object, *through: object) -> type[BaseModel] | None:
+    """Return the model of a table, of an optional one, or of the tables that a name leads to; also `through` others."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (dict, Union, types.UnionType, Annotated, *through):
+        return next(filter(None, (find_model(inner, *through) for inner in get_args(annotation))), None)
+    return None
 
 
 _PAGE = """# Config reference
@@ -85,17 +94,8 @@ def _table_row(key: Key) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _inner_model(annotation: object) -> type[BaseModel] | None:
-    """Return the model of a table, of an optional one, or of the tables that a name leads to."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (dict, Union, types.UnionType, Annotated):
-        return next(filter(None, map(_inner_model, get_args(annotation))), None)
-    return None
-
-
 def _describe_type(field: FieldInfo) -> str:
-    if _inner_model(field.annotation) is not None:
+    if find_model(field.annotation) is not None:
         return "table"
     bounds = [
         words.format(f"{value:g}")
@@ -126,7 +126,7 @@ def _describe(annotation: Any) -> str:  # noqa: ANN401 - whatever stands in an a
 
 
 def _write_default(field: FieldInfo) -> str:
-    if field.is_required() or _inner_model(field.annotation) is not None:
+    if field.is_required() or find_model(field.annotation) is not None:
         return ""
     default = field.get_default(call_default_factory=True)
     is_unset = default is None or default is PydanticUndefined or default in ((), {})

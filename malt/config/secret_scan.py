@@ -17,11 +17,14 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """Name of a Prefect block."""
 PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
+_PREFIXES = "sk|gsk|xai|hf|r8"
+"""With which providers' keys begin."""
 _KEY_VALUE = re.compile(
-    r"\b(sk|gsk|xai|hf|r8)[-_](?=(?:[\w-]*?[0-9]){3})[\w-]{20,}|\b(hf_|AIza|AKIA)\w{16,}|\bBearer\s+\S{8,}"
+    rf"\b({_PREFIXES})[-_](?=(?:[\w-]*?[0-9]){{3}})[\w-]{{20,}}|\b(hf_|AIza|AKIA)\w{{16,}}|\bBearer\s+\S{{8,}}"
     r"|[?&](api[-_]?key|key|token|access[-_]token)=",
     re.IGNORECASE,
 )
+_KEY_OVERRIDE = re.compile(r"(api[-_]?key|secret|password|passwd|credential|authorization|token)\s*=", re.IGNORECASE)
 _NAME_FIELDS = {
     "api_key_env": (VARIABLE, "the name of an environment variable"),
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
@@ -73,6 +76,11 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
     }
 
 
+def override_without_keys() -> dict[str, Any]:
+    """Return the JSON schema of a `key=value` text without a secret."""
+    return {"not": {"anyOf": [match_text(_KEY_VALUE), match_text(_KEY_OVERRIDE)]}}
+
+
 def match_name(pattern: re.Pattern[str]) -> dict[str, Any]:
     """Return the JSON schema of a name that is not itself a key."""
     return {"pattern": f"^{pattern.pattern}$", "not": match_text(_KEY_VALUE)}
@@ -89,12 +97,12 @@ def _ignore_case(pattern: re.Pattern[str]) -> str:
 
 _SHORTEST = 6
 """Characters; what is shorter is a placeholder for a server that wants no key, and would be found within words."""
-_NAME = re.compile(
+_SECRET_VARIABLE = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?|AUTH(?:ORIZATION)?)(?:$|_)", re.IGNORECASE
 )
 """Names of environment variables that hold secrets."""
 _LOOKS_SECRET = re.compile(
-    r"\b(?:sk|gsk|xai|hf|r8|pplx|nvapi|key|ghp|gho|ghs|github_pat|glpat|xox[a-z])[-_][\w-]{8,}"
+    rf"\b(?:{_PREFIXES}|pplx|nvapi|key|ghp|gho|ghs|github_pat|glpat|xox[a-z])[-_][\w-]{{8,}}"
     r"|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
     r"|(?<=Bearer )\S{6,}|(?<=://)[^/@\s]+(?=@)"
     r"|(?<=[?&])(?:[\w-]*(?:key|token|sig|signature|secret|password|code|credential)=)[^&\s\"']+",
@@ -105,7 +113,7 @@ _LOOKS_SECRET = re.compile(
 def redact(text: str, names: Iterable[str] = ()) -> str:
     """Replace secrets with `[key]`: values of the environment's secret variables and of `names`, and look-alikes."""
     named = set(names)
-    values = {value for name, value in os.environ.items() if name in named or _NAME.search(name)}
+    values = {value for name, value in os.environ.items() if name in named or _SECRET_VARIABLE.search(name)}
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= _SHORTEST:
             text = text.replace(value, "[key]")

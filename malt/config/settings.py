@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,6 +17,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the completion store; empty: `store.db` in `data_dir`."""
     store_patience_s: float = 120.0
     """Seconds that a run waits for a store that was there and then cannot be used: a restart, a full disk."""
+    embedded_threads: int = Field(0, ge=0)
+    """Threads that the embedded model computes with; 0: one for each core that this process may use."""
 
     @property
     def store(self) -> str:

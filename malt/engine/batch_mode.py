@@ -18,17 +18,15 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Run, most_for_tree, session_of
 from malt.errors import BudgetSpent, RunStopped
 from malt.llm.batch.api import BatchClient, RemoteBatch
-from malt.llm.batch.collector import BatchCollector
 from malt.llm.batch.results import QUEUE_FULL, BatchOutcome
-from malt.llm.batch.submit import BatchSize, BatchSubmitter, Queues
-from malt.llm.budget import NOTHING, Amount
+from malt.llm.batch.submit import BatchCollector, BatchSize, BatchSubmitter, Queues
+from malt.llm.budget import NOTHING, Amount, Tally, Usage
 from malt.llm.client.session import STOP_SECONDS, Session
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import find_route
 from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.store.batches import Batch, name_process, submitting
 from malt.llm.store.samples import split_chunks
-from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions, windows
@@ -77,13 +75,14 @@ async def ask_in_batches(job: Job, missing: MissingQuestions, run: Run, rhythm: 
 
 @dataclass
 class Level:
-    """What one round found."""
+    """What one round found missing."""
 
     failures: list[FailedBranch]
     stored: Counter[Role]
     waits_for: set[str]
     wanted: int = 0
     short: Amount | None = None
+    """Worst case of the first request that the budget had no room for."""
 
     @property
     def is_last(self) -> bool:
@@ -106,11 +105,10 @@ class _BatchedRun:
         self._remotes: dict[str, RemoteBatch] = {}
 
     async def ask_all(self, questions: Sequence[Question]) -> Shortfall:
-        """Go on until nothing is missing that can be had."""
         failures: list[FailedBranch] = []
-        await self._take_over()
+        await self._count_earlier_spending()
         try:
-            for group in self._groups(questions):
+            for group in self._group_questions(questions):
                 failures += await self._grow(group)
         except Waiting as waiting:
             return Shortfall((), None, str(waiting))
@@ -121,22 +119,22 @@ class _BatchedRun:
         await asyncio.to_thread(self._batch_store.close, self.spec.name)
         return NOTHING_MISSING._replace(failures=tuple(failures))
 
-    async def _take_over(self) -> None:
+    async def _count_earlier_spending(self) -> None:
         """Count what this dataset's earlier runs have spent since one was at its end, and hold what is under way."""
         for ended in await asyncio.to_thread(self._batch_store.list_ended, self.spec.name):
             if ended.mark != self.session.session_id:
                 self.session.budget.settle_reserved(ended.mark, ended.amount)
-        await self._under_way()
+        await self._list_open()
 
-    def _groups(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+    def _group_questions(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
         """Yield questions to grow together: under a cap as many as it has room for, but one at least."""
         left = questions
         while left:
-            taken = self._fitting(left) if self.spec.limits.capped else len(left)
+            taken = self._count_fitting(left) if self.spec.limits.capped else len(left)
             yield left[:taken]
             left = left[taken:]
 
-    def _fitting(self, questions: Sequence[Question]) -> int:
+    def _count_fitting(self, questions: Sequence[Question]) -> int:
         room = self.session.budget.room
         for count, question in enumerate(questions):
             most = most_for_tree(question, self.spec, self.prompts)
@@ -153,13 +151,12 @@ class _BatchedRun:
                 for role, stored in level.stored.items():
                     self.tally.add(role, Usage(cached_completions=stored))
                 return level.failures
-            if level.short is not None and not await self._under_way(level.waits_for):
+            if level.short is not None and not await self._list_open(level.waits_for):
                 self._raise_if_spent(level.short)
             await self._wait(level)
             self.session.batches = ""
 
     async def _next_level(self, questions: Sequence[Question]) -> Level:
-        """Grow all trees as far as the store goes, and hand in what they lack."""
         level = Level([], Counter(), set())
         patience = self._rhythm.patience
         packer = BatchSubmitter(self.session, self._batch_store, self.spec.name, self.tally, self._queues, patience)
@@ -181,7 +178,7 @@ class _BatchedRun:
         known = await asyncio.to_thread(self.session.store.rows, ids)
         collector = BatchCollector(self.session, known, items, self._failed, self.asks, self.tally)
         try:
-            shortfall = await ask_all(window, self.spec, self.prompts, collector, judge=self.job.judge)
+            shortfall = await ask_all(window, self.job.inputs(collector))
         finally:
             await self._note_spent()
         if shortfall.stopped is not None:
@@ -200,16 +197,16 @@ class _BatchedRun:
             noted = Batch(self.session.session_id, self.spec.name, "asked directly", None, None, *spent, name_process())
             await asyncio.to_thread(self._batch_store.note_spent, noted)
 
-    async def _under_way(self, marks: Collection[str] = ()) -> list[Batch]:
+    async def _list_open(self, marks: Collection[str] = ()) -> list[Batch]:
         """Return the open batches of this dataset, and others by their marks; the budget holds what is in them."""
         batches = await asyncio.to_thread(self._batch_store.list_open, self.spec.name, marks)
         for batch in batches:
             self.session.budget.reserve(batch.mark, batch.amount)
-        await self._let_go({batch.mark for batch in batches})
-        self._queues.note_under_way(batches)
+        await self._settle_collected({batch.mark for batch in batches})
+        self._queues.note_open(batches)
         return batches
 
-    async def _let_go(self, still_open: Collection[str]) -> None:
+    async def _settle_collected(self, still_open: Collection[str]) -> None:
         """Let go of what is held for batches that others have collected; what nobody can say counts in full."""
         held = {mark: most for mark, most in self.session.budget.reserved.items() if mark not in still_open}
         known = await asyncio.to_thread(self._batch_store.find_by_mark, held)
@@ -225,30 +222,30 @@ class _BatchedRun:
     async def _wait(self, level: Level) -> None:
         """Collect batches until none is under way, or else, where nobody waits, what has ended by now."""
         collected = 0
-        while batches := await self._under_way(level.waits_for):
+        while batches := await self._list_open(level.waits_for):
             if self.spec.run.wait:
                 await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * self._rhythm.slower, self._rhythm.longest_s)
             for batch in batches:
-                collected += await self._look(batch)
-            self._tell(batches)
+                collected += await self._poll(batch)
+            self._show_progress(batches)
             if not self.spec.run.wait:
                 if collected:
                     return
                 raise Waiting(f"{self.session.batches}; run the same command again to go on")
 
-    async def _look(self, batch: Batch) -> bool:
+    async def _poll(self, batch: Batch) -> bool:
         """See how a batch is; whether it has ended, and is collected."""
         self.session.raise_if_stopped()
         client = BatchClient(batch.asked, self._rhythm.patience, self.session.raise_if_stopped)
         if not batch.batch_id:
-            return batch.is_abandoned and await self._adopt(batch.mark, client)
+            return batch.is_abandoned and await self._find_out(batch.mark, client)
         remote = self._remotes[batch.mark] = await client.look(batch)
         if remote.has_ended:
             await self._collect(batch, remote, client)
         return remote.has_ended
 
-    async def _adopt(self, mark: str, client: BatchClient) -> bool:
+    async def _find_out(self, mark: str, client: BatchClient) -> bool:
         """Find out whether a batch was made before the process that wrote it down ended; else forget it.
 
         It is read again: it may have been handed in since, and only then was nobody at it any more.
@@ -296,15 +293,17 @@ class _BatchedRun:
         if not (may_fit or self.spec.run.wait):
             raise Waiting(f"{full}; run the same command again to go on")
 
-    def _tell(self, batches: Sequence[Batch]) -> None:
+    def _show_progress(self, batches: Sequence[Batch]) -> None:
         """Say how the batches stand, for the progress line."""
         remotes = [self._remotes[batch.mark] for batch in batches if batch.mark in self._remotes]
         under_way = len(batches) - sum(remote.has_ended for remote in remotes)
         since = timedelta(seconds=round(time.time() - batches[0].planned_at))
-        self.session.batches = f"{under_way} of {len(batches)} batches under way for {since}, {_items_of(remotes)}"
+        self.session.batches = (
+            f"{under_way} of {len(batches)} batches under way for {since}, {_describe_items(remotes)}"
+        )
 
 
-def _items_of(remotes: Sequence[RemoteBatch]) -> str:
+def _describe_items(remotes: Sequence[RemoteBatch]) -> str:
     completed, failed, total = (
         sum(getattr(remote, name) for remote in remotes) for name in ("completed", "failed", "total")
     )

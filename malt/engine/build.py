@@ -5,8 +5,9 @@ Trees are replayed by the growth that asked for them, and written as they come: 
 
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from malt.config.base import Recorded
 from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -41,10 +42,8 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
             return Built(None, failures, str(nothing))
 
 
-class RunSummary(BaseModel):
+class RunSummary(Recorded):
     """What came of a run, and what it used. Requests and tokens count this run alone."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     version: int | None
@@ -125,7 +124,7 @@ class RunSummary(BaseModel):
     def markdown(self) -> str:
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         suspicions = "".join(f"> suspicious: {escape_markdown(each)}\n\n" for each in self.suspicions)
-        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items()])
+        files = markdown_table(("file", "rows"), [(code_span(file), rows) for file, rows in self.rows.items() if rows])
         leaves = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
         graded_by = ", ".join(f"{count} {kind}" for kind, count in self.graded_by.items())
         return (

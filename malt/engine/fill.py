@@ -8,9 +8,9 @@ from malt.engine.batch_mode import ask_in_batches
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, admit_trees, asker_for, merge
 from malt.errors import RunStopped
+from malt.llm.budget import Tally
 from malt.llm.client.session import STOP_SECONDS
 from malt.llm.store.database import expect_store
-from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all
 from malt.trees.replay import MissingQuestions
@@ -65,7 +65,7 @@ def fill_batch(job: Job, run: Run) -> Filled:
     try:
         ask = asker_for(job, run)
         admit = admit_trees(ask, job.spec, job.prompts)
-        shortfall = ask.session.run(ask_all(job.questions, job.spec, job.prompts, ask, admit, job.judge))
+        shortfall = ask.session.run(ask_all(job.questions, job.inputs(ask), admit))
     except RunStopped as stop:  # before this part began
         return Filled(Shortfall((), str(stop)), Tally())
     return Filled(shortfall, Tally(ask.tally.roles))

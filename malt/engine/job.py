@@ -12,10 +12,12 @@ from malt.datasets.rows.selection import token_counter
 from malt.errors import ConfigError
 from malt.grading.judge import LLMEvaluator
 from malt.grading.references import check_references
+from malt.llm.request import Complete
 from malt.models.playing import with_weights
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import Screening, screen
+from malt.trees.growth import TreeInputs
 from malt.trees.replay import Source
 
 
@@ -34,12 +36,12 @@ class Job:
     @property
     def source(self) -> Source:
         return Source(
-            self.spec,
-            self.prompts,
-            self.settings.store,
-            patience_s=self.settings.store_patience_s,
-            judge=self.judge,
+            self.spec, self.prompts, self.settings.store, patience_s=self.settings.store_patience_s, judge=self.judge
         )
+
+    def inputs(self, complete: Complete) -> TreeInputs:
+        """Return what its trees are grown with."""
+        return TreeInputs(self.spec, self.prompts, complete, self.judge)
 
     def only(self, questions: Sequence[Question]) -> "Job":
         ids = [question.question_id for question in questions]

@@ -1,95 +1,140 @@
 """Plan: what a run would ask and cost, counted against the store. Asks nobody; what to expect is in estimate.py."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from functools import reduce
+from math import ceil, sqrt
+from statistics import stdev
+from typing import Any, Literal, NamedTuple
 
 from malt.concurrency import gather_all
+from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
-from malt.engine.estimate import (
-    NOTHING,
-    SHARE_OF_MAX_TOKENS,
-    Range,
-    Seen,
-    Total,
-    each_takes,
-    rounded,
-    tokens_of,
-    total_of,
-)
 from malt.engine.job import Job, models_asked
 from malt.engine.run import SHOWN
 from malt.llm.batch.api import is_asked_in_batches
-from malt.llm.client.completers import StoreCompleter
+from malt.llm.budget import Usage
+from malt.llm.client.completers import StoreCompleter, measure_usage
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
-from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import Store
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess
 from malt.trees.replay import windows
 from malt.trees.tree import Tree
 
+_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+"""Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""
 
-class Figures(BaseModel):
+
+class Range(NamedTuple):
+    """A quantity as it may come out: 95 % of runs should lie between the ends."""
+
+    low: float
+    expected: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        return Range(*(part * factor for part in self))
+
+    def plus(self, other: "Range") -> "Range":
+        """Add up end by end, as if all came out low, or high, together."""
+        return Range(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def shared(self, share: "Range") -> "Range":
+        return Range(*(mine * its for mine, its in zip(self, share, strict=True)))
+
+    def at_most(self, limit: float) -> "Range":
+        return Range(*(min(part, limit) for part in self))
+
+
+NOTHING = Range(0, 0, 0)
+
+_CHARACTERS_PER_TOKEN = Range(5, 4, 3)
+"""What is assumed of a prompt, as English prose and code are."""
+SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
+"""What is assumed of a completion."""
+
+
+class Total(NamedTuple):
+    """One question's total of something, and how many completions took it."""
+
+    amount: float
+    completions: int
+
+
+def each_takes(totals: Sequence[Total], questions: int) -> Range:
+    """Return what a completion takes on average over `questions` further ones, judging by those that were seen.
+
+    A prediction interval for the mean: questions differ, and completions of one question are alike, so it goes by the
+    questions' means. A single question says little: half to twice of what it took.
+    """
+    mean = sum(total.amount for total in totals) / sum(total.completions for total in totals)
+    if len(totals) == 1:
+        return Range(mean / 2, mean, mean * 2)
+    spread = stdev(total.amount / total.completions for total in totals)
+    half = student_t(len(totals) - 1) * spread * sqrt(1 / len(totals) + 1 / max(1, questions))
+    return Range(max(0.0, mean - half), mean, mean + half)
+
+
+def student_t(freedom: int) -> float:
+    """Return the quantile for a two-sided 95 % range."""
+    return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
+
+
+def tokens_of(characters: float) -> Range:
+    """Return the tokens that a prompt of so many characters is assumed to have."""
+    return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
+
+
+def rounded(amount: Range) -> tuple[int, int, int]:
+    return int(amount.low), round(amount.expected), ceil(amount.high)
+
+
+class Figures(Recorded):
     """One end of the range that a quote may come out in."""
-
-    model_config = ConfigDict(frozen=True)
 
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
+    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
 
 
-class RolePlan(BaseModel):
-    """What one role would still be asked."""
+class Quote(Figures):
+    """What would still be asked: as expected, as low, and as high as it may come out."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    model: str
-    mode: Literal["direct", "batch"]
-    """How it is asked: in batches where the run's mode says so and its provider takes them."""
     requests: int
     """Still to be sent, where siblings are one request."""
     completions: int
     """Still to be bought."""
     stored_completions: int
     """Already in the store."""
-    prompt_tokens: int
-    """As expected, as the next two."""
-    completion_tokens: int
-    cost_usd: float | None
-    """As providers reported it of stored completions, else by LiteLLM's prices; None where neither is known."""
     low: Figures
     high: Figures
+
+
+class RolePlan(Quote):
+    """What one role would still be asked."""
+
+    model: str
+    mode: Literal["direct", "batch"]
+    """How it is asked: in batches where the run's mode says so and its provider takes them."""
     basis: str
     """Where the figures come from."""
 
 
-class Plan(BaseModel):
+class Plan(Quote):
     """The quote of a run. The evaluator's figures are what it takes if no other grader decides first."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     dataset: str
     questions: int
     excluded: dict[str, int]
     """Questions that will give no training rows, by the gate; their trees are grown all the same."""
     roles: dict[Role, RolePlan]
-    requests: int
-    completions: int
-    stored_completions: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    low: Figures
-    """All roles together as low as each may come out."""
-    high: Figures
 
 
 @dataclass
@@ -101,7 +146,7 @@ class Count:
     prompts: int = 0
     prompt_characters: int = 0
     completions: int = 0
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, Usage] = field(default_factory=dict)
     """What they took where the provider counted, by question."""
     missing: int = 0
     """Samples that were asked for on the way and are not stored."""
@@ -139,28 +184,30 @@ class _CountingRecall(StoreCompleter):
         for completion in new:
             count.completions += 1
             if completion.completion_tokens is not None:
-                count.seen.setdefault(request.question_id, Seen()).add(completion)
+                count.seen.setdefault(request.question_id, Usage()).add(measure_usage(completion))
 
 
 def plan(job: Job, store: Store) -> Plan:
     """Quote a run: what it needs in full, less what the store has."""
     spec, counts = job.spec, _count_stored(job, store)
     roles = {role: _plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
-    return Plan(
-        dataset=spec.name,
-        questions=len(job.questions),
-        excluded=job.screening.counts.excluded,
-        roles=roles,
-        requests=sum(role.requests for role in roles.values()),
-        completions=sum(role.completions for role in roles.values()),
-        stored_completions=sum(role.stored_completions for role in roles.values()),
-        **together(list(roles.values())).model_dump(),
-        low=together([role.low for role in roles.values()]),
-        high=together([role.high for role in roles.values()]),
-    )
+    excluded = job.screening.counts.excluded
+    questions = len(job.questions)
+    return Plan(dataset=spec.name, questions=questions, excluded=excluded, roles=roles, **add_quotes(roles.values()))
 
 
-def together(parts: Sequence[Figures | RolePlan]) -> Figures:
+def add_quotes(parts: Collection[Quote]) -> dict[str, Any]:
+    """Add up quotes end by end, as the fields of their sum."""
+    counts = ("requests", "completions", "stored_completions")
+    return {
+        **{name: sum(getattr(part, name) for part in parts) for name in counts},
+        **_together(parts).model_dump(),
+        "low": _together([part.low for part in parts]),
+        "high": _together([part.high for part in parts]),
+    }
+
+
+def _together(parts: Collection[Figures]) -> Figures:
     """Add up figures; one unknown cost makes all of it unknown."""
     costs = [part.cost_usd for part in parts]
     return Figures(
@@ -175,7 +222,7 @@ def _count_stored(job: Job, store: Store) -> dict[Role, Count]:
 
     async def visit(window: Sequence[Question]) -> None:
         counting = _CountingRecall(store.rows(question.question_id for question in window), counts)
-        for valued in await gather_all(assess(question, job.spec, job.prompts, counting) for question in window):
+        for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
                 _count_grown(valued.tree, job.spec, counts)
 
@@ -271,9 +318,8 @@ def expect(
         model, spec, prompt.times(completions), completion.at_most(longest(model)).times(completions), history(seen)
     )
     costs = [Total(one.cost_usd, one.completions) for one in seen if one.cost_usd is not None]
-    if len(costs) < len(seen) or (
-        is_asked_in_batches(model, spec) and expected.cost is not None
-    ):  # some may be direct ones'
+    are_mixed = is_asked_in_batches(model, spec) and expected.cost is not None  # some may be direct ones'
+    if are_mixed or len(costs) < len(seen):
         return expected
     return expected._replace(cost=each_takes(costs, questions).times(completions))
 
@@ -293,7 +339,7 @@ def figures_of(expected: _Expected) -> list[Figures]:
     ]
 
 
-def history(seen: Sequence[Seen]) -> str:
+def history(seen: Sequence[Usage]) -> str:
     completions = sum(one.completions for one in seen)
     if len(seen) == 1:
         return f"{completions} stored completions to one question: from half to twice of what they took"
@@ -323,7 +369,8 @@ def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> 
         return tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
     asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
-    return asked.plus(total_of(_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role]))
+    shown = (_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role])
+    return reduce(Range.plus, shown, asked)
 
 
 def _text_shown(model: ModelSpec, count: Count) -> Range:

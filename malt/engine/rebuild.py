@@ -137,7 +137,6 @@ def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
 
 
 def _digest_questions(questions: Sequence[Question]) -> str:
-    """The digest of questions' values in order, as a manifest has it."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
     rows = [question_row(Tree(question, {}), "train", None) for question in questions]
     asked.update(as_batch([*rows], QUESTIONS))

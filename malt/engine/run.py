@@ -11,12 +11,11 @@ from malt.config.roles import PLAYERS, ModelSpec, Role, slots_of
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
 from malt.llm.batch.api import is_asked_in_batches
-from malt.llm.budget import Amount, estimate_worst_case
+from malt.llm.budget import Amount, Tally, estimate_worst_case
 from malt.llm.client.completers import EVERY_ROLE, SessionCompleter, make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.provider import call
 from malt.llm.request import CompletionRequest, Message
-from malt.llm.usage import Tally
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question

@@ -21,10 +21,10 @@ from malt.engine.fill import Ask, fill
 from malt.engine.job import Job, check_models
 from malt.engine.run import Filled, Run, new_run_name
 from malt.errors import ConfigError, QuestionError
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_store_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
-from malt.llm.usage import Tally, Usage
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, asks_judge
 from malt.trees.replay import windows
@@ -133,5 +133,5 @@ def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
 def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], store: Store) -> list[str]:
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
     noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
-    asyncio.run(ask_all(questions, job.spec, job.prompts, noted, judge=job.judge))
+    asyncio.run(ask_all(questions, job.inputs(noted)))
     return [key for request in noted.requests if request.role in roles for key in request.keys]

@@ -62,9 +62,7 @@ class _Running(Generic[T]):
         if self._interrupted:
             os._exit(_INTERRUPTED)
         self._interrupted = True
-        deadline = threading.Timer(STOP_LIMIT_S, give_up)
-        deadline.daemon = True
-        deadline.start()
+        _set_deadline(give_up)
         self._stopping.start()
         self._started.result()()
 
@@ -100,6 +98,12 @@ def give_up() -> None:
     os._exit(_INTERRUPTED)
 
 
+def _set_deadline(act: Callable[[], None]) -> None:
+    deadline = threading.Timer(STOP_LIMIT_S, act)
+    deadline.daemon = True
+    deadline.start()
+
+
 def begin_worker(run: Connection) -> None:
     """Let a worker process ask as long as its run does, and end with it: `run` is a pipe whose other end the run holds.
 
@@ -124,8 +128,6 @@ def _end_with_run(run: Connection) -> None:
 
 def _end_worker() -> None:
     """Write what still comes, and end this process, whatever holds it up."""
-    deadline = threading.Timer(STOP_LIMIT_S, os._exit, [_INTERRUPTED])
-    deadline.daemon = True
-    deadline.start()
+    _set_deadline(lambda: os._exit(_INTERRUPTED))
     stop_sessions()
     os._exit(_INTERRUPTED)

@@ -2,56 +2,58 @@
 
 from pathlib import Path
 
-from malt.evaluation.manifest import EvaluationManifest
+from malt.datasets.stats.figures import format_count, format_dollars
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth
+from malt.evaluation.version import EvaluationManifest
 from malt.sanitize import code_span, markdown_table
 
 CARD_FILE = "README.md"
 
 
 def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
-    """Write a version's card."""
     asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {summary.chains} chains each"
     parts = [
         f"# {manifest.name} v{manifest.version}: evaluation",
         f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
-        accuracy_table(summary),
+        _accuracy_table(summary),
         f"Differences to {code_span(summary.baseline)} ({TITLES[summary.measure]}), paired by question:",
-        difference_table(summary),
+        _difference_table(summary),
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
-        power_sentence(summary),
-        *worth_tables(summary),
+        _power_sentence(summary),
+        *_worth_tables(summary),
         "What nothing beats at its price, in completion tokens a question:",
-        frontier_table(summary),
-        *([RACE.format(", ".join(map(code_span, summary.dropped)))] if summary.dropped else []),
+        _frontier_table(summary),
+        *([_RACE.format(", ".join(map(code_span, summary.dropped)))] if summary.dropped else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-RACE = "A race dropped {}: they could not win any more. A system that is truly best is dropped in at most 5 % of races."
+_RACE = (
+    "A race dropped {}: they could not win any more. A system that is truly best is dropped in at most 5 % of races."
+)
 
 
-def worth_tables(summary: Summary) -> list[str]:
+def _worth_tables(summary: Summary) -> list[str]:
     """Write what each model is worth in each role that several play."""
     head = ("model", "mean, %", "worth, points")
     return [
         f"Models as {role}, each over all of the others' combinations:\n\n"
-        + markdown_table(head, [worth_row(model, each) for model, each in worths.items()])
+        + markdown_table(head, [_worth_row(model, each) for model, each in worths.items()])
         for role, worths in summary.tournament.items()
     ]
 
 
-def worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
+def _worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
     """Write a model's line: its mean, and its worth in percentage points with the interval."""
     interval = f"({100 * worth.low:+.1f} to {100 * worth.high:+.1f})"
     return code_span(model), f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f} {interval}"
 
 
-def frontier_table(summary: Summary) -> str:
+def _frontier_table(summary: Summary) -> str:
     """Write the cost-accuracy frontier, from the cheapest on."""
     head = ("tokens", "system", "way", "right, %", "cost")
     rows = [
-        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), dollars(each.cost_usd))
+        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), format_dollars(each.cost_usd))
         for each in summary.frontier
     ]
     return markdown_table(head, rows)
@@ -60,7 +62,7 @@ def frontier_table(summary: Summary) -> str:
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
     """Write the figures for Prefect's UI, with bars for a picture."""
     bars = [
-        (code_span(name), TITLES[measure], bar(getattr(system, measure)), percent(getattr(system, measure)))
+        (code_span(name), TITLES[measure], _bar(getattr(system, measure)), percent(getattr(system, measure)))
         for name, system in summary.systems.items()
         for measure in MEASURES
     ]
@@ -69,42 +71,43 @@ def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) 
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
         markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
         f"## Differences to {code_span(summary.baseline)}, {TITLES[summary.measure]}",
-        difference_table(summary),
-        power_sentence(summary),
+        _difference_table(summary),
+        _power_sentence(summary),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def bar(cell: Cell) -> str:
+def _bar(cell: Cell) -> str:
     """Draw an accuracy as twenty blocks."""
     filled = 0 if cell.accuracy is None else round(20 * cell.accuracy)
     return "█" * filled + "░" * (20 - filled)
 
 
-def accuracy_table(summary: Summary) -> str:
+def _accuracy_table(summary: Summary) -> str:
     """Write how often each system is right."""
     head = ("system", *(TITLES[measure] for measure in MEASURES), "tokens", "cost")
     rows = [
         (
             code_span(name),
             *(percent(getattr(system, measure)) for measure in MEASURES),
-            count(system.tokens),
-            dollars(system.cost_usd),
+            format_count(system.tokens),
+            format_dollars(system.cost_usd),
         )
         for name, system in summary.systems.items()
     ]
     return markdown_table(head, rows)
 
 
-def difference_table(summary: Summary) -> str:
+def _difference_table(summary: Summary) -> str:
     """Write what each system has over the baseline."""
-    head = ("system", "difference", "p", "p (Holm)")
-    return markdown_table(
-        head, [(code_span(name), points(each), p(each.p), p(each.p_holm)) for name, each in summary.differences.items()]
-    )
+    rows = [
+        (code_span(name), points(each), _write_p(each.p), _write_p(each.p_holm))
+        for name, each in summary.differences.items()
+    ]
+    return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
 
 
-def power_sentence(summary: Summary) -> str:
+def _power_sentence(summary: Summary) -> str:
     """Say what these questions can show."""
     told = [
         f"{100 * smallest:.1f} points {'' if name.startswith('at') else 'for '}{name}"
@@ -117,7 +120,6 @@ def power_sentence(summary: Summary) -> str:
 
 
 def percent(cell: Cell) -> str:
-    """Write an accuracy with its interval."""
     if cell.accuracy is None or cell.low is None or cell.high is None:
         return "n/a"
     return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
@@ -128,16 +130,5 @@ def points(compared: Compared) -> str:
     return f"{100 * compared.difference:+.1f} ({100 * compared.low:+.1f} to {100 * compared.high:+.1f})"
 
 
-def p(value: float) -> str:
-    """Write a p-value."""
+def _write_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def count(number: int | None) -> str:
-    """Write a whole number; one that is not known is never zero."""
-    return "unknown" if number is None else f"{number:,}"
-
-
-def dollars(cost: float | None) -> str:
-    """Write a cost; one that is not known is never zero."""
-    return "unknown" if cost is None else f"${cost:.4f}"

@@ -4,8 +4,8 @@ from pydantic import JsonValue
 
 from malt.config.base import Recorded
 from malt.datasets.check.compare import Change, compare_values, flatten_table
-from malt.evaluation.sheet import make_sheets
 from malt.evaluation.summary import MEASURES
+from malt.evaluation.table import make_sheets
 from malt.evaluation.version import EvaluationVersion
 
 
@@ -36,34 +36,33 @@ def compare(old: EvaluationVersion, new: EvaluationVersion) -> EvaluationDiff:
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=compare_values(list_inputs(old), list_inputs(new)),
-        accuracies={name: moved for name, moved in accuracies(old, new).items() if moved},
-        turned=turned(old, new),
+        inputs=compare_values(_list_inputs(old), _list_inputs(new)),
+        accuracies={name: moved for name, moved in _accuracies(old, new).items() if moved},
+        turned=_list_turned(old, new),
     )
 
 
-def list_inputs(version: EvaluationVersion) -> dict[str, JsonValue]:
+def _list_inputs(version: EvaluationVersion) -> dict[str, JsonValue]:
     """Return what a version was made from, by dotted path."""
     manifest = version.manifest
     prompts = {f"prompts.{file}": digest for file, digest in manifest.prompts.items()}
     return {**dict(flatten_table(manifest.config)), **prompts, "questions": manifest.questions.sha256}
 
 
-def accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
-    """Return what moved, system by system."""
+def _accuracies(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, dict[str, Change]]:
     names = dict.fromkeys((*old.summary.systems, *new.summary.systems))
-    return {name: compare_values(list_accuracies(old, name), list_accuracies(new, name)) for name in names}
+    return {name: compare_values(_list_accuracies(old, name), _list_accuracies(new, name)) for name in names}
 
 
-def list_accuracies(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:
+def _list_accuracies(version: EvaluationVersion, name: str) -> dict[str, JsonValue]:
     """Return a system's accuracies by measure; nothing where there is no such system."""
     system = version.summary.systems.get(name)
     return {} if system is None else {measure: getattr(system, measure).accuracy for measure in MEASURES}
 
 
-def turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
+def _list_turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
     """Return the questions of each system in both versions that are more, or less, often right than before."""
-    before, after = score_questions(old), score_questions(new)
+    before, after = _score_questions(old), _score_questions(new)
     found = {}
     for name in before.keys() & after.keys():
         gains = {
@@ -77,8 +76,7 @@ def turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Turned]:
     return {name: found[name] for name in old.summary.systems if name in found}
 
 
-def score_questions(version: EvaluationVersion) -> dict[str, dict[str, float]]:
-    """Return each system's scores by question."""
+def _score_questions(version: EvaluationVersion) -> dict[str, dict[str, float]]:
     sheets = make_sheets(version.spec, version.answers, "chain")
     measure = version.summary.measure
     return {

@@ -5,10 +5,12 @@ import time
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict
 
 from malt.config.loader import load_spec
-from malt.config.roles import Role
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.run import admit_trees, new_run_name
@@ -16,22 +18,20 @@ from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
-from malt.evaluation.race import find_losers, order_questions, plan_rounds
-from malt.evaluation.result import Evaluated
-from malt.evaluation.sheet import make_sheets
 from malt.evaluation.systems import Lineup, find_baseline, with_samples
-from malt.evaluation.table import make_frame, make_table
+from malt.evaluation.table import make_frame, make_sheets, make_table
+from malt.evaluation.tournament import find_losers, order_questions, plan_rounds
 from malt.evaluation.version import EvaluationVersion
+from malt.llm.budget import Tally
 from malt.llm.client.completers import make_completer
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
-from malt.llm.usage import Tally
 from malt.questions.question import Question
 from malt.trees.pipeline import NOTHING_MISSING, Admit, Shortfall
 from malt.trees.tree import FailedBranch
 
-MOST_VOTES = 64
+_MOST_VOTES = 64
 """Of a single agent with as many tokens as the pipeline."""
 
 
@@ -52,10 +52,89 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     return done.version
 
 
+class Evaluated(BaseModel):
+    """What came of an evaluation, and what it used. Requests and tokens count this run alone."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    evaluation: str
+    version: EvaluationVersion | None
+    """None where nothing was published."""
+    questions: int
+    failures: tuple[FailedBranch, ...]
+    requests: int
+    """Sent to endpoints by this run, retries included."""
+    completions: int
+    cached_completions: int
+    """Taken from the store."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run spent; None where a completion's cost is unknown."""
+    wall_s: float
+    stopped: str | None
+    """Why the run stopped early."""
+
+    @classmethod
+    def of(
+        cls,
+        job: EvaluationJob,
+        version: EvaluationVersion | None,
+        failures: tuple[FailedBranch, ...],
+        tally: Tally,
+        started: float,
+        stopped: str | None = None,
+    ) -> Self:
+        used = tally.total
+        return cls(
+            evaluation=job.spec.name,
+            version=version,
+            questions=len(job.questions),
+            failures=failures,
+            requests=used.requests,
+            completions=used.completions,
+            cached_completions=used.cached_completions,
+            prompt_tokens=used.prompt_tokens,
+            completion_tokens=used.completion_tokens,
+            cost_usd=used.cost_usd,
+            wall_s=time.monotonic() - started,
+            stopped=stopped,
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 with failed branches or without a version, 3 stopped at a limit."""
+        if self.stopped is not None:
+            return 3
+        return 1 if self.failures or self.version is None else 0
+
+    @property
+    def sentence(self) -> str:
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}"
+        if self.version is None:
+            return "no evaluation: no question was answered"
+        missing = f", {len(self.failures)} failed branches; run again to ask for just what is missing"
+        return f"{self.version.reference}: {self.questions} questions{missing if self.failures else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON: the version's figures beside what this run used."""
+        version = self.version
+        empty: dict[str, Any] = {"systems": {}, "differences": {}}
+        figures = empty if version is None else version.summary.model_dump(mode="json")
+        place = {
+            "version": None if version is None else version.number,
+            "created": version is not None and version.created,
+            "path": None if version is None else str(version.path),
+            "content_sha256": None if version is None else version.manifest.content_sha256,
+        }
+        return {**self.model_dump(mode="json", exclude={"version"}), **figures, **place}
+
+
 async def evaluate_alone(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
     """Evaluate once no other evaluation of this name is under way."""
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
-        return await evaluate_job(job, settings, run)
+        return await _evaluate_job(job, settings, run)
 
 
 def name_lock(job: EvaluationJob) -> str:
@@ -63,7 +142,7 @@ def name_lock(job: EvaluationJob) -> str:
     return f"evaluation-{job.spec.name}"
 
 
-async def evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
+async def _evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
     """Ask for what the store lacks, then publish what it holds of all systems."""
     filled = await fill(job, settings, run)
     if filled.stopped is not None:
@@ -104,20 +183,20 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFi
         return await session.call(ask_answers(pairs, job.prompts, ask, admit))
 
     shortfall = NOTHING_MISSING
-    for questions in list_rounds(job):
+    for questions in _list_rounds(job):
         shortfall = await ask_for(job, questions, job.lineups)
         if shortfall.stopped is not None:
             return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
         if len(questions) < len(job.questions):
-            job = await asyncio.to_thread(drop_losers, job, questions, settings)
+            job = await asyncio.to_thread(_drop_losers, job, questions, settings)
     if job.evaluate.equal_tokens:
-        votes = await asyncio.to_thread(find_voters, job, settings)
+        votes = await asyncio.to_thread(_find_voters, job, settings)
         job = job._replace(lineups=[*job.lineups, *votes])
         shortfall = await ask_for(job, job.questions, votes)
     return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
 
 
-def list_rounds(job: EvaluationJob) -> list[list[Question]]:
+def _list_rounds(job: EvaluationJob) -> list[list[Question]]:
     """Return the questions that have been asked after each round: all at once, unless systems race."""
     if not job.evaluate.race:
         return [job.questions]
@@ -125,9 +204,9 @@ def list_rounds(job: EvaluationJob) -> list[list[Question]]:
     return [ordered[:count] for count in plan_rounds(len(ordered))]
 
 
-def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
+def _drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Settings) -> EvaluationJob:
     """Return the job without further questions for the systems that cannot win any more; the baseline stays."""
-    answers = [each for found in read_back(job, job.lineups, settings, questions) for each in found.answers]
+    answers = [each for found in _read_back(job, job.lineups, settings, questions) for each in found.answers]
     sheets = make_sheets(job.spec, make_frame(make_table(answers)), "chain")
     racing = {name: sheet.scores(job.evaluate.measure) for name, sheet in sheets.items() if name not in job.asked}
     losers = find_losers(racing, len(plan_rounds(len(job.questions))), len(sheets))
@@ -138,15 +217,15 @@ def drop_losers(job: EvaluationJob, questions: Sequence[Question], settings: Set
 
 def build(job: EvaluationJob, settings: Settings) -> EvaluationBuilt:
     """Publish what the store holds; None where it holds no answer."""
-    found = read_back(job, job.lineups, settings)
+    found = _read_back(job, job.lineups, settings)
     failures = tuple(dict.fromkeys(failure for each in found for failure in each.failures))
     answers = [answer for each in found for answer in each.answers]
-    if all(answer.generator is None for answer in answers):
+    if all(answer.texts[PLAYERS[0]] is None for answer in answers):
         return EvaluationBuilt(None, failures)
     return EvaluationBuilt(publish(job, make_table(answers), failures, settings), failures)
 
 
-def read_back(
+def _read_back(
     job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings, questions: Sequence[Question] | None = None
 ) -> list[Answered]:
     """Return what the store holds of some systems' answers."""
@@ -156,28 +235,28 @@ def read_back(
         return list(stored_answers(pairs, job.prompts, store))
 
 
-def find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
+def _find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
     """Return single agents with as many votes as it takes to write as much as each system's pipeline does.
 
     A system whose provider counts no tokens, or whose pipeline is its generator alone, has none.
     """
     chains = [lineup for lineup in job.lineups if lineup.kind == "chain" and len(lineup.roles) > 1]
-    found = ((lineup, votes_to_meet(read_back(job, [lineup], settings), lineup)) for lineup in chains)
-    return [make_voter(lineup, votes) for lineup, votes in found if votes is not None]
+    found = ((lineup, _votes_to_meet(_read_back(job, [lineup], settings), lineup)) for lineup in chains)
+    return [_make_voter(lineup, votes) for lineup, votes in found if votes is not None]
 
 
-def votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
+def _votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
     """Return how many generations it takes to write as many tokens as the pipeline's chains; None where unknown."""
     answers = [answer for each in found for answer in each.answers]
-    alone = [answer.generator_completion_tokens for answer in answers]
-    whole = [answer.completion_tokens for answer in answers]
+    alone = [answer.single_took.completion_tokens for answer in answers]
+    whole = [answer.took.completion_tokens for answer in answers]
     if None in alone or None in whole or not sum(count or 0 for count in alone):
         return None
     share = sum(count or 0 for count in whole) / sum(count or 0 for count in alone)
-    return min(ceil(share * lineup.chains), MOST_VOTES)
+    return min(ceil(share * lineup.chains), _MOST_VOTES)
 
 
-def make_voter(lineup: Lineup, votes: int) -> Lineup:
+def _make_voter(lineup: Lineup, votes: int) -> Lineup:
     """Return a system's generator with so many votes."""
     spec = lineup.spec.model_copy(update={"roles": with_samples(lineup.spec.roles, votes)})
-    return lineup._replace(kind="votes", spec=spec, roles=(Role.GENERATOR,))
+    return lineup._replace(kind="votes", spec=spec, roles=PLAYERS[:1])

@@ -18,7 +18,7 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import find_near_duplicates, screen
 
-SHOWN = 5
+_SHOWN = 5
 """Overlapping questions that are named."""
 
 
@@ -33,12 +33,10 @@ class EvaluationJob(NamedTuple):
     """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
 
     def asks(self, lineup: Lineup, question: Question) -> bool:
-        """Whether a system is asked a question."""
         return lineup.system not in self.asked or question.question_id in self.asked[lineup.system]
 
     @property
     def evaluate(self) -> EvaluateSpec:
-        """What the config says of it."""
         return require_evaluate(self.spec)
 
 
@@ -66,23 +64,23 @@ def held_out_questions(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
-        return validation_questions(spec)
+        return _read_validation(spec)
     questions = read_questions(evaluate.questions, "evaluate.questions")
     if evaluate.overlap == "refuse":
-        refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
-        for model in find_model_versions(spec):
-            refuse_overlap(questions, read_trained_on(model), f"what {model.reference} was trained on")
+        _refuse_overlap(questions, read_questions(spec.questions), spec.questions.source)
+        for model in _find_model_versions(spec):
+            _refuse_overlap(questions, _read_trained_on(model), f"what {model.reference} was trained on")
     return questions
 
 
-def find_model_versions(spec: RunSpec) -> list[ModelVersion]:
+def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
     """Return the model versions that play in any system."""
     names = {lineup.spec.roles[role].model for lineup in list_lineups(spec) for role in lineup.roles}
     found = (NAMED.fullmatch(name) for name in sorted(names))
     return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]
 
 
-def read_trained_on(model: ModelVersion) -> list[Question]:
+def _read_trained_on(model: ModelVersion) -> list[Question]:
     """Return the questions of the dataset versions that a model version was trained on; none of those that are gone."""
     found: dict[str, Question] = {}
     for entry in (*model.manifest.earlier, model.manifest.dataset):
@@ -98,7 +96,7 @@ def asked_questions(reference: str) -> list[Question]:
     return [Question(question_id=key, question=text, ground_truth=truth) for key, text, truth in columns]
 
 
-def validation_questions(spec: RunSpec) -> list[Question]:
+def _read_validation(spec: RunSpec) -> list[Question]:
     """Return the questions that the config sets apart from training. Raises `ConfigError` where it sets none apart."""
     if not spec.dataset.validation:
         raise ConfigError(
@@ -116,7 +114,7 @@ def validation_questions(spec: RunSpec) -> list[Question]:
     return apart
 
 
-def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
+def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
     """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
     texts = [question.question for question in (*training, *questions)]
     alike = find_near_duplicates(texts)
@@ -126,8 +124,8 @@ def refuse_overlap(questions: Sequence[Question], training: Sequence[Question], 
         if place >= len(training) > first
     ]
     if found:
-        named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:SHOWN])
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise QuestionError(
             f"{len(found)} of {len(questions)} questions in evaluate.questions are in {source} too: "
             f'{named}{more}; take others, or say overlap = "keep" if nothing was trained on them'

@@ -5,14 +5,14 @@ from typing import NamedTuple
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.engine.job import Job
-from malt.engine.plan import Figures, RolePlan, plan, together
+from malt.engine.plan import Quote, RolePlan, add_quotes, plan
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.statistics import questions_needed, smallest_difference
 from malt.evaluation.systems import Lineup
 from malt.llm.store.samples import Store
 from malt.questions.screening import Screening
 
-DISCORDANCES = (0.1, 0.2, 0.3)
+_DISCORDANCES = (0.1, 0.2, 0.3)
 """Shares of questions on which two systems' votes may part."""
 
 
@@ -22,27 +22,19 @@ class SystemPlan(Recorded):
     roles: dict[Role, RolePlan]
 
 
-class EvaluationPlan(Recorded):
+class EvaluationPlan(Quote):
     """The quote of an evaluation, without the votes that an equal number of tokens takes."""
 
     questions: int
     systems: dict[str, SystemPlan]
     """What each adds to those before it, with all seeds and its control."""
-    requests: int
-    completions: int
-    stored_completions: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    low: Figures
-    high: Figures
     smallest_difference: dict[str, float | None]
     """What so many questions show with 80 % power, by the share of questions on which two votes part."""
     questions_for_4_points: int
     """How many questions show 4 points at 20 % discordance."""
 
 
-class Added(NamedTuple):
+class _Added(NamedTuple):
     """One role of a line-up that no line-up before it asks in the same place."""
 
     lineup: Lineup
@@ -52,58 +44,42 @@ class Added(NamedTuple):
 
 def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     """Quote an evaluation: every subtree once, less what the store has."""
-    added = list_added(job, store)
+    added = _list_added(job, store)
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
         known = systems[each.lineup.system].roles
-        known[each.role] = add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
-    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in DISCORDANCES}
+        known[each.role] = _add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
+    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
         systems=systems,
-        requests=sum(role.requests for role in quoted),
-        completions=sum(role.completions for role in quoted),
-        stored_completions=sum(role.stored_completions for role in quoted),
-        **together(quoted).model_dump(),
-        low=together([role.low for role in quoted]),
-        high=together([role.high for role in quoted]),
+        **add_quotes(quoted),
         smallest_difference=found,
         questions_for_4_points=round(questions_needed(0.04)),
     )
 
 
-def list_added(job: EvaluationJob, store: Store) -> list[Added]:
+def _list_added(job: EvaluationJob, store: Store) -> list[_Added]:
     """Quote each line-up's roles that no earlier one asks below the same texts."""
     added, known = [], set[str]()
     for lineup in job.lineups:
         quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
         for role in quoted:
-            place = name_place(lineup, role)
+            place = _name_place(lineup, role)
             if place not in known and (role in lineup.roles or role is Role.EVALUATOR):
                 known.add(place)
-                added.append(Added(lineup, role, quoted[role]))
+                added.append(_Added(lineup, role, quoted[role]))
     return added
 
 
-def name_place(lineup: Lineup, role: Role) -> str:
+def _name_place(lineup: Lineup, role: Role) -> str:
     """Name what decides a role's requests: who speaks before it, and itself."""
     depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
     cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
     return "\n".join([role.value, *cast])
 
 
-def add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
+def _add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
     """Add up what one role is asked in several line-ups of a system."""
-    both = [first, second]
-    return first.model_copy(
-        update={
-            **{
-                name: sum(getattr(each, name) for each in both)
-                for name in ("requests", "completions", "stored_completions")
-            },
-            **together(both).model_dump(),
-            "low": together([each.low for each in both]),
-            "high": together([each.high for each in both]),
-        }
-    )
+    return first.model_copy(update=add_quotes([first, second]))

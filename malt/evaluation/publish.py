@@ -1,35 +1,56 @@
-"""Publishing an evaluation: the store's answers in, an immutable version out."""
+"""Publishing an evaluation: the store's answers in, an immutable version out; and verifying one."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
+from malt.datasets.check.whole import check_files, check_pages, check_seal
 from malt.datasets.manifest import (
+    MANIFEST_FILE,
     Failure,
     FileEntry,
     Parent,
     QuestionsUsed,
     content_digest,
     published_config,
-    write_manifest,
 )
 from malt.datasets.stats.counts import as_failure, code_version
-from malt.datasets.version.folders import describe_file, discard, open_staging, place_next
+from malt.datasets.version.folders import describe_file, name_version, place_next, staging_in
+from malt.errors import VersionError
 from malt.evaluation.card import CARD_FILE, render_card
 from malt.evaluation.job import EvaluationJob
-from malt.evaluation.manifest import EvaluationManifest, Player
 from malt.evaluation.report import REPORT_FILE, render_report
 from malt.evaluation.summarise import summarise
 from malt.evaluation.summary import Summary
 from malt.evaluation.systems import Lineup
-from malt.evaluation.table import ANSWERS_FILE, make_frame, questions_digest, write_answers
-from malt.evaluation.version import SHELF, SUMMARY_FILE, EvaluationVersion, open_evaluation_folder
+from malt.evaluation.table import (
+    ANSWERS_FILE,
+    make_frame,
+    questions_digest,
+    read_answers,
+    rows_digest,
+    write_answers,
+)
+from malt.evaluation.version import (
+    SHELF,
+    SUMMARY_FILE,
+    EvaluationManifest,
+    EvaluationVersion,
+    Player,
+    open_evaluation_folder,
+)
 from malt.questions.readers import strip_secrets
 from malt.trees.tree import FailedBranch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def publish(
@@ -37,20 +58,25 @@ def publish(
 ) -> EvaluationVersion:
     """Make answers the next version of the evaluation; return the newest one if that has the same content."""
     folder = settings.data_dir / SHELF / job.spec.name
-    staging = open_staging(folder)
-    try:
-        summary = summarise(job.spec, make_frame(table))
-        files = {ANSWERS_FILE: describe_file(staging / ANSWERS_FILE, write_answers(table, staging / ANSWERS_FILE))}
-        files[SUMMARY_FILE] = write_page(staging / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
-        describe = partial(describe_version, job, table, files, tuple(map(as_failure, failures)))
-        placed = place_next(staging, folder, describe, partial(write_pages, staging, summary, table))
-    finally:
-        discard(staging)
-    opened = open_evaluation_folder(placed.path)
-    return EvaluationVersion(opened.path, opened.manifest, placed.created)
+    frame = make_frame(table)
+    summary = summarise(job.spec, frame)
+    with staging_in(folder) as staging:
+        answers, figures = staging / ANSWERS_FILE, staging / SUMMARY_FILE
+        figures.write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        files = {
+            ANSWERS_FILE: describe_file(answers, write_answers(table, answers)),
+            SUMMARY_FILE: describe_file(figures),
+        }
+        placed = place_next(
+            staging,
+            folder,
+            partial(_describe_version, job, table, files, tuple(map(as_failure, failures))),
+            lambda manifest: name_version(manifest, _render_pages(manifest, summary, frame), staging),
+        )
+    return replace(open_evaluation_folder(placed.path), created=placed.created)
 
 
-def describe_version(
+def _describe_version(
     job: EvaluationJob,
     table: pa.Table,
     files: dict[str, FileEntry],
@@ -86,17 +112,62 @@ def describe_cast(lineup: Lineup) -> dict[str, Player]:
     }
 
 
-def write_pages(staging: Path, summary: Summary, table: pa.Table, manifest: EvaluationManifest) -> None:
-    """Write what tells of the version by its number: the card, the report and the manifest."""
-    pages = {
+def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> dict[str, str]:
+    return {
         CARD_FILE: render_card(manifest, summary),
-        REPORT_FILE: render_report(manifest, summary, make_frame(table)),
+        REPORT_FILE: render_report(manifest, summary, answers),
     }
-    entries = {name: write_page(staging / name, text) for name, text in pages.items()}
-    write_manifest(manifest.model_copy(update={"files": {**manifest.files, **entries}}), staging)
 
 
-def write_page(path: Path, text: str) -> FileEntry:
-    """Write a text, and describe the file."""
-    path.write_text(text, encoding="utf-8")
-    return describe_file(path)
+# Verifying: every digest, and every figure worked out again from the answers.
+
+
+def verify(version: EvaluationVersion) -> list[str]:
+    """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
+    return [
+        *(f"{MANIFEST_FILE}: {problem}" for problem in check_seal(version)),
+        *check_files(version, (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE)),
+        *_check_content(version),
+    ]
+
+
+def _check_content(version: EvaluationVersion) -> Iterator[str]:
+    """Work out rows, figures and pages again."""
+    try:
+        answers, spec, stored = read_answers(version.path), version.spec, version.summary
+    except VersionError as error:
+        yield str(error)
+        return
+    entry = version.manifest.files[ANSWERS_FILE]
+    if (answers.num_rows, rows_digest(answers)) != (entry.rows, entry.rows_sha256):
+        yield f"{ANSWERS_FILE}: its rows changed since it was published ({entry.rows} then, {answers.num_rows} now)"
+    if questions_digest(answers) != version.manifest.questions.sha256:
+        yield f"{ANSWERS_FILE}: its questions are not those that the manifest names"
+    try:
+        summary = summarise(spec, make_frame(answers))
+    except (ValidationError, KeyError, ValueError) as error:
+        yield f"{ANSWERS_FILE}: no figures can be worked out of it ({error})"
+        return
+    if _round_numbers(summary.model_dump()) != _round_numbers(stored.model_dump()):
+        yield f"{SUMMARY_FILE}: its figures are not those of the answers"
+    if version.manifest.code == code_version():
+        yield from check_pages(version, _write_pages_again(version))
+
+
+def _write_pages_again(version: EvaluationVersion) -> dict[str, str]:
+    """Write card and report of what was there when they were written."""
+    files = {file: version.manifest.files[file] for file in (ANSWERS_FILE, SUMMARY_FILE)}
+    named = version.manifest.model_copy(update={"files": files})
+    return _render_pages(named, version.summary, version.answers)
+
+
+def _round_numbers(value: object) -> object:
+    """Round all numbers in nested values: another release of numpy may differ in the last digit."""
+    match value:
+        case float():
+            return round(value, 9)
+        case dict():
+            return {name: _round_numbers(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_round_numbers(part) for part in value]
+    return value

@@ -1,45 +1,44 @@
 """The report of an evaluation: one HTML file that loads nothing and runs nothing but its own viewer."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
+from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.datasets.pages.sample import embed_json
-from malt.evaluation import drawing
-from malt.evaluation.manifest import EvaluationManifest
-from malt.evaluation.parted import parted_questions
-from malt.evaluation.sheet import make_sheets
-from malt.evaluation.summary import TITLES, Summary
-from malt.evaluation.version import EvaluationVersion
+from malt.evaluation.summarise import list_ways
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.table import Sheet, make_sheets
+from malt.evaluation.version import EvaluationManifest, EvaluationVersion
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REPORT_FILE = "report.html"
-FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> str:
-    """Write the page."""
-    style = read_part("marks.css") + read_part("page.css") + (FOLDER / "report.css").read_text(encoding="utf-8")
-    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    style = read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
-    parted = parted_questions(sheets, summary.measure)
+    parted = _parted_questions(sheets, summary.measure)
     data = {"systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return (
-        page_environment(FOLDER)
+        page_environment(_FOLDER)
         .get_template("report.html.jinja")
         .render(
             manifest=manifest,
             summary=summary,
             headline=TITLES[summary.measure],
-            bars={name: drawing.list_bars(system, summary.chains) for name, system in summary.systems.items()},
-            gains=drawing.place_gains(summary),
-            reach=drawing.find_reach(summary),
-            segments={name: drawing.list_segments(system.flips) for name, system in summary.systems.items()},
-            points=drawing.place_points(summary),
+            bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
+            gains=_place_gains(summary),
+            reach=_find_reach(summary),
+            segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
+            points=_place_points(summary),
             smallest=summary.smallest_difference,
             parted=len(parted),
             style=Markup(style),  # noqa: S704 - ours
@@ -56,3 +55,170 @@ def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
         return version.path / REPORT_FILE
     out.write_text(render_report(version.manifest, version.summary, version.answers), encoding="utf-8")
     return out
+
+
+# What the page draws, as rows and places. Lengths are percent of a picture, so that it fits any width.
+
+
+class _Bar(NamedTuple):
+    """One accuracy with its interval, in percent."""
+
+    title: str
+    of: str
+    """`questions` for a vote, else `answers`."""
+    percent: float | None
+    low: float | None
+    high: float | None
+    questions: int
+
+
+class Gain(NamedTuple):
+    """A difference to the baseline in points, and where it stands in its picture."""
+
+    system: str
+    compared: Compared
+    low: float
+    middle: float
+    high: float
+
+
+class _Segment(NamedTuple):
+    """A share of a system's chains by what refinement made of them."""
+
+    kind: str
+    chains: int
+    percent: float
+
+
+class _Point(NamedTuple):
+    """A way of answering: what it takes, and how often it is right."""
+
+    system: str
+    way: str
+    tokens: float
+    accuracy: float
+    """Percent."""
+    x: float
+    y: float
+    on_frontier: bool
+
+
+def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
+    bars = [make_bar(write_title(name, chains), getattr(system, name), votes=is_vote(name)) for name in MEASURES]
+    if system.equal_tokens is not None:
+        title = f"single agent, vote of {system.equal_tokens.votes}: as many tokens as the pipeline"
+        bars.append(make_bar(title, system.equal_tokens.vote, votes=True))
+    if system.control is not None:
+        at = f"at temperature {system.control.temperature:g}"
+        bars += [make_bar(f"single agent {at}", system.control.sa), make_bar(f"pipeline {at}", system.control.ma)]
+    return bars
+
+
+def write_title(measure: str, chains: int) -> str:
+    """Say which answers are counted."""
+    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
+
+
+def is_vote(measure: str) -> bool:
+    """Whether votes are counted, rather than single answers."""
+    return measure.endswith("_mv")
+
+
+def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
+    percent, low, high = (None if part is None else 100 * part for part in (cell.accuracy, cell.low, cell.high))
+    return _Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
+
+
+def _place_gains(summary: Summary) -> list[Gain]:
+    """Place the differences to the baseline on one axis with zero in its middle."""
+    reach = _find_reach(summary)
+
+    def place(value: float) -> float:
+        return 50 + 50 * 100 * value / reach
+
+    return [
+        Gain(name, found, place(found.low), place(found.difference), place(found.high))
+        for name, found in summary.differences.items()
+    ]
+
+
+def _find_reach(summary: Summary) -> float:
+    """Return how many points the axis of differences reaches to either side."""
+    ends = [abs(end) for found in summary.differences.values() for end in (found.low, found.high)]
+    return max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
+
+
+def _list_segments(flips: Flips) -> list[_Segment]:
+    """Return what refinement made of the chains, right ones first."""
+    kinds = ("right_to_right", "wrong_to_right", "right_to_wrong", "wrong_to_wrong")
+    counts = {kind: getattr(flips, kind) for kind in kinds}
+    whole = sum(counts.values())
+    return [_Segment(kind, count, 100 * count / whole) for kind, count in counts.items() if whole]
+
+
+def _place_points(summary: Summary) -> list[_Point]:
+    """Place every way of answering by its tokens and its accuracy, and say which nothing beats at its price."""
+    ways = list_ways(summary.systems, summary.chains, max(len(summary.seeds), 1))
+    longest = max((way.tokens for way in ways), default=1.0) or 1.0
+    chosen = {(way.system, way.way) for way in summary.frontier}
+    return [
+        _Point(
+            way.system,
+            way.way,
+            way.tokens,
+            100 * (way.cell.accuracy or 0.0),
+            96 * way.tokens / longest,
+            100 - 100 * (way.cell.accuracy or 0.0),
+            (way.system, way.way) in chosen,
+        )
+        for way in ways
+    ]
+
+
+# The questions on which systems part, with what each said, within bounds.
+
+_ALL_BYTES = 3_000_000
+"""Of all questions in one page, estimated."""
+_MOST_CHARACTERS = 1_200
+"""Kept of each text."""
+
+
+def _parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dict[str, Any]]:
+    """Return the questions that some system has right and another wrong, with all their chains; of many the first."""
+    scores = {name: sheet.scores(measure) for name, sheet in sheets.items()}
+    kept, size = [], 0
+    for place, question_id in enumerate(next(iter(sheets.values())).questions):
+        told = {name: float(own[place]) for name, own in scores.items() if own[place] == own[place]}
+        if len(set(told.values())) < 2:
+            continue
+        entry = _write_question(sheets, place, question_id, told)
+        size += len(str(entry))
+        if size > _ALL_BYTES:
+            break
+        kept.append(entry)
+    return kept
+
+
+def _write_question(
+    sheets: Mapping[str, Sheet], place: int, question_id: str, told: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return one question with every system's chains."""
+    first = next(iter(sheets.values()))
+    asked = first.rows[first.rows["question_id"] == question_id].iloc[0]
+    return {
+        "id": question_id,
+        "question": _cut(asked["question"]),
+        "truth": _cut(asked["ground_truth"]),
+        "share": told,
+        "chains": {name: _list_chains(sheet, place) for name, sheet in sheets.items()},
+    }
+
+
+def _list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
+    """Return a system's chains to one question."""
+    columns = {name: sheet.grid(name)[place].ravel() for name in (*PLAYERS, "answer", "outcome", "generator_outcome")}
+    return [{name: _cut(values[chain]) for name, values in columns.items()} for chain in range(len(columns["outcome"]))]
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"

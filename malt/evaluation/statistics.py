@@ -18,10 +18,10 @@ Scores = NDArray[np.float64]
 
 DRAWS = 10_000
 """Of a bootstrap."""
-SEED = 2412_01928
+_SEED = 2412_01928
 """Of all draws: the same answers give the same intervals."""
 LEVEL, POWER = 0.05, 0.80
-USUAL_DISCORDANCE = 0.20
+_USUAL_DISCORDANCE = 0.20
 """Share of questions on which two systems differ, where nothing is known of them yet."""
 
 
@@ -54,70 +54,72 @@ def estimate(scores: Scores) -> Estimate:
     if not len(known):
         return Estimate(None, None, None, None, 0)
     mean = float(known.mean())
-    stderr = standard_error(known)
-    low, high = wilson(mean, effective_answers(mean, stderr, len(known)))
+    stderr = _standard_error(known)
+    low, high = wilson(mean, _effective_answers(mean, stderr, len(known)))
     return Estimate(mean, stderr, low, high, len(known))
 
 
-def standard_error(known: Scores) -> float | None:
+def _standard_error(known: Scores) -> float | None:
     """Return the standard error of a mean over questions; None of a single one."""
     return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
-def effective_answers(mean: float, stderr: float | None, questions: int) -> float:
+def _effective_answers(mean: float, stderr: float | None, questions: int) -> float:
     """Return how many independent answers would have this standard error; as many as questions where none varies."""
     if not stderr or not 0 < mean < 1:
         return questions
     return max(1.0, mean * (1 - mean) / stderr**2)
 
 
-def paired_difference(scores: Scores, baseline: Scores, *, votes: bool, level: float = 1 - LEVEL) -> Difference | None:
-    """Compare two systems on the questions of which both are known; None where there is none.
-
-    The interval is a bootstrap over questions. The p-value is McNemar's for votes, else that of a paired t-test.
-    """
+def paired_difference(scores: Scores, baseline: Scores, level: float = 1 - LEVEL) -> Difference | None:
+    """Compare two systems on the questions of which both are known; None where there is none."""
     differences = (scores - baseline)[~np.isnan(scores - baseline)]
     if not len(differences):
         return None
-    low, high = bootstrap(differences, level=level)
-    p = sign_test(differences) if votes else paired_test(differences)
-    return Difference(float(differences.mean()), low, high, p, len(differences))
+    interval = bootstrap(differences, level=level)
+    return Difference(float(differences.mean()), *interval, paired_test(differences), len(differences))
 
 
 def bootstrap(values: Scores, draws: int = DRAWS, level: float = 1 - LEVEL) -> Interval:
-    """Return the percentile interval of a mean, of 95 % by default, by drawing questions with replacement.
+    """Return the interval of a mean, of 95 % by default, by drawing questions with replacement.
 
-    Shares of a few answers take few values, so a draw is one multinomial over them. Where all questions have one value
-    the interval is what as many questions cannot exclude: the exact binomial bound of an outcome that was never seen.
+    Its percentiles are those that make a normal mean's interval Student's: without that few questions give one too
+    narrow (Hesterberg 2015). Where all questions have one value the interval is what as many questions cannot exclude:
+    the exact binomial bound of an outcome that was never seen.
     """
+    from scipy.stats import norm, t
+
     tail = (1 - level) / 2
     distinct, counts = np.unique(values.round(12), return_counts=True)
+    count = len(values)
     if len(distinct) == 1:
-        unseen = 1 - tail ** (1 / len(values))
+        unseen = 1 - tail ** (1 / count)
         return Interval(max(float(distinct[0]) - unseen, -1.0), min(float(distinct[0]) + unseen, 1.0))
-    drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), size=draws)
-    low, high = np.quantile(drawn @ distinct / len(values), [tail, 1 - tail])
+    # Shares of a few answers take few values, so a draw is one multinomial over them.
+    drawn = np.random.default_rng(_SEED).multinomial(count, counts / count, size=draws)
+    tail = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1))
+    low, high = np.quantile(drawn @ distinct / count, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
-def sign_test(differences: Scores) -> float:
-    """Return McNemar's exact p: of the questions on which two votes part, which side has more.
+def paired_test(differences: Scores, draws: int = DRAWS) -> float:
+    """Return the p of flipping signs: of equal systems, each difference is as likely the other way round.
 
-    Where a question has several votes, of several seeds, its side is the one that more of them are on.
+    So equal systems are told apart in at most 5 %, whatever the differences are. Of single votes it is McNemar's exact
+    test; where differences have several sizes it is drawn, and at least one in as many draws.
     """
     from scipy.stats import binomtest
 
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
-    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-
-
-def paired_test(differences: Scores) -> float:
-    """Return the p of a t-test of differences paired by question."""
-    from scipy.stats import ttest_1samp
-
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return 1.0 if not differences.any() else 2.0 ** (1 - len(differences))
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    parted = differences[np.abs(differences) > 1e-9]
+    sizes, counts = np.unique(np.abs(parted).round(12), return_counts=True)
+    if len(sizes) < 2:
+        return float(binomtest(int((parted > 0).sum()), len(parted)).pvalue) if len(parted) else 1.0
+    random = np.random.default_rng(_SEED)
+    sums = sum(
+        size * (2 * random.binomial(count, 0.5, draws) - count) for size, count in zip(sizes, counts, strict=True)
+    )
+    reached = int((np.abs(sums) >= abs(parted.sum()) - 1e-9).sum())
+    return (1 + reached) / (1 + draws)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -130,7 +132,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def smallest_difference(questions: int, discordance: float = USUAL_DISCORDANCE) -> float | None:
+def smallest_difference(questions: int, discordance: float = _USUAL_DISCORDANCE) -> float | None:
     """Return the smallest difference that McNemar's test finds with 80 % power; None where these questions are too few.
 
     `discordance` is the share of questions on which two votes part (Connor 1987).
@@ -143,7 +145,7 @@ def smallest_difference(questions: int, discordance: float = USUAL_DISCORDANCE) 
     return float(found)
 
 
-def questions_needed(difference: float, discordance: float = USUAL_DISCORDANCE) -> float:
+def questions_needed(difference: float, discordance: float = _USUAL_DISCORDANCE) -> float:
     """Return how many questions show a difference with 80 % power, two-sided at 5 %."""
     from scipy.stats import norm
 

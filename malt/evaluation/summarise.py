@@ -1,6 +1,6 @@
 """Working out a summary from an evaluation's table alone, so that anybody can work it out again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,13 +9,12 @@ from malt.config.evaluate import EvaluateSpec
 from malt.config.spec import RunSpec
 from malt.datasets.stats.diagnostics import Truth, is_same_answer
 from malt.evaluation import statistics
-from malt.evaluation.frontier import find_frontier, list_ways
-from malt.evaluation.sheet import Grid, Sheet, make_sheets, shares
 from malt.evaluation.statistics import Scores
 from malt.evaluation.summary import (
     MEASURES,
     AnswerUsage,
     Cell,
+    Choice,
     Compared,
     Control,
     EqualTokens,
@@ -27,6 +26,7 @@ from malt.evaluation.summary import (
     Verdicts,
 )
 from malt.evaluation.systems import find_baseline, list_entrants, require_evaluate
+from malt.evaluation.table import Grid, Sheet, make_sheets, shares
 from malt.evaluation.tournament import rank_models
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     evaluate, baseline = require_evaluate(spec), find_baseline(spec)
     sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
-    differences = {measure: compare_all(scores[measure], baseline, votes=measure in VOTES) for measure in MEASURES}
-    extras = Extras(evaluate, make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes"))
+    differences = {measure: _compare_all(scores[measure], baseline) for measure in MEASURES}
+    extras = _Extras(evaluate, make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes"))
     votes = scores[evaluate.measure]
-    systems = {name: summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
+    systems = {name: _summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
     ways = list_ways(systems, evaluate.chains, max(len(evaluate.seeds), 1))
     return Summary(
         evaluation=spec.name,
@@ -53,23 +53,20 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
         systems=systems,
         differences=differences[evaluate.measure],
         all_differences={**differences},
-        frontier=find_frontier(ways),
+        frontier=_find_frontier(ways),
         tournament=rank_models(list_entrants(spec), votes),
-        dropped=find_dropped(sheets),
-        smallest_difference=find_smallest_differences(votes, baseline),
+        dropped=_find_dropped(sheets),
+        smallest_difference=_find_smallest_differences(votes, baseline),
     )
 
 
-VOTES = ("sa_mv", "ma_mv")
-
-
-def find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
+def _find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
     """Return the systems that have no rows of some questions, since a race dropped them, and of how many they have."""
     asked = {name: sheet.rows["question_id"].nunique() for name, sheet in sheets.items()}
     return {name: count for name, count in asked.items() if count < len(sheets[name].questions)}
 
 
-class Extras(NamedTuple):
+class _Extras(NamedTuple):
     """What is asked beside the chains, by system; empty where it is not."""
 
     evaluate: EvaluateSpec
@@ -77,30 +74,29 @@ class Extras(NamedTuple):
     votes: Mapping[str, Sheet]
 
 
-def summarise_system(sheet: Sheet, extras: Extras, name: str) -> SystemSummary:
+def _summarise_system(sheet: Sheet, extras: _Extras, name: str) -> SystemSummary:
     """Work out one system's figures."""
-    pipeline = measure_usage(sheet, "", "ma")
+    pipeline = _measure_usage(sheet, "", "ma")
     return SystemSummary(
-        **{measure: make_cell(sheet.scores(measure)) for measure in MEASURES},
+        **{measure: _make_cell(sheet.scores(measure)) for measure in MEASURES},
         tokens=pipeline.tokens,
         cost_usd=pipeline.cost_usd,
-        single=measure_usage(sheet, "generator_", "sa"),
+        single=_measure_usage(sheet, "generator_", "sa"),
         pipeline=pipeline,
-        flips=count_flips(sheet),
-        refining=judge_refining(count_flips(sheet)),
-        verdicts=count_verdicts(sheet),
-        by_seed=score_seeds(sheet),
-        equal_tokens=compare_equal_tokens(sheet, extras.votes.get(name)),
-        control=score_control(extras, name),
+        flips=_count_flips(sheet),
+        refining=_judge_refining(_count_flips(sheet)),
+        verdicts=_count_verdicts(sheet),
+        by_seed=_score_seeds(sheet),
+        equal_tokens=_compare_equal_tokens(sheet, extras.votes.get(name)),
+        control=_score_control(extras, name),
     )
 
 
-def make_cell(scores: Scores) -> Cell:
-    """Write one accuracy."""
+def _make_cell(scores: Scores) -> Cell:
     return Cell.model_validate(statistics.estimate(scores)._asdict())
 
 
-def score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
+def _score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
     """Write the accuracies of each repeat; nothing where there is only one."""
     if len(sheet.seeds) == 1:
         return {}
@@ -111,19 +107,17 @@ def score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
     }
 
 
-def compare_all(scores: Mapping[str, Scores], baseline: str, *, votes: bool) -> dict[str, Compared]:
+def _compare_all(scores: Mapping[str, Scores], baseline: str) -> dict[str, Compared]:
     """Compare every system with the baseline, and correct for how many there are."""
     found = {
-        name: statistics.paired_difference(own, scores[baseline], votes=votes)
-        for name, own in scores.items()
-        if name != baseline
+        name: statistics.paired_difference(own, scores[baseline]) for name, own in scores.items() if name != baseline
     }
     known = {name: difference for name, difference in found.items() if difference is not None}
     corrected = statistics.holm({name: difference.p for name, difference in known.items()})
     return {name: Compared(**difference._asdict(), p_holm=corrected[name]) for name, difference in known.items()}
 
 
-def find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
+def _find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> dict[str, float | None]:
     """Return what these questions can show: at the usual discordance, and at that of each system with the baseline."""
     questions = len(next(iter(scores.values()), np.empty(0)))
     found = {"at 20 % discordance": statistics.smallest_difference(questions)}
@@ -134,10 +128,10 @@ def find_smallest_differences(scores: Mapping[str, Scores], baseline: str) -> di
     return found
 
 
-def measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
+def _measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
     """Add up what answers took, of the generator alone or of whole chains."""
-    prompt, completion = total(sheet.rows[f"{part}prompt_tokens"]), total(sheet.rows[f"{part}completion_tokens"])
-    cost, seconds = total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
+    prompt, completion = _total(sheet.rows[f"{part}prompt_tokens"]), _total(sheet.rows[f"{part}completion_tokens"])
+    cost, seconds = _total(sheet.rows[f"{part}cost_usd"]), float(sheet.rows[f"{part}latency_s"].sum())
     tokens = None if prompt is None or completion is None else int(prompt + completion)
     right = int(sum(truth is True for truth in sheet.by_seed(measure).flat))
     questions = sheet.rows["question_id"].nunique()
@@ -146,36 +140,35 @@ def measure_usage(sheet: Sheet, part: str, measure: Measure) -> AnswerUsage:
         completion_tokens=None if completion is None else int(completion),
         cost_usd=cost,
         seconds=seconds,
-        tokens_per_question=ratio(tokens, questions),
-        cost_per_question=ratio(cost, questions),
+        tokens_per_question=_ratio(tokens, questions),
+        cost_per_question=_ratio(cost, questions),
         seconds_per_question=seconds / questions,
-        tokens_per_right=ratio(tokens, right),
-        cost_per_right=ratio(cost, right),
-        seconds_per_right=ratio(seconds, right),
+        tokens_per_right=_ratio(tokens, right),
+        cost_per_right=_ratio(cost, right),
+        seconds_per_right=_ratio(seconds, right),
     )
 
 
-def total(values: "pd.Series[float]") -> float | None:
+def _total(values: "pd.Series[float]") -> float | None:
     """Add up; one that is not known makes all of it unknown."""
     return None if values.isna().any() else float(values.sum())
 
 
-def ratio(part: float | None, whole: float) -> float | None:
+def _ratio(part: float | None, whole: float) -> float | None:
     """Divide; None of nothing, and of what is not known."""
     return part / whole if part is not None and whole else None
 
 
-def count_pairs(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
-    """Count pairs of truths."""
+def _count_pairs(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
     counted: dict[tuple[Truth, Truth], int] = {}
     for pair in zip(before.flat, after.flat, strict=True):
         counted[pair] = counted.get(pair, 0) + 1
     return counted
 
 
-def count_flips(sheet: Sheet) -> Flips:
+def _count_flips(sheet: Sheet) -> Flips:
     """Count what became of the generator's answers."""
-    counts = count_pairs(sheet.single, sheet.final)
+    counts = _count_pairs(sheet.single, sheet.final)
     answers = zip(sheet.grid("generator_answer").flat, sheet.grid("answer").flat, strict=True)
     same = [is_same_answer(first, last) for first, last in answers if first is not None and last is not None]
     return Flips(
@@ -183,20 +176,20 @@ def count_flips(sheet: Sheet) -> Flips:
         right_to_right=counts.get((True, True), 0),
         wrong_to_wrong=counts.get((False, False), 0),
         right_to_wrong=counts.get((True, False), 0),
-        unchanged=ratio(sum(same), len(same)),
+        unchanged=_ratio(sum(same), len(same)),
     )
 
 
-def judge_refining(flips: Flips) -> Refining:
+def _judge_refining(flips: Flips) -> Refining:
     """Say whether refining pays: what it mends, against what it spoils."""
     wrong, right = flips.wrong_to_right + flips.wrong_to_wrong, flips.right_to_right + flips.right_to_wrong
-    ecr, eir = ratio(flips.wrong_to_right, wrong), ratio(flips.right_to_wrong, right)
-    threshold = ratio(right, wrong)
+    ecr, eir = _ratio(flips.wrong_to_right, wrong), _ratio(flips.right_to_wrong, right)
+    threshold = _ratio(right, wrong)
     pays = None if wrong + right == 0 else flips.wrong_to_right > flips.right_to_wrong
-    return Refining(ecr=ecr, eir=eir, threshold=threshold, pays=pays, sentence=write_rule(ecr, eir, threshold, pays))
+    return Refining(ecr=ecr, eir=eir, threshold=threshold, pays=pays, sentence=_write_rule(ecr, eir, threshold, pays))
 
 
-def write_rule(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
+def _write_rule(ecr: float | None, eir: float | None, threshold: float | None, pays: bool | None) -> str:
     """Say the rule ECR/EIR > Acc/(1 - Acc) with this system's figures."""
     if ecr is None or eir is None or threshold is None:
         return "Whether refining pays cannot be said: the generator's answers are all right, or all wrong, or unknown."
@@ -210,39 +203,74 @@ def write_rule(ecr: float | None, eir: float | None, threshold: float | None, pa
     )
 
 
-def count_verdicts(sheet: Sheet) -> Verdicts:
+def _count_verdicts(sheet: Sheet) -> Verdicts:
     """Count the verifier's stated verdicts against the truth."""
-    counts = count_pairs(sheet.grid("verdict"), sheet.single)
+    counts = _count_pairs(sheet.grid("verdict"), sheet.single)
     right_called = {said: counts.get((said, True), 0) for said in (True, False)}
     wrong_called = {said: counts.get((said, False), 0) for said in (True, False)}
     stated = sum(right_called.values()) + sum(wrong_called.values())
     return Verdicts(
         stated=stated,
         unstated=counts.get((None, True), 0) + counts.get((None, False), 0),
-        sensitivity=ratio(wrong_called[False], sum(wrong_called.values())),
-        specificity=ratio(right_called[True], sum(right_called.values())),
-        agreement=ratio(wrong_called[False] + right_called[True], stated),
+        sensitivity=_ratio(wrong_called[False], sum(wrong_called.values())),
+        specificity=_ratio(right_called[True], sum(right_called.values())),
+        agreement=_ratio(wrong_called[False] + right_called[True], stated),
     )
 
 
-def compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
+def _compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | None:
     """Compare the pipeline's vote with that of a single agent that writes as much."""
     if votes is None:
         return None
     single, pipeline = votes.scores("sa_mv"), sheet.scores("ma_mv")
-    ahead = compare_all({"pipeline": pipeline, "single": single}, "single", votes=True)
+    ahead = _compare_all({"pipeline": pipeline, "single": single}, "single")
     return EqualTokens(
         votes=votes.chains,
-        vote=make_cell(single),
-        completion_tokens=measure_usage(votes, "generator_", "sa").completion_tokens,
-        pipeline_completion_tokens=measure_usage(sheet, "", "ma").completion_tokens,
+        vote=_make_cell(single),
+        completion_tokens=_measure_usage(votes, "generator_", "sa").completion_tokens,
+        pipeline_completion_tokens=_measure_usage(sheet, "", "ma").completion_tokens,
         pipeline_ahead=ahead.get("pipeline"),
     )
 
 
-def score_control(extras: Extras, name: str) -> Control | None:
-    """Write the control of a system, where there is one."""
+def _score_control(extras: _Extras, name: str) -> Control | None:
     sheet, temperature = extras.controls.get(name), extras.evaluate.temperature
     if sheet is None or temperature is None:
         return None
-    return Control(temperature=temperature, sa=make_cell(sheet.scores("sa")), ma=make_cell(sheet.scores("ma")))
+    return Control(temperature=temperature, sa=_make_cell(sheet.scores("sa")), ma=_make_cell(sheet.scores("ma")))
+
+
+# The cost-accuracy frontier.
+
+
+def _find_frontier(ways: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Return the ways that no other one beats: none is as often right for fewer tokens; from the cheapest on."""
+    best: list[Choice] = []
+    for way in sorted(ways, key=lambda each: (each.tokens, -(each.cell.accuracy or 0.0))):
+        if not best or (way.cell.accuracy or 0.0) > (best[-1].cell.accuracy or 0.0):
+            best.append(way)
+    return tuple(best)
+
+
+def list_ways(systems: Mapping[str, SystemSummary], chains: int, repeats: int) -> list[Choice]:
+    """Return every system's ways of answering, alone and as a pipeline, singly and by vote."""
+    return [way for name, system in systems.items() for way in _list_ways(name, system, chains, repeats)]
+
+
+def _list_ways(name: str, system: SystemSummary, chains: int, repeats: int) -> Iterator[Choice]:
+    single, pipeline = system.single, system.pipeline
+    offered: list[tuple[str, AnswerUsage, int, Cell]] = [
+        ("SA", single, chains * repeats, system.sa),
+        (f"SA+MV@{chains}", single, repeats, system.sa_mv),
+        ("MA", pipeline, chains * repeats, system.ma),
+        (f"MA+MV@{chains}", pipeline, repeats, system.ma_mv),
+    ]
+    for way, usage, parts, cell in offered:
+        if usage.completion_tokens is not None and cell.accuracy is not None:
+            tokens = usage.completion_tokens / cell.questions / parts
+            cost = None if usage.cost_usd is None else usage.cost_usd / cell.questions / parts
+            yield Choice(system=name, way=way, tokens=tokens, cost_usd=cost, cell=cell)
+    equal = system.equal_tokens
+    if equal is not None and equal.completion_tokens is not None and equal.vote.accuracy is not None:
+        tokens = equal.completion_tokens / equal.vote.questions / repeats
+        yield Choice(system=name, way=f"SA+MV@{equal.votes}", tokens=tokens, cost_usd=None, cell=equal.vote)

@@ -36,7 +36,7 @@ class Compared(Recorded):
     """Lower end of the 95 % interval: a bootstrap over questions."""
     high: float
     p: float
-    """McNemar's exact test for votes, else a t-test of the differences."""
+    """Of flipping the signs of the differences; of single votes that is McNemar's exact test."""
     p_holm: float
     """Corrected for how many systems are compared."""
     questions: int

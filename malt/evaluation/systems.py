@@ -42,7 +42,7 @@ def require_evaluate(spec: RunSpec) -> EvaluateSpec:
     return spec.evaluate
 
 
-def list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
+def _list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
     """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
     evaluate = require_evaluate(spec)
     declared = dict(evaluate.systems)
@@ -53,7 +53,7 @@ def list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
 
 def find_baseline(spec: RunSpec) -> str:
     """Return the system that others are compared with. Raises `ConfigError` where there is none of its name."""
-    names, wanted = list(list_systems(spec)), require_evaluate(spec).baseline
+    names, wanted = list(_list_systems(spec)), require_evaluate(spec).baseline
     if wanted is not None and wanted not in names:
         raise ConfigError(f"evaluate.baseline = {wanted!r} is no system; there are: {', '.join(names)}")
     return wanted or names[0]
@@ -72,30 +72,29 @@ def list_entrants(spec: RunSpec) -> list[Entrant]:
     tournament = require_evaluate(spec).tournament
     if tournament is None:
         return []
-    fields = [name_players(spec, role, getattr(tournament, role.value)) for role in PLAYERS]
+    fields = [_name_players(spec, role, getattr(tournament, role.value)) for role in PLAYERS]
     return [
-        make_entrant(chosen, [len(field) > 1 for field in fields])
+        _make_entrant(chosen, [len(field) > 1 for field in fields])
         for chosen in product(*(field.items() for field in fields))
     ]
 
 
-def name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
+def _name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> dict[str, PlayerSpec]:
     """Name the players of a role by their models; one that comes again by its number."""
     named: dict[str, PlayerSpec] = {}
     for player in declared or (PlayerSpec(),):
-        label = shorten_model(player.model or spec.roles[role].model)
+        label = _shorten_model(player.model or spec.roles[role].model)
         named[label if label not in named else f"{label}-{len(named) + 1}"] = player
     return named
 
 
-def make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
-    """Make a system of a player for each role."""
+def _make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[bool]) -> Entrant:
     names = [name for (name, _), told in zip(chosen, contested, strict=True) if told] or [chosen[0][0]]
     system = SystemSpec(**{role.value: player for role, (_, player) in zip(PLAYERS, chosen, strict=True)})
     return Entrant("/".join(names), system, {role: name for role, (name, _) in zip(PLAYERS, chosen, strict=True)})
 
 
-def shorten_model(model: str) -> str:
+def _shorten_model(model: str) -> str:
     """Shorten a model's name to its last part."""
     return model.rpartition("/")[2]
 
@@ -103,23 +102,22 @@ def shorten_model(model: str) -> str:
 def list_lineups(spec: RunSpec) -> list[Lineup]:
     """Return all that is asked of each system: its chains with every seed, and the control where there is one."""
     evaluate = require_evaluate(spec)
-    return [each for name, system in list_systems(spec).items() for each in _lineups(name, system, spec, evaluate)]
+    return [each for name, system in _list_systems(spec).items() for each in _lineups(name, system, spec, evaluate)]
 
 
 def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpec) -> Iterator[Lineup]:
     roles = tuple(Role(role) for role in PLAYERS if role.value in system.roles)
     for seed in evaluate.seeds or (None,):
-        played = cast_system(system, spec, seed, evaluate.chains)
-        yield Lineup(name, seed, "chain", make_asking_spec(spec, played), roles)
+        played = _cast_system(system, spec, seed, evaluate.chains)
+        yield Lineup(name, seed, "chain", _make_asking_spec(spec, played), roles)
         if evaluate.temperature is not None:
             cold = {
                 role.value: played[role].model_copy(update={"temperature": evaluate.temperature}) for role in PLAYERS
             }
-            yield Lineup(name, seed, "control", make_asking_spec(spec, with_samples(Roles(**cold), 1)), roles)
+            yield Lineup(name, seed, "control", _make_asking_spec(spec, with_samples(Roles(**cold), 1)), roles)
 
 
-def cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
-    """Return the roles as a system plays them."""
+def _cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
     played: dict[str, RoleSpec] = {}
     trained = cast_models(system.models, spec)
     for role in PLAYERS:
@@ -139,12 +137,11 @@ def cast_models(models: str | None, spec: RunSpec) -> Roles:
 
 
 def with_samples(roles: Roles, chains: int) -> Roles:
-    """Return roles that make so many independent chains."""
     counts = {**dict.fromkeys(PLAYERS, 1), PLAYERS[0]: chains}
     return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
 
 
-def make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:
+def _make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:
     """Return the config that asks as a system, its model versions known by their weights."""
     return with_weights(spec.model_copy(update={"roles": roles, "growth": GrowthSpec(), "evaluate": None}))
 

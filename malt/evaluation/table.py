@@ -1,77 +1,117 @@
-"""`answers.parquet`: one row a chain, its schema, and which columns are content."""
+"""The rows of an evaluation: one a chain, as `answers.parquet` keeps them and as grids by question, seed and chain."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from malt.config.roles import PLAYERS
+from malt.config.spec import RunSpec
 from malt.datasets.rows.files import RowsDigest, RowsWritten, as_batch
+from malt.datasets.stats.diagnostics import Ballot, Truth, majority
 from malt.datasets.version.reading import reading
-from malt.evaluation.answers import Answer
+from malt.evaluation.statistics import Scores
+from malt.evaluation.summary import Measure
+from malt.evaluation.systems import Lineup, require_evaluate
+from malt.grading.grades import Grade, Outcome
+from malt.llm.request import Completion
+from malt.questions.question import Question
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ANSWERS_FILE = "answers.parquet"
-ANSWERS = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("system", pa.string()),
-        ("kind", pa.string()),
-        ("chain", pa.int64()),
-        ("seed", pa.int64()),
-        ("question", pa.string()),
-        ("ground_truth", pa.string()),
-        ("generator", pa.string()),
-        ("verifier", pa.string()),
-        ("refiner", pa.string()),
-        ("generator_outcome", pa.string()),
-        ("generator_answer", pa.string()),
-        ("verdict", pa.bool_()),
-        ("outcome", pa.string()),
-        ("answer", pa.string()),
-        ("generator_prompt_tokens", pa.int64()),
-        ("generator_completion_tokens", pa.int64()),
-        ("generator_cost_usd", pa.float64()),
-        ("generator_latency_s", pa.float64()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("cost_usd", pa.float64()),
-        ("latency_s", pa.float64()),
-    ]
-)
-MEASURED = frozenset(ANSWERS.names[ANSWERS.names.index("generator_prompt_tokens") :])
+_TAKEN = {
+    "prompt_tokens": pa.int64(), "completion_tokens": pa.int64(), "cost_usd": pa.float64(), "latency_s": pa.float64(),
+}  # fmt: skip
+_QUESTION = ("question_id", "question", "ground_truth")
+_MEASURED = {f"generator_{name}": kind for name, kind in _TAKEN.items()} | _TAKEN
 """Columns that tell of the run, not of the content; in no digest."""
-QUESTION = ("question_id", "question", "ground_truth")
+_ANSWERS = pa.schema(
+    {
+        **dict.fromkeys(("question_id", "system", "kind"), pa.string()),
+        **dict.fromkeys(("chain", "seed"), pa.int64()),
+        **dict.fromkeys(("question", "ground_truth", *PLAYERS, "generator_outcome", "generator_answer"), pa.string()),
+        "verdict": pa.bool_(),
+        **dict.fromkeys(("outcome", "answer"), pa.string()),
+        **_MEASURED,
+    }.items()
+)
+
+
+class Taken(NamedTuple):
+    """What texts took; None where it is not known of one of them."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+    latency_s: float
+
+    @classmethod
+    def by(cls, completions: Sequence[Completion]) -> Self:
+        parts: dict[str, list[Any]] = {name: [getattr(each, name) for each in completions] for name in cls._fields}
+        added: dict[str, Any] = {name: None if None in part else sum(part) for name, part in parts.items()}
+        return cls(**added)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One chain: its texts, the grades of the first and of the chain, and what it took."""
+
+    question: Question
+    lineup: Lineup
+    chain: int
+    texts: dict[str, str | None]
+    """None of a role that does not take part, or whose text could not be had."""
+    single: Grade
+    verdict: bool | None
+    """Whether the verifier says that the generator's answer is correct; None where it states nothing."""
+    final: Grade
+    single_took: Taken
+    took: Taken
+
+    def as_row(self) -> dict[str, object]:
+        return {
+            **{name: getattr(self.question, name) for name in _QUESTION},
+            **{name: getattr(self.lineup, name) for name in ("system", "kind", "seed")},
+            "chain": self.chain,
+            **self.texts,
+            "generator_outcome": self.single.outcome,
+            "generator_answer": self.single.answer,
+            "verdict": self.verdict,
+            "outcome": self.final.outcome,
+            "answer": self.final.answer,
+            **{f"generator_{name}": value for name, value in self.single_took._asdict().items()},
+            **self.took._asdict(),
+        }
 
 
 def make_table(answers: Iterable[Answer]) -> pa.Table:
-    """Turn answers into columns."""
-    return pa.Table.from_batches([as_batch([asdict(answer) for answer in answers], ANSWERS)], ANSWERS)
+    return pa.Table.from_batches([as_batch([answer.as_row() for answer in answers], _ANSWERS)], _ANSWERS)
 
 
 def write_answers(table: pa.Table, path: Path) -> RowsWritten:
-    """Write the file, and describe its rows."""
     pq.write_table(table, path, compression="zstd")
     return RowsWritten(table.num_rows, rows_digest(table))
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Return the digest of the rows' content."""
-    return digest_columns(table, [name for name in ANSWERS.names if name not in MEASURED])
+    return _digest_columns(table, [name for name in _ANSWERS.names if name not in _MEASURED])
 
 
 def questions_digest(table: pa.Table) -> str:
     """Return the digest of what was asked, each question once, in order."""
-    frame = make_frame(table.select(QUESTION)).drop_duplicates("question_id")
-    return digest_columns(pa.Table.from_pandas(frame, table.select(QUESTION).schema, preserve_index=False), QUESTION)
+    frame = make_frame(table.select(_QUESTION)).drop_duplicates("question_id")
+    return _digest_columns(pa.Table.from_pandas(frame, table.select(_QUESTION).schema, preserve_index=False), _QUESTION)
 
 
-def digest_columns(table: pa.Table, columns: Iterable[str]) -> str:
-    """Return the digest of some columns' values."""
+def _digest_columns(table: pa.Table, columns: Iterable[str]) -> str:
     taken = RowsDigest(table.schema, [*columns])
     for batch in table.combine_chunks().to_batches():
         taken.update(batch)
@@ -81,7 +121,7 @@ def digest_columns(table: pa.Table, columns: Iterable[str]) -> str:
 def read_answers(folder: Path) -> pa.Table:
     """Read a version's answers. Raises `VersionError`."""
     with reading(folder, str(folder / ANSWERS_FILE)):
-        return pq.read_table(folder / ANSWERS_FILE, schema=ANSWERS)
+        return pq.read_table(folder / ANSWERS_FILE, schema=_ANSWERS)
 
 
 def make_frame(table: pa.Table) -> "pd.DataFrame":
@@ -89,9 +129,102 @@ def make_frame(table: pa.Table) -> "pd.DataFrame":
     import pandas as pd
 
     columns = ((name, table.column(name)) for name in table.column_names)
-    return pd.DataFrame({name: pd.Series(column.to_pylist(), dtype=dtype_of(column)) for name, column in columns})
+    return pd.DataFrame({name: pd.Series(column.to_pylist(), dtype=_dtype_of(column)) for name, column in columns})
 
 
-def dtype_of(column: pa.ChunkedArray) -> str:
+def _dtype_of(column: pa.ChunkedArray) -> str:
     """Return the dtype that keeps None apart from texts and numbers."""
     return "object" if column.null_count or not pa.types.is_primitive(column.type) else str(column.type)
+
+
+# Sheets.
+
+_NO_ANSWER = {None, Outcome.UNANSWERED, Outcome.TRUNCATED}
+"""What gives no vote."""
+
+Grid = NDArray[Any]
+"""A value by question, seed and chain."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One system's answers of one kind as grids."""
+
+    rows: "pd.DataFrame"
+    questions: Sequence[str]
+    seeds: Sequence[int | None]
+    chains: int
+    truncated: Truth
+    """What a text that was cut off counts as."""
+
+    def grid(self, column: str) -> Grid:
+        """Return a column's values; None where there is no answer."""
+        values = np.full((len(self.questions), len(self.seeds), self.chains), None, dtype=object)
+        places = {question: place for place, question in enumerate(self.questions)}
+        seeds = {seed: place for place, seed in enumerate(self.seeds)}
+        for question, seed, chain, value in zip(
+            self.rows["question_id"], self.rows["seed"], self.rows["chain"], self.rows[column], strict=True
+        ):
+            values[places[question], seeds[seed], chain] = value
+        return values
+
+    @cached_property
+    def single(self) -> Grid:
+        """Whether the generator's answers are right."""
+        return self._truths("generator_outcome")
+
+    @cached_property
+    def final(self) -> Grid:
+        """Whether the chains' final answers are right."""
+        return self._truths("outcome")
+
+    def scores(self, measure: Measure) -> Scores:
+        """Return a number a question: the share of its answers, or votes, that are right."""
+        return shares(self.by_seed(measure))
+
+    def by_seed(self, measure: Measure) -> Grid:
+        """Return whether answers, or votes, are right, by question, seed and chain."""
+        truths = self.single if measure.startswith("sa") else self.final
+        if not measure.endswith("_mv"):
+            return truths
+        outcome, answer = ("generator_outcome", "generator_answer") if measure == "sa_mv" else ("outcome", "answer")
+        return self._votes(self.grid(outcome), self.grid(answer), truths)
+
+    def _truths(self, column: str) -> Grid:
+        wrong = dict.fromkeys((Outcome.WRONG, Outcome.UNANSWERED), False)
+        known: dict[Outcome, Truth] = {Outcome.RIGHT: True, **wrong, Outcome.TRUNCATED: self.truncated}
+        outcomes = self.grid(column)
+        truths = [None if outcome is None else known.get(Outcome(outcome)) for outcome in outcomes.flat]
+        return np.array([*truths, None], dtype=object)[:-1].reshape(outcomes.shape)
+
+    def _votes(self, outcomes: Grid, answers: Grid, truths: Grid) -> Grid:
+        """Vote over the chains of each question and seed; a tie goes to the answer given first."""
+        votes = np.full((*outcomes.shape[:2], 1), None, dtype=object)
+        for place in np.ndindex(outcomes.shape[:2]):
+            votes[place][0] = majority(
+                [
+                    Ballot(answer, truth, is_cast=outcome not in _NO_ANSWER)
+                    for outcome, answer, truth in zip(outcomes[place], answers[place], truths[place], strict=True)
+                ]
+            )
+        return votes
+
+
+def shares(truths: Grid) -> Scores:
+    """Return the share of each question's known truths that are right; nan where none is known."""
+    rows = truths.reshape(len(truths), -1)
+    with np.errstate(invalid="ignore"):
+        found: Scores = (rows == True).sum(axis=1) / (rows != None).sum(axis=1)  # noqa: E711, E712 - element by element
+    return found
+
+
+def make_sheets(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:
+    """Return the answers of one kind by system, in the order of the rows."""
+    truncated: Truth = False if spec.credit.truncated == "wrong" else None
+    questions = list(dict.fromkeys(rows["question_id"]))
+    seeds: Sequence[int | None] = require_evaluate(spec).seeds or (None,)
+    of_kind = rows[rows["kind"] == kind]
+    return {
+        str(name): Sheet(own, questions, seeds, int(own["chain"].max()) + 1, truncated)
+        for name, own in of_kind.groupby("system", sort=False)
+    }

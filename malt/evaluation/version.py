@@ -1,22 +1,21 @@
-"""Evaluation versions: open one and list them. They stand where datasets do, under `evaluations/`."""
+"""Evaluation versions: what their manifests say, open one, list them. They stand beside datasets, in `evaluations/`."""
 
 import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from malt.config.base import Recorded
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import MANIFEST_FILE, read_as
-from malt.datasets.version.dataset_version import choose_number, list_names, locate
-from malt.datasets.version.folders import version_numbers
+from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest, read_as
+from malt.datasets.version.dataset_version import Listed, list_opened, locate
 from malt.datasets.version.published import Published
 from malt.errors import VersionError
-from malt.evaluation.manifest import EvaluationManifest
 from malt.evaluation.summary import MEASURES, Summary
 from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
 from malt.sanitize import escape_controls
@@ -28,14 +27,47 @@ SHELF = "evaluations"
 SUMMARY_FILE = "summary.json"
 
 
+class Player(Recorded):
+    """Who played a role in a system."""
+
+    model: str
+    digest: str | None
+    """Of a model version's content; None of a model that is only known by its name."""
+    sampling: dict[str, Any]
+    """Temperature, tokens, seed: what shapes its texts beside the prompt."""
+
+
+class EvaluationManifest(VersionManifest):
+    """The whole story of one evaluation version."""
+
+    kind: Literal["evaluations"] = "evaluations"
+    config: dict[str, Any]
+    """The whole spec."""
+    prompts: dict[str, str]
+    """SHA-256 of every prompt file."""
+    questions: QuestionsUsed
+    models: dict[str, dict[str, Player]]
+    """By system, then by the roles that take part."""
+    grader: tuple[str, ...]
+    """Kinds of graders, the judge's model last where one is asked."""
+    code: Code
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def spec(self) -> RunSpec:
+        """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
+        try:
+            return RunSpec.model_validate(self.config)
+        except ValidationError as error:
+            raise VersionError(
+                f"{self.kind}/{self.name}@v{self.version}: its config is no longer a valid one "
+                f"({error.errors()[0]['msg']})"
+            ) from error
+
+
 @dataclass(frozen=True)
 class EvaluationVersion(Published[EvaluationManifest]):
     """One immutable evaluation on disk."""
-
-    @property
-    def reference(self) -> str:
-        """How commands name it: `evaluations/NAME@v3`."""
-        return f"{SHELF}/{self.name}@v{self.number}"
 
     @property
     def spec(self) -> RunSpec:
@@ -93,36 +125,21 @@ def open_evaluation(reference: str | Path) -> EvaluationVersion:
 
     Raises `VersionError`, which says what versions there are.
     """
-    is_folder = (Path(reference) / MANIFEST_FILE).is_file()
-    wanted = reference if is_folder else str(reference).removeprefix(f"{SHELF}/")
-    return open_evaluation_folder(locate(wanted, evaluations_dir()))
+    return open_evaluation_folder(locate(reference, evaluations_dir(), SHELF))
 
 
 def open_evaluation_folder(path: Path) -> EvaluationVersion:
-    """Open the version in a folder."""
     folder = path.resolve()
     return EvaluationVersion(folder, read_as(EvaluationManifest, folder, "evaluation"))
 
 
-class ListedEvaluations(NamedTuple):
-    """The versions that there are."""
-
-    versions: list[EvaluationVersion]
-    unreadable: dict[str, VersionError]
-
-
-def list_evaluations(name: str | None = None) -> ListedEvaluations:
+def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
-    folder = evaluations_dir()
-    if name is not None:
-        choose_number(folder / name)
-    listed = ListedEvaluations([], {})
-    for each in list_names(folder) if name is None else [name]:
-        for number in version_numbers(folder / each):
-            try:
-                version = open_evaluation_folder(folder / each / f"v{number}")
-                _ = version.summary  # which a listing quotes
-                listed.versions.append(version)
-            except VersionError as error:
-                listed.unreadable[f"{SHELF}/{each}@v{number}"] = error
-    return listed
+    return list_opened(evaluations_dir(), name, _open_with_summary, f"{SHELF}/")
+
+
+def _open_with_summary(path: Path) -> EvaluationVersion:
+    """Open a version of which a listing quotes the summary."""
+    version = open_evaluation_folder(path)
+    _ = version.summary
+    return version

@@ -295,7 +295,6 @@ def normalised(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return the first sentence of an answer."""
     return text.partition(". ")[0]
 
 

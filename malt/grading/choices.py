@@ -106,7 +106,6 @@ def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
 
 
 def _same_number(text: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the one choice that is the same number as the text."""
     number = parse_quantity(clean(text)) if len(text) < 200 else None
     if number is None:
         return None
@@ -211,7 +210,6 @@ def _last_stated(text: str, choices: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _whole(words: str) -> re.Pattern[str]:
-    """Return the pattern of these words standing whole."""
     return re.compile(
         rf"(?<![0-9A-Za-z_]){re.escape(words)}(?![0-9A-Za-z_])"
         if not words.isascii()

@@ -83,7 +83,6 @@ _LONGEST_KEPT = 1000
 
 
 def right(kind: str, answer: str, question: Question) -> Verdict:
-    """A right answer always decides."""
     kept = _kept(answer)
     said = Evaluation(1.0, 1.0, (_compared(kind, kept, question),), (kept,), 1.0)
     return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
@@ -117,7 +116,6 @@ def unanswered(kind: str) -> Verdict:
 
 
 def unknown(kind: str, answer: str | None, why: str) -> Verdict:
-    """The grader failed."""
     return Verdict(Grade(Outcome.UNKNOWN, answer and _kept(answer), kind, None, f"{kind}: {why}"), decisive=False)
 
 
@@ -128,7 +126,6 @@ def truncated_grade() -> Grade:
 
 
 def brief(text: str) -> str:
-    """Quote a text, shortened."""
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 

@@ -258,7 +258,6 @@ def _declare_judge(**values: object) -> EvaluatorSpec:
 
 
 def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:
-    """Return every weight by score."""
     weights = {"correctness_score": model.correctness_weight, "reasoning_score": model.reasoning_weight, **further}
     for name, weight in weights.items():
         if name not in schema.score_names():
@@ -277,7 +276,6 @@ def _without_reply(judged: Judgement) -> Evaluation:
 
 
 def _shortened(text: str) -> str:
-    """Return the beginning of a long text."""
     return text if len(text) <= _KEPT_CHARACTERS else text[:_KEPT_CHARACTERS] + " […]"
 
 

@@ -110,7 +110,6 @@ def nothing(schema: type[_Reply]) -> _Reply:
 
 
 def _scores(reply: JudgeReply) -> tuple[float, ...]:
-    """Return the scores of a reply, in the order of the schema."""
     return tuple(getattr(reply, name) for name in reply.score_names())
 
 
@@ -175,7 +174,6 @@ def _objects_in(text: str, schema: type[JudgeReply]) -> Iterator[JsonValue]:
 
 
 def _decode(text: str, start: int) -> tuple[JsonValue, int]:
-    """Return the object that starts here and where it ends."""
     try:
         value, end = _DECODER.raw_decode(text, start)
     except ValueError:
@@ -216,14 +214,12 @@ def _rewrite(text: str, start: int) -> tuple[str, int]:
 
 
 def _tokens(text: str, start: int) -> Iterator[re.Match[str]]:
-    """Yield tokens until one cannot be read."""
     while token := _TOKEN.match(text, start):
         yield token
         start = token.end()
 
 
 def _strict_token(token: re.Match[str]) -> str:
-    """Return a loose token as JSON has it."""
     if token["mark"]:
         return token["mark"]
     if word := token["word"]:

@@ -145,7 +145,6 @@ def _over(numerator: Fraction, denominator: Fraction | None) -> Fraction | None:
 
 
 def _times_ten_to(value: Fraction, power: str) -> Fraction | None:
-    """Scale by a power of ten that is not absurd."""
     return value * Fraction(10) ** int(power) if abs(int(power)) <= _MOST_DIGITS else None
 
 

@@ -113,7 +113,6 @@ class _Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that are up."""
         return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
 
     def close(self) -> None:

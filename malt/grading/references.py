@@ -76,7 +76,6 @@ class Suggestion(NamedTuple):
 
     @property
     def as_toml(self) -> str:
-        """Return the line of a config."""
         listed = ", ".join(f'"{kind}"' for kind in self.kinds)
         return f"kind = {listed if len(self.kinds) == 1 else f'[{listed}]'}"
 

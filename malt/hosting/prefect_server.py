@@ -1,6 +1,6 @@
 """The process of a Prefect server of ours; private_prefect.py starts it.
 
-Run as `python -m malt.hosting.prefect_server SOCKET DATABASE HOST`. It ends when its standard input does: the process
+Run as `python -m malt.hosting.prefect_server SOCKET HOME HOST`. It ends when its standard input does: the process
 that started it holds the other end, and loses it however it ends.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 import uvicorn
 
 from malt.hosting.access import OwnPagesOnly
+from malt.hosting.reports import WithReports
+from malt.hosting.sqlite_transactions import take_turns
 from malt.processes import paused_gc
 
 _STOP_LIMIT_S = 5.0
@@ -28,7 +30,9 @@ _STOP_LIMIT_S = 5.0
 def main() -> None:
     """Serve Prefect's API on an open socket until standard input ends."""
     os.umask(0o077)  # its records are the user's alone
-    listener, database, host = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+    listener, home, host = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+    url = os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    database = home / "prefect.db" if url.startswith("sqlite") else None
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -37,11 +41,14 @@ def main() -> None:
         ws_per_message_deflate=False,  # events come from this machine
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config, database)
+    server = _Server(config, home, database)
     threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with paused_gc():
+        if database is not None:
+            take_turns(url)
         config.load()
-    config.loaded_app = OwnPagesOnly(config.loaded_app, host, listener.getsockname()[1])
+    with_reports = WithReports(config.loaded_app, home.parent, os.environ["PREFECT_SERVER_API_AUTH_STRING"])
+    config.loaded_app = OwnPagesOnly(with_reports, host, listener.getsockname()[1])
     server.run(sockets=[listener])
 
 
@@ -58,16 +65,17 @@ def _end_with_parent(server: uvicorn.Server) -> None:
 class _Server(uvicorn.Server):
     """A server that makes or upgrades its database while no other does the same to it."""
 
-    def __init__(self, config: uvicorn.Config, database: Path) -> None:
+    def __init__(self, config: uvicorn.Config, home: Path, database: Path | None) -> None:
         super().__init__(config)
-        self._database = database
+        self._home, self._database = home, database
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the lock, then start; a new database is cached before the first request is let in."""
-        with self._database.with_name("starting.lock").open("a") as lock, paused_gc():
+        with (self._home / "starting.lock").open("a") as lock, paused_gc():
             fcntl.flock(lock, fcntl.LOCK_EX)
-            is_made = self._database.exists() or copy_database(_cached_database(), self._database)
-            for path in self._database.parent.glob(f"{self._database.name}*"):
+            is_new = self._database is not None and not self._database.exists()
+            is_made = not is_new or copy_database(_cached_database(), self._database)
+            for path in self._home.glob("prefect.db*"):
                 path.chmod(0o600)
             await super().startup(sockets)
             if not is_made:

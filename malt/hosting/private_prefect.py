@@ -126,7 +126,7 @@ class PrefectServer:
     def _start(self, port: int) -> None:
         with socket.create_server((self._host, port), backlog=128) as listener, _open_log(self.log) as log:
             self.port = int(listener.getsockname()[1])
-            arguments = (str(listener.fileno()), str(_database_in(self._home)), self._host)
+            arguments = (str(listener.fileno()), str(self._home), self._host)
             self.process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "malt.hosting.prefect_server", *arguments],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
@@ -194,7 +194,7 @@ class PrefectServer:
             "PREFECT_HOME": str(self._home),
             "PREFECT_PROFILE": "ephemeral",
             "PREFECT_PROFILES_PATH": str(self._home / "profiles.toml"),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_database_in(self._home)}",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._home / 'prefect.db'}",
         }
 
     def wait_until_ready(self) -> None:
@@ -241,10 +241,6 @@ def direct_to_loopback() -> dict[str, str]:
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = listed if listed == "*" else ",".join(filter(None, (listed, "127.0.0.1")))
     return {"no_proxy": direct, "NO_PROXY": direct}
-
-
-def _database_in(home: Path) -> Path:
-    return home / "prefect.db"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -30,6 +31,7 @@ from malt.llm.request import Completion
 from malt.llm.response import split_parts
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, content_id, read_questions
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import grow_tree
 from malt.trees.tree import Address, Node, Tree
 
@@ -68,8 +70,8 @@ class Trio(NamedTuple):
     lineup: Lineup
     prompts: PromptSet
     session: Session
-    known: Mapping[str, str]
-    """Ids of the questions that the config names, by their texts: their stored answers are found again."""
+    known: Mapping[str, Question]
+    """The questions that the config names, by their texts with and without choices: stored answers are found again."""
     run: str
 
     @property
@@ -79,11 +81,11 @@ class Trio(NamedTuple):
 
     async def answer(self, text: str, chains: int) -> Tree:
         """Let the trio answer a question, in so many chains."""
-        question_id = self.known.get(text) or content_id(text, "")
         spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
-        asked = Question(question_id=question_id, question=text, ground_truth="")
-        complete = mute_absent(self.lineup, make_completer(self.session, [question_id], run=self.run))
-        return await self.session.call(grow_tree(asked, spec, self.prompts, complete))
+        unknown = Question(question_id=content_id(text, ""), question=text, ground_truth="")
+        asked = self.known.get(text, unknown)
+        complete = mute_absent(self.lineup, make_completer(self.session, [asked.question_id], run=self.run))
+        return await self.session.call(grow_tree(asked, TreeInputs(spec, self.prompts, complete)))
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
@@ -97,15 +99,18 @@ def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
     if chosen is None:
         raise ConfigError(f"--system {system}: no such system; there are: {', '.join(reversed(offered))}")
     check_models(chosen.spec)
-    known = {question.question: question.question_id for question in read_known(spec)}
     run = new_run_name()
-    return Trio(chosen, load_prompts(spec.prompts), open_session(settings, spec.limits, run=run), known, run)
+    session = open_session(settings, spec.limits, run=run)
+    return Trio(chosen, load_prompts(spec.prompts), session, _read_known(spec), run)
 
 
-def read_known(spec: RunSpec) -> list[Question]:
-    """Return the questions that the config evaluates on; none where it names no file of them."""
+def _read_known(spec: RunSpec) -> dict[str, Question]:
+    """Return the questions that the config evaluates on by their texts; one that two have without choices is none's."""
     evaluate = spec.evaluate
-    return [] if evaluate is None or evaluate.questions is None else read_questions(evaluate.questions)
+    known = [] if evaluate is None or evaluate.questions is None else read_questions(evaluate.questions)
+    shared = Counter(question.stem for question in known)
+    alone = {question.stem: question for question in known if shared[question.stem] == 1}
+    return alone | {question.question: question for question in known}
 
 
 def new_key() -> str:

@@ -18,6 +18,8 @@ from malt.engine.signals import on_signal
 from malt.errors import ConfigError
 from malt.files import make_private_folder
 from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
+from malt.hosting.lost_runs import describe_lost_runs, mark_lost_runs
+from malt.hosting.postgres import PostgresServer
 from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
     TUNED,
@@ -30,6 +32,7 @@ from malt.hosting.supervise import STOP_LIMIT_S
 
 POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
+DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 SHARED = {
     **TUNED,
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -59,23 +62,27 @@ class _Child(NamedTuple):
             raise ConfigError(f"the {self.name} has ended: {said} (see {self.log}); mend that, and start again")
 
 
-def up(project: Path, data_dir: Path, say: Say, *, host: str, port: int, redeploy: bool = False) -> None:
+def up(
+    project: Path, data_dir: Path, say: Say, *, host: str, port: int, redeploy: bool = False, postgres: bool = False
+) -> None:
     """Serve until a signal comes, with the flows of `project`; `say` is told the address of the UI.
 
-    `redeploy` brings all deployments back to prefect.yaml. Raises `ConfigError` where something does not start or last.
+    `redeploy` brings all deployments back to prefect.yaml; `postgres` keeps the server's records in PostgreSQL.
+    Raises `ConfigError` where something does not start or last.
     """
     home = data_dir.resolve() / "prefect"
     os.environ["MALT_DATA_DIR"] = str(data_dir.resolve())  # a worker's flows run elsewhere
     stopping = threading.Event()
     with on_signal(stopping.set), ExitStack() as started:
-        server = None if _is_server_named() else _start_server(home, host, port, started)
+        server = None if _is_server_named() else _start_server(home, host, port, started, postgres=postgres)
         api_url = os.environ["PREFECT_API_URL"]
+        lost = mark_lost_runs(api_url, ANSWER_LIMIT_S) if server is not None else []
         _make_pool(api_url)
         children = [_start_worker(project, home, started)]
         deployed = deploy(project, api_url, redeploy=redeploy)
         if server is not None:
             children.append(_Child("Prefect server", server.has_ended, server.log, server.log_start))
-        for line in _greeting(api_url, home, host, server, deployed):
+        for line in (*_greeting(api_url, home, host, server, deployed), *describe_lost_runs(lost)):
             say(line)
         while not stopping.wait(_LOOK_EVERY_S):
             for child in children:
@@ -91,10 +98,12 @@ def _is_server_named() -> bool:
     return bool(url)
 
 
-def _start_server(home: Path, host: str, port: int, started: ExitStack) -> PrefectServer:
+def _start_server(home: Path, host: str, port: int, started: ExitStack, *, postgres: bool) -> PrefectServer:
     """Start a server of our own, and let this process's Prefect commands use it."""
     os.environ.update(direct_to_loopback())
     settings = {**SHARED, "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui")}
+    if postgres:
+        settings[DATABASE_URL] = _find_postgres(home, started)
     if host in WILDCARDS:  # browsers elsewhere ask it by name
         settings["PREFECT_SERVER_UI_API_URL"] = f"{own_origins(host, port)[0]}/api"
     try:
@@ -108,6 +117,16 @@ def _start_server(home: Path, host: str, port: int, started: ExitStack) -> Prefe
     server.wait_until_ready()
     os.environ.update(server.environment)
     return server
+
+
+def _find_postgres(home: Path, started: ExitStack) -> str:
+    """Return the URL of the database that the environment names, or of a server that is started here."""
+    named = os.environ.get(DATABASE_URL, "")
+    if named.startswith("postgresql"):
+        return named
+    server = PostgresServer(home)
+    started.callback(server.stop)
+    return server.url
 
 
 def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None, deployed: "Deployed") -> Iterable[str]:

@@ -3,10 +3,10 @@
 from malt.config.base import Recorded
 from malt.config.evaluate import EvaluateSpec
 from malt.config.improve import ImproveSpec
-from malt.evaluation.sheet import make_sheets
 from malt.evaluation.statistics import Scores, paired_difference
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import require_evaluate
+from malt.evaluation.table import make_sheets
 from malt.evaluation.version import EvaluationVersion
 
 CURRENT, CANDIDATE = "current", "candidate"
@@ -26,9 +26,9 @@ class RoundDecision(Recorded):
     questions: int
 
 
-def decide(candidate: Scores, current: Scores, spec: ImproveSpec, *, votes: bool) -> RoundDecision:
+def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
     """Keep what was trained only where the lower bound of its gain is above the margin."""
-    found = paired_difference(candidate, current, votes=votes, level=spec.level)
+    found = paired_difference(candidate, current, level=spec.level)
     if found is None:
         return RoundDecision(is_kept=False, difference=None, low=None, high=None, questions=0)
     return RoundDecision(
@@ -45,7 +45,7 @@ def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDeci
     sheets = make_sheets(version.spec, version.answers, "chain")
     measure = choose_measure(spec, require_evaluate(version.spec))
     scores = {name: sheets[name].scores(measure) for name in (CANDIDATE, CURRENT)}
-    return decide(scores[CANDIDATE], scores[CURRENT], spec, votes=measure.endswith("_mv"))
+    return decide(scores[CANDIDATE], scores[CURRENT], spec)
 
 
 def choose_measure(spec: ImproveSpec, evaluate: EvaluateSpec) -> Measure:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from malt.config.roles import PLAYERS
-from malt.evaluation.drawing import Gain, write_title
+from malt.evaluation.report import Gain, write_title
 from malt.evaluation.summary import MEASURES, Cell, Compared, Measure, Summary, SystemSummary
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.grading.grades import Outcome

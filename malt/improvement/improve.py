@@ -21,9 +21,8 @@ from malt.engine.job import read_job
 from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
 from malt.errors import ConfigError, NothingToPublish, RunStopped
-from malt.evaluation.evaluate import evaluate_alone
+from malt.evaluation.evaluate import Evaluated, evaluate_alone
 from malt.evaluation.job import check_systems, held_out_questions, read_evaluation
-from malt.evaluation.result import Evaluated
 from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation

@@ -8,11 +8,11 @@ from malt.config.settings import Settings
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.evaluation import report as evaluation_report
 from malt.evaluation.card import percent, points
-from malt.evaluation.drawing import make_bar, write_title
+from malt.evaluation.report import make_bar, write_title
 from malt.evaluation.summary import MEASURES, TITLES
 from malt.improvement.decision import RoundDecision
 from malt.improvement.figures import RoundFigures, SystemRow, place_worths, read_figures
-from malt.improvement.summary import Improvement
+from malt.improvement.summary import Improvement, count_rounds
 from malt.sanitize import code_span, markdown_table
 
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "report.html", "README.md", "summary.json"
@@ -71,7 +71,7 @@ def write_markdown(figures: RoundFigures) -> str:
     """Write accuracy by round, what each role's training gave, and what was asked beside."""
     done = figures.done
     asked = f"{figures.questions:,} held-out questions, {figures.chains} chains each, 95 % intervals over questions"
-    head = f"# {done.name}: {len(done.rounds)} rounds"
+    head = f"# {done.name}: {count_rounds(len(done.rounds))}"
     parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", rounds_table(figures)]
     if figures.worths:
         told = [(worth.of, points(worth.compared)) for worth in figures.worths]

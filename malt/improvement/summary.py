@@ -6,7 +6,7 @@ from pydantic import Field
 
 from malt.config.base import Recorded
 from malt.engine.build import RunSummary
-from malt.evaluation.result import Evaluated
+from malt.evaluation.evaluate import Evaluated
 from malt.improvement.decision import RoundDecision
 from malt.training.run import TrainSummary
 
@@ -69,7 +69,12 @@ class Improvement(Recorded):
     def sentence(self) -> str:
         """How it ended, in one line."""
         kept = f"{self.best} is the best" if self.best else "nothing was better than the config's own roles"
-        return f"{self.name}: {len(self.rounds)} rounds, {kept}{'; ' if self.stopped else ''}{self.stopped}"
+        return f"{self.name}: {count_rounds(len(self.rounds))}, {kept}{'; ' if self.stopped else ''}{self.stopped}"
+
+
+def count_rounds(number: int) -> str:
+    """Write a number of rounds."""
+    return f"{number} round{'' if number == 1 else 's'}"
 
 
 class Account:

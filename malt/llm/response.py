@@ -113,8 +113,8 @@ def read_response(
     response: str, key: str, *, cost_usd: float | None, latency_s: float, cached: bool, run: str = ""
 ) -> Completion:
     body: Any = parse_body(response.encode())
-    choice = _as_object(body["choices"][0])
-    message = _as_object(choice.get("message"))
+    choice = as_object(body["choices"][0])
+    message = as_object(choice.get("message"))
     text, reasoning = _read_message(message)
     usage = body["usage"] if has_usage(body.get("usage")) else {}
     share = (body["position"], body["siblings"])
@@ -209,7 +209,7 @@ def _native_reason(choice: Mapping[str, Any]) -> str:
     return _text_of(own if is_known else choice.get("finish_reason"))
 
 
-def _as_object(value: object) -> Mapping[str, Any]:
+def as_object(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 

@@ -24,7 +24,6 @@ class ModelDiff(BaseModel):
 
 
 def compare_models(old: ModelVersion, new: ModelVersion) -> ModelDiff:
-    """Compare two model versions."""
     before, after = _inputs(old), _inputs(new)
     roles = {*old.manifest.roles, *new.manifest.roles}
     losses_before, losses_after = _last_losses(old), _last_losses(new)
@@ -89,7 +88,7 @@ class Origin(BaseModel):
 
 def explain_model(version: ModelVersion, settings: Settings | None = None) -> Origin:
     """Lead from a model back to rows and questions. Raises `VersionError` where its dataset is not the one of then."""
-    dataset = dataset_of(version, settings or Settings())
+    dataset = _open_dataset(version, settings or Settings())
     rows = {
         f"{stage.stage}/{role}": [str(row) for row in getattr(dataset, stage.stage)(role)["row_id"]]
         for role, entry in version.manifest.roles.items()
@@ -101,7 +100,7 @@ def explain_model(version: ModelVersion, settings: Settings | None = None) -> Or
                   questions=questions, rows=rows)  # fmt: skip
 
 
-def dataset_of(version: ModelVersion, settings: Settings) -> DatasetVersion:
+def _open_dataset(version: ModelVersion, settings: Settings) -> DatasetVersion:
     """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
     wanted = version.manifest.dataset
     dataset = open_version(f"{wanted.name}@v{wanted.version}", settings.datasets_dir)

@@ -21,14 +21,14 @@ Change = Callable[[str, Weights], Weights]
 """What training made of one weight, by its name in transformers."""
 
 ARCHITECTURE = "llama"
-F16_FILE = 1
+_F16_FILE = 1
 """`general.file_type` of a file whose matrices are all F16."""
-OUTER = {
+_OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-INNER = {
+_INNER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -39,8 +39,8 @@ INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-BLOCK = re.compile(r"blk\.(?P<layer>[0-9]+)\.(?P<part>\w+)\.weight")
-COUNTED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}
+_BLOCK = re.compile(r"blk\.(?P<layer>[0-9]+)\.(?P<part>\w+)\.weight")
+_COUNTED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}
 """What the reader adds to a file's fields."""
 
 
@@ -65,14 +65,14 @@ def value_of(reader: "GGUFReader", name: str, default: Any = None) -> Any:  # no
     return default if field is None else field.contents()
 
 
-def transformers_name(name: str) -> str:
+def _name_in_transformers(name: str) -> str:
     """Return transformers' name of a tensor. Raises `ConfigError` for one that a Llama-like model has not."""
-    if name in OUTER:
-        return OUTER[name]
-    block = BLOCK.fullmatch(name)
-    if block is None or block["part"] not in INNER:
+    if name in _OUTER:
+        return _OUTER[name]
+    block = _BLOCK.fullmatch(name)
+    if block is None or block["part"] not in _INNER:
         raise ConfigError(f"the GGUF file has a tensor {name!r}, which no Llama-like model has")
-    return f"model.layers.{block['layer']}.{INNER[block['part']]}.weight"
+    return f"model.layers.{block['layer']}.{_INNER[block['part']]}.weight"
 
 
 def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
@@ -81,10 +81,10 @@ def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
 
     for tensor in reader.tensors:
         weights = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
-        yield transformers_name(tensor.name), unpermuted(weights, heads_of(reader, tensor.name))
+        yield _name_in_transformers(tensor.name), _unpermute(weights, _count_heads(reader, tensor.name))
 
 
-def heads_of(reader: "GGUFReader", name: str) -> int:
+def _count_heads(reader: "GGUFReader", name: str) -> int:
     """Return how many heads share a tensor's rows in llama.cpp's own order; 0 for a tensor in the usual order."""
     if name.endswith(".attn_q.weight"):
         return int(value_of(reader, f"{ARCHITECTURE}.attention.head_count"))
@@ -93,7 +93,7 @@ def heads_of(reader: "GGUFReader", name: str) -> int:
     return 0
 
 
-def permuted(weights: Weights, heads: int) -> Weights:
+def _permute(weights: Weights, heads: int) -> Weights:
     """Put a head's rows in llama.cpp's order: pairs of the rotation side by side."""
     if not heads:
         return weights
@@ -101,7 +101,7 @@ def permuted(weights: Weights, heads: int) -> Weights:
     return weights.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def unpermuted(weights: Weights, heads: int) -> Weights:
+def _unpermute(weights: Weights, heads: int) -> Weights:
     """Put a head's rows in transformers' order: first halves of the pairs, then second halves."""
     if not heads:
         return weights
@@ -138,11 +138,12 @@ def write_trained(base: Path, place: Path, change: Change, name: str) -> None:
 
     reader = opened(base)
     writer = GGUFWriter(place, ARCHITECTURE)
-    copy_fields(reader, writer, {"general.name": name, "general.file_type": F16_FILE})
-    heads = {transformers_name(tensor.name): (tensor.name, heads_of(reader, tensor.name)) for tensor in reader.tensors}
+    copy_fields(reader, writer, {"general.name": name, "general.file_type": _F16_FILE})
+    names = {_name_in_transformers(tensor.name): tensor.name for tensor in reader.tensors}
+    heads = {known: (own, _count_heads(reader, own)) for known, own in names.items()}
     for known, weights in weights_in(reader):
         own, shared = heads[known]
-        changed = permuted(change(known, weights), shared)
+        changed = _permute(change(known, weights), shared)
         is_matrix = changed.ndim > 1
         kind = GGMLQuantizationType.F16 if is_matrix else GGMLQuantizationType.F32
         writer.add_tensor(own, np.ascontiguousarray(changed, np.float16 if is_matrix else np.float32), raw_dtype=kind)
@@ -157,7 +158,7 @@ def copy_fields(reader: "GGUFReader", writer: Any, own: Mapping[str, Any]) -> No
     from gguf import GGUFValueType
 
     for field in reader.fields.values():
-        if field.name in COUNTED or field.name == "general.architecture":
+        if field.name in _COUNTED or field.name == "general.architecture":
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == GGUFValueType.ARRAY else None

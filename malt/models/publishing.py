@@ -1,9 +1,8 @@
-"""Publishing models: what each role's training left becomes the next version, at once or not at all."""
+"""Publishing models: what each role's training left becomes the next version, whole or not at all; and verifying."""
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +13,10 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.roles import Role
 from malt.config.train import TrainSpec
-from malt.datasets.manifest import FileEntry, Parent, content_digest, write_manifest
+from malt.datasets.check.whole import check_files, check_pages, check_seal
+from malt.datasets.manifest import MANIFEST_FILE, FileEntry, Parent, content_digest
 from malt.datasets.stats.counts import code_version
-from malt.datasets.version.folders import describe_file, discard, open_staging, place_next
+from malt.datasets.version.folders import name_version, place_next, staging_in
 from malt.models.card import CARD_FILE, render_card
 from malt.models.manifest import (
     ADAPTER,
@@ -58,7 +58,7 @@ class Made(NamedTuple):
 def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Path) -> ModelVersion:
     """Make the next version of these roles; return the newest one where that has the same weights."""
     folder = models_dir / made.name
-    with _staging_in(folder) as staging:
+    with staging_in(folder) as staging:
         for role, trained in roles.items():
             _copy(trained.folder, staging / role)
         files = {str(path.relative_to(staging)): describe_weights(path) for path in _files_below(staging)}
@@ -66,19 +66,9 @@ def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Pa
             staging,
             folder,
             lambda number, parent: _describe(made, roles, files, number, parent),
-            lambda manifest: _write_pages(manifest, staging),
+            lambda manifest: name_version(manifest, _render_pages(manifest), staging),
         )
     return replace(open_folder(placed.path), created=placed.created)
-
-
-@contextmanager
-def _staging_in(folder: Path) -> Iterator[Path]:
-    """Make a folder to write a version in; what is left of it goes."""
-    staging = open_staging(folder)
-    try:
-        yield staging
-    finally:
-        discard(staging)
 
 
 def _copy(source: Path, place: Path) -> None:
@@ -95,7 +85,6 @@ def _copy(source: Path, place: Path) -> None:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -124,7 +113,7 @@ def _describe(
 
 
 def _describe_entry(role: Role, trained: TrainedRole, files: Mapping[str, FileEntry]) -> RoleEntry:
-    adapter, gguf = describe_role(role, files)
+    adapter, gguf = _digest_role(role, files)
     return RoleEntry(
         inputs_sha256=trained.inputs_sha256,
         adapter_sha256=adapter,
@@ -134,7 +123,7 @@ def _describe_entry(role: Role, trained: TrainedRole, files: Mapping[str, FileEn
     )
 
 
-def describe_role(role: Role, files: Mapping[str, FileEntry]) -> tuple[str, str | None]:
+def _digest_role(role: Role, files: Mapping[str, FileEntry]) -> tuple[str, str | None]:
     """Return the digest over a role's adapter or whole model, and its GGUF file's, from the files' own."""
     gguf = files.get(f"{role}/{GGUF_FILE}")
     parts = (f"{role}/{ADAPTER}/", f"{role}/{FULL}/")
@@ -143,10 +132,26 @@ def describe_role(role: Role, files: Mapping[str, FileEntry]) -> tuple[str, str 
     return digest(own), gguf.sha256 if gguf else None
 
 
-def _write_pages(manifest: ModelManifest, staging: Path) -> None:
-    """Write the card, the report and the manifest."""
-    pages = {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest)}
-    for name, text in pages.items():
-        (staging / name).write_text(text, encoding="utf-8")
-    files = {**manifest.files, **{name: describe_file(staging / name) for name in pages}}
-    write_manifest(manifest.model_copy(update={"files": files}), staging)
+def _render_pages(manifest: ModelManifest) -> dict[str, str]:
+    return {CARD_FILE: render_card(manifest), REPORT_FILE: render_report(manifest)}
+
+
+# Verifying: every file by its digest, and what the manifest says of itself.
+
+
+def verify(version: ModelVersion) -> list[str]:
+    """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
+    manifest = version.manifest
+    pages = _render_pages(manifest) if manifest.code == code_version() else {}
+    weights = [f"{role}/{GGUF_FILE}" for role, entry in manifest.roles.items() if entry.gguf_sha256]
+    wrong = (
+        role
+        for role, entry in manifest.roles.items()
+        if _digest_role(role, manifest.files) != (entry.adapter_sha256, entry.gguf_sha256)
+    )
+    return [
+        *(f"{MANIFEST_FILE}: {problem}" for problem in check_seal(version)),
+        *(f"{MANIFEST_FILE}: the {role}'s digests are not those of its files" for role in wrong),
+        *check_files(version, weights),
+        *check_pages(version, pages),
+    ]

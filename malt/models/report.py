@@ -11,10 +11,10 @@ from malt.models.manifest import ModelManifest, RoleEntry
 from malt.models.version import ModelVersion
 
 REPORT_FILE = "report.html"
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-class Plot(NamedTuple):
+class _Plot(NamedTuple):
     """A line over the steps of a stage."""
 
     title: str
@@ -29,15 +29,14 @@ class Plot(NamedTuple):
 
 
 def render_report(manifest: ModelManifest) -> str:
-    """Write the page."""
-    plots = {role: list(plots_of(entry)) for role, entry in manifest.roles.items()}
+    plots = {role: list(_list_plots(entry)) for role, entry in manifest.roles.items()}
     return _template().render(manifest=manifest, plots=plots)
 
 
 @cache
 def _template() -> Template:
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def find_report(version: ModelVersion, out: Path | None = None) -> Path:
@@ -48,18 +47,18 @@ def find_report(version: ModelVersion, out: Path | None = None) -> Path:
     return out.resolve()
 
 
-def plots_of(entry: RoleEntry) -> Iterator[Plot]:
+def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:
     """Yield loss and, for pairs, margin of every stage."""
     for stage in entry.stages:
         losses = [point.loss for point in stage.losses]
         if losses:
-            yield plot(f"{stage.stage}: loss", "", losses)
+            yield _draw_plot(f"{stage.stage}: loss", "", losses)
         margins = [point.margin for point in stage.losses if point.margin is not None]
         if margins:
-            yield plot(f"{stage.stage}: margin", "other", margins)
+            yield _draw_plot(f"{stage.stage}: margin", "other", margins)
 
 
-def plot(title: str, style: str, values: Sequence[float]) -> Plot:
+def _draw_plot(title: str, style: str, values: Sequence[float]) -> _Plot:
     """Draw values from left to right, the highest at the top."""
     low, high = min(values), max(values)
     across, tall = max(len(values) - 1, 1), (high - low) or 1.0
@@ -67,4 +66,4 @@ def plot(title: str, style: str, values: Sequence[float]) -> Plot:
         f"{100 * place / across:.2f},{95 - 90 * (value - low) / tall:.2f}" for place, value in enumerate(values)
     )
     first, last, lowest, highest = (f"{value:.4f}" for value in (values[0], values[-1], low, high))
-    return Plot(title, style, points, first, last, lowest, highest, len(values))
+    return _Plot(title, style, points, first, last, lowest, highest, len(values))

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.version.dataset_version import choose_number, list_names, locate
-from malt.datasets.version.folders import version_numbers
+from malt.datasets.version.dataset_version import Listed, list_opened, locate
 from malt.datasets.version.published import Published
 from malt.errors import VersionError
 from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
@@ -16,7 +14,7 @@ from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manif
 if TYPE_CHECKING:
     import pandas as pd
 
-SHELF = "models"
+_SHELF = "models"
 _FIGURES = ("stage", "rows", "trained", "steps", "loss_first", "loss_last")
 
 
@@ -28,11 +26,6 @@ class ModelVersion(Published[ModelManifest]):
     def played_as(self) -> str:
         """How configs name it: `NAME@v3`."""
         return f"{self.name}@v{self.number}"
-
-    @property
-    def reference(self) -> str:
-        """How commands name it: `models/NAME@v3`."""
-        return f"{SHELF}/{self.played_as}"
 
     @property
     def figures(self) -> "pd.DataFrame":
@@ -71,9 +64,7 @@ def open_model(reference: str | Path, models_dir: Path | None = None) -> ModelVe
 
     Raises `VersionError`, which says what versions there are.
     """
-    is_folder = (Path(reference) / MANIFEST_FILE).is_file()
-    wanted = reference if is_folder else str(reference).removeprefix(f"{SHELF}/")
-    return open_folder(locate(wanted, models_dir or Settings().models_dir))
+    return open_folder(locate(reference, models_dir or Settings().models_dir, _SHELF))
 
 
 def open_folder(path: Path) -> ModelVersion:
@@ -82,15 +73,6 @@ def open_folder(path: Path) -> ModelVersion:
     return ModelVersion(folder, read_manifest(folder))
 
 
-def list_models(models_dir: Path, name: str | None = None) -> tuple[list[ModelVersion], dict[str, VersionError]]:
-    """Return all versions by name and number, and why the others cannot be opened, by reference."""
-    if name is not None:
-        choose_number(models_dir / name)
-    opened, unreadable = list[ModelVersion](), dict[str, VersionError]()
-    for folder in (models_dir / each for each in ([name] if name else list_names(models_dir))):
-        for number in version_numbers(folder):
-            try:
-                opened.append(open_folder(folder / f"v{number}"))
-            except VersionError as error:
-                unreadable[f"{SHELF}/{folder.name}@v{number}"] = error
-    return opened, unreadable
+def list_models(models_dir: Path, name: str | None = None) -> Listed[ModelVersion]:
+    """All versions of one model or of all, by name and number. Raises `VersionError` where `name` has none."""
+    return list_opened(models_dir, name, open_folder, f"{_SHELF}/")

@@ -37,6 +37,11 @@ class Question:
     """The row's other columns; empty cells and binary ones are left out."""
 
     @property
+    def stem(self) -> str:
+        """The question without its choices."""
+        return self.question.removesuffix(_lettered("", self.choices)) if self.choices else self.question
+
+    @property
     def aliases(self) -> tuple[str, ...]:
         """Other reference answers; to give any of them is right."""
         listed = self.metadata.get("aliases")

@@ -74,19 +74,17 @@ def _files(source: str) -> list[str]:
     if "://" in source:
         return _matching(source) if "*" in source else [source]
     path = Path(source).expanduser()
+    if not (path.is_dir() or "*" in source):
+        return [source]
+    found = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     if path.is_dir():
         found = [str(each) for each in sorted(path.iterdir()) if _suffix(each.name) in {".parquet", *_TEXT_READERS}]
-    elif "*" in source:
-        found = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    else:
-        return [source]
     if not found:
         raise _FileError(f"{source}: no question file there (looked in {Path.cwd()}); they end in {_ENDINGS}")
     return found
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the addresses that match one with `*`."""
     found = _ask(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
     if not found:
         raise _FileError(f"{strip_secrets(pattern)}: no file matches; check the address")

@@ -21,9 +21,10 @@ from malt.datasets.rows.selection import select
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, exclusion_of, stored_trees
 from malt.grading.grades import Grade, Outcome
-from malt.llm.usage import Usage
+from malt.llm.budget import Usage
 from malt.questions.screening import Exclusion
 from malt.review.grader_options import (
+    Agreement,
     GraderChoice,
     OpenedGraders,
     VerdictPairs,
@@ -63,16 +64,10 @@ class LeafDifference(Recorded):
     grades: dict[str, GraderVerdict]
 
 
-class GraderPair(Recorded):
+class GraderPair(Agreement):
     """How far two graders agree over the leaves that were not cut off."""
 
     graders: tuple[str, str]
-    compared: int
-    unknown: int
-    """Leaves left out because one of the two does not know."""
-    agreement: float | None
-    kappa: float | None
-    """Cohen's kappa; None where it says nothing."""
 
 
 class RoleChange(Recorded):
@@ -207,7 +202,7 @@ class _AuditCount:
                 name: {outcome.value: counts[outcome] for outcome in Outcome} for name, counts in self._outcomes.items()
             },
             agreement=tuple(
-                GraderPair(graders=pair, **measure_agreement(verdicts)._asdict())
+                GraderPair(graders=pair, **measure_agreement(verdicts).model_dump())
                 for pair, verdicts in self._verdicts.items()
             ),
             differences=tuple(self.differences),

@@ -325,16 +325,15 @@ def _write_parquet(rows: Sequence[Columns], file: BinaryIO) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        try:
-            columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
-        except pa.ArrowException as error:
-            raise InputError(f"column {name!r} fits no Parquet type ({error}); write a .jsonl file instead") from error
+    columns, what = {}, ""
     try:
+        for name in dict.fromkeys(name for row in rows for name in row):
+            what = f"column {name!r} fits no Parquet type"
+            columns[name] = pa.array([clean_texts(row.get(name)) for row in rows])
+        what = "the rows fit no Parquet file"
         parquet.write_table(pa.table(columns), file)
     except pa.ArrowException as error:
-        raise InputError(f"the rows fit no Parquet file ({error}); write a .jsonl file instead") from error
+        raise InputError(f"{what} ({error}); write a .jsonl file instead") from error
 
 
 _WRITERS: Mapping[str, Callable[[Sequence[Columns], BinaryIO], None]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from malt.concurrency import gather_all
+from malt.config.base import Recorded
 from malt.config.limits import Limits
 from malt.config.loader import load_spec
 from malt.config.roles import Role
@@ -19,10 +20,10 @@ from malt.grading.graders import Grader, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome
 from malt.grading.judge import LLMEvaluator
 from malt.grading.user_code import require_trust
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.request import RequestFailed
-from malt.llm.usage import Tally, Usage
 from malt.prompts import load_prompts
 
 _KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
@@ -124,7 +125,6 @@ class OpenedGraders:
 
     @property
     def used(self) -> Usage:
-        """What the judge was asked, and cost, so far."""
         used = Tally()
         for tally in self._tallies:
             used.merge(tally)
@@ -177,7 +177,7 @@ VerdictPairs = Counter[tuple[bool | None, bool | None]]
 """Answers by what two graders say of them: right, wrong, or None where one does not know."""
 
 
-class Agreement(NamedTuple):
+class Agreement(Recorded):
     """What two graders have in common."""
 
     compared: int

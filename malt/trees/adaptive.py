@@ -22,13 +22,10 @@ from functools import lru_cache
 from math import comb, floor, fsum, prod
 from typing import NamedTuple
 
-from malt.concurrency import Wait, gather_all
 from malt.config.spec import RunSpec
-from malt.llm.request import Complete
-from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate
-from malt.trees.growth import build_request, request_children
+from malt.trees.growth import TreeInputs, build_request, request_children
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 _PRIOR = 0.5
@@ -147,18 +144,13 @@ def _list_level(depth: int, nodes: Collection[Address]) -> list[Address]:
 
 
 async def grow_adaptively(
-    question: Question,
-    spec: RunSpec,
-    prompts: PromptSet,
-    complete: Complete,
-    reward: Callable[[Node], Awaitable[float | None]],
-    wait: Wait = gather_all,
+    question: Question, inputs: TreeInputs, reward: Callable[[Node], Awaitable[float | None]]
 ) -> Tree:
     """Grow one question's tree as far as it tells something; `reward` says what a leaf is worth, None if unknown.
 
     Samples have the keys that they have in the full tree. A branch that cannot be had is recorded and grows no more.
     """
-    rule = Rule.of(spec)
+    spec, rule = inputs.spec, Rule.of(inputs.spec)
     nodes: dict[Address, Node] = {}
     asked: dict[Address, int] = {}
     rewards: dict[Address, float | None] = {}
@@ -166,21 +158,21 @@ async def grow_adaptively(
 
     async def expand(parent: Address, count: int) -> None:
         texts = [nodes[above].text for above in parent.path]
-        request = build_request(question, parent, texts, spec, prompts, count)
-        children, reason = await request_children(complete, request)
+        request = build_request(question, parent, texts, spec, inputs.prompts, count)
+        children, reason = await request_children(inputs.complete, request)
         asked[parent] = request.count
         if reason is not None:
             failures.append(FailedBranch(question.question_id, str(parent), request.role, reason))
             asked[parent] = spec.roles[request.role].samples
         new = [Node(parent.child(sample), request.messages, given) for sample, given in children.items()]
         nodes.update((node.address, node) for node in new if node.address not in nodes)
-        await wait(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
+        await inputs.wait(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
 
     async def judge(leaf: Node) -> None:
         rewards[leaf.address] = await reward(leaf)
 
     while due := rule.next_round(nodes, asked, rewards):
-        await wait(expand(parent, count) for parent, count in due.items())
+        await inputs.wait(expand(parent, count) for parent, count in due.items())
     return Tree(question, dict(sorted(nodes.items())), tuple(sorted(failures)))
 
 
@@ -189,9 +181,7 @@ def nodes_grown(rule: Rule, rewards: Rewards) -> set[Address]:
 
     Raises `KeyError` where a leaf is missing that would have been asked for.
     """
-    nodes: set[Address] = set()
-    asked: dict[Address, int] = {}
-    seen: dict[Address, float | None] = {}
+    nodes, asked, seen = set[Address](), dict[Address, int](), dict[Address, float | None]()
     while due := rule.next_round(nodes, asked, seen):
         for parent, count in due.items():
             new = [parent.child(sample) for sample in range(asked.get(parent, 0), count)]

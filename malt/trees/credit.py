@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from malt.trees.tree import Node
+
 
 ROUNDING = 1e-12
 """Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""
@@ -93,7 +95,7 @@ class ValuedTree:
     """Of every node; empty until they were measured."""
 
     def _repr_html_(self) -> str:
-        return render_tree(self)
+        return _render_tree(self)
 
     def label(self, address: Address) -> bool | None:
         """Right, wrong, or None where no leaf below is known."""
@@ -198,15 +200,14 @@ _START = 80
 """Characters of a text beside its value."""
 
 
-def render_tree(valued: "ValuedTree") -> str:
-    """Write a question and its nodes, children below their parent."""
+def _render_tree(valued: ValuedTree) -> str:
     question = valued.tree.question
     head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
     nodes = [valued.tree.nodes[address] for address in sorted(valued.tree.nodes)]
     return head + "".join(_render_node(valued, node) for node in nodes)
 
 
-def _render_node(valued: "ValuedTree", node: "Node") -> str:
+def _render_node(valued: ValuedTree, node: Node) -> str:
     value = valued.values.get(node.address)
     worth = "no value" if value is None else f"{value.mean:.2f} {'✓' if value.label(valued.threshold) else '✗'}"
     start = _inert(fold_lines(node.text)[:_START])

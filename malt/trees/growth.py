@@ -4,25 +4,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
+from typing import NamedTuple
 
 from malt.concurrency import Wait, gather_all
 from malt.config.roles import PLAYERS, TRAJECTORY, Role
 from malt.config.spec import RunSpec
+from malt.grading.judge import LLMEvaluator
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.tree import Address, FailedBranch, Node, Tree
 
 
-async def grow(
-    question: Question, spec: RunSpec, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
-) -> Tree:
+class TreeInputs(NamedTuple):
+    """What trees are grown and graded with, beside their questions."""
+
+    spec: RunSpec
+    prompts: PromptSet
+    complete: Complete
+    judge: LLMEvaluator | None = None
+    """Stands in for the one that the spec declares."""
+    wait: Wait = gather_all
+    """How children of one node are waited for."""
+
+
+async def grow(question: Question, inputs: TreeInputs) -> Tree:
     """Grow one question's tree: a node's children are asked for the moment it exists, siblings in one request.
 
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
-    everything already asked has come back. `wait` is how children of one node are waited for.
+    everything already asked has come back.
     """
-    growth = _Growth(question, spec, prompts, complete, wait)
+    growth = _Growth(question, inputs)
     await growth.expand(Address())
     return Tree(question, dict(sorted(growth.nodes.items())), tuple(sorted(growth.failures)))
 
@@ -32,25 +44,22 @@ class _Growth:
     """A tree as it grows."""
 
     question: Question
-    spec: RunSpec
-    prompts: PromptSet
-    complete: Complete
-    wait: Wait
+    inputs: TreeInputs
     nodes: dict[Address, Node] = field(default_factory=dict)
     failures: list[FailedBranch] = field(default_factory=list)
 
     async def expand(self, parent: Address) -> None:
         """Ask for all that grows from a node."""
         texts = [self.nodes[above].text for above in parent.path]
-        request = build_request(self.question, parent, texts, self.spec, self.prompts)
-        children, reason = await request_children(self.complete, request)
+        request = build_request(self.question, parent, texts, self.inputs.spec, self.inputs.prompts)
+        children, reason = await request_children(self.inputs.complete, request)
         if reason is not None:
             self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, reason))
         for sample, completion in children.items():
             address = parent.child(sample)
             self.nodes[address] = Node(address, request.messages, completion)
         if request.role is not PLAYERS[-1]:
-            await self.wait(self.expand(parent.child(sample)) for sample in children)
+            await self.inputs.wait(self.expand(parent.child(sample)) for sample in children)
 
 
 def build_request(

@@ -13,44 +13,26 @@ from malt.errors import RunStopped
 from malt.grading.graders import Grader, grade, graders_for, objective_grader
 from malt.grading.grades import Grade, Outcome, truncated_grade
 from malt.grading.judge import LLMEvaluator
-from malt.llm.request import Complete, RequestFailed
-from malt.prompts import PromptSet
+from malt.llm.request import RequestFailed
 from malt.questions.question import Question
 from malt.trees.adaptive import grow_adaptively
 from malt.trees.credit import OwnAnswer, ValuedTree, leaf_reward, value_tree
-from malt.trees.growth import grow
+from malt.trees.growth import TreeInputs, grow
 from malt.trees.tree import Address, FailedBranch, Node, NodeStatus, Tree
 
 
-async def assess(
-    question: Question,
-    spec: RunSpec,
-    prompts: PromptSet,
-    complete: Complete,
-    judge: LLMEvaluator | None = None,
-    wait: Wait = gather_all,
-) -> ValuedTree:
-    """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role.
-
-    `judge` stands in for the one that the spec declares.
-    """
-    tree = await grow_tree(question, spec, prompts, complete, judge, wait)
-    valued = await grade_tree(tree, spec, prompts, complete, judge, wait)
-    return replace(valued, diagnosis=await diagnose(valued, spec.evaluator, wait))
+async def assess(question: Question, inputs: TreeInputs) -> ValuedTree:
+    """Grow, grade, value and diagnose one question's tree; the judge, if there is one, is asked like any other role."""
+    valued = await grade_tree(await grow_tree(question, inputs), inputs)
+    return replace(valued, diagnosis=await diagnose(valued, inputs.spec.evaluator, inputs.wait))
 
 
-async def grow_tree(
-    question: Question,
-    spec: RunSpec,
-    prompts: PromptSet,
-    complete: Complete,
-    judge: LLMEvaluator | None = None,
-    wait: Wait = gather_all,
-) -> Tree:
+async def grow_tree(question: Question, inputs: TreeInputs) -> Tree:
     """Grow one question's tree: all of it, or adaptively, with its leaves graded on the way."""
+    spec = inputs.spec
     if spec.growth.mode == "full":
-        return await grow(question, spec, prompts, complete, wait)
-    graders = graders_for(spec.evaluator, _judge_asking(complete, spec, prompts, judge))
+        return await grow(question, inputs)
+    graders = graders_for(spec.evaluator, _judge_asking(inputs))
 
     async def reward(leaf: Node) -> float | None:
         try:
@@ -58,7 +40,7 @@ async def grow_tree(
         except RequestFailed:
             return None  # `grade_tree` asks again, and records the branch
 
-    return await grow_adaptively(question, spec, prompts, complete, reward, wait)
+    return await grow_adaptively(question, inputs, reward)
 
 
 class Shortfall(NamedTuple):
@@ -78,22 +60,14 @@ Admit = Callable[[Question], AbstractAsyncContextManager[None]]
 
 
 async def ask_all(
-    questions: Iterable[Question],
-    spec: RunSpec,
-    prompts: PromptSet,
-    complete: Complete,
-    admit: Admit = lambda _question: nullcontext(),
-    judge: LLMEvaluator | None = None,
-    wait: Wait = gather_all,
+    questions: Iterable[Question], inputs: TreeInputs, admit: Admit = lambda _question: nullcontext()
 ) -> Shortfall:
     """Ask for everything these questions need, so that the store has it; the trees themselves are let go."""
 
     async def find_failures(question: Question) -> tuple[FailedBranch, ...]:
         async with admit(question):
-            tree = await grow_tree(question, spec, prompts, complete, judge, wait)
-            if asks_judge(spec):
-                tree = (await grade_tree(tree, spec, prompts, complete, judge, wait)).tree
-            return tree.failures
+            tree = await grow_tree(question, inputs)
+            return (await grade_tree(tree, inputs)).tree.failures if asks_judge(inputs.spec) else tree.failures
 
     return await gather_shortfall(map(find_failures, questions))
 
@@ -114,27 +88,18 @@ def asks_judge(spec: RunSpec) -> bool:
     return "llm" in spec.evaluator.kind
 
 
-def _judge_asking(
-    complete: Complete, spec: RunSpec, prompts: PromptSet, given: LLMEvaluator | None = None
-) -> LLMEvaluator | None:
-    """Return the judge, `given` or declared, as one that asks with `complete`; None where grading needs none."""
-    if not asks_judge(spec):
+def _judge_asking(inputs: TreeInputs) -> LLMEvaluator | None:
+    """Return the judge, given or declared, as one that asks with `complete`; None where grading needs none."""
+    if not asks_judge(inputs.spec):
         return None
-    if given is not None:
-        return given.asking_with(complete)
-    return LLMEvaluator.from_spec(spec.evaluator, prompts, complete)
+    if inputs.judge is not None:
+        return inputs.judge.asking_with(inputs.complete)
+    return LLMEvaluator.from_spec(inputs.spec.evaluator, inputs.prompts, inputs.complete)
 
 
-async def grade_tree(
-    tree: Tree,
-    spec: RunSpec,
-    prompts: PromptSet,
-    complete: Complete,
-    judge: LLMEvaluator | None = None,
-    wait: Wait = gather_all,
-) -> ValuedTree:
+async def grade_tree(tree: Tree, inputs: TreeInputs) -> ValuedTree:
     """Grade a tree's leaves, and its inner nodes where the judge's scope is all, and value every node."""
-    judge = _judge_asking(complete, spec, prompts, judge)
+    spec, judge = inputs.spec, _judge_asking(inputs)
     grades: dict[Address, Grade] = {}
     failures: list[FailedBranch] = []
 
@@ -150,7 +115,7 @@ async def grade_tree(
     graded_by: list[tuple[Node, Sequence[Grader]]] = [(leaf, cascade) for leaf in tree.leaves]
     if judge is not None and spec.evaluator.scope == "all":
         graded_by += [(node, [judge]) for node in tree.nodes.values() if not node.address.is_leaf]
-    await wait(grade_node(node, graders) for node, graders in graded_by)
+    await inputs.wait(grade_node(node, graders) for node, graders in graded_by)
     graded = {address: grades[address] for address in tree.nodes if address in grades}
     return value_tree(replace(tree, failures=(*tree.failures, *sorted(failures))), graded, spec.credit)
 

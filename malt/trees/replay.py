@@ -19,14 +19,14 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import CallFailed, submit
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import RecordingCompleter, make_store_completer
 from malt.llm.request import Complete, Completion, CompletionRequest
 from malt.llm.store.samples import PastStore, Store
-from malt.llm.usage import Tally, Usage
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
-from malt.trees.growth import nodes_per_question
+from malt.trees.growth import TreeInputs, nodes_per_question
 from malt.trees.pipeline import ask_all, asks_judge, assess
 
 Item = TypeVar("Item")
@@ -66,6 +66,10 @@ class Source(NamedTuple):
     def needs_this_process(self) -> bool:
         """Whether graders use the pool's processes themselves, or are objects of this program."""
         return self.judge is not None or not {"math", "python"}.isdisjoint(self.spec.evaluator.kind)
+
+    def inputs(self, complete: Complete) -> TreeInputs:
+        """Return what trees are grown with, over answers that are at hand."""
+        return TreeInputs(self.spec, self.prompts, complete, self.judge, gather_in_turn)
 
     def open_store(self) -> Store:
         if self.moment is not None:
@@ -139,7 +143,7 @@ async def _assess_all(window: Window, source: Source, stored: Complete) -> list[
 async def assess_noting_judge(question: Question, source: Source, complete: Complete) -> Assessed:
     """Assess one question's tree, and keep the judge's completions."""
     noting = _JudgeNoted(complete)
-    valued = await assess(question, source.spec, source.prompts, noting, source.judge, wait=gather_in_turn)
+    valued = await assess(question, source.inputs(noting))
     return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
 
 
@@ -226,9 +230,7 @@ def survey_window(window: Window, source: Source) -> Survey:
     """Replay some questions' trees, and their judge's grades, as far as the store goes."""
     with source.open_store() as store:
         noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in window]))
-    shortfall = asyncio.run(
-        ask_all(window, source.spec, source.prompts, noted, judge=source.judge, wait=gather_in_turn)
-    )
+    shortfall = asyncio.run(ask_all(window, source.inputs(noted)))
     missing = {branch.question_id for branch in shortfall.failures}
     whole = [request for request in noted.requests if request.question_id not in missing]
     stored = Counter(role for _, role in {(key, request.role) for request in whole for key in request.keys})

@@ -13,7 +13,7 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built, build, summarise
 from malt.engine.job import read_job
 from malt.engine.run import Filled
-from malt.llm.usage import Tally
+from malt.llm.budget import Tally
 from malt.prompts import SLOTS
 from malt.trees.pipeline import NOTHING_MISSING
 from tests import mishaps, providers

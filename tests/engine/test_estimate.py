@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from malt.engine.estimate import Range, Total, each_takes, student_t
+from malt.engine.plan import Range, Total, each_takes, student_t
 
 
 def test_the_range_holds_nineteen_times_of_twenty() -> None:

@@ -16,6 +16,7 @@ from malt.engine.runner import run_pilot, spread
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import NOTHING_MISSING, ask_all
 from tests import mishaps, providers
 from tests.configs import write_config
@@ -39,7 +40,7 @@ def grow(spec: RunSpec) -> bool:
     """Ask for all that a spec needs; return whether all of it came."""
     job, session = read_job(spec), open_session(Settings(), Limits())
     ask = make_completer(session, [question.question_id for question in job.questions])
-    missing = session.run(ask_all(job.questions, spec, job.prompts, ask))
+    missing = session.run(ask_all(job.questions, TreeInputs(spec, job.prompts, ask)))
     return missing == NOTHING_MISSING
 
 
@@ -150,7 +151,7 @@ def test_what_a_run_takes_lies_in_the_range_that_a_pilot_gave(config: Path, prov
     assert "to 3 questions" in quoted.roles[Role.REFINER].basis
     session = open_session(Settings(), Limits())
     ask = make_completer(session, [question.question_id for question in job.questions])
-    session.run(ask_all(job.questions, spec, job.prompts, ask))
+    session.run(ask_all(job.questions, TreeInputs(spec, job.prompts, ask)))
     used = ask.tally.total
     assert quoted.low.completion_tokens <= used.completion_tokens <= quoted.high.completion_tokens
     assert quoted.low.prompt_tokens <= used.prompt_tokens <= quoted.high.prompt_tokens

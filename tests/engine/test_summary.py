@@ -10,7 +10,7 @@ from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
 from malt.engine.build import Built, summarise
 from malt.engine.job import read_job
 from malt.engine.run import Filled
-from malt.llm.usage import Tally
+from malt.llm.budget import Tally
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from malt.trees.tree import FailedBranch
 from tests.published import PROVENANCE, mixed_tree, publish, spec_of

@@ -1,6 +1,7 @@
 """The statistics against figures from the literature, and against evaluations of which the truth is known."""
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from malt.evaluation.statistics import (
     paired_difference,
     paired_test,
     questions_needed,
-    sign_test,
     smallest_difference,
 )
 from tests.evaluation import simulated
@@ -42,14 +42,14 @@ def test_where_all_are_right_the_interval_does_not_shrink_to_a_point() -> None:
 
 def test_nothing_is_said_of_nothing() -> None:
     assert estimate(np.array([np.nan])) == (None, None, None, None, 0)
-    assert paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan]), votes=True) is None
+    assert paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan])) is None
 
 
 def test_mcnemar_s_exact_test_is_that_of_the_discordant_questions() -> None:
     """Agresti, Categorical Data Analysis (2002), 10.1: 86 against 150 discordant pairs; and a table worked by hand."""
-    assert sign_test(np.array([1.0] * 1 + [-1.0] * 6 + [0.0] * 30)) == pytest.approx(2 * (1 + 7) / 2**7)
-    assert sign_test(np.array([1.0] * 86 + [-1.0] * 150)) == pytest.approx(3.7e-5, rel=0.1)
-    assert sign_test(np.zeros(9)) == 1.0
+    assert paired_test(np.array([1.0] * 1 + [-1.0] * 6 + [0.0] * 30)) == pytest.approx(2 * (1 + 7) / 2**7)
+    assert paired_test(np.array([1.0] * 86 + [-1.0] * 150)) == pytest.approx(3.7e-5, rel=0.1)
+    assert paired_test(np.zeros(9)) == 1.0
 
 
 def test_holm_multiplies_the_smallest_p_most_and_never_falls() -> None:
@@ -70,7 +70,7 @@ def test_a_power_of_80_percent_is_kept() -> None:
     assert difference is not None
     better, worse = (0.2 + difference) / 2, (0.2 - difference) / 2
     drawn = random.multinomial(400, [better, worse, 0.8], size=SIMULATED)
-    found = [sign_test(np.repeat([1.0, -1.0], counts[:2])) < 0.05 for counts in drawn]
+    found = [paired_test(np.repeat([1.0, -1.0], counts[:2])) < 0.05 for counts in drawn]
     assert 0.74 < np.mean(found) < 0.86  # the exact test keeps a little less than is planned for McNemar's
 
 
@@ -101,12 +101,28 @@ def test_intervals_of_differences_cover_the_truth_as_often_as_they_say() -> None
     assert 0.93 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.97
 
 
-@pytest.mark.parametrize(("draw", "test"), [(simulated.votes, sign_test), (simulated.scores, paired_test)])
+def test_the_p_of_several_sizes_is_that_of_all_ways_to_flip_their_signs() -> None:
+    differences = np.array([1.0, -1 / 3, 2 / 3, 2 / 3, 1 / 3, 1.0, -1 / 3, 0.0])
+    flipped = [abs(np.dot(signs, differences)) for signs in product((1, -1), repeat=len(differences))]
+    exact = np.mean(np.array(flipped) >= differences.sum() - 1e-9)
+    assert paired_test(differences, draws=100_000) == pytest.approx(exact, abs=0.005)
+    assert paired_test(differences) == paired_test(-differences)
+
+
+@pytest.mark.parametrize("draw", [simulated.votes, simulated.scores])
+@pytest.mark.parametrize("questions", [20, 100, 400])
 def test_equal_systems_are_told_apart_in_at_most_five_percent(
-    draw: Callable[[Generator, Scores], Scores], test: Callable[[Scores], float]
+    questions: int, draw: Callable[[Generator, Scores], Scores]
 ) -> None:
     random, told = np.random.default_rng(11), 0
     for _ in range(SIMULATED):
-        chance = simulated.chances(random, 0.5, simulated.QUESTIONS)
-        told += test(draw(random, chance) - draw(random, chance)) < 0.05
+        chance = simulated.chances(random, 0.5, questions)
+        told += paired_test(draw(random, chance) - draw(random, chance), draws=1_000) < 0.05
     assert told <= 0.05 * SIMULATED
+
+
+def test_few_questions_give_no_interval_too_narrow() -> None:
+    truth = simulated.true_gain(0.5, 0.4)
+    pairs = simulated.evaluations(SIMULATED, 0.5, 0.4, questions=20)
+    found = [bootstrap(second - first, draws=1_000) for first, second in pairs]
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.93

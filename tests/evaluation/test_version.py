@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from malt.cli.main import exit_code
-from malt.evaluation.check import verify
 from malt.evaluation.evaluate import evaluate
+from malt.evaluation.publish import verify
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from tests.evaluation.planted import QUESTIONS, planted_spec, script
 from tests.providers import ScriptedProvider

@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
 
 from flows.evaluation import evaluate
-from malt.evaluation.result import Evaluated
+from malt.evaluation.evaluate import Evaluated
 from malt.evaluation.version import open_evaluation
 from tests import mishaps
 from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec, script

@@ -16,7 +16,8 @@ from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import RunSummary
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.llm.client.session import close_sessions
-from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import ASIDE, Store
 from tests import mishaps
 from tests.configs import REQUESTS, write_config
 from tests.providers import ScriptedProvider

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from malt.cli.runs import without
+from malt.cli.runs import describe_loss
 from malt.errors import ConfigError
 from malt.hosting.prefect_server import copy_database
 from malt.hosting.private_prefect import NamedServer, PrefectServer, connect
@@ -120,8 +120,8 @@ def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> N
     error, named = ConnectionError("refused"), NamedServer("http://prefect:4200/api")
     own = PrefectServer(tmp_path)
     own.stop()
-    assert without(named, error).endswith("in the store: run again when it is up")
-    assert f"in the store: run again ({own.log} has" in without(own, error)
+    assert describe_loss(named, error).endswith("in the store: run again when it is up")
+    assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
 
 
 def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:

@@ -102,6 +102,29 @@ def test_what_was_evaluated_is_answered_from_the_store_with_the_same_accuracy(
     assert provider.request_count == asked
 
 
+@pytest.mark.parametrize("text", ["What is 103 + 10?", "What is 103 + 10?\nA. 113\nB. 114"])
+def test_a_question_with_choices_is_known_by_its_text_with_and_without_them(
+    text: str, spec: RunSpec, provider: ScriptedProvider
+) -> None:
+    assert spec.evaluate is not None
+    assert spec.evaluate.questions is not None
+    row = {"id": "of-choice", "question": "What is 103 + 10?", "ground_truth": "A", "choices": ["113", "114"]}
+    Path(spec.evaluate.questions.source).write_text(json.dumps(row) + "\n")
+    with served(spec) as client:
+        assert ask(client, text).json()["malt"]["question_id"] == "of-choice"
+    assert "B. 114" in provider.requests[0].prompt
+
+
+def test_a_text_that_two_questions_share_is_neither_of_them(spec: RunSpec) -> None:
+    assert spec.evaluate is not None
+    assert spec.evaluate.questions is not None
+    row = {"question": "What is 103 + 10?", "ground_truth": "A"}
+    rows = [{**row, "id": f"of-{last}", "choices": ["113", last]} for last in ("114", "115")]
+    Path(spec.evaluate.questions.source).write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with served(spec) as client:
+        assert ask(client).json()["malt"]["question_id"] not in ("of-114", "of-115")
+
+
 def test_who_takes_no_part_is_not_asked(spec: RunSpec, provider: ScriptedProvider) -> None:
     with served(spec, "alone") as client:
         assert client.get("/models").json()["data"][0]["id"] == "malt/alone"

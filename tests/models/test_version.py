@@ -9,8 +9,8 @@ from malt.config.settings import Settings
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.push.push import push
 from malt.errors import VersionError
-from malt.models.check import verify
 from malt.models.compare import compare_models
+from malt.models.publishing import verify
 from malt.models.version import list_models, open_model
 from tests.models.conftest import Publish
 
@@ -51,7 +51,7 @@ def test_a_whole_version_holds_and_what_was_changed_is_named(publish: Publish) -
         "extra.pkl: is not in the manifest",
         "README.md: its bytes changed since it was published",
         "generator/model.gguf: its bytes changed since it was published",
-        "README.md: does not say what the manifest says",
+        "README.md: does not say what the other files say",
     ]
 
 

@@ -184,6 +184,6 @@ def test_people_get_tables_and_the_leaves_that_differ(
 ) -> None:
     assert exit_code(["audit", "sums", "--with", "exact"]) == 0
     printed = capsys.readouterr().out
-    assert "sums@v1: 3 leaves of 1 questions, graded by number; graded again by exact" in printed
+    assert "sums@v1: 3 leaves of 1 question, graded by number; graded again by exact" in printed
     assert "66.67 %  0.400  3" in printed
     assert "q1/0.0.1  reference '4'" in printed

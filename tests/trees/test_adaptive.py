@@ -21,6 +21,7 @@ from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.adaptive import Belief, Rule, at_least, grow_adaptively, nodes_grown
 from malt.trees.credit import ValuedTree, propagate
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import assess
 from malt.trees.tree import Address, Node, Tree
 from tests.providers import ScriptedProvider, answering
@@ -56,7 +57,7 @@ def grown(rewards: Rewards, spec: RunSpec, order: Random | None = None) -> Tree:
         await asyncio.sleep(0)
         return rewards[leaf.address]
 
-    return asyncio.run(grow_adaptively(QUESTION, spec, PROMPTS, complete, reward))
+    return asyncio.run(grow_adaptively(QUESTION, TreeInputs(spec, PROMPTS, complete), reward))
 
 
 def all_leaves(reward: float | None, branching: Branching = PAPER) -> Rewards:
@@ -103,7 +104,7 @@ def test_a_branch_that_cannot_be_had_is_recorded_and_grows_no_more() -> None:
     async def right(_leaf: Node) -> float:
         return 1.0
 
-    tree = asyncio.run(grow_adaptively(QUESTION, spec_of(), PROMPTS, complete, right))
+    tree = asyncio.run(grow_adaptively(QUESTION, TreeInputs(spec_of(), PROMPTS, complete), right))
     assert [(branch.address, branch.reason) for branch in tree.failures] == [("1", "too long")]
     assert leaves_of(tree) >= {"0.0.0", "2.0.0"}
 
@@ -200,12 +201,14 @@ def asking(provider: ScriptedProvider, mode: str) -> RunSpec:
 
 def assessed(spec: RunSpec) -> ValuedTree:
     session = open_session(Settings(), Limits())
-    return session.run(assess(QUESTION, spec, PROMPTS, make_completer(session, [QUESTION.question_id])))
+    return session.run(assess(QUESTION, TreeInputs(spec, PROMPTS, make_completer(session, [QUESTION.question_id]))))
 
 
 def recalled(spec: RunSpec) -> ValuedTree:
     with Store(Settings().store) as store:
-        return asyncio.run(assess(QUESTION, spec, PROMPTS, StoreCompleter(store.rows([QUESTION.question_id]))))
+        return asyncio.run(
+            assess(QUESTION, TreeInputs(spec, PROMPTS, StoreCompleter(store.rows([QUESTION.question_id]))))
+        )
 
 
 def test_the_store_alone_gives_the_same_tree(settings: Settings, served: ScriptedProvider) -> None:
@@ -235,6 +238,6 @@ def test_a_sample_that_is_asked_for_again_with_siblings_is_counted_once(
     session = open_session(Settings(), Limits())
     for bought, stored in ((True, False), (False, True)):
         ask = make_completer(session, [QUESTION.question_id])
-        tree = session.run(assess(QUESTION, asking(served, "adaptive"), PROMPTS, ask)).tree
+        tree = session.run(assess(QUESTION, TreeInputs(asking(served, "adaptive"), PROMPTS, ask))).tree
         total = ask.tally.total
         assert (total.completions, total.cached_completions) == (bought * len(tree.nodes), stored * len(tree.nodes))

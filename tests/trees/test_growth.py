@@ -19,7 +19,7 @@ from malt.llm.client.session import open_session
 from malt.llm.request import Complete, Completion, CompletionRequest, FinishReason, RequestFailed
 from malt.prompts import load_prompts
 from malt.questions.question import Question
-from malt.trees.growth import grow, nodes_per_question, requests_per_question
+from malt.trees.growth import TreeInputs, grow, nodes_per_question, requests_per_question
 from malt.trees.tree import Address, FailedBranch, NodeStatus, Tree
 from tests import mishaps
 from tests.providers import ScriptedProvider
@@ -52,14 +52,14 @@ async def write(request: CompletionRequest) -> Sequence[Completion]:
 
 
 def grown(branching: Branching, complete: Complete = write) -> Tree:
-    return asyncio.run(grow(QUESTION, shaped(branching), PROMPTS, complete))
+    return asyncio.run(grow(QUESTION, TreeInputs(shaped(branching), PROMPTS, complete)))
 
 
 def grown_at(provider: ScriptedProvider, settings: Settings, branching: Branching = PAPER) -> Tree:
     """Grow a tree by asking a provider, through the store."""
     session = open_session(settings, Limits())
     ask = make_completer(session, [QUESTION.question_id])
-    return session.run(grow(QUESTION, shaped(branching, provider), PROMPTS, ask))
+    return session.run(grow(QUESTION, TreeInputs(shaped(branching, provider), PROMPTS, ask)))
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_children_are_asked_for_the_moment_their_parent_exists() -> None:
         return await write(request)
 
     async def within_limit() -> Tree:
-        return await asyncio.wait_for(grow(QUESTION, shaped(PAPER), PROMPTS, complete), timeout=10)
+        return await asyncio.wait_for(grow(QUESTION, TreeInputs(shaped(PAPER), PROMPTS, complete)), timeout=10)
 
     assert asyncio.run(within_limit()).complete
 
@@ -140,7 +140,7 @@ def test_children_are_asked_for_the_moment_their_parent_exists() -> None:
 def test_the_reference_answer_reaches_no_trained_role(provider: ScriptedProvider, settings: Settings) -> None:
     secret = Question(question_id="q2", question="Name it.", ground_truth="xyzzy-4711", metadata={"hint": "xyzzy-4711"})
     session = open_session(settings, Limits())
-    work = grow(secret, shaped(PAPER, provider), PROMPTS, make_completer(session, ["q2"]))
+    work = grow(secret, TreeInputs(shaped(PAPER, provider), PROMPTS, make_completer(session, ["q2"])))
     assert session.run(work).complete
     assert len(provider.requests) == 13
     assert not [asked for asked in provider.requests if "xyzzy" in repr(asked)]

@@ -16,6 +16,7 @@ from malt.llm.client.session import Session, open_session
 from malt.prompts import load_prompts
 from malt.questions.question import Question
 from malt.trees.credit import ValuedTree
+from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, assess
 from malt.trees.tree import Address
 from tests import mishaps, providers
@@ -57,7 +58,7 @@ def session(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def assessed(session: Session, spec: RunSpec, question: Question = SUM) -> ValuedTree:
-    return session.run(assess(question, spec, PROMPTS, make_completer(session, [question.question_id])))
+    return session.run(assess(question, TreeInputs(spec, PROMPTS, make_completer(session, [question.question_id]))))
 
 
 def outcomes(valued: ValuedTree) -> Counter[Outcome]:
@@ -163,7 +164,7 @@ def test_the_reference_answer_is_shown_to_the_judge_alone(session: Session, prov
 
 def shortfall(session: Session, spec: RunSpec, *questions: Question) -> Shortfall:
     ask = make_completer(session, [question.question_id for question in questions])
-    return session.run(ask_all(questions, spec, PROMPTS, ask))
+    return session.run(ask_all(questions, TreeInputs(spec, PROMPTS, ask)))
 
 
 def test_asking_for_all_leaves_everything_in_the_store(session: Session, provider: ScriptedProvider) -> None:

@@ -210,9 +210,8 @@ def _compare_file(old: _Side, new: _Side, questions: int | None) -> FileChange:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         paths = " or ".join(str(side.version.path) for side in (old, new))
         raise VersionError(f"{old.file} of {paths} cannot be read ({error}); try: malt verify on both") from error
-    counts = _count(changes)
     number = int(changes["question"].nunique())
-    return FileChange(rows=rows, same=False, questions_changed=number, questions=shown, **counts)
+    return FileChange(rows=rows, same=False, questions_changed=number, questions=shown, **_count(changes))
 
 
 def _count(changes: pd.DataFrame) -> dict[str, int]:

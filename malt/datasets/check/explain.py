@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.datasets.check.verify import parent_of
-from malt.datasets.rows.examples import RowSource, interval_of, parse_row_id
+from malt.datasets.rows.examples import RowSource, parse_row_id, trajectory_row
 from malt.datasets.rows.gate_trace import Decision, GateTrace
 from malt.datasets.rows.gates import Context
 from malt.datasets.rows.tables import (
@@ -282,26 +282,12 @@ def _digests_of(digests: dict[str, str], role: Role) -> dict[str, str]:
 
 
 def _explain_text(valued: ValuedTree, node: Node) -> TextExplanation:
-    address = node.address
-    value, own = valued.values.get(address), valued.diagnosis.get(address)
-    interval = interval_of(node, value) if value else None
+    row = dict(trajectory_row(valued, node))
     return TextExplanation(
-        node_id=str(address),
-        role=node.role.value,
-        model=node.completion.model,
-        status=node.status.value,
-        text=node.text,
-        reasoning=node.completion.reasoning,
-        label=valued.label(address),
-        value=value.mean if value else None,
-        value_low=interval.low if interval else None,
-        value_high=interval.high if interval else None,
-        known_leaves=value.known_leaves if value else 0,
-        arithmetic=write_arithmetic(valued, address),
-        evaluation=valued.evaluation(address),
-        own_answer=own.answer if own else None,
-        own_outcome=own.outcome.value if own else None,
-        leaves=tuple(_explain_leaf(valued, leaf) for leaf in valued.leaves_below(address)),
+        **{name: row[name] for name in TextExplanation.model_fields.keys() & row.keys()},
+        arithmetic=write_arithmetic(valued, node.address),
+        evaluation=valued.evaluation(node.address),
+        leaves=tuple(_explain_leaf(valued, leaf) for leaf in valued.leaves_below(node.address)),
     )
 
 
@@ -329,9 +315,8 @@ def write_arithmetic(valued: ValuedTree, address: Address) -> str:
     if address.is_leaf:
         return f"{worth}, its own grade, {verdict}"
     rewards = [valued.values[leaf].mean for leaf in leaves if leaf in valued.values]
-    known = f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
-    if len(rewards) < len(leaves):
-        known = f"{len(rewards)} known of {known}"
+    known = f"{len(rewards)} known of " if len(rewards) < len(leaves) else ""
+    known += f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'}"
     return f"{worth} = ({_write_sum(rewards)}) / {known}, {verdict}"
 
 

@@ -5,10 +5,10 @@ Streams, as publishing does: one question's rows in memory at a time.
 
 import hashlib
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from malt.canonical_json import file_sha256
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import MANIFEST_FILE, FileEntry, content_digest, seal_holds
+from malt.datasets.check.whole import check_seal
+from malt.datasets.manifest import MANIFEST_FILE, FileEntry
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
 from malt.datasets.pages.sample import TreeSample, group_failures
@@ -60,9 +61,6 @@ _PAGES = frozenset({CARD_FILE, REPORT_FILE})
 
 _SHOWN = 5
 """Problems listed of each file; the rest are counted."""
-
-_VERSION_FOLDER = re.compile(r"v[1-9]\d*")
-"""How a version's folder is called in its dataset's; a copy elsewhere may have any other name."""
 
 
 class _Problems:
@@ -118,13 +116,9 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
 
 
 def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
-    manifest, folder = version.manifest, version.path.name
-    if not seal_holds(version.path):
-        problems.add(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
-    if content_digest(manifest.files) != manifest.content_sha256:
-        problems.add(MANIFEST_FILE, "content_sha256 is not the digest of the files' rows")
-    if _VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
-        problems.add(MANIFEST_FILE, f"says version {manifest.version}, but stands in {folder}")
+    manifest = version.manifest
+    for problem in check_seal(version):
+        problems.add(MANIFEST_FILE, problem)
     if manifest.name != manifest.config.get("name"):
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
@@ -212,9 +206,8 @@ class _RowCheck:
                 self._check_question(question)
             else:
                 self._trees.add(question, (), self._failures.get(question["question_id"], ()))
-        self._check_rest()
-        self._check_counts(questions)
-        self._check_heads()
+        for check in (self._check_rest, partial(self._check_counts, questions), self._check_heads):
+            check()
         if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages()
 

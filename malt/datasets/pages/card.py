@@ -122,7 +122,6 @@ def _features(fields: Iterable[pa.Field]) -> list[dict[str, Any]]:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """Name a column's type as `datasets` does."""
     if not pa.types.is_list(kind):
         return {"dtype": _name_type(kind)}
     item = kind.value_type

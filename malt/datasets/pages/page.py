@@ -112,7 +112,6 @@ def read_part(name: str) -> str:
 
 
 def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
-    """Write the data of the tree viewer as JSON that may stand in a script element."""
     asked, texts = manifest.counts.questions, [part.text for part in TRAJECTORY]
     about = {"version": f"{manifest.name}@v{manifest.version}", "asked": asked, "texts": texts}
     head = embed_json(about).decode().removesuffix("}")
@@ -153,7 +152,6 @@ def page_environment(*folders: Path) -> Environment:
 
 
 def shorten_number(number: int) -> str:
-    """Write a whole number in few signs: `1.23 M`."""
     for least, unit, letter in ((999_500, 1_000_000, "M"), (1_000, 1_000, "k")):
         if number >= least:
             return f"{number / unit:.3g} {letter}"

@@ -43,15 +43,7 @@ _FAILURES = 20
 _ESCAPED = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
 """Signs that could end a script element, or a line of one."""
 
-_PLAIN_COLUMNS: tuple[Literal["status", "answer", "outcome", "grader", "error", "own_outcome", "own_answer"], ...] = (
-    "status",
-    "answer",
-    "outcome",
-    "grader",
-    "error",
-    "own_outcome",
-    "own_answer",
-)
+_PLAIN_COLUMNS = ("status", "answer", "outcome", "grader", "error", "own_outcome", "own_answer")
 """Columns of a node that the page shows as they are."""
 
 
@@ -192,6 +184,7 @@ def _failures_json(failures: Sequence[Failure], most: int) -> dict[str, object]:
 
 def _node_json(row: TrajectoryRow, most: int) -> dict[str, object]:
     """What the page shows of a node; what is not known is left out."""
+    plain = dict(row)
     shown: dict[str, object] = {
         "node": row["node_id"],
         "depth": PLAYERS.index(Role(row["role"])),
@@ -201,7 +194,7 @@ def _node_json(row: TrajectoryRow, most: int) -> dict[str, object]:
         "leaves": row["known_leaves"],
         "label": row["label"],
         "why": [_cut(line, most) for line in row["explanation"] or ()] if row["outcome"] else None,
-        **{name: row[name] and _cut(str(row[name]), most) for name in _PLAIN_COLUMNS},
+        **{name: plain[name] and _cut(str(plain[name]), most) for name in _PLAIN_COLUMNS},
     }
     return {name: value for name, value in shown.items() if value is not None}
 

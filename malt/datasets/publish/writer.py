@@ -20,7 +20,6 @@ from malt.datasets.manifest import (
     content_digest,
     published_config,
     read_manifest,
-    write_manifest,
 )
 from malt.datasets.pages.card import CARD_FILE, render_card
 from malt.datasets.pages.page import REPORT_FILE, render_report
@@ -31,7 +30,7 @@ from malt.datasets.rows.tables import KINDS, QUESTION_COLUMNS, QUESTIONS, QUESTI
 from malt.datasets.stats.counts import as_failure, code_version, growth_of, ledger_of
 from malt.datasets.stats.figures import find_suspicions, why_withheld
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import describe_file, discard, open_staging, place_next, put_in_place
+from malt.datasets.version.folders import describe_file, discard, name_version, open_staging, place_next, put_in_place
 from malt.errors import NothingToPublish
 from malt.questions.readers import strip_secrets
 from malt.questions.screening import Screening
@@ -155,11 +154,7 @@ class VersionWriter:
 
     def name(self, manifest: Manifest) -> None:
         """Write what tells of the version by its number: the card, the report and the manifest."""
-        pages = render_pages(manifest, self.stats.sample)
-        for name, text in pages.items():
-            (self._staging / name).write_text(text, encoding="utf-8")
-        files = {**manifest.files, **{name: describe_file(self._staging / name) for name in pages}}
-        write_manifest(manifest.model_copy(update={"files": files}), self._staging)
+        name_version(manifest, render_pages(manifest, self.stats.sample), self._staging)
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""

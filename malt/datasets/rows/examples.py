@@ -206,13 +206,13 @@ def _reply_rows(one: Labelled) -> list[MessageRow]:
 
 def trajectory_rows(valued: ValuedTree) -> Iterator[TrajectoryRow]:
     """Yield one row a node, depth first."""
-    return (_trajectory_row(valued, valued.tree.nodes[address]) for address in sorted(valued.tree.nodes))
+    return (trajectory_row(valued, valued.tree.nodes[address]) for address in sorted(valued.tree.nodes))
 
 
-def _trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
+def trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
     completion, grade, value = node.completion, valued.grades.get(node.address), valued.values.get(node.address)
     evaluation, own = grade.evaluation if grade else None, valued.diagnosis.get(node.address)
-    interval, length = interval_of(node, value) if value else None, valued.lengths.get(node.address, _UNMEASURED)
+    interval, length = _interval_of(node, value) if value else None, valued.lengths.get(node.address, _UNMEASURED)
     return TrajectoryRow(
         question_id=valued.tree.question.question_id,
         node_id=str(node.address),
@@ -249,7 +249,7 @@ def _trajectory_row(valued: ValuedTree, node: Node) -> TrajectoryRow:
     )
 
 
-def interval_of(node: Node, value: Value) -> Interval:
+def _interval_of(node: Node, value: Value) -> Interval:
     """Return the 95 % interval of a node's value, to twelve digits; a leaf's value is its grade, no estimate."""
     if node.address.is_leaf:
         return Interval(value.mean, value.mean)
@@ -257,7 +257,6 @@ def interval_of(node: Node, value: Value) -> Interval:
 
 
 def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> QuestionRow:
-    """Write a tree's question, whether the tree is complete, and what was known of it before it was asked."""
     question = tree.question
     return QuestionRow(
         question_id=question.question_id,

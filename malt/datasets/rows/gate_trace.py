@@ -63,7 +63,6 @@ class GateTrace:
         return Candidate((chosen, rejected))
 
     def of_pair(self, first: Address, second: Address) -> Decision:
-        """Say what became of two siblings as a `dpo` row."""
         pair, name = self.pair(first, second), self._id("dpo", first, second)
         if pair is None:
             return self._no_candidate(name, self._why_no_pair(first, second))

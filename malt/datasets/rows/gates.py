@@ -18,7 +18,7 @@ from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
 from malt.questions.screening import CONTAMINATED, DUPLICATE, Exclusion
 from malt.questions.shingles import find_figures, split_words
 from malt.trees.credit import ROUNDING, ValuedTree
-from malt.trees.tree import Address, Node, NodeStatus
+from malt.trees.tree import Node, NodeStatus
 
 
 class Context(NamedTuple):
@@ -265,14 +265,12 @@ def quotes_reference(valued: ValuedTree, node: Node) -> bool:
     the texts that it answered to. A short reference is no quotation: a model may come upon it by itself.
     """
     question = valued.tree.question
-    secrets = _reference_runs(question.reference or question.ground_truth)
-    if not secrets:
+    if not (secrets := _reference_runs(question.reference or question.ground_truth)):
         return False
     said = _spoken_words(node.text)
-    quoted = [run for run in secrets if run in said]
-    if not quoted:
+    if not (quoted := [run for run in secrets if run in said]):
         return False
-    above = [valued.tree.nodes[Address(node.address[:depth])].text for depth in range(1, len(node.address))]
+    above = [valued.tree.nodes[address].text for address in node.address.path[:-1]]
     seen = [_spoken_words(text) for text in (question.question, *above)]
     return any(not any(run in text for text in seen) for run in quoted)
 

@@ -105,7 +105,6 @@ class UsageFigure(NamedTuple):
 
 
 def list_roles(manifest: Manifest) -> Iterator[RoleFigure]:
-    """Yield who was asked, in the order they speak."""
     for role in PLAYERS:
         spec, labels, nodes = manifest.spec.roles[role], manifest.counts.labels[role], manifest.counts.nodes[role]
         labelled = labels.right, labels.wrong, labels.none
@@ -176,7 +175,6 @@ def list_losses(manifest: Manifest) -> Iterator[Loss]:
 
 
 def list_values(manifest: Manifest) -> Iterator[ValueBin]:
-    """Yield how the values of each role's nodes are spread."""
     for role, found in manifest.diagnostics.values.items():
         bins = len(found.right)
         for place, (right, wrong) in enumerate(zip(found.right, found.wrong, strict=True)):

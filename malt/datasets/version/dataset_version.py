@@ -1,10 +1,10 @@
 """Dataset versions: open one, list them, and read their rows as data frames. Writing one is `publish.writer`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from malt.trees.credit import ValuedTree
 
+V = TypeVar("V")
+
 _NAME = "[a-z0-9-]{1,100}"
 _REFERENCE = re.compile(rf"(?P<name>{_NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|{TAG.pattern}))?")
 
@@ -40,11 +42,6 @@ _REFERENCE = re.compile(rf"(?P<name>{_NAME})(@(?P<wanted>v?[1-9][0-9]*|{LATEST}|
 @dataclass(frozen=True)
 class DatasetVersion(Published[Manifest]):
     """One immutable version on disk."""
-
-    @property
-    def reference(self) -> str:
-        """How commands name it: `NAME@v3`."""
-        return f"{self.name}@v{self.number}"
 
     @property
     def tags(self) -> list[str]:
@@ -152,7 +149,7 @@ def open_version(reference: str | Path, datasets_dir: Path | None = None) -> Dat
     return open_folder(locate(reference, datasets_dir))
 
 
-def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
+def locate(reference: str | Path, versions_dir: Path | None = None, shelf: str = "") -> Path:
     """Return the folder of a version, as `open_version` finds it, without looking inside."""
     try:
         path = Path(reference).expanduser()
@@ -161,10 +158,10 @@ def locate(reference: str | Path, datasets_dir: Path | None = None) -> Path:
         raise VersionError(f"{str(reference)[:60]} cannot be opened: {error}") from error
     if is_folder:
         return path.resolve()
-    named = _REFERENCE.fullmatch(str(reference))
+    named = _REFERENCE.fullmatch(str(reference).removeprefix(f"{shelf}/"))
     if named is None:
         raise VersionError(f"{reference} is neither NAME, NAME@v3, NAME@TAG, nor a folder with a {MANIFEST_FILE}")
-    folder = (Settings().datasets_dir if datasets_dir is None else datasets_dir) / named["name"]
+    folder = (Settings().datasets_dir if versions_dir is None else versions_dir) / named["name"]
     return folder / f"v{choose_number(folder, named['wanted'] or LATEST)}"
 
 
@@ -204,28 +201,32 @@ def open_folder(path: Path) -> DatasetVersion:
     return DatasetVersion(folder, read_manifest(folder))
 
 
-class Listed(NamedTuple):
+class Listed(NamedTuple, Generic[V]):
     """The versions that there are."""
 
-    versions: list[DatasetVersion]
+    versions: list[V]
     unreadable: dict[str, VersionError]
-    """Why the others cannot be opened, by `NAME@v3`."""
+    """Why the others cannot be opened, by reference."""
 
 
-def list_versions(datasets_dir: Path, name: str | None = None) -> Listed:
+def list_versions(datasets_dir: Path, name: str | None = None) -> Listed[DatasetVersion]:
     """All versions of one dataset or of all, by name and number. Raises `VersionError` where `name` has none."""
-    names = list_names(datasets_dir) if name is None else [name]
+    if name is not None and not re.fullmatch(_NAME, name):
+        raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
+    return list_opened(datasets_dir, name, open_folder)
+
+
+def list_opened(versions_dir: Path, name: str | None, open_one: Callable[[Path], V], shelf: str = "") -> Listed[V]:
+    """List versions of one name or of all, whatever they are versions of."""
     if name is not None:
-        if not re.fullmatch(_NAME, name):
-            raise VersionError(f"{name[:60]!r} names no dataset; a name has lower-case letters, digits and hyphens")
-        choose_number(datasets_dir / name)
-    listed = Listed([], {})
-    for folder in (datasets_dir / each for each in names):
+        choose_number(versions_dir / name)
+    listed = Listed[V]([], {})
+    for folder in (versions_dir / each for each in ([name] if name else list_names(versions_dir))):
         for number in version_numbers(folder):
             try:
-                listed.versions.append(open_folder(folder / f"v{number}"))
+                listed.versions.append(open_one(folder / f"v{number}"))
             except VersionError as error:
-                listed.unreadable[f"{folder.name}@v{number}"] = error
+                listed.unreadable[f"{shelf}{folder.name}@v{number}"] = error
     return listed
 
 

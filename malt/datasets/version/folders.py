@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from malt.canonical_json import file_sha256
-from malt.datasets.manifest import MANIFEST_FILE, FileEntry, M, Parent, VersionManifest, read_as
+from malt.datasets.manifest import MANIFEST_FILE, FileEntry, M, Parent, VersionManifest, read_as, write_manifest
 from malt.datasets.rows.files import RowsWritten
 from malt.errors import InputError, VersionError
 from malt.files import PRIVATE_FILE, PRIVATE_FOLDER, make_private, make_private_folder
@@ -335,6 +335,24 @@ def _readable_newest(folder: Path) -> Parent | None:
         log.warning("the newest version of %s cannot be read, so the next one names no parent: %s", folder.name, error)
         return None
     return Parent(version=newest.version, content_sha256=newest.content_sha256) if newest else None
+
+
+@contextmanager
+def staging_in(folder: Path) -> Iterator[Path]:
+    """Make a folder to write a version in; what is left of it goes."""
+    staging = open_staging(folder)
+    try:
+        yield staging
+    finally:
+        discard(staging)
+
+
+def name_version(manifest: VersionManifest, pages: Mapping[str, str], staging: Path) -> None:
+    """Write what tells of a version by its number: its pages, and the manifest that names them."""
+    for name, text in pages.items():
+        (staging / name).write_text(text, encoding="utf-8")
+    files = {**manifest.files, **{name: describe_file(staging / name) for name in pages}}
+    write_manifest(manifest.model_copy(update={"files": files}), staging)
 
 
 def describe_file(path: Path, rows: RowsWritten | None = None) -> FileEntry:

@@ -27,6 +27,12 @@ class Published(Generic[M]):
     def number(self) -> int:
         return self.manifest.version
 
+    @property
+    def reference(self) -> str:
+        """How commands name it: `NAME@v3`, of models and evaluations with the shelf before it."""
+        shelf = "" if self.manifest.kind == "datasets" else f"{self.manifest.kind}/"
+        return f"{shelf}{self.name}@v{self.number}"
+
 
 Kind = Literal["datasets", "models", "evaluations"]
 SHELVES: dict[str, Kind] = {"models": "models", "evaluations": "evaluations"}

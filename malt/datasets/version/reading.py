@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,14 +121,8 @@ class Cursor:
 _Prompts = Mapping[str, list[MessageRow]]
 """What siblings saw, by the id of their parent."""
 
-_ALWAYS_THERE: tuple[Literal["text", "model", "finish_reason", "request_key", "latency_s", "run"], ...] = (
-    "text",
-    "model",
-    "finish_reason",
-    "request_key",
-    "latency_s",
-    "run",
-)
+_OF_COMPLETION = ("text", "model", "finish_reason", "latency_s", "run")
+_PERHAPS_OF_COMPLETION = ("reasoning", "prompt_tokens", "completion_tokens", "cost_usd")
 
 
 def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: _Prompts, spec: RunSpec) -> ValuedTree:
@@ -148,21 +142,11 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
 
 def _restore_node(address: Address, row: TrajectoryRow, prompt: list[MessageRow]) -> Node:
     """Rebuild one node; raises `ValueError` where something is empty that every node has."""
-    empty = [name for name in _ALWAYS_THERE if row[name] is None]
-    if empty:
+    stored: dict[str, Any] = dict(row)
+    if empty := [name for name in (*_OF_COMPLETION, "request_key") if stored[name] is None]:
         raise ValueError(f"node {address} has no {', '.join(empty)}")
-    completion = Completion(
-        key=row["request_key"],
-        text=row["text"],
-        reasoning=row["reasoning"],
-        finish_reason=row["finish_reason"],
-        model=row["model"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        cost_usd=row["cost_usd"],
-        latency_s=row["latency_s"],
-        run=row["run"],
-    )
+    known = {name: stored[name] for name in (*_OF_COMPLETION, *_PERHAPS_OF_COMPLETION)}
+    completion = Completion(key=row["request_key"], **known)
     return Node(address, tuple(Message(turn["role"], turn["content"]) for turn in prompt), completion)
 
 

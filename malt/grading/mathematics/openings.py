@@ -118,7 +118,6 @@ def _number_set(parser: Parser, _name: str) -> Reading:
 
 
 def _matrix(parser: Parser, _name: str) -> Reading:
-    """Read a matrix in one of the plain environments."""
     name = _name_text(parser)
     if name not in _MATRICES:
         raise Unread(f"the environment {name}")

@@ -111,7 +111,6 @@ class Parser(TokenCursor):
         return found
 
     def inside_up_to(self, *closings: str) -> list[Reading]:
-        """Read as much and one of the closing brackets."""
         found = self.inside()
         if self.take(*closings) is None:
             self.expect(closings[0])
@@ -196,9 +195,11 @@ class Parser(TokenCursor):
 
     def _mixed_number(self) -> MathValue | None:
         r"""Read a whole number with a fraction after it, `1 1/4` or `2\frac{1}{2}`; an improper one is ambiguous."""
+        if not self.peek().text.isdigit():
+            return None
         ahead = " ".join(token.text for token in self.tokens[self.position : self.position + 9])
         match = _MIXED.match(ahead + " ")
-        if match is None or not self.peek().text.isdigit():
+        if match is None:
             return None
         digits = match["digits"] or "  "
         numerator = int(match["top"] or match["top2"] or digits[0])
@@ -233,7 +234,6 @@ class Parser(TokenCursor):
         return True
 
     def _is_unit_word(self, token: Token) -> bool:
-        """Whether a word is a unit, or a noun that is counted."""
         low = token.text.lower()
         return token.text in UNITS or low in UNITS or low in self.nouns or low in COUNTED or low in _POWER_WORDS
 

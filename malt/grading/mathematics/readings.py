@@ -15,7 +15,6 @@ _EITHER_SIGN = Symbol("±")
 
 
 def unit(name: str) -> Symbol:
-    """Return the symbol of a unit."""
     return Symbol(f"unit {name}", positive=True)
 
 
@@ -74,7 +73,6 @@ UNORDERED = ("list", "either", "set")
 
 
 def symbols_in(reading: Reading) -> set[str]:
-    """Return the names of the symbols that a reading depends on."""
     match reading:
         case MathValue(found) | Grid(found):
             return {symbol.name for symbol in found.free_symbols}
@@ -84,7 +82,6 @@ def symbols_in(reading: Reading) -> set[str]:
 
 
 def is_symbol(reading: Reading) -> bool:
-    """Whether a reading is one symbol."""
     return isinstance(reading, MathValue) and bool(reading.expr.is_Symbol)
 
 
@@ -123,7 +120,6 @@ def is_unit(expr: Expr) -> bool:
 
 
 def has_unit(expr: Expr) -> bool:
-    """Whether a unit stands in an expression."""
     return any(map(_names_unit, expr.free_symbols))
 
 

@@ -315,7 +315,6 @@ class TokenCursor:
         return name
 
     def read_so_far(self) -> str:
-        """Return the end of what was read."""
         return " ".join(token.text for token in self.tokens[: self.position])[-30:]
 
     def word(self) -> str:

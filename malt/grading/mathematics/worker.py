@@ -84,7 +84,6 @@ def _is_known(reference: str) -> bool:
 
 @prepared_by(_prepare)
 def is_expression(reference: str, question: str) -> bool:
-    """Say whether a reference is read whole as one expression."""
     from malt.grading.mathematics.readings import MathValue
 
     try:

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from malt.config.roles import ModelSpec
 from malt.config.spec import RunSpec
 from malt.errors import ConfigError, EndpointDown, MaltError, RunStopped
+from malt.llm.budget import Usage
 from malt.llm.faults import RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.provider import embedded
 from malt.llm.provider.call import Reply, build_arguments, compute_cost, default_key, read_key, take_answers
@@ -29,7 +30,6 @@ from malt.llm.rate_limit.policy import PATIENT, Policy
 from malt.llm.request import CompletionRequest
 from malt.llm.response import has_usage, parse_body, read_token_count
 from malt.llm.store.batches import Batch
-from malt.llm.usage import Usage
 
 _ENDPOINT = "/v1/chat/completions"
 _WINDOW = "24h"
@@ -205,9 +205,7 @@ def _read_batch(batch: Any) -> RemoteBatch:  # noqa: ANN401 - LiteLLM is not typ
         status=batch.status,
         mark=metadata.get(MARK) if isinstance(metadata, dict) else None,
         created_at=float(batch.created_at or 0),
-        total=counts.total if counts else 0,
-        completed=counts.completed if counts else 0,
-        failed=counts.failed if counts else 0,
+        **({name: getattr(counts, name) for name in ("total", "completed", "failed")} if counts else {}),
         files=tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
         error=str(problem.message or "") if problem else "",
         error_code=str(problem.code or "") if problem else "",

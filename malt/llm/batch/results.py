@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from malt.config.roles import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
 from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_reply
-from malt.llm.budget import Amount
+from malt.llm.budget import Amount, Tally, Usage
 from malt.llm.client.completers import measure_usage, read_sample
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.provider.errors import name_endpoint
@@ -17,8 +17,7 @@ from malt.llm.provider.routing import Route
 from malt.llm.request import RequestFailed
 from malt.llm.response import split_response
 from malt.llm.store.batches import Batch, BatchItem, Returned
-from malt.llm.store.samples import StoredSample
-from malt.llm.usage import Tally, Usage
+from malt.llm.store.database import StoredSample
 
 QUEUE_FULL = "token_limit_exceeded"
 """OpenAI's word for more tokens in its queue than an organization may have there."""
@@ -152,10 +151,6 @@ class BatchOutcome:
             model=self.batch.model,
             address=item.address,
             sample=item.sample,
-            response=None,
-            error=None,
-            cost_usd=None,
-            latency_s=0.0,
             run=self.run,
         )
 

@@ -15,12 +15,13 @@ from types import MappingProxyType
 from malt.concurrency import gather_all
 from malt.config.roles import Role
 from malt.errors import ConfigError, StoreError
+from malt.llm.budget import Tally, Usage
 from malt.llm.client.session import Session, open_default_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
-from malt.llm.store.samples import ASIDE, Store, StoredSample
-from malt.llm.usage import Tally, Usage
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import ASIDE, Store
 
 
 class StoreCompleter:
@@ -152,8 +153,7 @@ class SessionCompleter(StoreCompleter):
         for place, asked in enumerate(with_fallbacks(request)):
             buy = partial(self._request_run, asked, has_spare=place < fallbacks)
             await gather_all(buy(first, count) for first, count in group_runs(left))
-            left = [sample for sample in left if self.answer(request, sample) is None]
-            if not left:
+            if not (left := [sample for sample in left if self.answer(request, sample) is None]):
                 return
 
     async def _request_run(self, request: CompletionRequest, first: int, count: int, *, has_spare: bool) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -51,8 +51,14 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
+ShowWait = Callable[[str | None], Awaitable[None]]
+"""Is told what is waited for whenever that changes, and None once the wait is over."""
+
+
 @asynccontextmanager
-async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterator[None]:
+async def hold_run_lock(
+    name: str, settings: Settings, who: str, show_wait: ShowWait | None = None
+) -> AsyncIterator[None]:
     """Hold the lock of dataset `name` in this store, once all runs before have ended. Not re-entrant.
 
     What is waited for is logged. `who` is what others that wait are told. Raises `StoreError` where the store cannot
@@ -60,7 +66,7 @@ async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterato
     """
     lock = _make_lock(name, settings, f"{who}, process {os.getpid()} on {socket.gethostname()}")
     try:
-        await _acquire(lock, name)
+        await _acquire(lock, name, show_wait)
         keeping = asyncio.create_task(_keep_held(lock, name))
         try:
             yield
@@ -75,13 +81,17 @@ async def hold_run_lock(name: str, settings: Settings, who: str) -> AsyncIterato
         lock.release()
 
 
-async def _acquire(lock: _Lock, name: str) -> None:
+async def _acquire(lock: _Lock, name: str, show_wait: ShowWait | None) -> None:
     told = None
     while (holder := lock.take()) is not None:
         if holder != told:
             log.warning("dataset %s: waiting for %s", name, holder)
+            if show_wait is not None:
+                await show_wait(holder)
         told = holder
         await asyncio.sleep(LOOK_EVERY_S)
+    if told is not None and show_wait is not None:
+        await show_wait(None)
 
 
 async def _wait_until_stored() -> None:

@@ -21,7 +21,7 @@ from malt.config.roles import ModelSpec
 from malt.config.secret_scan import redact
 from malt.config.settings import Settings
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError, RunStopped
-from malt.llm.budget import Amount, Budget, estimate_worst_case
+from malt.llm.budget import Amount, Budget, Tally, Usage, estimate_worst_case
 from malt.llm.faults import NoSiblings, Rejected
 from malt.llm.provider import call, embedded
 from malt.llm.provider.call import Reply
@@ -29,8 +29,8 @@ from malt.llm.rate_limit.limiter import Endpoint, EndpointKey, Endpoints, endpoi
 from malt.llm.request import CompletionRequest, RequestFailed
 from malt.llm.response import clean_text, split_response
 from malt.llm.store.batches import BatchStore
-from malt.llm.store.samples import BatchedWriter, Store, StoredSample, UnwritableRow
-from malt.llm.usage import Tally, Usage
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import BatchedWriter, Store, UnwritableRow
 
 T = TypeVar("T")
 
@@ -208,8 +208,8 @@ class Session:
             named = filter(None, (request.model.api_key_env,))
             unforeseen = f"{type(error).__name__}: {redact(str(error), named)}"
             reason = str(error) if isinstance(error, MaltError) else unforeseen
-            waited_s = time.perf_counter() - started
-            rows = _make_failed_rows(request, first, count, clean_text(reason), waited_s, tally.run)
+            waited_s, said, samples = time.perf_counter() - started, clean_text(reason), range(first, first + count)
+            rows = [_make_row(request, sample, waited_s, tally.run, error=said) for sample in samples]
         return await self._put(rows)
 
     async def _wait_for_store(self) -> None:
@@ -267,7 +267,7 @@ def _limits_for(model: ModelSpec, limits: Limits) -> Limits:
     """Return an endpoint's limits; more requests than the embedded model can work on would only time out waiting."""
     if not embedded.is_embedded(model.model):
         return limits
-    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.REQUESTS)})
+    return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.count_lanes())})
 
 
 def make_answered_rows(
@@ -282,21 +282,8 @@ def make_answered_rows(
     ]
 
 
-def _make_failed_rows(
-    request: CompletionRequest, first: int, count: int, reason: str, waited_s: float, run: str = ""
-) -> list[StoredSample]:
-    return [_make_row(request, sample, waited_s, run, error=reason) for sample in range(first, first + count)]
-
-
 def _make_row(
-    request: CompletionRequest,
-    sample: int,
-    latency_s: float,
-    run: str,
-    *,
-    response: str | None = None,
-    error: str | None = None,
-    cost_usd: float | None = None,
+    request: CompletionRequest, sample: int, latency_s: float, run: str, **came: str | float | None
 ) -> StoredSample:
     return StoredSample(
         key=request.keys[sample],
@@ -305,11 +292,9 @@ def _make_row(
         model=request.model.model,
         address=request.address,
         sample=sample,
-        response=response,
-        error=error,
-        cost_usd=cost_usd,
         latency_s=latency_s,
         run=run,
+        **came,  # type: ignore[arg-type]  # `response` and `cost_usd`, or `error`
     )
 
 

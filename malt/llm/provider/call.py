@@ -8,8 +8,8 @@ import copy
 import os
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pydantic import BaseModel, JsonValue
@@ -87,22 +87,19 @@ async def send(request: CompletionRequest, first: int, count: int) -> Reply:
     """
     while True:
         route = await find_route(request.model)
-        with _keeping_server(request.model, route) as is_there:
-            if is_there:
-                return await _send(request, route, first, count)
+        arguments = build_arguments(request, route, first, count)
+        if not (embedded.is_embedded(request.model.model) and route.api_base):
+            return await _send(request, route, arguments, count)
+        async with embedded.asking(route.api_base, request.model.model) as lane:
+            if lane is not None:
+                at = f"{lane.address}/v1"
+                own = {"api_base": at, "cache_prompt": lane.is_new(repr(request.messages))}
+                return await _send(request, replace(route, api_base=at), {**arguments, **own}, count)
         forget_route(request.model)
 
 
-def _keeping_server(model: ModelSpec, route: Route) -> AbstractContextManager[bool]:
-    """Keep an embedded model's server from ending while it is asked; say whether it has ended before."""
-    if embedded.is_embedded(model.model) and route.api_base:
-        return embedded.asking(route.api_base, model.model)
-    return nullcontext(enter_result=True)
-
-
-async def _send(request: CompletionRequest, route: Route, first: int, count: int) -> Reply:
+async def _send(request: CompletionRequest, route: Route, arguments: Mapping[str, object], count: int) -> Reply:
     model = request.model
-    arguments = build_arguments(request, route, first, count)
     started = time.perf_counter()
     try:
         body, headers = await within(model.timeout_s, _complete(route, arguments))
@@ -137,7 +134,7 @@ async def _read_reply(
     response = take_answers(body, model)
     if embedded.is_embedded(model.model) and route.api_base:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
-            await asyncio.to_thread(_count_choices, route.api_base, response)
+            await asyncio.to_thread(embedded.count_choices, route.api_base, response)
     route.has_siblings = route.has_siblings or len(embedded.as_list(response["choices"])) > 1
     return Reply(response, latency_s, compute_cost(model, response.get("usage")), granted)
 
@@ -307,13 +304,6 @@ def _derive_seed(request: CompletionRequest, first: int) -> int:
 @cache
 def _make_response_format(schema: type[BaseModel]) -> object:
     return import_litellm().utils.type_to_response_format_param(schema)
-
-
-def _count_choices(api_base: str, response: Mapping[str, JsonValue]) -> None:
-    """Note each choice's `completion_tokens` in it: the embedded server's usage covers the first choice alone."""
-    choices = [choice for choice in embedded.as_list(response.get("choices")) if isinstance(choice, dict)]
-    for choice, tokens in zip(choices, embedded.count_choices(api_base, response), strict=True):
-        choice["completion_tokens"] = tokens
 
 
 def compute_cost(model: ModelSpec, usage: JsonValue, *, batched: bool = False) -> float | None:

@@ -7,12 +7,13 @@
 | `NAME@v2/generator` | a role of a model version |
 | `embedded/<hf-repo>:<file.gguf>` | a file of a Hugging Face repository, downloaded once into its usual cache |
 
-What repeats: the same requests in the same order, one at a time, with the same seeds, give the same texts on the same
-kind of processor. Other requests in flight, or another prefix in the cache, change the last bits of the logits and so a
-sampled text now and then: a run that goes on after an interruption need not get the texts it would have got in one go.
-What is in the store stays as it is.
+A model has a few servers, *lanes*, each with a core and one request at a time. On one kind of processor a text depends
+on weights, request and seed alone: not on what was asked before, nor on what else is in flight. llama.cpp multiplies a
+single row by another routine than several, and their last bits differ; so a prompt is one batch that is never cut, and
+the cache never leaves its last token alone to compute.
 """
 
+import asyncio
 import atexit
 import importlib.util
 import json
@@ -21,9 +22,10 @@ import re
 import secrets
 import threading
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -35,26 +37,25 @@ from malt.canonical_json import cached_sha256
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.errors import ConfigError
+from malt.llm.response import as_object
 
 NAME = "embedded"
 
 KEY = secrets.token_urlsafe(32)
 """What the servers of this process ask for, so that no other user and no page in a browser can use them."""
 
-SLOTS = 8
-"""Samples the server works on at once; the most that one request may ask for (`n`)."""
+SLOTS = 4
+"""Samples that a lane works on at once; the most that one request may ask for (`n`)."""
 
 MOST_SERVERS = 4
-"""Models served at once: the three roles and a judge. Each takes its weights and a gigabyte."""
+"""Models served at once: the three roles and a judge."""
 
-REQUESTS = 1
-"""Requests worth having under way at once. On two cores one sample alone decodes 153 tokens/s and eight at once 175;
-and a request that is alone finds its role's prompt still cached (a third of the prompt tokens to compute), and equal
-runs get equal texts."""
+MOST_LANES = 4
+"""Of one model; further cores are shared out among them."""
 
 CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
-With eight slots the small model takes 0.9 GiB of memory."""
+With four slots a lane of the small model takes 0.4 GiB of memory."""
 
 _SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
@@ -102,16 +103,39 @@ def start_endpoint(model: str, weights: str | None = None) -> str:
     return f"{servers.address(path, model)}/v1"
 
 
-@contextmanager
-def asking(base_url: str, model: str) -> Iterator[bool]:
-    """Keep a model's server while it is asked; False where it has ended, so that its endpoint is to be started anew."""
-    address = base_url.removesuffix("/v1")
-    is_there = servers.begin_asking(address, cached_sha256(find_weights(model)))
+@asynccontextmanager
+async def asking(base_url: str, model: str) -> "AsyncIterator[Lane | None]":
+    """Have one of a model's lanes to oneself; None where its servers have ended: start its endpoint anew."""
+    served = servers.find(base_url.removesuffix("/v1"), cached_sha256(find_weights(model)))
+    if served is None:
+        yield None
+        return
+    lane = await _wait_for(served)
     try:
-        yield is_there
+        yield lane
     finally:
-        if is_there:
-            servers.end_asking(address)
+        served.give_back(lane)
+
+
+async def _wait_for(served: "_Served") -> "Lane":
+    waiting = served.take()
+    try:
+        return await asyncio.wrap_future(waiting)
+    except asyncio.CancelledError:
+        if not waiting.cancelled():  # it came as we were cancelled
+            served.give_back(waiting.result())
+        raise
+
+
+def count_threads() -> int:
+    """Return how many threads a model computes with: `MALT_EMBEDDED_THREADS`, or the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Settings().embedded_threads or cores
+
+
+def count_lanes() -> int:
+    """Return how many requests a model works on at once."""
+    return min(count_threads(), MOST_LANES)
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
@@ -119,20 +143,13 @@ def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
     return [len(_tokenize(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
 
 
-def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> list[int]:
-    """Count the completion tokens of every choice of a chat completion, each one's end mark included.
-
-    The server's own `usage.completion_tokens` covers the first choice alone.
-    """
+def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> None:
+    """Note each choice's `completion_tokens` in it, its end mark too: the server's usage covers the first alone."""
     choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
-    counts = count_tokens(base_url, [_read_content(choice) for choice in choices])
-    return [count + (choice.get("finish_reason") == "stop") for count, choice in zip(counts, choices, strict=True)]
-
-
-def _read_content(choice: Mapping[str, JsonValue]) -> str:
-    message = choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else ""
+    contents = (as_object(choice.get("message")).get("content") for choice in choices)
+    counts = count_tokens(base_url, [content if isinstance(content, str) else "" for content in contents])
+    for choice, count in zip(choices, counts, strict=True):
+        choice["completion_tokens"] = count + (choice.get("finish_reason") == "stop")
 
 
 def as_list(value: JsonValue) -> list[JsonValue]:
@@ -221,6 +238,61 @@ class _LlamaServer(Protocol):
         ...
 
 
+class Lane:
+    """A server that one request at a time has to itself."""
+
+    def __init__(self, server: _LlamaServer) -> None:
+        self._server = server
+        self._asked = set[int]()
+
+    @property
+    def address(self) -> str:
+        return self._server.listening_address
+
+    def is_new(self, prompt: str) -> bool:
+        """Whether it was never asked this; of an equal prompt its cache would leave the last token alone to compute."""
+        known = len(self._asked)
+        self._asked.add(hash(prompt))
+        return len(self._asked) > known
+
+
+class _Served:
+    """A model's lanes, and who waits for one."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.lanes, self._free, self._waiting = lanes, deque(lanes), deque[Future[Lane]]()
+        self._lock = threading.Lock()
+        self.askers = 0
+
+    @property
+    def address(self) -> str:
+        """What its endpoint is known by: the first lane's."""
+        return self.lanes[0].address
+
+    def take(self) -> "Future[Lane]":
+        """Ask for a lane, to be given back; the future may be cancelled."""
+        found = Future[Lane]()
+        with self._lock:
+            self.askers += 1
+            self._waiting.append(found)
+            self._hand_out()
+        return found
+
+    def give_back(self, lane: Lane) -> None:
+        with self._lock:
+            self.askers -= 1
+            self._free.append(lane)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free and self._waiting:
+            found = self._waiting.popleft()
+            if found.set_running_or_notify_cancel():
+                found.set_result(self._free.pop())
+            else:
+                self.askers -= 1
+
+
 class _Servers:
     """What runs in this process, by the digest of the weights: a file that was replaced is another model.
 
@@ -229,40 +301,33 @@ class _Servers:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.running: dict[str, _LlamaServer] = {}
-        self._askers = Counter[str]()
-        """How many are asking a server, by its address."""
+        self.running: dict[str, _Served] = {}
 
     def address(self, path: Path, model: str) -> str:
-        """Return where a model is served; start its server if there is none."""
+        """Return where a model is served; start its servers if there are none."""
         with self.lock:
             weights = cached_sha256(path)
-            server = self.running.pop(weights, None)
-            if server is None:
+            served = self.running.pop(weights, None)
+            if served is None:
                 self._make_room()
-                server = _start(path, model)
-            self.running[weights] = server
-            return server.listening_address
+                served = _Served([Lane(_start(path, model)) for _ in range(count_lanes())])
+            self.running[weights] = served
+            return served.address
 
     def _make_room(self) -> None:
         """End servers that nobody is asking, those first that nobody has asked for longest."""
-        idle = [key for key, server in self.running.items() if not self._askers[server.listening_address]]
+        idle = [key for key, served in self.running.items() if not served.askers]
         for key in idle[: max(0, len(self.running) - MOST_SERVERS + 1)]:
             del self.running[key]
 
-    def begin_asking(self, address: str, weights: str) -> bool:
-        """Keep a server while it is asked; False where it has ended, or another one has its address now."""
+    def find(self, address: str, weights: str) -> _Served | None:
+        """Return a model that runs and note its use; None where it has ended, or another one has its address now."""
         with self.lock:
-            server = self.running.get(weights)
-            if server is None or server.listening_address != address:
-                return False
+            served = self.running.get(weights)
+            if served is None or served.address != address:
+                return None
             self.running[weights] = self.running.pop(weights)
-            self._askers[address] += 1
-            return True
-
-    def end_asking(self, address: str) -> None:
-        with self.lock:
-            self._askers[address] -= 1
+            return served
 
     def stop(self) -> None:
         with self.lock:
@@ -286,11 +351,18 @@ def _start(path: Path, model: str) -> _LlamaServer:
 
 
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types
-    """Fill in llama.cpp's parameters; its defaults for threads, batching and flash attention are the fastest here."""
+    """Fill in llama.cpp's parameters.
+
+    A thread that has a core for itself waits for no other one: two on one model took twice the CPU of one, or more
+    beside a busy neighbour. Flash attention has a routine of its own for 64 rows and more.
+    """
     values.model.path = str(path)
     values.model_alias = {_alias_of(path)}  # else every reply names the path
     values.n_parallel = SLOTS
     values.n_ctx = SLOTS * CONTEXT
+    values.n_batch = values.n_ubatch = CONTEXT
+    values.flash_attn_type = _import_xllamacpp().llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    values.cpuparams.n_threads = values.cpuparams_batch.n_threads = count_threads() // count_lanes()
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
     values.verbosity = -1
     values.warmup = False

@@ -102,7 +102,14 @@ def _make_route(model: ModelSpec) -> Route:
     look_up_price(name)
     _silence_price_search(name)
     takes_schema = "response_format" in supported
-    return Route(name, api_base, supported, takes_schema, gets_own_key=is_own_address(model, provider))
+    return Route(
+        name,
+        api_base,
+        supported,
+        takes_schema,
+        has_siblings=embedded.is_embedded(model.model),
+        gets_own_key=is_own_address(model, provider),
+    )
 
 
 _ADDRESSES = {

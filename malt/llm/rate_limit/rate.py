@@ -175,7 +175,6 @@ class LearnedRate:
         return before.is_even and now.is_even and 0 < before.share <= 2 * now.share < 2 * self._MOST_SHED
 
     def _expect_shed(self, now: float) -> None:
-        """Expect a share of 429s, and speed up soon."""
         both = [*self._epoch.tickets, *self._last_epoch.tickets]
         self._shed = sum(ticket.is_refused for ticket in both) / len(both)
         self._cut_at, self._recovery_s = now, self._policy.rate_recovery_s / 60

@@ -7,16 +7,15 @@ back counts for the dataset whose run asked for it, and for no other.
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from malt.config.roles import ModelSpec
 from malt.llm.budget import Amount
-from malt.llm.store.database import create_tables, metadata, samples_table
+from malt.llm.store.database import create_tables, insert_into, make_table, samples_table
 from malt.llm.store.samples import Store, split_chunks
 from malt.processes import is_running, machine_id
 
@@ -27,39 +26,6 @@ LIFE_S = 31 * 86_400.0
 """Seconds until a batch is over: its window of a day, and the 30 days for which results are kept."""
 _IN_DOUBT = ""
 """Stands for the provider's name of a batch from when its making is tried until that name is known."""
-
-batches_table = sa.Table(
-    "batches",
-    metadata,
-    sa.Column("mark", sa.Text, primary_key=True),
-    sa.Column("dataset", sa.Text, nullable=False, index=True),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("api_base", sa.Text),
-    sa.Column("api_key_env", sa.Text),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("planned_at", sa.Float, nullable=False),
-    sa.Column("batch_id", sa.Text),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("usd", sa.Float, nullable=False),
-    sa.Column("tokens", sa.BigInteger, nullable=False),
-)
-
-items_table = sa.Table(
-    "batch_items",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("mark", sa.Text, index=True),
-    sa.Column("dataset", sa.Text, nullable=False, index=True),
-    sa.Column("custom_id", sa.Text, nullable=False),
-    sa.Column("question_id", sa.Text, nullable=False, index=True),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("address", sa.Text, nullable=False),
-    sa.Column("sample", sa.Integer, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("alone", sa.Boolean, nullable=False),
-    sa.Column("given_up", sa.Boolean, nullable=False),
-)
-
 
 submitting: set[str] = set()
 """Marks of the batches that this process is just packing or handing in."""
@@ -102,7 +68,6 @@ class Batch:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether who wrote it down has ended before it was known to be handed in."""
         if self.owner == name_process():
             return self.mark not in submitting
         place, _, process = self.owner.rpartition(":")
@@ -111,8 +76,7 @@ class Batch:
     @property
     def is_in_doubt(self) -> bool:
         """Whether it may have been made, and its name is not known."""
-        is_from_before = "/" not in self.owner  # by a release that did not note that it tries; or no Linux
-        return self.batch_id == _IN_DOUBT or (self.batch_id is None and is_from_before)
+        return self.batch_id == _IN_DOUBT
 
     @property
     def is_over(self) -> bool:
@@ -157,10 +121,10 @@ class Returned(NamedTuple):
     is_given_up: bool
 
 
-_ITEM_COLUMNS = tuple(column.name for column in fields(BatchItem))
+batches_table = make_table("batches", Batch, ["dataset"])
+items_table = make_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
 """Columns of an item that are its dataset's own."""
-_BATCH_COLUMNS = tuple(column.name for column in fields(Batch))
 
 
 class BatchStore:
@@ -179,13 +143,9 @@ class BatchStore:
         in_order = sorted(items, key=lambda item: item.key)  # so that two who claim the same never wait in a ring
 
         def claim(connection: sa.Connection) -> set[str]:
-            noted = (
-                _insert_into(connection, batches_table)
-                .values(_list_values(batch, _BATCH_COLUMNS))
-                .on_conflict_do_nothing()
-            )
+            noted = insert_into(connection, batches_table).values(asdict(batch)).on_conflict_do_nothing()
             connection.execute(noted)
-            connection.execute(_claim_statement(connection), [_list_values(item, _ITEM_COLUMNS) for item in in_order])
+            connection.execute(_claim_statement(connection), list(map(asdict, in_order)))
             held = set(connection.scalars(_STILL_MISSING, {"of": batch.mark}))
             lost = {item.custom_id for item in items if item.key not in held}
             _let_go(connection, batch.mark, lost)
@@ -231,7 +191,7 @@ class BatchStore:
 
     def note_spent(self, spent: Batch) -> None:
         """Note what a run has asked directly so far, as a batch that has ended: the next run counts it too."""
-        values = {**_list_values(spent, _BATCH_COLUMNS), "ended_at": time.time()}
+        values = {**asdict(spent), "ended_at": time.time()}
 
         def note(connection: sa.Connection) -> None:
             connection.execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark))
@@ -301,27 +261,19 @@ class BatchStore:
         return self._transact(lambda connection: connection.execute(change).rowcount) == 1
 
     def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:
-        query = sa.select(*(batches_table.c[name] for name in _BATCH_COLUMNS)).where(which)
-        return [Batch(*row) for row in self._fetch(query.order_by(batches_table.c.planned_at))]
+        query = sa.select(batches_table).where(which).order_by(batches_table.c.planned_at)
+        return [Batch(*row) for row in self._fetch(query)]
 
     def _items(self, which: sa.ColumnElement[bool]) -> list[BatchItem]:
-        return [
-            BatchItem(*row)
-            for row in self._fetch(sa.select(*(items_table.c[name] for name in _ITEM_COLUMNS)).where(which))
-        ]
+        return [BatchItem(*row) for row in self._fetch(sa.select(items_table).where(which))]
 
     def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self._transact(lambda connection: connection.execute(query).all(), writes=False)
 
 
-def _insert_into(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
-    """Return an insertion that can say what to do where a row is there already."""
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
 def _claim_statement(connection: sa.Connection) -> sa.Insert:
     """Write items down where they are in no open batch and this dataset has not given them up."""
-    insert, table = _insert_into(connection, items_table), items_table.c
+    insert, table = insert_into(connection, items_table), items_table.c
     is_anothers = table.dataset != insert.excluded.dataset
     statement: sa.Insert = insert.on_conflict_do_update(
         index_elements=["key"],
@@ -350,10 +302,7 @@ _RETURN = (
     sa.update(items_table)
     .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
     .values(
-        mark=None,
-        attempts=sa.bindparam("tries"),
-        alone=sa.bindparam("is_alone"),
-        given_up=sa.bindparam("is_given_up"),
+        mark=None, attempts=sa.bindparam("tries"), alone=sa.bindparam("is_alone"), given_up=sa.bindparam("is_given_up")
     )
 )
 
@@ -364,7 +313,3 @@ def _in_batch(mark: str) -> sa.ColumnElement[bool]:
 
 def _is_open(mark: str) -> sa.ColumnElement[bool]:
     return sa.and_(batches_table.c.mark == mark, batches_table.c.ended_at.is_(None))
-
-
-def _list_values(row: Batch | BatchItem, names: Iterable[str]) -> Mapping[str, object]:
-    return {name: getattr(row, name) for name in names}

@@ -3,10 +3,12 @@
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -98,7 +100,6 @@ def hide_password(url: str) -> str:
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Turn what the database raises into a `StoreError` that names the store."""
     try:
         yield
     except DBAPIError as error:
@@ -129,23 +130,51 @@ _STORE_LOCK = 0x6D616C74
 
 metadata = sa.MetaData()
 
-samples_table = sa.Table(
-    "samples",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("question_id", sa.Text, nullable=False, index=True),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("address", sa.Text, nullable=False),
-    sa.Column("sample", sa.Integer, nullable=False),
-    sa.Column("response", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("latency_s", sa.Float, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("run", sa.Text, nullable=False, server_default=""),
-)
+_COLUMN_TYPES = {str: sa.Text, int: sa.BigInteger, float: sa.Float, bool: sa.Boolean}
 
+
+def make_table(name: str, row: type, indexed: Collection[str]) -> sa.Table:
+    """Return the table of a type of rows: a column a field, the first one the key; null only where the type says so."""
+    columns: list[sa.Column[Any]] = []
+    for place, (column, kind) in enumerate(get_type_hints(row).items()):
+        kinds = get_args(kind) or (kind,)
+        nullable, index = NoneType in kinds, column in indexed
+        columns.append(
+            sa.Column(column, _COLUMN_TYPES[kinds[0]], primary_key=not place, nullable=nullable, index=index)
+        )
+    return sa.Table(name, metadata, *columns)
+
+
+def insert_into(connection: sa.Connection | sa.Engine, table: sa.Table) -> Any:  # noqa: ANN401 - a class for each dialect
+    """Return an insertion that can say what to do where a row is there already."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """One row: what was asked, by whom, and what came of it. Exactly one of `response` and `error` is set."""
+
+    key: str
+    question_id: str
+    role: str
+    model: str
+    """The model that was asked, as the config names it."""
+    address: str
+    """Address of the parent node in the question's tree; empty for the root and for the evaluator."""
+    sample: int
+    response: str | None = None
+    """The provider's answer as JSON, with this sample's choice alone."""
+    error: str | None = None
+    """Reason why there is no answer."""
+    cost_usd: float | None = None
+    """This sample's share of what its request cost; None where that is unknown."""
+    latency_s: float = 0.0
+    created_at: float = field(default_factory=time.time)
+    run: str = ""
+    """The run that asked; empty where none was named."""
+
+
+samples_table = make_table("samples", StoredSample, ["question_id"])
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 _known_urls: set[str] = set()
@@ -181,7 +210,7 @@ def _when_free(open_store: Callable[[], None]) -> None:
         try:
             open_store()
         except OperationalError as error:
-            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock", "duplicate column"))
+            passes = any(sign in str(error.orig) for sign in ("locked", "deadlock"))
             if not passes or attempt == _OPEN_ATTEMPTS - 1:
                 raise
             time.sleep(0.02 * (attempt + 1))
@@ -198,9 +227,8 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
                 f"the store {hide_password(url)} has the encoding {encoding}, which cannot hold every text: create a "
                 "database with ENCODING 'UTF8' TEMPLATE template0"
             )
-        dialect: Any = postgresql if is_postgres else sqlite
         if not (versions := connection.scalars(sa.select(format_table.c.version)).all()):
-            connection.execute(dialect.insert(format_table).values(version=FORMAT).on_conflict_do_nothing())
+            connection.execute(insert_into(connection, format_table).values(version=FORMAT).on_conflict_do_nothing())
             return
         present = {column["name"] for column in sa.inspect(connection).get_columns("samples")}
     if max(versions) > FORMAT:
@@ -208,20 +236,11 @@ def _create_or_check(engine: sa.Engine, url: str) -> None:
             f"the store {hide_password(url)} has format {max(versions)}, written by a newer malt; "
             f"this one reads {FORMAT}: upgrade malt"
         )
-    if missing := [column.name for column in samples_table.c if column.name not in present | {"run"}]:
+    if missing := [column.name for column in samples_table.c if column.name not in present]:
         raise StoreError(
             f"the store {hide_password(url)} has a table 'samples' without {', '.join(missing)}: it was not "
             "written by malt; move it away or set MALT_STORE_URL"
         )
-    if "run" not in present:
-        _add_run(engine)
-
-
-def _add_run(engine: sa.Engine) -> None:
-    """Add the one column that earlier releases did not write; they go on working with it there."""
-    with engine.begin() as connection:
-        if_missing = "IF NOT EXISTS " if engine.dialect.name == "postgresql" else ""
-        connection.execute(sa.text(f"ALTER TABLE samples ADD COLUMN {if_missing}run TEXT DEFAULT '' NOT NULL"))
 
 
 def create_tables(connection: sa.Connection) -> None:

@@ -15,20 +15,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError
 
 from malt.errors import StoreError, StoreLost
 from malt.llm.store.database import (
+    StoredSample,
     database_errors,
     describe_error,
     format_table,
     hide_password,
+    insert_into,
     is_known,
     is_transient,
     open_engine,
@@ -39,30 +40,6 @@ T = TypeVar("T")
 
 _RETRY_EVERY_S = 0.5
 """Seconds between tries to use a store that is away."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSample:
-    """One row: what was asked, by whom, and what came of it. Exactly one of `response` and `error` is set."""
-
-    key: str
-    question_id: str
-    role: str
-    model: str
-    """The model that was asked, as the config names it."""
-    address: str
-    """Address of the parent node in the question's tree; empty for the root and for the evaluator."""
-    sample: int
-    response: str | None
-    """The provider's answer as JSON, with this sample's choice alone."""
-    error: str | None
-    """Reason why there is no answer."""
-    cost_usd: float | None
-    """This sample's share of what its request cost; None where that is unknown."""
-    latency_s: float
-    created_at: float = field(default_factory=time.time)
-    run: str = ""
-    """The run that asked; empty where none was named."""
 
 
 ASIDE = "~"
@@ -78,7 +55,7 @@ class OldRow(NamedTuple):
     size: int
 
 
-COLUMNS = tuple(column.name for column in fields(StoredSample))
+COLUMNS = samples_table.c.keys()
 _PER_QUERY = 500
 """Values bound in one query; well under SQLite's limit."""
 _WRITTEN_AT = sa.select(samples_table.c.key, samples_table.c.created_at).where(
@@ -89,7 +66,7 @@ _SET_ASIDE = (
     .where(samples_table.c.key == sa.bindparam("answered"), samples_table.c.response.is_not(None))
     .values(key=sa.bindparam("aside"))
 )
-_BY_KEY = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(samples_table.c.key == sa.bindparam("key"))
+_BY_KEY = sa.select(samples_table).where(samples_table.c.key == sa.bindparam("key"))
 
 
 class UnwritableRow(StoreError):  # noqa: N818
@@ -110,10 +87,8 @@ class Store:
         self.patience_s = patience_s
         self._away_since: float | None = None
         self._cannot_write = False
-        self._engine = self._open()
-        self._inode = self._find_inode()
-        self._rescuing = threading.Lock()
-        self._insert = self._upsert()
+        self._engine, self._rescuing = self._open(), threading.Lock()
+        self._inode, self._insert = self._find_inode(), self._upsert()
 
     @property
     def is_away(self) -> bool:
@@ -126,9 +101,7 @@ class Store:
         def read(connection: sa.Connection) -> dict[str, StoredSample]:
             found: dict[str, StoredSample] = {}
             for chunk in split_chunks(ids):
-                query = sa.select(*(samples_table.c[name] for name in COLUMNS)).where(
-                    samples_table.c.question_id.in_(chunk)
-                )
+                query = sa.select(samples_table).where(samples_table.c.question_id.in_(chunk))
                 found.update((row[0], StoredSample(*row)) for row in connection.execute(query).all())
             return found
 
@@ -310,8 +283,7 @@ class Store:
         self.close()
 
     def _upsert(self) -> sa.Insert:
-        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        insert: Any = dialect.insert(samples_table)
+        insert = insert_into(self._engine, samples_table)
         statement: sa.Insert = insert.on_conflict_do_update(
             index_elements=["key"],
             set_={name: insert.excluded[name] for name in COLUMNS if name != "key"},
@@ -328,7 +300,6 @@ class PastStore(Store):
         self.moment = moment.timestamp()
 
     def rows(self, question_ids: Iterable[str]) -> dict[str, StoredSample]:
-        """Return all rows of these questions by the keys that they had then."""
         answers: dict[str, list[StoredSample]] = {}
         for key, row in super().rows(question_ids).items():
             answers.setdefault(key.partition(ASIDE)[0], []).append(row)

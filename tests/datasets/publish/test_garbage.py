@@ -18,7 +18,8 @@ from malt.datasets.publish.removal import Garbage, collect_garbage, remove_versi
 from malt.datasets.version.dataset_version import open_version
 from malt.datasets.version.folders import open_staging, temporary_name
 from malt.errors import ConfigError, VersionError
-from malt.llm.store.samples import ASIDE, Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import ASIDE, Store
 from tests.postgres import postgres as postgres
 from tests.published import publish_questions
 from tests.strategies import addresses

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,16 @@ def start(data_dir: Path, *options: str, **environment: str) -> Up:
     return Up(process, f"{line.split()[-1]}/api", data_dir)
 
 
+def pid_of(flow_run_id: str) -> int:
+    """The process of a flow run that is under way."""
+    mark = f"PREFECT__FLOW_RUN_ID={flow_run_id}\0".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in entry.read_bytes():
+                return int(entry.parent.name)
+    raise AssertionError(f"flow run {flow_run_id} has no process")
+
+
 def free_port() -> str:
     import socket
 
@@ -103,8 +114,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def mute(up: Up) -> None:
     """Let nobody be told of failed runs: each would start another one, beside what the test does next."""
     client = Prefect(up)
-    for automation in client.post("/automations/filter", {}).raise_for_status().json():
-        client.ask("PATCH", f"/automations/{automation['id']}", {"enabled": False}).raise_for_status()
+    client.switch_automations(on=False)
     client.http.close()
 
 
@@ -178,6 +188,27 @@ class Prefect:
         wanted = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "limit": 200}
         return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
 
+    def switch_automations(self, *, on: bool, named: str = "") -> None:
+        """Enable or disable those whose name has `named` in it."""
+        for automation in self.post("/automations/filter", {}).raise_for_status().json():
+            if named in automation["name"]:
+                self.ask("PATCH", f"/automations/{automation['id']}", {"enabled": on}).raise_for_status()
+
+    def errors(self, flow_run_id: str) -> list[str]:
+        """The lines of its log that are errors."""
+        wanted = {"logs": {"flow_run_id": {"any_": [flow_run_id]}, "level": {"ge_": 40}}, "limit": 200}
+        return [line["message"] for line in self.post("/logs/filter", wanted).raise_for_status().json()]
+
+    def open_task_runs(self, flow_run_id: str) -> list[str]:
+        """The task runs that have not come to an end."""
+        return [each["name"] for each in self.task_runs(flow_run_id) if each["state_type"] not in ENDED]
+
+    def state(self, flow_run_id: str) -> Json:
+        return self.http.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
+
+    def set_state(self, flow_run_id: str, **state: Json) -> None:
+        self.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state}).raise_for_status()
+
     def flow_runs(self, flow: str, state: str) -> list[Json]:
         """The runs of a deployment that are in a state, the latest first."""
         wanted = {
@@ -196,6 +227,13 @@ class Prefect:
 
     def newest(self, name: str) -> DatasetVersion:
         return self.versions(name)[-1]
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RUN_LIMIT_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
 
 
 @pytest.fixture

@@ -1,12 +1,25 @@
-"""A run that is cancelled in the UI, or ended with the service: it asks no more, and stores what it still gets."""
+"""A run that is cancelled, suspended, killed or ended with the service: it asks no more, and keeps what it gets."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, Up, declared, free_port, in_form, start
+from tests.flows.service.conftest import (
+    RUN_LIMIT_S,
+    Json,
+    Prefect,
+    Up,
+    declared,
+    free_port,
+    in_form,
+    pid_of,
+    start,
+    wait_for,
+)
 from tests.providers import ScriptedProvider
 
 STOP_LIMIT_S = 30.0
@@ -17,10 +30,10 @@ BRANCHES: Json = {"tracking": "branch"}
 PROCESSES: Json = {"tracking": "shard", "task_runner": "processes"}
 
 
-def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json) -> str:
+def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json, name: str = "stopped") -> str:
     """Start a run that takes a minute, a few requests at a time; return its id once it has asked for some."""
     provider.latency_s = 2.0
-    spec = declared("stopped", folder, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY}, run=run)
+    spec = declared(name, folder, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY}, run=run)
     flow_run_id = client.trigger("generate", spec=in_form(spec)).raise_for_status().json()["id"]
     deadline = time.monotonic() + RUN_LIMIT_S
     while provider.request_count <= UNDER_WAY:
@@ -42,10 +55,69 @@ def test_a_cancelled_run_asks_no_more_and_stores_what_it_still_gets(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path, run: Json
 ) -> None:
     flow_run_id = begin(prefect, provider, tmp_path, run)
-    prefect.post(f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}}).raise_for_status()
+    prefect.set_state(flow_run_id, type="CANCELLING")
     assert prefect.ended(flow_run_id)["state_type"] == "CANCELLED"
     assert len(provider.sent) == provider.request_count < ALL
     assert stored(prefect.service, flow_run_id) == provider.completions_sent
+    assert prefect.errors(flow_run_id) == []
+
+
+def test_a_suspended_run_asks_no_more_publishes_nothing_and_goes_on_when_it_is_resumed(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "suspended")
+    later = {"pause_reschedule": True, "pause_timeout": "2099-01-01T00:00:00Z"}
+    prefect.set_state(flow_run_id, type="PAUSED", name="Suspended", state_details=later)
+    wait_for(lambda: not is_running(flow_run_id))
+    assert len(provider.sent) == provider.request_count < ALL
+    assert prefect.state(flow_run_id)["name"] == "Suspended"
+    assert prefect.numbers("suspended") == []
+    assert prefect.errors(flow_run_id) == []
+    provider.latency_s = 0.0
+    prefect.post(f"/flow_runs/{flow_run_id}/resume", {}).raise_for_status()
+    assert prefect.ended(flow_run_id)["state_type"] == "COMPLETED"
+    assert provider.request_count == ALL
+    wait_for(lambda: prefect.open_task_runs(flow_run_id) == [])
+
+
+def is_running(flow_run_id: str) -> bool:
+    try:
+        return bool(pid_of(flow_run_id))
+    except AssertionError:
+        return False
+
+
+def test_a_killed_run_leaves_no_task_run_open_and_retry_asks_for_what_was_on_the_wire(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "slain")
+    os.kill(pid_of(flow_run_id), signal.SIGKILL)
+    assert prefect.ended(flow_run_id)["state_type"] == "CRASHED"
+    wait_for(lambda: prefect.open_task_runs(flow_run_id) == [])
+    provider.latency_s = 0.0
+    assert prefect.retry(flow_run_id)["state"]["message"] == "slain@v1: 8 questions complete"
+    assert provider.request_count <= ALL + UNDER_WAY
+
+
+def test_the_next_start_says_which_runs_were_killed_with_the_last_one(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    up = start(tmp_path / "data", "--port", free_port())
+    client = Prefect(up)
+    flow_run_id = begin(client, provider, tmp_path, BRANCHES, "lost")
+    client.http.close()
+    up.process.kill()
+    up.process.communicate()
+    wait_for(lambda: up.processes() == [])
+    again = start(tmp_path / "data", "--port", free_port())
+    assert again.process.stdout is not None
+    while "was under way when `malt up` was killed" not in (line := again.process.stdout.readline()):
+        assert line
+    assert line.startswith("lost: ")
+    client = Prefect(again)
+    assert client.state(flow_run_id)["type"] == "CRASHED"
+    client.http.close()
+    again.stop()
 
 
 def test_ctrl_c_ends_the_run_under_way_once_it_has_stored_what_it_gets_the_worker_and_the_server(

@@ -8,6 +8,7 @@ import pytest
 
 from malt.config.loader import load_spec
 from malt.config.spec import RunSpec
+from tests.configs import write_config
 from tests.flows.service.conftest import PROJECT, Json, Prefect, Up, declared, in_form
 from tests.providers import ScriptedProvider
 
@@ -137,3 +138,36 @@ def content(path: Path) -> bytes:
     with suppress(FileNotFoundError):
         return path.read_bytes()
     return b""
+
+
+def test_the_short_form_is_a_config_file_and_what_is_to_be_different(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, provider, 3)
+    schema = prefect.deployment("from-config")["parameter_openapi_schema"]
+    in_order = sorted(schema["properties"], key=lambda name: int(schema["properties"][name]["position"]))
+    assert in_order == ["config", "questions", "model", "api_base", "samples", "grader", "limit", "overrides"]
+    assert all(field["description"] for field in schema["properties"].values())
+    changed = {"limit": 2, "samples": 1, "grader": ["exact"], "overrides": ["credit.threshold=0.25"]}
+    ended = prefect.run("from-config", config=str(config), **changed)
+    assert ended["state"]["message"] == "sums@v1: 2 questions complete"
+    spec = prefect.newest("sums").spec
+    assert (spec.credit.threshold, spec.evaluator.kind, spec.roles.refiner.samples) == (0.25, ("exact",), 1)
+    assert provider.request_count == 2 * 3
+
+
+@pytest.mark.parametrize(
+    "override", [f"roles.generator.extra.user={SECRET}", "roles.generator.extra.api_key=hush", "credit.threshold"]
+)
+def test_an_override_that_holds_a_key_or_is_none_is_refused_and_not_written_down(
+    prefect: Prefect, override: str
+) -> None:
+    assert prefect.trigger("from-config", overrides=[override]).status_code == 409
+    assert not found_in_records(prefect, b"hush", SECRET.encode())
+
+
+def test_a_form_that_is_wrong_fails_at_once_in_one_sentence_that_names_the_field(prefect: Prefect) -> None:
+    ended = prefect.run("from-config", overrides=["credit.threshold=1.5"])
+    assert ended["state_type"] == "FAILED"
+    assert "credit.threshold" in ended["state"]["message"]
+    assert "\n" not in ended["state"]["message"]

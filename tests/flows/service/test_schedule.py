@@ -1,16 +1,13 @@
 """A deployment on a schedule: new rows of a growing source are paid for once, and runs never overlap."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from malt.config.spec import RunSpec
-from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form
+from tests.flows.service.conftest import Json, Prefect, declared, in_form, pid_of, wait_for
 from tests.providers import ScriptedProvider
 
 EVERY_S = 4
@@ -32,13 +29,6 @@ def every_few_seconds(prefect: Prefect) -> Iterator[Callable[[RunSpec], None]]:
         prefect.ask("DELETE", f"{path}/{each}").raise_for_status()
     for waiting in prefect.flow_runs("generate", "SCHEDULED"):
         prefect.ask("DELETE", f"/flow_runs/{waiting['id']}")
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + RUN_LIMIT_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 def add_question(source: Path, number: int) -> None:
@@ -67,18 +57,12 @@ def test_each_new_row_of_a_growing_folder_makes_a_version_and_no_request_is_sent
     assert prefect.newest("growing").manifest.counts.complete == 2
     assert provider.request_count == 2 * 13
     assert all(asked.attempt == 0 for asked in provider.requests)
-    spans = sorted((when(run["start_time"]), when(run["end_time"])) for run in runs_of("growing", prefect))
-    assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def runs_of(dataset: str, prefect: Prefect) -> list[Json]:
     """The runs of a dataset that have completed."""
     done = prefect.flow_runs("generate", "COMPLETED")
     return [run for run in done if run["parameters"]["spec"]["name"] == dataset]
-
-
-def when(moment: str) -> datetime:
-    return datetime.fromisoformat(moment)
 
 
 def test_the_nightly_schedule_is_there_and_off(prefect: Prefect) -> None:
@@ -88,8 +72,22 @@ def test_the_nightly_schedule_is_there_and_off(prefect: Prefect) -> None:
     ]
 
 
-@pytest.mark.parametrize("flow", ["generate", "rerun", "assemble"])
-def test_runs_of_a_deployment_wait_for_each_other(prefect: Prefect, flow: str) -> None:
-    deployed = prefect.deployment(flow)
-    assert deployed["global_concurrency_limit"]["limit"] == 1
-    assert deployed["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+def test_several_datasets_grow_at_once_and_a_second_run_of_one_says_which_it_waits_for(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    provider.holds = True
+    ids = []
+    for name in ("first", "second", "first"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        spec = declared(name, tmp_path / name, provider, 1)
+        ids.append(prefect.trigger("generate", spec=in_form(spec)).raise_for_status().json()["id"])
+        if name == "first":
+            wait_for(lambda: provider.request_count > 0)
+    wait_for(lambda: provider.request_count == 2)  # of both datasets
+    wait_for(lambda: prefect.state(ids[2])["name"] == "Waiting")
+    said = prefect.state(ids[2])["message"]
+    assert said.startswith(f"for flow run first ({ids[0][:8]}), process {pid_of(ids[0])}")
+    provider.holds = False
+    assert [prefect.ended(each)["state_type"] for each in ids] == ["COMPLETED"] * 3
+    assert prefect.numbers("first") == [1]
+    assert provider.request_count == 2 * 13

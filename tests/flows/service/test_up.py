@@ -16,7 +16,7 @@ def test_the_ui_every_deployment_and_a_worker_are_there(prefect: Prefect) -> Non
     page = httpx.get(prefect.service.api_url.removesuffix("/api"), follow_redirects=True)
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
-    for flow in ("generate", "assemble", "rerun", "notify", "mark-crashed"):
+    for flow in ("generate", "from-config", "assemble", "rerun", "notify", "mark-crashed"):
         deployed = prefect.deployment(flow)
         assert deployed["work_pool_name"] == "malt"
         assert deployed["description"]
@@ -29,7 +29,8 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
     assert {each["name"]: each["trigger"]["posture"] for each in automations} == {
         "MALT: tell of a failed run": "Reactive",
         "MALT: a silent run has crashed": "Proactive",
-        "MALT: train what was published": "Reactive",  # off, until somebody turns it on
+        "MALT: train what was published": "Reactive",  # this and the next are off, until somebody turns them on
+        "MALT: evaluate what was trained": "Reactive",
     }
 
 
@@ -62,7 +63,7 @@ def test_what_was_set_in_the_ui_stays_when_it_is_started_again(service: Up, pref
     before = prefect.deployment("rerun")
     up = start(tmp_path / "data", **service.as_named)
     said = said_until_ready(up)
-    assert "left as set in the UI: quickstart, rerun, assemble" in said
+    assert "left as set in the UI: quickstart, from-config, rerun, assemble" in said
     assert "deployed: " not in said
     up.stop()
     kept = prefect.deployment("rerun")
@@ -85,7 +86,8 @@ def test_what_was_set_in_the_ui_goes_where_that_is_asked_for(service: Up, prefec
     path = f"/deployments/{prefect.deployment('assemble')['id']}"
     prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
     up = start(tmp_path / "data", "--redeploy", **service.as_named)
-    assert "deployed: quickstart, rerun, assemble, train, evaluate, alerts, mark-crashed" in said_until_ready(up)
+    names = "quickstart, from-config, rerun, assemble, train, evaluate, improve, alerts, mark-crashed"
+    assert f"deployed: {names}" in said_until_ready(up)
     up.stop()
     assert prefect.deployment("assemble")["tags"] == ["malt"]
 

@@ -22,7 +22,7 @@ OTHER = ModelSpec(model="openai/other")
 @pytest.fixture
 def queues() -> Queues:
     made = Queues(BatchSize(items=64))
-    made.note_under_way([of(MODEL)])
+    made.note_open([of(MODEL)])
     return made
 
 
@@ -34,7 +34,7 @@ def test_what_is_refused_alone_is_halved_and_one_batch_is_under_way_at_a_time(qu
     assert queues.refused(MODEL, 64)
     assert queues.size_for(MODEL).items == 32
     assert queues.is_full_for(MODEL)
-    queues.note_under_way([])
+    queues.note_open([])
     assert not queues.is_full_for(MODEL)
 
 

@@ -13,10 +13,10 @@ from malt.config.limits import Limits
 from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
 from malt.errors import ConfigError, RunStopped, StoreError
+from malt.llm.budget import Usage
 from malt.llm.client.completers import group_runs, make_completer, make_store_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
-from malt.llm.usage import Usage
 from tests import mishaps
 from tests.providers import ScriptedProvider
 

@@ -1,14 +1,15 @@
 """The embedded model, for real: SmolLM2-135M served in this process, or in one of its own where the process matters."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +19,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from malt.config.roles import Role, RoleSpec
 from malt.errors import ConfigError
-from malt.llm.provider import embedded
+from malt.llm.provider import call, embedded
+from malt.llm.request import CompletionRequest, Message
 
 ASK = """
 import json, urllib.request
@@ -167,7 +170,8 @@ def test_two_names_of_one_file_share_a_server(url: str) -> None:
 def test_siblings_differ_and_each_ones_tokens_are_counted(url: str) -> None:
     reply = client["ask"](url, n=3, seed=1)
     assert len({choice["message"]["content"] for choice in reply["choices"]}) > 1
-    counts = embedded.count_choices(url, reply)
+    embedded.count_choices(url, reply)
+    counts = [choice["completion_tokens"] for choice in reply["choices"]]
     assert counts[0] == reply["usage"]["completion_tokens"]
     assert all(0 < count <= 12 for count in counts)
 
@@ -176,7 +180,8 @@ def test_siblings_differ_and_each_ones_tokens_are_counted(url: str) -> None:
 def test_a_count_includes_the_end_mark_only_where_the_model_ended(url: str, limit: int) -> None:
     reply = client["ask"](url, max_tokens=limit, seed=5, messages=[{"role": "user", "content": "Say only: good day"}])
     assert reply["choices"][0]["finish_reason"] == ("length" if limit == 3 else "stop")
-    assert embedded.count_choices(url, reply) == [reply["usage"]["completion_tokens"]]
+    embedded.count_choices(url, reply)
+    assert reply["choices"][0]["completion_tokens"] == reply["usage"]["completion_tokens"]
 
 
 def test_a_reply_names_the_model_and_not_the_path_of_its_file(url: str) -> None:
@@ -195,6 +200,50 @@ def test_a_prompt_longer_than_the_context_is_refused(url: str) -> None:
         client["ask"](url, messages=[{"role": "user", "content": "a " * (embedded.CONTEXT + 1)}])
     with caught.value as refusal:
         assert json.load(refusal)["error"]["type"] == "exceed_context_size_error"
+
+
+LIKELY: dict[str, Any] = {"extra": {"logprobs": True, "top_logprobs": 2}, "temperature": 0.8, "max_tokens": 8}
+
+
+def request_for(number: int) -> CompletionRequest:
+    model = RoleSpec.model_validate({"model": "embedded", "seed": 4, **LIKELY})
+    asked = Message("user", f"There are {number} cats and {7 * number} dogs. Which are more?")
+    return CompletionRequest(Role.GENERATOR, model, (Message("system", "Answer briefly."), asked), f"q{number}")
+
+
+async def answer(numbers: Sequence[int]) -> dict[int, object]:
+    """Answer at once; texts with every digit of the log-probabilities."""
+    replies = await asyncio.gather(*(call.send(request_for(number), 0, 3) for number in numbers))
+    await call.close()
+    return {number: reply.response["choices"] for number, reply in zip(numbers, replies, strict=True)}
+
+
+def test_a_text_depends_neither_on_what_is_in_flight_nor_on_what_was_asked_before() -> None:
+    alone = {number: asyncio.run(answer([number]))[number] for number in (1, 2, 3, 4)}
+    assert asyncio.run(answer([4, 2, 1, 3])) == alone
+    assert asyncio.run(answer([3])) == {3: alone[3]}
+
+
+def test_who_stops_waiting_for_a_lane_leaves_it_to_others() -> None:
+    async def wait_in_vain() -> None:
+        async with AsyncExitStack() as held:
+            for _ in range(embedded.count_lanes()):
+                await held.enter_async_context(embedded.asking(at, "embedded"))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await held.enter_async_context(embedded.asking(at, "embedded"))
+        async with embedded.asking(at, "embedded") as lane:
+            assert lane is not None
+
+    at = embedded.start_endpoint("embedded")
+    asyncio.run(wait_in_vain())
+    assert [served.askers for served in embedded.servers.running.values() if f"{served.address}/v1" == at] == [0]
+
+
+def test_threads_are_shared_out_among_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, lanes in ((1, 1), (2, 2), (3, 3), (9, embedded.MOST_LANES)):
+        monkeypatch.setenv("MALT_EMBEDDED_THREADS", str(threads))
+        assert (embedded.count_threads(), embedded.count_lanes()) == (threads, lanes)
 
 
 # Processes.

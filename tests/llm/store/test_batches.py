@@ -12,7 +12,8 @@ import pytest
 
 from malt.llm.budget import Amount
 from malt.llm.store.batches import LEASE_S, Batch, BatchItem, BatchStore, Returned, name_process
-from malt.llm.store.samples import Store, StoredSample
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import Store
 from tests.crashing import PROCESSES
 
 
@@ -113,14 +114,6 @@ def test_a_batch_is_in_doubt_from_when_its_making_is_tried_until_its_name_is_kno
     batch_store.note_batch_id("one", "batch_1")
     assert [*doubts, tried.is_in_doubt, batch_store.list_open("sums")[0].is_in_doubt] == [False, True, False]
     assert time.time() - tried.planned_at < 60
-
-
-def test_a_batch_of_an_earlier_release_whose_name_is_not_known_is_in_doubt(batch_store: BatchStore) -> None:
-    before = replace(batch("one"), owner=f"{socket.gethostname()}:{2**22 + 1}")
-    batch_store.plan(before, [item("a", "one")])
-    doubts = [batch_store.list_open("sums")[0].is_in_doubt]
-    batch_store.note_batch_id("one", "batch_1")
-    assert [*doubts, batch_store.list_open("sums")[0].is_in_doubt] == [True, False]
 
 
 def test_what_one_dataset_has_given_up_another_asks_for(batch_store: BatchStore) -> None:

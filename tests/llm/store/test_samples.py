@@ -20,8 +20,8 @@ import pytest
 import sqlalchemy as sa
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import FORMAT, expect_store, hide_password, parse_url
-from malt.llm.store.samples import ASIDE, BatchedWriter, Store, StoredSample, UnwritableRow
+from malt.llm.store.database import FORMAT, StoredSample, expect_store, hide_password, parse_url
+from malt.llm.store.samples import ASIDE, BatchedWriter, Store, UnwritableRow
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres
 
@@ -130,16 +130,6 @@ def test_an_unusable_url_is_refused(url: str) -> None:
 
 def test_a_password_is_never_shown() -> None:
     assert "s3cret" not in hide_password("postgresql://me:s3cret@127.0.0.1/malt")
-
-
-def test_a_store_of_an_earlier_release_gets_the_column_for_runs(url: str, tmp_path: Path) -> None:
-    with Store(url) as store:
-        store.write([answered("a")])
-    with sqlite3.connect(tmp_path / "store.db") as connection:
-        connection.execute("ALTER TABLE samples DROP COLUMN run")
-    with Store(url) as store:
-        store.write([replace(answered("b"), run="second")])
-        assert {key: row.run for key, row in store.rows(["q1"]).items()} == {"a": "", "b": "second"}
 
 
 async def test_writers_on_one_loop_share_commits_and_lose_nothing(url: str) -> None:

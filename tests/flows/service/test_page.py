@@ -1,0 +1,58 @@
+"""What a run's page leads to: each tree's texts, a report that opens, and events and assets of what was published."""
+
+import re
+from pathlib import Path
+
+import httpx
+
+from tests import mishaps
+from tests.flows.service.conftest import Json, Prefect, declared, in_form, wait_for
+from tests.providers import ScriptedProvider
+
+BRANCHES: Json = {"tracking": "branch"}
+
+
+def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    provider.script = lambda _asked, sample: f"```\n<script>alert({sample})</script>\n````\n[x](javascript:y)"
+    ended = prefect.run("generate", spec=in_form(declared("paged", tmp_path, provider, 1, run=BRANCHES)))
+    left = prefect.artifacts(ended["id"])
+    (key,) = (key for key in left if key.startswith("paged-tree-"))
+    assert "\n## 2.1.0 refiner: ok" in left[key]["data"]
+    assert "\n`````text\n```\n<script>" in left[key]["data"]  # a fence that the text cannot end
+    assert "[user]\n" in left[key]["data"]
+    refined = next(each for each in prefect.task_runs(ended["id"]) if each["name"].startswith("refiner "))
+    assert refined["state"]["message"] == f"texts: artifact {key}"
+
+    found = re.search(r"\[report, with the trees\]\((http://\S+)\)", left["paged-report"]["data"])
+    assert found is not None
+    page = httpx.get(found[1])
+    assert page.text == (prefect.newest("paged").path / "report.html").read_text()
+    assert page.headers["content-security-policy"].startswith("sandbox allow-scripts;")
+    forged = re.sub("[0-9a-f]{32}", "0" * 32, found[1])
+    assert httpx.get(forged).status_code == httpx.codes.NOT_FOUND
+    assert httpx.get(found[1].replace("/v1", "/../paged/v1")).status_code == httpx.codes.NOT_FOUND
+
+    wait_for(lambda: events(prefect, "malt.version.published", "malt.datasets.paged") == ["paged@v1"])
+    wait_for(lambda: len(events(prefect, "prefect.asset.materialization.succeeded", "malt://datasets/paged")) == 1)
+
+
+def events(prefect: Prefect, name: str, resource: str) -> list[str]:
+    """The names of the resources of some events."""
+    wanted = {"filter": {"event": {"name": [name]}, "resource": {"id": [resource]}}}
+    found = prefect.post("/events/filter", wanted).raise_for_status().json()["events"]
+    return [each["resource"].get("prefect.resource.name", "") for each in found]
+
+
+def test_many_questions_are_a_task_run_each_and_one_that_failed_is_not_green(
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    provider.faults = mishaps.when(lambda asked: "What is 3 + 10?" in asked.prompt, mishaps.context_overflow())
+    ended = prefect.run("generate", spec=in_form(declared("many", tmp_path, provider, 14)))
+    wait_for(lambda: prefect.open_task_runs(ended["id"]) == [])
+    task_runs = {each["name"]: each["state_type"] for each in prefect.task_runs(ended["id"])}
+    assert len(task_runs) == 14 + 1
+    assert sorted(task_runs.values()) == ["COMPLETED"] * 14 + ["FAILED"]
+    (failed,) = (name.removeprefix("grow ") for name, state in task_runs.items() if state == "FAILED")
+    assert any(line.startswith(f"{failed}/: no generator: ") for line in prefect.logs(ended["id"]))

@@ -1,0 +1,136 @@
+"""Rounds, for real: trees of a scripted provider, TRL on a tiny model, answers of the embedded server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from malt.config.roles import PLAYERS
+from malt.config.settings import Settings
+from malt.datasets.version.dataset_version import open_version
+from malt.errors import RunStopped
+from malt.evaluation.version import open_evaluation
+from malt.improvement.improve import improve
+from malt.improvement.report import SUMMARY_FILE
+from malt.improvement.summary import Improvement
+from malt.models.version import open_model
+from tests import mishaps
+from tests.improvement.sevens import BRANCHING, CHANCE, HELD_OUT, IN_FLIGHT, OTHERS, TRAIN, write_config
+from tests.providers import ScriptedProvider
+
+pytest.importorskip("trl", reason="the extra `train` is not installed")
+
+ONE_ROUND = "rounds = 1\nclosing = false"
+TREES = len(TRAIN) * (1 + BRANCHING + BRANCHING**2)
+ANSWERS = len(HELD_OUT) * (1 + 2 * BRANCHING)
+"""Requests for one system's chains; siblings come in one."""
+VERIFIED = len(HELD_OUT) * BRANCHING
+"""Requests that the trained roles need of the provider: the verifier is not trained."""
+
+
+def content(done: Improvement) -> list[str]:
+    """The digests of all that the first round made."""
+    first = done.rounds[0]
+    versions = open_version(first.dataset), open_model(first.models), open_evaluation(first.evaluation)
+    return [version.manifest.content_sha256 for version in versions]
+
+
+def test_what_is_better_is_kept_and_what_is_not_is_the_last(
+    tmp_path: Path, provider: ScriptedProvider, tiny: Path
+) -> None:
+    config = write_config(tmp_path, provider, tiny, '[improve.beside]\nothers = { source = "others.jsonl" }')
+    done = improve(config, ["improve.rounds=3"])
+    assert [each.judgement.is_kept for each in done.rounds] == [True, False]
+    assert [each.players for each in done.rounds] == [None, "sevens@v1"]
+    assert (done.best, done.stopped) == ("sevens@v1", "round 2 kept nothing, so it was the last")
+    assert done.rounds[0].judgement.difference == pytest.approx((1 - CHANCE) ** 2, abs=0.25)
+    manifest = open_model("sevens@v2").manifest
+    assert [entry.version for entry in (*manifest.earlier, manifest.dataset)] == [1, 2]
+    check_closing(done)
+    check_report(done)
+    check_nothing_is_done_again(config, done, provider)
+
+
+def check_closing(done: Improvement) -> None:
+    """At the end each trained role was left out in its turn, and others were asked beside."""
+    systems = open_evaluation(str(done.closing)).summary.systems
+    assert [*systems] == ["untrained", "trained", "generator-untrained", "refiner-untrained"]
+    assert systems["trained"].ma.accuracy == systems["generator-untrained"].ma.accuracy == 1.0
+    assert (systems["untrained"].ma.accuracy or 0) < 0.9
+    assert open_evaluation(done.beside["others"]).summary.questions == len(OTHERS)
+
+
+def check_report(done: Improvement) -> None:
+    """The page says what the evaluations say, and nothing in it runs."""
+    page = Path(str(done.report)).read_text()
+    accuracy = open_evaluation(done.rounds[0].evaluation).summary.systems["current"].ma.accuracy
+    assert f"{100 * (accuracy or 0):.1f}" in page
+    assert "training gave" in page
+    assert "<script" not in page
+    told = Improvement.model_validate_json(Path(str(done.report)).with_name(SUMMARY_FILE).read_bytes())
+    assert told.rounds == done.rounds
+
+
+def check_nothing_is_done_again(config: Path, done: Improvement, provider: ScriptedProvider) -> None:
+    """The same command finds all it made; another round more goes on from there."""
+    asked = provider.request_count
+    again = improve(config, ["improve.rounds=3"])
+    assert (again.used.requests, again.used.completions, again.used.roles_trained) == (0, 0, 0)
+    assert provider.request_count == asked
+    assert (again.rounds, again.closing, again.beside) == (done.rounds, done.closing, done.beside)
+
+
+IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys.argv[1])"
+
+
+def kill_when(is_time: Callable[[], bool], config: Path) -> None:
+    """Improve in a process of its own, and kill it and the one that trains once it is time."""
+    with subprocess.Popen([sys.executable, "-c", IMPROVE, str(config)], start_new_session=True) as process:
+        while not is_time():
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_killed_at_any_moment_it_goes_on_and_pays_and_trains_nothing_twice(
+    tmp_path: Path, provider: ScriptedProvider, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, provider, tiny, ONE_ROUND)
+    at_once, needed = improve(config), provider.request_count
+    assert needed == TREES + ANSWERS + VERIFIED
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
+    provider.requests.clear()
+    provider.latency_s = 0.05
+    training = Settings().training_dir
+    moments: list[Callable[[], bool]] = [
+        lambda: provider.request_count >= TREES // 2,
+        lambda: any(training.rglob("refiner-*/sft/checkpoint-*/trainer_state.json")),
+        lambda: provider.request_count >= TREES + ANSWERS // 2,
+        lambda: provider.request_count >= TREES + ANSWERS + VERIFIED // 2,
+    ]
+    for moment in moments:
+        kill_when(moment, config)
+    done = improve(config)
+    assert content(done) == content(at_once)
+    assert done.rounds == at_once.rounds
+    assert done.used.roles_trained == 0
+    most = needed + len(moments) * IN_FLIGHT * len(PLAYERS)  # what was in flight is asked again
+    assert needed <= provider.request_count <= most
+
+
+def test_interrupted_by_a_limit_it_takes_no_half_grown_trees(
+    tmp_path: Path, provider: ScriptedProvider, tiny: Path
+) -> None:
+    config = write_config(tmp_path, provider, tiny, ONE_ROUND)
+    provider.faults = lambda _: mishaps.payment_required() if provider.request_count > TREES // 2 else None
+    with pytest.raises(RunStopped):
+        improve(config)
+    provider.faults = None
+    done = improve(config)
+    assert len(open_version(done.rounds[0].dataset).questions) == len(TRAIN)
+    assert not open_version(done.rounds[0].dataset).manifest.failures
