@@ -96,6 +96,8 @@ class DatasetSpec(Declared):
     """Questions that ask nearly word for word, with the same numbers, what an earlier one asks."""
     flawed_texts: Literal["drop", "keep"] = "drop"
     """Texts that are truncated, empty or refused: they would teach just that."""
+    unmarked_texts: Literal["drop", "keep"] = "keep"
+    """Texts to be learned that mark no final answer, or critiques that state no verdict: some are right by luck."""
     leaks: Literal["drop", "keep"] = "drop"
     """Critiques and refinements that quote the reference answer at length, though nothing they saw holds it."""
     identical_pairs: Literal["drop", "keep"] = "drop"

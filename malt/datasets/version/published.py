@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from malt.canonical_json import file_sha256
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, content_digest, read_as, seal_holds
 from malt.errors import VersionError
 
@@ -87,3 +90,12 @@ def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[str
         path = version.path / file
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             yield f"{file}: does not say what the other files say"
+
+
+def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
+    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
+    try:
+        return RunSpec.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error
