@@ -163,9 +163,6 @@ def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
         return as_list(json.load(reply)["tokens"])
 
 
-# Where the weights are.
-
-
 def locate_weights(model: str) -> Path | _HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
@@ -224,9 +221,6 @@ def _download(source: _HubFile, model: str) -> Path:
         raise ConfigError(f"model {model!r}: cannot get {source.file} of {source.repo}: {reason}") from error
     _check_file(path, model)
     return path
-
-
-# The servers of this process.
 
 
 class _LlamaServer(Protocol):
