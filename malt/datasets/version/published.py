@@ -1,9 +1,13 @@
 """What versions of datasets, models and evaluations have in common, and which of them a reference names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from pydantic import ValidationError
+
+from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
 from malt.errors import VersionError
 
@@ -47,3 +51,12 @@ def find_kind(reference: str) -> Kind:
         return read_as(VersionManifest, folder, "whole").kind
     except VersionError:  # whoever opens it says what is wrong
         return "datasets"
+
+
+def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
+    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
+    try:
+        return RunSpec.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error

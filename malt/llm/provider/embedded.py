@@ -78,7 +78,7 @@ def is_embedded(model: str) -> bool:
     return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
-def check(model: str) -> None:
+def check_weights(model: str) -> None:
     """Find what is wrong with an embedded model without starting, importing or downloading anything.
 
     Raises `ConfigError`.
@@ -96,7 +96,7 @@ def start_endpoint(model: str, weights: str | None = None) -> str:
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
     with the process. Raises `ConfigError` where the weights cannot be had, are no model, or not those of a digest.
     """
-    check(model)
+    check_weights(model)
     path = find_weights(model)
     if weights and cached_sha256(path) != weights:
         raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
