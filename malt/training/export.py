@@ -46,7 +46,7 @@ def finish(
     if job.train.adapter == "lora":
         _settle_config(place / "adapter_config.json", job.base.name)
     if job.base.gguf is not None:
-        change = _merge_adapter(place) if job.train.adapter == "lora" else _replace_weights(place)
+        change = _merge_adapter(place) if job.train.adapter == "lora" else replace_weights(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
     libraries = {name: version(name) for name in PACKAGES}
     told = RoleResult(stages=results, samples=samples, inputs_sha256=digest_inputs(job), libraries=libraries)
@@ -82,7 +82,7 @@ def _merge_adapter(adapter: Path) -> gguf.Change:
     return change
 
 
-def _replace_weights(folder: Path) -> gguf.Change:
+def replace_weights(folder: Path) -> gguf.Change:
     """Return what puts a fully trained model's weights in the place of the base's."""
     from safetensors import safe_open
 

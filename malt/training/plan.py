@@ -64,8 +64,8 @@ class TrainPlan(BaseModel):
 
 def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainPlan:
     """Quote training a version. Trains nothing, and writes nothing but the unpacked base and a log."""
+    check_installed()  # before a base is downloaded
     prepared = prepare(version, spec, settings)
-    check_installed()
     told: dict[str, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
 

@@ -89,7 +89,7 @@ def check_nothing_is_done_again(config: Path, done: Improvement, provider: Scrip
     assert (again.rounds, again.closing, again.beside) == (done.rounds, done.closing, done.beside)
 
 
-IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys.argv[1])"
+IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys.argv[1], ['train.checkpoint_s=0'])"
 
 
 def kill_when(is_time: Callable[[], bool], config: Path) -> None:

@@ -55,6 +55,15 @@ def find_kind(reference: str) -> Kind:
         return "datasets"
 
 
+def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
+    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
+    try:
+        return RunSpec.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error
+
+
 _VERSION_FOLDER = re.compile(r"v[1-9]\d*")
 """How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
 
@@ -90,12 +99,3 @@ def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[str
         path = version.path / file
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             yield f"{file}: does not say what the other files say"
-
-
-def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
-    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
-    try:
-        return RunSpec.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]["msg"]
-        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error

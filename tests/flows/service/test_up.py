@@ -9,6 +9,7 @@ import httpx
 import psycopg
 
 from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, free_port, start
+from tests.postgres import postgres as postgres
 
 STOP_LIMIT_S = 30.0
 
