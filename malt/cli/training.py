@@ -30,11 +30,11 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.training.plan import plan
+    from malt.training.run import read_train_spec
     from malt.training.run import train as train_roles
-    from malt.training.settings import declared
 
     opened = open_version(version)
-    spec = declared(opened, config, override)
+    spec = read_train_spec(opened, config, override)
     if plans:
         quoted = plan(opened, spec, Settings())
         terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
@@ -196,8 +196,9 @@ def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
     if row_id is None and as_json:
         terminal.emit(origin.model_dump(mode="json"))
     elif row_id is None:
-        terminal.say(f"{origin.version} was trained on {origin.dataset}: {len(origin.questions):,} questions")
-        for file, rows in origin.rows.items():
-            terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
+        for each in (*origin.earlier, origin):
+            terminal.say(f"{each.version} was trained on {each.dataset}: {len(each.questions):,} questions")
+            for file, rows in each.rows.items():
+                terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
         terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
-    return origin.dataset
+    return origin.dataset if row_id is None else origin.home_of(row_id)

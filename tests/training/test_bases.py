@@ -17,7 +17,7 @@ from malt.errors import ConfigError, VersionError
 from malt.models import gguf
 from malt.models.version import open_model
 from malt.training.base import find_base, unpack
-from malt.training.export import replaced
+from malt.training.export import replace_weights
 from malt.training.run import train
 from tests.hub import OWNER, Blob, Hub, Repository
 
@@ -45,7 +45,7 @@ def test_all_weights_of_a_folders_model_are_trained(version: DatasetVersion, spe
 
 
 def test_whole_weights_take_the_place_of_the_bases_in_a_gguf_file(tiny: Path, folder: Path, tmp_path: Path) -> None:
-    gguf.write_trained(tiny, tmp_path / "again.gguf", replaced(folder), "again")
+    gguf.write_trained(tiny, tmp_path / "again.gguf", replace_weights(folder), "again")
     before, after = (dict(gguf.weights_in(gguf.opened(path))) for path in (tiny, tmp_path / "again.gguf"))
     assert before.keys() == after.keys()
     assert all(np.array_equal(weights.astype(np.float16), after[name]) for name, weights in before.items())

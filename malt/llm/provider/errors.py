@@ -15,6 +15,8 @@ from malt.llm.rate_limit.rate import read_retry_after
 from malt.llm.response import clean_text, read_error
 
 _LONGEST_REASON = 300
+_GAVE_UP_WAITING = (504, 524)
+"""What gateways say while the provider may still generate."""
 
 
 def classify_error(
@@ -26,8 +28,10 @@ def classify_error(
         return Unavailable(f"{place} gave no answer within {model.timeout_s:g} s", perhaps_billed=True)
     if isinstance(error, import_litellm().UnsupportedParamsError):
         return ConfigError(f"{model.model}: {read_reason(error, model)}")
-    if isinstance(error, Unusable | RecursionError):
-        return Unusable(f"{place}: {str(error) if isinstance(error, Unusable) else 'the answer is nested too deeply'}")
+    if isinstance(error, RecursionError):
+        return Unusable(f"{place}: the answer is nested too deeply")
+    if unusable := next((cause for cause in _causes(error) if isinstance(cause, Unusable)), None):
+        return Unusable(f"{place}: {unusable}")
     reason = f"{place}: {read_reason(error, model)}"
     if ended := _classify_fatal(error, model, route, reason):
         return ended
@@ -100,11 +104,12 @@ def _never_connected(error: BaseException) -> bool:
 
 
 def _was_cut_off(error: BaseException) -> bool:
-    """Whether the provider may have answered, and the answer was lost or cannot be read: no error status came."""
+    """Whether the provider may have answered, and the answer was lost or cannot be read: no status of its own came."""
     from httpx import TransportError
 
     is_lost = any(isinstance(cause, TransportError) for cause in _causes(error))
-    return is_lost or not getattr(error, "status_code", 0) >= 500
+    status = getattr(error, "status_code", 0)
+    return is_lost or status in _GAVE_UP_WAITING or not status >= 500
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from malt.config.roles import ModelSpec
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
+from malt.llm.provider.bounded_transport import bound_clients
 from malt.processes import paused_gc
 
 COMPATIBLE = "hosted_vllm"
@@ -56,7 +57,9 @@ def import_litellm() -> ModuleType:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
     with paused_gc():
         import litellm
+        from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
+    bound_clients(AsyncHTTPHandler)
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     litellm.drop_params = False

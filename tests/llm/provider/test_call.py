@@ -1,9 +1,11 @@
 """One request through LiteLLM: what is sent, what comes back, and what each error means to the run."""
 
+import gzip
 import json
 import logging
+import resource
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -14,7 +16,7 @@ from pydantic import BaseModel, JsonValue
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec, Role
 from malt.errors import AccountEmpty, ConfigError, MaltError
-from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
+from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable, Unusable
 from malt.llm.provider import call as llm
 from malt.llm.provider.routing import is_own_address
 from malt.llm.request import CompletionRequest, Message
@@ -466,3 +468,66 @@ def test_it_is_known_which_providers_take_siblings(model: str, takes: bool) -> N
 async def test_siblings_are_not_sent_to_a_provider_without_n() -> None:
     with pytest.raises(NoSiblings):
         await llm.send(request(ModelSpec(model="anthropic/claude-sonnet-4-5")), 0, 3)
+
+
+# providers that LiteLLM asks itself
+
+DIRECT = ("openai/o3-mini", "anthropic/m", "mistral/m", "gemini/m")
+
+
+@contextmanager
+def answering_with(status: int, headers: dict[str, str], body: bytes) -> Iterator[tuple[str, list[str]]]:
+    """Serve one answer to whatever is asked, and write down what is."""
+    heard: list[str] = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **headers,
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with suppress(OSError):  # it is told enough
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1", heard
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("model", DIRECT)
+async def test_a_reply_that_unpacks_to_gigabytes_fails_its_own_request(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    bomb = gzip.compress(b"[" + b" " * 300_000_000, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with answering_with(200, {"Content-Encoding": "gzip"}, bomb) as (address, heard):
+        wanted = request(ModelSpec(model=model, api_base=address, api_key_env="TEST_KEY", temperature=1))
+        with pytest.raises(Unusable, match="sent more than 100 MB"):
+            await llm.send(wanted, 0, 1)
+    assert len(heard) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000  # KiB
+
+
+@pytest.mark.parametrize("model", DIRECT)
+async def test_prompts_and_key_follow_no_redirect_to_another_host(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with recording() as (elsewhere, heard):
+        away = {"Location": elsewhere.replace("127.0.0.1", "localhost") + "/chat/completions"}
+        with answering_with(307, away, b"") as (address, asked), pytest.raises(MaltError):
+            await llm.send(
+                request(ModelSpec(model=model, api_base=address, api_key_env="TEST_KEY", temperature=1)), 0, 1
+            )
+    assert asked
+    assert heard == []

@@ -1,0 +1,48 @@
+"""A process that stands still for a minute (SIGSTOP, a laptop that sleeps), in virtual time."""
+
+import asyncio
+
+import pytest
+
+from malt.concurrency import within
+from tests.virtual_time import VirtualLoop
+
+MINUTE_S = 60.0
+
+
+async def answer_after(seconds: float, turns: int) -> str:
+    """Arrive at a time, and take some turns of the loop to be read."""
+    await asyncio.sleep(seconds)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return "answered"
+
+
+def stop_for_a_minute() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.sleeper.now_s += MINUTE_S
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("stopped_at_s", [0.5, 5.0, 9.0])
+async def test_an_answer_that_came_while_the_process_stood_still_is_taken(stopped_at_s: float) -> None:
+    asyncio.get_running_loop().call_later(stopped_at_s, stop_for_a_minute)
+    assert await within(20.0, answer_after(10.0, turns=50)) == "answered"
+
+
+@pytest.mark.virtual_time
+async def test_a_plain_time_out_would_have_lost_it() -> None:
+    asyncio.get_running_loop().call_later(5.0, stop_for_a_minute)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(answer_after(10.0, turns=50), 20.0)
+
+
+@pytest.mark.virtual_time
+async def test_what_does_not_come_afterwards_either_times_out_when_its_time_has_run() -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_later(5.0, stop_for_a_minute)
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        await within(20.0, answer_after(1_000.0, turns=0))
+    assert MINUTE_S + 10 < loop.time() - began < MINUTE_S + 20 + 2
