@@ -96,6 +96,37 @@ def test_killed_and_gone_on_with_the_weights_are_the_same(
         assert stage.losses == gone_on.roles["refiner"].stages[name].losses
 
 
+def test_interrupted_training_leaves_a_checkpoint_and_the_next_call_goes_on(
+    version: DatasetVersion, spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = spec.sft.model_copy(update={"epochs": 10})
+    alone = {"generator": ("sft",), "verifier": (), "refiner": (), "sft": long, "checkpoint_s": 10_000}
+    generator = spec.model_copy(update=alone)
+    at_once = train(version, generator)
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
+    assert interrupt_after(version, generator, "sft step", 2) == -signal.SIGINT
+    assert len([*Settings().training_dir.glob("sums/generator-*/sft/checkpoint-*/whole")]) == 1
+    assert not Settings().models_dir.exists()
+    gone_on = train(version, generator)
+    assert gone_on.content_sha256 == at_once.content_sha256
+    assert gone_on.roles["generator"].stages["sft"].checkpoints == 1
+
+
+def interrupt_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int) -> int:
+    """Train in a process, press Ctrl-C after so many events of a kind, and return how it ended."""
+    command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        seen = 0
+        for line in process.stdout:
+            seen += line.strip() == event
+            if seen == count:
+                os.killpg(process.pid, signal.SIGINT)
+        return process.wait()
+
+
 def test_rows_that_would_lose_their_end_are_refused_before_anything_is_trained(
     version: DatasetVersion, spec: TrainSpec
 ) -> None:

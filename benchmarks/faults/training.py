@@ -1,0 +1,78 @@
+"""Prints whether training comes to the same weights after `kill -9` at random moments.
+
+`nice python -m benchmarks.faults.training [KILLS] [SEED]`. A tiny model's refiner is trained once in one go, then by
+processes that are killed, with the one that trains, a random time after they have begun; a call that is left alone ends
+it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from malt.config.settings import Settings
+from malt.config.train import TrainSpec
+from malt.datasets.version.dataset_version import DatasetVersion
+from malt.training.run import TrainSummary, train
+from tests.published import PROVENANCE, mixed_tree, publish, spec_of
+from tests.training.conftest import spec_for, write_tiny
+
+TRAIN = """
+import sys
+from malt.config.train import TrainSpec
+from malt.training.run import train
+train(sys.argv[1], TrainSpec.model_validate_json(sys.argv[2]))
+"""
+
+
+def kill_after(seconds: float, version: DatasetVersion, spec: TrainSpec, data: Path) -> bool:
+    """Train in a process group, and kill it then; return whether it still ran."""
+    command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
+    with subprocess.Popen(command, env={**os.environ, "MALT_DATA_DIR": str(data)}, start_new_session=True) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        was_running = process.poll() is None
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return was_running
+
+
+def describe(summary: TrainSummary) -> str:
+    """Name weights, and from how many checkpoints each stage went on."""
+    stages = summary.roles["refiner"].stages
+    return f"{summary.content_sha256[:16]}, went on from checkpoints {[stage.checkpoints for stage in stages.values()]}"
+
+
+def main() -> None:
+    """Kill, go on, compare."""
+    kills, seed = map(int, [*sys.argv[1:], *("10", "0")[len(sys.argv) - 1 :]])
+    moments = random.Random(seed)
+    with TemporaryDirectory() as folder:
+        base = Path(folder)
+        spec = spec_for(write_tiny(base)).model_copy(update={"generator": (), "verifier": ()})
+        version = publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, base / "rows")
+        began = time.monotonic()
+        at_once = train(version, spec, settings=Settings(data_dir=base / "at once"))
+        took = time.monotonic() - began
+        print(f"in one go: {took:.0f} s, {describe(at_once)}", flush=True)
+        killed = turns = 0
+        while killed < kills:
+            began = time.monotonic()
+            if kill_after(moments.uniform(0, took), version, spec, base / f"turn {turns}"):
+                killed += 1
+            else:  # it was done before, so that the next one begins anew
+                took, turns = min(took, time.monotonic() - began), turns + 1
+        for turn in range(turns + 1):
+            gone_on = train(version, spec, settings=Settings(data_dir=base / f"turn {turn}"))
+            same = "equal" if gone_on.content_sha256 == at_once.content_sha256 else "NOT EQUAL"
+            print(f"{same}: {describe(gone_on)}", flush=True)
+        print(f"killed {killed} times in {turns + 1} trainings")
+
+
+if __name__ == "__main__":
+    main()
