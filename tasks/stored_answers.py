@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.filesystems import WritableFileSystem
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]  # not re-exported by name
 from prefect.serializers import PickleSerializer
@@ -57,13 +57,17 @@ class AnswerStorage(WritableFileSystem):
 async def save_answer_storage() -> AnswerStorage:
     """Return the storage, saved on the server, as Prefect wants it of whatever holds results."""
     storage = AnswerStorage()
-    for wait_s in (0.1, 0.3, 1.0, 3.0, None):
+    for wait_s in (0.1, 0.3, 1.0, 3.0, None):  # another run may be making its type, schema or document just then
         try:
             await storage.asave("malt", overwrite=True)
-        except PrefectHTTPStatusError as error:  # another run is making its type, schema or document just now
-            if wait_s is None or error.response.status_code != HTTPStatus.CONFLICT:
+        except (ObjectAlreadyExists, PrefectHTTPStatusError) as error:
+            if wait_s is None or not _is_conflict(error):
                 raise
             await asyncio.sleep(wait_s)
         else:
             break
     return storage
+
+
+def _is_conflict(error: ObjectAlreadyExists | PrefectHTTPStatusError) -> bool:
+    return isinstance(error, ObjectAlreadyExists) or error.response.status_code == HTTPStatus.CONFLICT
