@@ -14,8 +14,7 @@ from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import open_version
 from malt.training.process import check_installed
-from malt.training.run import TrainSummary, find_trained, known_role, prepare, summarise
-from malt.training.settings import declared
+from malt.training.run import TrainSummary, find_trained, known_role, prepare, read_train_spec, summarise
 from tasks.ends import close_after_crash
 from tasks.training import announce_models, publish_models, train_role, trained
 from tasks.versions import asset_key
@@ -38,7 +37,7 @@ async def train(
     """
     started = time.monotonic()
     opened = open_version(version)
-    chosen = spec or declared(opened, Path(config) if config else None)
+    chosen = spec or read_train_spec(opened, Path(config) if config else None)
     prepared = prepare(opened, chosen, Settings(), earlier)
     if (known := find_trained(prepared)) is not None:
         return summarise(prepared, known, set(known.manifest.roles), time.monotonic() - started)

@@ -23,8 +23,6 @@ from prefect.states import Crashed
 
 _PAGE = 200
 _LOOK_EVERY_S = 0.5
-_SETTLE_S = 2.0
-"""Seconds after which the server has written what it heard of a run before that was killed."""
 _DRAIN_LIMIT_S = 10.0
 _OPEN = TaskRunFilter(
     state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
@@ -32,8 +30,7 @@ _OPEN = TaskRunFilter(
 
 
 async def close_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:  # noqa: ARG001 - as called
-    """Close what a killed flow run left open; a hook that the worker runs."""
-    await asyncio.sleep(_SETTLE_S)
+    """Close what a killed flow run left open; a hook that the worker runs before it is done with the run."""
     await close_task_runs(flow_run.id)
 
 

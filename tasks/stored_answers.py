@@ -1,5 +1,6 @@
 """The store of completions as Prefect's cache: a branch whose answers are stored is `Cached`, and nobody is asked."""
 
+import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -56,10 +57,13 @@ class AnswerStorage(WritableFileSystem):
 async def save_answer_storage() -> AnswerStorage:
     """Return the storage, saved on the server, as Prefect wants it of whatever holds results."""
     storage = AnswerStorage()
-    try:
-        await storage.asave("malt", overwrite=True)
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != HTTPStatus.CONFLICT:
-            raise
-        await storage.asave("malt", overwrite=True)  # another run was making it just then
+    for wait_s in (0.1, 0.3, 1.0, 3.0, None):
+        try:
+            await storage.asave("malt", overwrite=True)
+        except PrefectHTTPStatusError as error:  # another run is making its type, schema or document just now
+            if wait_s is None or error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+            await asyncio.sleep(wait_s)
+        else:
+            break
     return storage

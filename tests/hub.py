@@ -1,12 +1,12 @@
-"""A stand-in for the Hugging Face Hub: what its HTTP API does with dataset repositories, on loopback and in memory.
+"""A stand-in for the Hugging Face Hub: what its HTTP API does with repositories of datasets and models, in memory.
 
     with Hub() as hub:
         environment = hub.environment  # for a process that shall use it
 
 It keeps what it is sent: repositories with commits, branches and tags, small files under git's digest and large ones
-under their SHA-256. `.parquet` is large, everything else small. Paths in `damaged` are stored with a byte changed;
-`stall_at` lets one upload of a large file, counted from 1, hang for ever; `raced` lets another commit come in between
-once.
+under their SHA-256. `.parquet`, `.safetensors` and `.gguf` are large. Paths in `damaged` are stored with a byte
+changed; `stall_at` lets one upload of a large file, counted from 1, hang for ever; `raced` lets another commit come in
+between once.
 """
 
 import base64
@@ -14,10 +14,13 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
 from aiohttp import web
+from huggingface_hub import constants
 
 from tests.serving import Served
 
@@ -63,6 +66,7 @@ Files = dict[str, Blob]
 @dataclass
 class Repository:
     is_private: bool
+    kind: str = "dataset"
     commits: dict[str, Files] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     branches: dict[str, str] = field(default_factory=dict)
@@ -125,6 +129,16 @@ class Hub(Served):
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
+    def use_here(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Send this process here too, whose library read its environment long ago."""
+        for name, value in {**self.environment, "HF_HOME": str(folder / "hf"), "TMPDIR": str(folder)}.items():
+            monkeypatch.setenv(name, value)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, self.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", self.address)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
+
     def sent(self, method: str) -> list[str]:
         """The paths of the requests with one method."""
         return [path for verb, _, path in (line.partition(" ") for line in self.requests) if verb == method]
@@ -135,11 +149,20 @@ class Hub(Served):
         return app
 
     def _routes(self) -> list[web.RouteDef]:
-        api, git = "/api/datasets/{id:[^/]+/[^/]+}", "/datasets/{id:[^/]+/[^/]+}"
         return [
             web.get("/api/whoami-v2", self._whoami),
             web.post("/api/repos/create", self._create),
             web.post("/api/validate-yaml", self._validate),
+            web.put("/large/{sha256}", self._upload),
+            web.get("/large/{sha256}", self._download),
+            web.post("/large/{sha256}/verify", self._verify),
+            *self._routes_below("datasets", "/datasets"),
+            *self._routes_below("models", ""),
+        ]
+
+    def _routes_below(self, kind: str, folder: str) -> list[web.RouteDef]:
+        api, git = f"/api/{kind}" + "/{id:[^/]+/[^/]+}", folder + "/{id:[^/]+/[^/]+}"
+        return [
             web.get(api, self._info),
             web.get(api + "/revision/{revision}", self._info),
             web.get(api + "/refs", self._refs),
@@ -148,9 +171,6 @@ class Hub(Served):
             web.post(api + "/paths-info/{revision}", self._paths_info),
             web.post(api + "/preupload/{revision}", self._preupload),
             web.post(git + ".git/info/lfs/objects/batch", self._batch),
-            web.put("/large/{sha256}", self._upload),
-            web.get("/large/{sha256}", self._download),
-            web.post("/large/{sha256}/verify", self._verify),
             web.post(api + "/commit/{revision}", self._commit),
             web.post(api + "/tag/{revision}", self._tag),
             web.post(api + "/branch/{revision}", self._branch),
@@ -169,7 +189,12 @@ class Hub(Served):
 
     def _read(self, request: web.Request) -> Repository:
         repository = self.repositories.get(request.match_info["id"])
-        if repository is None or (repository.is_private and "Authorization" not in request.headers):
+        is_dataset = request.path.startswith(("/datasets/", "/api/datasets/"))
+        if (
+            repository is None
+            or is_dataset != (repository.kind == "dataset")
+            or (repository.is_private and "Authorization" not in request.headers)
+        ):
             raise refusal(404 if "Authorization" in request.headers else 401, "Repository not found", "RepoNotFound")
         return repository
 
@@ -190,10 +215,12 @@ class Hub(Served):
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.repositories:
             raise refusal(409, "You already created this dataset repo")
-        repository = Repository(is_private=asked.get("visibility") == "private")
+        kind = asked.get("type", "model")
+        repository = Repository(is_private=asked.get("visibility") == "private", kind=kind)
         repository.commit("main", {".gitattributes": Blob(b"*.parquet filter=lfs\n", is_large=False)}, "initial commit")
         self.repositories[name] = repository
-        return web.json_response({"url": f"{self.address}/datasets/{name}", "name": name, "id": name})
+        folder = "datasets/" if kind == "dataset" else ""
+        return web.json_response({"url": f"{self.address}/{folder}{name}", "name": name, "id": name})
 
     async def _validate(self, _request: web.Request) -> web.Response:
         return web.json_response({"errors": [], "warnings": []})
@@ -234,7 +261,7 @@ class Hub(Served):
         files = self._written(request).files(request.match_info["revision"])
 
         def told(path: str) -> dict[str, Any]:
-            is_large, held = path.endswith(".parquet"), files.get(path)
+            is_large, held = path.endswith((".parquet", ".safetensors", ".gguf")), files.get(path)
             oid = None if held is None else held.sha256 if held.is_large else held.oid
             return {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False, "oid": oid}
 

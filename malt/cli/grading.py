@@ -48,14 +48,14 @@ def grade(
     as_json: bool,
 ) -> None:
     """Grade rows of question, ground_truth, answer[, label]. With labels, say how far the grades agree with them."""
-    from malt.review.grade_file import check_output, grade_file, write_rows
+    from malt.review.grade_file import check_output, grade_file, write_graded
     from malt.review.grader_options import chosen_grading
 
     if out is not None:
         check_output(out)
     rows, report = grade_file(file, chosen_grading(kinds, config, override), columns)
     if out is not None:
-        write_rows((row.as_columns() for row in rows), out)
+        write_graded((row.as_columns() for row in rows), out)
     terminal.emit(report.model_dump(mode="json")) if as_json else _show_grades(report)
 
 

@@ -128,7 +128,7 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
     from malt.config.settings import Settings
     from malt.datasets.publish.removal import collect_garbage
     from malt.llm.store.samples import Store
-    from malt.training.leftovers import clear_leftovers
+    from malt.training.job import clear_leftovers
 
     settings = Settings()
     found = collect_garbage(settings, older_than, delete=delete, also_in=also_in)

@@ -48,7 +48,8 @@ _COMMANDS: Mapping[str, Sequence[click.Command]] = {
     ),
     "Grade": (grading.grade, grading.audit),
     "From a dataset to models": (
-        training.train, training.models, evaluating.evaluate, evaluating.evaluations, improving.improve, service.serve,
+        training.train, training.models, training.serve_adapters, evaluating.evaluate, evaluating.evaluations,
+        improving.improve, service.serve,
     ),
     "Keep and share": (
         lifecycle.tag, sharing.export, sharing.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,

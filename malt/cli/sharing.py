@@ -80,9 +80,9 @@ def _show_export_warnings(exported: "Exported") -> None:
 def push(version: str, dest: str, public: bool, as_json: bool) -> None:
     """Put a version where others read it, and check it there.
 
-    DEST is hf://datasets/OWNER/NAME, s3://bucket/prefix, any URL that fsspec knows, or a folder. Only what is missing
-    is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and a tag; elsewhere it lands in
-    DEST/<name>/v<N>/. Credentials come from the environment.
+    DEST is hf://datasets/OWNER/NAME (models: hf://OWNER/NAME), s3://bucket/prefix, any URL that fsspec knows, or a
+    folder. Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and
+    a tag; elsewhere it lands in DEST/<name>/v<N>/. Credentials come from the environment.
     """
     from malt.datasets.push.push import push as push_version
 

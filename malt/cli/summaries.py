@@ -46,7 +46,6 @@ QUOTED = ("requests", "completions", "stored", "tokens in", "tokens out", "cost"
 
 
 def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
-    """Write what is quoted."""
     counts = (quoted.requests, quoted.completions, quoted.stored_completions)
     yield from map("{:,}".format, (*counts, quoted.prompt_tokens, quoted.completion_tokens))
     yield terminal.format_dollars(quoted.cost_usd)

@@ -42,12 +42,10 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def say(*things: "RenderableType", style: str | None = None) -> None:
-    """Print on stdout."""
     console().print(*things, style=style)
 
 
 def warn(*things: "RenderableType") -> None:
-    """Print on stderr."""
     console(stderr=True).print(*things)
 
 
@@ -92,7 +90,6 @@ def count(number: int, noun: str) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """Write a size in MiB."""
     return f"{size / 2**20:,.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""Commands that make models of datasets: `train`, `models`."""
+"""Commands that make models of datasets, and serve them: `train`, `models`, `serve-adapters`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +30,11 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.training.plan import plan
+    from malt.training.run import read_train_spec
     from malt.training.run import train as train_roles
-    from malt.training.settings import declared
 
     opened = open_version(version)
-    spec = declared(opened, config, override)
+    spec = read_train_spec(opened, config, override)
     if plans:
         quoted = plan(opened, spec, Settings())
         terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
@@ -56,6 +56,35 @@ def models(name: str | None, as_json: bool) -> int:
     if as_json:
         return terminal.emit_listing(listed, _describe)
     return terminal.show_listing(listed, _show_models, "no models yet; train some with: malt train DATASET")
+
+
+@click.command("serve-adapters")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--to", "url", required=True, metavar="URL", help="The server's address, such as http://127.0.0.1:8000/v1."
+)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the server sees the version's folder.")
+@click.option("--key-env", default="", metavar="NAME", help="Environment variable with the server's key.")
+@takes_json
+def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_json: bool) -> None:
+    """Load a model's adapters into vLLM, and prove them.
+
+    What answers must be what was trained: log-probabilities are compared with those of training, else exit code 2.
+    """
+    from malt.models.adapters import serve_adapters as serve
+    from malt.models.version import open_model
+
+    proofs = serve(open_model(model), url, folder=folder, key_env=key_env)
+    if as_json:
+        terminal.emit({"adapters": [proof.model_dump(mode="json") for proof in proofs]})
+        return
+    table = terminal.new_table("role", "adapter.", "loaded.", "noise", "from training", "training's effect")
+    for proof in proofs:
+        figures = (f"{value:.3f}" for value in (proof.noise, proof.difference, proof.effect))
+        table.add_row(proof.role.value, proof.name, "now" if proof.loaded else "before", *figures)
+    terminal.say(table)
+    for proof in proofs:
+        terminal.say(f'[roles.{proof.role}] model = "hosted_vllm/{proof.name}", api_base = "{url}"')
 
 
 def _show_summary(summary: "TrainSummary") -> None:
@@ -167,8 +196,9 @@ def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
     if row_id is None and as_json:
         terminal.emit(origin.model_dump(mode="json"))
     elif row_id is None:
-        terminal.say(f"{origin.version} was trained on {origin.dataset}: {len(origin.questions):,} questions")
-        for file, rows in origin.rows.items():
-            terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
+        for each in (*origin.earlier, origin):
+            terminal.say(f"{each.version} was trained on {each.dataset}: {len(each.questions):,} questions")
+            for file, rows in each.rows.items():
+                terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
         terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
-    return origin.dataset
+    return origin.dataset if row_id is None else origin.home_of(row_id)

@@ -170,7 +170,6 @@ def _show_tree(version: "DatasetVersion", question_id: str) -> None:
 
 
 def _node_text(row: Mapping[Hashable, Any]) -> "Text":
-    """Write one node in two lines."""
     value = "no value" if row["label"] is None else f"{row['value']:.2f}"
     grade = f" {row['outcome']}" if row["outcome"] else ""
     read = f", read {row['answer']!r}" if row["answer"] else ""

@@ -15,7 +15,7 @@ def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
     return {**kind, **{name: value for name, value in field.items() if name not in ("anyOf", "default")}}
 
 
-def as_list(value: object) -> object:
+def wrap_single(value: object) -> object:
     """Let a single value be written without brackets."""
     return [value] if isinstance(value, str) else value
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from malt.config.base import Declared, as_list
+from malt.config.base import Declared, wrap_single
 from malt.config.evaluate import EvaluateSpec
 from malt.config.improve import ImproveSpec
 from malt.config.limits import Limits, RunOptions
@@ -23,7 +23,7 @@ class EvaluatorSpec(ModelSpec):
 
     first: ClassVar[tuple[str, ...]] = ("kind", "model", "temperature", "max_tokens", "scope")
 
-    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(as_list, GraderKinds | GraderKind)] = ()
+    kind: Annotated[tuple[GraderKind, ...], BeforeValidator(wrap_single, GraderKinds | GraderKind)] = ()
     """Graders in order; the first that can decide does. There is no default: a run is refused without one."""
     temperature: float | None = Field(0.1, ge=0, le=2)
     """Sampling temperature of the judge; empty: the provider's default."""
@@ -88,7 +88,7 @@ class DatasetSpec(Declared):
     """Share of the questions whose rows go into the validation split, chosen by their ids alone."""
     generator_dpo: bool = False
     """Write preference pairs for the generator too; the paper found them harmful for instruction-tuned models."""
-    decontaminate: Annotated[tuple[str, ...], BeforeValidator(as_list, tuple[str, ...] | str)] = ()
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(wrap_single, tuple[str, ...] | str)] = ()
     """Test sets, as question files; a question that shares a run of words with one of theirs gives no rows."""
     decontaminate_words: int = Field(13, ge=5)
     """How many words in a row are an overlap with a test set."""
@@ -96,13 +96,15 @@ class DatasetSpec(Declared):
     """Questions that ask nearly word for word, with the same numbers, what an earlier one asks."""
     flawed_texts: Literal["drop", "keep"] = "drop"
     """Texts that are truncated, empty or refused: they would teach just that."""
+    unmarked_texts: Literal["drop", "keep"] = "keep"
+    """Texts to be learned that mark no final answer, or critiques that state no verdict: some are right by luck."""
     leaks: Literal["drop", "keep"] = "drop"
     """Critiques and refinements that quote the reference answer at length, though nothing they saw holds it."""
     identical_pairs: Literal["drop", "keep"] = "drop"
     """Pairs of texts that are the same but for case and space."""
     max_similarity: float = Field(0.98, ge=0, le=1)
     """Leave out pairs of texts more alike than this that answer alike, with the same numbers; 1: none."""
-    same_answer: Annotated[tuple[Role, ...], BeforeValidator(as_list, tuple[Role, ...] | Role)] = PLAYERS[-1:]
+    same_answer: Annotated[tuple[Role, ...], BeforeValidator(wrap_single, tuple[Role, ...] | Role)] = PLAYERS[-1:]
     """Roles whose pairs are left out where both texts give the same final answer: it cannot be right and wrong."""
     repeats: Literal["keep", "drop"] = "keep"
     """Rows whose texts an earlier row below the same parent has already; the paper keeps them."""

@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from malt.config.base import Declared, as_list
+from malt.config.base import Declared, wrap_single
 from malt.config.roles import PLAYERS, TRAJECTORY, declare_roles
 
 Stage = Literal["sft", "dpo"]
 
 
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(as_list, tuple[Stage, ...] | Stage)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(wrap_single, tuple[Stage, ...] | Stage)]
 
 
 class StageSettings(Declared):

@@ -100,7 +100,7 @@ def check_models(spec: RunSpec) -> None:
         for model in (role, *role.backups):
             call.check(model, spec.limits)
             if is_asked_in_batches(model, spec):
-                api.check(model)
+                api.check_batchable(model)
     if spec.run.mode == "batch" and not any(is_asked_in_batches(model, spec) for model in models_asked(spec).values()):
         raise ConfigError(
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '

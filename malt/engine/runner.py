@@ -87,13 +87,13 @@ def is_publishable(spec: RunSpec, shortfall: Shortfall) -> bool:
 
 async def run_pilot(job: Job, questions: int) -> Shortfall:
     """Ask for the trees of so many questions, spread evenly over all; the store keeps what they gave."""
-    chosen, name = spread(job.questions, questions), f"{new_run_name()}-pilot"
+    chosen, name = spread_evenly(job.questions, questions), f"{new_run_name()}-pilot"
     check_models(job.spec)
     async with hold_run_lock(job.spec.name, job.settings, f"pilot {name}"):
         return (await fill(job.only(chosen), Run(name))).shortfall
 
 
-def spread(questions: Sequence[Question], count: int) -> list[Question]:
+def spread_evenly(questions: Sequence[Question], count: int) -> list[Question]:
     """Pick questions at even distances: a file is often sorted by how hard they are."""
     taken = min(count, len(questions))
     return [questions[place * len(questions) // taken] for place in range(taken)]

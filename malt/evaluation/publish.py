@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.datasets.check.whole import check_files, check_pages, check_seal
 from malt.datasets.manifest import (
     MANIFEST_FILE,
     Failure,
@@ -23,6 +22,7 @@ from malt.datasets.manifest import (
 )
 from malt.datasets.stats.counts import as_failure, code_version
 from malt.datasets.version.folders import describe_file, name_version, place_next, staging_in
+from malt.datasets.version.published import check_files, check_pages, check_seal
 from malt.errors import VersionError
 from malt.evaluation.card import CARD_FILE, render_card
 from malt.evaluation.job import EvaluationJob

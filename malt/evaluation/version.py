@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from malt.config.base import Recorded
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest, read_as
 from malt.datasets.version.dataset_version import Listed, list_opened, locate
-from malt.datasets.version.published import Published
+from malt.datasets.version.published import Published, read_spec
+from malt.datasets.version.reading import reading
 from malt.errors import VersionError
 from malt.evaluation.summary import MEASURES, Summary
 from malt.evaluation.table import ANSWERS_FILE, make_frame, read_answers
@@ -56,13 +56,7 @@ class EvaluationManifest(VersionManifest):
     @property
     def spec(self) -> RunSpec:
         """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
-        try:
-            return RunSpec.model_validate(self.config)
-        except ValidationError as error:
-            raise VersionError(
-                f"{self.kind}/{self.name}@v{self.version}: its config is no longer a valid one "
-                f"({error.errors()[0]['msg']})"
-            ) from error
+        return read_spec(self.config, f"{self.kind}/{self.name}@v{self.version}")
 
 
 @dataclass(frozen=True)
@@ -78,10 +72,8 @@ class EvaluationVersion(Published[EvaluationManifest]):
     def summary(self) -> Summary:
         """Its figures. Raises `VersionError` where they cannot be read."""
         path = self.path / SUMMARY_FILE
-        try:
+        with reading(self.path, str(path)):
             return Summary.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise VersionError(f"{path} cannot be read; try: malt verify {self.reference}") from error
 
     @property
     def figures(self) -> "pd.DataFrame":

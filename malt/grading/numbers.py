@@ -263,9 +263,7 @@ _QUALIFIER_BEFORE = re.compile(
     r"|last|another|when|if|between|on|day|week|step|year|level|number|because|since|as)\s[$€£¥₹]?$",
     re.IGNORECASE,
 )
-_CONCLUSION = re.compile(
-    r"(?<![a-z])(?:so|therefore|thus|hence|which (?:means|is|equals|makes))(?![a-z])", re.IGNORECASE
-)
+_CONCLUSION = re.compile(r"(?i)(?<![a-z])(?:so|therefore|thus|hence|which (?:means|is|equals|makes))(?![a-z])")
 _EQUALS = re.compile(r"=|≈|(?<![a-z])equals(?![a-z])", re.IGNORECASE)
 _LEAD_IN = re.compile(
     r"[\s$€£¥₹~≈=:(\[\"'#*_]*+(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|Rs\.?|USD|EUR|INR)\s)?",

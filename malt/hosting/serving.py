@@ -35,11 +35,11 @@ from malt.trees.growth import TreeInputs
 from malt.trees.pipeline import grow_tree
 from malt.trees.tree import Address, Node, Tree
 
-MOST_CHAINS = 64
-WORDS_A_CHUNK = 8
+_MOST_CHAINS = 64
+_WORDS_A_CHUNK = 8
 
 
-class Turn(BaseModel):
+class _Turn(BaseModel):
     """One message of a request; its content is a text, or a list of parts with texts."""
 
     model_config = ConfigDict(extra="ignore")
@@ -48,13 +48,13 @@ class Turn(BaseModel):
     content: Any = ""
 
 
-class Asked(BaseModel):
+class _Asked(BaseModel):
     """What is read of a chat-completion request."""
 
     model_config = ConfigDict(extra="ignore")
 
-    messages: list[Turn] = Field(min_length=1)
-    n: int = Field(1, ge=1, le=MOST_CHAINS)
+    messages: list[_Turn] = Field(min_length=1)
+    n: int = Field(1, ge=1, le=_MOST_CHAINS)
     stream: bool = False
 
     @property
@@ -76,7 +76,6 @@ class Trio(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called as a model."""
         return f"malt/{self.lineup.system}"
 
     async def answer(self, text: str, chains: int) -> Tree:
@@ -114,7 +113,6 @@ def _read_known(spec: RunSpec) -> dict[str, Question]:
 
 
 def new_key() -> str:
-    """Return a key that nobody guesses."""
     return f"malt-{secrets.token_urlsafe(24)}"
 
 
@@ -122,19 +120,19 @@ def application(trio: Trio, key: str) -> Starlette:
     """Return the server: `/v1/models` and `/v1/chat/completions`, for whoever has the key."""
 
     async def models(request: Request) -> Response:
-        if not is_allowed(request, key):
-            return refuse(401, "wrong or missing key; send the one that `malt serve` printed")
+        if not _is_allowed(request, key):
+            return _refuse(401, "wrong or missing key; send the one that `malt serve` printed")
         return JSONResponse({"object": "list", "data": [{"id": trio.name, "object": "model", "owned_by": "malt"}]})
 
     async def complete(request: Request) -> Response:
-        if not is_allowed(request, key):
-            return refuse(401, "wrong or missing key; send the one that `malt serve` printed")
+        if not _is_allowed(request, key):
+            return _refuse(401, "wrong or missing key; send the one that `malt serve` printed")
         try:
-            asked = Asked.model_validate_json(await request.body())
+            asked = _Asked.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors()[0]
-            return refuse(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
-        return await respond(trio, asked)
+            return _refuse(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
+        return await _respond(trio, asked)
 
     return Starlette(routes=[
         Route("/v1/models", models, methods=["GET"]),
@@ -142,60 +140,59 @@ def application(trio: Trio, key: str) -> Starlette:
     ])  # fmt: skip
 
 
-def is_allowed(request: Request, key: str) -> bool:
-    """Whether a request has the key."""
+def _is_allowed(request: Request, key: str) -> bool:
     return hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {key}".encode())
 
 
-def refuse(status: int, message: str) -> JSONResponse:
+def _refuse(status: int, message: str) -> JSONResponse:
     """Return an error as OpenAI's clients read it."""
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
 
 
-async def respond(trio: Trio, asked: Asked) -> Response:
+async def _respond(trio: Trio, asked: _Asked) -> Response:
     """Answer a request that could be read."""
     if not asked.question:
-        return refuse(400, "messages: the last user turn is empty")
+        return _refuse(400, "messages: the last user turn is empty")
     try:
         tree = await trio.answer(asked.question, asked.n)
     except MaltError as error:
-        return refuse(503, str(error))
+        return _refuse(503, str(error))
     if tree.failures:
-        return refuse(502, tree.failures[0].reason)
-    body = completion_body(trio, tree, asked.n)
+        return _refuse(502, tree.failures[0].reason)
+    body = _write_completion(trio, tree, asked.n)
     if not asked.stream:
         return JSONResponse(body)
-    return StreamingResponse(events(body), media_type="text/event-stream")
+    return StreamingResponse(_stream_events(body), media_type="text/event-stream")
 
 
-def completion_body(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
+def _write_completion(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
     """Write a tree of independent chains as a chat completion; usage is all roles' together."""
-    told = [find_chain(tree, chain, trio.lineup) for chain in range(chains)]
+    told = [_find_chain(tree, chain, trio.lineup) for chain in range(chains)]
     spoken = [node.completion for chain in told for node in chain]
     return {
         "id": f"chatcmpl-{uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": trio.name,
-        "choices": [write_choice(number, chain[-1]) for number, chain in enumerate(told)],
-        "usage": add_usage(spoken),
-        "malt": {"question_id": tree.question.question_id, "chains": [write_metadata(chain) for chain in told]},
+        "choices": [_write_choice(number, chain[-1]) for number, chain in enumerate(told)],
+        "usage": _add_usage(spoken),
+        "malt": {"question_id": tree.question.question_id, "chains": [_write_metadata(chain) for chain in told]},
     }
 
 
-def find_chain(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
+def _find_chain(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
     """Return the texts of one chain, of those who take part."""
     path = Address((chain, 0, 0)).path
     return [tree.nodes[address] for address in path if address.role in lineup.roles]
 
 
-def write_choice(number: int, last: Node) -> dict[str, Any]:
+def _write_choice(number: int, last: Node) -> dict[str, Any]:
     """Write a chain's last text as a choice."""
     message = {"role": "assistant", "content": last.text}
     return {"index": number, "message": message, "finish_reason": last.completion.finish_reason}
 
 
-def write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
+def _write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
     """Write a chain, and what the verifier said of the first answer."""
     from malt.datasets.stats.diagnostics import stated_verdict
 
@@ -204,30 +201,29 @@ def write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
     return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict]}
 
 
-def add_usage(completions: Sequence[Completion]) -> dict[str, int]:
+def _add_usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Add up what all roles took; what a provider did not count is left out."""
     prompt = sum(completion.prompt_tokens or 0 for completion in completions)
     completion = sum(each.completion_tokens or 0 for each in completions)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-async def events(body: Mapping[str, Any]) -> AsyncIterator[str]:
+async def _stream_events(body: Mapping[str, Any]) -> AsyncIterator[str]:
     """Yield a finished completion as server-sent events: the last role's text in pieces, then usage and chains."""
     head = {name: body[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
     for choice in body["choices"]:
         words = choice["message"]["content"].split(" ")
-        for start in range(0, len(words), WORDS_A_CHUNK):
-            piece = " ".join(words[start : start + WORDS_A_CHUNK])
+        for start in range(0, len(words), _WORDS_A_CHUNK):
+            piece = " ".join(words[start : start + _WORDS_A_CHUNK])
             delta = {"content": piece if start == 0 else f" {piece}"}
-            yield event({**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
+            yield _write_event({**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
         end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
-        yield event({**head, "choices": [end]})
-    yield event({**head, "choices": [], "usage": body["usage"], "malt": body["malt"]})
+        yield _write_event({**head, "choices": [end]})
+    yield _write_event({**head, "choices": [], "usage": body["usage"], "malt": body["malt"]})
     yield "data: [DONE]\n\n"
 
 
-def event(value: Mapping[str, Any]) -> str:
-    """Write one server-sent event."""
+def _write_event(value: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from malt.config.evaluate import SystemSpec
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
@@ -27,7 +28,7 @@ from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
 from malt.improvement.report import write_report
-from malt.improvement.specs import beside_spec, closing_spec, deciding_spec, growing_spec
+from malt.improvement.specs import UNTRAINED, beside_spec, closing_spec, comparing_spec, deciding_spec, growing_spec
 from malt.improvement.summary import Account, Improvement, Round
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.provider import embedded
@@ -110,7 +111,7 @@ def check(spec: RunSpec, settings: Settings) -> None:
         )
     check_installed()
     read_job(spec, settings)
-    held_out_questions(spec)
+    held_out_questions(comparing_spec(spec, {UNTRAINED: SystemSpec()}, UNTRAINED))
     for source in spec.improve.beside.values():
         read_questions(source)
 

@@ -6,6 +6,7 @@ from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
+from malt.models.manifest import DatasetEntry
 from malt.models.version import ModelVersion
 
 
@@ -84,25 +85,41 @@ class Origin(BaseModel):
     questions: list[str]
     rows: dict[str, list[str]]
     """Ids by file; `malt explain MODEL ROW_ID` leads on to the row's tree."""
+    earlier: "tuple[Origin, ...]" = ()
+    """The same of further datasets, those of earlier rounds."""
+
+    def home_of(self, row_id: str) -> str:
+        """Return the dataset that a row is from: the newest that has it."""
+        from_earlier = (each.dataset for each in reversed(self.earlier) if each.has(row_id))
+        return self.dataset if self.has(row_id) else next(from_earlier, self.dataset)
+
+    def has(self, row_id: str) -> bool:
+        """Whether a row is among those of its dataset."""
+        return any(row_id in rows for rows in self.rows.values())
 
 
 def explain_model(version: ModelVersion, settings: Settings | None = None) -> Origin:
-    """Lead from a model back to rows and questions. Raises `VersionError` where its dataset is not the one of then."""
-    dataset = _open_dataset(version, settings or Settings())
+    """Lead from a model back to rows and questions. Raises `VersionError` where a dataset is not the one of then."""
+    chosen, manifest = settings or Settings(), version.manifest
+    earlier = tuple(_trace(version, entry, chosen) for entry in manifest.earlier)
+    return _trace(version, manifest.dataset, chosen).model_copy(update={"earlier": earlier})
+
+
+def _trace(version: ModelVersion, entry: DatasetEntry, settings: Settings) -> Origin:
+    """Lead from a model back to the rows of one of its datasets."""
+    dataset = _open_dataset(version, entry, settings)
     rows = {
         f"{stage.stage}/{role}": [str(row) for row in getattr(dataset, stage.stage)(role)["row_id"]]
         for role, entry in version.manifest.roles.items()
         for stage in entry.stages
     }
     questions = [str(question) for question in dataset.questions["question_id"]]
-    manifest = version.manifest
-    return Origin(version=version.reference, dataset=dataset.reference, content_sha256=manifest.dataset.content_sha256,
+    return Origin(version=version.reference, dataset=dataset.reference, content_sha256=entry.content_sha256,
                   questions=questions, rows=rows)  # fmt: skip
 
 
-def _open_dataset(version: ModelVersion, settings: Settings) -> DatasetVersion:
+def _open_dataset(version: ModelVersion, wanted: DatasetEntry, settings: Settings) -> DatasetVersion:
     """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
-    wanted = version.manifest.dataset
     dataset = open_version(f"{wanted.name}@v{wanted.version}", settings.datasets_dir)
     if dataset.manifest.content_sha256 != wanted.content_sha256:
         raise VersionError(

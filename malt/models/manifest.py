@@ -50,6 +50,16 @@ class StageResult(Recorded):
     """From how many checkpoints it went on."""
 
 
+class Canary(Recorded):
+    """What tells a trained role from its base: log-probabilities of the likeliest first tokens, by the tokens' text."""
+
+    turns: tuple[dict[str, str], ...]
+    """The whole prompt, as messages."""
+    before: dict[str, float]
+    """Of the base."""
+    after: dict[str, float]
+
+
 class Sample(Recorded):
     """One prompt of the training rows, answered greedily by the base and by the trained role."""
 
@@ -57,6 +67,8 @@ class Sample(Recorded):
     """The last turn."""
     before: str
     after: str
+    canary: Canary | None = None
+    """None in versions of before it was taken."""
 
 
 class RoleEntry(Recorded):

@@ -13,10 +13,10 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.roles import Role
 from malt.config.train import TrainSpec
-from malt.datasets.check.whole import check_files, check_pages, check_seal
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry, Parent, content_digest
 from malt.datasets.stats.counts import code_version
 from malt.datasets.version.folders import name_version, place_next, staging_in
+from malt.datasets.version.published import check_files, check_pages, check_seal
 from malt.models.card import CARD_FILE, render_card
 from malt.models.manifest import (
     ADAPTER,

@@ -303,7 +303,7 @@ def check_output(path: Path) -> None:
         raise InputError(f"--out {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
 
 
-def write_rows(rows: Iterable[Columns], path: Path) -> None:
+def write_graded(rows: Iterable[Columns], path: Path) -> None:
     """Write rows in order; an earlier file, or a link, gives way once the new one is whole. Raises `InputError`."""
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:

@@ -1,6 +1,5 @@
 """What is trained: a base model by its content, as a folder that transformers loads."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +9,11 @@ from malt.datasets.version.folders import discard, sync_tree, temporary_name
 from malt.errors import ConfigError
 from malt.llm.provider import embedded
 
-WEIGHTS = "model.safetensors"
-NEEDED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
+_WEIGHTS = "model.safetensors"
+_NEEDED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
           "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt", "*.model")  # fmt: skip
 """Files of a model on the Hub that are fetched: no code, no pickles."""
-LONE_DIGITS = {"smollm", "starcoder", "refact", "command-r"}
+_LONE_DIGITS = {"smollm", "starcoder", "refact", "command-r"}
 """llama.cpp's names of tokenizers that take every digit by itself."""
 
 
@@ -38,27 +37,27 @@ def find_base(name: str, bases_dir: Path) -> Base:
         return Base(name, sha256, path, bases_dir / sha256[:16])
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = downloaded(name)
-    return Base(name, folder_digest(folder), None, folder)
+        folder = _download(name)
+    return Base(name, _digest_folder(folder), None, folder)
 
 
-def folder_digest(folder: Path) -> str:
+def _digest_folder(folder: Path) -> str:
     """Return one digest over a model's files. Raises `ConfigError` where it has no safetensors."""
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ConfigError(f"[train] base: {folder} has no config.json with *.safetensors beside it; pickled weights "
                           "(.bin, .pt) are not read: save the model with save_pretrained first")  # fmt: skip
-    files = sorted({path for pattern in NEEDED for path in folder.glob(pattern)})
+    files = sorted({path for pattern in _NEEDED for path in folder.glob(pattern)})
     return digest({path.name: cached_sha256(path) for path in files})
 
 
-def downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     """Return the folder of a model on the Hub, fetched into its usual cache where it is not there."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ConfigError(f"[train] base = {name!r} is neither `embedded`, a folder, nor a name on the Hub")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(NEEDED)))
+        return Path(snapshot_download(name, allow_patterns=list(_NEEDED)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"[train] base = {name!r} is no folder here, and not to be had from the Hub: {reason}"
@@ -73,7 +72,7 @@ def unpack(base: Base) -> Path:
     staging = temporary_name(base.folder.parent)
     staging.mkdir()
     try:
-        write_folder(base.gguf, staging)
+        _write_folder(base.gguf, staging)
         sync_tree(staging)
         staging.rename(base.folder)
     except OSError:
@@ -84,7 +83,7 @@ def unpack(base: Base) -> Path:
     return base.folder
 
 
-def write_folder(path: Path, folder: Path) -> None:
+def _write_folder(path: Path, folder: Path) -> None:
     """Write a GGUF file's weights, config and tokenizer as transformers has them."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -94,29 +93,23 @@ def write_folder(path: Path, folder: Path) -> None:
 
     reader = gguf.opened(path)
     tensors = {name: np.ascontiguousarray(weights, np.float16) for name, weights in gguf.weights_in(reader)}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    tokenizer = tokenizer_in(path, gguf.value_of(reader, "tokenizer.ggml.pre"))
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    tokenizer = _read_tokenizer(path, gguf.value_of(reader, "tokenizer.ggml.pre"))
     tokenizer.save_pretrained(folder)
     ids = {"pad_token_id": tokenizer.pad_token_id}
     LlamaConfig(**gguf.config_of(reader), **ids, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
 
 
-def tokenizer_in(path: Path, kind: str | None) -> Any:  # noqa: ANN401 - transformers is not typed
+def _read_tokenizer(path: Path, kind: str | None) -> Any:  # noqa: ANN401 - transformers is not typed
     """Read a GGUF file's tokenizer; it pads with a token that does not also end texts."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    if kind in LONE_DIGITS:  # which transformers reads over
+    if kind in _LONE_DIGITS:  # which transformers reads over
         alone = pre_tokenizers.Digits(individual_digits=True)
         by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, by_bytes])
     if tokenizer.pad_token in (None, tokenizer.eos_token) and tokenizer.unk_token not in (None, tokenizer.eos_token):
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
-
-
-def architecture(folder: Path) -> dict[str, Any]:
-    """Return a model's config as it is written."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    return config

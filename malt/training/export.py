@@ -12,17 +12,16 @@ from malt.canonical_json import canonical_json
 from malt.datasets.version.folders import sync_tree
 from malt.models import gguf
 from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, Sample, StageResult
-from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, inputs_sha256
+from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, digest_inputs
+from malt.training.process import PACKAGES
 
 if TYPE_CHECKING:
     from malt.config.train import Stage
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
-PREFIX = "base_model.model."
+_PREFIX = "base_model.model."
 
 
-def stage_results(job: RoleJob) -> "dict[Stage, StageResult]":
-    """Return what stages that are done did."""
+def read_results(job: RoleJob) -> "dict[Stage, StageResult]":
     files = {stage: job.work / f"{stage}.json" for stage in job.stages}
     return {
         stage: StageResult.model_validate_json(file.read_bytes())
@@ -45,25 +44,25 @@ def finish(
     shutil.copytree(trained, place, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
     tokenizer.save_pretrained(place)
     if job.train.adapter == "lora":
-        settle_config(place / "adapter_config.json", job.base.name)
+        _settle_config(place / "adapter_config.json", job.base.name)
     if job.base.gguf is not None:
-        change = merged(place) if job.train.adapter == "lora" else replaced(place)
+        change = _merge_adapter(place) if job.train.adapter == "lora" else replace_weights(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
-    libraries = {name: version(name) for name in LIBRARIES}
-    told = RoleResult(stages=results, samples=samples, inputs_sha256=inputs_sha256(job), libraries=libraries)
+    libraries = {name: version(name) for name in PACKAGES}
+    told = RoleResult(stages=results, samples=samples, inputs_sha256=digest_inputs(job), libraries=libraries)
     (staging / RESULT_FILE).write_text(told.model_dump_json())
     sync_tree(staging)
     staging.rename(job.done)
 
 
-def settle_config(path: Path, base: str) -> None:
+def _settle_config(path: Path, base: str) -> None:
     """Write an adapter's config the same way whichever process and folder it comes from."""
     config = json.loads(path.read_bytes())
     ordered = {name: sorted(value) if name == "target_modules" else value for name, value in config.items()}
     path.write_bytes(canonical_json({**ordered, "base_model_name_or_path": base, "inference_mode": True}))
 
 
-def merged(adapter: Path) -> gguf.Change:
+def _merge_adapter(adapter: Path) -> gguf.Change:
     """Return what adds a LoRA adapter to the weights it belongs to."""
     from safetensors.numpy import load_file
 
@@ -72,7 +71,7 @@ def merged(adapter: Path) -> gguf.Change:
     tensors = load_file(adapter / "adapter_model.safetensors")
 
     def change(name: str, weights: gguf.Weights) -> gguf.Weights:
-        stem = PREFIX + name.removesuffix(".weight")
+        stem = _PREFIX + name.removesuffix(".weight")
         down = tensors.get(f"{stem}.lora_A.weight")
         if down is None:
             return weights
@@ -83,7 +82,7 @@ def merged(adapter: Path) -> gguf.Change:
     return change
 
 
-def replaced(folder: Path) -> gguf.Change:
+def replace_weights(folder: Path) -> gguf.Change:
     """Return what puts a fully trained model's weights in the place of the base's."""
     from safetensors import safe_open
 

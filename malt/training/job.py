@@ -1,6 +1,9 @@
 """RoleJob: all that one role's training depends on, and what came of it. It travels to the training process as JSON."""
 
-from collections.abc import Sequence
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +11,15 @@ from pydantic import BaseModel, ConfigDict
 
 from malt.canonical_json import digest
 from malt.config.roles import PLAYERS, Role
+from malt.config.settings import Settings
 from malt.config.train import Stage, StageSettings, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.folders import discard, size_of
 from malt.models.manifest import Sample, StageResult
 from malt.training.base import Base
 
-WHAT_CHANGES_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
+_CHANGE_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
 LOCK = ".lock"
 """Held by the process that trains."""
 RESULT_FILE = "result.json"
@@ -52,7 +57,6 @@ class RoleJob(BaseModel):
 
     @property
     def done(self) -> Path:
-        """Where its results are, once all are there."""
         return self.work / "done"
 
 
@@ -77,16 +81,16 @@ class Skipped(NamedTuple):
     stage: Stage
 
 
-def jobs_for(
+def list_jobs(
     versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, training_dir: Path, bases_dir: Path
 ) -> list[RoleJob]:
     """Return a job for every role that has a stage with rows in any of the versions."""
     jobs = []
     for role in PLAYERS:
-        files = {stage: stage_rows(versions, role, stage) for stage in stages_of(train, role)}
+        files = {stage: _describe_rows(versions, role, stage) for stage in _declared_stages(train, role)}
         stages = tuple(stage for stage, file in files.items() if file.rows)
         if stages:
-            inputs = inputs_of(role, stages, files, train, base)
+            inputs = _digest_inputs(role, stages, files, train, base)
             work = training_dir / f"{role}-{inputs[:16]}"
             jobs.append(
                 RoleJob(role=role, base=base, stages=stages, files={stage: files[stage] for stage in stages},
@@ -95,43 +99,40 @@ def jobs_for(
     return jobs
 
 
-def skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[Skipped]:
+def find_skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[Skipped]:
     """Return the declared stages that the versions have no rows for."""
     return [
         Skipped(role, stage)
         for role in PLAYERS
-        for stage in stages_of(train, role)
-        if not stage_rows(versions, role, stage).rows
+        for stage in _declared_stages(train, role)
+        if not _describe_rows(versions, role, stage).rows
     ]
 
 
-def stages_of(train: TrainSpec, role: Role) -> tuple[Stage, ...]:
-    """Return a role's declared stages."""
+def _declared_stages(train: TrainSpec, role: Role) -> tuple[Stage, ...]:
     stages: tuple[Stage, ...] = getattr(train, role.value)
     return stages
 
 
-def stage_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage) -> StageRows:
-    """Describe the versions' training rows for a stage."""
+def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage) -> StageRows:
     path = role_file(stage, role)
-    entries = {version.path / path: version.manifest.files[path] for version in versions if has_rows(version, path)}
+    entries = {version.path / path: version.manifest.files[path] for version in versions if _has_rows(version, path)}
     digests = [entry.rows_sha256 or "" for entry in entries.values()]
     sha256 = digests[0] if len(digests) == 1 else digest([*digests])
     return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
 
 
-def has_rows(version: DatasetVersion, path: str) -> bool:
-    """Whether a version has rows in a file."""
+def _has_rows(version: DatasetVersion, path: str) -> bool:
     entry = version.manifest.files.get(path)
     return entry is not None and bool(entry.rows)
 
 
-def inputs_of(
+def _digest_inputs(
     role: Role, stages: tuple[Stage, ...], files: dict[Stage, StageRows], train: TrainSpec, base: Base
 ) -> str:
     """Return the digest of all that makes a role's weights what they are, the machine and its libraries apart."""
     unused = {stage for stage in ("sft", "dpo") if stage not in stages}
-    settings: dict[str, Any] = train.model_dump(mode="json", exclude=WHAT_CHANGES_NO_WEIGHT | unused)
+    settings: dict[str, Any] = train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
     return digest(
         {
             "role": role.value,
@@ -143,11 +144,57 @@ def inputs_of(
     )
 
 
-def settings_of(job: RoleJob, stage: Stage) -> StageSettings:
-    """Return how a stage trains."""
+def get_settings(job: RoleJob, stage: Stage) -> StageSettings:
     return job.train.sft if stage == "sft" else job.train.dpo
 
 
-def inputs_sha256(job: RoleJob) -> str:
-    """Return the digest of a job's inputs."""
-    return inputs_of(job.role, job.stages, job.files, job.train, job.base)
+def digest_inputs(job: RoleJob) -> str:
+    return _digest_inputs(job.role, job.stages, job.files, job.train, job.base)
+
+
+# What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.
+
+
+class Leftovers(NamedTuple):
+    """How much there is, or was."""
+
+    folders: int
+    folder_bytes: int
+
+
+def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
+    """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
+    before, folders, sizes = time.time() - older_than_s, 0, 0
+    for folder in _job_folders(settings.training_dir):
+        with _unused(folder) as is_unused:
+            if is_unused and _last_change(folder) < before:
+                folders, sizes = folders + 1, sizes + size_of(folder)
+                if delete:
+                    discard(folder)
+    return Leftovers(folders, sizes)
+
+
+def _job_folders(training_dir: Path) -> Iterator[Path]:
+    for name in sorted(training_dir.iterdir()) if training_dir.is_dir() else ():
+        yield from (folder for folder in sorted(name.iterdir()) if folder.is_dir())
+
+
+def _last_change(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Keep training processes out of a job's folder, or an unpacked base; say whether none is in it."""
+    is_base = folder.parent.name == BASES
+    lock = lock_of_base(folder) if is_base else folder / LOCK
+    if not is_base and not lock.exists():
+        yield True
+        return
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

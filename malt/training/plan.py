@@ -7,13 +7,13 @@ from pydantic import BaseModel
 from malt.config.settings import Settings
 from malt.config.train import StageSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.training.job import RoleJob, settings_of
+from malt.training.job import RoleJob, get_settings
 from malt.training.process import check_installed, run_jobs
 from malt.training.run import known_role, prepare
 
-ADAM_BYTES = 16
+_ADAM_BYTES = 16
 """Of a trained number: itself, its gradient and Adam's two averages, as 32-bit numbers."""
-EFFICIENCY = 0.5
+_EFFICIENCY = 0.5
 """Of the probe's speed that training reaches; norms, attention and the output layer take the rest."""
 
 
@@ -64,8 +64,8 @@ class TrainPlan(BaseModel):
 
 def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainPlan:
     """Quote training a version. Trains nothing, and writes nothing but the unpacked base and a log."""
+    check_installed()  # before a base is downloaded
     prepared = prepare(version, spec, settings)
-    check_installed()
     told: dict[str, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
 
@@ -79,7 +79,7 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
     roles = {
         job.role.value: RoleTrainingPlan(
             known=known_role(job, prepared) is not None,
-            stages={stage: stage_plan(job, told[job.role][stage], facts) for stage in job.stages},
+            stages={stage: _plan_stage(job, told[job.role][stage], facts) for stage in job.stages},
         )
         for job in prepared.jobs
     }
@@ -99,22 +99,23 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
     )
 
 
-def stage_plan(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> StagePlan:
+def _plan_stage(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> StagePlan:
     """Put together what is known of a stage."""
     stage = told["stage"]
-    settings = settings_of(job, stage)
+    settings = get_settings(job, stage)
+    operations = settings.epochs * told["tokens"] * _count_work(job, stage, facts)
     batches = -(-told["trained"] // settings.batch_size)
     return StagePlan(
         **{name: told[name] for name in ("trained", "lost", "refused", "shortest", "median", "longest", "tokens")},
         rows=job.files[stage].rows,
         max_length=settings.max_length,
         steps=round(settings.epochs * batches),
-        memory_gb=round(memory_of(job, settings, told, facts) / 1e9, 1),
-        seconds=round(settings.epochs * told["tokens"] * work_of(job, stage, facts) / facts["flops"] / EFFICIENCY, 1),
+        memory_gb=round(_count_memory(job, settings, told, facts) / 1e9, 1),
+        seconds=round(operations / facts["flops"] / _EFFICIENCY, 1),
     )
 
 
-def work_of(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
+def _count_work(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
     """Return the floating-point operations that a token takes: forward, backward, and the reference's forward."""
     forward: float = 2 * facts["parameters"]
     depth = facts["layers"]
@@ -124,11 +125,11 @@ def work_of(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
     return forward + backward + again + (forward if stage == "dpo" else 0)
 
 
-def memory_of(job: RoleJob, settings: StageSettings, told: dict[str, Any], facts: dict[str, Any]) -> float:
+def _count_memory(job: RoleJob, settings: StageSettings, told: dict[str, Any], facts: dict[str, Any]) -> float:
     """Return the bytes that a stage takes: weights, what is trained of them, and what a batch leaves for backward."""
     size = 4 if job.train.adapter == "full" or job.train.dtype == "float32" else 2
     weights = facts["parameters"] * size * (2 if told["stage"] == "dpo" and job.train.adapter == "full" else 1)
-    trained = facts["trainable"] * ADAM_BYTES
+    trained = facts["trainable"] * _ADAM_BYTES
     texts = 2 if told["stage"] == "dpo" else 1
     at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size, told["trained"])
     tokens = at_once * texts * min(told["longest"], settings.max_length)

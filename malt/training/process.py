@@ -7,20 +7,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from malt.errors import ConfigError, TrainingFailed
 from malt.training.job import RoleJob
 
-Task = Literal["train", "plan"]
+_Task = Literal["train", "plan"]
 Tell = Callable[[Mapping[str, Any]], None]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "gguf")
-STOP_S = 120.0
+_STOP_S = 120.0
 """Seconds a process may take to leave a checkpoint once it is told to stop."""
-STOPPED, REFUSED = 130, 2
-QUIET = {
+DONE, REFUSED, STOPPED = 0, 2, 130
+_QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -30,7 +30,7 @@ QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
-LAST_LINES = 3
+_LAST_LINES = 3
 """Of the log, that an error quotes."""
 
 
@@ -42,7 +42,7 @@ def check_installed() -> None:
         )
 
 
-def run_jobs(task: Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
+def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
     """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
 
     Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
@@ -55,9 +55,9 @@ def run_jobs(task: Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
             refusals.append(event["message"])
         tell(event)
 
-    process = start(task, [write(job) for job in jobs], log)
-    with stopped_with_us(process):
-        for event in events_of(process):
+    process = _start(task, [_write_job(job) for job in jobs], log)
+    with _stop_together(process):
+        for event in _read_events(process):
             listen(event)
         code = process.wait()
     if code == REFUSED and refusals:
@@ -66,12 +66,12 @@ def run_jobs(task: Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
         raise KeyboardInterrupt
     if code:
         raise TrainingFailed(
-            f"training ended with {ending(code)}; what it had is kept, run again to go on. {log} has the whole story; "
-            f"it ends: {tail(log)}"
+            f"training ended with {_describe_end(code)}; what it had is kept, run again to go on. {log} has the whole "
+            f"story; it ends: {_quote_end(log)}"
         )
 
 
-def write(job: RoleJob) -> Path:
+def _write_job(job: RoleJob) -> Path:
     """Write a job's file into its folder."""
     job.work.mkdir(parents=True, exist_ok=True)
     file = job.work / "job.json"
@@ -79,52 +79,47 @@ def write(job: RoleJob) -> Path:
     return file
 
 
-def start(task: Task, files: Sequence[Path], log: Path) -> "subprocess.Popen[bytes]":
+def _start(task: _Task, files: Sequence[Path], log: Path) -> "subprocess.Popen[bytes]":
     """Start the training process; what its libraries print goes to the log."""
     command = [sys.executable, "-m", "malt.training.worker", task, *map(str, files)]
     with log.open("ab") as errors:
         return subprocess.Popen(  # noqa: S603 - this Python, and our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**QUIET, **os.environ}
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env={**_QUIET, **os.environ}
         )
 
 
-class stopped_with_us:  # noqa: N801 - it reads as a context
+@contextmanager
+def _stop_together(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     """End the process when the caller is interrupted: politely, so that it leaves a checkpoint."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.process = process
-
-    def __enter__(self) -> None:
-        """Nothing to do yet."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Stop it, wait for its checkpoint, and let go of its pipes."""
-        if kind is not None:
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_S)
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+        process.kill()
+        raise
+    finally:
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
 
 
-def events_of(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+def _read_events(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
     """Yield what a process tells, a line at a time."""
     for line in process.stdout or ():
         with suppress(ValueError):  # cut off as it was killed
             yield json.loads(line)
 
 
-def ending(code: int) -> str:
+def _describe_end(code: int) -> str:
     """Say how a process ended."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def tail(log: Path) -> str:
-    """Return the last lines of a log, as one."""
+def _quote_end(log: Path) -> str:
     if not log.exists():
         return "(it is gone: another training of the same has ended and removed the folder)"
     lines = log.read_text(errors="replace").strip().splitlines()
-    return " | ".join(line.strip() for line in lines[-LAST_LINES:])
+    return " | ".join(line.strip() for line in lines[-_LAST_LINES:])

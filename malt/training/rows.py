@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 from malt.config.roles import Role
 from malt.config.train import Stage, StageSettings
 from malt.errors import ConfigError
-from malt.training.job import RoleJob, settings_of
+from malt.training.job import RoleJob, get_settings
 
-Row = Mapping[str, Any]
-ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
-TOO_LONG = "longer than max_length"
+_Row = Mapping[str, Any]
+_ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+_TOO_LONG = "longer than max_length"
 
 
 class Measured(NamedTuple):
@@ -27,23 +27,23 @@ class Measured(NamedTuple):
     lost: dict[str, int]
 
 
-def measured(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
+def measure_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
     """Read and measure a stage's rows. Nothing is refused here."""
-    answers = ANSWERS[stage]
-    limit = settings_of(job, stage).max_length
+    answers = _ANSWERS[stage]
+    limit = get_settings(job, stage).max_length
     kept, lengths, tokens = [], [], 0
     tables = (pq.read_table(path, columns=["prompt", *answers]) for path in job.files[stage].paths)
     for row in (row for table in tables for row in table.to_pylist()):
-        counts = [count_tokens(tokenizer, row["prompt"], row[answer]) for answer in answers]
+        counts = [_count_tokens(tokenizer, row["prompt"], row[answer]) for answer in answers]
         lengths.append(max(counts))
         if lengths[-1] <= limit:
             kept.append(row)
             tokens += sum(counts)
-    lost = {TOO_LONG: len(lengths) - len(kept)} if len(kept) < len(lengths) else {}
+    lost = {_TOO_LONG: len(lengths) - len(kept)} if len(kept) < len(lengths) else {}
     return Measured(kept, lengths, tokens, lost)
 
 
-def count_tokens(tokenizer: Any, prompt: Sequence[Row], answer: Sequence[Row]) -> int:  # noqa: ANN401
+def _count_tokens(tokenizer: Any, prompt: Sequence[_Row], answer: Sequence[_Row]) -> int:  # noqa: ANN401
     """Count the tokens of a conversation as the chat template writes it."""
     written = tokenizer.apply_chat_template([*prompt, *answer], tokenize=True, return_dict=True)
     return len(written["input_ids"])
@@ -51,7 +51,7 @@ def count_tokens(tokenizer: Any, prompt: Sequence[Row], answer: Sequence[Row]) -
 
 def refuse_long(role: Role, stage: Stage, found: Measured, settings: StageSettings) -> None:
     """Raise `ConfigError` for rows that would lose their end, unless they may be left out; and for none left."""
-    lost = found.lost.get(TOO_LONG, 0)
+    lost = found.lost.get(_TOO_LONG, 0)
     key = f"train.{stage}"
     if lost and settings.too_long == "refuse":
         raise ConfigError(

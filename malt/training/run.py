@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from malt.config.loader import load_spec, override_spec
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
@@ -22,7 +23,17 @@ from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
 from malt.training.base import Base, find_base
-from malt.training.job import BASES, LOCK, RESULT_FILE, RoleJob, RoleResult, Skipped, inputs_sha256, jobs_for, skipped
+from malt.training.job import (
+    BASES,
+    LOCK,
+    RESULT_FILE,
+    RoleJob,
+    RoleResult,
+    Skipped,
+    digest_inputs,
+    find_skipped,
+    list_jobs,
+)
 from malt.training.process import Tell, check_installed, run_jobs
 
 
@@ -39,7 +50,6 @@ class Prepared(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The models' name."""
         return self.train.name or self.versions[-1].name
 
 
@@ -113,6 +123,13 @@ def _train(prepared: Prepared, tell: Tell, started: float) -> TrainSummary:
     return summarise(prepared, published, cached, time.monotonic() - started)
 
 
+def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
+    """Return how to train a version. Raises `ConfigError` for a config or an override that is wrong."""
+    if config is not None:
+        return load_spec(config, overrides).train
+    return override_spec(version.spec, overrides, version.path).train
+
+
 def prepare(
     version: str | Path | DatasetVersion, spec: TrainSpec | None, settings: Settings,
     earlier: Sequence[str | Path | DatasetVersion] = (),
@@ -126,16 +143,16 @@ def prepare(
     chosen = opened.spec.train if spec is None else spec
     base = find_base(chosen.base, settings.training_dir / BASES)
     place = settings.training_dir / (chosen.name or opened.name)
-    jobs = jobs_for(versions, chosen, base, place.resolve(), (settings.training_dir / BASES).resolve())
+    jobs = list_jobs(versions, chosen, base, place.resolve(), (settings.training_dir / BASES).resolve())
     if not jobs:
         raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
                              "lower credit.threshold")  # fmt: skip
-    return Prepared(versions, chosen, base, jobs, skipped(versions, chosen), settings)
+    return Prepared(versions, chosen, base, jobs, find_skipped(versions, chosen), settings)
 
 
 def find_trained(prepared: Prepared) -> ModelVersion | None:
     """Return the model version of this name that was trained from the very same inputs; None where none was."""
-    wanted = {job.role: inputs_sha256(job) for job in prepared.jobs}
+    wanted = {job.role: digest_inputs(job) for job in prepared.jobs}
     for version in list_models(prepared.settings.models_dir)[0]:
         trained = {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
         if version.name == prepared.name and trained == wanted:
@@ -145,7 +162,7 @@ def find_trained(prepared: Prepared) -> ModelVersion | None:
 
 def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
     """Return a role that a model version has, trained from the very same inputs; None where none has."""
-    wanted = inputs_sha256(job)
+    wanted = digest_inputs(job)
     for version in reversed(list_models(prepared.settings.models_dir)[0]):
         entry = version.manifest.roles.get(job.role)
         if entry is not None and entry.inputs_sha256 == wanted:
@@ -160,7 +177,6 @@ def train_jobs(jobs: Sequence[RoleJob], tell: Tell) -> None:
 
 
 def result_of(job: RoleJob) -> TrainedRole:
-    """Return what training a role left."""
     file = job.done / RESULT_FILE
     if not file.exists():
         raise TrainingFailed(f"training the {job.role} left nothing in {job.done}; run again")
@@ -193,13 +209,13 @@ def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wa
         path=str(published.path),
         content_sha256=manifest.content_sha256,
         created=published.created,
-        roles={role: role_summary(entry.stages, role in cached) for role, entry in manifest.roles.items()},
+        roles={role: _summarise_role(entry.stages, role in cached) for role, entry in manifest.roles.items()},
         skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
         wall_s=round(wall_s, 1),
     )
 
 
-def role_summary(stages: tuple[StageResult, ...], cached: bool) -> RoleSummary:
+def _summarise_role(stages: tuple[StageResult, ...], cached: bool) -> RoleSummary:
     """Add up a role's stages."""
     return RoleSummary(
         rows=sum(stage.rows for stage in stages),

@@ -1,4 +1,4 @@
-"""Sample texts: what base and trained role say greedily to prompts of the training rows. Imports torch."""
+"""What base and trained role say to prompts of the training rows: sample texts and first tokens. Imports torch."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -10,12 +10,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from malt.models.manifest import Sample
+from malt.models.manifest import Canary, Sample
 from malt.training.job import RoleJob
 
 _PROMPTS = 2
 _TOKENS = 48
 """Of a text; longer ones are cut."""
+_LIKELIEST = 5
+"""First tokens whose log-probabilities are kept."""
 
 
 def sample_texts(job: RoleJob, trained: Path, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - transformers is not typed
@@ -27,9 +29,10 @@ def sample_texts(job: RoleJob, trained: Path, rows: Iterable[Mapping[str, Any]],
     samples = []
     for prompt in islice(_different_prompts(rows), _PROMPTS):
         with model.disable_adapter() if job.train.adapter == "lora" else nullcontext():
-            before = _answer(model, tokenizer, prompt)
-        text = str(prompt[-1]["content"])
-        samples.append(Sample(prompt=text, before=before, after=_answer(after, tokenizer, prompt)))
+            before, likely_before = _answer(model, tokenizer, prompt)
+        text, likely = _answer(after, tokenizer, prompt)
+        canary = Canary(turns=tuple(prompt), before=likely_before, after=likely)
+        samples.append(Sample(prompt=str(prompt[-1]["content"]), before=before, after=text, canary=canary))
     return tuple(samples)
 
 
@@ -49,9 +52,12 @@ def _different_prompts(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[
             yield row["prompt"]
 
 
-def _answer(model: Any, tokenizer: Any, prompt: list[dict[str, str]]) -> str:  # noqa: ANN401
+def _answer(model: Any, tokenizer: Any, prompt: list[dict[str, str]]) -> tuple[str, dict[str, float]]:  # noqa: ANN401
+    """Return a greedy text, and the likeliest first tokens with their log-probabilities."""
     asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     asked = asked.to(model.device)
     with torch.no_grad():
         said = model.generate(**asked, max_new_tokens=_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return str(tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        first = torch.log_softmax(model(**asked).logits[0, -1].float(), -1).topk(_LIKELIEST)
+    likely = {tokenizer.decode([token]): value for value, token in zip(*map(torch.Tensor.tolist, first), strict=True)}
+    return tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip(), likely

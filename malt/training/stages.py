@@ -20,11 +20,11 @@ from malt.config.train import DpoSettings, Stage, StageSettings
 from malt.datasets.version.folders import sync_tree
 from malt.errors import MaltError
 from malt.models.manifest import LossPoint, StageResult
-from malt.training.job import FINAL, RoleJob, settings_of
+from malt.training.job import FINAL, RoleJob, get_settings
+from malt.training.process import Tell
 from malt.training.rows import Measured
 
-Tell = Callable[[Mapping[str, Any]], None]
-WHOLE = "whole"
+_WHOLE = "whole"
 """Says what is behind a checkpoint; one without it was cut off while it was written."""
 
 
@@ -32,7 +32,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     """Training was asked to stop, and has left a checkpoint."""
 
 
-class SoFar(NamedTuple):
+class _SoFar(NamedTuple):
     """What a checkpoint says of the training behind it."""
 
     seconds: float = 0.0
@@ -57,8 +57,7 @@ class StageWork(NamedTuple):
 
     @property
     def settings(self) -> StageSettings:
-        """How it trains."""
-        return settings_of(self.job, self.stage)
+        return get_settings(self.job, self.stage)
 
     @property
     def is_full(self) -> bool:
@@ -66,15 +65,15 @@ class StageWork(NamedTuple):
         return self.job.train.adapter == "full"
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Tells of every step, and saves a checkpoint now and then, and at once when it is asked to stop."""
 
-    def __init__(self, work: StageWork, so_far: SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, work: StageWork, so_far: _SoFar, tell: Tell, is_stopping: Callable[[], bool]) -> None:
         self.work, self.so_far, self.tell, self.is_stopping = work, so_far, tell, is_stopping
         self.saved_at = self.started = time.monotonic()
         self.first_step: int | None = None
 
-    def took(self) -> SoFar:
+    def took(self) -> _SoFar:
         """Return what is behind now, before the checkpoint that it began with too."""
         return self.so_far._replace(seconds=self.so_far.seconds + time.monotonic() - self.started)
 
@@ -95,7 +94,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
         """Seal the checkpoint that was just written, and remove those before it."""
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sync_tree(newest)
-        (newest / WHOLE).write_text(json.dumps(self.took()))
+        (newest / _WHOLE).write_text(json.dumps(self.took()))
         sync_tree(newest)
         for other in Path(args.output_dir).glob("checkpoint-*"):
             if other != newest:
@@ -110,7 +109,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
             took = max(time.monotonic() - self.started, 1e-9)
             rate = done / state.max_steps * self.work.found.tokens * self.work.settings.epochs / took
             left = (state.max_steps - state.global_step) * took / max(done, 1)
-            point = point_of(state.global_step, logs).model_dump()
+            point = _make_point(state.global_step, logs).model_dump()
             told = {"event": "step", "stage": self.work.stage, "steps": state.max_steps, **point}
             self.tell({**told, "tokens_per_s": round(rate, 1), "left_s": round(left, 1)})
 
@@ -118,34 +117,36 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
 def train_stage(work: StageWork, tell: Tell, is_stopping: Callable[[], bool]) -> StageResult:
     """Train one stage to its end. Raises `Stopped` when it was asked to stop before."""
     work.place.mkdir(exist_ok=True)
-    checkpoint = last_whole(work.place)
-    watch = Watch(work, behind(checkpoint), tell, is_stopping)
-    trainer = trainer_for(work, watch)
+    checkpoint = _find_checkpoint(work.place)
+    watch = _Watch(work, _read_so_far(checkpoint), tell, is_stopping)
+    trainer = _make_trainer(work, watch)
     if len(trainer.train_dataset) != len(work.found.rows):
         taken = f"of {len(work.found.rows)} {work.stage} rows the trainer took {len(trainer.train_dataset)}"
         raise MaltError(f"{work.job.role}: {taken}; nothing was trained. Report this with the dataset's version")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Stopped
-    save(trainer.model, work.place / FINAL)
-    return result_of(work, trainer.state, watch.took())
+    _save(trainer.model, work.place / FINAL)
+    return _describe_result(work, trainer.state, watch.took())
 
 
-def trainer_for(work: StageWork, watch: Watch) -> Any:  # noqa: ANN401 - transformers is not typed
+def _make_trainer(work: StageWork, watch: _Watch) -> Any:  # noqa: ANN401 - transformers is not typed
     """Make TRL's trainer for a stage. DPO's reference is a frozen copy of what it begins with."""
     common = {
-        "model": model_for(work),
+        "model": _load_model(work),
         "processing_class": work.tokenizer,
         "train_dataset": Dataset.from_list(work.found.rows),
         "callbacks": [watch],
     }
     if isinstance(work.settings, DpoSettings):
-        reference = model_for(work) if work.is_full else None  # of an adapter TRL keeps a copy by itself
-        return DPOTrainer(args=DPOConfig(**arguments_of(work), beta=work.settings.beta), ref_model=reference, **common)
-    return SFTTrainer(args=SFTConfig(**arguments_of(work)), **common)
+        reference = _load_model(work) if work.is_full else None  # of an adapter TRL keeps a copy by itself
+        return DPOTrainer(
+            args=DPOConfig(**_list_arguments(work), beta=work.settings.beta), ref_model=reference, **common
+        )
+    return SFTTrainer(args=SFTConfig(**_list_arguments(work)), **common)
 
 
-def arguments_of(work: StageWork) -> dict[str, Any]:
+def _list_arguments(work: StageWork) -> dict[str, Any]:
     """Return the trainer's arguments; lengths were looked at before, so nothing is cut or dropped by it."""
     settings, has_gpu = work.settings, torch.cuda.is_available()
     at_once = min(settings.rows_at_once or settings.batch_size, settings.batch_size)
@@ -174,7 +175,7 @@ def arguments_of(work: StageWork) -> dict[str, Any]:
     }
 
 
-def model_for(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typed
+def _load_model(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typed
     """Load what a stage begins with: the base with a new adapter, or what the stage before it made."""
     set_seed(work.settings.seed)
     folder = work.before if work.is_full and work.before else work.job.base.folder
@@ -184,10 +185,10 @@ def model_for(work: StageWork) -> Any:  # noqa: ANN401 - transformers is not typ
         return model
     if work.before:
         return PeftModel.from_pretrained(model, work.before, is_trainable=True)
-    return get_peft_model(model, lora_of(work.job, model))
+    return get_peft_model(model, make_lora(work.job, model))
 
 
-def lora_of(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
+def make_lora(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
     """Return the adapter's config: every linear layer but the output, of all blocks or the upper ones."""
     head = model.get_output_embeddings()
     linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module != head)
@@ -204,7 +205,7 @@ def lora_of(job: RoleJob, model: Any) -> LoraConfig:  # noqa: ANN401
     )
 
 
-def save(model: Any, place: Path) -> None:  # noqa: ANN401
+def _save(model: Any, place: Path) -> None:  # noqa: ANN401
     """Write trained weights as safetensors; at once, or not at all."""
     staging = place.with_name(f".{place.name}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -215,28 +216,27 @@ def save(model: Any, place: Path) -> None:  # noqa: ANN401
     staging.rename(place)
 
 
-def last_whole(place: Path) -> Path | None:
+def _find_checkpoint(place: Path) -> Path | None:
     """Return the newest checkpoint that was not cut off, and remove those that were."""
     whole = []
     for checkpoint in place.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).exists():
+        if (checkpoint / _WHOLE).exists():
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def behind(checkpoint: Path | None) -> SoFar:
+def _read_so_far(checkpoint: Path | None) -> _SoFar:
     """Return what is behind a checkpoint that training goes on from."""
     if checkpoint is None:
-        return SoFar()
-    told = SoFar(*json.loads((checkpoint / WHOLE).read_bytes()))
+        return _SoFar()
+    told = _SoFar(*json.loads((checkpoint / _WHOLE).read_bytes()))
     return told._replace(checkpoints=told.checkpoints + 1)
 
 
-def result_of(work: StageWork, state: Any, so_far: SoFar) -> StageResult:  # noqa: ANN401
-    """Say what a stage did."""
-    points = tuple(point_of(logs["step"], logs) for logs in state.log_history if "loss" in logs)
+def _describe_result(work: StageWork, state: Any, so_far: _SoFar) -> StageResult:  # noqa: ANN401
+    points = tuple(_make_point(logs["step"], logs) for logs in state.log_history if "loss" in logs)
     return StageResult(
         stage=work.stage,
         rows=work.job.files[work.stage].rows,
@@ -252,7 +252,7 @@ def result_of(work: StageWork, state: Any, so_far: SoFar) -> StageResult:  # noq
     )
 
 
-def point_of(step: int, logs: Mapping[str, Any]) -> LossPoint:
+def _make_point(step: int, logs: Mapping[str, Any]) -> LossPoint:
     """Read one of the trainer's log lines."""
     return LossPoint(
         step=step, loss=logs["loss"], accuracy=logs.get("rewards/accuracies"), margin=logs.get("rewards/margins")

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,30 @@ from typing import Any
 from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
 from malt.training.base import Base, unpack
-from malt.training.export import finish, stage_results
-from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base, settings_of
-from malt.training.rows import Measured, measured, refuse_long, spread
+from malt.training.export import finish, read_results
+from malt.training.job import FINAL, LOCK, RoleJob, get_settings, lock_of_base
+from malt.training.process import DONE, REFUSED, STOPPED, Tell
+from malt.training.rows import Measured, measure_rows, refuse_long, spread
 
-Tell = Callable[[Mapping[str, Any]], None]
-DONE, REFUSED, STOPPED = 0, 2, 130
-stopping = threading.Event()
+_stopping = threading.Event()
 
 
 def main() -> int:
     """Train what a job file says, or measure what some say."""
     jobs = [RoleJob.model_validate_json(Path(path).read_bytes()) for path in sys.argv[2:]]
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: stopping.set())
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    tell = teller()
+        signal.signal(each, lambda *_: _stopping.set())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    tell = _open_events()
     try:
-        with holding(jobs[0].base):
-            return measure(jobs, tell) if sys.argv[1] == "plan" else train_all(jobs, tell)
+        with _hold_base(jobs[0].base):
+            return _measure(jobs, tell) if sys.argv[1] == "plan" else _train_all(jobs, tell)
     except MaltError as error:
         tell({"event": "refused", "message": str(error)})
         return REFUSED
 
 
-def teller() -> Tell:
+def _open_events() -> Tell:
     """Return what writes events to standard output, which is theirs alone: libraries print into the log."""
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -55,15 +54,15 @@ def teller() -> Tell:
     return tell
 
 
-def stop_with_parent() -> None:
+def _stop_with_parent() -> None:
     """Stop when standard input ends."""
     while os.read(0, 1024):
         pass
-    stopping.set()
+    _stopping.set()
 
 
 @contextmanager
-def holding(base: Base) -> Iterator[None]:
+def _hold_base(base: Base) -> Iterator[None]:
     """Unpack a base, and keep `malt gc` from it; a base that is no GGUF file is the user's own folder."""
     if base.gguf is None:
         yield
@@ -76,43 +75,42 @@ def holding(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def alone(work: Path) -> Iterator[None]:
+def _hold_lock(work: Path) -> Iterator[None]:
     """Hold a job's lock; a process that was killed has let go of it, one that still saves its checkpoint has not."""
     with (work / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
+def _train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
     """Train one role after the other; what is refused is so before any is trained."""
-    tokenizer = tokenizer_of(jobs[0])
-    found = [{stage: acceptable(job, stage, tokenizer) for stage in job.stages} for job in jobs]
+    tokenizer = _load_tokenizer(jobs[0])
+    found = [{stage: _accept_rows(job, stage, tokenizer) for stage in job.stages} for job in jobs]
     for job, rows in zip(jobs, found, strict=True):
-        with alone(job.work):
-            is_done = job.done.exists() or train(job, rows, tokenizer, about(job, tell))
+        with _hold_lock(job.work):
+            is_done = job.done.exists() or _train(job, rows, tokenizer, _tell_of(job, tell))
         if not is_done:
             return STOPPED
     return DONE
 
 
-def acceptable(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
+def _accept_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
     """Return a stage's rows. Raises `ConfigError` where they cannot be trained as declared."""
-    found = measured(job, stage, tokenizer)
-    refuse_long(job.role, stage, found, settings_of(job, stage))
+    found = measure_rows(job, stage, tokenizer)
+    refuse_long(job.role, stage, found, get_settings(job, stage))
     return found
 
 
-def about(job: RoleJob, tell: Tell) -> Tell:
-    """Return what tells of one role."""
+def _tell_of(job: RoleJob, tell: Tell) -> Tell:
     return lambda event: tell({"role": job.role, **event})
 
 
-def train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
+def _train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
     """Train a role's stages that are not done yet, and put the result together; return whether that is all done."""
     tell({"event": "begin"})
-    if not train_stages(job, found, tokenizer, tell):
+    if not _train_stages(job, found, tokenizer, tell):
         return False
-    results = stage_results(job)
+    results = read_results(job)
     from malt.training.samples import sample_texts
 
     last = job.stages[-1]
@@ -122,16 +120,16 @@ def train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: T
     return True
 
 
-def train_stages(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
+def _train_stages(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
     """Train one stage after the other, each on what the one before made; return whether all are done."""
     from malt.training.stages import StageWork, Stopped, train_stage
 
     before = None
     for stage in job.stages:
-        if stage not in stage_results(job):
+        if stage not in read_results(job):
             try:
                 work = StageWork(job, stage, before, found[stage], tokenizer)
-                result = train_stage(work, tell, stopping.is_set)
+                result = train_stage(work, tell, _stopping.is_set)
             except Stopped:
                 return False
             (job.work / f"{stage}.json").write_text(result.model_dump_json())
@@ -139,31 +137,31 @@ def train_stages(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, 
     return True
 
 
-def measure(jobs: list[RoleJob], tell: Tell) -> int:
+def _measure(jobs: list[RoleJob], tell: Tell) -> int:
     """Tell of each stage's rows, and of base and machine."""
-    from malt.training.probe import facts
+    from malt.training.probe import probe
 
-    tokenizer = tokenizer_of(jobs[0])
+    tokenizer = _load_tokenizer(jobs[0])
     for job in jobs:
         for stage in job.stages:
-            found = measured(job, stage, tokenizer)
+            found = measure_rows(job, stage, tokenizer)
             told = {"role": job.role, "stage": stage, "trained": len(found.rows), "lost": found.lost}
-            refusal = refusal_of(job, stage, found)
+            refusal = _find_refusal(job, stage, found)
             tell({"event": "measured", **told, "tokens": found.tokens, "refused": refusal, **spread(found.lengths)})
-    tell({"event": "facts", **facts(jobs[0])})
+    tell({"event": "facts", **probe(jobs[0])})
     return DONE
 
 
-def refusal_of(job: RoleJob, stage: Stage, found: Measured) -> str | None:
+def _find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
     """Return why a stage would be refused."""
     try:
-        refuse_long(job.role, stage, found, settings_of(job, stage))
+        refuse_long(job.role, stage, found, get_settings(job, stage))
     except ConfigError as error:
         return str(error)
     return None
 
 
-def tokenizer_of(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not typed
+def _load_tokenizer(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not typed
     """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 

@@ -12,7 +12,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.engine.plan import Plan, plan
-from malt.engine.runner import run_pilot, spread
+from malt.engine.runner import run_pilot, spread_evenly
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
@@ -166,8 +166,8 @@ def test_costs_that_a_provider_reported_come_before_listed_prices(config: Path, 
 
 def test_a_pilot_asks_at_even_distances(config: Path) -> None:
     questions = read_job(load_spec(config)).questions
-    assert spread(questions, 2) == [questions[0], questions[2]]
-    assert spread(questions, 9) == questions
+    assert spread_evenly(questions, 2) == [questions[0], questions[2]]
+    assert spread_evenly(questions, 9) == questions
 
 
 def test_adaptive_growth_is_quoted_as_at_most_the_full_trees(config: Path, provider: ScriptedProvider) -> None:

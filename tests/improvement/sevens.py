@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, draw
 
-TRAIN, HELD_OUT, OTHERS = range(6), range(100, 116), range(200, 208)
+TRAIN, HELD_OUT, OTHERS = range(4), range(100, 116), range(200, 208)
 """The numbers in the questions of the three files."""
 BRANCHING, IN_FLIGHT, CHANCE = 2, 4, 0.3
 PROMPTS = {
@@ -37,8 +37,9 @@ def write_config(folder: Path, provider: ScriptedProvider, base: Path, improve: 
     roles = "".join(f"[roles.{role}]\n{_model(role, provider)}" for role in ("generator", "verifier", "refiner"))
     path.write_text(
         f'name = "sevens"\nprompts = "./prompts"\n[questions]\nsource = "train.jsonl"\n{roles}'
-        '[evaluator]\nkind = "number"\n[dataset]\nduplicate_questions = "keep"\n[run]\ntracking = "shard"\n'
-        f'[train]\nbase = "embedded/{base}"\nadapter = "full"\ndtype = "float32"\ncheckpoint_s = 0\n'
+        '[evaluator]\nkind = "number"\n[dataset]\nduplicate_questions = "keep"\nmax_examples_per_question = 4\n'
+        '[run]\ntracking = "shard"\n'
+        f'[train]\nbase = "embedded/{base}"\nadapter = "full"\ndtype = "float32"\n'
         'verifier = []\nrefiner = "sft"\n'
         "[train.sft]\nlearning_rate = 0.02\nepochs = 14\nbatch_size = 8\n"
         '[evaluate]\nquestions = { source = "heldout.jsonl" }\nchains = 2\noverlap = "keep"\nmeasure = "ma"\n'

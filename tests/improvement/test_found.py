@@ -111,4 +111,6 @@ def test_what_cannot_go_round_is_refused_before_anything_is_asked(
         check(remote, settings)
     with pytest.raises(ConfigError, match=r"the config has no \[evaluate\]"):
         check(spec.model_copy(update={"evaluate": None}), settings)
+    later = spec.model_copy(update={"evaluate": comparing_spec(spec, {"x": SystemSpec(models="s@v9")}, "x").evaluate})
+    check(later, settings)  # who is compared is up to the rounds
     assert provider.request_count == 0

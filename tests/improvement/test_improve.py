@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from malt.config.roles import PLAYERS
+from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
 from malt.datasets.version.dataset_version import open_version
 from malt.errors import RunStopped
@@ -18,6 +18,7 @@ from malt.evaluation.version import open_evaluation
 from malt.improvement.improve import improve
 from malt.improvement.report import SUMMARY_FILE
 from malt.improvement.summary import Improvement
+from malt.models.compare import explain_model
 from malt.models.version import open_model
 from tests import mishaps
 from tests.improvement.sevens import BRANCHING, CHANCE, HELD_OUT, IN_FLIGHT, OTHERS, TRAIN, write_config
@@ -51,6 +52,9 @@ def test_what_is_better_is_kept_and_what_is_not_is_the_last(
     assert done.rounds[0].judgement.difference == pytest.approx((1 - CHANCE) ** 2, abs=0.25)
     manifest = open_model("sevens@v2").manifest
     assert [entry.version for entry in (*manifest.earlier, manifest.dataset)] == [1, 2]
+    origin = explain_model(open_model("sevens@v2"))
+    rows = [len(each.rows["sft/refiner"]) for each in (*origin.earlier, origin)]
+    assert (len(rows), sum(rows)) == (2, manifest.roles[Role.REFINER].stages[0].rows)
     check_closing(done)
     check_report(done)
     check_nothing_is_done_again(config, done, provider)
@@ -85,7 +89,7 @@ def check_nothing_is_done_again(config: Path, done: Improvement, provider: Scrip
     assert (again.rounds, again.closing, again.beside) == (done.rounds, done.closing, done.beside)
 
 
-IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys.argv[1])"
+IMPROVE = "import sys; from malt.improvement.improve import improve; improve(sys.argv[1], ['train.checkpoint_s=0'])"
 
 
 def kill_when(is_time: Callable[[], bool], config: Path) -> None:

@@ -17,7 +17,7 @@ from malt.config.train import SftSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import ConfigError
 from malt.models.version import list_models, open_model
-from malt.training.leftovers import clear_leftovers
+from malt.training.job import clear_leftovers
 from malt.training.plan import plan
 from malt.training.run import RoleSummary, TrainSummary, prepare, train
 

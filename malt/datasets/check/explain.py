@@ -29,7 +29,7 @@ from malt.datasets.rows.tables import (
     role_file,
 )
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Row, exclusion_of, read_question_row, read_rows, stored_tree
+from malt.datasets.version.reading import Row, exclusion_of, read_file, read_question_row, stored_tree
 from malt.errors import PromptError, VersionError
 from malt.grading.grades import Evaluation
 from malt.prompts import load_prompts
@@ -74,7 +74,7 @@ def _read_id(row_id: str) -> Iterator[RowSource]:
 
 
 def _find_near_questions(version: DatasetVersion, row_id: str) -> list[str]:
-    known = read_rows(version, QUESTIONS_FILE, columns=["question_id"])
+    known = read_file(version, QUESTIONS_FILE, columns=["question_id"])
     question_ids = [str(row["question_id"]) for row in known]
     config, _, rest = row_id.partition("/")
     if row_id.endswith("/"):
@@ -334,4 +334,4 @@ def _write_value(mean: float, threshold: float, is_right: bool) -> str:
 
 def _read_training_rows(version: DatasetVersion, role: Role, question_id: str) -> list[Row]:
     files = [path for path, file in ROLE_FILES.items() if file.role is role]
-    return [row for path in files for row in read_rows(version, path, question_id)]
+    return [row for path in files for row in read_file(version, path, question_id)]

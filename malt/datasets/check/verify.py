@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from malt.canonical_json import file_sha256
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
-from malt.datasets.check.whole import check_seal
 from malt.datasets.manifest import MANIFEST_FILE, FileEntry
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.pages.page import REPORT_FILE
@@ -49,6 +48,7 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.version.published import check_seal
 from malt.datasets.version.reading import Cursor, Row, exclusion_of, parquet_rows, restore_question, restore_tree
 from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
 from malt.trees.adaptive import Rule, nodes_grown

@@ -23,7 +23,9 @@ from malt.sanitize import fold_lines
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_ADDRESS = re.compile(r"hf://datasets/(?P<id>[\w.-]+/[\w.-]+)/?")
+_FOLDERS = {"dataset": "datasets/", "model": ""}
+"""What stands before a repository's name in addresses, by its kind."""
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAIN = "main"
 
 
@@ -51,22 +53,24 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True)
 class Repository:
-    """A dataset repository."""
+    """A repository of datasets or evaluations, or of models."""
 
     id: str
     """`OWNER/NAME`."""
+    kind: str
+    """`dataset` or `model`."""
 
     @classmethod
-    def named(cls, dest: str) -> Self:
-        """Read a destination. Raises `InputError` where it names no dataset repository."""
-        named = _ADDRESS.fullmatch(dest)
-        if named is None:
-            raise InputError(f"{dest} names no dataset repository; write hf://datasets/OWNER/NAME")
-        return cls(named["id"])
+    def named(cls, dest: str, kind: str) -> Self:
+        """Read a destination. Raises `InputError` where it names no repository of that kind."""
+        name = dest.removeprefix(f"hf://{_FOLDERS[kind]}").removesuffix("/")
+        if not _NAME.fullmatch(name) or name.startswith("datasets/"):
+            raise InputError(f"{dest} names no {kind} repository; write hf://{_FOLDERS[kind]}OWNER/NAME")
+        return cls(name, kind)
 
     @property
     def dest(self) -> str:
-        return f"hf://datasets/{self.id}"
+        return f"hf://{_FOLDERS[self.kind]}{self.id}"
 
     @cached_property
     def api(self) -> "HfApi":
@@ -85,7 +89,7 @@ class Repository:
         with push_errors(self.dest, _explain):
             is_private = self._open(public=public)
             commit, sent = self._place(bundle)
-        url = f"{self.api.endpoint}/datasets/{self.id}/tree/{bundle.tag}"
+        url = f"{self.api.endpoint}/{_FOLDERS[self.kind]}{self.id}/tree/{bundle.tag}"
         return Pushed.of(bundle, self.dest, url, sent, commit=commit, private=is_private)
 
     def _open(self, *, public: bool) -> bool:
@@ -93,16 +97,16 @@ class Repository:
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
-            is_private = bool(self.api.dataset_info(self.id).private)
+            is_private = bool(self.api.repo_info(self.id, repo_type=self.kind).private)
         except RepositoryNotFoundError:
-            self.api.create_repo(self.id, repo_type="dataset", private=not public)
+            self.api.create_repo(self.id, repo_type=self.kind, private=not public)
             return not public
         if not is_private and not public:
             raise PushError(f"{self.dest} is public; nothing was sent. If anyone may read this version, add --public")
         return is_private
 
     def _place(self, bundle: Bundle) -> Commit:
-        refs = self.api.list_repo_refs(self.id, repo_type="dataset")
+        refs = self.api.list_repo_refs(self.id, repo_type=self.kind)
         tags = {tag.name: tag.target_commit for tag in refs.tags}
         if bundle.tag in tags:
             return self._check_tagged(bundle, tags[bundle.tag])
@@ -126,13 +130,13 @@ class Repository:
         missing = _find_missing(bundle, tree)
         self._refuse_another(bundle, newest, [path for path in missing if path in tree])
         if branch not in branches:
-            self.api.create_branch(self.id, branch=branch, repo_type="dataset")
+            self.api.create_branch(self.id, branch=branch, repo_type=self.kind)
         if missing:
             stale = newest.files.keys() & tree.keys() - {file.path for file in bundle.files} if newest else ()
             head = self._send(bundle, [*missing.values()], sorted(stale), branch, head)
-        self.api.create_tag(self.id, tag=bundle.tag, revision=head, repo_type="dataset")
+        self.api.create_tag(self.id, tag=bundle.tag, revision=head, repo_type=self.kind)
         if branch != _MAIN:
-            self.api.delete_branch(self.id, branch=branch, repo_type="dataset")
+            self.api.delete_branch(self.id, branch=branch, repo_type=self.kind)
         return Commit(head, [*missing.values()])
 
     def _send(
@@ -146,7 +150,7 @@ class Repository:
             self.id,
             [*added, *map(CommitOperationDelete, stale)],
             commit_message=f"{bundle.reference}",
-            repo_type="dataset",
+            repo_type=self.kind,
             revision=branch,
             parent_commit=parent,
         ).oid
@@ -178,7 +182,7 @@ class Repository:
     def _list_files(self, commit: str) -> _CommitFiles:
         from huggingface_hub import RepoFile
 
-        entries = self.api.list_repo_tree(self.id, recursive=True, revision=commit, repo_type="dataset")
+        entries = self.api.list_repo_tree(self.id, recursive=True, revision=commit, repo_type=self.kind)
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         return {file.path: Blob(file.blob_id, file.lfs.sha256 if file.lfs else None) for file in files}
 
@@ -186,7 +190,7 @@ class Repository:
         """What a commit holds by its own account."""
         with tempfile.TemporaryDirectory() as folder:
             path = self.api.hf_hub_download(
-                self.id, MANIFEST_FILE, repo_type="dataset", revision=commit, local_dir=folder
+                self.id, MANIFEST_FILE, repo_type=self.kind, revision=commit, local_dir=folder
             )
             try:
                 return VersionManifest.model_validate_json(Path(path).read_bytes())

@@ -31,7 +31,9 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 
 
 def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
-    """Put a version at `hf://datasets/OWNER/NAME`, at any address fsspec knows, or below a folder; check it there.
+    """Put a version on the Hub, at any address fsspec knows, or below a folder; check it there.
+
+    On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`.
 
     Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.
     Raises `InputError` for a destination that is none, `PushError` where it refuses, is out of reach or holds another
@@ -40,7 +42,8 @@ def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
     if dest.startswith("hf://"):
         from malt.datasets.push.hub import Repository
 
-        return Repository.named(dest).push(bundle_files(version), public=public)
+        kind = "model" if version.manifest.kind == "models" else "dataset"
+        return Repository.named(dest, kind).push(bundle_files(version), public=public)
     if public:
         raise InputError(f"--public is for hf:// destinations; who may read {strip_secrets(dest)} is set there")
     bundle = bundle_files(version)

@@ -15,6 +15,7 @@ from malt.config.spec import DatasetSpec
 from malt.datasets.rows.examples import Candidate
 from malt.datasets.rows.tables import KINDS, Kind
 from malt.datasets.stats.diagnostics import is_same_answer, stated_verdict
+from malt.grading.answers import final_answer
 from malt.questions.screening import CONTAMINATED, DUPLICATE, Exclusion
 from malt.questions.shingles import find_figures, split_words
 from malt.trees.credit import ROUNDING, ValuedTree
@@ -70,6 +71,13 @@ def _excluded_by(context: Context) -> str:
 
 def _has_no_flaw(context: Context, candidate: Candidate) -> bool:
     return context.spec.flawed_texts == "keep" or all(text.is_whole for text in candidate.texts)
+
+
+def _comes_to_a_point(context: Context, candidate: Candidate) -> bool:
+    if context.spec.unmarked_texts == "keep":
+        return True
+    read = final_answer if context.role.gives_answer else stated_verdict
+    return read(candidate.chosen.text) is not None
 
 
 def _name_flaws(_: Context, candidate: Candidate) -> str:
@@ -178,6 +186,12 @@ GATES: tuple[Gate, ...] = (
         lambda *_: "[dataset] generator_dpo is false",
     ),
     Gate("flawed_texts", _ALL, _each(_has_no_flaw), _name_flaws),
+    Gate(
+        "unmarked_texts",
+        ("sft", "dpo"),
+        _each(_comes_to_a_point),
+        lambda *_: "it marks no final answer, or states no verdict",
+    ),
     Gate(
         "leaks",
         _ALL,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
 from malt.canonical_json import file_sha256
 from malt.config.roles import Role
 from malt.config.settings import Settings
@@ -23,7 +21,7 @@ from malt.datasets.version.folders import (
     version_numbers,
     why_not_latest,
 )
-from malt.datasets.version.published import Published
+from malt.datasets.version.published import Published, read_spec
 from malt.errors import VersionError
 from malt.questions.screening import Split
 from malt.sanitize import escape_controls
@@ -51,11 +49,7 @@ class DatasetVersion(Published[Manifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        try:
-            return self.manifest.spec
-        except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise VersionError(f"{self.reference}: its config is no longer a valid one ({first})") from error
+        return read_spec(self.manifest.config, self.reference)
 
     def is_whole(self, file: str) -> bool:
         """Whether a file has the bytes that it was published with."""

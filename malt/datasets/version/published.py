@@ -1,10 +1,16 @@
-"""What versions of datasets, models and evaluations have in common, and which of them a reference names."""
+"""What versions of datasets, models and evaluations have in common: how one is named, opened and checked."""
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, read_as
+from pydantic import ValidationError
+
+from malt.canonical_json import file_sha256
+from malt.config.spec import RunSpec
+from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, content_digest, read_as, seal_holds
 from malt.errors import VersionError
 
 M = TypeVar("M", bound=VersionManifest)
@@ -47,3 +53,49 @@ def find_kind(reference: str) -> Kind:
         return read_as(VersionManifest, folder, "whole").kind
     except VersionError:  # whoever opens it says what is wrong
         return "datasets"
+
+
+def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
+    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
+    try:
+        return RunSpec.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error
+
+
+_VERSION_FOLDER = re.compile(r"v[1-9]\d*")
+"""How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
+
+
+def check_seal(version: Published[M]) -> Iterator[str]:
+    """Yield what does not hold of the manifest itself."""
+    manifest, folder = version.manifest, version.path.name
+    if not seal_holds(version.path):
+        yield "was edited; it no longer has the digest it was sealed with"
+    if content_digest(manifest.files) != manifest.content_sha256:
+        yield "content_sha256 is not the digest of the files' content"
+    if _VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
+        yield f"says version {manifest.version}, but stands in {folder}"
+
+
+def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[str]:
+    """Check that all files, the `needed` ones among them, and no others are there as they were published."""
+    known = version.manifest.files
+    entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
+    present = {file for file, path in entries.items() if path.is_symlink() or not path.is_dir()}
+    for file in sorted(present - known.keys() - {MANIFEST_FILE}):
+        yield f"{file}: is not in the manifest"
+    for file in sorted({*known, *needed}):
+        if file not in present or file not in known:
+            yield f"{file}: is missing"
+        elif file_sha256(version.path / file) != known[file].sha256:
+            yield f"{file}: its bytes changed since it was published"
+
+
+def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[str]:
+    """Compare pages to what they say when they are written again, by the code that wrote them."""
+    for file, text in pages.items():
+        path = version.path / file
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            yield f"{file}: does not say what the other files say"

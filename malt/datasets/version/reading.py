@@ -66,18 +66,18 @@ def stored_tree(version: "DatasetVersion", question: QuestionRow) -> ValuedTree:
         failed = [branch for branch in version.manifest.failures if branch.question_id == question_id]
         reasons = "; ".join(f"{branch.role} below {branch.address or 'the root'}: {branch.reason}" for branch in failed)
         raise VersionError(f"question {question_id!r} has no tree in {version.reference}: {reasons or 'it failed'}")
-    rows = [cast("TrajectoryRow", row) for row in read_rows(version, TRAJECTORIES_FILE, question_id)]
+    rows = [cast("TrajectoryRow", row) for row in read_file(version, TRAJECTORIES_FILE, question_id)]
     with reading(version.path, f"question {question_id!r} of {version.reference}"):
         return restore_tree(question, rows, {}, version.spec)
 
 
 def read_question_row(version: "DatasetVersion", question_id: str) -> QuestionRow | None:
     """Read one question's row; None where the version has none."""
-    rows = read_rows(version, QUESTIONS_FILE, question_id)
+    rows = read_file(version, QUESTIONS_FILE, question_id)
     return cast("QuestionRow", rows[0]) if rows else None
 
 
-def read_rows(
+def read_file(
     version: "DatasetVersion", file: str, question_id: str | None = None, columns: list[str] | None = None
 ) -> list[Row]:
     """Read rows of a file. Raises `VersionError` where that cannot be done."""

@@ -94,7 +94,7 @@ def is_asked_in_batches(model: ModelSpec, spec: RunSpec) -> bool:
     return spec.run.mode == "batch" and takes_batches(model)
 
 
-def check(model: ModelSpec) -> None:
+def check_batchable(model: ModelSpec) -> None:
     """Find what a batch cannot say of a model. Raises `ConfigError`."""
     if said := sorted(_HEADER_KEYS & model.extra.keys()):
         raise ConfigError(
@@ -162,7 +162,7 @@ def read(model: ModelSpec, route: Route, file_id: str) -> list[ItemResult]:
     return [_read_result(parse_body(line)) for line in content.split(b"\n") if line.strip()]
 
 
-def read_reply(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
+def read_item(model: ModelSpec, body: Mapping[str, JsonValue], latency_s: float) -> Reply:
     """Read an answered item as `send` reads a response. Raises `Unavailable` where it holds no answer."""
     response = take_answers(body, model)
     return Reply(response, latency_s, compute_cost(model, response.get("usage"), batched=True))

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from malt.config.roles import Role
 from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
-from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_reply
+from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_item
 from malt.llm.budget import Amount, Tally, Usage
 from malt.llm.client.completers import measure_usage, read_sample
 from malt.llm.faults import NoSiblings, Unavailable
@@ -103,7 +103,7 @@ class BatchOutcome:
 
     def _answer(self, group: Sequence[BatchItem], body: Mapping[str, JsonValue]) -> None:
         try:
-            reply = read_reply(self.batch.asked, body, time.time() - self.batch.planned_at)
+            reply = read_item(self.batch.asked, body, time.time() - self.batch.planned_at)
         except Unavailable:
             self._waste(Role(group[0].role), read_bill(self.batch.asked, body))
             raise

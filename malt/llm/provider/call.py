@@ -176,7 +176,7 @@ def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
     read_key(model)
     _check_caps(model, limits)
     if embedded.is_embedded(model.model):
-        embedded.check(model.model)
+        embedded.check_weights(model.model)
         return
     provider = find_provider(model)
     _check_key(model, provider)
@@ -204,7 +204,7 @@ async def close() -> None:
     """Close LiteLLM's connections; those of the running loop, so call it there."""
     if import_litellm.cache_info().currsize:
         await import_litellm().close_litellm_async_clients()
-    await openai_compatible.close()
+    await openai_compatible.close_client()
 
 
 def read_key(model: ModelSpec) -> str | None:

@@ -78,7 +78,7 @@ def is_embedded(model: str) -> bool:
     return model == NAME or model.startswith(f"{NAME}/") or VERSION.fullmatch(model) is not None
 
 
-def check(model: str) -> None:
+def check_weights(model: str) -> None:
     """Find what is wrong with an embedded model without starting, importing or downloading anything.
 
     Raises `ConfigError`.
@@ -96,7 +96,7 @@ def start_endpoint(model: str, weights: str | None = None) -> str:
     Safe to call from any thread; slow where it starts the server (about a second) or downloads weights. The server ends
     with the process. Raises `ConfigError` where the weights cannot be had, are no model, or not those of a digest.
     """
-    check(model)
+    check_weights(model)
     path = find_weights(model)
     if weights and cached_sha256(path) != weights:
         raise ConfigError(f"model {model!r}: {path} has changed since the run began; begin the run again")
@@ -163,9 +163,6 @@ def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
         return as_list(json.load(reply)["tokens"])
 
 
-# Where the weights are.
-
-
 def locate_weights(model: str) -> Path | _HubFile:
     """Return where a model's weights are to be had; a file that exists is never taken for a repository's."""
     if model == NAME:
@@ -224,9 +221,6 @@ def _download(source: _HubFile, model: str) -> Path:
         raise ConfigError(f"model {model!r}: cannot get {source.file} of {source.repo}: {reason}") from error
     _check_file(path, model)
     return path
-
-
-# The servers of this process.
 
 
 class _LlamaServer(Protocol):

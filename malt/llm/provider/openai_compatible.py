@@ -151,7 +151,7 @@ def _trusted() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-async def close() -> None:
+async def close_client() -> None:
     """Close the running loop's client, if it has one."""
     if client := _clients.pop(asyncio.get_running_loop(), None):
         await client.close()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from malt.config.roles import ModelSpec
 from malt.llm.budget import Amount
-from malt.llm.store.database import create_tables, insert_into, make_table, samples_table
+from malt.llm.store.database import create_tables, declare_table, insert_into, samples_table
 from malt.llm.store.samples import Store, split_chunks
 from malt.processes import is_running, machine_id
 
@@ -121,8 +121,8 @@ class Returned(NamedTuple):
     is_given_up: bool
 
 
-batches_table = make_table("batches", Batch, ["dataset"])
-items_table = make_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
+batches_table = declare_table("batches", Batch, ["dataset"])
+items_table = declare_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
 """Columns of an item that are its dataset's own."""
 

@@ -133,7 +133,7 @@ metadata = sa.MetaData()
 _COLUMN_TYPES = {str: sa.Text, int: sa.BigInteger, float: sa.Float, bool: sa.Boolean}
 
 
-def make_table(name: str, row: type, indexed: Collection[str]) -> sa.Table:
+def declare_table(name: str, row: type, indexed: Collection[str]) -> sa.Table:
     """Return the table of a type of rows: a column a field, the first one the key; null only where the type says so."""
     columns: list[sa.Column[Any]] = []
     for place, (column, kind) in enumerate(get_type_hints(row).items()):
@@ -174,7 +174,7 @@ class StoredSample:
     """The run that asked; empty where none was named."""
 
 
-samples_table = make_table("samples", StoredSample, ["question_id"])
+samples_table = declare_table("samples", StoredSample, ["question_id"])
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 _known_urls: set[str] = set()

@@ -33,13 +33,7 @@ DEST = f"hf://datasets/{ID}"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The Hub for this process, whose library read its environment long ago, and for those it starts (and kills)."""
     with Hub() as server:
-        for name, value in {**server.environment, "HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path)}.items():
-            monkeypatch.setenv(name, value)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        server.use_here(tmp_path, monkeypatch)
         yield server
 
 

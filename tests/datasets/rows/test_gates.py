@@ -61,6 +61,16 @@ def test_a_text_that_was_cut_off_is_left_out(kind: Kind, kept: int, lost: int) -
     assert dropped(sifted(told, kind, same_answer=(), flawed_texts="keep")) == {}
 
 
+def test_a_text_without_a_marked_answer_is_not_learned_but_may_be_the_worse_of_a_pair() -> None:
+    marked, unmarked = "Two and two.\nFinal Answer: 4", "Two and two are more."
+    assert dropped(sifted(refinements(marked, unmarked, right=2), "sft")) == {}
+    assert dropped(sifted(refinements(marked, unmarked, right=2), "sft", unmarked_texts="drop")) == {
+        "unmarked_texts": 1
+    }
+    assert dropped(sifted(refinements(marked, unmarked), "dpo", unmarked_texts="drop")) == {}
+    assert dropped(sifted(refinements(unmarked, marked), "dpo", unmarked_texts="drop")) == {"unmarked_texts": 1}
+
+
 def test_a_text_without_a_word_is_left_out() -> None:
     assert dropped(sifted(refinements(" \n", "It is 5."), "sft")) == {"flawed_texts": 1}
 

@@ -94,9 +94,19 @@ def test_a_killed_run_leaves_no_task_run_open_and_retry_asks_for_what_was_on_the
     os.kill(pid_of(flow_run_id), signal.SIGKILL)
     assert prefect.ended(flow_run_id)["state_type"] == "CRASHED"
     wait_for(lambda: prefect.open_task_runs(flow_run_id) == [])
+    wait_for(lambda: is_done_with(prefect, flow_run_id))  # till then the worker would mark the retry as crashed
     provider.latency_s = 0.0
     assert prefect.retry(flow_run_id)["state"]["message"] == "slain@v1: 8 questions complete"
-    assert provider.request_count <= ALL + UNDER_WAY
+    assert provider.request_count <= ALL + 3 * UNDER_WAY  # each role has an endpoint
+
+
+def is_done_with(client: Prefect, flow_run_id: str) -> bool:
+    """Whether the worker has told all that it has to tell of a run's process."""
+    of_run = {
+        "event": {"name": ["prefect.worker.executed-flow-run"]},
+        "related": {"id": [f"prefect.flow-run.{flow_run_id}"]},
+    }
+    return bool(client.post("/events/filter", {"filter": of_run}).raise_for_status().json()["events"])
 
 
 def test_the_next_start_says_which_runs_were_killed_with_the_last_one(

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import httpx
+import psycopg
 
-from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, start
+from tests.flows.service.conftest import MALT, PROJECT, Prefect, Up, free_port, start
+from tests.postgres import postgres as postgres
 
 STOP_LIMIT_S = 30.0
 
@@ -101,3 +103,15 @@ def test_nothing_is_left_where_it_is_killed(service: Up, tmp_path: Path) -> None
     while up.processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert up.processes() == []
+
+
+def test_its_records_are_in_postgres_where_that_is_asked_for(postgres: str, tmp_path: Path) -> None:
+    url = postgres.replace("postgresql", "postgresql+asyncpg", 1)
+    named = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+    up = start(tmp_path / "data", "--port", free_port(), "--postgres", **named)
+    said_until_ready(up)
+    with psycopg.connect(postgres) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM deployment")]
+    assert {"quickstart", "from-config", "alerts"} <= set(names)
+    assert not (up.data_dir / "prefect" / "prefect.db").exists()
+    assert up.stop() < STOP_LIMIT_S

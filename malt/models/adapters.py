@@ -1,0 +1,185 @@
+"""Adapters of a model version in a server that takes them while it runs, as vLLM does, and the proof that they answer.
+
+Such servers were seen to reload under one name with a stale cache, to serve the base for an adapter that fits no layer,
+and to answer with another adapter than the one named. So a name has the adapter's digest, none is loaded twice, and
+what answers is compared with what the trainer saw.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import BaseModel
+
+from malt.config.roles import PLAYERS, Role
+from malt.errors import ConfigError, VersionError
+from malt.models.manifest import ADAPTER, Canary
+from malt.models.version import ModelVersion
+
+_TIMEOUT_S = 300.0
+_LISTED = 20
+"""Tokens that a server is asked to list; those that the trainer kept are among them, unless it is another model."""
+_LEAST_NOISE, _MOST_NOISE = 0.02, 0.5
+"""Nats. Two base runs may agree by chance, and bfloat16 does not; above the second the server has another base."""
+_TIMES_NOISE = 2.0
+"""How far from the trainer an adapter may be, in differences of two base runs."""
+_SHOWN = 200
+
+
+class Proof(BaseModel):
+    """How a loaded adapter was told from the base and from others: largest differences of log-probabilities."""
+
+    role: Role
+    name: str
+    """What the server calls it: version, role and digest."""
+    loaded: bool
+    """False: it was there already."""
+    noise: float
+    """Base on the server against base in training."""
+    difference: float
+    """Adapter on the server against the trained role in training."""
+    effect: float
+    """Trained role against base, both in training."""
+
+
+def name_adapter(version: ModelVersion, role: Role) -> str:
+    """Return a served adapter's name, which no other weights can have."""
+    return f"{version.name}-v{version.number}-{role}-{version.role(role).adapter_sha256[:12]}"
+
+
+def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = None, key_env: str = "") -> list[Proof]:
+    """Load a version's adapters into the server at `url` (ending in `/v1`), and prove each.
+
+    `folder` is where the server sees the version's folder; by default where it is here. Raises `ConfigError` where an
+    adapter cannot be loaded or does not answer as it was trained; it is unloaded then.
+    """
+    canaries = {role: _canaries_of(version, role) for role in PLAYERS if role in version.manifest.roles}
+    with _LoraServer.at(url, key_env) as server:
+        base, names = server.list_models()
+        return [
+            _prove(server, base, name, role, known, folder or version.path, loaded=name not in names)
+            for role, known in canaries.items()
+            for name in (name_adapter(version, role),)
+        ]
+
+
+def _canaries_of(version: ModelVersion, role: Role) -> list[Canary]:
+    entry = version.role(role)
+    if not any(path.startswith(f"{role}/{ADAPTER}/") for path in version.manifest.files):
+        raise VersionError(
+            f"{version.reference}: the {role} is a whole model, no adapter; serve {role}/model by itself"
+        )
+    canaries = [sample.canary for sample in entry.samples if sample.canary is not None]
+    if not canaries:
+        raise VersionError(
+            f"{version.reference} has no log-probabilities of its {role} to compare with; train it again"
+        )
+    return canaries
+
+
+def _prove(
+    server: "_LoraServer", base: str, name: str, role: Role, canaries: Sequence[Canary], folder: Path, *, loaded: bool
+) -> Proof:  # fmt: skip
+    """Load one adapter and compare it; what is not as it was trained does not stay."""
+    noise = _measure_noise(server, base, canaries)
+    effect = max(_distance(each.after, each.before) for each in canaries)
+    limit = _TIMES_NOISE * noise
+    if effect <= 2 * limit:
+        raise ConfigError(f"{name}: training changed log-probabilities by {effect:.3f}, too little to be told from the "
+                          f"server's noise of {noise:.3f}; nothing was loaded. Train longer")  # fmt: skip
+    if loaded:
+        server.load(name, folder / role / ADAPTER)
+    answers = [server.ask(name, each) for each in canaries]
+    difference = max(_distance(each.after, answer) for each, answer in zip(canaries, answers, strict=True))
+    if difference > limit:
+        from_base = max(_distance(each.before, answer) for each, answer in zip(canaries, answers, strict=True))
+        if loaded:
+            server.unload(name)
+        raise ConfigError(_explain(name, difference, limit, is_base=from_base <= limit))
+    return Proof(role=role, name=name, loaded=loaded, noise=noise, difference=difference, effect=effect)
+
+
+def _measure_noise(server: "_LoraServer", base: str, canaries: Sequence[Canary]) -> float:
+    """Return how far the server's base is from the trainer's, asked twice."""
+    noise = max(_distance(each.before, server.ask(base, each)) for each in canaries for _ in range(2))
+    if noise > _MOST_NOISE:
+        raise ConfigError(f"{server.url}: {base!r} is not the base that the adapters were trained on: "
+                          f"log-probabilities differ by {noise:.2f}; nothing was loaded. Serve that base")  # fmt: skip
+    return max(noise, _LEAST_NOISE)
+
+
+def _explain(name: str, difference: float, limit: float, *, is_base: bool) -> str:
+    what = "the base answers in its place" if is_base else "another adapter answers, or one of other weights"
+    return (
+        f"{name}: {what}: log-probabilities are {difference:.2f} from those in training, where {limit:.2f} is noise; "
+        "do not ask it. Restart the server without it, check --max-lora-rank, and serve again"
+    )
+
+
+def _distance(known: Mapping[str, float], listed: Mapping[str, float]) -> float:
+    """Return the largest difference; a token that is not listed is at most as likely as the last one that is."""
+    least = min(listed.values())
+    return max(
+        abs(value - listed[token]) if token in listed else max(0.0, value - least) for token, value in known.items()
+    )
+
+
+class _LoraServer:
+    """A server that speaks OpenAI's protocol and vLLM's for adapters."""
+
+    def __init__(self, url: str, client: httpx.Client) -> None:
+        self.url, self._client = url, client
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, key_env: str) -> "Iterator[_LoraServer]":
+        if key_env and key_env not in os.environ:
+            raise ConfigError(f"--key-env names {key_env}, which is not set; export it")
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise ConfigError("--to has a user name in it; export the key, and name its variable with --key-env")
+        headers = {"Authorization": f"Bearer {os.environ[key_env]}"} if key_env else {}
+        with httpx.Client(headers=headers, timeout=_TIMEOUT_S) as client:
+            yield cls(url, client)
+
+    def list_models(self) -> tuple[str, set[str]]:
+        """Return the base's name, and all names."""
+        listed = self._send("GET", "models").json()["data"]
+        bases = [model["id"] for model in listed if not model.get("parent")]
+        if not bases:
+            raise ConfigError(f"{self.url} lists no base model; start it with one, as `vllm serve MODEL --enable-lora`")
+        return bases[0], {model["id"] for model in listed}
+
+    def load(self, name: str, path: Path) -> None:
+        """Load an adapter from a folder that the server sees."""
+        self._send("POST", "load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+
+    def unload(self, name: str) -> None:
+        self._send("POST", "unload_lora_adapter", {"lora_name": name})
+
+    def ask(self, model: str, canary: Canary) -> dict[str, float]:
+        """Return the log-probabilities of the likeliest first tokens."""
+        body = {"model": model, "messages": list(canary.turns), "max_tokens": 1, "temperature": 0, "logprobs": True}
+        told = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED}).json()
+        try:
+            first = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            return {each["token"]: float(each["logprob"]) for each in first}
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ConfigError(
+                f"{self.url}: {model!r} answered without log-probabilities; the proof needs them"
+            ) from None
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        try:
+            response = self._client.request(method, f"{self.url.rstrip('/')}/{path}", json=body)
+        except httpx.HTTPError as error:
+            raise ConfigError(f"{self.url} cannot be reached ({error}); is the server up?") from error
+        if response.is_error:
+            raise ConfigError(f"{self.url}/{path}: {response.status_code} {response.text[:_SHOWN]}{_advise(path)}")
+        return response
+
+
+def _advise(path: str) -> str:
+    return "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" if "lora" in path else ""
