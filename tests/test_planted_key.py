@@ -136,6 +136,7 @@ COMMANDS: Sequence[Sequence[str]] = [
     ["evaluations"],
     ["train", "sums", "-s", "train.base=/nowhere"],
     ["models"],
+    ["serve-adapters", "models/sums", "--to", "http://127.0.0.1:9"],
     ["init", "made.toml", "--questions", "questions.jsonl", "--model", "openai/gpt-4o-mini"],
     ["config", "--explain", "roles.generator.api_key_env"],
     ["gc"],
