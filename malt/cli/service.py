@@ -53,6 +53,7 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
 def serve(config: Path, override: tuple[str, ...], limit: int | None, system: str | None, port: int) -> None:
     """Serve the trio as one OpenAI-compatible model. On loopback, with a key of its own, or MALT_SERVE_KEY's."""
     import os
+    import sys
 
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
@@ -63,6 +64,7 @@ def serve(config: Path, override: tuple[str, ...], limit: int | None, system: st
     terminal.say(f"base URL  http://127.0.0.1:{port}/v1")
     terminal.say(f"model     {trio.name}")
     terminal.say(f"key       {key if 'MALT_SERVE_KEY' not in os.environ else 'as in MALT_SERVE_KEY'}")
+    sys.stdout.flush()  # a pipe would have it when the server ends
     serving.serve(trio, key, port)
 
 

@@ -1,0 +1,242 @@
+"""Keys are planted wherever a user has them; what every command leaves behind and says is searched for them."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+import pytest
+
+from malt.cli.main import exit_code
+from malt.cli.main import malt as command_line
+from tests.configs import write_config
+from tests.mishaps import Asked, Fault
+from tests.providers import ScriptedProvider
+
+MALT = str(Path(sys.executable).parent / "malt")
+KEYS = {
+    "TEST_KEY": "planted-provider-key-7f3a91c2d4",
+    "OPENAI_API_KEY": "sk-planted-openai-key-0d1e2f3a4b5c",
+    "HF_TOKEN": "hf_PlantedHubTokenAbCdEfGhIjKlMnOp",
+    "AWS_SECRET_ACCESS_KEY": "PlantedAwsSecret/AbCdEfGhIjKlMnOpQrSt",
+}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_LEVEL": "DEBUG"}
+EVALUATE = '\n[evaluate]\nquestions = { source = "questions.jsonl" }\nchains = 1\n[evaluate.systems.base]\n'
+SMALL = [part for role in ("generator", "verifier", "refiner") for part in ("-s", f"roles.{role}.samples=2")]
+
+
+class Said(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    text: str
+
+
+class User:
+    """Somebody with keys, a home, a temporary folder and a working folder of their own."""
+
+    def __init__(self, folder: Path, provider: ScriptedProvider) -> None:
+        self.folder, self.said = folder, dict[str, Said]()
+        for name in ("home", "tmp", "work"):
+            (folder / name).mkdir()
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        places = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "MALT_DATA_DIR": folder / "data"}
+        self.environment = {**kept, **KEYS, **OFFLINE, **{name: str(place) for name, place in places.items()}}
+        self.config = write_config(folder / "work", provider, questions=2)
+        self.config.write_text(self.config.read_text() + EVALUATE)
+
+    def run(self, *arguments: str) -> None:
+        """Run a command in a process of its own."""
+        done = subprocess.run(
+            [MALT, *arguments], cwd=self.folder / "work", env=self.environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        self.said[" ".join(arguments)] = Said(done.returncode, done.stdout + done.stderr)
+
+    def run_here(self, *arguments: str) -> None:
+        """Run a command in this process, which is quicker."""
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
+            patch.chdir(self.folder / "work")
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            code = exit_code([*arguments])
+        out.flush()
+        self.said[" ".join(arguments)] = Said(code, out.buffer.getvalue().decode())
+
+    @contextmanager
+    def serving(self, last: str, *arguments: str) -> Iterator[str]:
+        """Start a server; yield its last line before it serves, and stop it as Ctrl-C does."""
+        with subprocess.Popen(
+            [MALT, *arguments], cwd=self.folder / "work", env=self.environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            lines = list[str]()
+            while not lines or not lines[-1].startswith(last):
+                lines.append(process.stdout.readline())
+                assert lines[-1], lines
+            try:
+                yield lines[-1]
+            finally:
+                process.send_signal(signal.SIGINT)
+                rest, _ = process.communicate(timeout=120)
+                said = "".join(line for line in lines if not line.startswith(last))  # a key of its own is said once
+                self.said[" ".join(arguments)] = Said(process.returncode, said + rest)
+
+
+def echo(asked: Asked) -> Fault | None:
+    """Refuse, now and then, and say back all that was sent; be down, now and then, and say it too."""
+    sent = asked.headers.get("Authorization", "")
+    if asked.number % 5 == 1:
+        body = {"error": {"message": f"Traceback: request with {sent} and {'x' * 270}{sent} failed", "code": sent}}
+        return Fault(status=(500, 400)[asked.number % 2], text=json.dumps(body), headers={"x-request": sent})
+    return None
+
+
+FLOWS: Sequence[Sequence[str]] = [
+    ["run", "CONFIG", *SMALL, "--debug"],
+    ["assemble", "CONFIG", *SMALL, "-s", "credit.threshold=0.4"],
+    ["rerun", "sums", "--roles", "refiner", "--refresh"],
+    ["improve", "CONFIG", "--rounds", "1", "-s", "limits.max_tokens_total=10"],
+]
+"""What runs flows, in processes of their own."""
+COMMANDS: Sequence[Sequence[str]] = [
+    ["plan", "CONFIG"],
+    ["doctor", "CONFIG"],
+    ["batches"],
+    ["datasets"],
+    ["show", "sums"],
+    ["verify", "sums"],
+    ["explain", "sums", "q0/0.0.0"],
+    ["diff", "sums@v1", "sums"],
+    ["compare", "sums@v1", "sums"],
+    ["report", "sums", "--out", "report.html"],
+    ["tag", "sums@v1", "kept"],
+    ["export", "sums", "--to", "trl", "exported"],
+    ["push", "sums", "pushed"],
+    ["rebuild", "sums"],
+    ["audit", "sums", "--with", "exact"],
+    ["grade", "answers.jsonl", "--config", "CONFIG"],
+    ["evaluate", "CONFIG"],
+    ["evaluations"],
+    ["train", "sums", "-s", "train.base=/nowhere"],
+    ["models"],
+    ["serve-adapters", "models/sums", "--to", "http://127.0.0.1:9"],
+    ["init", "made.toml", "--questions", "questions.jsonl", "--model", "openai/gpt-4o-mini"],
+    ["config", "--explain", "roles.generator.api_key_env"],
+    ["gc"],
+    ["rm", "sums@v1"],
+]
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """One who has run every command."""
+    with ScriptedProvider() as provider:
+        provider.key, provider.faults = KEYS["TEST_KEY"], echo
+        someone = User(tmp_path_factory.mktemp("user"), provider)
+        (someone.folder / "work" / "answers.jsonl").write_text(
+            '{"question": "1 + 1?", "ground_truth": "2", "answer": "2"}\n'
+        )
+        for run, commands in ((someone.run, FLOWS), (someone.run_here, COMMANDS)):
+            for command in commands:
+                run(*(str(someone.config) if part == "CONFIG" else part for part in command))
+        serve(someone)
+        with someone.serving("to see runs", "up", "--port", free_port()):
+            pass
+        provider.key = "another"
+        someone.run("run", str(someone.config), "-s", "roles.generator.seed=8", "-s", "name=refused")
+        yield someone
+
+
+def serve(user: User) -> None:
+    port = free_port()
+    with user.serving("key ", "serve", str(user.config), "--port", port) as line:
+        body = json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}]}).encode()
+        headers = {"Authorization": f"Bearer {line.split()[1]}"}
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        deadline = time.monotonic() + 60
+        while (said := post(url, body, headers)).code == 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        user.said["serve and answer"] = said
+
+
+def post(url: str, body: bytes, headers: dict[str, str]) -> Said:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=120) as answer:
+            return Said(answer.status, answer.read().decode())
+    except HTTPError as error:
+        return Said(error.code, error.read().decode())
+    except OSError as error:
+        return Said(0, str(error))
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def forms(key: str) -> set[bytes]:
+    """A key as it may stand somewhere: as it is, quoted for an address, in base64, a long part of it."""
+    written = {key, quote(key, safe=""), base64.b64encode(key.encode()).decode(), key[: len(key) * 3 // 4]}
+    return {each.encode() for each in written}
+
+
+def contents(path: Path) -> bytes:
+    """What a file says: its bytes, and what is packed in them."""
+    found = path.read_bytes()
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        found += json.dumps(table.to_pylist(), default=str, ensure_ascii=False).encode()
+    if found.startswith(b"SQLite format 3"):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            found += "\n".join(database.iterdump()).encode(errors="backslashreplace")
+    return found
+
+
+def test_every_command_was_run(user: User) -> None:
+    assert {said.split()[0] for said in user.said} == set(command_line.commands)
+    unforeseen = {command: said.text for command, said in user.said.items() if "not expected" in said.text}
+    assert unforeseen == {}
+    assert user.said[next(each for each in user.said if each.startswith("run"))].code in (0, 1)
+    assert user.said["serve and answer"].code in (200, 502)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_no_command_says_a_key(user: User, name: str) -> None:
+    said = [
+        command for command, said in user.said.items() if any(form in said.text.encode() for form in forms(KEYS[name]))
+    ]
+    assert said == []
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_no_file_that_is_left_behind_holds_a_key(user: User, name: str) -> None:
+    files = [path for path in user.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {path.name for path in files} >= {"store.db", "prefect.db", "server.log", "manifest.json"}
+    assert [path for path in files if any(form in contents(path) for form in forms(KEYS[name]))] == []
+
+
+def test_the_search_finds_a_key_that_is_there(user: User, tmp_path: Path) -> None:
+    key = KEYS["TEST_KEY"]
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("CREATE TABLE t (x)")
+        database.execute("INSERT INTO t VALUES (?)", (f"Bearer {key}",))
+        database.commit()
+    (tmp_path / "b.log").write_text(base64.b64encode(key.encode()).decode())
+    assert all(any(form in contents(path) for form in forms(key)) for path in tmp_path.iterdir())
