@@ -70,7 +70,8 @@ def render_markdown(done: Improvement) -> str:
 def write_markdown(figures: RoundFigures) -> str:
     """Write accuracy by round, what each role's training gave, and what was asked beside."""
     done = figures.done
-    asked = f"{figures.questions:,} held-out questions, {figures.chains} chain{'' if figures.chains == 1 else 's'} each, 95 % intervals over questions"
+    chains = "one chain" if figures.chains == 1 else f"{figures.chains} chains"
+    asked = f"{figures.questions:,} held-out questions, {chains} each, 95 % intervals over questions"
     head = f"# {done.name}: {count_rounds(len(done.rounds))}"
     parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", rounds_table(figures)]
     if figures.worths:
