@@ -31,7 +31,7 @@ TREES = len(TRAIN) * (1 + BRANCHING + BRANCHING**2)
 ANSWERS = len(HELD_OUT) * (1 + 2 * BRANCHING)
 """Requests for one system's chains; siblings come in one."""
 VERIFIED = len(HELD_OUT) * BRANCHING
-"""Requests that the trained roles need of the provider: the verifier is not trained."""
+"""Requests that the trained roles need of the provider at most: its verifier is not trained, equal texts share one."""
 
 
 def content(done: Improvement) -> list[str]:
@@ -106,7 +106,7 @@ def test_killed_at_any_moment_it_goes_on_and_pays_and_trains_nothing_twice(
 ) -> None:
     config = write_config(tmp_path, provider, tiny, ONE_ROUND)
     at_once, needed = improve(config), provider.request_count
-    assert needed == TREES + ANSWERS + VERIFIED
+    assert TREES + ANSWERS < needed <= TREES + ANSWERS + VERIFIED
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
     provider.requests.clear()
     provider.latency_s = 0.05
@@ -115,7 +115,7 @@ def test_killed_at_any_moment_it_goes_on_and_pays_and_trains_nothing_twice(
         lambda: provider.request_count >= TREES // 2,
         lambda: any(training.rglob("refiner-*/sft/checkpoint-*/trainer_state.json")),
         lambda: provider.request_count >= TREES + ANSWERS // 2,
-        lambda: provider.request_count >= TREES + ANSWERS + VERIFIED // 2,
+        lambda: provider.request_count >= needed - IN_FLIGHT,
     ]
     for moment in moments:
         kill_when(moment, config)
