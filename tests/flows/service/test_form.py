@@ -34,7 +34,7 @@ def test_the_form_has_groups_in_the_order_of_a_config_and_a_description_for_ever
 
 def test_choices_are_offered_as_such(prefect: Prefect) -> None:
     schema = prefect.deployment("generate")["parameter_openapi_schema"]
-    assert fields(schema, "RunOptions")["tracking"]["enum"] == ["auto", "branch", "shard"]
+    assert fields(schema, "RunOptions")["tracking"]["enum"] == ["auto", "branch", "question", "shard"]
     several, one = fields(schema, "EvaluatorSpec")["kind"]["anyOf"]
     assert several["items"]["enum"] == one["enum"] == ["llm", "exact", "contains", "number", "math", "choice", "python"]
     rerun = prefect.deployment("rerun")["parameter_openapi_schema"]
