@@ -10,6 +10,8 @@ from malt.cli import terminal
 from malt.cli.options import find_role, takes_json, takes_version
 
 if TYPE_CHECKING:
+    from malt.config.train import TrainSpec
+    from malt.datasets.version.dataset_version import DatasetVersion
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
     from malt.training.run import TrainSummary
@@ -30,11 +32,14 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
     from malt.training.plan import plan
+    from malt.training.process import check_installed
     from malt.training.run import read_train_spec
     from malt.training.run import train as train_roles
 
     opened = open_version(version)
     spec = read_train_spec(opened, config, override)
+    check_installed()
+    _warn_of_others(opened, spec)
     if plans:
         quoted = plan(opened, spec, Settings())
         terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
@@ -42,6 +47,18 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     with training_progress() as tell:
         summary = train_roles(opened, spec, tell=tell)
     terminal.emit(summary.model_dump(mode="json")) if as_json else _show_summary(summary)
+
+
+def _warn_of_others(version: "DatasetVersion", spec: "TrainSpec") -> None:
+    """Say so where the trees were grown by another model than the one that is trained."""
+    from malt.config.roles import PLAYERS
+
+    names = {version.spec.roles[role].model for role in PLAYERS}
+    others = sorted(name for name in names if "@" not in name and not name.endswith(spec.base))
+    if others:
+        terminal.warn(
+            f"{version.reference} was grown by {', '.join(others)}; what is trained is train.base = {spec.base}"
+        )
 
 
 @click.command()

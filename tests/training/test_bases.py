@@ -51,6 +51,14 @@ def test_whole_weights_take_the_place_of_the_bases_in_a_gguf_file(tiny: Path, fo
     assert all(np.array_equal(weights.astype(np.float16), after[name]) for name, weights in before.items())
 
 
+def test_a_base_that_did_not_grow_the_trees_is_named(
+    version: DatasetVersion, spec: TrainSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code(["train", str(version.path), "--plan", "-s", f"train.base={spec.base}"])
+    grown_by = version.spec.roles[Role.GENERATOR].model
+    assert f"was grown by {grown_by}; what is trained is train.base = {spec.base}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
