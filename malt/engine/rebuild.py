@@ -126,7 +126,7 @@ def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[st
 def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
     """Say that the questions, or the test sets that they were compared with, are not those of then."""
     then = version.manifest
-    if _digest_questions(job.questions) != then.questions.sha256:
+    if digest_questions(job.questions) != then.questions.sha256:
         yield (
             f"questions: {then.counts.questions} were asked, and the file ({then.questions.source} then) has "
             f"{len(job.questions)} now, not all the same; give the file as it was with --questions"
@@ -136,7 +136,8 @@ def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
             yield f"dataset.decontaminate: {test_set.source} changed since; put it back as it was"
 
 
-def _digest_questions(questions: Sequence[Question]) -> str:
+def digest_questions(questions: Sequence[Question]) -> str:
+    """Return what the manifest of a version of these questions has as their digest."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
     rows = [question_row(Tree(question, {}), "train", None) for question in questions]
     asked.update(as_batch([*rows], QUESTIONS))

@@ -27,12 +27,15 @@ class RoundDecision(Recorded):
 
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
-    """Keep what was trained only where the lower bound of its gain is above the margin."""
+    """Keep what was trained only where the lower bound of its gain is above the margin, and the test finds a gain.
+
+    Of a handful of questions the bound alone says too much.
+    """
     found = paired_difference(candidate, current, level=spec.level)
     if found is None:
         return RoundDecision(is_kept=False, difference=None, low=None, high=None, questions=0)
     return RoundDecision(
-        is_kept=found.low > spec.margin,
+        is_kept=found.low > spec.margin and found.p <= 1 - spec.level,
         difference=found.difference,
         low=found.low,
         high=found.high,

@@ -9,6 +9,7 @@ from malt.config.spec import RunSpec
 from malt.datasets.manifest import published_config
 from malt.datasets.version.dataset_version import DatasetVersion, list_names, list_versions
 from malt.engine.job import Job
+from malt.engine.rebuild import digest_questions
 from malt.errors import VersionError
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.publish import describe_cast
@@ -45,8 +46,9 @@ def is_settled(version: DatasetVersion, trained_on: set[str]) -> bool:
 
 def is_of_job(version: DatasetVersion, job: Job) -> bool:
     """Whether a version was made of a job's config, prompts and questions."""
-    same_prompts = version.manifest.prompts == job.prompts.digests
-    return same_prompts and is_same_config(version, job.spec, CHANGES_NO_TREE) and asks_same(version, job.questions)
+    manifest = version.manifest
+    same = manifest.prompts == job.prompts.digests and manifest.questions.sha256 == digest_questions(job.questions)
+    return same and is_same_config(version, job.spec, CHANGES_NO_TREE)
 
 
 def find_evaluation(job: EvaluationJob) -> EvaluationVersion | None:
@@ -65,9 +67,9 @@ def is_of_evaluation(version: EvaluationVersion, job: EvaluationJob) -> bool:
     return same and is_same_config(version, job.spec, CHANGES_NO_ANSWER) and asks_same(version, job.questions)
 
 
-def asks_same(version: DatasetVersion | EvaluationVersion, questions: Iterable[Question]) -> bool:
+def asks_same(version: EvaluationVersion, questions: Iterable[Question]) -> bool:
     """Whether a version asks just these questions."""
-    rows = version.questions if isinstance(version, DatasetVersion) else version.answers
+    rows = version.answers
     asked = set(zip(rows["question_id"], rows["question"], rows["ground_truth"], strict=True))
     return asked == {(each.question_id, each.question, each.ground_truth) for each in questions}
 

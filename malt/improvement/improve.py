@@ -23,7 +23,7 @@ from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
 from malt.errors import ConfigError, NothingToPublish, RunStopped
 from malt.evaluation.evaluate import Evaluated, evaluate_alone
-from malt.evaluation.job import check_systems, held_out_questions, read_evaluation
+from malt.evaluation.job import check_systems, read_evaluation
 from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
@@ -32,7 +32,6 @@ from malt.improvement.specs import UNTRAINED, beside_spec, closing_spec, compari
 from malt.improvement.summary import Account, Improvement, Round
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.provider import embedded
-from malt.questions.question import read_questions
 from malt.training.process import Tell, check_installed
 from malt.training.run import TrainSummary, find_trained, prepare, train
 
@@ -111,9 +110,10 @@ def check(spec: RunSpec, settings: Settings) -> None:
         )
     check_installed()
     read_job(spec, settings)
-    held_out_questions(comparing_spec(spec, {UNTRAINED: SystemSpec()}, UNTRAINED))
+    compared = comparing_spec(spec, {UNTRAINED: SystemSpec()}, UNTRAINED)
+    read_evaluation(compared)
     for source in spec.improve.beside.values():
-        read_questions(source)
+        read_evaluation(comparing_spec(compared, {UNTRAINED: SystemSpec()}, UNTRAINED, questions=source))
 
 
 async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:

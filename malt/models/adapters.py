@@ -7,7 +7,7 @@ what answers is compared with what the trainer saw.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,12 @@ def _prove(
     if effect <= 2 * limit:
         raise ConfigError(f"{name}: training changed log-probabilities by {effect:.3f}, too little to be told from the "
                           f"server's noise of {noise:.3f}; nothing was loaded. Train longer")  # fmt: skip
-    if loaded:
-        server.load(name, folder / role / ADAPTER)
-    answers = [server.ask(name, each) for each in canaries]
-    difference = max(_distance(each.after, answer) for each, answer in zip(canaries, answers, strict=True))
-    if difference > limit:
-        from_base = max(_distance(each.before, answer) for each, answer in zip(canaries, answers, strict=True))
-        if loaded:
-            server.unload(name)
-        raise ConfigError(_explain(name, difference, limit, is_base=from_base <= limit))
+    with server.loading(name, folder / role / ADAPTER) if loaded else nullcontext():
+        answers = [server.ask(name, each) for each in canaries]
+        difference = max(_distance(each.after, answer) for each, answer in zip(canaries, answers, strict=True))
+        if difference > limit:
+            from_base = max(_distance(each.before, answer) for each, answer in zip(canaries, answers, strict=True))
+            raise ConfigError(_explain(name, difference, limit, is_base=from_base <= limit))
     return Proof(role=role, name=name, loaded=loaded, noise=noise, difference=difference, effect=effect)
 
 
@@ -152,12 +149,15 @@ class _LoraServer:
             raise ConfigError(f"{self.url} lists no base model; start it with one, as `vllm serve MODEL --enable-lora`")
         return bases[0], {model["id"] for model in listed}
 
-    def load(self, name: str, path: Path) -> None:
-        """Load an adapter from a folder that the server sees."""
+    @contextmanager
+    def loading(self, name: str, path: Path) -> "Iterator[None]":
+        """Load an adapter from a folder that the server sees; unload it again where what follows fails."""
         self._send("POST", "load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
-
-    def unload(self, name: str) -> None:
-        self._send("POST", "unload_lora_adapter", {"lora_name": name})
+        try:
+            yield
+        except BaseException:
+            self._send("POST", "unload_lora_adapter", {"lora_name": name})
+            raise
 
     def ask(self, model: str, canary: Canary) -> dict[str, float]:
         """Return the log-probabilities of the likeliest first tokens."""
@@ -165,7 +165,9 @@ class _LoraServer:
         told = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED}).json()
         try:
             first = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-            return {each["token"]: float(each["logprob"]) for each in first}
+            return {first[0]["token"]: float(first[0]["logprob"])} | {
+                each["token"]: float(each["logprob"]) for each in first
+            }
         except (KeyError, IndexError, TypeError, ValueError):
             raise ConfigError(
                 f"{self.url}: {model!r} answered without log-probabilities; the proof needs them"

@@ -57,6 +57,9 @@ CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
 With four slots a lane of the small model takes 0.4 GiB of memory."""
 
+_LARGE = 10**9
+"""Bytes of weights above which a model has one lane."""
+
 _SPINS = "1000"
 """How often an OpenMP thread looks for work before it sleeps. The default, hundreds of thousands, makes decoding ten
 times slower as soon as another process uses a core; with this, nothing is lost on an idle machine."""
@@ -133,9 +136,10 @@ def count_threads() -> int:
     return Settings().embedded_threads or cores
 
 
-def count_lanes() -> int:
-    """Return how many requests a model works on at once."""
-    return min(count_threads(), MOST_LANES)
+def count_lanes(weights: Path | None = None) -> int:
+    """Return how many requests a model works on at once: one where its file is large, since each lane has a cache."""
+    is_large = weights is not None and weights.stat().st_size > _LARGE
+    return 1 if is_large else min(count_threads(), MOST_LANES)
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
@@ -304,7 +308,7 @@ class _Servers:
             served = self.running.pop(weights, None)
             if served is None:
                 self._make_room()
-                served = _Served([Lane(_start(path, model)) for _ in range(count_lanes())])
+                served = _Served([Lane(_start(path, model)) for _ in range(count_lanes(path))])
             self.running[weights] = served
             return served.address
 
@@ -356,7 +360,7 @@ def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp
     values.n_ctx = SLOTS * CONTEXT
     values.n_batch = values.n_ubatch = CONTEXT
     values.flash_attn_type = _import_xllamacpp().llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    values.cpuparams.n_threads = values.cpuparams_batch.n_threads = count_threads() // count_lanes()
+    values.cpuparams.n_threads = values.cpuparams_batch.n_threads = count_threads() // count_lanes(path)
     values.cache_ram_mib = 0  # the slots keep their prefixes; this would keep up to 8 GiB more
     values.verbosity = -1
     values.warmup = False
