@@ -22,8 +22,8 @@ def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(
     assert "\n## 2.1.0 refiner: ok" in left[key]["data"]
     assert "\n`````text\n```\n<script>" in left[key]["data"]  # a fence that the text cannot end
     assert "[user]\n" in left[key]["data"]
-    refined = next(each for each in prefect.task_runs(ended["id"]) if each["name"].startswith("refiner "))
-    assert refined["state"]["message"] == f"texts: artifact {key}"
+    # The server learns of task runs from their events, a little later than of the run.
+    wait_for(lambda: f"texts: artifact {key}" in refiner_messages(prefect, ended["id"]))
 
     found = re.search(r"\[report, with the trees\]\((http://\S+)\)", left["paged-report"]["data"])
     assert found is not None
@@ -35,6 +35,12 @@ def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(
 
     wait_for(lambda: events(prefect, "malt.version.published", "malt.datasets.paged") == ["paged@v1"])
     wait_for(lambda: len(events(prefect, "prefect.asset.materialization.succeeded", "malt://datasets/paged")) == 1)
+
+
+def refiner_messages(prefect: Prefect, flow_run_id: str) -> list[str]:
+    """What the states of the refiner's task runs say."""
+    runs = prefect.task_runs(flow_run_id)
+    return [each["state"]["message"] for each in runs if each["name"].startswith("refiner ")]
 
 
 def events(prefect: Prefect, name: str, resource: str) -> list[str]:
