@@ -308,10 +308,11 @@ def test_a_users_grader_that_fails_on_a_reference_is_refused(function: str, prob
         check_references([question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=1))
 
 
-def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_path: Path) -> None:
+async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "number_theory.py").write_text("LIMIT = 1")
     (tmp_path / "json.py").write_text("from number_theory import LIMIT\ndef grade(*_): return LIMIT\n")
-    check_references([question("Paris")], spec("python", function=f"{tmp_path}/json.py:grade"))
+    found = graders_for(spec("python", function=f"{tmp_path}/json.py:grade"), None)
+    assert (await grade(question("Paris"), "London", found)).outcome is Outcome.RIGHT
 
 
 # Nothing hangs, nothing raises.
