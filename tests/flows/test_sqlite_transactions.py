@@ -27,7 +27,9 @@ async def count_together(config: AioSqliteConfiguration) -> int:
             await session.execute(sa.text("UPDATE counted SET number = :next"), {"next": int(read or 0) + 1})
 
     try:
-        await asyncio.gather(*(add_one() for _ in range(WRITERS)))
+        ended = await asyncio.gather(*(add_one() for _ in range(WRITERS)), return_exceptions=True)
+        for error in filter(None, ended):  # once all have ended, so that none leaves a connection open
+            raise error
         async with await config.session(engine) as session:
             return int(await session.scalar(sa.text("SELECT number FROM counted")) or 0)
     finally:
