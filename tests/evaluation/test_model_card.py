@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from malt.cli.main import exit_code
 from malt.config.roles import Role
+from malt.evaluation.card import percent
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.model_card import find_results, render_card
 from malt.evaluation.version import EvaluationVersion
@@ -55,6 +56,14 @@ def test_results_are_those_of_systems_that_have_the_model(model: ModelVersion, e
     found = {(result.system, result.measure): result.cell for result in find_results(model)}
     summary = evaluation.summary.systems["trained"]
     assert found == {("trained", "ma"): summary.ma, ("trained", "ma_mv"): summary.ma_mv}
+
+
+def test_show_tells_results(
+    model: ModelVersion, evaluation: EvaluationVersion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["show", model.reference]) == 0
+    shown = percent(evaluation.summary.systems["trained"].ma_mv)
+    assert f"evaluations/planted@v1, trained, pipeline, vote of 3: {shown} % right" in capsys.readouterr().out
 
 
 def test_other_weights_have_no_results(publish: Publish, evaluation: EvaluationVersion) -> None:
