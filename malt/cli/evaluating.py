@@ -80,7 +80,6 @@ def _show_evaluations(versions: "Sequence[EvaluationVersion]") -> None:
 
 
 def show_evaluation(version: "EvaluationVersion") -> None:
-    """Print an evaluation's figures."""
     summary, manifest = version.summary, version.manifest
     terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
@@ -106,7 +105,6 @@ def _show_accuracies(summary: "Summary") -> None:
 
 
 def _show_differences(summary: "Summary") -> None:
-    """Print what each system has over the baseline."""
     if not summary.differences:
         return
     table = terminal.new_table(f"less {summary.baseline}", "points", "95 %", "p", "p (Holm)")
@@ -198,7 +196,6 @@ def _show_chain(row: dict[str, Any]) -> None:
 
 
 def diff(old: str, new: str, *, as_json: bool) -> None:
-    """Say what changed from one evaluation to another."""
     from malt.evaluation.compare import compare
     from malt.evaluation.version import open_evaluation
 

@@ -39,7 +39,6 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":
-    """Go round in this process, without Prefect."""
     from malt.cli.progress import training_progress
     from malt.config.settings import Settings
     from malt.engine import signals

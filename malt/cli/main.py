@@ -126,7 +126,6 @@ class _Sections(click.Group):
     """A group whose help lists its commands by what they are for, in the order of the work."""
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a list for each section."""
         for title, commands in _COMMANDS.items():
             with formatter.section(title):
                 formatter.write_dl([(str(each.name), each.get_short_help_str(limit=70)) for each in commands])

@@ -105,7 +105,6 @@ def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_j
 
 
 def _show_summary(summary: "TrainSummary") -> None:
-    """Print what was trained, and how to use it."""
     table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "seconds")
     for role, trained in summary.roles.items():
         for stage in trained.stages.values():
@@ -136,12 +135,10 @@ def _show_models(versions: "Sequence[ModelVersion]") -> None:
 
 
 def _dataset_of(version: "ModelVersion") -> str:
-    """Name what a version was trained on."""
     return f"{version.manifest.dataset.name}@v{version.manifest.dataset.version}"
 
 
 def _show_plan(plan: "TrainPlan") -> None:
-    """Print what training would take."""
     sizes = f"{plan.parameters / 1e6:,.0f} M numbers, {plan.trainable / 1e6:,.1f} M of them trained"
     terminal.say(f"{plan.models}: {plan.dataset} on {plan.base} ({sizes}), {plan.device}")
     table = terminal.new_table("role", "stage.", *_COUNTED, "GB", "s")
@@ -189,7 +186,6 @@ def _show_head(version: "ModelVersion") -> None:
 
 
 def diff(old: str, new: str, *, as_json: bool) -> None:
-    """Print what changed from one model version to another."""
     from malt.models.compare import compare_models
     from malt.models.version import open_model
 

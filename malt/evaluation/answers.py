@@ -71,7 +71,6 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
 async def _answer_question(
     question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
-    """Let a system answer a question, and grade what it says."""
     tree = await grow_tree(question, TreeInputs(lineup.spec, prompts, complete, wait=wait))
     judge = LLMEvaluator.from_spec(lineup.spec.evaluator, prompts, complete) if asks_judge(lineup.spec) else None
     grading = _Grading(question, graders_for(lineup.spec.evaluator, judge))

@@ -115,12 +115,10 @@ def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
 
 
 def write_title(measure: str, chains: int) -> str:
-    """Say which answers are counted."""
     return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
 
 
 def is_vote(measure: str) -> bool:
-    """Whether votes are counted, rather than single answers."""
     return measure.endswith("_mv")
 
 
@@ -202,7 +200,6 @@ def _parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dic
 def _write_question(
     sheets: Mapping[str, Sheet], place: int, question_id: str, told: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return one question with every system's chains."""
     first = next(iter(sheets.values()))
     asked = first.rows[first.rows["question_id"] == question_id].iloc[0]
     return {
@@ -215,7 +212,6 @@ def _write_question(
 
 
 def _list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
-    """Return a system's chains to one question."""
     columns = {name: sheet.grid(name)[place].ravel() for name in (*PLAYERS, "answer", "outcome", "generator_outcome")}
     return [{name: _cut(values[chain]) for name, values in columns.items()} for chain in range(len(columns["outcome"]))]
 

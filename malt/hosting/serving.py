@@ -181,13 +181,11 @@ def _write_completion(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
 
 
 def _find_chain(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
-    """Return the texts of one chain, of those who take part."""
     path = Address((chain, 0, 0)).path
     return [tree.nodes[address] for address in path if address.role in lineup.roles]
 
 
 def _write_choice(number: int, last: Node) -> dict[str, Any]:
-    """Write a chain's last text as a choice."""
     message = {"role": "assistant", "content": last.text}
     return {"index": number, "message": message, "finish_reason": last.completion.finish_reason}
 

@@ -44,7 +44,6 @@ def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecisi
 
 
 def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDecision:
-    """Decide from the answers of a round's evaluation."""
     sheets = make_sheets(version.spec, version.answers, "chain")
     measure = choose_measure(spec, require_evaluate(version.spec))
     scores = {name: sheets[name].scores(measure) for name in (CANDIDATE, CURRENT)}
@@ -52,5 +51,4 @@ def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDeci
 
 
 def choose_measure(spec: ImproveSpec, evaluate: EvaluateSpec) -> Measure:
-    """Return what decides."""
     return spec.measure or evaluate.measure

@@ -59,7 +59,6 @@ class RoundFigures(NamedTuple):
 
 
 def read_figures(done: Improvement) -> RoundFigures:
-    """Read what an improvement's evaluations say."""
     versions = [open_evaluation(each.evaluation) for each in done.rounds]
     last = versions[-1].summary
     closing = open_evaluation(done.closing).summary if done.closing else None
@@ -92,13 +91,11 @@ def read_system(version: EvaluationVersion, system: str) -> tuple[Mapping[Measur
 
 
 def list_rows(summary: Summary) -> Iterator[SystemRow]:
-    """Yield every system of an evaluation with all that was counted of it."""
     for name, system in summary.systems.items():
         yield SystemRow(name, dict(list_cells(system, summary.chains)))
 
 
 def list_cells(system: SystemSummary, chains: int) -> Iterator[tuple[str, Cell]]:
-    """Yield what was counted of a system, by name."""
     yield from ((write_title(measure, chains), getattr(system, measure)) for measure in MEASURES)
     if system.control is not None:
         at = f"T = {system.control.temperature:g}"

@@ -42,17 +42,11 @@ log.setLevel(logging.INFO)  # each step takes minutes: whoever listens is told o
 class Steps(Protocol):
     """How the steps of a round are carried out: in this process, or as flows."""
 
-    async def grow(self, spec: RunSpec) -> RunSummary:
-        """Make a dataset version."""
-        ...
+    async def grow(self, spec: RunSpec) -> RunSummary: ...
 
-    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Make a model version."""
-        ...
+    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary: ...
 
-    async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Make an evaluation version."""
-        ...
+    async def evaluate(self, spec: RunSpec) -> Evaluated: ...
 
 
 class Here:
@@ -63,16 +57,13 @@ class Here:
         self._tell = tell
 
     async def grow(self, spec: RunSpec) -> RunSummary:
-        """Grow, grade and publish."""
         return await run_job(read_job(spec, self._settings))
 
     async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Train beside the loop."""
         settings, tell = self._settings, self._tell
         return await asyncio.to_thread(train, version, spec, earlier=earlier, tell=tell, settings=settings)
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Ask the systems, and publish."""
         job = read_evaluation(spec)
         check_systems(job)
         return await evaluate_alone(job, self._settings, new_run_name())
@@ -135,7 +126,6 @@ async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improveme
 
 
 def tell_round(latest: Round) -> str:
-    """Say what a round came to."""
     judged = latest.judgement
     if judged.difference is None or judged.low is None or judged.high is None:
         return f"round {latest.number}: {latest.models} cannot be compared; not kept"
@@ -182,7 +172,6 @@ class Course:
         return {"closing": closing, "beside": beside}
 
     async def grow(self, spec: RunSpec) -> DatasetVersion:
-        """Return the version of a round's trees."""
         job = read_job(spec, self.settings)
         found = await asyncio.to_thread(find_dataset, job)
         if found is not None:
@@ -196,7 +185,6 @@ class Course:
         return open_version(summary.reference, self.settings.datasets_dir)
 
     async def train(self, version: str, earlier: Sequence[str]) -> str:
-        """Return what a round's rows were made into."""
         prepared = prepare(version, self.spec.train, self.settings, earlier)
         known = find_trained(prepared)
         if known is not None:
@@ -206,7 +194,6 @@ class Course:
         return f"{summary.models}@v{summary.version}"
 
     async def evaluate(self, spec: RunSpec) -> EvaluationVersion:
-        """Return the version of a comparison."""
         job = read_evaluation(spec)
         found = await asyncio.to_thread(find_evaluation, job)
         if found is not None:

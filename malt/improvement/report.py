@@ -33,7 +33,6 @@ def write_report(done: Improvement, settings: Settings) -> Path:
 
 
 def render_page(figures: RoundFigures) -> str:
-    """Write the page."""
     gains, reach = place_worths(figures.worths)
     order = sorted(MEASURES, key=lambda measure: measure != figures.measure)
     bars = {
@@ -63,12 +62,10 @@ def render_page(figures: RoundFigures) -> str:
 
 
 def render_markdown(done: Improvement) -> str:
-    """Write the figures as Markdown."""
     return write_markdown(read_figures(done))
 
 
 def write_markdown(figures: RoundFigures) -> str:
-    """Write accuracy by round, what each role's training gave, and what was asked beside."""
     done = figures.done
     chains = "one chain" if figures.chains == 1 else f"{figures.chains} chains"
     asked = f"{figures.questions:,} held-out questions, {chains} each, 95 % intervals over questions"
@@ -84,7 +81,6 @@ def write_markdown(figures: RoundFigures) -> str:
 
 
 def rounds_table(figures: RoundFigures) -> str:
-    """Write how often the roles of each round are right."""
     head = ("", "models", *(write_title(measure, figures.chains) for measure in MEASURES), "cut off", "gain", "")
     rows = [
         (
@@ -101,7 +97,6 @@ def rounds_table(figures: RoundFigures) -> str:
 
 
 def systems_table(rows: list[SystemRow]) -> str:
-    """Write how often each system of an evaluation is right."""
     titles = [*rows[0].cells]
     return markdown_table(
         ("system", *titles), [(code_span(row.system), *(percent(row.cells[title]) for title in titles)) for row in rows]
@@ -109,7 +104,6 @@ def systems_table(rows: list[SystemRow]) -> str:
 
 
 def tell_gain(judgement: RoundDecision | None) -> str:
-    """Write a gain in points with its interval."""
     if judgement is None or judgement.difference is None or judgement.low is None or judgement.high is None:
         return ""
     return f"{100 * judgement.difference:+.1f} ({100 * judgement.low:+.1f} to {100 * judgement.high:+.1f})"

@@ -91,7 +91,6 @@ def _files_below(folder: Path) -> list[Path]:
 def _describe(
     made: Made, roles: Mapping[Role, TrainedRole], files: dict[str, FileEntry], number: int, parent: Parent | None
 ) -> ModelManifest:
-    """Say what these files are as a version of this number."""
     libraries: dict[str, str] = {}
     for trained in roles.values():
         libraries.update(trained.libraries)
