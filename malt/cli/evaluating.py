@@ -186,12 +186,14 @@ def _show_question(version: "EvaluationVersion", question_id: str, *, as_json: b
 
 
 def _show_chain(row: dict[str, Any]) -> None:
+    from malt.config.roles import PLAYERS
+
     seed = "" if row["seed"] is None else f", seed {row['seed']}"
     kind = "" if row["kind"] == "chain" else f", {row['kind']}"
     terminal.say(terminal.styled((f"{row['system']}, chain {row['chain']}{seed}{kind}: {row['outcome']}", "bold")))
-    for role in ("generator", "verifier", "refiner"):
+    for role in PLAYERS:
         if row[role] is not None:
-            grade = f" ({row['generator_outcome']})" if role == "generator" else ""
+            grade = f" ({row['generator_outcome']})" if role is PLAYERS[0] else ""
             terminal.say(terminal.styled(f"  {role}{grade}: ", (terminal.one_line(row[role]), "dim")))
 
 

@@ -26,7 +26,7 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
-    data = {"systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
+    data = {"roles": PLAYERS, "systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return (
         page_environment(_FOLDER)
         .get_template("report.html.jinja")

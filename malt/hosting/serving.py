@@ -192,11 +192,10 @@ def _write_choice(number: int, last: Node) -> dict[str, Any]:
 
 def _write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
     """Write a chain, and what the verifier said of the first answer."""
-    from malt.datasets.stats.diagnostics import stated_verdict
+    from malt.datasets.stats.diagnostics import verdict_among
 
-    texts: dict[str, Any] = {node.role.value: node.text for node in chain}
-    verdict = stated_verdict(texts["verifier"]) if "verifier" in texts else None
-    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict]}
+    texts = {node.role.value: node.text for node in chain}
+    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict_among(chain)]}
 
 
 def _add_usage(completions: Sequence[Completion]) -> dict[str, int]:

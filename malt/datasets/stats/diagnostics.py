@@ -133,6 +133,11 @@ def stated_verdict(critique: str) -> Truth:
     return stated[-1]["correct"] is not None if stated else None
 
 
+def verdict_among(nodes: Iterable[Node | None]) -> Truth:
+    """Return what the first critique among these says; None where there is none, or it states nothing."""
+    return next((stated_verdict(node.text) for node in nodes if node is not None and not node.role.gives_answer), None)
+
+
 class DiagnosticsCount(Mergeable):
     """Counts complete trees."""
 
