@@ -28,14 +28,11 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: b
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine import signals
-    from malt.engine.run import new_run_name
     from malt.evaluation.evaluate import evaluate_alone
-    from malt.evaluation.job import check_systems, read_evaluation
+    from malt.evaluation.job import read_evaluation
 
     overrides = [*override, *(["evaluate.race=true"] if race else [])]
-    job = read_evaluation(load_spec(config, overrides), limit)
-    check_systems(job)
-    done = signals.run(evaluate_alone(job, Settings(), new_run_name()))
+    done = signals.run(evaluate_alone(read_evaluation(load_spec(config, overrides), limit), Settings()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")

@@ -20,7 +20,6 @@ from malt.cli import (
     evaluating,
     explaining,
     grading,
-    improving,
     lifecycle,
     runs,
     service,
@@ -49,7 +48,7 @@ _COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Grade": (grading.grade, grading.audit),
     "From a dataset to models": (
         training.train, training.models, training.serve_adapters, evaluating.evaluate, evaluating.evaluations,
-        improving.improve, service.serve,
+        training.improve, service.serve,
     ),
     "Keep and share": (
         lifecycle.tag, sharing.export, sharing.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,

@@ -43,9 +43,7 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     for what the store lacks. Raises what a run raises, `NothingToPublish` where nothing could be had.
     """
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
-    job = read_evaluation(declared)
-    check_systems(job)
-    done = asyncio.run(evaluate_alone(job, Settings(), new_run_name()))
+    done = asyncio.run(evaluate_alone(read_evaluation(declared), Settings()))
     if done.stopped is not None:
         raise RunStopped(done.stopped)
     if done.version is None:
@@ -92,8 +90,10 @@ class Evaluated(Finished):
         return {**self.model_dump(mode="json", exclude={"version"}), **figures, **place}
 
 
-async def evaluate_alone(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
-    """Evaluate once no other evaluation of this name is under way."""
+async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
+    """Check the systems, then evaluate once no other evaluation of this name is under way."""
+    check_systems(job)
+    run = new_run_name()
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
         return await _evaluate_job(job, settings, run)
 

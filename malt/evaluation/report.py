@@ -26,6 +26,7 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
+    gains, reach = place_gains(summary.differences)
     data = {"roles": PLAYERS, "systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return (
         page_environment(_FOLDER)
@@ -35,8 +36,8 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             summary=summary,
             headline=TITLES[summary.measure],
             bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
-            gains=_place_gains(summary),
-            reach=_find_reach(summary),
+            gains=gains,
+            reach=reach,
             segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
             points=_place_points(summary),
             smallest=summary.smallest_difference,
@@ -127,23 +128,18 @@ def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
     return _Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
 
 
-def _place_gains(summary: Summary) -> list[Gain]:
-    """Place the differences to the baseline on one axis with zero in its middle."""
-    reach = _find_reach(summary)
+def place_gains(differences: Mapping[str, Compared]) -> tuple[list[Gain], float]:
+    """Place differences on one axis with zero in its middle; return how many points it reaches to either side."""
+    ends = [abs(end) for found in differences.values() for end in (found.low, found.high)]
+    reach = max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
 
     def place(value: float) -> float:
         return 50 + 50 * 100 * value / reach
 
     return [
         Gain(name, found, place(found.low), place(found.difference), place(found.high))
-        for name, found in summary.differences.items()
-    ]
-
-
-def _find_reach(summary: Summary) -> float:
-    """Return how many points the axis of differences reaches to either side."""
-    ends = [abs(end) for found in summary.differences.values() for end in (found.low, found.high)]
-    return max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
+        for name, found in differences.items()
+    ], reach
 
 
 def _list_segments(flips: Flips) -> list[_Segment]:

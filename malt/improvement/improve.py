@@ -23,7 +23,7 @@ from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
 from malt.errors import ConfigError, NothingToPublish, RunStopped
 from malt.evaluation.evaluate import Evaluated, evaluate_alone
-from malt.evaluation.job import check_systems, read_evaluation
+from malt.evaluation.job import read_evaluation
 from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
@@ -64,9 +64,7 @@ class Here:
         return await asyncio.to_thread(train, version, spec, earlier=earlier, tell=tell, settings=settings)
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        job = read_evaluation(spec)
-        check_systems(job)
-        return await evaluate_alone(job, self._settings, new_run_name())
+        return await evaluate_alone(read_evaluation(spec), self._settings)
 
 
 def improve(spec: RunSpec | str | Path, overrides: Sequence[str] = (), *, tell: Tell = lambda _: None) -> Improvement:
@@ -126,11 +124,9 @@ async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improveme
 
 
 def tell_round(latest: Round) -> str:
-    judged = latest.judgement
-    if judged.difference is None or judged.low is None or judged.high is None:
-        return f"round {latest.number}: {latest.models} cannot be compared; not kept"
-    gain = f"{100 * judged.difference:+.1f} points ({100 * judged.low:+.1f} to {100 * judged.high:+.1f})"
-    return f"round {latest.number}: {latest.models} {gain}: {'kept' if judged.is_kept else 'not kept'}"
+    gained = f"{latest.judgement.points} points" if latest.judgement.points else "cannot be compared"
+    kept = "kept" if latest.judgement.is_kept else "not kept"
+    return f"round {latest.number}: {latest.models}: {gained}; {kept}"
 
 
 class Course:
