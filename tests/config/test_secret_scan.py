@@ -31,22 +31,16 @@ SECRET: list[dict[str, JsonValue]] = [
     {"extra": {"user": "eyJhbGciOiJIUzI1NiJ9.eyJodXNoIjoiMSJ9.hush"}},
     {"extra": {"user": "-----BEGIN RSA PRIVATE KEY-----hush"}},
     {"extra": {"headers": {"X-A": "Basic aHVzaDpodXNoMQ=="}}},
-    *(
-        {"extra": {"extra_headers": {name: "hush"}}}
-        for name in (
-            "Cookie",
-            "X-Auth-Token",
-            "PRIVATE-TOKEN",
-            "X-API-Token",
-            "Ocp-Apim-Subscription-Key",
-            "X-Functions-Key",
-            "Proxy-Authorization",
-        )
-    ),
-    *(
-        {"extra": {name: "hush"}}
-        for name in ("azure_ad_token", "aws_session_token", "aws_access_key_id", "session_token")
-    ),
+]
+SECRET += [
+    {"extra": {"extra_headers": {name: "hush"}}}
+    for name in (
+        *("Cookie", "X-Auth-Token", "PRIVATE-TOKEN", "X-API-Token", "Ocp-Apim-Subscription-Key", "X-Functions-Key"),
+        "Proxy-Authorization",
+    )
+]
+SECRET += [
+    {"extra": {name: "hush"}} for name in ("azure_ad_token", "aws_session_token", "aws_access_key_id", "session_token")
 ]
 HARMLESS: list[dict[str, JsonValue]] = [
     {"extra": {"max_completion_tokens": 5, "stop": ["\n"], "nested": {"top_k": 3}}},
