@@ -179,6 +179,16 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
             losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
             table.add_row(name.value, stage.stage, *counts, *losses, (entry.gguf_sha256 or entry.adapter_sha256)[:12])
     terminal.say(table)
+    _show_results(version)
+
+
+def _show_results(version: "ModelVersion") -> None:
+    """Print what evaluations found of a model version."""
+    from malt.evaluation.card import percent
+    from malt.evaluation.model_card import find_results
+
+    for result in find_results(version):
+        terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
 
 
 def _show_head(version: "ModelVersion") -> None:
