@@ -88,7 +88,7 @@ async def grow_branches(job: Job, run: Run) -> Grown:
             branches, parents = children_of(branches, answers, job.spec)
             answers = expand_stored.map(branches, allow_failure(parents), shared)
             expanded += zip(branches, answers, strict=True)
-        trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)
+        trees = grade.map(job.questions, allow_failure(by_question(answers, len(job.questions))), shared)
         return await collect(expanded, trees, grower)
 
 

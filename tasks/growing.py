@@ -74,9 +74,9 @@ class Answers:
 
 
 class Graded:
-    """What grading a tree came to."""
+    """What grading a tree came to; None where it is not whole."""
 
-    def __init__(self, assessed: Assessed) -> None:
+    def __init__(self, assessed: Assessed | None) -> None:
         self.assessed = assessed
 
 
@@ -154,8 +154,10 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
 
 
 @task(task_run_name="grade {question.question_id}", persist_result=False)
-def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> State[Any]:  # noqa: ARG001 - waits for them
+def grade(question: Question, answers: Sequence[object], grower: Grower) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
+    if missing := sum(not isinstance(each, Answers) or each.failure is not None for each in answers):
+        return Failed(message=f"not graded: {missing} of its {len(answers)} refinements failed", data=Graded(None))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:
@@ -233,7 +235,7 @@ async def find_failures(future: Future, branch: Branch | None = None) -> tuple[F
         return ()
     found = await future.state.aresult(raise_on_failure=False)
     if isinstance(found, Graded):
-        return found.assessed.valued.tree.failures
+        return found.assessed.valued.tree.failures if found.assessed else ()
     if branch is None or not isinstance(found, Answers):
         raise found
     return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)
