@@ -117,8 +117,6 @@ _QUOTATION = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
 """What a reason quotes of one answer, which would make it another reason for each."""
 _LONGEST_REASON, _MOST_REASONS = 200, 20
 
-_KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
-
 _NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 
 _NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
@@ -198,7 +196,7 @@ class DiagnosticsCount(Mergeable):
         )
 
     def _truth(self, outcome: Outcome) -> Truth:
-        return self._truncated if outcome is Outcome.TRUNCATED else _KNOWN_TRUTH.get(outcome)
+        return self._truncated if outcome is Outcome.TRUNCATED else outcome.truth
 
     def _own_truth(self, valued: ValuedTree, address: Address) -> Truth:
         own = valued.diagnosis.get(address)
