@@ -2,8 +2,8 @@
 
 `nice python -m benchmarks.faults.training [KILLS] [SEED]`. A tiny model's refiner is trained once in one go, then by
 processes that are killed, with the one that trains, a random time after they have begun; a call that is left alone ends
-it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step, and
-there are many steps, so that most kills fall between two of them and not into the start of the process.
+it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step
+of many, so that most kills fall between two of them and not into the start of the process.
 """
 
 import os
