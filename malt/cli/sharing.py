@@ -19,7 +19,6 @@ class _ListsFormats(click.Command):
     """A command whose help ends with the formats; they are imported for that alone."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own
-        """Write the list."""
         from malt.datasets.export.formats import FORMATS
 
         with formatter.section("Formats"):

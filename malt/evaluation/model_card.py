@@ -12,7 +12,7 @@ from malt.evaluation.card import percent
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Measure
 from malt.evaluation.version import EvaluationVersion, Player, list_evaluations
 from malt.models.adapters import name_adapter
-from malt.models.card import CARD_FILE
+from malt.models.report import CARD_FILE
 from malt.models.version import ModelVersion
 from malt.sanitize import code_span, markdown_table
 
