@@ -12,7 +12,7 @@ from malt.evaluation.evaluate import Evaluated, name_lock
 from malt.evaluation.job import check_systems, read_evaluation
 from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
-from tasks.evaluating import answer_questions, conclude, publish_evaluation
+from tasks.evaluating import answer_questions, end, publish_evaluation
 from tasks.growing import with_block_keys
 from tasks.run_lock import only_run_of
 from tasks.slots import share_endpoints
@@ -32,5 +32,5 @@ async def evaluate(spec: RunSpec) -> State[Evaluated]:
             filled = await answer_questions(spec.name, asked, settings, run)
         held: Any = quote(filled.job._replace(spec=job.spec))
         named = publish_evaluation.with_options(assets=[asset_key("evaluations", spec.name)])
-        published = None if filled.stopped else await named(spec.name, held, settings)
-    return await conclude(job, filled, published)
+        published = None if filled.shortfall.stopped else await named(spec.name, held, settings)
+    return await end(filled, published)

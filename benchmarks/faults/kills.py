@@ -89,10 +89,13 @@ def kill(pid: int) -> float:
 
 
 def settle(account: Account, place: Place, stage: Stage, killed_at: float, digest: str | None, said: str = "") -> None:
-    """Enter how a round came out; of one that came out otherwise, print what was said."""
+    """Enter how a round came out; of one that came out otherwise, print what was said, and keep what it left."""
     account.rounds += 1
     if digest != place.digest:
-        print(f"round {account.rounds} came out as {digest}: {said}", file=sys.stderr, flush=True)
+        kept = Path(tempfile.mkdtemp(prefix="malt-otherwise-"))
+        shutil.copytree(place.folder / "peace/data", kept / "peace")
+        shutil.copytree(stage.folder, kept / "round")
+        print(f"round {account.rounds} came out as {digest} (see {kept}): {said}", file=sys.stderr, flush=True)
     account.same += digest == place.digest
     account.repeats += stage.repeats()
     account.seconds.append(time.monotonic() - killed_at)

@@ -68,6 +68,11 @@ class Stage:
         self._excused: set[str] = set()
 
     @property
+    def folder(self) -> Path:
+        """Where its store lies, or would."""
+        return Path(self.store_url.removeprefix("sqlite:///")).parent if "sqlite" in self.store_url else self.data_dir
+
+    @property
     def asked(self) -> list[Asked]:
         return self.provider.requests[self._asked :]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, create_model, field_validator, model_validator
 
 from malt.config.base import Declared
-from malt.config.secret_scan import BLOCK, PASSWORD_IN_URL, VARIABLE, match_name, match_text, schema_without_keys
+from malt.config.secret_scan import BLOCK, VARIABLE, address_without_keys, match_name, schema_without_keys
 
 D = TypeVar("D", bound=Declared)
 
@@ -88,7 +88,7 @@ class Fallback(Declared):
 
     model: str = Field(min_length=1)
     """A LiteLLM name, or `embedded`."""
-    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra=address_without_keys())
     """Empty: where the role's own model is served, if both names begin with the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Empty: the role's own, where that is the role's own address too."""
@@ -101,7 +101,9 @@ class Fallback(Declared):
 
 def _as_fallbacks(value: object) -> object:
     """Let a fallback be written as a name alone."""
-    return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+    if not isinstance(value, list | tuple):
+        return value
+    return [{"model": each} if isinstance(each, str) else each for each in value]
 
 
 class ModelSpec(Declared):
@@ -123,7 +125,7 @@ class ModelSpec(Declared):
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = Field(None, json_schema_extra={"not": match_text(PASSWORD_IN_URL)})
+    api_base: str | None = Field(None, json_schema_extra=address_without_keys())
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds the key; never the key. Empty: the provider's own, which goes to the

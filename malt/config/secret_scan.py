@@ -8,23 +8,27 @@ from typing import Any
 
 Key = tuple[str, ...]
 
-_KEY_NAME = re.compile(
-    r"api[-_]?key|secret|password|passwd|credential|^authorization$|^((access|auth|bearer|hf|api|id)[-_]?)?token$",
-    re.IGNORECASE,
+_NAMES = (
+    "api[-_]?key|secret|password|passwd|credential|authorization|cookie|(subscription|access|private|functions)[-_]?key"
+    "|(^|[-_])(access|ad|api|auth|bearer|hf|id|private|security|session)[-_]?token"
 )
+_KEY_NAME = re.compile(f"{_NAMES}$|^token$", re.IGNORECASE)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """Name of an environment variable."""
 BLOCK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """Name of a Prefect block."""
-PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
-_PREFIXES = "sk|gsk|xai|hf|r8"
+_PASSWORD_IN_URL = re.compile(r"^([a-z][a-z0-9+.-]*://[^/@\s]*:|https?://)[^/@\s]*@", re.IGNORECASE)
+"""A user alone may be a token; in other schemes it is a place, as in abfs://CONTAINER@ACCOUNT."""
+_PREFIXES = "sk|gsk|xai|hf|r8|pplx|nvapi|gh[opsu]|github_pat|glpat|xox[a-z]"
 """With which providers' keys begin."""
+_JWT = r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
+_IN_QUERY = r"[\w-]*(key|token|sig|signature|secret|password|code|credential)="
 _KEY_VALUE = re.compile(
-    rf"\b({_PREFIXES})[-_](?=(?:[\w-]*?[0-9]){{3}})[\w-]{{20,}}|\b(hf_|AIza|AKIA)\w{{16,}}|\bBearer\s+\S{{8,}}"
-    r"|[?&](api[-_]?key|key|token|access[-_]token)=",
+    rf"\b({_PREFIXES})[-_](?=(?:[\w-]*?[0-9]){{3}})[\w-]{{20,}}|\b(hf_|AIza|AKIA|ASIA)\w{{16,}}|\bBearer\s+\S{{8,}}"
+    rf"|^Basic\s+\S{{8,}}$|-----BEGIN [A-Z ]*PRIVATE KEY|{_JWT}|[?&]{_IN_QUERY}",
     re.IGNORECASE,
 )
-_KEY_OVERRIDE = re.compile(r"(api[-_]?key|secret|password|passwd|credential|authorization|token)\s*=", re.IGNORECASE)
+_KEY_OVERRIDE = re.compile(rf"({_NAMES}|token)\s*=", re.IGNORECASE)
 _NAME_FIELDS = {
     "api_key_env": (VARIABLE, "the name of an environment variable"),
     "api_key_block": (BLOCK, "the name of a Prefect Secret block (lower-case letters, digits, hyphens)"),
@@ -58,7 +62,7 @@ def _find_secret(name: str, value: object) -> str | None:
         return None if is_name else f"not {wanted}; "
     if _KEY_NAME.search(name):
         return ""
-    if isinstance(value, str) and PASSWORD_IN_URL.match(value):
+    if isinstance(value, str) and _PASSWORD_IN_URL.match(value):
         return "holds a password, and configs are published; "
     if isinstance(value, str) and name not in _MAY_LOOK_LIKE_A_KEY and _KEY_VALUE.search(value):
         return "holds what looks like a key; "
@@ -74,6 +78,11 @@ def schema_without_keys(depth: int = 2) -> dict[str, Any]:
         "additionalProperties": deeper,
         "items": deeper,
     }
+
+
+def address_without_keys() -> dict[str, Any]:
+    """Return the JSON schema of an address without a secret."""
+    return {"not": {"anyOf": [match_text(_PASSWORD_IN_URL), match_text(_KEY_VALUE)]}}
 
 
 def override_without_keys() -> dict[str, Any]:
@@ -102,10 +111,8 @@ _SECRET_VARIABLE = re.compile(
 )
 """Names of environment variables that hold secrets."""
 _LOOKS_SECRET = re.compile(
-    rf"\b(?:{_PREFIXES}|pplx|nvapi|key|ghp|gho|ghs|github_pat|glpat|xox[a-z])[-_][\w-]{{8,}}"
-    r"|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
-    r"|(?<=Bearer )\S{6,}|(?<=://)[^/@\s]+(?=@)"
-    r"|(?<=[?&])(?:[\w-]*(?:key|token|sig|signature|secret|password|code|credential)=)[^&\s\"']+",
+    rf"\b(?:{_PREFIXES}|key)[-_][\w-]{{8,}}|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{{12,}}|{_JWT}"
+    rf"|(?<=Bearer )\S{{6,}}|(?<=Basic )[\w+/=]{{12,}}|(?<=://)[^/@\s]+(?=@)|(?<=[?&]){_IN_QUERY}[^&\s\"']+",
     re.IGNORECASE,
 )
 

@@ -30,7 +30,6 @@ def mark_lost_runs(api_url: str, timeout_s: float) -> list[str]:
 
 
 def describe_lost_runs(names: Iterable[str]) -> Iterable[str]:
-    """Say what happened to them."""
     for name in names:
         yield f"{name}: was under way when `malt up` was killed; marked as crashed, Retry asks for what is missing"
 

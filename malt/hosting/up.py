@@ -189,7 +189,6 @@ class Deployed(NamedTuple):
     """Not touched: what was set in the UI stays."""
 
     def lines(self) -> Iterable[str]:
-        """Say it."""
         if self.anew:
             yield f"deployed: {', '.join(self.anew)}"
         if self.kept:

@@ -5,9 +5,12 @@ and to answer with another adapter than the one named. So a name has the adapter
 what answers is compared with what the trainer saw.
 """
 
+import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import httpx
 from pydantic import BaseModel
 
 from malt.config.roles import PLAYERS, Role
+from malt.config.secret_scan import redact
 from malt.errors import ConfigError, VersionError
 from malt.models.manifest import ADAPTER, Canary
 from malt.models.version import ModelVersion
@@ -27,6 +31,8 @@ _LEAST_NOISE, _MOST_NOISE = 0.02, 0.5
 _TIMES_NOISE = 2.0
 """How far from the trainer an adapter may be, in differences of two base runs."""
 _SHOWN = 200
+_MOST_BYTES = 2**24
+"""Of a reply, once unpacked."""
 
 
 class Proof(BaseModel):
@@ -73,11 +79,16 @@ def _canaries_of(version: ModelVersion, role: Role) -> list[Canary]:
             f"{version.reference}: the {role} is a whole model, no adapter; serve {role}/model by itself"
         )
     canaries = [sample.canary for sample in entry.samples if sample.canary is not None]
-    if not canaries:
+    if not canaries or not all(_is_measured(known) for each in canaries for known in (each.before, each.after)):
         raise VersionError(
             f"{version.reference} has no log-probabilities of its {role} to compare with; train it again"
         )
     return canaries
+
+
+def _is_measured(listed: Mapping[str, float]) -> bool:
+    """Whether there is something to compare: NaN is neither near nor far."""
+    return bool(listed) and all(map(isfinite, listed.values()))
 
 
 def _prove(
@@ -127,8 +138,8 @@ def _distance(known: Mapping[str, float], listed: Mapping[str, float]) -> float:
 class _LoraServer:
     """A server that speaks OpenAI's protocol and vLLM's for adapters."""
 
-    def __init__(self, url: str, client: httpx.Client) -> None:
-        self.url, self._client = url, client
+    def __init__(self, url: str, client: httpx.Client, secrets: Sequence[str]) -> None:
+        self.url, self._client, self._secrets = url, client, secrets
 
     @classmethod
     @contextmanager
@@ -139,15 +150,19 @@ class _LoraServer:
             raise ConfigError("--to has a user name in it; export the key, and name its variable with --key-env")
         headers = {"Authorization": f"Bearer {os.environ[key_env]}"} if key_env else {}
         with httpx.Client(headers=headers, timeout=_TIMEOUT_S) as client:
-            yield cls(url, client)
+            yield cls(url, client, (key_env,))
 
     def list_models(self) -> tuple[str, set[str]]:
         """Return the base's name, and all names."""
-        listed = self._send("GET", "models").json()["data"]
-        bases = [model["id"] for model in listed if not model.get("parent")]
+        told = self._send("GET", "models")
+        try:
+            bases = [str(model["id"]) for model in told["data"] if not model.get("parent")]
+            names = {str(model["id"]) for model in told["data"]}
+        except (KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{self.url}/models is no list of models; is that the address of the server?") from None
         if not bases:
             raise ConfigError(f"{self.url} lists no base model; start it with one, as `vllm serve MODEL --enable-lora`")
-        return bases[0], {model["id"] for model in listed}
+        return bases[0], names
 
     @contextmanager
     def loading(self, name: str, path: Path) -> "Iterator[None]":
@@ -162,25 +177,38 @@ class _LoraServer:
     def ask(self, model: str, canary: Canary) -> dict[str, float]:
         """Return the log-probabilities of the likeliest first tokens."""
         body = {"model": model, "messages": list(canary.turns), "max_tokens": 1, "temperature": 0, "logprobs": True}
-        told = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED}).json()
+        told = self._send("POST", "chat/completions", {**body, "top_logprobs": _LISTED})
         try:
             first = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-            return {first[0]["token"]: float(first[0]["logprob"])} | {
-                each["token"]: float(each["logprob"]) for each in first
-            }
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise ConfigError(
-                f"{self.url}: {model!r} answered without log-probabilities; the proof needs them"
-            ) from None
+            listed = {str(each["token"]): float(each["logprob"]) for each in reversed(first)}
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            listed = {}
+        if not _is_measured(listed):
+            raise ConfigError(f"{self.url}: {model!r} answered without log-probabilities; the proof needs them")
+        return listed
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Return what is answered, or None where that is no JSON."""
         try:
-            response = self._client.request(method, f"{self.url.rstrip('/')}/{path}", json=body)
-        except httpx.HTTPError as error:
+            with self._client.stream(method, f"{self.url.rstrip('/')}/{path}", json=body) as response:
+                said = self._read(response)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConfigError(f"{self.url} cannot be reached ({error}); is the server up?") from error
-        if response.is_error:
-            raise ConfigError(f"{self.url}/{path}: {response.status_code} {response.text[:_SHOWN]}{_advise(path)}")
-        return response
+        if not response.is_success:
+            shown = redact(said.decode(errors="replace"), self._secrets)[:_SHOWN]
+            raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_advise(path)}")
+        try:
+            return json.loads(said)
+        except (ValueError, RecursionError):
+            return None
+
+    def _read(self, response: httpx.Response) -> bytes:
+        deadline, said = time.monotonic() + _TIMEOUT_S, bytearray()
+        for piece in response.iter_bytes():
+            said += piece
+            if len(said) > _MOST_BYTES or time.monotonic() > deadline:
+                raise ConfigError(f"{self.url}: its reply is longer than {_MOST_BYTES:,} bytes, or has no end")
+        return bytes(said)
 
 
 def _advise(path: str) -> str:

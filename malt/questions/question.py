@@ -100,6 +100,7 @@ _REFERENCE_COLUMNS = {
     "plain": ("ground_truth", "answer", "solution", "answerKey"),
     "auto": ("ground_truth", "answer", "solution", "answerKey"),
 }
+_LONGEST_ID = 500
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -194,6 +195,10 @@ def _given_id(values: Mapping[str, JsonValue], column: str) -> str:
     given = _filled(values, column, "id")
     if _CONTROL.search(given):
         raise QuestionError(f"id {given!r} holds a control character; ids must be printable on one line")
+    if len(given) > _LONGEST_ID:
+        raise QuestionError(
+            f"id {excerpt(given)} is longer than {_LONGEST_ID} characters; databases take no longer ones"
+        )
     return given
 
 

@@ -55,6 +55,10 @@ def read_rows(source: str, key: str = "") -> Iterator[Row]:
         return _bounded(chain.from_iterable([_rows(file) for file in _files(source)]), source)
     except _FileError as error:
         raise QuestionError(f"{key} = {error}" if key else str(error)) from error.__cause__
+    except (OSError, ValueError) as error:  # too long a name, NUL in it, half an address
+        raise QuestionError(
+            f"{key or 'questions'} = {excerpt(strip_secrets(source))}: cannot be used: {error}"
+        ) from error
 
 
 def _bounded(rows: Iterator[Row], source: str) -> Iterator[Row]:
@@ -256,15 +260,52 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
 
     unpacked, numbers = 0, count(1)
     try:
-        for batch in pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(_PARQUET_BATCH):
-            batch = _plain_columns(batch)
-            unpacked += batch.nbytes
+        for batch in _parquet_batches(data):
+            unpacked += sum(map(_written_out, batch.columns))
             if unpacked > MOST_BYTES:
                 raise QuestionError(f"{name}: it unpacks to more than {MOST_BYTES // MIB:,} MiB; split it")
-            for values in batch.to_pylist():
+            for values in _plain_columns(batch).to_pylist():
                 yield _row(f"{name}, row {next(numbers)}", values)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
+
+
+def _parquet_batches(data: bytes) -> Iterator[Any]:
+    """Yield a few rows at a time, their texts in dictionaries: a few bytes may stand for a long text in every row."""
+    import pyarrow.parquet
+
+    source = pyarrow.BufferReader(data)
+    about = pyarrow.parquet.read_metadata(source)
+    places = range(about.num_columns)
+    chunks = (about.row_group(group).column(place) for group in range(about.num_row_groups) for place in places)
+    if max((chunk.num_values for chunk in chunks), default=0) > MOST_BYTES // 8:
+        raise ValueError(f"a column has more than {MOST_BYTES // 8:,} values in a row group; write smaller ones")
+    leaves = [about.schema.column(place) for place in places]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    for batch in pyarrow.parquet.ParquetFile(source, read_dictionary=texts).iter_batches():
+        yield from (batch.slice(start, _PARQUET_BATCH) for start in range(0, len(batch), _PARQUET_BATCH))
+
+
+def _written_out(column: Any) -> int:  # noqa: ANN401 - pyarrow has no types
+    """Return about how many bytes a column takes once each value is written out by itself."""
+    from pyarrow import compute, types
+
+    parts: Sequence[Any] = ()
+    size: int = 8 * len(column)
+    if types.is_dictionary(column.type):
+        used = column.indices.value_counts()
+        lengths = compute.binary_length(column.dictionary.take(used.field("values")))
+        size += compute.sum(compute.multiply(lengths, used.field("counts"))).as_py() or 0
+    elif types.is_struct(column.type):
+        parts = column.flatten()
+    elif types.is_fixed_size_list(column.type):
+        parts = [column.flatten()]
+    elif types.is_nested(column.type):
+        first, last = column.offsets[0].as_py(), column.offsets[-1].as_py()
+        parts = [column.values.slice(first, last - first)]
+    else:
+        size += column.nbytes
+    return size + sum(map(_written_out, parts))
 
 
 def _plain_columns(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types

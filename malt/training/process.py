@@ -82,7 +82,6 @@ def stop_processes() -> None:
 
 
 def _write_job(job: RoleJob) -> Path:
-    """Write a job's file into its folder."""
     job.work.mkdir(parents=True, exist_ok=True)
     file = job.work / "job.json"
     file.write_text(job.model_dump_json())
@@ -124,7 +123,6 @@ def _read_events(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]
 
 
 def _describe_end(code: int) -> str:
-    """Say how a process ended."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

@@ -20,12 +20,35 @@ SECRET: list[dict[str, JsonValue]] = [
     {"api_key_block": KEY},
     {"api_key_block": "Not A Name"},
     {"api_base": "https://me:hush@models.example/v1"},
+    {"api_base": "https://hush@models.example/v1"},
+    {"api_base": "https://models.example/v1?subscription-key=hush"},
+    {"api_base": "https://models.example/v1?code=hush"},
+    {"api_base": "https://models.example/v1?v=1&sig=hush"},
+    {"extra": {"user": "ghp_hush0123456789abcdefghij0123456789"}},
+    {"extra": {"user": "glpat-hush0123456789abcdefghij"}},
+    {"extra": {"user": "xoxb-012345678901-hushhushhush"}},
+    {"extra": {"user": "nvapi-hush0123456789abcdefghij0123"}},
+    {"extra": {"user": "eyJhbGciOiJIUzI1NiJ9.eyJodXNoIjoiMSJ9.hush"}},
+    {"extra": {"user": "-----BEGIN RSA PRIVATE KEY-----hush"}},
+    {"extra": {"headers": {"X-A": "Basic aHVzaDpodXNoMQ=="}}},
+]
+SECRET += [
+    {"extra": {"extra_headers": {name: "hush"}}}
+    for name in (
+        *("Cookie", "X-Auth-Token", "PRIVATE-TOKEN", "X-API-Token", "Ocp-Apim-Subscription-Key", "X-Functions-Key"),
+        "Proxy-Authorization",
+    )
+]
+SECRET += [
+    {"extra": {name: "hush"}} for name in ("azure_ad_token", "aws_session_token", "aws_access_key_id", "session_token")
 ]
 HARMLESS: list[dict[str, JsonValue]] = [
     {"extra": {"max_completion_tokens": 5, "stop": ["\n"], "nested": {"top_k": 3}}},
     {"api_key_env": "MY_KEY"},
     {"api_key_block": "my-key"},
     {"api_base": "http://127.0.0.1:8000/v1"},
+    {"api_base": "https://models.example/v1?api-version=2024-10-21"},
+    {"extra": {"pad_token": "x", "max_id_tokens": 3, "valid_token": "y", "user": "Basic understanding of keys"}},
 ]
 
 

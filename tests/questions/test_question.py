@@ -173,6 +173,12 @@ def test_an_id_with_a_control_character_is_refused(tmp_path: Path, bad: str) -> 
     assert "holds a control character" in refusal(tmp_path, PLAIN | {"id": bad})
 
 
+def test_an_id_is_short_enough_for_an_index_of_postgresql(tmp_path: Path) -> None:
+    assert "is longer than 500 characters" in refusal(tmp_path, PLAIN | {"id": "é" * 501})
+    (question,) = read(tmp_path, PLAIN | {"id": "é" * 500})
+    assert len(question.question_id) == 500
+
+
 def test_an_empty_id_in_a_declared_column_is_refused(tmp_path: Path) -> None:
     assert "q.jsonl:1: empty id in column 'key'" in refusal(tmp_path, PLAIN | {"key": ""}, id="key")
 

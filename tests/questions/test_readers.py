@@ -377,6 +377,49 @@ def test_a_parquet_file_of_few_bytes_and_much_text_is_refused(tmp_path: Path) ->
         rows_of(tmp_path / "q.parquet")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_long_text_in_many_cells_is_refused_before_it_is_written_out(tmp_path: Path, nested: bool) -> None:
+    often = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 64, pyarrow.int32()), ["x" * 17_000_000])
+    column = pyarrow.ListArray.from_arrays([0, 64], often) if nested else often
+    parquet.write_table(pyarrow.table({"question": column}), tmp_path / "q.parquet", compression="zstd")
+    assert (tmp_path / "q.parquet").stat().st_size < 2**14
+    usual, own = pyarrow.default_memory_pool(), pyarrow.system_memory_pool()
+    pyarrow.set_memory_pool(own)
+    try:
+        with pytest.raises(QuestionError, match="it unpacks to more than 1,024 MiB"):
+            rows_of(tmp_path / "q.parquet")
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert own.max_memory() < 2**29
+
+
+def test_columns_of_all_kinds_are_read_as_they_were_written(tmp_path: Path) -> None:
+    strings = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    columns = {
+        "text": ["a", "a", None],
+        "lists": [["a", "b"], [], None],
+        "nested": [[["a"]], [[]], None],
+        "object": [{"x": "y", "z": 1}] * 3,
+        "pairs": pyarrow.array([[("k", "v")], [], None], strings),
+        "two": pyarrow.array([[1, 2], [3, 4], [5, 6]], pyarrow.list_(pyarrow.int32(), 2)),
+        "large": pyarrow.array(["1", "2", "3"], pyarrow.large_string()),
+        "known": pyarrow.array(["u", "v", "u"]).dictionary_encode(),
+    }
+    table = pyarrow.table(columns)
+    parquet.write_table(table, tmp_path / "q.parquet")
+    expected = [{**row, "pairs": row["pairs"] and [list(pair) for pair in row["pairs"]]} for row in table.to_pylist()]
+    assert [row.values for row in rows_of(tmp_path / "q.parquet")] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["http://[::1/q.jsonl", "a\0b.jsonl", f"{'a' * 5000}.jsonl", f"s3://{'a' * 5000}/[.csv"]
+)
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(QuestionError, match=r"^questions\.source = ") as refused:
+        read_questions(QuestionSource(source=name))
+    assert len(str(refused.value)) < 12_000
+
+
 def test_numbers_of_32_bits_are_read_as_they_are_written(tmp_path: Path) -> None:
     numbers = pyarrow.array([0.1, 72.0, None, float("nan")], pyarrow.float32())
     parquet.write_table(pyarrow.table({"answer": numbers}), tmp_path / "q.parquet")
