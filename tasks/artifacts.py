@@ -25,13 +25,14 @@ TIMEOUT_S = 15.0
 """Seconds to wait for a server that does not answer; one that was killed is back in half of that."""
 
 
-async def leave(artifact: Awaitable[T]) -> T | None:
-    """Leave an artifact and return what it came to; None where the server does not take it."""
+async def leave(request: Awaitable[T]) -> T | None:
+    """Make a request, as for an artifact, that a run goes on without; None where the server does not answer it."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            return await artifact
+            return await request
     except (httpx.HTTPError, TimeoutError) as error:
-        get_run_logger().warning("Prefect's server did not take an artifact: %s", error or "no answer in time")
+        said = str(error) or "no answer in time"
+        get_run_logger().warning("Prefect's server did not take what the run goes on without: %s", said)
         return None
 
 

@@ -26,8 +26,9 @@ from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_s
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
-_START_LIMIT_S = 120.0
-"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database."""
+_START_LIMIT_S = 300.0
+"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database, minutes on a machine that is
+very busy. One that ends meanwhile is noticed at once."""
 _STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 _RESTARTS = 5
