@@ -11,6 +11,7 @@ from malt.engine.build import RunSummary
 from malt.engine.job import read_job
 from malt.engine.run import Run
 from malt.engine.runner import assembled, fill_grades
+from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
 from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of
@@ -20,6 +21,7 @@ from tasks.run_lock import only_run_of
 async def assemble(spec: RunSpec) -> State[RunSummary]:
     """Publish the trees that the store holds whole; a judge is asked for the grades it has not given yet."""
     started = time.monotonic()
+    await tag_by_spec(spec)
     async with only_run_of(spec.name) as name:
         job = read_job(spec)
         judged = await fill_grades(job, Run(name), ask_in_shards)

@@ -10,22 +10,27 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.evaluation.evaluate import Evaluated, name_lock
 from malt.evaluation.job import check_systems, read_evaluation
+from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
-from tasks.evaluating import answer_questions, conclude, publish_evaluation
+from tasks.evaluating import answer_questions, end, publish_evaluation
 from tasks.growing import with_block_keys
 from tasks.run_lock import only_run_of
+from tasks.slots import share_endpoints
 from tasks.versions import asset_key
 
 
 @flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])
 async def evaluate(spec: RunSpec) -> State[Evaluated]:
     """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
+    await tag_by_spec(spec)
     job, settings = read_evaluation(await with_block_keys(spec)), Settings()
     check_systems(job)
     async with only_run_of(name_lock(job)) as run:
-        asked: Any = quote(job)  # else Prefect walks through it, looking for other tasks' results
-        filled = await answer_questions(spec.name, asked, settings, run)
-        held: Any = quote(filled.job)
+        async with share_endpoints(job.spec) as limits:
+            limited = job._replace(spec=job.spec.model_copy(update={"limits": limits}))
+            asked: Any = quote(limited)  # else Prefect walks through it, looking for other tasks' results
+            filled = await answer_questions(spec.name, asked, settings, run)
+        held: Any = quote(filled.job._replace(spec=job.spec))
         named = publish_evaluation.with_options(assets=[asset_key("evaluations", spec.name)])
-        published = None if filled.stopped else await named(spec.name, held, settings)
-    return await conclude(job, filled, published)
+        published = None if filled.shortfall.stopped else await named(spec.name, held, settings)
+    return await end(filled, published)

@@ -21,6 +21,7 @@ from malt.engine.run import Run
 from malt.engine.runner import is_publishable
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
+from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
 from tasks.growing import (
     Branch,
@@ -36,6 +37,7 @@ from tasks.growing import (
 from tasks.progress import show_progress
 from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of
+from tasks.slots import share_endpoints
 from tasks.stored_answers import save_answer_storage
 
 BRANCH_QUESTIONS, BRANCH_TASK_RUNS = 12, 2_000
@@ -53,6 +55,7 @@ async def generate(spec: RunSpec) -> State[RunSummary]:
 
 async def grow_alone(spec: RunSpec) -> State[RunSummary]:
     """Grow a dataset once no other run of it is under way."""
+    await tag_by_spec(spec)
     async with only_run_of(spec.name) as name:
         job = read_job(spec)  # not before: whoever waits publishes what is there when it begins
         return await grow_and_publish(job, job.questions, Run(name))
@@ -61,12 +64,14 @@ async def grow_alone(spec: RunSpec) -> State[RunSummary]:
 async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) -> State[RunSummary]:
     """Ask for what the trees of these questions lack, then publish what the store holds of all."""
     started = time.monotonic()
-    part = replace(job.only(questions), spec=await with_block_keys(job.spec))
-    check_models(part.spec)
-    get_run_logger().info("%s: growing %s trees, %s", job.spec.name, f"{len(questions):,}", describe_tracking(part))
-    async with show_progress(part, run):
-        grow = grow_branches if tracking_of(part) == "branch" else grow_shards
-        filled, trees = await grow(part, run)
+    spec = await with_block_keys(job.spec)
+    check_models(spec)
+    async with share_endpoints(spec) as limits:
+        part = replace(job.only(questions), spec=spec.model_copy(update={"limits": limits}))
+        get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", describe_tracking(part))
+        async with show_progress(part, run):
+            grow = grow_branches if tracking_of(part) == "branch" else grow_shards
+            filled, trees = await grow(part, run)
     built = await publish(job, trees) if is_publishable(job.spec, filled.shortfall) else None
     return await end_flow(job, filled, built, time.monotonic() - started)
 
@@ -83,7 +88,7 @@ async def grow_branches(job: Job, run: Run) -> Grown:
             branches, parents = children_of(branches, answers, job.spec)
             answers = expand_stored.map(branches, allow_failure(parents), shared)
             expanded += zip(branches, answers, strict=True)
-        trees = grade.map(job.questions, by_question(answers, len(job.questions)), shared)
+        trees = grade.map(job.questions, allow_failure(by_question(answers, len(job.questions))), shared)
         return await collect(expanded, trees, grower)
 
 

@@ -18,6 +18,7 @@ from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.summary import Improvement
 from malt.training.run import TrainSummary
+from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
 from tasks.improving import announce_rounds
 from tasks.run_lock import only_run_of
@@ -26,6 +27,7 @@ from tasks.run_lock import only_run_of
 @flow(name="improve", flow_run_name="improve {spec.name}", on_crashed=[close_after_crash])
 async def improve(spec: RunSpec) -> State[Improvement]:
     """Grow, train and evaluate round by round, and keep what is better than the roles before it."""
+    await tag_by_spec(spec)
     settings = Settings()
     check(spec, settings)
     async with only_run_of(name_lock(spec)):

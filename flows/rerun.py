@@ -17,6 +17,7 @@ from malt.engine.run import Run
 from malt.engine.runner import choose_questions, read_declared, set_aside
 from malt.errors import ConfigError
 from malt.llm.client.completers import EVERY_ROLE
+from tasks.artifacts import tag_by_spec
 from tasks.ends import close_after_crash
 from tasks.run_lock import only_run_of
 
@@ -43,6 +44,7 @@ async def rerun(
     """
     async with only_run_of(name) as run:
         job = read_job(read_declared(name, Path(config) if config else None))
+        await tag_by_spec(job.spec)
         chosen = choose_questions(job.questions, questions)
         if refresh:
             count = await asyncio.to_thread(set_aside, job.only(chosen), roles or EVERY_ROLE, asked_at())

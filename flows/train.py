@@ -3,27 +3,31 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
+from malt.concurrency import run_to_end
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import open_version
-from malt.training.process import check_installed
+from malt.training.process import check_installed, stop_processes
 from malt.training.run import TrainSummary, find_trained, known_role, prepare, read_train_spec, summarise
+from tasks.artifacts import tag_run
 from tasks.ends import close_after_crash
+from tasks.run_lock import only_run_of
+from tasks.slots import TRAINING, hold_slots
 from tasks.training import announce_models, publish_models, train_role, trained
 from tasks.versions import asset_key
 
-ONE_AT_A_TIME: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
-"""Two trainings at once would only share the processors, and need the memory of both."""
+_STOP_LIMIT_S = 120.0
+"""Seconds a training may take to leave a checkpoint."""
 
 
-@flow(name="train", flow_run_name="train {version}", task_runner=ONE_AT_A_TIME, on_crashed=[close_after_crash])
+@flow(name="train", flow_run_name="train {version}", on_crashed=[close_after_crash])
 async def train(
     version: str, config: str = "", earlier: Sequence[str] = (), spec: TrainSpec | None = None
 ) -> TrainSummary:
@@ -39,11 +43,14 @@ async def train(
     opened = open_version(version)
     chosen = spec or read_train_spec(opened, Path(config) if config else None)
     prepared = prepare(opened, chosen, Settings(), earlier)
+    await tag_run(f"dataset:{opened.name}", f"model:{prepared.base.name}")
     if (known := find_trained(prepared)) is not None:
         return summarise(prepared, known, set(known.manifest.roles), time.monotonic() - started)
     check_installed()
     new = [job for job in prepared.jobs if known_role(job, prepared) is None]
-    (await asyncio.to_thread(train_role.map, new)).result()
+    async with only_run_of(f"train-{prepared.name}"), hold_slots([TRAINING], 1):
+        for job in new:  # two at once would only share the processors, and need the memory of both
+            await run_to_end(partial(train_role, job), stop_processes, _STOP_LIMIT_S)
     roles = {job.role: await asyncio.to_thread(trained, job, prepared) for job in prepared.jobs}
     named = publish_models.with_options(
         assets=[asset_key("models", prepared.name)],

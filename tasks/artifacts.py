@@ -1,4 +1,4 @@
-"""Artifacts: what people look at on Prefect's server. A dataset does not depend on whether the server takes them."""
+"""Artifacts and tags: what people look at on Prefect's server. No dataset depends on whether the server takes them."""
 
 import asyncio
 import os
@@ -9,8 +9,12 @@ from typing import TypeVar
 
 import httpx
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
+from malt.config.spec import RunSpec
+from malt.engine.job import models_asked
 from malt.hosting.access import AUTH_STRING
 from malt.hosting.reports import SANDBOX, report_url
 from malt.sanitize import Markdown, code_span
@@ -21,14 +25,30 @@ TIMEOUT_S = 15.0
 """Seconds to wait for a server that does not answer; one that was killed is back in half of that."""
 
 
-async def leave(artifact: Awaitable[T]) -> T | None:
-    """Leave an artifact and return what it came to; None where the server does not take it."""
+async def leave(request: Awaitable[T]) -> T | None:
+    """Make a request, as for an artifact, that a run goes on without; None where the server does not answer it."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            return await artifact
+            return await request
     except (httpx.HTTPError, TimeoutError) as error:
-        get_run_logger().warning("Prefect's server did not take an artifact: %s", error or "no answer in time")
+        said = str(error) or "no answer in time"
+        get_run_logger().warning("Prefect's server did not take what the run goes on without: %s", said)
         return None
+
+
+async def tag_by_spec(spec: RunSpec) -> None:
+    """Tag the flow run with its dataset, models and graders."""
+    models = (f"model:{each.model}" for each in models_asked(spec).values())
+    await tag_run(f"dataset:{spec.name}", *models, *(f"grader:{kind}" for kind in spec.evaluator.kind))
+
+
+async def tag_run(*tags: str) -> None:
+    """Add tags to the flow run, which the UI filters by."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    async with get_client() as client:
+        await leave(client.update_flow_run(context.flow_run.id, tags=sorted({*context.flow_run.tags, *tags})))
 
 
 async def link_report(version: Path, command: str) -> Markdown:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 
 from malt.config.settings import Settings
 from malt.evaluation.card import render_artifact
-from malt.evaluation.evaluate import Evaluated, EvaluationBuilt, EvaluationFill, build, fill
+from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, conclude, fill
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.version import EvaluationVersion
 from tasks.artifacts import leave
@@ -41,18 +41,17 @@ async def publish_evaluation(name: str, job: EvaluationJob, settings: Settings) 
     return built
 
 
-async def conclude(job: EvaluationJob, filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
+async def end(filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
     """Return the flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
-    version, failures = built or EvaluationBuilt(None, filled.failures)
-    done = Evaluated.of(job, version, failures, filled.tally, filled.started, filled.stopped)
-    if version is not None:
-        await tell(version)
-    if failures:
+    done = conclude(filled, built)
+    if done.version is not None:
+        await tell(done.version)
+    if done.failures:
         await leave(
             acreate_table_artifact(
-                failure_rows(failures),
-                key=f"{job.spec.name}-evaluation-failed-branches",
-                description=f"{len(failures)} branches that could not be had; Retry asks for just those",
+                failure_rows(done.failures),
+                key=f"{done.evaluation}-evaluation-failed-branches",
+                description=f"{len(done.failures)} branches that could not be had; Retry asks for just those",
             )
         )
     state = Failed if done.exit_code else Completed

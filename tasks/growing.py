@@ -10,7 +10,7 @@ from prefect import Task, get_run_logger, task
 from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
-from prefect.states import Cancelled, Completed, Failed, Pending
+from prefect.states import Cancelled, Completed, Failed
 
 from malt.concurrency import run_to_end
 from malt.config.roles import PLAYERS, Role
@@ -35,6 +35,8 @@ from tasks.trees import MOST_TREES, leave_tree, tree_key
 Future = PrefectFuture[Any]
 
 ROOT = Address()
+NOT_READY = "NotReady"
+"""State of a branch below one that failed. It is an end: a run's graph goes on for as long as a task run has none."""
 POLL_S = 0.5
 """How often a flow that waits for its task runs looks whether the run was stopped."""
 _FAILURES_LOGGED = 20
@@ -74,9 +76,9 @@ class Answers:
 
 
 class Graded:
-    """What grading a tree came to."""
+    """What grading a tree came to; None where it is not whole."""
 
-    def __init__(self, assessed: Assessed) -> None:
+    def __init__(self, assessed: Assessed | None) -> None:
         self.assessed = assessed
 
 
@@ -139,7 +141,7 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
     """Ask one role for all children of one node, in one request."""
     request = grower.build_request(branch, parent)
     if request is None:
-        return Pending(name="NotReady", message="the text that it is asked about could not be had")
+        return Failed(name=NOT_READY, message="the text that it is asked about could not be had")
     try:
         answers = grower.expand(branch, parent, request)
     except RunStopped as stop:
@@ -154,8 +156,10 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
 
 
 @task(task_run_name="grade {question.question_id}", persist_result=False)
-def grade(question: Question, answers: Sequence[Answers], grower: Grower) -> State[Any]:  # noqa: ARG001 - waits for them
+def grade(question: Question, answers: Sequence[object], grower: Grower) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
+    if missing := sum(not isinstance(each, Answers) or each.failure is not None for each in answers):
+        return Failed(message=f"not graded: {missing} of its {len(answers)} refinements failed", data=Graded(None))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:
@@ -229,11 +233,11 @@ def wait_for(futures: Sequence[PrefectConcurrentFuture[Any]], session: Session) 
 
 async def find_failures(future: Future, branch: Branch | None = None) -> tuple[FailedBranch, ...]:
     """Return what a task run could not get. Raises an error that is not about its answers."""
-    if not (future.state.is_failed() or future.state.is_crashed()):
+    if future.state.name == NOT_READY or not (future.state.is_failed() or future.state.is_crashed()):
         return ()
     found = await future.state.aresult(raise_on_failure=False)
     if isinstance(found, Graded):
-        return found.assessed.valued.tree.failures
+        return found.assessed.valued.tree.failures if found.assessed else ()
     if branch is None or not isinstance(found, Answers):
         raise found
     return (FailedBranch(branch.question.question_id, str(branch.node), branch.role, str(found.failure)),)

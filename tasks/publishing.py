@@ -30,7 +30,7 @@ FAILURES_SHOWN = 200
 @materialize("malt://datasets/any", by="malt", task_run_name="publish {job.spec.name}", persist_result=False)
 def publish_dataset(job: Job, trees: Sequence[object]) -> Built:
     """Make a version of the trees that the store holds whole; those graded by this run are not read again."""
-    graded = [tree.assessed for tree in trees if isinstance(tree, Graded)]
+    graded = [tree.assessed for tree in trees if isinstance(tree, Graded) and tree.assessed]
     built = build(job, {each.valued.tree.question.question_id: each for each in graded})
     if built.version is not None:
         tell_published(built.version)

@@ -11,11 +11,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateDetails
+from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
@@ -66,9 +67,13 @@ async def only_run_of(dataset: str) -> AsyncIterator[str]:
 
 async def show_wait(holder: str | None) -> None:
     """Let the flow run's state say what it waits for, and once that is over."""
-    state: State[None] = Running() if holder is None else Running(name="Waiting", message=f"for {holder}")
+    own = FlowRunContext.get()
+    state = own.flow_run.state if own and own.flow_run else None
+    lease = state and state.state_details.deployment_concurrency_lease_id  # else its slot of the limit is given up
+    told: dict[str, Any] = {} if holder is None else {"name": "Waiting", "message": f"for {holder}"}
+    running: State[None] = Running(state_details=StateDetails(deployment_concurrency_lease_id=lease), **told)
     async with get_client() as client:
-        await leave(client.set_flow_run_state(UUID(flow_run.id), state, force=True))
+        await leave(client.set_flow_run_state(UUID(flow_run.id), running))
 
 
 @contextmanager

@@ -5,13 +5,12 @@ import io
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ import pytest
 from malt.cli.main import exit_code
 from malt.cli.main import malt as command_line
 from tests.configs import write_config
+from tests.flows.service.conftest import Up, free_port, mute
 from tests.mishaps import Asked, Fault
 from tests.providers import ScriptedProvider
 
@@ -79,8 +79,8 @@ class User:
         self.said[" ".join(arguments)] = Said(code, out.buffer.getvalue().decode())
 
     @contextmanager
-    def serving(self, last: str, *arguments: str) -> Iterator[str]:
-        """Start a server; yield its last line before it serves, and stop it as Ctrl-C does."""
+    def serving(self, last: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+        """Start a server; yield it and its last line before it serves, and stop it as Ctrl-C does."""
         with subprocess.Popen(
             [MALT, *arguments], cwd=self.folder / "work", env=self.environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -91,7 +91,7 @@ class User:
                 lines.append(process.stdout.readline())
                 assert lines[-1], lines
             try:
-                yield lines[-1]
+                yield process, lines[-1]
             finally:
                 process.send_signal(signal.SIGINT)
                 rest, _ = process.communicate(timeout=120)
@@ -108,14 +108,16 @@ def echo(asked: Asked) -> Fault | None:
     return None
 
 
+ALONE: Sequence[Sequence[str]] = [["run", "CONFIG", *SMALL, "--debug"]]
+"""What runs a flow with a server of its own."""
 FLOWS: Sequence[Sequence[str]] = [
-    ["run", "CONFIG", *SMALL, "--debug"],
     ["assemble", "CONFIG", *SMALL, "-s", "credit.threshold=0.4"],
-    ["rerun", "sums", "--roles", "refiner", "--refresh"],
     ["improve", "CONFIG", "--rounds", "1", "-s", "limits.max_tokens_total=10"],
 ]
-"""What runs flows, in processes of their own."""
+"""What runs flows beside `malt up`."""
+REFUSED = ["run", "CONFIG", "-s", "roles.generator.seed=8", "-s", "name=refused"]
 COMMANDS: Sequence[Sequence[str]] = [
+    ["rerun", "sums", "--roles", "refiner", "--refresh"],
     ["plan", "CONFIG"],
     ["doctor", "CONFIG"],
     ["batches"],
@@ -153,20 +155,34 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
         (someone.folder / "work" / "answers.jsonl").write_text(
             '{"question": "1 + 1?", "ground_truth": "2", "answer": "2"}\n'
         )
-        for run, commands in ((someone.run, FLOWS), (someone.run_here, COMMANDS)):
-            for command in commands:
-                run(*(str(someone.config) if part == "CONFIG" else part for part in command))
+        run_all(someone.run, someone, ALONE)
+        run_beside_service(someone, provider)
+        run_all(someone.run_here, someone, COMMANDS)
         serve(someone)
-        with someone.serving("to see runs", "up", "--port", free_port()):
-            pass
-        provider.key = "another"
-        someone.run("run", str(someone.config), "-s", "roles.generator.seed=8", "-s", "name=refused")
         yield someone
+
+
+def run_all(run: Callable[..., None], user: User, commands: Sequence[Sequence[str]]) -> None:
+    for command in commands:
+        run(*(str(user.config) if part == "CONFIG" else part for part in command))
+
+
+def run_beside_service(user: User, provider: ScriptedProvider) -> None:
+    """Run flows that report to `malt up`; the last one has a key that is refused."""
+    with user.serving("to see runs", "up", "--port", free_port()) as (process, line):
+        service = Up(process, line.partition("PREFECT_API_URL=")[2].split()[0], user.folder / "data")
+        mute(service)
+        alone = user.environment
+        user.environment = alone | service.as_named
+        run_all(user.run, user, FLOWS)
+        provider.key = "another"
+        run_all(user.run, user, [REFUSED])
+        provider.key, user.environment = KEYS["TEST_KEY"], alone
 
 
 def serve(user: User) -> None:
     port = free_port()
-    with user.serving("key ", "serve", str(user.config), "--port", port) as line:
+    with user.serving("key ", "serve", str(user.config), "--port", port) as (_, line):
         body = json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}]}).encode()
         headers = {"Authorization": f"Bearer {line.split()[1]}"}
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -184,11 +200,6 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> Said:
         return Said(error.code, error.read().decode())
     except OSError as error:
         return Said(0, str(error))
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 def forms(key: str) -> set[bytes]:

@@ -2,7 +2,8 @@
 
 `nice python -m benchmarks.faults.training [KILLS] [SEED]`. A tiny model's refiner is trained once in one go, then by
 processes that are killed, with the one that trains, a random time after they have begun; a call that is left alone ends
-it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step.
+it. Where one was done before it was killed, the next begins another training. A checkpoint is written at every step
+of many, so that most kills fall between two of them and not into the start of the process.
 """
 
 import os
@@ -30,6 +31,15 @@ train(sys.argv[1], TrainSpec.model_validate_json(sys.argv[2]))
 """
 
 
+EPOCHS = 60
+
+
+def lengthen(spec: TrainSpec) -> TrainSpec:
+    """Train the refiner alone, with so many steps that they take longer than the start of the process."""
+    stages = {name: getattr(spec, name).model_copy(update={"epochs": EPOCHS}) for name in ("sft", "dpo")}
+    return spec.model_copy(update={"generator": (), "verifier": (), **stages})
+
+
 def kill_after(seconds: float, version: DatasetVersion, spec: TrainSpec, data: Path) -> bool:
     """Train in a process group, and kill it then; return whether it still ran."""
     command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
@@ -54,7 +64,7 @@ def main() -> None:
     moments = random.Random(seed)
     with TemporaryDirectory() as folder:
         base = Path(folder)
-        spec = spec_for(write_tiny(base)).model_copy(update={"generator": (), "verifier": ()})
+        spec = lengthen(spec_for(write_tiny(base)))
         version = publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, base / "rows")
         began = time.monotonic()
         at_once = train(version, spec, settings=Settings(data_dir=base / "at once"))

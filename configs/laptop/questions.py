@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 SEED = 7
 TRAIN, HELD_OUT, UNSEEN = 80, 150, 60
-PAIRS = [(small, large) for small in range(2, 10) for large in range(small + 1, 13)]
+PAIRS = [(small, large) for small in range(2, 7) for large in range(small + 1, 10)]
 
 
 class Words(NamedTuple):

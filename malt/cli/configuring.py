@@ -154,30 +154,21 @@ def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
         raise
 
 
-def _fill_template(path: Path, answers: _Answers) -> str:
-    model = [f"model = {_toml(answers.model)}"]
-    model += [f"api_base = {_toml(answers.api_base)}"] if answers.api_base else []
-    model += [f"api_key_env = {_toml(answers.api_key_env)}"] if answers.api_key_env else []
-    longest = "# max_tokens = 1024"
-    if answers.model == "embedded":
-        longest = "max_tokens = 256                    # small models ramble; a longer text is cut, and is no row"
-    kinds = list(answers.kinds)
-    return f"""# malt run {path}
+_TEMPLATE = """# malt run {path}
 #
 # `malt plan {path}` says what it will cost; `malt config --explain KEY` says what a key means.
 
-name = {_toml(answers.name)}
-prompts = "{"math" if "math" in kinds else "choice" if kinds == ["choice"] else "general"}"\
-                  # a set of prompts, or a folder of your own
+name = {name}
+prompts = {prompts}                  # a set of prompts, or a folder of your own
 
 [questions]
-source = {_toml(_from_config(answers.source, path))}
-question = {_toml(answers.question)}
-ground_truth = {_toml(answers.answer)}
+source = {source}
+question = {question}
+ground_truth = {answer}
 # limit = 100                       # the first so many; with shuffle_seed a stable sample
 
 [model]                             # of every role; [roles.verifier] and the like say what differs
-{chr(10).join(model)}
+{model}
 temperature = 0.7                   # high enough that siblings differ, and so make preference pairs
 {longest}
 
@@ -185,20 +176,39 @@ temperature = 0.7                   # high enough that siblings differ, and so m
 samples = 3                         # the other roles too: 39 completions a question, in 13 requests
 
 [evaluator]
-kind = {json.dumps(kinds if len(kinds) > 1 else kinds[0])}
+kind = {kinds}
 
 [limits]
 # max_cost_usd = 5.0                # hard cap for one run
-max_in_flight = {8 if answers.api_base else 64}                   # requests under way at once
+max_in_flight = {in_flight}                   # requests under way at once
 
-# After `malt train {answers.name}`: did it help? `malt evaluate {path}` asks questions that were not trained on.
+# After `malt train {dataset}`: did it help? `malt evaluate {path}` asks questions that were not trained on.
 # [evaluate]
 # questions = {{ source = "heldout.jsonl" }}
 # baseline = "untrained"
 # [evaluate.systems.untrained]
 # [evaluate.systems.trained]
-# models = "{answers.name}@v1"
+# models = "{dataset}@v1"
 """
+_FOR_SMALL = "max_tokens = 256                    # small models ramble; a longer text is cut, and is no row"
+
+
+def _fill_template(path: Path, answers: _Answers) -> str:
+    kinds = list(answers.kinds)
+    place = {"model": answers.model, "api_base": answers.api_base, "api_key_env": answers.api_key_env}
+    return _TEMPLATE.format(
+        path=path,
+        dataset=answers.name,
+        name=_toml(answers.name),
+        prompts=_toml("math" if "math" in kinds else "choice" if kinds == ["choice"] else "general"),
+        source=_toml(_from_config(answers.source, path)),
+        question=_toml(answers.question),
+        answer=_toml(answers.answer),
+        model="\n".join(f"{key} = {_toml(value)}" for key, value in place.items() if value),
+        longest=_FOR_SMALL if answers.model == "embedded" else "# max_tokens = 1024",
+        kinds=json.dumps(kinds if len(kinds) > 1 else kinds[0]),
+        in_flight=8 if answers.api_base else 64,
+    )
 
 
 def _toml(text: str) -> str:

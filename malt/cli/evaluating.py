@@ -28,14 +28,11 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: b
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
     from malt.engine import signals
-    from malt.engine.run import new_run_name
     from malt.evaluation.evaluate import evaluate_alone
-    from malt.evaluation.job import check_systems, read_evaluation
+    from malt.evaluation.job import read_evaluation
 
     overrides = [*override, *(["evaluate.race=true"] if race else [])]
-    job = read_evaluation(load_spec(config, overrides), limit)
-    check_systems(job)
-    done = signals.run(evaluate_alone(job, Settings(), new_run_name()))
+    done = signals.run(evaluate_alone(read_evaluation(load_spec(config, overrides), limit), Settings()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")
@@ -80,7 +77,6 @@ def _show_evaluations(versions: "Sequence[EvaluationVersion]") -> None:
 
 
 def show_evaluation(version: "EvaluationVersion") -> None:
-    """Print an evaluation's figures."""
     summary, manifest = version.summary, version.manifest
     terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
@@ -106,7 +102,6 @@ def _show_accuracies(summary: "Summary") -> None:
 
 
 def _show_differences(summary: "Summary") -> None:
-    """Print what each system has over the baseline."""
     if not summary.differences:
         return
     table = terminal.new_table(f"less {summary.baseline}", "points", "95 %", "p", "p (Holm)")
@@ -188,17 +183,18 @@ def _show_question(version: "EvaluationVersion", question_id: str, *, as_json: b
 
 
 def _show_chain(row: dict[str, Any]) -> None:
+    from malt.config.roles import PLAYERS
+
     seed = "" if row["seed"] is None else f", seed {row['seed']}"
     kind = "" if row["kind"] == "chain" else f", {row['kind']}"
     terminal.say(terminal.styled((f"{row['system']}, chain {row['chain']}{seed}{kind}: {row['outcome']}", "bold")))
-    for role in ("generator", "verifier", "refiner"):
+    for role in PLAYERS:
         if row[role] is not None:
-            grade = f" ({row['generator_outcome']})" if role == "generator" else ""
+            grade = f" ({row['generator_outcome']})" if role is PLAYERS[0] else ""
             terminal.say(terminal.styled(f"  {role}{grade}: ", (terminal.one_line(row[role]), "dim")))
 
 
 def diff(old: str, new: str, *, as_json: bool) -> None:
-    """Say what changed from one evaluation to another."""
     from malt.evaluation.compare import compare
     from malt.evaluation.version import open_evaluation
 

@@ -121,7 +121,6 @@ def _leaf_cells(leaf: "LeafExplanation") -> tuple[str, ...]:
 
 
 def _show_related(decisions: "Sequence[Decision]") -> None:
-    """Print what else became of the texts."""
     terminal.say("other rows of these texts:")
     for decision in decisions[:_SHOWN]:
         terminal.say(terminal.styled(f"  {decision.row_id}  ", *_decision_parts(decision)))
@@ -178,7 +177,6 @@ def _show_inputs(inputs: "InputChanges") -> None:
 
 
 def _show_counts(files: "Mapping[str, FileChange]") -> None:
-    """Print how many rows differ, a file a line."""
     counted = ("added", "removed", "changed", "relabelled", "rewritten")
     table = terminal.new_table("rows of", "old", "new", *counted, "questions", ".")
     for file, change in files.items():

@@ -89,7 +89,6 @@ def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
 
 
 def _show_agreement(report: "LabelledReport") -> None:
-    """Print how grades and labels agree, and where they do not."""
     from malt.grading.grades import brief
 
     left_out = report.labelled - report.compared
@@ -158,7 +157,6 @@ def _show_outcomes(report: "AuditReport") -> None:
 
 
 def _show_matrix(report: "AuditReport") -> None:
-    """Print how far each two graders agree."""
     pairs = {pair.graders: pair for pair in report.agreement}
     names = list(report.outcomes)
     table = terminal.new_table("agreement, kappa, leaves", *(f"{name}." for name in names[1:]))
@@ -184,7 +182,6 @@ def _show_changes(report: "AuditReport", kind: str) -> None:
 
 
 def _show_differences(differences: "Sequence[LeafDifference]") -> None:
-    """Print the leaves on which graders differ, and what each grader read."""
     from malt.grading.grades import brief
 
     terminal.say(f"{len(differences):,} leaves on which graders differ{':' if differences else ''}")

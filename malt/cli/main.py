@@ -20,7 +20,6 @@ from malt.cli import (
     evaluating,
     explaining,
     grading,
-    improving,
     lifecycle,
     runs,
     service,
@@ -49,7 +48,7 @@ _COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Grade": (grading.grade, grading.audit),
     "From a dataset to models": (
         training.train, training.models, training.serve_adapters, evaluating.evaluate, evaluating.evaluations,
-        improving.improve, service.serve,
+        training.improve, service.serve,
     ),
     "Keep and share": (
         lifecycle.tag, sharing.export, sharing.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,
@@ -126,7 +125,6 @@ class _Sections(click.Group):
     """A group whose help lists its commands by what they are for, in the order of the work."""
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a list for each section."""
         for title, commands in _COMMANDS.items():
             with formatter.section(title):
                 formatter.write_dl([(str(each.name), each.get_short_help_str(limit=70)) for each in commands])

@@ -9,6 +9,7 @@ from malt.cli import terminal
 from malt.cli.options import find_role, open_any, takes_json, takes_version
 
 if TYPE_CHECKING:
+    from malt.cli.options import AnyVersion
     from malt.datasets.export.export import Exported
     from malt.datasets.push.files import Pushed
     from malt.questions.screening import Split
@@ -18,7 +19,6 @@ class _ListsFormats(click.Command):
     """A command whose help ends with the formats; they are imported for that alone."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's own
-        """Write the list."""
         from malt.datasets.export.formats import FORMATS
 
         with formatter.section("Formats"):
@@ -82,12 +82,23 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
 
     DEST is hf://datasets/OWNER/NAME (models: hf://OWNER/NAME), s3://bucket/prefix, any URL that fsspec knows, or a
     folder. Only what is missing is sent, and nothing that is there is overwritten. On the Hub it becomes one commit and
-    a tag; elsewhere it lands in DEST/<name>/v<N>/. Credentials come from the environment.
+    a tag, and a model's card on main tells what evaluations of it found; elsewhere it lands in DEST/<name>/v<N>/.
+    Credentials come from the environment.
     """
     from malt.datasets.push.push import push as push_version
 
-    pushed = push_version(open_any(version), dest, public=public)
+    opened = open_any(version)
+    pushed = push_version(opened, dest, public=public, card=_write_card(opened))
     terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
+
+
+def _write_card(version: "AnyVersion") -> str | None:
+    """Write a model's card with what evaluations of it found; None where there are none."""
+    from malt.evaluation.model_card import find_results, render_card
+    from malt.models.version import ModelVersion
+
+    results = find_results(version) if isinstance(version, ModelVersion) else []
+    return render_card(version, results) if isinstance(version, ModelVersion) and results else None
 
 
 def _show_pushed(pushed: "Pushed") -> None:
@@ -97,4 +108,6 @@ def _show_pushed(pushed: "Pushed") -> None:
         terminal.say(f"  sent      {pushed.sent} files, {pushed.bytes:,} bytes; {pushed.skipped} were there already")
     else:
         terminal.say(f"{pushed.version} was at {pushed.url}{readers} already; nothing was sent")
+    if pushed.card is not None:
+        terminal.say(f"  card      tells what evaluations found, on main ({pushed.card[:12]})")
     terminal.say(f"  verified  {pushed.verified} files by their digests there")

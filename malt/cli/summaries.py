@@ -100,7 +100,6 @@ def _describe_content(summary: "RunSummary") -> Iterator[str]:
 
 
 def describe_outcomes(outcomes: "Mapping[str, int]") -> str:
-    """Write how many leaves have which grade."""
     return ", ".join(f"{n:,} {_GRADE_WORDS.get(name, name)}" for name, n in outcomes.items() if n) or "none"
 
 

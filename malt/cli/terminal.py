@@ -120,7 +120,6 @@ def show_rows(rows: dict[str, int]) -> None:
 
 
 def show_rest(count: int, what: str = "", indent: int = 2) -> None:
-    """Print how many more there are."""
     if count > 0:
         say(f"{' ' * indent}… and {count:,} more{what and f' {what}'}; --json has all")
 

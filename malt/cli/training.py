@@ -1,4 +1,4 @@
-"""Commands that make models of datasets, and serve them: `train`, `models`, `serve-adapters`."""
+"""Commands that make models of datasets, serve them, and go round: `train`, `models`, `serve-adapters`, `improve`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import terminal
-from malt.cli.options import find_role, takes_json, takes_version
+from malt.cli import runs, terminal
+from malt.cli.options import find_role, takes_config, takes_json, takes_version
 
 if TYPE_CHECKING:
+    from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
     from malt.datasets.version.dataset_version import DatasetVersion
+    from malt.improvement.report import RoundFigures
+    from malt.improvement.summary import Improvement
     from malt.models.version import ModelVersion
     from malt.training.plan import TrainPlan
     from malt.training.run import TrainSummary
@@ -105,7 +108,6 @@ def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_j
 
 
 def _show_summary(summary: "TrainSummary") -> None:
-    """Print what was trained, and how to use it."""
     table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "seconds")
     for role, trained in summary.roles.items():
         for stage in trained.stages.values():
@@ -136,12 +138,10 @@ def _show_models(versions: "Sequence[ModelVersion]") -> None:
 
 
 def _dataset_of(version: "ModelVersion") -> str:
-    """Name what a version was trained on."""
     return f"{version.manifest.dataset.name}@v{version.manifest.dataset.version}"
 
 
 def _show_plan(plan: "TrainPlan") -> None:
-    """Print what training would take."""
     sizes = f"{plan.parameters / 1e6:,.0f} M numbers, {plan.trainable / 1e6:,.1f} M of them trained"
     terminal.say(f"{plan.models}: {plan.dataset} on {plan.base} ({sizes}), {plan.device}")
     table = terminal.new_table("role", "stage.", *_COUNTED, "GB", "s")
@@ -179,6 +179,16 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
             losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
             table.add_row(name.value, stage.stage, *counts, *losses, (entry.gguf_sha256 or entry.adapter_sha256)[:12])
     terminal.say(table)
+    _show_results(version)
+
+
+def _show_results(version: "ModelVersion") -> None:
+    """Print what evaluations found of a model version."""
+    from malt.evaluation.card import percent
+    from malt.evaluation.model_card import find_results
+
+    for result in find_results(version):
+        terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
 
 
 def _show_head(version: "ModelVersion") -> None:
@@ -189,7 +199,6 @@ def _show_head(version: "ModelVersion") -> None:
 
 
 def diff(old: str, new: str, *, as_json: bool) -> None:
-    """Print what changed from one model version to another."""
     from malt.models.compare import compare_models
     from malt.models.version import open_model
 
@@ -219,3 +228,63 @@ def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
                 terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
         terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
     return origin.dataset if row_id is None else origin.home_of(row_id)
+
+
+@click.command()
+@takes_config
+@click.option("--rounds", type=click.IntRange(1), metavar="N", help="How many rounds in all; overrides improve.rounds.")
+@takes_json
+def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, as_json: bool) -> int:
+    """Grow, train, evaluate, keep what is better; N times. Goes on where an earlier call was stopped."""
+    from malt.config.loader import load_spec
+    from malt.config.settings import Settings
+    from malt.hosting.private_prefect import connect
+    from malt.improvement.improve import check
+    from malt.improvement.report import read_figures
+
+    spec = load_spec(config, [*override, *([f"improve.rounds={rounds}"] if rounds else [])], limit)
+    check(spec, Settings())
+    missing = runs.find_missing()
+    if missing:
+        terminal.warn(f"this is not recorded in Prefect: that needs {missing}")
+    done = _improve_here(spec) if missing else runs.flow_result("improve", spec, connect(Settings().data_dir))
+    terminal.emit(done.model_dump(mode="json")) if as_json else _show_improvement(read_figures(done))
+    if done.used.failed_branches:
+        terminal.warn(f"error: {done.used.failed_branches} failed branches; their questions are in no version")
+    return done.exit_code
+
+
+def _improve_here(spec: "RunSpec") -> "Improvement":
+    from malt.cli.progress import training_progress
+    from malt.config.settings import Settings
+    from malt.engine import signals
+    from malt.improvement.improve import Here, improve_alone
+
+    settings = Settings()
+    with training_progress() as tell:
+        return signals.run(improve_alone(spec, settings, Here(settings, tell)))
+
+
+def _show_improvement(figures: "RoundFigures") -> None:
+    """Print accuracy by round, what each role's training gave, and where the report is."""
+    from malt.evaluation.card import percent, points
+
+    done, used, votes = figures.done, figures.done.used, f"@{figures.chains}"
+    terminal.say(done.sentence, style="bold")
+    table = terminal.new_table("", "models.", "SA", f"SA+MV{votes}", "MA", f"MA+MV{votes}", "cut off", "gain", "")
+    for line in figures.lines:
+        table.add_row(line.title, line.models or "the config's", *line.figures)
+    terminal.say(table)
+    for of, worth in figures.worths.items():
+        terminal.say(f"  training of {of} gave {points(worth)} points")
+    for title, systems in {"at the end": figures.closing, **figures.beside}.items():
+        if systems:
+            table = terminal.new_table(f"{title}.", *next(iter(systems.values())))
+            for name, cells in systems.items():
+                table.add_row(name, *map(percent, cells.values()))
+            terminal.say(table)
+    terminal.say(
+        f"{used.requests:,} requests, {used.completions:,} completions, {used.roles_trained} roles trained; this call "
+        f"cost {terminal.format_dollars(used.cost_usd)} and took {done.wall_s:.0f} s"
+    )
+    terminal.say(f"report: {terminal.shorten_path(done.report or '')}")

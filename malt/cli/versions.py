@@ -131,7 +131,6 @@ def _format_tokens(count: int | None) -> str:
 
 
 def _show_findings(version: "DatasetVersion") -> None:
-    """Print a version's diagnostics, and what its gates left out."""
     from malt.datasets.stats.figures import describe_diagnostics, describe_losses
 
     for subject, told in describe_diagnostics(version.manifest.diagnostics):

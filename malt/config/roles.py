@@ -117,7 +117,9 @@ class Fallback(Declared):
 
 def _as_fallbacks(value: object) -> object:
     """Let a fallback be written as a name alone."""
-    return [{"model": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+    if not isinstance(value, list | tuple):
+        return value
+    return [{"model": each} if isinstance(each, str) else each for each in value]
 
 
 class ModelSpec(Declared):

@@ -3,16 +3,16 @@
 Trees are replayed by the growth that asked for them, and written as they come: memory does not grow with their number.
 """
 
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from malt.config.base import Recorded
 from malt.datasets.publish.shard import NONE_KNOWN, Known, stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.job import Job
-from malt.engine.run import Filled
+from malt.engine.run import Filled, Finished
 from malt.errors import NothingToPublish
 from malt.sanitize import code_span, escape_markdown, markdown_table
 from malt.trees.pipeline import Shortfall
@@ -42,40 +42,26 @@ def build(job: Job, known: Known = NONE_KNOWN) -> Built:
             return Built(None, failures, str(nothing))
 
 
-class RunSummary(Recorded):
-    """What came of a run, and what it used. Requests and tokens count this run alone."""
+class RunSummary(Finished):
+    """What came of a run, and what it used."""
 
     dataset: str
-    version: int | None
-    """Number of the version this run ended with; None where nothing was published."""
-    created: bool
-    """Whether that version is new; equal content makes none."""
-    path: str | None
-    content_sha256: str | None
-    questions: int
     complete: int
     """Questions whose tree is whole."""
     failed_branches: int
-    requests: int
-    """Sent to endpoints by this run, retries included."""
-    completions: int
-    cached_completions: int
-    """Taken from the store."""
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    """What this run spent; None where a completion's cost is unknown."""
-    wall_s: float
-    stopped: str | None
-    """Why the run stopped early."""
     waits: str | None = None
     """What is still under way in batches, where the run did not stay for it."""
-    failures: tuple[FailedBranch, ...]
-    rows: dict[str, int]
+    version: int | None = None
+    """Number of the version this run ended with; None where nothing was published."""
+    created: bool = False
+    """Whether that version is new; equal content makes none."""
+    path: str | None = None
+    content_sha256: str | None = None
+    rows: dict[str, int] = Field(default_factory=dict)
     """Rows of each file of the version."""
-    outcomes: dict[str, int]
+    outcomes: dict[str, int] = Field(default_factory=dict)
     """Leaves of the version by what became of them."""
-    graded_by: dict[str, int]
+    graded_by: dict[str, int] = Field(default_factory=dict)
     """Leaves of the version by the kind of grader that decided."""
     unknown: dict[str, int] = Field(default_factory=dict)
     """Leaves of the version without a grade by the reason."""
@@ -139,38 +125,38 @@ class RunSummary(Recorded):
 
 def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> RunSummary:
     """Put a run's figures together; `built` is None where nothing was to be published."""
-    version = None if built is None else built.version
-    shortfall, used = _found_missing(filled.shortfall, built), filled.tally.total
-    counts = None if version is None else version.manifest.counts
-    questions = len(job.questions)
+    shortfall, questions = _found_missing(filled.shortfall, built), len(job.questions)
+    published = {} if built is None or built.version is None else _describe(built.version)
     return RunSummary(
+        **asdict(filled.tally.total),
+        **{"complete": _complete_questions(questions, shortfall), **published},
         dataset=job.spec.name,
-        version=None if version is None else version.number,
-        created=version is not None and version.created,
-        path=None if version is None else str(version.path),
-        content_sha256=None if version is None else version.manifest.content_sha256,
         questions=questions,
-        complete=_complete_questions(questions, shortfall) if counts is None else counts.complete,
         failed_branches=len(shortfall.failures),
-        requests=used.requests,
-        completions=used.completions,
-        cached_completions=used.cached_completions,
-        prompt_tokens=used.prompt_tokens,
-        completion_tokens=used.completion_tokens,
-        cost_usd=used.cost_usd,
         wall_s=round(wall_s, 2),
         stopped=shortfall.stopped,
         waits=shortfall.waits,
         failures=shortfall.failures,
-        rows={} if version is None else _rows_by_file(version),
-        outcomes={} if counts is None else dict(counts.outcomes),
-        graded_by={} if version is None else dict(version.manifest.diagnostics.graded_by),
-        unknown={} if version is None else dict(version.manifest.diagnostics.unknown),
-        suspicions=() if version is None else version.manifest.suspicions,
-        withheld=None if version is None else version.manifest.withheld,
-        unread=0 if version is None else version.manifest.diagnostics.unread.count,
-        disputed=0 if version is None else version.manifest.diagnostics.disputed.count,
     )
+
+
+def _describe(version: DatasetVersion) -> dict[str, Any]:
+    manifest, found = version.manifest, version.manifest.diagnostics
+    return {
+        "version": version.number,
+        "created": version.created,
+        "path": str(version.path),
+        "content_sha256": manifest.content_sha256,
+        "complete": manifest.counts.complete,
+        "rows": {file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None},
+        "outcomes": manifest.counts.outcomes,
+        "graded_by": found.graded_by,
+        "unknown": found.unknown,
+        "suspicions": manifest.suspicions,
+        "withheld": manifest.withheld,
+        "unread": found.unread.count,
+        "disputed": found.disputed.count,
+    }
 
 
 def _found_missing(shortfall: Shortfall, built: Built | None) -> Shortfall:
@@ -185,7 +171,3 @@ def _complete_questions(questions: int, shortfall: Shortfall) -> int:
     if shortfall.stopped or shortfall.waits:
         return 0
     return questions - len({failure.question_id for failure in shortfall.failures})
-
-
-def _rows_by_file(version: DatasetVersion) -> dict[str, int]:
-    return {file: entry.rows for file, entry in version.manifest.files.items() if entry.rows is not None}

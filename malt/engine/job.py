@@ -40,7 +40,6 @@ class Job:
         )
 
     def inputs(self, complete: Complete) -> TreeInputs:
-        """Return what its trees are grown with."""
         return TreeInputs(self.spec, self.prompts, complete, self.judge)
 
     def only(self, questions: Sequence[Question]) -> "Job":

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import uuid4
 
+from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, ModelSpec, Role, slots_of
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
@@ -20,6 +21,7 @@ from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import Admit, Shortfall
+from malt.trees.tree import FailedBranch
 
 
 def new_run_name() -> str:
@@ -42,6 +44,25 @@ class Filled(NamedTuple):
 
     shortfall: Shortfall
     tally: Tally
+
+
+class Finished(Recorded):
+    """What a run was about, what it lacks, and what it used. Requests and tokens count this run alone."""
+
+    questions: int
+    failures: tuple[FailedBranch, ...]
+    requests: int
+    """Sent to endpoints by this run, retries included."""
+    completions: int
+    cached_completions: int
+    """Taken from the store."""
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run spent; None where a completion's cost is unknown."""
+    wall_s: float
+    stopped: str | None
+    """Why the run stopped early."""
 
 
 def asker_for(job: Job, run: Run) -> SessionCompleter:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from malt.concurrency import Wait, gather_all, gather_in_turn
 from malt.config.roles import PLAYERS, Role
-from malt.datasets.stats.diagnostics import stated_verdict
+from malt.datasets.stats.diagnostics import verdict_among
 from malt.evaluation.systems import Lineup, mute_absent
 from malt.evaluation.table import Answer, Taken
 from malt.grading.answers import final_answer
@@ -71,7 +71,6 @@ def stored_answers(asked: Sequence[tuple[Question, Lineup]], prompts: PromptSet,
 async def _answer_question(
     question: Question, lineup: Lineup, prompts: PromptSet, complete: Complete, wait: Wait = gather_all
 ) -> Answered:
-    """Let a system answer a question, and grade what it says."""
     tree = await grow_tree(question, TreeInputs(lineup.spec, prompts, complete, wait=wait))
     judge = LLMEvaluator.from_spec(lineup.spec.evaluator, prompts, complete) if asks_judge(lineup.spec) else None
     grading = _Grading(question, graders_for(lineup.spec.evaluator, judge))
@@ -92,14 +91,13 @@ class _Grading:
         chain = {role: _find_node(role, first, nodes, lineup) for role in PLAYERS}
         single = await self.grade(chain[PLAYERS[0]])
         spoken = [node.completion for node in chain.values() if node is not None]
-        critique = chain[Role.VERIFIER]
         return Answer(
             self.question,
             lineup,
             first[0],
             {role: None if node is None else node.text for role, node in chain.items()},
             single,
-            None if critique is None else stated_verdict(critique.text),
+            verdict_among(chain.values()),
             await self.final(lineup.roles, chain, single),
             Taken.by(spoken[:1] if chain[PLAYERS[0]] else []),
             Taken.by(spoken),

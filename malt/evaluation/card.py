@@ -34,7 +34,6 @@ _RACE = (
 
 
 def _worth_tables(summary: Summary) -> list[str]:
-    """Write what each model is worth in each role that several play."""
     head = ("model", "mean, %", "worth, points")
     return [
         f"Models as {role}, each over all of the others' combinations:\n\n"
@@ -84,7 +83,6 @@ def _bar(cell: Cell) -> str:
 
 
 def _accuracy_table(summary: Summary) -> str:
-    """Write how often each system is right."""
     head = ("system", *(TITLES[measure] for measure in MEASURES), "tokens", "cost")
     rows = [
         (
@@ -99,7 +97,6 @@ def _accuracy_table(summary: Summary) -> str:
 
 
 def _difference_table(summary: Summary) -> str:
-    """Write what each system has over the baseline."""
     rows = [
         (code_span(name), points(each), _write_p(each.p), _write_p(each.p_holm))
         for name, each in summary.differences.items()
@@ -108,7 +105,6 @@ def _difference_table(summary: Summary) -> str:
 
 
 def _power_sentence(summary: Summary) -> str:
-    """Say what these questions can show."""
     told = [
         f"{100 * smallest:.1f} points {'' if name.startswith('at') else 'for '}{name}"
         for name, smallest in summary.smallest_difference.items()

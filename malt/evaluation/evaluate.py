@@ -3,17 +3,18 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from malt.config.loader import load_spec
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.engine.run import admit_trees, new_run_name
+from malt.engine.run import Finished, admit_trees, new_run_name
 from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
@@ -42,9 +43,7 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     for what the store lacks. Raises what a run raises, `NothingToPublish` where nothing could be had.
     """
     declared = spec if isinstance(spec, RunSpec) else load_spec(Path(spec), overrides)
-    job = read_evaluation(declared)
-    check_systems(job)
-    done = asyncio.run(evaluate_alone(job, Settings(), new_run_name()))
+    done = asyncio.run(evaluate_alone(read_evaluation(declared), Settings()))
     if done.stopped is not None:
         raise RunStopped(done.stopped)
     if done.version is None:
@@ -52,54 +51,14 @@ def evaluate(spec: RunSpec | str | Path, overrides: Sequence[str] = ()) -> Evalu
     return done.version
 
 
-class Evaluated(BaseModel):
-    """What came of an evaluation, and what it used. Requests and tokens count this run alone."""
+class Evaluated(Finished):
+    """What came of an evaluation, and what it used."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     evaluation: str
     version: EvaluationVersion | None
     """None where nothing was published."""
-    questions: int
-    failures: tuple[FailedBranch, ...]
-    requests: int
-    """Sent to endpoints by this run, retries included."""
-    completions: int
-    cached_completions: int
-    """Taken from the store."""
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-    """What this run spent; None where a completion's cost is unknown."""
-    wall_s: float
-    stopped: str | None
-    """Why the run stopped early."""
-
-    @classmethod
-    def of(
-        cls,
-        job: EvaluationJob,
-        version: EvaluationVersion | None,
-        failures: tuple[FailedBranch, ...],
-        tally: Tally,
-        started: float,
-        stopped: str | None = None,
-    ) -> Self:
-        used = tally.total
-        return cls(
-            evaluation=job.spec.name,
-            version=version,
-            questions=len(job.questions),
-            failures=failures,
-            requests=used.requests,
-            completions=used.completions,
-            cached_completions=used.cached_completions,
-            prompt_tokens=used.prompt_tokens,
-            completion_tokens=used.completion_tokens,
-            cost_usd=used.cost_usd,
-            wall_s=time.monotonic() - started,
-            stopped=stopped,
-        )
 
     @property
     def exit_code(self) -> int:
@@ -131,8 +90,10 @@ class Evaluated(BaseModel):
         return {**self.model_dump(mode="json", exclude={"version"}), **figures, **place}
 
 
-async def evaluate_alone(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
-    """Evaluate once no other evaluation of this name is under way."""
+async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
+    """Check the systems, then evaluate once no other evaluation of this name is under way."""
+    check_systems(job)
+    run = new_run_name()
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
         return await _evaluate_job(job, settings, run)
 
@@ -145,18 +106,15 @@ def name_lock(job: EvaluationJob) -> str:
 async def _evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
     """Ask for what the store lacks, then publish what it holds of all systems."""
     filled = await fill(job, settings, run)
-    if filled.stopped is not None:
-        return Evaluated.of(job, None, filled.failures, filled.tally, filled.started, filled.stopped)
-    version, failures = await asyncio.to_thread(build, filled.job, settings)
-    return Evaluated.of(job, version, failures, filled.tally, filled.started)
+    stopped = filled.shortfall.stopped is not None
+    return conclude(filled, None if stopped else await asyncio.to_thread(build, filled.job, settings))
 
 
 class EvaluationFill(NamedTuple):
     """What the store has got: the job, with votes added where tokens are to meet, and what is missing."""
 
     job: EvaluationJob
-    failures: tuple[FailedBranch, ...]
-    stopped: str | None
+    shortfall: Shortfall
     tally: Tally
     started: float
     """Monotonic seconds."""
@@ -167,6 +125,20 @@ class EvaluationBuilt(NamedTuple):
 
     version: EvaluationVersion | None
     failures: tuple[FailedBranch, ...]
+
+
+def conclude(filled: EvaluationFill, built: EvaluationBuilt | None) -> Evaluated:
+    """Put an evaluation's figures together; `built` is None where nothing was to be published."""
+    version, failures = built or EvaluationBuilt(None, filled.shortfall.failures)
+    return Evaluated(
+        **asdict(filled.tally.total),
+        evaluation=filled.job.spec.name,
+        version=version,
+        questions=len(filled.job.questions),
+        failures=failures,
+        wall_s=time.monotonic() - filled.started,
+        stopped=filled.shortfall.stopped,
+    )
 
 
 async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFill:
@@ -186,14 +158,14 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFi
     for questions in _list_rounds(job):
         shortfall = await ask_for(job, questions, job.lineups)
         if shortfall.stopped is not None:
-            return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+            return EvaluationFill(job, shortfall, Tally(ask.tally.roles), started)
         if len(questions) < len(job.questions):
             job = await asyncio.to_thread(_drop_losers, job, questions, settings)
     if job.evaluate.equal_tokens:
         votes = await asyncio.to_thread(_find_voters, job, settings)
         job = job._replace(lineups=[*job.lineups, *votes])
         shortfall = await ask_for(job, job.questions, votes)
-    return EvaluationFill(job, shortfall.failures, shortfall.stopped, Tally(ask.tally.roles), started)
+    return EvaluationFill(job, shortfall, Tally(ask.tally.roles), started)
 
 
 def _list_rounds(job: EvaluationJob) -> list[list[Question]]:

@@ -84,7 +84,6 @@ def _describe_version(
     number: int,
     parent: Parent | None,
 ) -> EvaluationManifest:
-    """Say what these answers are as a version of this number."""
     evaluator, source = job.spec.evaluator, (job.evaluate.questions or job.spec.questions).source
     return EvaluationManifest(
         name=job.spec.name,
@@ -104,7 +103,6 @@ def _describe_version(
 
 
 def describe_cast(lineup: Lineup) -> dict[str, Player]:
-    """Say who plays in a system."""
     return {
         role.value: Player(model=model.model, digest=model.weights, sampling=model.sampling)
         for role, model in ((role, lineup.spec.roles[role]) for role in PLAYERS)

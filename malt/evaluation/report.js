@@ -14,9 +14,9 @@
   const chain = (found, number) => {
     const card = element("article", undefined, found.outcome === "right" ? "is-right" : "is-wrong");
     card.append(element("b", `Chain ${number + 1}: ${found.outcome}${found.answer === null ? "" : `, ${found.answer}`}`));
-    for (const role of ["generator", "verifier", "refiner"]) {
+    for (const role of data.roles) {
       if (found[role] === null) continue;
-      const grade = role === "generator" ? ` (${found.generator_outcome})` : "";
+      const grade = role === data.roles[0] ? ` (${found.generator_outcome})` : "";
       card.append(element("p", role + grade, "role"), element("div", found[role], "text"));
     }
     return card;

@@ -26,7 +26,8 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
-    data = {"systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
+    gains, reach = place_gains(summary.differences)
+    data = {"roles": PLAYERS, "systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
     return (
         page_environment(_FOLDER)
         .get_template("report.html.jinja")
@@ -35,8 +36,8 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             summary=summary,
             headline=TITLES[summary.measure],
             bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
-            gains=_place_gains(summary),
-            reach=_find_reach(summary),
+            gains=gains,
+            reach=reach,
             segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
             points=_place_points(summary),
             smallest=summary.smallest_difference,
@@ -115,12 +116,10 @@ def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
 
 
 def write_title(measure: str, chains: int) -> str:
-    """Say which answers are counted."""
     return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
 
 
 def is_vote(measure: str) -> bool:
-    """Whether votes are counted, rather than single answers."""
     return measure.endswith("_mv")
 
 
@@ -129,23 +128,18 @@ def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:
     return _Bar(title, "questions" if votes else "answers", percent, low, high, cell.questions)
 
 
-def _place_gains(summary: Summary) -> list[Gain]:
-    """Place the differences to the baseline on one axis with zero in its middle."""
-    reach = _find_reach(summary)
+def place_gains(differences: Mapping[str, Compared]) -> tuple[list[Gain], float]:
+    """Place differences on one axis with zero in its middle; return how many points it reaches to either side."""
+    ends = [abs(end) for found in differences.values() for end in (found.low, found.high)]
+    reach = max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
 
     def place(value: float) -> float:
         return 50 + 50 * 100 * value / reach
 
     return [
         Gain(name, found, place(found.low), place(found.difference), place(found.high))
-        for name, found in summary.differences.items()
-    ]
-
-
-def _find_reach(summary: Summary) -> float:
-    """Return how many points the axis of differences reaches to either side."""
-    ends = [abs(end) for found in summary.differences.values() for end in (found.low, found.high)]
-    return max(5.0, 5.0 * -(-100 * max(ends, default=0) // 5))
+        for name, found in differences.items()
+    ], reach
 
 
 def _list_segments(flips: Flips) -> list[_Segment]:
@@ -202,7 +196,6 @@ def _parted_questions(sheets: Mapping[str, Sheet], measure: Measure) -> list[dic
 def _write_question(
     sheets: Mapping[str, Sheet], place: int, question_id: str, told: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return one question with every system's chains."""
     first = next(iter(sheets.values()))
     asked = first.rows[first.rows["question_id"] == question_id].iloc[0]
     return {
@@ -215,7 +208,6 @@ def _write_question(
 
 
 def _list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
-    """Return a system's chains to one question."""
     columns = {name: sheet.grid(name)[place].ravel() for name in (*PLAYERS, "answer", "outcome", "generator_outcome")}
     return [{name: _cut(values[chain]) for name, values in columns.items()} for chain in range(len(columns["outcome"]))]
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 
 def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
-    """Work out all figures of an evaluation from its rows."""
     evaluate, baseline = require_evaluate(spec), find_baseline(spec)
     sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
@@ -75,7 +74,6 @@ class _Extras(NamedTuple):
 
 
 def _summarise_system(sheet: Sheet, extras: _Extras, name: str) -> SystemSummary:
-    """Work out one system's figures."""
     pipeline = _measure_usage(sheet, "", "ma")
     return SystemSummary(
         **{measure: _make_cell(sheet.scores(measure)) for measure in MEASURES},
@@ -167,7 +165,6 @@ def _count_pairs(before: Grid, after: Grid) -> dict[tuple[Truth, Truth], int]:
 
 
 def _count_flips(sheet: Sheet) -> Flips:
-    """Count what became of the generator's answers."""
     counts = _count_pairs(sheet.single, sheet.final)
     answers = zip(sheet.grid("generator_answer").flat, sheet.grid("answer").flat, strict=True)
     same = [is_same_answer(first, last) for first, last in answers if first is not None and last is not None]
@@ -204,7 +201,6 @@ def _write_rule(ecr: float | None, eir: float | None, threshold: float | None, p
 
 
 def _count_verdicts(sheet: Sheet) -> Verdicts:
-    """Count the verifier's stated verdicts against the truth."""
     counts = _count_pairs(sheet.grid("verdict"), sheet.single)
     right_called = {said: counts.get((said, True), 0) for said in (True, False)}
     wrong_called = {said: counts.get((said, False), 0) for said in (True, False)}

@@ -95,7 +95,6 @@ def _make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[
 
 
 def _shorten_model(model: str) -> str:
-    """Shorten a model's name to its last part."""
     return model.rpartition("/")[2]
 
 

@@ -20,6 +20,11 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
     """The grader failed: it timed out, crashed, or could not be read. Never counts as wrong."""
 
+    @property
+    def truth(self) -> bool | None:
+        """Whether the answer is right; None where nobody knows."""
+        return None if self in {Outcome.TRUNCATED, Outcome.UNKNOWN} else self is Outcome.RIGHT
+
 
 _UNREAD = "unread: "
 """Begins the explanation of a wrong answer of which a part was not understood."""

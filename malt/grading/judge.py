@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from pydantic import JsonValue, ValidationError
 
@@ -30,11 +30,6 @@ _REPAIR = (
     "else. Its keys: {keys}. Scores are numbers from 0 to 1; keep every text short."
 )
 """The one further turn that an unreadable reply gets; it says nothing of the criteria."""
-
-_DECLARED = (  # keyword arguments of a judge that a config has too
-    "temperature", "correctness_weight", "reasoning_weight", "max_tokens", "top_p", "seed", "timeout_s", "extra",
-    "api_base", "api_key_env", "fallbacks",
-)  # fmt: skip
 
 _KEPT_CHARACTERS = 1000
 """How much of an unreadable reply is shown to the judge again, and kept in an error."""
@@ -61,6 +56,21 @@ class Judgement(Evaluation):
     """An evaluation with the judge's whole reply, where the further scores of a schema subclass are."""
 
     reply: JudgeReply
+
+
+class JudgeOptions(TypedDict, total=False):
+    """What a config can say of a judge beside model and temperature; defaults are those of `EvaluatorSpec`."""
+
+    correctness_weight: float
+    reasoning_weight: float
+    max_tokens: int | None
+    top_p: float | None
+    seed: int | None
+    timeout_s: float
+    extra: Mapping[str, JsonValue]
+    api_base: str | None
+    api_key_env: str | None
+    fallbacks: Sequence[Fallback | str]
 
 
 class LLMEvaluator:
@@ -102,42 +112,21 @@ class LLMEvaluator:
         temperature: float | None = 0.1,
         *,
         prompts: str | Path | PromptSet = "general",
-        correctness_weight: float = 0.5,
-        reasoning_weight: float = 0.5,
         weights: Mapping[str, float] | None = None,
         schema: type[JudgeReply] = JudgeReply,
-        max_tokens: int | None = 1024,
-        top_p: float | None = None,
-        seed: int | None = None,
-        timeout_s: float = 120.0,
-        extra: Mapping[str, JsonValue] | None = None,
-        api_base: str | None = None,
-        api_key_env: str | None = None,
-        fallbacks: Sequence[Fallback | str] = (),
         complete: Complete | None = None,
+        **options: Unpack[JudgeOptions],
     ) -> None:
         """Set up the judge; nothing is asked yet.
 
         `weights` gives weights to the further scores of `schema`, by field; a score without one does not count.
-        `complete` is how it asks: this process's own session (store first, then the endpoint) unless given.
+        `complete` is how it asks: this process's own session (store first, then the endpoint) unless given. `options`
+        are keys of a config's `[evaluator]`: weights, sampling, where the model is served, fallbacks.
         Raises `ConfigError` for a value out of range, `PromptError` for a prompt set that cannot be used.
         """
         self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
         self.schema = schema
-        self.model = _declare_judge(
-            model=model_name,
-            temperature=temperature,
-            correctness_weight=correctness_weight,
-            reasoning_weight=reasoning_weight,
-            max_tokens=max_tokens,
-            top_p=top_p,
-            seed=seed,
-            timeout_s=timeout_s,
-            extra=dict(extra or {}),
-            api_base=api_base,
-            api_key_env=api_key_env,
-            fallbacks=list(fallbacks),
-        )
+        self.model = _declare_judge(model=model_name, temperature=temperature, **options)
         self.weights = _all_weights(self.model, weights or {}, schema)
         self._complete = complete or _ask_default
         self.eval_prompt: EvalPrompt | None = None
@@ -147,8 +136,8 @@ class LLMEvaluator:
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
         """Return the judge that a config declares."""
-        declared = {name: getattr(spec, name) for name in _DECLARED}
-        return cls(spec.model, prompts=prompts, complete=complete, **declared)
+        options: Any = {name: getattr(spec, name) for name in JudgeOptions.__annotations__}
+        return cls(spec.model, spec.temperature, prompts=prompts, complete=complete, **options)
 
     def asking_with(self, complete: Complete) -> Self:
         """Return the same judge, asking with `complete`."""

@@ -114,7 +114,6 @@ class OwnPagesOnly:
         self._hosts = None if host in WILDCARDS else {urlsplit(origin).hostname for origin in self._origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one connection."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
         elif not self._is_own(scope):

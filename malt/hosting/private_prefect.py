@@ -27,8 +27,9 @@ from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_s
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
-_START_LIMIT_S = 120.0
-"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database."""
+_START_LIMIT_S = 300.0
+"""Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database, minutes on a machine that is
+very busy. One that ends meanwhile is noticed at once."""
 _STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
 _RESTARTS = 5
@@ -42,6 +43,8 @@ TUNED = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "300",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+    # In memory, a server that is started again knows none, and Prefect ends their runs within four minutes.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     "DO_NOT_TRACK": "1",

@@ -36,7 +36,6 @@ class WithReports:
         self._app, self._data_dir, self._auth_string = app, data_dir, auth_string
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's
-        """Answer one connection."""
         if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
             await self._app(scope, receive, send)
             return

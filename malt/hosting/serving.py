@@ -199,24 +199,21 @@ def _write_completion(trio: Trio, tree: Tree, chains: int) -> dict[str, Any]:
 
 
 def _find_chain(tree: Tree, chain: int, lineup: Lineup) -> list[Node]:
-    """Return the texts of one chain, of those who take part."""
     path = Address((chain, 0, 0)).path
     return [tree.nodes[address] for address in path if address.role in lineup.roles]
 
 
 def _write_choice(number: int, last: Node) -> dict[str, Any]:
-    """Write a chain's last text as a choice."""
     message = {"role": "assistant", "content": last.text}
     return {"index": number, "message": message, "finish_reason": last.completion.finish_reason}
 
 
 def _write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
     """Write a chain, and what the verifier said of the first answer."""
-    from malt.datasets.stats.diagnostics import stated_verdict
+    from malt.datasets.stats.diagnostics import verdict_among
 
-    texts: dict[str, Any] = {node.role.value: node.text for node in chain}
-    verdict = stated_verdict(texts["verifier"]) if "verifier" in texts else None
-    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict]}
+    texts = {node.role.value: node.text for node in chain}
+    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict_among(chain)]}
 
 
 def _add_usage(completions: Sequence[Completion]) -> dict[str, int]:

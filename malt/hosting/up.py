@@ -18,7 +18,7 @@ from malt.engine.signals import on_signal
 from malt.errors import ConfigError
 from malt.files import make_private_folder
 from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
-from malt.hosting.lost_runs import describe_lost_runs, mark_lost_runs
+from malt.hosting.lost_runs import WORKER, describe_lost_runs, mark_lost_runs
 from malt.hosting.postgres import PostgresServer
 from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
@@ -157,7 +157,8 @@ def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     path = home / "worker.log"
     with path.open("ab") as log:
         path.chmod(0o600)
-        command = [sys.executable, "-m", "malt.hosting.supervise", *_prefect("worker", "start", "--pool", POOL)]
+        worker = _prefect("worker", "start", "--pool", POOL, "--name", WORKER)
+        command = [sys.executable, "-m", "malt.hosting.supervise", *worker]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
@@ -188,7 +189,6 @@ class Deployed(NamedTuple):
     """Not touched: what was set in the UI stays."""
 
     def lines(self) -> Iterable[str]:
-        """Say it."""
         if self.anew:
             yield f"deployed: {', '.join(self.anew)}"
         if self.kept:

@@ -25,6 +25,13 @@ class RoundDecision(Recorded):
     high: float | None
     questions: int
 
+    @property
+    def points(self) -> str:
+        """The gain in points with its interval; empty where nothing could be compared."""
+        if self.difference is None or self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.difference:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
     """Keep what was trained only where the lower bound of its gain is above the margin, and the test finds a gain.
@@ -44,7 +51,6 @@ def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecisi
 
 
 def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDecision:
-    """Decide from the answers of a round's evaluation."""
     sheets = make_sheets(version.spec, version.answers, "chain")
     measure = choose_measure(spec, require_evaluate(version.spec))
     scores = {name: sheets[name].scores(measure) for name in (CANDIDATE, CURRENT)}
@@ -52,5 +58,4 @@ def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDeci
 
 
 def choose_measure(spec: ImproveSpec, evaluate: EvaluateSpec) -> Measure:
-    """Return what decides."""
     return spec.measure or evaluate.measure

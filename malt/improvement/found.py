@@ -68,7 +68,6 @@ def is_of_evaluation(version: EvaluationVersion, job: EvaluationJob) -> bool:
 
 
 def asks_same(version: EvaluationVersion, questions: Iterable[Question]) -> bool:
-    """Whether a version asks just these questions."""
     rows = version.answers
     asked = set(zip(rows["question_id"], rows["question"], rows["ground_truth"], strict=True))
     return asked == {(each.question_id, each.question, each.ground_truth) for each in questions}

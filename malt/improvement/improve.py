@@ -23,7 +23,7 @@ from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
 from malt.errors import ConfigError, NothingToPublish, RunStopped
 from malt.evaluation.evaluate import Evaluated, evaluate_alone
-from malt.evaluation.job import check_systems, read_evaluation
+from malt.evaluation.job import read_evaluation
 from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
@@ -42,17 +42,11 @@ log.setLevel(logging.INFO)  # each step takes minutes: whoever listens is told o
 class Steps(Protocol):
     """How the steps of a round are carried out: in this process, or as flows."""
 
-    async def grow(self, spec: RunSpec) -> RunSummary:
-        """Make a dataset version."""
-        ...
+    async def grow(self, spec: RunSpec) -> RunSummary: ...
 
-    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Make a model version."""
-        ...
+    async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary: ...
 
-    async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Make an evaluation version."""
-        ...
+    async def evaluate(self, spec: RunSpec) -> Evaluated: ...
 
 
 class Here:
@@ -63,19 +57,14 @@ class Here:
         self._tell = tell
 
     async def grow(self, spec: RunSpec) -> RunSummary:
-        """Grow, grade and publish."""
         return await run_job(read_job(spec, self._settings))
 
     async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Train beside the loop."""
         settings, tell = self._settings, self._tell
         return await asyncio.to_thread(train, version, spec, earlier=earlier, tell=tell, settings=settings)
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Ask the systems, and publish."""
-        job = read_evaluation(spec)
-        check_systems(job)
-        return await evaluate_alone(job, self._settings, new_run_name())
+        return await evaluate_alone(read_evaluation(spec), self._settings)
 
 
 def improve(spec: RunSpec | str | Path, overrides: Sequence[str] = (), *, tell: Tell = lambda _: None) -> Improvement:
@@ -135,12 +124,9 @@ async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improveme
 
 
 def tell_round(latest: Round) -> str:
-    """Say what a round came to."""
-    judged = latest.judgement
-    if judged.difference is None or judged.low is None or judged.high is None:
-        return f"round {latest.number}: {latest.models} cannot be compared; not kept"
-    gain = f"{100 * judged.difference:+.1f} points ({100 * judged.low:+.1f} to {100 * judged.high:+.1f})"
-    return f"round {latest.number}: {latest.models} {gain}: {'kept' if judged.is_kept else 'not kept'}"
+    gained = f"{latest.judgement.points} points" if latest.judgement.points else "cannot be compared"
+    kept = "kept" if latest.judgement.is_kept else "not kept"
+    return f"round {latest.number}: {latest.models}: {gained}; {kept}"
 
 
 class Course:
@@ -182,7 +168,6 @@ class Course:
         return {"closing": closing, "beside": beside}
 
     async def grow(self, spec: RunSpec) -> DatasetVersion:
-        """Return the version of a round's trees."""
         job = read_job(spec, self.settings)
         found = await asyncio.to_thread(find_dataset, job)
         if found is not None:
@@ -196,7 +181,6 @@ class Course:
         return open_version(summary.reference, self.settings.datasets_dir)
 
     async def train(self, version: str, earlier: Sequence[str]) -> str:
-        """Return what a round's rows were made into."""
         prepared = prepare(version, self.spec.train, self.settings, earlier)
         known = find_trained(prepared)
         if known is not None:
@@ -206,7 +190,6 @@ class Course:
         return f"{summary.models}@v{summary.version}"
 
     async def evaluate(self, spec: RunSpec) -> EvaluationVersion:
-        """Return the version of a comparison."""
         job = read_evaluation(spec)
         found = await asyncio.to_thread(find_evaluation, job)
         if found is not None:

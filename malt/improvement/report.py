@@ -1,17 +1,22 @@
-"""The report of an improvement: one HTML file that loads and runs nothing, and the same as Markdown."""
+"""The report of an improvement: its figures, read from its evaluations; one HTML file that loads and runs nothing."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.evaluation import report as evaluation_report
 from malt.evaluation.card import percent, points
-from malt.evaluation.report import make_bar, write_title
-from malt.evaluation.summary import MEASURES, TITLES
-from malt.improvement.decision import RoundDecision
-from malt.improvement.figures import RoundFigures, SystemRow, place_worths, read_figures
+from malt.evaluation.report import is_vote, make_bar, place_gains, write_title
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, SystemSummary
+from malt.evaluation.version import EvaluationVersion, open_evaluation
+from malt.grading.grades import Outcome
+from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
+from malt.improvement.specs import TRAINED, UNTRAINED, without
 from malt.improvement.summary import Improvement, count_rounds
 from malt.sanitize import code_span, markdown_table
 
@@ -19,26 +24,117 @@ REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "report.html", "README.md", "summary.json
 SHELF = "improvements"
 _FOLDER = Path(__file__).parent
 
+Systems = Mapping[str, Mapping[str, Cell]]
+"""Systems of an evaluation at the end, each with all that was counted of it, by name."""
+
+
+class Line(NamedTuple):
+    """Roles of one round, and how often they are right."""
+
+    title: str
+    models: str
+    """What plays; empty for the config's own roles."""
+    cells: Mapping[Measure, Cell]
+    truncated: float
+    """Share of final texts that were cut off."""
+    judgement: RoundDecision | None
+    """None for the roles that the first round began with."""
+
+    @property
+    def kept(self) -> str:
+        return "" if self.judgement is None else "kept" if self.judgement.is_kept else "not kept"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Its accuracies, texts cut off, gain, and what became of it."""
+        cells = (percent(self.cells[measure]) for measure in MEASURES)
+        return (*cells, f"{100 * self.truncated:.1f} %", self.judgement.points if self.judgement else "", self.kept)
+
+
+class RoundFigures(NamedTuple):
+    """All that is shown."""
+
+    done: Improvement
+    measure: Measure
+    chains: int
+    questions: int
+    lines: list[Line]
+    closing: Systems
+    worths: Mapping[str, Compared]
+    """How much better the trained roles are than without the training of some."""
+    beside: Mapping[str, Systems]
+
+
+def read_figures(done: Improvement) -> RoundFigures:
+    versions = [open_evaluation(each.evaluation) for each in done.rounds]
+    last = versions[-1].summary
+    closing = open_evaluation(done.closing).summary if done.closing else None
+    return RoundFigures(
+        done=done,
+        measure=last.measure,
+        chains=last.chains,
+        questions=last.questions,
+        lines=list(_list_lines(done, versions)),
+        closing=_list_systems(closing) if closing else {},
+        worths=dict(_list_worths(closing)) if closing else {},
+        beside={name: _list_systems(open_evaluation(each).summary) for name, each in done.beside.items()},
+    )
+
+
+def _list_lines(done: Improvement, versions: list[EvaluationVersion]) -> Iterator[Line]:
+    """Yield the roles that the first round began with, then what each round trained."""
+    yield Line("before", "", *_read_system(versions[0], CURRENT), None)
+    for each, version in zip(done.rounds, versions, strict=True):
+        yield Line(f"round {each.number}", each.models, *_read_system(version, CANDIDATE), each.judgement)
+
+
+def _read_system(version: EvaluationVersion, system: str) -> tuple[Mapping[Measure, Cell], float]:
+    """Return how often a system is right, by measure, and which share of its final texts was cut off."""
+    answers = version.answers
+    outcomes = answers[(answers["system"] == system) & (answers["kind"] == "chain")]["outcome"]
+    cells = {measure: getattr(version.summary.systems[system], measure) for measure in MEASURES}
+    return cells, float((outcomes == Outcome.TRUNCATED).mean())
+
+
+def _list_systems(summary: Summary) -> Systems:
+    return {name: dict(_list_cells(system, summary.chains)) for name, system in summary.systems.items()}
+
+
+def _list_cells(system: SystemSummary, chains: int) -> Iterator[tuple[str, Cell]]:
+    yield from ((write_title(measure, chains), getattr(system, measure)) for measure in MEASURES)
+    if system.control is not None:
+        at = f"T = {system.control.temperature:g}"
+        yield from ((f"single agent, {at}", system.control.sa), (f"pipeline, {at}", system.control.ma))
+
+
+def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:
+    """Yield what all training gave, and that of each role: the trained roles less those without it."""
+    lacking = {"all roles": UNTRAINED, **{f"the {role.value}": without(role.value) for role in PLAYERS}}
+    for of, system in lacking.items():
+        found = summary.differences.get(system)
+        if found is not None and summary.baseline == TRAINED:
+            turned = {"difference": -found.difference, "low": -found.high, "high": -found.low}
+            yield of, found.model_copy(update=turned)
+
 
 def write_report(done: Improvement, settings: Settings) -> Path:
     """Write what an improvement has come to so far, and return the page; the versions are what counts."""
     folder = settings.data_dir / SHELF / done.name
     folder.mkdir(parents=True, exist_ok=True)
     figures = read_figures(done)
-    pages = {REPORT_FILE: render_page(figures), PAGE_FILE: write_markdown(figures),
+    pages = {REPORT_FILE: _render_page(figures), PAGE_FILE: _write_markdown(figures),
              SUMMARY_FILE: done.model_dump_json(indent=2)}  # fmt: skip
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder / REPORT_FILE
 
 
-def render_page(figures: RoundFigures) -> str:
-    """Write the page."""
-    gains, reach = place_worths(figures.worths)
+def _render_page(figures: RoundFigures) -> str:
+    gains, reach = place_gains(figures.worths)
     order = sorted(MEASURES, key=lambda measure: measure != figures.measure)
     bars = {
         write_title(measure, figures.chains): [
-            (line, make_bar(line.title, line.cells[measure], votes=measure.endswith("_mv"))) for line in figures.lines
+            (line, make_bar(line.title, line.cells[measure], votes=is_vote(measure))) for line in figures.lines
         ]
         for measure in order
     }
@@ -55,7 +151,6 @@ def render_page(figures: RoundFigures) -> str:
             gains=gains,
             reach=reach,
             percent=percent,
-            tell_gain=tell_gain,
             style=Markup(style),  # noqa: S704 - ours
             policy=content_policy(style, ""),
         )
@@ -63,53 +158,32 @@ def render_page(figures: RoundFigures) -> str:
 
 
 def render_markdown(done: Improvement) -> str:
-    """Write the figures as Markdown."""
-    return write_markdown(read_figures(done))
+    return _write_markdown(read_figures(done))
 
 
-def write_markdown(figures: RoundFigures) -> str:
-    """Write accuracy by round, what each role's training gave, and what was asked beside."""
+def _write_markdown(figures: RoundFigures) -> str:
     done = figures.done
     chains = "one chain" if figures.chains == 1 else f"{figures.chains} chains"
     asked = f"{figures.questions:,} held-out questions, {chains} each, 95 % intervals over questions"
     head = f"# {done.name}: {count_rounds(len(done.rounds))}"
-    parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", rounds_table(figures)]
+    parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", _rounds_table(figures)]
     if figures.worths:
-        told = [(worth.of, points(worth.compared)) for worth in figures.worths]
+        told = [(of, points(worth)) for of, worth in figures.worths.items()]
         parts += [f"What training gave ({done.closing}), in points:", markdown_table(("training of", "gain"), told)]
-    parts += [systems_table(figures.closing)] if figures.closing else []
-    for name, rows in figures.beside.items():
-        parts += [f"On {name} ({done.beside[name]}):", systems_table(rows)]
+    parts += [_systems_table(figures.closing)] if figures.closing else []
+    for name, systems in figures.beside.items():
+        parts += [f"On {name} ({done.beside[name]}):", _systems_table(systems)]
     return "\n\n".join(parts) + "\n"
 
 
-def rounds_table(figures: RoundFigures) -> str:
-    """Write how often the roles of each round are right."""
+def _rounds_table(figures: RoundFigures) -> str:
     head = ("", "models", *(write_title(measure, figures.chains) for measure in MEASURES), "cut off", "gain", "")
     rows = [
-        (
-            line.title,
-            code_span(line.models) if line.models else "the config's",
-            *(percent(line.cells[measure]) for measure in MEASURES),
-            f"{100 * line.truncated:.1f}",
-            tell_gain(line.judgement),
-            "" if line.judgement is None else "kept" if line.judgement.is_kept else "not kept",
-        )
-        for line in figures.lines
+        (line.title, code_span(line.models) if line.models else "the config's", *line.figures) for line in figures.lines
     ]
     return markdown_table(head, rows)
 
 
-def systems_table(rows: list[SystemRow]) -> str:
-    """Write how often each system of an evaluation is right."""
-    titles = [*rows[0].cells]
-    return markdown_table(
-        ("system", *titles), [(code_span(row.system), *(percent(row.cells[title]) for title in titles)) for row in rows]
-    )
-
-
-def tell_gain(judgement: RoundDecision | None) -> str:
-    """Write a gain in points with its interval."""
-    if judgement is None or judgement.difference is None or judgement.low is None or judgement.high is None:
-        return ""
-    return f"{100 * judgement.difference:+.1f} ({100 * judgement.low:+.1f} to {100 * judgement.high:+.1f})"
+def _systems_table(systems: Systems) -> str:
+    head = ("system", *next(iter(systems.values())))
+    return markdown_table(head, [(code_span(name), *map(percent, cells.values())) for name, cells in systems.items()])

@@ -46,7 +46,6 @@ def closing_spec(spec: RunSpec, models: str) -> RunSpec:
 
 
 def without(role: str) -> str:
-    """Name the system in which a role is untrained."""
     return f"{role}-untrained"
 
 

@@ -73,7 +73,6 @@ class Improvement(Recorded):
 
 
 def count_rounds(number: int) -> str:
-    """Write a number of rounds."""
     return f"{number} round{'' if number == 1 else 's'}"
 
 
@@ -84,7 +83,6 @@ class Account:
         self.used = Used()
 
     def add(self, done: RunSummary | Evaluated | TrainSummary) -> None:
-        """Count what a step used."""
         if isinstance(done, TrainSummary):
             trained = sum(not role.cached for role in done.roles.values())
             self.used = self.used.model_copy(update={"roles_trained": self.used.roles_trained + trained})

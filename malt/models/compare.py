@@ -94,7 +94,6 @@ class Origin(BaseModel):
         return self.dataset if self.has(row_id) else next(from_earlier, self.dataset)
 
     def has(self, row_id: str) -> bool:
-        """Whether a row is among those of its dataset."""
         return any(row_id in rows for rows in self.rows.values())
 
 

@@ -60,7 +60,6 @@ def opened(path: Path) -> "GGUFReader":
 
 
 def value_of(reader: "GGUFReader", name: str, default: Any = None) -> Any:  # noqa: ANN401 - a field may be anything
-    """Return the value of a file's field."""
     field = reader.get_field(name)
     return default if field is None else field.contents()
 

@@ -17,7 +17,6 @@ from malt.datasets.manifest import MANIFEST_FILE, FileEntry, Parent, content_dig
 from malt.datasets.stats.counts import code_version
 from malt.datasets.version.folders import name_version, place_next, staging_in
 from malt.datasets.version.published import check_files, check_pages, check_seal
-from malt.models.card import CARD_FILE, render_card
 from malt.models.manifest import (
     ADAPTER,
     FULL,
@@ -30,7 +29,7 @@ from malt.models.manifest import (
     StageResult,
     describe_weights,
 )
-from malt.models.report import REPORT_FILE, render_report
+from malt.models.report import CARD_FILE, REPORT_FILE, render_card, render_report
 from malt.models.version import ModelVersion, open_folder
 
 
@@ -91,7 +90,6 @@ def _files_below(folder: Path) -> list[Path]:
 def _describe(
     made: Made, roles: Mapping[Role, TrainedRole], files: dict[str, FileEntry], number: int, parent: Parent | None
 ) -> ModelManifest:
-    """Say what these files are as a version of this number."""
     libraries: dict[str, str] = {}
     for trained in roles.values():
         libraries.update(trained.libraries)

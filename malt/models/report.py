@@ -1,4 +1,4 @@
-"""The report of a model version: one HTML file that loads nothing and runs nothing."""
+"""The pages of a model version: the card, `README.md`, and the report, one HTML file that loads and runs nothing."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -10,8 +10,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from malt.models.manifest import ModelManifest, RoleEntry
 from malt.models.version import ModelVersion
 
-REPORT_FILE = "report.html"
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+CARD_FILE, REPORT_FILE = "README.md", "report.html"
+_HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What a base is called on the Hub, where its name here is another."""
 
 
 class _Plot(NamedTuple):
@@ -28,15 +29,31 @@ class _Plot(NamedTuple):
     steps: int
 
 
+def render_card(manifest: ModelManifest) -> str:
+    stages = sorted({stage.stage for entry in manifest.roles.values() for stage in entry.stages})
+    return _template("card.md.jinja").render(
+        manifest=manifest,
+        stages=stages,
+        base_model=_HUB_NAMES.get(manifest.base.name, manifest.base.name),
+        dataset=f"{manifest.dataset.name}@v{manifest.dataset.version}",
+        has_gguf=any(entry.gguf_sha256 for entry in manifest.roles.values()),
+    )
+
+
 def render_report(manifest: ModelManifest) -> str:
     plots = {role: list(_list_plots(entry)) for role, entry in manifest.roles.items()}
-    return _template().render(manifest=manifest, plots=plots)
+    return _template("report.html.jinja").render(manifest=manifest, plots=plots)
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+def _template(name: str) -> Template:
+    environment = Environment(
+        undefined=StrictUndefined,
+        autoescape=name.endswith(".html.jinja"),
+        keep_trailing_newline=name.endswith(".md.jinja"),
+        trim_blocks=True,
+    )
+    return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def find_report(version: ModelVersion, out: Path | None = None) -> Path:

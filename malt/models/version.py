@@ -39,7 +39,6 @@ class ModelVersion(Published[ModelManifest]):
         )
 
     def _repr_html_(self) -> str:
-        """Show the figures in a notebook."""
         return f"<h3>{self.reference}</h3>{self.figures.to_html(index=False, border=0, float_format='{:.3f}'.format)}"
 
     def role(self, role: Role) -> RoleEntry:

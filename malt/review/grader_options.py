@@ -195,7 +195,6 @@ def read_verdict(outcome: Outcome) -> bool | None:
 
 
 def measure_agreement(verdicts: VerdictPairs) -> Agreement:
-    """Work out agreement and kappa from counts."""
     both, first, second, neither = (
         verdicts[pair] for pair in [(True, True), (True, False), (False, True), (False, False)]
     )

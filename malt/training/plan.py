@@ -100,7 +100,6 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
 
 
 def _plan_stage(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> StagePlan:
-    """Put together what is known of a stage."""
     stage = told["stage"]
     settings = get_settings(job, stage)
     operations = settings.epochs * told["tokens"] * _count_work(job, stage, facts)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 from malt.errors import ConfigError, TrainingFailed
 from malt.training.job import RoleJob
@@ -32,6 +33,8 @@ _QUIET = {
 """Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
 _LAST_LINES = 3
 """Of the log, that an error quotes."""
+_running: "WeakSet[subprocess.Popen[bytes]]" = WeakSet()
+"""Training processes that nobody has told to stop."""
 
 
 def check_installed() -> None:
@@ -56,13 +59,14 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
         tell(event)
 
     process = _start(task, [_write_job(job) for job in jobs], log)
+    _running.add(process)
     with _stop_together(process):
         for event in _read_events(process):
             listen(event)
         code = process.wait()
     if code == REFUSED and refusals:
         raise ConfigError(refusals[-1])
-    if code == STOPPED:
+    if code == STOPPED or process not in _running:
         raise KeyboardInterrupt
     if code:
         raise TrainingFailed(
@@ -71,8 +75,13 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
         )
 
 
+def stop_processes() -> None:
+    """Tell the training processes to leave a checkpoint and end; whoever waits for one gets `KeyboardInterrupt`."""
+    while _running:
+        _running.pop().terminate()
+
+
 def _write_job(job: RoleJob) -> Path:
-    """Write a job's file into its folder."""
     job.work.mkdir(parents=True, exist_ok=True)
     file = job.work / "job.json"
     file.write_text(job.model_dump_json())
@@ -114,7 +123,6 @@ def _read_events(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]
 
 
 def _describe_end(code: int) -> str:
-    """Say how a process ended."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

@@ -196,12 +196,10 @@ def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
 
 
 def dataset_entry(version: DatasetVersion) -> DatasetEntry:
-    """Describe what was trained on."""
     return DatasetEntry(name=version.name, version=version.number, content_sha256=version.manifest.content_sha256)
 
 
 def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wall_s: float) -> TrainSummary:
-    """Say what was done."""
     manifest = published.manifest
     return TrainSummary(
         models=published.name,
@@ -216,7 +214,6 @@ def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wa
 
 
 def _summarise_role(stages: tuple[StageResult, ...], cached: bool) -> RoleSummary:
-    """Add up a role's stages."""
     return RoleSummary(
         rows=sum(stage.rows for stage in stages),
         steps=sum(stage.steps for stage in stages),

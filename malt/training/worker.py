@@ -153,7 +153,6 @@ def _measure(jobs: list[RoleJob], tell: Tell) -> int:
 
 
 def _find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
-    """Return why a stage would be refused."""
     try:
         refuse_long(job.role, stage, found, get_settings(job, stage))
     except ConfigError as error:
@@ -162,7 +161,6 @@ def _find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
 
 
 def _load_tokenizer(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not typed
-    """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job.base.folder, trust_remote_code=False)

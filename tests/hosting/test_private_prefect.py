@@ -8,17 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from malt.cli.runs import describe_loss
 from malt.errors import ConfigError
+from malt.hosting.access import auth_headers
 from malt.hosting.prefect_server import copy_database
 from malt.hosting.private_prefect import NamedServer, PrefectServer, connect
 
@@ -128,16 +129,27 @@ def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> N
     assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
 
 
-def test_one_that_is_killed_is_there_again_at_its_address(tmp_path: Path) -> None:
+def test_one_that_is_killed_is_there_again_at_its_address_and_knows_who_holds_slots(tmp_path: Path) -> None:
     server = PrefectServer(tmp_path)
     server.wait_until_ready()
+    client = httpx.Client(base_url=server.api_url, headers=auth_headers(server.auth_string), timeout=60)
+    client.post("/v2/concurrency_limits/", json={"name": "slots", "limit": 1}).raise_for_status()
+    held = {"names": ["slots"], "slots": 1}
+    lease = client.post("/v2/concurrency_limits/increment-with-lease", json=held).raise_for_status().json()["lease_id"]
+    client.close()
     before = server.process.pid
     os.kill(before, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while server.process.pid == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    urllib.request.urlopen(f"{server.api_url}/health", timeout=60).close()
+    again = httpx.post(
+        f"{server.api_url}/v2/concurrency_limits/leases/{lease}/renew",
+        headers=auth_headers(server.auth_string),
+        json={},
+        timeout=60,
+    )
+    assert again.status_code == httpx.codes.NO_CONTENT
     server.stop()
     assert not is_listening(server.api_url)
     assert not server.has_ended()

@@ -64,7 +64,6 @@ class ExportManifest(BaseModel):
 
 
 def write_export_manifest(manifest: ExportManifest, folder: Path) -> None:
-    """Write the manifest of all that lies in a folder."""
     sealed = manifest.model_copy(update={"sha256": _digest_files(folder)})
     (folder / EXPORT_MANIFEST_FILE).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

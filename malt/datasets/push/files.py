@@ -69,6 +69,8 @@ class Pushed(Recorded):
     """Where the version now is."""
     commit: str | None = None
     """On the Hub."""
+    card: str | None = None
+    """On the Hub: the commit of `main` whose card tells the results of evaluations, where there are any."""
     private: bool | None = None
     """On the Hub: whether only its owner can read it."""
     sent: int
@@ -89,6 +91,7 @@ class Pushed(Recorded):
         sent: Sequence[BundledFile],
         *,
         commit: str | None = None,
+        card: str | None = None,
         private: bool | None = None,
     ) -> Self:
         """Describe a bundle that has arrived whole."""
@@ -97,6 +100,7 @@ class Pushed(Recorded):
             dest=dest,
             url=url,
             commit=commit,
+            card=card,
             private=private,
             sent=len(sent),
             bytes=sum(file.bytes for file in sent),

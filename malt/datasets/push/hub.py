@@ -7,7 +7,7 @@ import hashlib
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ _FOLDERS = {"dataset": "datasets/", "model": ""}
 """What stands before a repository's name in addresses, by its kind."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAIN = "main"
+_CARD_FILE = "README.md"
 
 
 class Blob(NamedTuple):
@@ -84,13 +85,33 @@ class Repository:
             raise PushError(f"{self.dest}: no token; set HF_TOKEN, or log in with: hf auth login")
         return HfApi()
 
-    def push(self, bundle: Bundle, *, public: bool = False) -> Pushed:
+    def push(self, bundle: Bundle, *, public: bool = False, card: str | None = None) -> Pushed:
         """Commit what is missing, check every digest, and tag. A tag that is there is left as it is."""
         with push_errors(self.dest, _explain):
             is_private = self._open(public=public)
             commit, sent = self._place(bundle)
+            told = None if card is None else self._replace_card(bundle, card.encode())
         url = f"{self.api.endpoint}/{_FOLDERS[self.kind]}{self.id}/tree/{bundle.tag}"
-        return Pushed.of(bundle, self.dest, url, sent, commit=commit, private=is_private)
+        return Pushed.of(bundle, self.dest, url, sent, commit=commit, card=told, private=is_private)
+
+    def _replace_card(self, bundle: Bundle, card: bytes) -> str | None:
+        """Put a card on `main` where that holds this version; return the commit that has it."""
+        from huggingface_hub import CommitOperationAdd
+
+        head = str(self.api.repo_info(self.id, revision=_MAIN, repo_type=self.kind).sha)
+        tree = self._list_files(head)
+        if MANIFEST_FILE not in tree or not tree[MANIFEST_FILE].is_of(bundle.manifest):
+            return None
+        if _CARD_FILE in tree and tree[_CARD_FILE].git_sha1 == _hash_blob(len(card), [card]):
+            return head
+        return self.api.create_commit(
+            self.id,
+            [CommitOperationAdd(_CARD_FILE, card)],
+            commit_message=f"{bundle.reference}: what evaluations found",
+            repo_type=self.kind,
+            revision=_MAIN,
+            parent_commit=head,
+        ).oid
 
     def _open(self, *, public: bool) -> bool:
         """Make the repository unless it is there; return whether it is private."""
@@ -207,10 +228,15 @@ def _find_missing(bundle: Bundle, tree: _CommitFiles) -> dict[str, BundledFile]:
 
 
 def _git_sha1(file: BundledFile) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % file.bytes, usedforsecurity=False)
     with file.local.open("rb") as opened:
-        for chunk in iter(lambda: opened.read(2**20), b""):
-            digest.update(chunk)
+        return _hash_blob(file.bytes, iter(lambda: opened.read(2**20), b""))
+
+
+def _hash_blob(size: int, chunks: Iterable[bytes]) -> str:
+    """Return git's digest of a file."""
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -30,10 +30,11 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 """What fsspec's file systems are opened with."""
 
 
-def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
+def push(version: Version, dest: str, *, public: bool = False, card: str | None = None) -> Pushed:
     """Put a version on the Hub, at any address fsspec knows, or below a folder; check it there.
 
-    On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`.
+    On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`. There `card`, which may tell what
+    evaluations found since, takes the place of `README.md` on `main`; the tag keeps the version as it was published.
 
     Sends only what is not there, and overwrites nothing that is. A repository is made private unless `public`.
     Raises `InputError` for a destination that is none, `PushError` where it refuses, is out of reach or holds another
@@ -43,7 +44,7 @@ def push(version: Version, dest: str, *, public: bool = False) -> Pushed:
         from malt.datasets.push.hub import Repository
 
         kind = "model" if version.manifest.kind == "models" else "dataset"
-        return Repository.named(dest, kind).push(bundle_files(version), public=public)
+        return Repository.named(dest, kind).push(bundle_files(version), public=public, card=card)
     if public:
         raise InputError(f"--public is for hf:// destinations; who may read {strip_secrets(dest)} is set there")
     bundle = bundle_files(version)

@@ -80,6 +80,15 @@ def _comes_to_a_point(context: Context, candidate: Candidate) -> bool:
     return read(candidate.chosen.text) is not None
 
 
+def _judges_rightly(context: Context, candidate: Candidate) -> bool:
+    """Whether a critique's verdict is what the graders say of the answer above it, or one of the two says nothing."""
+    if context.spec.false_verdicts == "keep" or context.role.gives_answer:
+        return True
+    above = context.valued.diagnosis.get(candidate.chosen.node.address.parent)
+    verdict, truth = stated_verdict(candidate.chosen.text), above and above.outcome.truth
+    return None in (verdict, truth) or verdict is truth
+
+
 def _name_flaws(_: Context, candidate: Candidate) -> str:
     flawed = (text.node for text in candidate.texts if not text.is_whole)
     return " and ".join(f"{node.address} is {_flaw_of(node)}" for node in flawed)
@@ -191,6 +200,12 @@ GATES: tuple[Gate, ...] = (
         ("sft", "dpo"),
         _each(_comes_to_a_point),
         lambda *_: "it marks no final answer, or states no verdict",
+    ),
+    Gate(
+        "false_verdicts",
+        ("sft", "dpo"),
+        _each(_judges_rightly),
+        lambda *_: "its verdict is not what the graders say of the answer that it criticises",
     ),
     Gate(
         "leaks",

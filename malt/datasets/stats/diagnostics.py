@@ -117,8 +117,6 @@ _QUOTATION = re.compile(r"""'[^'\n]*'|"[^"\n]*"|`[^`\n]*`""")
 """What a reason quotes of one answer, which would make it another reason for each."""
 _LONGEST_REASON, _MOST_REASONS = 200, 20
 
-_KNOWN_TRUTH = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
-
 _NO_ANSWER = {Outcome.UNANSWERED, Outcome.TRUNCATED}
 
 _NOT_DIAGNOSED = OwnAnswer(Outcome.UNKNOWN, None)
@@ -131,6 +129,11 @@ def stated_verdict(critique: str) -> Truth:
     """Return whether a critique's last verdict is that the answer is correct; None where it states none."""
     stated = list(_VERDICT.finditer(critique))
     return stated[-1]["correct"] is not None if stated else None
+
+
+def verdict_among(nodes: Iterable[Node | None]) -> Truth:
+    """Return what the first critique among these says; None where there is none, or it states nothing."""
+    return next((stated_verdict(node.text) for node in nodes if node is not None and not node.role.gives_answer), None)
 
 
 class DiagnosticsCount(Mergeable):
@@ -193,7 +196,7 @@ class DiagnosticsCount(Mergeable):
         )
 
     def _truth(self, outcome: Outcome) -> Truth:
-        return self._truncated if outcome is Outcome.TRUNCATED else _KNOWN_TRUTH.get(outcome)
+        return self._truncated if outcome is Outcome.TRUNCATED else outcome.truth
 
     def _own_truth(self, valued: ValuedTree, address: Address) -> Truth:
         own = valued.diagnosis.get(address)

@@ -161,7 +161,6 @@ def list_mix(manifest: Manifest) -> list[Mix]:
 
 
 def list_yields(manifest: Manifest) -> Iterator[Yield]:
-    """Yield how many candidates became rows, by role and kind of row."""
     for role, kinds in manifest.selection.items():
         for kind, rows in kinds.items():
             yield Yield(role, kind, rows.candidates, rows.kept)

@@ -225,7 +225,6 @@ def list_opened(versions_dir: Path, name: str | None, open_one: Callable[[Path],
 
 
 def list_names(datasets_dir: Path) -> list[str]:
-    """List the datasets that have a version."""
     if not datasets_dir.is_dir():
         return []
     return sorted(entry.name for entry in datasets_dir.iterdir() if version_numbers(entry))

@@ -256,7 +256,6 @@ def sync(path: Path) -> None:
 
 
 def tags_of(folder: Path) -> dict[str, int]:
-    """Return the numbers of the versions that a dataset's tags name, by tag."""
     return {name: number for name, number in linked_numbers(folder).items() if TAG.fullmatch(name)}
 
 

@@ -180,7 +180,7 @@ def locate_weights(model: str) -> Path | _HubFile:
 
 
 def find_weights(model: str) -> Path:
-    """Return the file with a model's weights, _download where it is on the Hub. Raises `ConfigError`."""
+    """Return the file with a model's weights, downloaded where it is on the Hub. Raises `ConfigError`."""
     source = locate_weights(model)
     if not isinstance(source, Path):
         return _download(source, model)

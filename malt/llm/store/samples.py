@@ -341,7 +341,6 @@ class BatchedWriter:
         self._closing = True
 
     async def drain(self) -> None:
-        """Wait until nothing is left to write."""
         if self._flushing is not None:
             await self._flushing
 

@@ -288,5 +288,6 @@ def test_the_command_says_what_it_sent(
     assert f"arith@v1 was at {dest}/arith/v1 already; nothing was sent" in capsys.readouterr().out
     assert exit_code(["push", "arith", dest, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    figures = {"sent": 0, "bytes": 0, "skipped": files, "verified": files, "commit": None, "private": None}
-    assert told == {"version": "arith@v1", "dest": dest, "url": f"{dest}/arith/v1", **figures}
+    figures = {"sent": 0, "bytes": 0, "skipped": files, "verified": files}
+    of_the_hub = {"commit": None, "card": None, "private": None}
+    assert told == {"version": "arith@v1", "dest": dest, "url": f"{dest}/arith/v1", **figures, **of_the_hub}

@@ -71,6 +71,26 @@ def test_a_text_without_a_marked_answer_is_not_learned_but_may_be_the_worse_of_a
     assert dropped(sifted(refinements(unmarked, marked), "dpo", unmarked_texts="drop")) == {"unmarked_texts": 1}
 
 
+@pytest.mark.parametrize(
+    ("outcome", "verdict", "lost"),
+    [
+        (Outcome.RIGHT, "correct", 0),
+        (Outcome.RIGHT, "wrong", 1),
+        (Outcome.WRONG, "correct", 1),
+        (Outcome.UNANSWERED, "correct", 1),
+        (Outcome.WRONG, "wrong", 0),
+        (Outcome.WRONG, "doubtful", 0),
+        (Outcome.TRUNCATED, "correct", 0),
+        (Outcome.UNKNOWN, "correct", 0),
+    ],
+)
+def test_a_critique_whose_verdict_the_graders_deny_is_not_learned(outcome: Outcome, verdict: str, lost: int) -> None:
+    tree = saying(tree_of("q1", (1, 1, 1)), {"0.0": f"It is so.\nVerdict: {verdict}"})
+    told = replace(valued(tree, [1]), diagnosis={Address((0,)): OwnAnswer(outcome, "4")})
+    for spec, expected in (DatasetSpec(false_verdicts="drop"), lost), (DatasetSpec(), 0):
+        assert select(told, Role.VERIFIER, spec)["sft"].dropped["false_verdicts"] == expected
+
+
 def test_a_text_without_a_word_is_left_out() -> None:
     assert dropped(sifted(refinements(" \n", "It is 5."), "sft")) == {"flawed_texts": 1}
 

@@ -115,6 +115,7 @@ def test_the_next_start_says_which_runs_were_killed_with_the_last_one(
     up = start(tmp_path / "data", "--port", free_port())
     client = Prefect(up)
     flow_run_id = begin(client, provider, tmp_path, BRANCHES, "lost")
+    elsewhere = run_of_another_machine(client)
     client.http.close()
     up.process.kill()
     up.process.communicate()
@@ -126,8 +127,18 @@ def test_the_next_start_says_which_runs_were_killed_with_the_last_one(
     assert line.startswith("lost: ")
     client = Prefect(again)
     assert client.state(flow_run_id)["type"] == "CRASHED"
+    assert client.state(elsewhere)["type"] == "RUNNING"
     client.http.close()
     again.stop()
+
+
+def run_of_another_machine(client: Prefect) -> str:
+    """Record a run whose process, on its own machine, has a number that no process here has."""
+    wanted = {"state": {"type": "RUNNING"}, "labels": {"prefect.worker.name": "malt up on elsewhere"}}
+    path = f"/deployments/{client.deployment('assemble')['id']}/create_flow_run"
+    flow_run_id = str(client.post(path, wanted).raise_for_status().json()["id"])
+    client.ask("PATCH", f"/flow_runs/{flow_run_id}", {"infrastructure_pid": str(2**30)}).raise_for_status()
+    return flow_run_id
 
 
 def test_ctrl_c_ends_the_run_under_way_once_it_has_stored_what_it_gets_the_worker_and_the_server(

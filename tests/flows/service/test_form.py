@@ -94,6 +94,8 @@ def sent(service: Up, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
         ended = prefect.run("generate", spec=in_form(spec))
     prefect.http.close()
     assert ended["state"]["message"] == "formed@v1: 1 questions complete"
+    models = [f"model:openai/{role}-model" for role in ("generator", "refiner", "verifier")]
+    assert sorted(ended["tags"]) == ["dataset:formed", "grader:number", "malt", *models]
     return spec
 
 

@@ -89,5 +89,15 @@ def test_several_datasets_grow_at_once_and_a_second_run_of_one_says_which_it_wai
     assert said.startswith(f"for flow run first ({ids[0][:8]}), process {pid_of(ids[0])}")
     provider.holds = False
     assert [prefect.ended(each)["state_type"] for each in ids] == ["COMPLETED"] * 3
+    assert len(leases(prefect, ids[2])) == 1  # of the deployment's limit: one that is lost frees the slot too early
     assert prefect.numbers("first") == [1]
     assert provider.request_count == 2 * 13
+
+
+def leases(client: Prefect, flow_run_id: str) -> set[str | None]:
+    """The concurrency leases that the running states of a flow run have."""
+    states = client.http.get("/flow_run_states/", params={"flow_run_id": flow_run_id}).raise_for_status().json()
+    running = [each["state_details"] for each in states if each["type"] == "RUNNING"]
+    assert len(running) >= 3  # running, waiting, running
+    assert running[0]["deployment_concurrency_lease_id"]
+    return {each["deployment_concurrency_lease_id"] for each in running}
