@@ -19,6 +19,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+from malt.config.secret_scan import redact
+
 AUTH_STRING = "PREFECT_API_AUTH_STRING"
 """The variable that Prefect's clients read."""
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -77,7 +79,7 @@ def warn_if_open(api_url: str, timeout_s: float) -> None:
     _log.warning(
         "warning: PREFECT_API_URL = %s: this server has no authentication, so whoever reaches it, any web page in a "
         "browser here included, can run code as its workers; start it with PREFECT_SERVER_API_AUTH_STRING set",
-        api_url,
+        redact(api_url),
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
+from malt.config.secret_scan import redact
 from malt.errors import ConfigError
 from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
@@ -100,8 +101,9 @@ def check_answers(api_url: str) -> None:
     except (OSError, ValueError) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return  # Prefect has settings of its own for certificates
+        why = getattr(error, "reason", error)
         raise ConfigError(
-            f"PREFECT_API_URL = {api_url}: no server answers there ({getattr(error, 'reason', error)}); start it with "
+            f"PREFECT_API_URL = {redact(api_url)}: no server answers there ({why}); start it with "
             "`prefect server start`, or unset the variable for a private one"
         ) from error
 

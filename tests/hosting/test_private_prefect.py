@@ -114,6 +114,10 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{free}/api"
     with pytest.raises(ConfigError, match=rf"PREFECT_API_URL = http://127.0.0.1:{free}/api.*unset"):
         connect(tmp_path).wait_until_ready()
+    os.environ["PREFECT_API_URL"] = f"http://me:s3cret@127.0.0.1:{free}/api?token=s3cret"
+    with pytest.raises(ConfigError, match="no server answers there") as said:
+        connect(tmp_path).wait_until_ready()
+    assert "s3cret" not in str(said.value)
     assert not (tmp_path / "prefect").exists()
 
 

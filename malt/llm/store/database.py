@@ -93,9 +93,10 @@ def parse_url(url: str) -> URL:
 
 def hide_password(url: str) -> str:
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        shown = make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
-        return re.sub(r":[^:/@]*@", ":***@", url)
+        shown = re.sub(r":[^:/@]*@", ":***@", url)
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", shown)
 
 
 @contextmanager

@@ -197,6 +197,8 @@ def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:
         ("mysql://me:s3cret@h/db", "a store is sqlite or postgresql"),
         ("sqlite+aiosqlite:///x.db", "a store is sqlite or postgresql"),
         ("postgresql://me:s3cret@[::1", "not a usable database URL"),
+        ("postgresql://h:p/db?password=s3cret", "not a usable database URL"),
+        ("mysql://h/db?a=b&password=s3cret", "a store is sqlite or postgresql"),
     ],
 )
 def test_a_database_that_cannot_be_a_store_is_refused_without_its_password(url: str, said: str) -> None:
