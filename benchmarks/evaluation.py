@@ -1,28 +1,29 @@
 """Prints how often an evaluation's statistics are right, on simulated evaluations, and how fast answers come.
 
 `python -m benchmarks.evaluation`: coverage of 95 % intervals, systems wrongly told apart (10,000 simulated evaluations
-each), power at the planned difference (1,000 each). `--throughput QUESTIONS` also evaluates so many questions x 4
-systems x 3 chains on a loopback provider.
+each), power at the planned difference (1,000 each). `--throughput QUESTIONS` prints instead how an evaluation of so
+many questions x 4 systems x 3 chains compares with a run: requests a second, and CPU a request, on the same loopback
+provider (50 ms, 128 in flight).
 """
 
 import argparse
-import os
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from malt.evaluation.evaluate import evaluate
+from benchmarks.throughput import MALT, command_of, figures_of, provider, stats, watch, write_config
 from malt.evaluation.statistics import bootstrap, estimate, paired_test, smallest_difference
 from tests.evaluation import simulated
-from tests.evaluation.planted import CHAINS, planted_spec, script
-from tests.providers import ScriptedProvider
 
 SIMULATED, TESTED = 1_000, 10_000
-SYSTEMS = "".join(
-    f'[evaluate.systems.s{number}]\nrefiner = {{ model = "openai/refiner-{number}" }}\n' for number in range(4)
-)
+IN_FLIGHT = 128
+EVALUATE = """
+[evaluate]
+questions = { source = "questions.jsonl", format = "plain", ground_truth = "answer" }
+overlap = "keep"
+""" + "".join(f"[evaluate.systems.s{number}]\nrefiner = {{ seed = {number} }}\n" for number in range(1, 5))
+"""Four systems of one model, so that one limit holds for all, as it does in the run."""
 
 
 def coverage_of_accuracy(mean: float, questions: int) -> float:
@@ -59,25 +60,38 @@ def power(questions: int) -> float:
 
 
 def throughput(questions: int) -> None:
-    """Evaluate on a loopback provider, then again from the store."""
-    os.environ["TEST_KEY"] = "k"
-    with tempfile.TemporaryDirectory() as folder, ScriptedProvider(script=script) as provider:
-        os.environ["MALT_DATA_DIR"] = str(Path(folder) / "data")
-        spec = planted_spec(Path(folder), provider, SYSTEMS, questions)
-        for name in ("asked", "from the store"):
-            before, started = provider.request_count, time.perf_counter()
-            evaluate(spec)
-            took, requests = time.perf_counter() - started, provider.request_count - before
-            print(
-                f"| {questions:,} x 4 x {CHAINS}, {name} | "
-                f"{requests:,} requests, {took:.1f} s, {requests / took:,.0f} a second |"
-            )
+    """Run, evaluate, and evaluate again from the store."""
+    print("| | requests | a second | CPU ms a request | whole s |\n|---|---:|---:|---:|---:|")
+    with provider(0.05) as url, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = write_config(folder, url, questions, IN_FLIGHT)
+        measure("run", command_of("shard", folder, url, config, IN_FLIGHT), folder, url)
+        config.write_text(config.read_text() + EVALUATE)
+        for what in ("evaluate", "evaluate, from the store"):
+            measure(what, [MALT[0], "evaluate", str(config)], folder, url)
+
+
+def measure(what: str, command: list[str], folder: Path, url: str) -> None:
+    """Run a command, and print what the provider saw of it and what it used."""
+    stats(url)
+    watched, served = watch(command, folder), stats(url)
+    whole, requests = watched.ended - watched.started, int(served["requests"])
+    if not requests:
+        print(f"| {what} | 0 | | | {whole:.1f} |")
+        return
+    figures = figures_of(watched, served)
+    a_request = figures.completions / requests
+    rate, cpu_ms = figures.per_second / a_request, figures.cpu_ms * a_request
+    print(f"| {what} | {requests:,} | {rate:,.0f} | {cpu_ms:.2f} | {whole:.1f} |")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--throughput", type=int, metavar="QUESTIONS")
     chosen = arguments.parse_args()
+    if chosen.throughput:
+        throughput(chosen.throughput)
+        return
     print("| of simulated evaluations | share |\n|---|---:|")
     for questions in (100, 400):
         for mean in (0.3, 0.85):
@@ -91,8 +105,6 @@ def main() -> None:
             f"{votes:.1%}, {singly:.1%} |"
         )
         print(f"| smallest difference at 80 % power found, {questions} questions | {power(questions):.1%} |")
-    if chosen.throughput:
-        throughput(chosen.throughput)
 
 
 if __name__ == "__main__":

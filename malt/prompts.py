@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +25,13 @@ SLOTS: Mapping[Role, frozenset[str]] = {role: frozenset(slots_of(role)) for role
 _PACKAGED_SETS = Path(__file__).parent / "_prompts"
 PROJECT_SETS = Path(__file__).parent.parent / "prompts"
 _MOST_BYTES = 4 * MIB
+
+_STATEMENTS = (
+    *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.CondExpr, nodes.Compare),
+    *(nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Filter, nodes.Test, nodes.Getitem, nodes.Slice),
+)
+_FILTERS = ("capitalize", "default", "first", "last", "length", "lower", "title", "trim", "upper", "wordcount")
+"""What a template may do: nothing that loops, grows, or reaches further than its slots."""
 
 
 class _Example(BaseModel):
@@ -133,19 +140,36 @@ def _read_template(path: Path, role: Role, folder: Path) -> str:
         raise PromptError(f"prompt set '{folder.name}' has no {missing} (looked in {folder}); every role needs it")
     text = _read_text(path)
     try:
-        named = _find_slots(text)
+        tree = _jinja().parse(text)
     except TemplateSyntaxError as error:
         raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
     except RecursionError as error:
         raise PromptError(f"{path}: template nested too deep to be read") from error
-    _refuse_slots(named - SLOTS[role], role, path)
+    _refuse_slots(_names_in(tree) - SLOTS[role], role, path)
+    _refuse_statements(tree, path)
     _fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
     return text
 
 
 def _find_slots(text: str) -> set[str]:
     """Return what a template wants filled. Raises `TemplateSyntaxError`."""
-    return meta.find_undeclared_variables(_jinja().parse(text))
+    return _names_in(_jinja().parse(text))
+
+
+def _names_in(tree: nodes.Template) -> set[str]:
+    """Return all names in a template; Jinja2's own way would reckon out what is constant, however large."""
+    return {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+
+
+def _refuse_statements(tree: nodes.Template, path: Path) -> None:
+    """Raise for what could take for ever, fill the memory, or reach other files and objects."""
+    for node in tree.find_all(nodes.Node):
+        name = node.name if isinstance(node, nodes.Filter) else type(node).__name__.lower()
+        if not isinstance(node, _STATEMENTS) or (isinstance(node, nodes.Filter) and name not in _FILTERS):
+            taken = f"slots, if, comparisons and the filters {', '.join(_FILTERS)}"
+            raise PromptError(
+                f"{path}: template cannot be filled: line {node.lineno} has {name!r}; it may have {taken}"
+            )
 
 
 def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:

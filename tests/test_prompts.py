@@ -252,20 +252,45 @@ def test_a_role_that_would_always_see_the_same_text_is_refused(tmp_path: Path) -
 
 def test_a_prompt_cannot_differ_each_time_it_is_filled(tmp_path: Path) -> None:
     said = refusal(written(tmp_path / "mine", generator__user_md="{{ [1, 2]|random }} {{question}}"))
-    assert "No filter named 'random'" in said
+    assert "line 1 has 'random'" in said
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{question}}", "cannot be filled"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{question}}", "unknown slot m"),
         ("{{" + "(" * 5000 + "question" + ")" * 5000 + "}}", "nested too deep"),
-        ("{{ question.__class__ }}", "unsafe"),
-        ("{% include '/etc/passwd' %}{{question}}", "no loader"),
+        ("{{ question.__class__ }}", "line 1 has 'getattr'"),
+        ("{{ question|attr('__class__') }}", "line 1 has 'attr'"),
+        ("{{ question.center(10**10) }}", "line 1 has 'call'"),
+        ("{% include '/etc/passwd' %}{{question}}", "line 1 has 'include'"),
+        ("{% extends 'base' %}{{question}}", "line 1 has 'extends'"),
+        (
+            "{{question}}{% for a in 'x' * 10**9 %}{% for b in 'x' * 10**9 %}{% endfor %}{% endfor %}",
+            "line 1 has 'for'",
+        ),
+        ("{{question}}{{ 'x' * 10**10 }}", "line 1 has 'mul'"),
+        ("{{question}}{{ 2**10**10 }}", "line 1 has 'pow'"),
+        ("{{question}}{{ '%0999999999d' % 1 }}", "line 1 has 'mod'"),
+        ("{% set question = question ~ question %}{{question}}", "line 1 has 'assign'"),
+        ("{{ question|center(10**10) }}", "line 1 has 'center'"),
+        ("{{ question|indent(9999999999) }}", "line 1 has 'indent'"),
+        ("{{ question|replace('t', 'tttttttt')|replace('t', 'tttttttt') }}", "line 1 has 'replace'"),
+        ("{% filter center(9999999999) %}{{question}}{% endfilter %}", "line 1 has 'filterblock'"),
     ],
 )
 def test_a_template_that_would_do_harm_is_refused(tmp_path: Path, template: str, said: str) -> None:
     assert said in refusal(written(tmp_path / "mine", generator__user_md=template))
+
+
+def test_a_template_may_ask_what_a_slot_is(tmp_path: Path) -> None:
+    long = "question|trim|length > 5 and 'x' not in question"
+    text = f"{{% if {long} %}}{{{{question[:4]}}}}{{% else %}}{{{{question|upper}}}}{{% endif %}}"
+    prompts = load_prompts(str(written(tmp_path / "mine", generator__user_md=text)))
+    assert [prompts.messages(Role.GENERATOR, question=each)[-1].content for each in ("long one", "abc")] == [
+        "long",
+        "ABC",
+    ]
 
 
 def test_a_home_that_is_not_there_is_said() -> None:

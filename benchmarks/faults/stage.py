@@ -31,7 +31,7 @@ LATENCY_S = 0.1
 ASKING_S = 1.2
 """About how long such a run asks."""
 WINDOW_S = 0.2
-RUN_LIMIT_S = 120.0
+RUN_LIMIT_S = 600.0
 
 
 @dataclass

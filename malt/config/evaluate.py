@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from malt.config.base import Declared
 from malt.config.questions import QuestionSource
-from malt.config.roles import ADDRESS, PLAYERS, Player, RoleSpec, declare_roles, inherit
+from malt.config.roles import ADDRESS, PLAYERS, Address, Player, RoleSpec, declare_roles, inherit
 from malt.config.secret_scan import VARIABLE, address_without_keys, match_name
 
 
@@ -25,7 +25,7 @@ class PlayerSpec(Declared):
     """Another nucleus sampling."""
     seed: int | None = None
     """Another base seed."""
-    api_base: str | None = Field(None, json_schema_extra=address_without_keys())
+    api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
     """Where the model is served; empty: as the role's own model, if both names begin with the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds its key; empty: the role's own, where that is the place too."""

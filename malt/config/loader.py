@@ -99,6 +99,8 @@ def _read_toml(path: Path) -> Table:
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"\(at line (\d+)", str(error))
         raise ConfigError(f"{path}{f':{at[1]}' if at else ''}: not valid TOML: {error}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: not TOML that can be read: {error}") from error
 
 
 def _override(values: Table, override: str) -> Key:
@@ -116,7 +118,7 @@ def _override(values: Table, override: str) -> Key:
 def _parse_value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

@@ -3,8 +3,17 @@
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from malt.config.base import Declared
 from malt.config.secret_scan import BLOCK, VARIABLE, address_without_keys, match_name, schema_without_keys
@@ -76,11 +85,23 @@ def declare_roles(kind: object, field: Callable[[Part], Any]) -> Callable[[type[
     return extend
 
 
-def _check_address(api_base: str | None) -> str | None:
-    """Refuse an address without a scheme: it would be tried, and tried again."""
-    if api_base is not None and not api_base.startswith(("http://", "https://")):
-        raise ValueError(f"{api_base!r} is no address; write http://HOST:PORT/v1, or https://…")
-    return api_base
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is none
+        return False
+    return is_whole and text.startswith(("http://", "https://")) and text.isprintable() and " " not in text
+
+
+def _check_address(text: str) -> str:
+    """Refuse what is no address: it would be tried, and tried again."""
+    if not _is_address(text):
+        raise ValueError(f"{text!r} is no address; write http://HOST:PORT/v1, or https://…")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class Fallback(Declared):
@@ -88,15 +109,10 @@ class Fallback(Declared):
 
     model: str = Field(min_length=1)
     """A LiteLLM name, or `embedded`."""
-    api_base: str | None = Field(None, json_schema_extra=address_without_keys())
+    api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
     """Empty: where the role's own model is served, if both names begin with the same provider."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Empty: the role's own, where that is the role's own address too."""
-
-    @field_validator("api_base")
-    @classmethod
-    def _has_a_scheme(cls, api_base: str | None) -> str | None:
-        return _check_address(api_base)
 
 
 def _as_fallbacks(value: object) -> object:
@@ -125,7 +141,7 @@ class ModelSpec(Declared):
     """Seconds one request may take once it is sent; waiting for a free place is not counted."""
     extra: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object", **schema_without_keys()})] = Field({})
     """Further parameters, passed to the provider as they are."""
-    api_base: str | None = Field(None, json_schema_extra=address_without_keys())
+    api_base: Address | None = Field(None, json_schema_extra=address_without_keys())
     """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     api_key_env: str | None = Field(None, json_schema_extra=match_name(VARIABLE))
     """Name of the environment variable that holds the key; never the key. Empty: the provider's own, which goes to the
@@ -136,11 +152,6 @@ class ModelSpec(Declared):
     """Models to ask, in this order, for what this one cannot be brought to answer. No part of its answers' keys."""
     weights: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Digest of its weights, in its answers' keys in place of the name; found for model versions and GGUF files."""
-
-    @field_validator("api_base")
-    @classmethod
-    def _has_a_scheme(cls, api_base: str | None) -> str | None:
-        return _check_address(api_base)
 
     @model_validator(mode="after")
     def _key_is_in_one_place(self) -> Self:

@@ -1,4 +1,4 @@
-"""Running a flow so that Ctrl-C and SIGTERM end it cleanly: nothing more is asked, and what is under way may arrive.
+"""Running a flow so that Ctrl-C, SIGTERM and a terminal's end stop it cleanly: what is under way may arrive, no more.
 
 The flow runs in a thread: in the main one Prefect takes SIGTERM for itself, and raises it wherever the loop stands.
 """
@@ -20,7 +20,8 @@ from malt.llm.client.session import stop_sessions
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = (*_FROM_TERMINAL, signal.SIGTERM)
 _INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
 STOP_LIMIT_S = 9.0
@@ -80,11 +81,12 @@ class _Running(Generic[T]):
 
 @contextmanager
 def on_signal(act: Callable[[], None]) -> Iterator[None]:
-    """Act on SIGINT and SIGTERM; only the main thread may, elsewhere they stay as they are."""
+    """Act on what ends a process, with nohup not on SIGHUP; outside the main thread signals stay as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, lambda *_: act()) for each in _SIGNALS}
+    outlives = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    before = {each: signal.signal(each, lambda *_: act()) for each in _SIGNALS if each not in outlives}
     try:
         yield
     finally:
@@ -94,7 +96,8 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
 
 def give_up() -> None:
     """End the process, whatever it waits for: all that came is committed, and the private server ends with it."""
-    print(f"error: {MESSAGE}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal is gone
+        print(f"error: {MESSAGE}", file=sys.stderr, flush=True)
     os._exit(_INTERRUPTED)
 
 
@@ -108,9 +111,10 @@ def begin_worker(run: Connection) -> None:
     """Let a worker process ask as long as its run does, and end with it: `run` is a pipe whose other end the run holds.
 
     Once that is closed nothing more is asked, and batches end with what they have. Told to end, the process first
-    writes what it still gets; a terminal's Ctrl-C it leaves to the run.
+    writes what it still gets; a terminal's Ctrl-C or end it leaves to the run.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in _FROM_TERMINAL:
+        signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_worker, daemon=True).start())
     threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
 

@@ -10,12 +10,14 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -23,8 +25,10 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import check_models
 from malt.engine.run import new_run_name
+from malt.engine.signals import on_signal
 from malt.errors import ConfigError, MaltError
 from malt.evaluation.systems import Lineup, list_lineups, mute_absent, with_samples
+from malt.files import MIB
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.request import Completion
@@ -37,6 +41,8 @@ from malt.trees.tree import Address, Node, Tree
 
 _MOST_CHAINS = 64
 _WORDS_A_CHUNK = 8
+_MOST_BYTES = 4 * MIB
+"""Of a request."""
 
 
 class _Turn(BaseModel):
@@ -128,7 +134,7 @@ def application(trio: Trio, key: str) -> Starlette:
         if not _is_allowed(request, key):
             return _refuse(401, "wrong or missing key; send the one that `malt serve` printed")
         try:
-            asked = _Asked.model_validate_json(await request.body())
+            asked = _Asked.model_validate_json(await _read_body(request))
         except ValidationError as error:
             first = error.errors()[0]
             return _refuse(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
@@ -138,6 +144,18 @@ def application(trio: Trio, key: str) -> Starlette:
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/chat/completions", complete, methods=["POST"]),
     ])  # fmt: skip
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read a request. Raises `HTTPException` for one that is too large; of one that breaks off nothing is left."""
+    body = bytearray()
+    with suppress(ClientDisconnect):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _MOST_BYTES:
+                raise HTTPException(413, f"a request may have {_MOST_BYTES:,} bytes")
+        return bytes(body)
+    return b""
 
 
 def _is_allowed(request: Request, key: str) -> bool:
@@ -228,4 +246,6 @@ def serve(trio: Trio, key: str, port: int) -> None:
     """Serve on loopback until a signal comes."""
     import uvicorn
 
-    uvicorn.run(application(trio, key), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(application(trio, key), host="127.0.0.1", port=port, log_level="warning"))
+    with on_signal(lambda: setattr(server, "should_exit", True)):
+        server.run()

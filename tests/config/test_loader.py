@@ -381,3 +381,19 @@ def test_an_address_without_a_scheme_is_refused_in_one_sentence(folder: Path, ta
     assert said.splitlines()[0] == (
         f"configs/sums.toml: {table}.api_base: '127.0.0.1:8000/v1' is no address; write http://HOST:PORT/v1, or https://…"
     )
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1", "http://", "http://h:99999/v1", "http://h:x/v1", "http://h h/v1", "http://h/v1\x1b[2J", "//h"],
+)
+def test_half_an_address_is_refused(folder: Path, address: str) -> None:
+    text = json.dumps(address)
+    for table in ("[model]", "[roles.generator]", "[[roles.generator.fallbacks]]", "[evaluate.systems.one.generator]"):
+        said = refusal(f'{SMALLEST}{table}\nmodel = "openai/m"\napi_base = {text}\n').splitlines()[0]
+        assert "is no address; write http://HOST:PORT/v1" in said
+
+
+def test_a_number_of_many_digits_is_refused(folder: Path) -> None:
+    assert "not TOML that can be read" in refusal(f"{SMALLEST}[credit]\nthreshold = {'9' * 100_000}\n")
+    assert refusal(SMALLEST, [f"credit.threshold={'9' * 100_000}"]).startswith("-s: credit.threshold")

@@ -68,7 +68,7 @@ def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp
     [
         (signal.SIGINT, BRANCH),
         (signal.SIGTERM, SHARD),
-        (signal.SIGINT, (*SHARD, *PROCESSES)),
+        (signal.SIGHUP, (*SHARD, *PROCESSES)),
         (signal.SIGINT, (*SHARD, *DASK)),
         (signal.SIGTERM, (*SHARD, *DASK)),
         (signal.SIGINT, (*SHARD, *RAY)),
@@ -76,7 +76,7 @@ def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp
     ids=[
         "interrupted",
         "terminated",
-        "interrupted with workers",
+        "hung up with workers",
         "interrupted with Dask",
         "terminated with Dask",
         "interrupted with Ray",
@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
     with start(config, *options) as process:
         wait_for_requests(provider, 25, process)
         stopped_at = time.monotonic()
-        os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
+        process.send_signal(how) if how is signal.SIGTERM else os.killpg(process.pid, how)
         out, err = process.communicate(timeout=60)
         took_s = time.monotonic() - stopped_at
     assert process.returncode == 130
@@ -124,7 +124,7 @@ def test_a_run_that_waits_for_a_slow_model_still_ends_soon(config: Path, provide
     with start(config) as process:
         wait_for_requests(provider, 1, process)
         stopped_at = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGQUIT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert time.monotonic() - stopped_at < STOPPED_WITHIN_S

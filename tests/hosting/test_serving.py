@@ -161,3 +161,16 @@ def test_errors_are_told_as_clients_read_them(client: httpx.Client, provider: Sc
 def test_a_system_that_is_not_there_is_named(spec: RunSpec) -> None:
     with pytest.raises(ConfigError, match="--system none: no such system; there are: plain, alone"):
         open_trio(spec, "none", Settings())
+
+
+def test_a_request_is_read_up_to_a_bound_and_no_further(
+    client: httpx.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.dumps({"messages": [{"role": "user", "content": "What is 103 + 10?"}]}).encode()
+    assert client.post("/chat/completions", content=b" " * 2**22 + whole).status_code == 413
+    base = client.base_url
+    with socket.create_connection((base.host, base.port or 0)) as broken:
+        lines = ("POST /v1/chat/completions HTTP/1.1", "Host: h", f"Authorization: Bearer {KEY}", "Content-Length: 99")
+        broken.sendall("\r\n".join([*lines, "", "{"]).encode())
+    assert client.post("/chat/completions", content=b" " * 2**21 + whole).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
