@@ -31,9 +31,21 @@ def every_few_seconds(prefect: Prefect) -> Iterator[Callable[[RunSpec], None]]:
         prefect.ask("DELETE", f"/flow_runs/{waiting['id']}")
 
 
-def add_question(source: Path, number: int) -> None:
-    with (source / f"day-{number}.jsonl").open("x") as file:
-        file.write(json.dumps({"question": f"What is {number} + 100?", "answer": f"#### {number + 100}"}) + "\n")
+def add_questions(source: Path, day: int) -> None:
+    """Add a file of four rows."""
+    numbers = range(10 * day, 10 * day + 4)
+    rows = [{"question": f"What is {number} + 100?", "answer": f"#### {number + 100}"} for number in numbers]
+    part = source / f"day-{day}.part"  # a run may be reading just now
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.rename(part.with_suffix(".jsonl"))
+
+
+def with_two_samples(spec: RunSpec) -> RunSpec:
+    """The same, at 1 + 2 + 4 requests a question."""
+    config = spec.as_config()
+    for role in config["roles"].values():
+        role["samples"] = 2
+    return RunSpec.model_validate(config)
 
 
 def test_each_new_row_of_a_growing_folder_makes_a_version_and_no_request_is_sent_twice(
@@ -44,18 +56,18 @@ def test_each_new_row_of_a_growing_folder_makes_a_version_and_no_request_is_sent
 ) -> None:
     source = tmp_path / "growing"
     source.mkdir()
-    add_question(source, 1)
+    add_questions(source, 1)
     spec = declared("growing", tmp_path, provider, 1, questions={"source": str(source / "*.jsonl"), "format": "gsm8k"})
-    every_few_seconds(spec)
+    every_few_seconds(with_two_samples(spec))
     wait_for(lambda: prefect.numbers("growing") == [1])
-    add_question(source, 2)
+    add_questions(source, 2)
     wait_for(lambda: prefect.numbers("growing") == [1, 2])
     ended = len(runs_of("growing", prefect))  # one of those under way may have seen nothing new already
     wait_for(lambda: len(runs_of("growing", prefect)) >= ended + 2)
 
     assert prefect.numbers("growing") == [1, 2]
-    assert prefect.newest("growing").manifest.counts.complete == 2
-    assert provider.request_count == 2 * 13
+    assert prefect.newest("growing").manifest.counts.complete == 2 * 4
+    assert provider.request_count == 2 * 28  # those of four new rows, and none for none
     assert all(asked.attempt == 0 for asked in provider.requests)
 
 
