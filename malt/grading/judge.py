@@ -67,7 +67,7 @@ class JudgeOptions(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     timeout_s: float
-    extra: Mapping[str, JsonValue]
+    extra: Mapping[str, JsonValue] | None
     api_base: str | None
     api_key_env: str | None
     fallbacks: Sequence[Fallback | str]
@@ -126,7 +126,7 @@ class LLMEvaluator:
         """
         self.prompts = prompts if isinstance(prompts, PromptSet) else load_prompts(str(prompts))
         self.schema = schema
-        self.model = _declare_judge(model=model_name, temperature=temperature, **options)
+        self.model = _declare_judge(model_name, temperature, options)
         self.weights = _all_weights(self.model, weights or {}, schema)
         self._complete = complete or _ask_default
         self.eval_prompt: EvalPrompt | None = None
@@ -236,10 +236,15 @@ async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
     return await ask(request)
 
 
-def _declare_judge(**values: object) -> EvaluatorSpec:
+def _declare_judge(model: str, temperature: float | None, options: Mapping[str, object]) -> EvaluatorSpec:
     """Return the judge's declaration, or raise `ConfigError` for the first value that it cannot have."""
+    if unknown := sorted(options.keys() - JudgeOptions.__annotations__.keys()):
+        raise TypeError(
+            f"LLMEvaluator() has no argument {unknown[0]!r}; it has {', '.join(JudgeOptions.__annotations__)}"
+        )
+    values = {**options, "extra": options.get("extra") or {}}
     try:
-        return EvaluatorSpec.model_validate({"kind": "llm", **values})
+        return EvaluatorSpec.model_validate({**values, "kind": "llm", "model": model, "temperature": temperature})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "weights"

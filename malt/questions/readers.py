@@ -170,7 +170,7 @@ def strip_secrets(text: str) -> str:
 
 
 def _unpack(data: bytes, name: str) -> bytes:
-    most = min(MOST_BYTES, max(_UNPACKED_FREELY, _MOST_RATIO * len(data)))
+    most = _most_unpacked(data)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             unpacked = file.read(most + 1)
@@ -270,6 +270,11 @@ def _parquet_rows(data: bytes, name: str) -> Iterator[Row]:
         raise QuestionError(f"{name}: not a Parquet file that can be read: {excerpt(str(error))}") from error
 
 
+def _most_unpacked(data: bytes) -> int:
+    """Return how many bytes a file may hold, given those that it takes."""
+    return min(MOST_BYTES, max(_UNPACKED_FREELY, _MOST_RATIO * len(data)))
+
+
 def _parquet_batches(data: bytes) -> Iterator[Any]:
     """Yield a few rows at a time, their texts in dictionaries: a few bytes may stand for a long text in every row."""
     import pyarrow.parquet
@@ -277,9 +282,11 @@ def _parquet_batches(data: bytes) -> Iterator[Any]:
     source = pyarrow.BufferReader(data)
     about = pyarrow.parquet.read_metadata(source)
     places = range(about.num_columns)
-    chunks = (about.row_group(group).column(place) for group in range(about.num_row_groups) for place in places)
+    chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups) for place in places]
     if max((chunk.num_values for chunk in chunks), default=0) > MOST_BYTES // 8:
         raise ValueError(f"a column has more than {MOST_BYTES // 8:,} values in a row group; write smaller ones")
+    if sum(chunk.total_uncompressed_size for chunk in chunks) > (most := _most_unpacked(data)):
+        raise ValueError(f"it unpacks to more than {most // MIB:,} MiB; split it, or compress it less")
     leaves = [about.schema.column(place) for place in places]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     for batch in pyarrow.parquet.ParquetFile(source, read_dictionary=texts).iter_batches():

@@ -36,11 +36,15 @@ SECRET += [
     {"extra": {"extra_headers": {name: "hush"}}}
     for name in (
         *("Cookie", "X-Auth-Token", "PRIVATE-TOKEN", "X-API-Token", "Ocp-Apim-Subscription-Key", "X-Functions-Key"),
-        "Proxy-Authorization",
+        *("Proxy-Authorization", "X-Token", "X-Vault-Token", "X-CSRF-Token", "X-Amz-Signature", "Set-Cookie"),
     )
 ]
 SECRET += [
-    {"extra": {name: "hush"}} for name in ("azure_ad_token", "aws_session_token", "aws_access_key_id", "session_token")
+    {"extra": {name: "hush"}}
+    for name in (
+        *("azure_ad_token", "aws_session_token", "aws_access_key_id", "session_token", "refresh_token", "bot_token"),
+        *("oauth_token", "github_token"),
+    )
 ]
 HARMLESS: list[dict[str, JsonValue]] = [
     {"extra": {"max_completion_tokens": 5, "stop": ["\n"], "nested": {"top_k": 3}}},
@@ -48,6 +52,8 @@ HARMLESS: list[dict[str, JsonValue]] = [
     {"api_key_block": "my-key"},
     {"api_base": "http://127.0.0.1:8000/v1"},
     {"api_base": "https://models.example/v1?api-version=2024-10-21"},
+    {"api_base": "https://models.example/v1?zip_code=1"},
+    {"extra": {"cookie_policy": "none", "user": "Basic arithmetic"}},
     {"extra": {"pad_token": "x", "max_id_tokens": 3, "valid_token": "y", "user": "Basic understanding of keys"}},
 ]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -414,6 +415,13 @@ def test_the_defaults_are_those_of_a_config() -> None:
 def test_a_wrong_argument_is_named(build: Callable[[], LLMEvaluator], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", ["kind", "scope", "style"])
+def test_an_argument_that_no_judge_has_is_refused(name: str) -> None:
+    options: Any = {name: "exact"}
+    with pytest.raises(TypeError, match=rf"LLMEvaluator\(\) has no argument '{name}'; it has correctness_weight, "):
+        LLMEvaluator(**options)
 
 
 def test_a_prompt_set_may_be_given_loaded() -> None:

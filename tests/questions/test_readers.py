@@ -377,6 +377,14 @@ def test_a_parquet_file_of_few_bytes_and_much_text_is_refused(tmp_path: Path) ->
         rows_of(tmp_path / "q.parquet")
 
 
+def test_a_parquet_file_of_few_bytes_and_many_different_texts_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    texts = pyarrow.array([f"{number}{'x' * 100_000}" for number in range(700)])
+    parquet.write_table(pyarrow.table({"question": texts}), tmp_path / "q.parquet", compression="zstd")
+    assert (tmp_path / "q.parquet").stat().st_size < 2**17
+    with pytest.raises(QuestionError, match="it unpacks to more than 64 MiB; split it, or compress it less"):
+        rows_of(tmp_path / "q.parquet")
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_long_text_in_many_cells_is_refused_before_it_is_written_out(tmp_path: Path, nested: bool) -> None:
     often = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 64, pyarrow.int32()), ["x" * 17_000_000])
