@@ -21,9 +21,12 @@ _MOST_LIMITS = 200
 
 @asynccontextmanager
 async def share_endpoints(spec: RunSpec) -> AsyncIterator[Limits]:
-    """Hold a slot for each request that a run may have in flight, of the limits of its models; yield its own limits."""
-    names = (limit_name(each.model) for each in models_asked(spec).values())
-    async with hold_slots(names, spec.limits.max_in_flight) as most:
+    """Hold a slot for each request that a run may have in flight, of the limits of its models; yield its own limits.
+
+    A run in batch mode holds none: its requests are in flight for up to a day, and load nobody.
+    """
+    models = [] if spec.run.mode == "batch" else models_asked(spec).values()
+    async with hold_slots((limit_name(each.model) for each in models), spec.limits.max_in_flight) as most:
         yield spec.limits.model_copy(update={"max_in_flight": most})
 
 
