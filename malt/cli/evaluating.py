@@ -99,6 +99,9 @@ def _show_accuracies(summary: "Summary") -> None:
         tokens = "unknown" if system.tokens is None else f"{system.tokens:,}"
         table.add_row(name, *cells, tokens, terminal.format_dollars(system.cost_usd))
     terminal.say(table)
+    for name, system in summary.systems.items():
+        for title, cell in system.beside():
+            terminal.say(f"  {name}, {title}: {_format_cell(cell)}")
 
 
 def _show_differences(summary: "Summary") -> None:

@@ -16,6 +16,7 @@ def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
         f"# {manifest.name} v{manifest.version}: evaluation",
         f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
         _accuracy_table(summary),
+        *_list_beside(summary),
         f"Differences to {code_span(summary.baseline)} ({TITLES[summary.measure]}), paired by question:",
         _difference_table(summary),
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
@@ -69,6 +70,7 @@ def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) 
         f"# evaluations/{manifest.name}@v{manifest.version}",
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
         markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
+        *_list_beside(summary),
         f"## Differences to {code_span(summary.baseline)}, {TITLES[summary.measure]}",
         _difference_table(summary),
         _power_sentence(summary),
@@ -94,6 +96,16 @@ def _accuracy_table(summary: Summary) -> str:
         for name, system in summary.systems.items()
     ]
     return markdown_table(head, rows)
+
+
+def _list_beside(summary: Summary) -> list[str]:
+    """Write a system's controls on a line, where it has some."""
+    controls = {
+        name: [f"{title} {percent(cell)}" for title, cell in system.beside()]
+        for name, system in summary.systems.items()
+    }
+    lines = [f"* {code_span(name)}: {'; '.join(told)}" for name, told in controls.items() if told]
+    return ["\n".join(lines)] if lines else []
 
 
 def _difference_table(summary: Summary) -> str:

@@ -105,14 +105,8 @@ class _Point(NamedTuple):
 
 
 def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
-    bars = [make_bar(write_title(name, chains), getattr(system, name), votes=is_vote(name)) for name in MEASURES]
-    if system.equal_tokens is not None:
-        title = f"single agent, vote of {system.equal_tokens.votes}: as many tokens as the pipeline"
-        bars.append(make_bar(title, system.equal_tokens.vote, votes=True))
-    if system.control is not None:
-        at = f"at temperature {system.control.temperature:g}"
-        bars += [make_bar(f"single agent {at}", system.control.sa), make_bar(f"pipeline {at}", system.control.ma)]
-    return bars
+    measures = ((write_title(name, chains), getattr(system, name)) for name in MEASURES)
+    return [make_bar(title, cell, votes="vote" in title) for title, cell in (*measures, *system.beside())]
 
 
 def write_title(measure: str, chains: int) -> str:

@@ -1,6 +1,6 @@
 """Summary: an evaluation in figures, as `summary.json` keeps them. How they are worked out is `summarise`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from malt.config.base import Recorded
@@ -136,6 +136,15 @@ class SystemSummary(Recorded):
     """Accuracies of each repeat, by seed and measure."""
     equal_tokens: EqualTokens | None = None
     control: Control | None = None
+
+    def beside(self) -> Iterator[tuple[str, Cell]]:
+        """Yield what stands beside the four measures, by title."""
+        if self.equal_tokens is not None:
+            votes = self.equal_tokens.votes
+            yield f"single agent, vote of {votes}: as many tokens as the pipeline", self.equal_tokens.vote
+        if self.control is not None:
+            yield f"single agent at temperature {self.control.temperature:g}", self.control.sa
+            yield f"pipeline at temperature {self.control.temperature:g}", self.control.ma
 
 
 class Worth(Recorded):

@@ -102,9 +102,7 @@ def _list_systems(summary: Summary) -> Systems:
 
 def _list_cells(system: SystemSummary, chains: int) -> Iterator[tuple[str, Cell]]:
     yield from ((write_title(measure, chains), getattr(system, measure)) for measure in MEASURES)
-    if system.control is not None:
-        at = f"T = {system.control.temperature:g}"
-        yield from ((f"single agent, {at}", system.control.sa), (f"pipeline, {at}", system.control.ma))
+    yield from system.beside()
 
 
 def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:

@@ -7,6 +7,7 @@ import pytest
 
 import malt
 from malt.errors import ConfigError, NothingToPublish, QuestionError, RunStopped
+from malt.evaluation.card import percent
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.version import EvaluationVersion
 from tests import mishaps
@@ -134,10 +135,12 @@ def test_every_seed_asks_anew_and_a_question_stays_one_cluster(tmp_path: Path, p
 
 
 def test_a_control_at_another_temperature_is_one_chain_more(tmp_path: Path, provider: ScriptedProvider) -> None:
-    control = evaluated(tmp_path, provider, "temperature = 0").summary.systems["pipeline"].control
+    version = evaluated(tmp_path, provider, "temperature = 0")
+    control = version.summary.systems["pipeline"].control
     assert control is not None
     assert control.sa.accuracy == share([is_right(question, 0) for question in range(QUESTIONS)])
     assert control.ma.accuracy == share([ends_right(question, 0) for question in range(QUESTIONS)])
+    assert f"pipeline at temperature 0 {percent(control.ma)}" in (version.path / "README.md").read_text()
     cold = [asked for asked in provider.requests if asked.body["temperature"] == 0]
     assert len(cold) == QUESTIONS * 3
     assert provider.request_count == QUESTIONS * (1 + 2 * CHAINS + 3)
