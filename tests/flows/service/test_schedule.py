@@ -10,8 +10,8 @@ from malt.config.spec import RunSpec
 from tests.flows.service.conftest import Json, Prefect, declared, in_form, pid_of, wait_for
 from tests.providers import ScriptedProvider
 
-EVERY_S = 4
-"""Shorter than a run takes, so that runs have to wait for each other."""
+EVERY_S = 6
+"""Shorter than a run takes, so that runs have to wait for each other; not much, or they pile up on a busy machine."""
 
 
 @pytest.fixture
