@@ -13,7 +13,8 @@ from malt.errors import RunStopped, TrainingFailed
 from malt.models.publishing import TrainedRole
 from malt.models.version import ModelVersion
 from malt.training.job import RoleJob, digest_inputs
-from malt.training.run import Prepared, TrainSummary, known_role, publish, result_of, train_jobs
+from malt.training.process import Stopper
+from malt.training.run import Prepared, TrainSummary, publish, train_jobs
 from tasks.artifacts import leave
 from tasks.versions import tell_published
 
@@ -45,7 +46,7 @@ def may_pass(task: Any, run: Any, state: Any) -> bool:  # noqa: ANN401, ARG001 -
     cache_key_fn=inputs_of_role,
     persist_result=True,
 )
-def train_role(job: RoleJob) -> str:
+def train_role(job: RoleJob, stopper: Stopper) -> str:
     """Train one role in a process of its own; a retry goes on from the last checkpoint. Returns what it is known by."""
     log = get_run_logger()
 
@@ -54,18 +55,10 @@ def train_role(job: RoleJob) -> str:
             log.info("%(role)s %(stage)s %(step)s/%(steps)s: loss %(loss).4f, %(left_s).0f s left", event)
 
     try:
-        train_jobs([job], tell)
+        train_jobs([job], tell, stopper)
     except KeyboardInterrupt:
         raise RunStopped(f"training the {job.role} was told to stop; run again to go on") from None
     return digest_inputs(job)
-
-
-def trained(job: RoleJob, prepared: Prepared) -> TrainedRole:
-    """Return what training a role left: in its folder, or in a model version that has it by now."""
-    known = known_role(job, prepared)
-    if known is None and not job.done.exists():  # Prefect remembers a result that was removed since
-        train_role.with_options(refresh_cache=True)(job)
-    return known or result_of(job)
 
 
 @materialize(

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from malt.datasets.manifest import MANIFEST_FILE, FileEntry, Parent, content_dig
 from malt.datasets.stats.counts import code_version
 from malt.datasets.version.folders import name_version, place_next, staging_in
 from malt.datasets.version.published import check_files, check_pages, check_seal
+from malt.errors import TrainingFailed
 from malt.models.manifest import (
     ADAPTER,
     FULL,
@@ -59,7 +60,7 @@ def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Pa
     folder = models_dir / made.name
     with staging_in(folder) as staging:
         for role, trained in roles.items():
-            _copy(trained.folder, staging / role)
+            _copy(_find_weights(role, trained.folder), trained.folder, staging / role)
         files = {str(path.relative_to(staging)): describe_weights(path) for path in _files_below(staging)}
         placed = place_next(
             staging,
@@ -70,17 +71,23 @@ def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Pa
     return replace(open_folder(placed.path), created=placed.created)
 
 
-def _copy(source: Path, place: Path) -> None:
-    """Copy weights: as further names of the same files where the disk allows that, for they never change."""
+def _find_weights(role: Role, folder: Path) -> list[Path]:
     wanted = (GGUF_FILE, ADAPTER, FULL)
-    for path in _files_below(source):
-        part = path.relative_to(source)
-        if part.parts[0] in wanted:
-            (place / part).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, place / part)
-            except OSError:
-                shutil.copy2(path, place / part)
+    found = [path for path in _files_below(folder) if path.relative_to(folder).parts[0] in wanted]
+    if not found:
+        raise TrainingFailed(f"the {role} has no weights in {folder}, so nothing was published: train again")
+    return found
+
+
+def _copy(files: Iterable[Path], source: Path, place: Path) -> None:
+    """Copy weights: as further names of the same files where the disk allows that, for they never change."""
+    for path in files:
+        copy = place / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakSet
 
 from malt.errors import ConfigError, TrainingFailed
 from malt.training.job import RoleJob
@@ -33,8 +32,26 @@ _QUIET = {
 """Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
 _LAST_LINES = 3
 """Of the log, that an error quotes."""
-_running: "WeakSet[subprocess.Popen[bytes]]" = WeakSet()
-"""Training processes that nobody has told to stop."""
+
+
+class Stopper:
+    """Tells training processes to leave a checkpoint and end: those that run, and any that would begin later."""
+
+    def __init__(self) -> None:
+        self.is_told = False
+        self._processes = list[subprocess.Popen[bytes]]()
+
+    def stop(self) -> None:
+        """Stop; whoever waits for a process gets `KeyboardInterrupt`."""
+        self.is_told = True
+        for process in self._processes:
+            process.terminate()
+
+    def add(self, process: "subprocess.Popen[bytes]") -> None:
+        """Let a process be stopped: at once, where `stop` was called while it began."""
+        self._processes.append(process)
+        if self.is_told:
+            process.terminate()
 
 
 def check_installed() -> None:
@@ -45,13 +62,15 @@ def check_installed() -> None:
         )
 
 
-def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
+def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = None) -> None:
     """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
 
     Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
     `KeyboardInterrupt` where it was told to stop. What it had stays in the jobs' folders.
     """
-    log, refusals = jobs[0].work / "log.txt", list[str]()
+    log, refusals, stopper = jobs[0].work / "log.txt", list[str](), stopper or Stopper()
+    if stopper.is_told:
+        raise KeyboardInterrupt
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["event"] == "refused":
@@ -59,26 +78,20 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell) -> None:
         tell(event)
 
     process = _start(task, [_write_job(job) for job in jobs], log)
-    _running.add(process)
     with _stop_together(process):
+        stopper.add(process)
         for event in _read_events(process):
             listen(event)
         code = process.wait()
     if code == REFUSED and refusals:
         raise ConfigError(refusals[-1])
-    if code == STOPPED or process not in _running:
+    if code == STOPPED or stopper.is_told:
         raise KeyboardInterrupt
     if code:
         raise TrainingFailed(
             f"training ended with {_describe_end(code)}; what it had is kept, run again to go on. {log} has the whole "
             f"story; it ends: {_quote_end(log)}"
         )
-
-
-def stop_processes() -> None:
-    """Tell the training processes to leave a checkpoint and end; whoever waits for one gets `KeyboardInterrupt`."""
-    while _running:
-        _running.pop().terminate()
 
 
 def _write_job(job: RoleJob) -> Path:

@@ -34,7 +34,7 @@ from malt.training.job import (
     find_skipped,
     list_jobs,
 )
-from malt.training.process import Tell, check_installed, run_jobs
+from malt.training.process import Stopper, Tell, check_installed, run_jobs
 
 
 class Prepared(NamedTuple):
@@ -170,10 +170,10 @@ def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
     return None
 
 
-def train_jobs(jobs: Sequence[RoleJob], tell: Tell) -> None:
+def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = None) -> None:
     """Train what an earlier call has not finished."""
     if left := [job for job in jobs if not job.done.exists()]:
-        run_jobs("train", left, tell)
+        run_jobs("train", left, tell, stopper)
 
 
 def result_of(job: RoleJob) -> TrainedRole:

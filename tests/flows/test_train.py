@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,7 @@ import pytest
 
 from flows.train import train
 from malt.config.settings import Settings
+from malt.llm.client.run_lock import hold_run_lock
 from malt.training.run import TrainSummary
 from tests.published import PROVENANCE, mixed_tree, publish
 from tests.training.conftest import spec_for, write_tiny
@@ -18,30 +20,55 @@ WORKER = "malt.training.worker"
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
 
-def test_the_flow_trains_a_role_a_task_and_nothing_twice(api_url: str, tmp_path: Path, settings: Settings) -> None:
+def test_the_flow_trains_a_role_a_task_and_nothing_twice(
+    api_url: str, tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     from malt.config.spec import RunSpec
 
     declared = {"name": "sums", "questions": {"source": "questions.jsonl"}}
     chosen = spec_for(write_tiny(tmp_path)).model_copy(update={"refiner": ()})
     spec = RunSpec.model_validate({**declared, "train": chosen.model_dump(mode="json")})
     publish(map(mixed_tree, ["q0", "q1"]), spec, PROVENANCE, settings.datasets_dir)
-    asyncio.run(cancel_once_it_trains())
+    asyncio.run(cancel_once_it_trains(settings))
     first: TrainSummary = asyncio.run(train("sums"))
     assert {role: entry.cached for role, entry in first.roles.items()} == {"generator": False, "verifier": False}
-    again: TrainSummary = asyncio.run(train("sums"))
+    again = asyncio.run(train_while_another_publishes(settings, caplog))
     assert (again.content_sha256, again.created) == (first.content_sha256, False)
     assert all(role.cached for role in again.roles.values())
     shutil.rmtree(settings.models_dir)  # Prefect's cache still knows the roles, whose files are gone
     assert asyncio.run(train("sums")).content_sha256 == first.content_sha256
 
 
-async def cancel_once_it_trains() -> None:
+async def cancel_once_it_trains(settings: Settings) -> None:
     """Cancel a training as *Cancel* and *Suspend* do; its process ends with it."""
     training = asyncio.create_task(train("sums"))
-    while not (started := [each for each in psutil.Process().children() if WORKER in each.cmdline()]):
+    while not (started := find_workers()):
         assert not training.done()
         await asyncio.sleep(0.05)
     training.cancel()
     with pytest.raises(asyncio.CancelledError):
         await training
-    assert not started[0].is_running()
+    while started[0].is_running():  # noqa: ASYNC110 - another process tells of nothing
+        await asyncio.sleep(0.05)
+    assert not [*settings.training_dir.glob("*/*/done")]
+
+
+def find_workers() -> list[psutil.Process]:
+    """The training processes among the children of this one, of which others may end at any time."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            found += [child] if WORKER in child.cmdline() else []
+    return found
+
+
+async def train_while_another_publishes(settings: Settings, caplog: pytest.LogCaptureFixture) -> TrainSummary:
+    """Train beside one that has the lock, and publishes all there is to train before it lets go."""
+    hidden = settings.models_dir.rename(settings.models_dir.with_name("hidden"))
+    async with hold_run_lock("train-sums", settings, "the first"):
+        second = asyncio.create_task(train("sums"))
+        while "waiting for the first" not in caplog.text:
+            assert not second.done()
+            await asyncio.sleep(0.05)
+        hidden.rename(settings.models_dir)
+    return await second

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
+from malt.config.train import TrainSpec
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.push.push import push
-from malt.errors import VersionError
+from malt.errors import TrainingFailed, VersionError
 from malt.models.compare import compare_models
-from malt.models.publishing import verify
+from malt.models.publishing import Made, TrainedRole, publish_models, verify
 from malt.models.version import list_models, open_model
-from tests.models.conftest import Publish
+from tests.models.conftest import BASE, DATASET, STAGE, Publish
 
 
 def test_equal_weights_make_no_new_version(publish: Publish) -> None:
@@ -24,6 +26,13 @@ def test_equal_weights_make_no_new_version(publish: Publish) -> None:
         "models/laptop@v1",
         "models/laptop@v2",
     ]
+
+
+def test_a_role_without_weights_is_not_published(tmp_path: Path, settings: Settings) -> None:
+    gone = TrainedRole(tmp_path / "gone", "0" * 64, (STAGE,), (), {})
+    with pytest.raises(TrainingFailed, match=r"the refiner has no weights in .+, so nothing was published"):
+        publish_models(Made("laptop", BASE, DATASET, TrainSpec()), {Role.REFINER: gone}, settings.models_dir)
+    assert list_models(settings.models_dir)[0] == []
 
 
 def test_a_version_opens_by_name_number_shelf_and_folder(publish: Publish) -> None:
