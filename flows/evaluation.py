@@ -22,13 +22,13 @@ from tasks.versions import asset_key
 @flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])
 async def evaluate(spec: RunSpec) -> State[Evaluated]:
     """Compare the systems of a config on held-out questions, paired by question, and publish what comes of it."""
-    await tag_by_spec(spec)
     job, settings = read_evaluation(await with_block_keys(spec)), Settings()
+    await tag_by_spec(spec, job.models)
     check_systems(job)
     async with only_run_of(name_lock(job)) as run:
-        async with share_endpoints(job.spec) as limits:
-            limited = job._replace(spec=job.spec.model_copy(update={"limits": limits}))
-            asked: Any = quote(limited)  # else Prefect walks through it, looking for other tasks' results
+        async with share_endpoints(job.spec, job.models) as limited:
+            # Unquoted, Prefect walks through it, looking for other tasks' results.
+            asked: Any = quote(job._replace(spec=limited))
             filled = await answer_questions(spec.name, asked, settings, run)
         held: Any = quote(filled.job._replace(spec=job.spec))
         named = publish_evaluation.with_options(assets=[asset_key("evaluations", spec.name)])

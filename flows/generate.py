@@ -16,9 +16,10 @@ from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
 from malt.engine.build import RunSummary
 from malt.engine.fill import BATCH, fill
-from malt.engine.job import Job, check_models, read_job
+from malt.engine.job import Job, check_models, list_models, read_job
 from malt.engine.run import Run
 from malt.engine.runner import is_publishable
+from malt.llm.batch.api import is_asked_in_batches
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
 from tasks.artifacts import tag_by_spec
@@ -66,8 +67,9 @@ async def grow_and_publish(job: Job, questions: Sequence[Question], run: Run) ->
     started = time.monotonic()
     spec = await with_block_keys(job.spec)
     check_models(spec)
-    async with share_endpoints(spec) as limits:
-        part = replace(job.only(questions), spec=spec.model_copy(update={"limits": limits}))
+    direct = [model for model in list_models(spec) if not is_asked_in_batches(model, spec)]
+    async with share_endpoints(spec, direct) as limited:
+        part = replace(job.only(questions), spec=limited)
         get_run_logger().info("%s: growing %s trees, %s", spec.name, f"{len(questions):,}", describe_tracking(part))
         async with show_progress(part, run):
             grow = grow_branches if tracking_of(part) == "branch" else grow_shards

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +13,9 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
+from malt.config.roles import ModelSpec
 from malt.config.spec import RunSpec
-from malt.engine.job import models_asked
+from malt.engine.job import list_models
 from malt.hosting.access import AUTH_STRING
 from malt.hosting.reports import SANDBOX, report_url
 from malt.sanitize import Markdown, code_span
@@ -36,10 +37,10 @@ async def leave(request: Awaitable[T]) -> T | None:
         return None
 
 
-async def tag_by_spec(spec: RunSpec) -> None:
-    """Tag the flow run with its dataset, models and graders."""
-    models = (f"model:{each.model}" for each in models_asked(spec).values())
-    await tag_run(f"dataset:{spec.name}", *models, *(f"grader:{kind}" for kind in spec.evaluator.kind))
+async def tag_by_spec(spec: RunSpec, models: Iterable[ModelSpec] | None = None) -> None:
+    """Tag the flow run with its dataset, models (those of its roles, unless others are given) and graders."""
+    named = (f"model:{each.model}" for each in models or list_models(spec))
+    await tag_run(f"dataset:{spec.name}", *named, *(f"grader:{kind}" for kind in spec.evaluator.kind))
 
 
 async def tag_run(*tags: str) -> None:

@@ -158,8 +158,9 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
 @task(task_run_name="grade {question.question_id}", persist_result=False)
 def grade(question: Question, answers: Sequence[object], grower: Grower) -> State[Any]:
     """Grade one tree's leaves; the state says how many are right."""
-    if missing := sum(not isinstance(each, Answers) or each.failure is not None for each in answers):
-        return Failed(message=f"not graded: {missing} of its {len(answers)} refinements failed", data=Graded(None))
+    wanted = len(answers) * grower.job.spec.roles[PLAYERS[-1]].samples
+    if missing := wanted - sum(len(each.completions) for each in answers if isinstance(each, Answers)):
+        return Failed(message=f"not graded: {missing} of its {wanted} refinements are missing", data=Graded(None))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:

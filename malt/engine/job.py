@@ -1,6 +1,6 @@
 """Job: all that a run reads before it asks anybody. What is wrong with it is found here, before money is spent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -89,17 +89,22 @@ def models_asked(spec: RunSpec) -> dict[Role, ModelSpec]:
     return {**{role: spec.roles[role] for role in PLAYERS}, **judge}
 
 
+def list_models(spec: RunSpec, roles: Collection[Role] = frozenset(Role)) -> list[ModelSpec]:
+    """Return whom a run may ask for some roles: each role's model, then its fallbacks."""
+    asked = [model for role, model in models_asked(spec).items() if role in roles]
+    return [each for model in asked for each in (model, *model.backups)]
+
+
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm.batch import api
     from malt.llm.batch.api import is_asked_in_batches
     from malt.llm.provider import call
 
-    for role in models_asked(with_weights(spec)).values():
-        for model in (role, *role.backups):
-            call.check(model, spec.limits)
-            if is_asked_in_batches(model, spec):
-                api.check_batchable(model)
+    for model in list_models(with_weights(spec)):
+        call.check(model, spec.limits)
+        if is_asked_in_batches(model, spec):
+            api.check_batchable(model)
     if spec.run.mode == "batch" and not any(is_asked_in_batches(model, spec) for model in models_asked(spec).values()):
         raise ConfigError(
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '

@@ -6,9 +6,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from malt.config.evaluate import EvaluateSpec
+from malt.config.roles import ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import open_version
-from malt.engine.job import check_models
+from malt.engine.job import check_models, list_models
 from malt.errors import ConfigError, QuestionError, VersionError
 from malt.evaluation.systems import Lineup, find_baseline, list_lineups, require_evaluate
 from malt.grading.references import check_references
@@ -38,6 +39,11 @@ class EvaluationJob(NamedTuple):
     @property
     def evaluate(self) -> EvaluateSpec:
         return require_evaluate(self.spec)
+
+    @property
+    def models(self) -> list[ModelSpec]:
+        """Whom the systems may ask, fallbacks and the judge too."""
+        return [each for lineup in self.lineups for each in list_models(lineup.spec, {*lineup.roles, Role.EVALUATOR})]
 
 
 def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
 
 from flows.evaluation import evaluate
+from malt.config.roles import Fallback
 from malt.evaluation.evaluate import Evaluated
+from malt.evaluation.job import read_evaluation
 from malt.evaluation.version import open_evaluation
 from tests import mishaps
 from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec, script
@@ -35,6 +38,32 @@ async def read_artifact(key: str) -> str:
     async with get_client() as client:
         found = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
     return str(found[0].data)
+
+
+def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, planted: ScriptedProvider) -> None:
+    """Each of the four models is asked one thing at a time; the answer before may still be on its way."""
+
+    async def run() -> State[Any]:
+        async with get_client() as client:
+            await client.create_global_concurrency_limit(
+                GlobalConcurrencyLimitCreate(name="malt-openai-better", limit=1)
+            )
+            try:
+                return await run_flow(tmp_path, planted)
+            finally:
+                await client.delete_global_concurrency_limit_by_name("malt-openai-better")
+
+    assert asyncio.run(run()).is_completed()
+    assert planted.max_in_flight <= 2 * 4
+
+
+def test_the_models_of_an_evaluation_are_those_who_take_part_and_their_fallbacks(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    declared = planted_spec(tmp_path, provider, '[evaluate.systems.alone]\nroles = ["generator"]\n')
+    generator = declared.roles.generator.model_copy(update={"fallbacks": (Fallback(model="openai/spare"),)})
+    spec = declared.model_copy(update={"roles": declared.roles.model_copy(update={"generator": generator})})
+    assert [each.model for each in read_evaluation(spec).models] == ["openai/generator", "openai/spare"]
 
 
 def test_a_flow_run_publishes_an_evaluation_and_shows_its_figures(tmp_path: Path, planted: ScriptedProvider) -> None:
