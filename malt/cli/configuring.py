@@ -87,7 +87,7 @@ def init(
 
 def _ask(what: str, proposed: str | None, option: str) -> str:
     """Ask on a terminal, on stderr; elsewhere take what is proposed."""
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():  # None where it is closed
         return str(click.prompt(what, default=proposed, err=True))
     if proposed is None:
         raise ConfigError(f"{what.lower()}: not given, and nobody to ask; give it with {option}")

@@ -102,6 +102,15 @@ def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
     assert [(roles[role].model, roles[role].max_tokens) for role in PLAYERS] == [("embedded", 256)] * 3
 
 
+def test_with_a_closed_stdin_it_says_what_to_give(tmp_path: Path) -> None:
+    command = f"{sys.executable} -c 'from malt.cli.main import main; main()' init <&-"
+    ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: question file: not given, and nobody to ask; give it with --questions\n",
+    )
+
+
 def test_a_key_is_explained_and_the_schema_is_the_forms(malt: Callable[..., Said]) -> None:
     code, out, _ = malt("config", "--explain", "credit.threshold")
     assert (code, out.splitlines()[0]) == (0, "credit.threshold")
