@@ -110,6 +110,11 @@ class Grower:
             reason = Rejected(str(failure)) if is_final else RequestFailed(str(failure))
             return Answers(texts, failure.completed, reason)
 
+    def lack(self, state: State[Any]) -> State[Any]:
+        """Return the state of a task run that lacks texts; in a run that was stopped it is cancelled, no failure."""
+        stopped = self.ask.session.stopped
+        return Cancelled(message=str(stopped)) if isinstance(stopped, RunStopped) else state
+
     def assess(self, question: Question) -> Assessed:
         """Grade and value a question's tree, whose texts the store has; the judge is asked."""
         return self.ask.session.run(assess_noting_judge(question, self.job.source, self.ask))
@@ -141,7 +146,7 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
     """Ask one role for all children of one node, in one request."""
     request = grower.build_request(branch, parent)
     if request is None:
-        return Failed(name=NOT_READY, message="the text that it is asked about could not be had")
+        return grower.lack(Failed(name=NOT_READY, message="the text that it is asked about could not be had"))
     try:
         answers = grower.expand(branch, parent, request)
     except RunStopped as stop:
@@ -160,7 +165,8 @@ def grade(question: Question, answers: Sequence[object], grower: Grower) -> Stat
     """Grade one tree's leaves; the state says how many are right."""
     wanted = len(answers) * grower.job.spec.roles[PLAYERS[-1]].samples
     if missing := wanted - sum(len(each.completions) for each in answers if isinstance(each, Answers)):
-        return Failed(message=f"not graded: {missing} of its {wanted} refinements are missing", data=Graded(None))
+        told = f"not graded: {missing} of its {wanted} refinements are missing"
+        return grower.lack(Failed(message=told, data=Graded(None)))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:

@@ -9,6 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.evaluation import evaluate
 from malt.config.roles import Fallback
@@ -36,7 +37,8 @@ async def run_flow(folder: Path, provider: ScriptedProvider) -> State[Any]:
 
 async def read_artifact(key: str) -> str:
     async with get_client() as client:
-        found = await client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+        newest = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        found = await client.read_artifacts(artifact_filter=newest, sort=ArtifactSort.CREATED_DESC)
     return str(found[0].data)
 
 
