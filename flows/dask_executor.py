@@ -1,7 +1,6 @@
 """Batches on Dask: a cluster of this machine's own, or the workers of a scheduler that is there already."""
 
 import asyncio
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from flows.worker_check import find_problem, find_version_mismatch, read_version
 from malt.config.limits import Limits
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
+from malt.engine.signals import leave_terminal_to_run
 from malt.errors import ConfigError
 from malt.llm.client.session import stop_sessions
 from malt.llm.store.database import hide_password
@@ -57,20 +57,20 @@ async def stop_run(run: str) -> None:
 
 
 class LocalDask(DaskTaskRunner):  # type: ignore[misc]  # has no types
-    """A runner whose workers leave Ctrl-C to the run: a terminal sends it to them too, which would end them."""
+    """A runner whose workers leave a terminal's Ctrl-C and end to the run: they get them too, which would end them."""
 
     def __enter__(self) -> "LocalDask":
         super().__enter__()
-        self.client.register_plugin(IgnoreInterrupts())
+        self.client.register_plugin(LeaveTerminalToRun())
         return self
 
 
-class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc]
-    """Makes a worker process ignore SIGINT, and those that replace it."""
+class LeaveTerminalToRun(WorkerPlugin):  # type: ignore[misc]
+    """Makes a worker process, and those that replace it, ignore what a terminal sends."""
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002
         """Is called in the main thread of the process."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_terminal_to_run()
 
 
 def check_workers(address: str, named: str, spec: RunSpec, settings: Settings) -> int:

@@ -1,12 +1,11 @@
 """dataset version -> a trained role each -> model version. Run again, it trains only what no model version has."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.utilities.annotations import quote
 
 from malt.concurrency import run_to_end
@@ -17,16 +16,14 @@ from malt.datasets.version.dataset_version import open_version
 from malt.models.publishing import TrainedRole
 from malt.models.version import ModelVersion
 from malt.training.job import RoleJob
-from malt.training.process import Stopper, check_installed
+from malt.training.process import Stopper
 from malt.training.run import (
     Prepared,
     TrainSummary,
     find_trained,
-    known_role,
     prepare,
     read_train_spec,
-    result_of,
-    summarise,
+    train_prepared,
 )
 from tasks.artifacts import tag_run
 from tasks.ends import close_after_crash
@@ -51,41 +48,30 @@ async def train(
         earlier: Further versions whose rows are trained on before those of this one.
         spec: What takes the place of [train].
     """
-    started = time.monotonic()
     opened = open_version(version)
     chosen = spec or read_train_spec(opened, Path(config) if config else None)
-    prepared = prepare(opened, chosen, Settings(), earlier)
+    prepared, stopper = prepare(opened, chosen, Settings(), earlier), Stopper()
     await tag_run(f"dataset:{opened.name}", f"model:{prepared.base.name}")
     async with only_run_of(f"train-{prepared.name}"):
-        return await _train(prepared, started)
-
-
-async def _train(prepared: Prepared, started: float) -> TrainSummary:
-    """Train and publish what no model version has, once nobody else does."""
-    if (version := find_trained(prepared)) is not None:
-        return summarise(prepared, version, set(version.manifest.roles), time.monotonic() - started)
-    check_installed()
-    known = {job.role: known_role(job, prepared) for job in prepared.jobs}
-    await _train_roles([job for job in prepared.jobs if known[job.role] is None])
-    published = await _publish(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
-    cached = {role for role, trained in known.items() if trained}
-    summary = summarise(prepared, published, cached, time.monotonic() - started)
-    await announce_models(summary)
+        wanted = [TRAINING] if find_trained(prepared) is None else []
+        tell = partial(get_run_logger().info, "models %(models)s: waiting for %(holder)s")
+        async with hold_slots(wanted, 1):
+            work = partial(train_prepared, prepared, partial(_train_roles, stopper), _publish, tell, stopper)
+            summary = await run_to_end(work, stopper.stop, _STOP_LIMIT_S)
+        if summary.created:
+            await announce_models(summary)
     return summary
 
 
-async def _train_roles(jobs: Sequence[RoleJob]) -> None:
-    stopper = Stopper()
-    async with hold_slots([TRAINING], 1):
-        for job in jobs:  # two at once would only share the processors, and need the memory of both
-            train_it = train_role.with_options(refresh_cache=not job.done.exists())  # its files may have been removed
-            await run_to_end(partial(train_it, job, stopper), stopper.stop, _STOP_LIMIT_S)
+def _train_roles(stopper: Stopper, jobs: Sequence[RoleJob]) -> None:
+    for job in jobs:  # two at once would only share the processors, and need the memory of both
+        train_role.with_options(refresh_cache=not job.done.exists())(job, stopper)  # its files may have been removed
 
 
-async def _publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
+def _publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     named = publish_models.with_options(
         assets=[asset_key("models", prepared.name)],
         asset_deps=[asset_key("datasets", each.name) for each in prepared.versions],
     )
     handed_over: Any = quote(prepared), quote(roles)
-    return await run_to_end(partial(named, prepared.name, *handed_over), lambda: None, _STOP_LIMIT_S)
+    return named(prepared.name, *handed_over)

@@ -28,7 +28,7 @@ _MOST_BYTES = 4 * MIB
 
 _STATEMENTS = (
     *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.CondExpr, nodes.Compare),
-    *(nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Filter, nodes.Test, nodes.Getitem, nodes.Slice),
+    *(nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Tuple, nodes.Test, nodes.Slice, nodes.Keyword),
 )
 _FILTERS = ("capitalize", "default", "first", "last", "length", "lower", "title", "trim", "upper", "wordcount")
 """What a template may do: nothing that loops, grows, or reaches further than its slots."""
@@ -164,12 +164,19 @@ def _names_in(tree: nodes.Template) -> set[str]:
 def _refuse_statements(tree: nodes.Template, path: Path) -> None:
     """Raise for what could take for ever, fill the memory, or reach other files and objects."""
     for node in tree.find_all(nodes.Node):
-        name = node.name if isinstance(node, nodes.Filter) else type(node).__name__.lower()
-        if not isinstance(node, _STATEMENTS) or (isinstance(node, nodes.Filter) and name not in _FILTERS):
+        if not _is_harmless(node):
+            name = node.name if isinstance(node, nodes.Filter) else type(node).__name__.lower()
             taken = f"slots, if, comparisons and the filters {', '.join(_FILTERS)}"
             raise PromptError(
                 f"{path}: template cannot be filled: line {node.lineno} has {name!r}; it may have {taken}"
             )
+
+
+def _is_harmless(node: nodes.Node) -> bool:
+    """Whether a part of a template fills in the same text each time; `slot['upper']` would be a place in memory."""
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Slice | nodes.Neg) or isinstance(getattr(node.arg, "value", None), int)
+    return isinstance(node, _STATEMENTS) or (isinstance(node, nodes.Filter) and node.name in _FILTERS)
 
 
 def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:

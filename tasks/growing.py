@@ -110,7 +110,7 @@ class Grower:
             reason = Rejected(str(failure)) if is_final else RequestFailed(str(failure))
             return Answers(texts, failure.completed, reason)
 
-    def lack(self, state: State[Any]) -> State[Any]:
+    def cancelled_if_stopped(self, state: State[Any]) -> State[Any]:
         """Return the state of a task run that lacks texts; in a run that was stopped it is cancelled, no failure."""
         stopped = self.ask.session.stopped
         return Cancelled(message=str(stopped)) if isinstance(stopped, RunStopped) else state
@@ -146,7 +146,9 @@ def expand(branch: Branch, parent: Answers | None, grower: Grower) -> State[Any]
     """Ask one role for all children of one node, in one request."""
     request = grower.build_request(branch, parent)
     if request is None:
-        return grower.lack(Failed(name=NOT_READY, message="the text that it is asked about could not be had"))
+        return grower.cancelled_if_stopped(
+            Failed(name=NOT_READY, message="the text that it is asked about could not be had")
+        )
     try:
         answers = grower.expand(branch, parent, request)
     except RunStopped as stop:
@@ -166,7 +168,7 @@ def grade(question: Question, answers: Sequence[object], grower: Grower) -> Stat
     wanted = len(answers) * grower.job.spec.roles[PLAYERS[-1]].samples
     if missing := wanted - sum(len(each.completions) for each in answers if isinstance(each, Answers)):
         told = f"not graded: {missing} of its {wanted} refinements are missing"
-        return grower.lack(Failed(message=told, data=Graded(None)))
+        return grower.cancelled_if_stopped(Failed(message=told, data=Graded(None)))
     try:
         assessed = grower.assess(question)
     except RunStopped as stop:

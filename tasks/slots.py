@@ -3,13 +3,13 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from http import HTTPStatus
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 
 from malt.config.roles import ModelSpec
@@ -22,6 +22,10 @@ TRAINING = "malt-training"
 """Limit of trainings at once, of which each takes one slot."""
 _MOST_LIMITS = 200
 _POLL_S = 2.0
+_NO_ROOM = (HTTPStatus.LOCKED, HTTPStatus.UNPROCESSABLE_ENTITY)
+"""What the server says where others were quicker, and where the limit was lowered meanwhile."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -41,16 +45,15 @@ async def hold_slots(names: Iterable[str], wanted: int) -> AsyncIterator[int]:
     """Hold slots of the limits of these names that are there; yield how many: as many as wanted, or a whole limit.
 
     Whoever waits reads the limits again: they may be raised, lowered or removed meanwhile. One of 0 lets nobody in.
+    Raises `PrefectLost` where the server does not say or give them for a while.
     """
     known, told = frozenset(names), False
     async with AsyncExitStack() as held:
-        room = await _find_room(known, wanted)
-        while room.full or not await _take(room, held):
+        while (room := await _ask(_find_room, known, wanted)).full or not await _ask(_take, room, held):
             if room.full and not told:
                 await show_wait(f"room for {room.slots} in the concurrency limit {', '.join(room.full)}")
                 told = True
             await asyncio.sleep(_POLL_S)
-            room = await _find_room(known, wanted)
         if told:
             await show_wait(None)
         yield room.slots
@@ -66,35 +69,38 @@ class _Room(NamedTuple):
 
 
 async def _find_room(names: frozenset[str], wanted: int) -> _Room:
-    limits = await _find_limits(names)
+    """Look at the limits that are on and have these names, in whatever case."""
+    async with get_client() as client:
+        found = await client.read_global_concurrency_limits(_MOST_LIMITS)
+    limits = [each for each in found if each.active and each.name.lower() in names]
     slots = max(1, min([wanted, *(each.limit for each in limits)]))
     full = [each.name for each in limits if each.active_slots + slots > each.limit]
     return _Room([each.name for each in limits], full, slots)
 
 
 async def _take(room: _Room, held: AsyncExitStack) -> bool:
-    """Take slots of all limits, or none, where others were quicker; `held` gives them back."""
+    """Take slots of all limits, or none where there is no room any more; `held` gives them back."""
     try:
         await held.enter_async_context(concurrency(room.limits, room.slots, max_retries=0))
     except ConcurrencySlotAcquisitionError as refusal:
-        if not isinstance(refusal.__cause__, httpx.HTTPError):
-            raise
-        return False
+        cause = refusal.__cause__
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in _NO_ROOM:
+            return False
+        raise cause or refusal from None
     return True
 
 
-async def _find_limits(names: frozenset[str]) -> list[GlobalConcurrencyLimitResponse]:
-    """Return the limits that are on and have these names, in whatever case. Raises `PrefectLost`."""
+async def _ask(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Ask Prefect's server, again for a while where it cannot answer, and not where it refuses."""
     until = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            async with get_client() as client:
-                limits = await client.read_global_concurrency_limits(_MOST_LIMITS)
-            return [each for each in limits if each.active and each.name.lower() in names]
+            return await request(*args, **kwargs)
         except httpx.HTTPError as error:
-            if time.monotonic() > until:
+            is_refusal = isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error
+            if is_refusal or time.monotonic() > until:
                 raise PrefectLost(
-                    f"Prefect's server does not say which concurrency limits bound this run: {error}; "
+                    f"Prefect's server does not tell of the concurrency limits that bound this run: {error}; "
                     "run again once it does"
                 ) from error
         await asyncio.sleep(_POLL_S)

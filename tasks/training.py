@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from malt.config.roles import Role
-from malt.errors import RunStopped, TrainingFailed
+from malt.errors import TrainingFailed
 from malt.models.publishing import TrainedRole
 from malt.models.version import ModelVersion
 from malt.training.job import RoleJob, digest_inputs
@@ -54,10 +54,7 @@ def train_role(job: RoleJob, stopper: Stopper) -> str:
         if event["event"] == "step" and (event["step"] % LOG_EVERY == 1 or event["step"] == event["steps"]):
             log.info("%(role)s %(stage)s %(step)s/%(steps)s: loss %(loss).4f, %(left_s).0f s left", event)
 
-    try:
-        train_jobs([job], tell, stopper)
-    except KeyboardInterrupt:
-        raise RunStopped(f"training the {job.role} was told to stop; run again to go on") from None
+    train_jobs([job], tell, stopper)
     return digest_inputs(job)
 
 

@@ -262,6 +262,8 @@ def test_a_prompt_cannot_differ_each_time_it_is_filled(tmp_path: Path) -> None:
         ("{{" + "(" * 5000 + "question" + ")" * 5000 + "}}", "nested too deep"),
         ("{{ question.__class__ }}", "line 1 has 'getattr'"),
         ("{{ question|attr('__class__') }}", "line 1 has 'attr'"),
+        ("{{ question['upper'] }}", "line 1 has 'getitem'"),
+        ("{{ question[question] }}", "line 1 has 'getitem'"),
         ("{{ question.center(10**10) }}", "line 1 has 'call'"),
         ("{% include '/etc/passwd' %}{{question}}", "line 1 has 'include'"),
         ("{% extends 'base' %}{{question}}", "line 1 has 'extends'"),
@@ -284,11 +286,11 @@ def test_a_template_that_would_do_harm_is_refused(tmp_path: Path, template: str,
 
 
 def test_a_template_may_ask_what_a_slot_is(tmp_path: Path) -> None:
-    long = "question|trim|length > 5 and 'x' not in question"
-    text = f"{{% if {long} %}}{{{{question[:4]}}}}{{% else %}}{{{{question|upper}}}}{{% endif %}}"
+    long = "question|trim|length > 5 and question[0] not in ('x', 'y')"
+    text = f"{{% if {long} %}}{{{{question[-3:]}}}}{{% else %}}{{{{question|upper}}}}{{% endif %}}"
     prompts = load_prompts(str(written(tmp_path / "mine", generator__user_md=text)))
     assert [prompts.messages(Role.GENERATOR, question=each)[-1].content for each in ("long one", "abc")] == [
-        "long",
+        "one",
         "ABC",
     ]
 

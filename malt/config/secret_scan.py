@@ -11,7 +11,8 @@ Key = tuple[str, ...]
 _NAMES = (
     "api[-_]?key|secret|password|passwd|credential|authorization|cookies?(?![a-z_-])|(^|[-_])signature"
     "|(subscription|access|private|functions)[-_]?key"
-    "|(^|[-_])(access|ad|api|auth|bearer|bot|csrf|github|hf|id|oauth|private|refresh|security|session|vault|x)[-_]?token"
+    "|(^|[-_])(access|ad|api|auth|bearer|bot|csrf|github|hf|id|oauth|private|refresh|security|session|vault|x)"
+    "[-_]?token"
 )
 _KEY_NAME = re.compile(f"{_NAMES}$|^token$", re.IGNORECASE)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -27,8 +28,9 @@ _IN_QUERY = r"([\w-]*(key|token|sig|signature|secret|password|credential)|code)=
 _BASIC = r"(?=\S*([0-9=+/]|(?-i:[a-z][A-Z])))"
 """Looks ahead for what base64 has and a word has not."""
 _KEY_VALUE = re.compile(
-    rf"\b({_PREFIXES})[-_](?=(?:[a-z_-]{{0,100}}[0-9]){{3}})[\w-]{{20,}}|\b(hf_|AIza|AKIA|ASIA)\w{{16,}}|\bBearer\s+\S{{8,}}"
-    rf"|^Basic\s+{_BASIC}\S{{8,}}$|-----BEGIN [A-Z ]*PRIVATE KEY|{_JWT}|[?&]{_IN_QUERY}",
+    rf"\b({_PREFIXES})[-_](?=(?:[a-z_-]{{0,100}}[0-9]){{3}})[\w-]{{20,}}"
+    rf"|\b(hf_|AIza|AKIA|ASIA)\w{{16,}}|\bBearer\s+\S{{8,}}|^Basic\s+{_BASIC}\S{{8,}}$"
+    rf"|-----BEGIN [A-Z ]*PRIVATE KEY|{_JWT}|[?&]{_IN_QUERY}",
     re.IGNORECASE,
 )
 _KEY_OVERRIDE = re.compile(rf"({_NAMES}|token)\s*=", re.IGNORECASE)
@@ -113,9 +115,11 @@ _SECRET_VARIABLE = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?|AUTH(?:ORIZATION)?)(?:$|_)", re.IGNORECASE
 )
 """Names of environment variables that hold secrets."""
+_USER = r"([^/@\s:]*:(?!\d+/)\S{1,300}|[^/@\s]+)"
+"""In an address; a password may have a slash or an @ in it, but what begins as a port is one."""
 _LOOKS_SECRET = re.compile(
     rf"\b(?:{_PREFIXES}|key)[-_][\w-]{{8,}}|\b(?:AKIA|ASIA|AIza|hf_)[\w-]{{12,}}|{_JWT}"
-    rf"|(?<=Bearer )\S{{6,}}|(?<=Basic ){_BASIC}[\w+/=]{{12,}}|(?<=://)[^/@\s]+(?=@)|(?<=[?&]){_IN_QUERY}[^&\s\"']+",
+    rf"|(?<=Bearer )\S{{6,}}|(?<=Basic ){_BASIC}[\w+/=]{{12,}}|(?<=://){_USER}(?=@)|(?<=[?&]){_IN_QUERY}[^&\s\"']+",
     re.IGNORECASE,
 )
 

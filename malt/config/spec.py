@@ -99,7 +99,7 @@ class DatasetSpec(Declared):
     unmarked_texts: Literal["drop", "keep"] = "keep"
     """Texts to be learned that mark no final answer, or critiques that state no verdict: some are right by luck."""
     false_verdicts: Literal["drop", "keep"] = "keep"
-    """Critiques to be learned that call a right answer wrong or a wrong one right; what came of them counts alone."""
+    """Critiques to be learned that call a right answer wrong, or a wrong one right, whatever came of them."""
     leaks: Literal["drop", "keep"] = "drop"
     """Critiques and refinements that quote the reference answer at length, though nothing they saw holds it."""
     identical_pairs: Literal["drop", "keep"] = "drop"

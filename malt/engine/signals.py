@@ -107,14 +107,19 @@ def _set_deadline(act: Callable[[], None]) -> None:
     deadline.start()
 
 
+def leave_terminal_to_run() -> None:
+    """Ignore a terminal's Ctrl-C and end, which come to all its processes: the run acts on them for its workers."""
+    for each in _FROM_TERMINAL:
+        signal.signal(each, signal.SIG_IGN)
+
+
 def begin_worker(run: Connection) -> None:
     """Let a worker process ask as long as its run does, and end with it: `run` is a pipe whose other end the run holds.
 
     Once that is closed nothing more is asked, and batches end with what they have. Told to end, the process first
     writes what it still gets; a terminal's Ctrl-C or end it leaves to the run.
     """
-    for each in _FROM_TERMINAL:
-        signal.signal(each, signal.SIG_IGN)
+    leave_terminal_to_run()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end_worker, daemon=True).start())
     threading.Thread(target=_end_with_run, args=(run,), daemon=True).start()
 

@@ -13,6 +13,7 @@ import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
+from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def warn_if_open(api_url: str, timeout_s: float) -> None:
     """Warn of a Prefect server that asks nobody for authentication."""
     try:
         urllib.request.urlopen(f"{api_url}/admin/version", timeout=timeout_s).close()  # noqa: S310 - as configured
-    except (HTTPError, OSError, ValueError):
+    except (HTTPException, OSError, ValueError):
         return
     _log.warning(
         "warning: PREFECT_API_URL = %s: this server has no authentication, so whoever reaches it, any web page in a "

@@ -16,6 +16,7 @@ import threading
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
@@ -98,7 +99,11 @@ def check_answers(api_url: str) -> None:
         urllib.request.urlopen(f"{api_url}/health", timeout=ANSWER_LIMIT_S).close()  # noqa: S310
     except HTTPError:
         return
-    except (OSError, ValueError) as error:
+    except (ValueError, HTTPException):  # which quote what they took for the port, or what answered
+        raise ConfigError(
+            f"PREFECT_API_URL = {redact(api_url)}: that is no address of a Prefect server; write http://HOST:PORT/api"
+        ) from None
+    except OSError as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return  # Prefect has settings of its own for certificates
         why = getattr(error, "reason", error)

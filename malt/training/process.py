@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from malt.errors import ConfigError, TrainingFailed
+from malt.errors import ConfigError, RunStopped, TrainingFailed
 from malt.training.job import RoleJob
 
 _Task = Literal["train", "plan"]
@@ -32,20 +33,30 @@ _QUIET = {
 """Of the training process, unless set: all it needs is here, a GPU adds up in one order, threads that wait sleep."""
 _LAST_LINES = 3
 """Of the log, that an error quotes."""
+_TOLD_TO_STOP = "training was told to stop; run again to go on from its last checkpoint"
 
 
 class Stopper:
     """Tells training processes to leave a checkpoint and end: those that run, and any that would begin later."""
 
     def __init__(self) -> None:
-        self.is_told = False
+        self._told = threading.Event()
         self._processes = list[subprocess.Popen[bytes]]()
 
+    @property
+    def is_told(self) -> bool:
+        return self._told.is_set()
+
     def stop(self) -> None:
-        """Stop; whoever waits for a process gets `KeyboardInterrupt`."""
-        self.is_told = True
+        """Stop; whoever waits for a process, or in `wait`, gets `RunStopped`."""
+        self._told.set()
         for process in self._processes:
             process.terminate()
+
+    def wait(self, seconds: float = 0.0) -> None:
+        """Wait a while. Raises `RunStopped` once `stop` was called."""
+        if self._told.wait(seconds):
+            raise RunStopped(_TOLD_TO_STOP)
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:
         """Let a process be stopped: at once, where `stop` was called while it began."""
@@ -66,11 +77,10 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
     """Train roles, or measure their rows, in a process of its own; training goes on from the last checkpoints.
 
     Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
-    `KeyboardInterrupt` where it was told to stop. What it had stays in the jobs' folders.
+    `RunStopped` where it was told to stop. What it had stays in the jobs' folders.
     """
     log, refusals, stopper = jobs[0].work / "log.txt", list[str](), stopper or Stopper()
-    if stopper.is_told:
-        raise KeyboardInterrupt
+    stopper.wait()
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["event"] == "refused":
@@ -86,7 +96,7 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
     if code == REFUSED and refusals:
         raise ConfigError(refusals[-1])
     if code == STOPPED or stopper.is_told:
-        raise KeyboardInterrupt
+        raise RunStopped(_TOLD_TO_STOP)
     if code:
         raise TrainingFailed(
             f"training ended with {_describe_end(code)}; what it had is kept, run again to go on. {log} has the whole "

@@ -2,13 +2,13 @@
 
 import fcntl
 import os
-import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from pydantic import BaseModel
 
@@ -17,6 +17,7 @@ from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
+from malt.datasets.version.folders import discard, move_away
 from malt.errors import NothingToTrain, TrainingFailed
 from malt.files import make_private_folder
 from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
@@ -35,6 +36,9 @@ from malt.training.job import (
     list_jobs,
 )
 from malt.training.process import Stopper, Tell, check_installed, run_jobs
+
+_LOOK_EVERY_S = 0.5
+"""How often who waits for another training looks whether that has ended."""
 
 
 class Prepared(NamedTuple):
@@ -88,39 +92,54 @@ def train(
     before anything is trained for what cannot be, `NothingToTrain`, and `TrainingFailed`; interrupted, it goes on where
     it stopped when it is called again. One at a time trains models of a name; the next one waits.
     """
-    started = time.monotonic()
     prepared = prepare(version, spec, settings or Settings(), earlier)
-    with _hold_lock(prepared.settings.training_dir / prepared.name, tell):
-        return _train(prepared, tell, started)
+    return train_prepared(prepared, partial(train_jobs, tell=tell), publish, tell)
+
+
+def train_prepared(
+    prepared: Prepared,
+    train_roles: Callable[[list[RoleJob]], None],
+    publish_roles: Callable[[Prepared, dict[Role, TrainedRole]], ModelVersion],
+    tell: Tell,
+    stopper: Stopper | None = None,
+) -> TrainSummary:
+    """Train and publish what no model version has, once nobody else trains models of this name.
+
+    The two steps are given: in this process, or as task runs. Raises `RunStopped` where `stopper` was told.
+    """
+    started = time.monotonic()
+    with _hold_lock(prepared.settings.training_dir / prepared.name, tell, stopper or Stopper()):
+        if (published := find_trained(prepared)) is not None:
+            return summarise(prepared, published, set(published.manifest.roles), time.monotonic() - started)
+        check_installed()
+        known = {job.role: known_role(job, prepared) for job in prepared.jobs}
+        train_roles([job for job in prepared.jobs if known[job.role] is None])
+        published = publish_roles(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
+        cached = {role for role, trained in known.items() if trained}
+        return summarise(prepared, published, cached, time.monotonic() - started)
 
 
 @contextmanager
-def _hold_lock(folder: Path, tell: Tell) -> Iterator[None]:
+def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
     """Hold the lock of a name, once who has it has published; tell of whom is waited for."""
     make_private_folder(folder)
     with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(file):
             file.seek(0)
             tell({"event": "waiting", "models": folder.name, "holder": file.read(1_000) or "another training"})
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _take(file):
+                stopper.wait(_LOOK_EVERY_S)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
 
-def _train(prepared: Prepared, tell: Tell, started: float) -> TrainSummary:
-    if (published := find_trained(prepared)) is not None:
-        return summarise(prepared, published, set(published.manifest.roles), time.monotonic() - started)
-    check_installed()
-    known = {job.role: known_role(job, prepared) for job in prepared.jobs}
-    new = [job for job in prepared.jobs if known[job.role] is None]
-    train_jobs(new, tell)
-    published = publish(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
-    cached = {role for role, trained in known.items() if trained}
-    return summarise(prepared, published, cached, time.monotonic() - started)
+def _take(lock: IO[str]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
@@ -179,7 +198,7 @@ def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = No
 def result_of(job: RoleJob) -> TrainedRole:
     file = job.done / RESULT_FILE
     if not file.exists():
-        raise TrainingFailed(f"training the {job.role} left nothing in {job.done}; run again")
+        raise TrainingFailed(f"training the {job.role} left no {RESULT_FILE} in {job.done}; remove it, train again")
     result = RoleResult.model_validate_json(file.read_bytes())
     return TrainedRole(job.done, result.inputs_sha256, result.stages, result.samples, result.libraries)
 
@@ -191,7 +210,8 @@ def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     made = Made(prepared.name, base, dataset, prepared.train, tuple(earlier))
     published = publish_models(made, roles, prepared.settings.models_dir)
     for job in prepared.jobs:
-        shutil.rmtree(job.work, ignore_errors=True)
+        if job.work.exists():
+            discard(move_away(job.work))  # at once: what is left of a folder would pass for one that is done
     return published
 
 

@@ -1,6 +1,6 @@
 """The training process: `python -m malt.training.worker train JOB.json`. Trains one role, tells of it in JSON lines.
 
-`plan JOB.json…` measures instead. It stops at a checkpoint when it is told to (SIGINT, SIGTERM), and when standard
+`plan JOB.json…` measures instead. It stops at a checkpoint when a signal tells it to, and when standard
 input ends: whoever started it holds the other end, and loses it however it ends. Exit codes: 0 done, 2 refused,
 130 stopped.
 """
@@ -30,8 +30,9 @@ _stopping = threading.Event()
 def main() -> int:
     """Train what a job file says, or measure what some say."""
     jobs = [RoleJob.model_validate_json(Path(path).read_bytes()) for path in sys.argv[2:]]
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: _stopping.set())
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(each) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, lambda *_: _stopping.set())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     tell = _open_events()
     try:

@@ -5,6 +5,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, ValidationError
 
 from malt.config.roles import ModelSpec
+from malt.config.secret_scan import redact
 from malt.config.spec import RunSpec
 
 KEY = "sk-ant-0123456789abcdefghij"
@@ -75,6 +76,19 @@ def test_a_secret_is_refused_without_being_shown(role: dict[str, JsonValue]) -> 
 @pytest.mark.parametrize("role", SECRET)
 def test_the_schema_of_the_form_refuses_it_too(role: dict[str, JsonValue]) -> None:
     assert not Draft202012Validator(RunSpec.model_json_schema()).is_valid(declared(role))
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("http://me:hu/sh@h/x", "http://[key]@h/x"),
+        ("no answer from http://me:hu@sh@h", "no answer from http://[key]@h"),
+        ("http://127.0.0.1:8000/models/x@v1", "http://127.0.0.1:8000/models/x@v1"),
+        ("Basic understanding", "Basic understanding"),
+    ],
+)
+def test_who_asks_is_taken_out_of_addresses(said: str, shown: str) -> None:
+    assert redact(said) == shown
 
 
 @pytest.mark.parametrize("role", HARMLESS)

@@ -1,6 +1,8 @@
 """Limits that were set in Prefect's UI: runs share them, and say what they wait for."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
@@ -11,13 +13,11 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from malt.errors import PrefectLost
-from tasks import slots
 from tasks.slots import hold_slots, limit_name
 
 MODEL = limit_name("openai/Tests 4.1")
 SHOWN = "malt-openai-Tests-4.1"
 """As somebody wrote it in the UI."""
-NOBODY = "http://127.0.0.1:1/api"
 HANGS_S = 120
 
 
@@ -51,40 +51,44 @@ async def wait_for_state(flow_run_id: str) -> str:
             await asyncio.sleep(0.1)
 
 
-async def run_two_after_each_other() -> None:
-    ids, holds, release = asyncio.Queue[str](), asyncio.Event(), asyncio.Event()
+@asynccontextmanager
+async def limit_of_none() -> AsyncIterator[None]:
     async with get_client() as client:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=SHOWN, limit=0))
-    async with asyncio.timeout(HANGS_S), asyncio.TaskGroup() as both:
-        first = both.create_task(hold(ids, holds, release))
-        assert await wait_for_state(await ids.get()) == f"for room for 1 in the concurrency limit {SHOWN}"
-        await allow(3)
-        await holds.wait()
-        second = both.create_task(hold(ids, holds, release))
-        assert await wait_for_state(await ids.get()) == f"for room for 3 in the concurrency limit {SHOWN}"
-        await allow(2)
-        release.set()
-    assert [first.result(), second.result()] == [(3, 3), (2, 2)]
-    assert await read_taken() == 0
+        try:
+            yield
+        finally:
+            await client.delete_global_concurrency_limit_by_name(SHOWN)
 
 
-def test_a_run_takes_a_slot_a_request_of_its_models_limit_and_the_next_one_waits(
-    api_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "_POLL_S", 0.1)
+async def run_two_after_each_other() -> None:
+    ids, holds, release = asyncio.Queue[str](), asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(HANGS_S), limit_of_none():
+        async with asyncio.TaskGroup() as both:
+            first = both.create_task(hold(ids, holds, release))
+            assert await wait_for_state(await ids.get()) == f"for room for 1 in the concurrency limit {SHOWN}"
+            await allow(3)
+            await holds.wait()
+            second = both.create_task(hold(ids, holds, release))
+            assert await wait_for_state(await ids.get()) == f"for room for 3 in the concurrency limit {SHOWN}"
+            await allow(2)
+            release.set()
+        assert [first.result(), second.result()] == [(3, 3), (2, 2)]
+        assert await read_taken() == 0
+
+
+def test_a_run_takes_a_slot_a_request_of_its_models_limit_and_the_next_one_waits(api_url: str) -> None:
     assert MODEL == "malt-openai-tests-4.1"
     asyncio.run(run_two_after_each_other())
 
 
-def test_limits_that_the_server_does_not_tell_are_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "TIMEOUT_S", 0.0)
-
+def test_limits_that_the_server_does_not_tell_are_not_taken_for_none(api_url: str) -> None:
     async def hold_any() -> None:
         async with hold_slots([MODEL], 1):
             pass
 
     with (
-        temporary_settings({PREFECT_API_URL: NOBODY}),
-        pytest.raises(PrefectLost, match="does not say which concurrency limits bound this run"),
+        temporary_settings({PREFECT_API_URL: f"{api_url}/elsewhere"}),
+        pytest.raises(PrefectLost, match="does not tell of the concurrency limits that bound this run"),
     ):
         asyncio.run(hold_any())

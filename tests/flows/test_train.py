@@ -16,6 +16,7 @@ from tests.published import PROVENANCE, mixed_tree, publish
 from tests.training.conftest import spec_for, write_tiny
 
 WORKER = "malt.training.worker"
+HANGS_S = 600
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
@@ -29,10 +30,10 @@ def test_the_flow_trains_a_role_a_task_and_nothing_twice(
     chosen = spec_for(write_tiny(tmp_path)).model_copy(update={"refiner": ()})
     spec = RunSpec.model_validate({**declared, "train": chosen.model_dump(mode="json")})
     publish(map(mixed_tree, ["q0", "q1"]), spec, PROVENANCE, settings.datasets_dir)
-    asyncio.run(cancel_once_it_trains(settings))
+    asyncio.run(asyncio.wait_for(cancel_once_it_trains(settings), HANGS_S))
     first: TrainSummary = asyncio.run(train("sums"))
     assert {role: entry.cached for role, entry in first.roles.items()} == {"generator": False, "verifier": False}
-    again = asyncio.run(train_while_another_publishes(settings, caplog))
+    again = asyncio.run(asyncio.wait_for(train_while_another_publishes(settings, caplog), HANGS_S))
     assert (again.content_sha256, again.created) == (first.content_sha256, False)
     assert all(role.cached for role in again.roles.values())
     shutil.rmtree(settings.models_dir)  # Prefect's cache still knows the roles, whose files are gone

@@ -118,6 +118,10 @@ def test_a_named_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no server answers there") as said:
         connect(tmp_path).wait_until_ready()
     assert "s3cret" not in str(said.value)
+    os.environ["PREFECT_API_URL"] = "http://me:s3cret@127.0.0.1/api"
+    with pytest.raises(ConfigError, match="no address of a Prefect server") as said:
+        connect(tmp_path).wait_until_ready()
+    assert "s3cret" not in str(said.value)
     assert not (tmp_path / "prefect").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
+from malt.errors import RunStopped
 from malt.training.process import Stopper, run_jobs
 from malt.training.run import prepare
 
@@ -16,7 +17,7 @@ from malt.training.run import prepare
 def test_a_training_that_was_told_to_stop_does_not_begin(version: DatasetVersion, spec: TrainSpec) -> None:
     stopper, jobs = Stopper(), prepare(version, spec, Settings()).jobs
     stopper.stop()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RunStopped):
         run_jobs("train", jobs, lambda event: pytest.fail(str(event)), stopper)
     assert not jobs[0].work.exists()
 
@@ -26,5 +27,5 @@ def test_a_process_that_began_as_it_was_told_to_stop_ends() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         stopper.stop()
         stopper.add(process)
-        process.communicate()
+        process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM

@@ -43,8 +43,9 @@ def make_engine(url: str) -> sa.Engine:
         engine = sa.create_engine(
             parsed, connect_args=_CONNECTING if parsed.drivername.startswith("postgresql") else {}
         )
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {error}") from error
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:  # a ValueError quotes what it took for the port
+        why = "its host or port cannot be read" if isinstance(error, ValueError) else error
+        raise StoreError(f"MALT_STORE_URL {hide_password(url)!r} is not a usable database URL: {why}") from None
     except ModuleNotFoundError as error:
         needed = f"the store {hide_password(url)} needs the package {error.name!r}"
         raise StoreError(f"{needed}: install malt-trees[postgres]") from error
@@ -92,11 +93,9 @@ def parse_url(url: str) -> URL:
 
 
 def hide_password(url: str) -> str:
-    try:
-        shown = make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        shown = re.sub(r":[^:/@]*@", ":***@", url)
-    return re.sub(r"(?<=[?&]password=)[^&]*", "***", shown)
+    """Hide user and password, also where the URL is written wrongly; a file's path may have an @."""
+    shown = url if url.startswith("sqlite") else re.sub("://.*@", "://***@", url)
+    return re.sub(r"(?i)([?&][^=&]*passw(?:or)?d=)[^&]*", r"\1***", shown)
 
 
 @contextmanager

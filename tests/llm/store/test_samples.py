@@ -128,8 +128,19 @@ def test_an_unusable_url_is_refused(url: str) -> None:
         Store(url)
 
 
-def test_a_password_is_never_shown() -> None:
-    assert "s3cret" not in hide_password("postgresql://me:s3cret@127.0.0.1/malt")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:s3cret@127.0.0.1/malt", "postgresql://***@127.0.0.1/malt"),
+        ("postgresql://me:s3c/ret@h:p/db", "postgresql://***@h:p/db"),
+        ("postgresql://me:1/s3cret@h/db", "postgresql://***@h/db"),
+        ("postgresql://me:s3@cret@h/db", "postgresql://***@h/db"),
+        ("postgresql://h/db?sslpassword=s3cret&PASSWORD=s3cret", "postgresql://h/db?sslpassword=***&PASSWORD=***"),
+        ("sqlite:////home/me@work/store.db", "sqlite:////home/me@work/store.db"),
+    ],
+)
+def test_a_password_is_never_shown(url: str, shown: str) -> None:
+    assert hide_password(url) == shown
 
 
 async def test_writers_on_one_loop_share_commits_and_lose_nothing(url: str) -> None:
@@ -197,7 +208,7 @@ def test_rows_keep_what_cannot_be_shown_in_a_terminal(url: str) -> None:
         ("mysql://me:s3cret@h/db", "a store is sqlite or postgresql"),
         ("sqlite+aiosqlite:///x.db", "a store is sqlite or postgresql"),
         ("postgresql://me:s3cret@[::1", "not a usable database URL"),
-        ("postgresql://h:p/db?password=s3cret", "not a usable database URL"),
+        ("postgresql://h:p/db?password=s3cret", "not a usable database URL: its host or port cannot be read"),
         ("mysql://h/db?a=b&password=s3cret", "a store is sqlite or postgresql"),
     ],
 )
