@@ -112,6 +112,15 @@ class Page:
         asked = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
         return [each["request"]["url"] for each in asked if not each["request"]["url"].startswith(LOCAL)]
 
+    @property
+    def reached(self) -> list[str]:
+        """Every address that the page asked the network for, and was let."""
+        failed = [event["params"] for event in self.events if event["method"] == "Network.loadingFailed"]
+        kept = {each["requestId"] for each in failed if each.get("blockedReason") == "csp"}
+        asked = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [each["request"]["url"] for each in asked if each["requestId"] not in kept]
+        return [url for url in urls if not url.startswith(LOCAL)]
+
     def _receive(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._connection.recv(timeout=ANSWER_S))
         if "method" in message:

@@ -1,6 +1,7 @@
 """Who may use a Prefect server of ours: whoever has its authentication string, from the UI's own pages.
 
-Prefect checks the string; `OwnPagesOnly` refuses what pages of other origins ask, before Prefect sees it.
+Prefect checks the string; `OwnPagesOnly` refuses what pages of other origins ask, before Prefect sees it, and lets
+the UI's pages ask nobody else: Prefect's UI would ask a host of analytics for its settings, even with analytics off.
 """
 
 import base64
@@ -113,16 +114,17 @@ class OwnPagesOnly:
         self._app = app
         self._origins: Collection[str] = own_origins(host, port)
         self._hosts = None if host in WILDCARDS else {urlsplit(origin).hostname for origin in self._origins}
+        self._headers = _headers(self._origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
         elif not self._is_own(scope):
-            await _refuse(scope, send)
+            await self._refuse(scope, send)
         elif scope["path"] == SIGN_IN_PATH and scope["type"] == "http":
-            await _answer(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
+            await self._answer(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
         else:
-            await self._app(scope, receive, _unframed(send))
+            await self._app(scope, receive, self._guarded(send))
 
     def _is_own(self, scope: Scope) -> bool:
         hosts, origins = (_values(scope, name) for name in (b"host", b"origin"))
@@ -142,6 +144,35 @@ class OwnPagesOnly:
         return origin == f"https://{host}" or (origin == f"http://{host}" and _is_number(host))
 
 
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._answer(send, 403, "text/plain", "This server answers its own pages alone, under its own address.")
+
+    async def _answer(self, send: Send, status: int, kind: str, text: str) -> None:
+        headers = [(b"content-type", kind.encode()), *self._headers, (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    def _guarded(self, send: Send) -> Send:
+        """Keep a server's pages out of other pages' frames, and what they know with it."""
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self._headers]}
+            await send(message)
+
+        return sent
+
+
+def _headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
+    """Return what a browser is told of every page: who may frame it, and whom it may ask."""
+    asked = " ".join(["'self'", *origins, *(origin.replace("http", "ws", 1) for origin in origins)])
+    policy = f"frame-ancestors 'none'; connect-src {asked}"
+    return [(b"content-security-policy", policy.encode()), (b"referrer-policy", b"no-referrer")]
+
+
 def _is_number(host: str) -> bool:
     try:
         ip_address(urlsplit(f"//{host}").hostname or "")
@@ -152,30 +183,3 @@ def _is_number(host: str) -> bool:
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
-
-
-async def _refuse(scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-    else:
-        await _answer(send, 403, "text/plain", "This server answers its own pages alone, under its own address.")
-
-
-async def _answer(send: Send, status: int, kind: str, text: str) -> None:
-    headers = [(b"content-type", kind.encode()), *_HEADERS, (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-_HEADERS = [(b"content-security-policy", b"frame-ancestors 'none'"), (b"referrer-policy", b"no-referrer")]
-
-
-def _unframed(send: Send) -> Send:
-    """Keep a server's pages out of other pages' frames."""
-
-    async def sent(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *_HEADERS]}
-        await send(message)
-
-    return sent

@@ -4,6 +4,7 @@ Run as `python -m malt.hosting.prefect_server SOCKET HOME HOST`. It ends when it
 that started it holds the other end, and loses it however it ends.
 """
 
+import asyncio
 import fcntl
 import os
 import socket
@@ -12,13 +13,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import MutableMapping
 from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from malt.hosting.access import OwnPagesOnly
+from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
 from malt.hosting.reports import WithReports
 from malt.hosting.sqlite_transactions import take_turns
 from malt.processes import paused_gc
@@ -48,8 +51,25 @@ def main() -> None:
             take_turns(url)
         config.load()
     with_reports = WithReports(config.loaded_app, home.parent, os.environ["PREFECT_SERVER_API_AUTH_STRING"])
-    config.loaded_app = OwnPagesOnly(with_reports, host, listener.getsockname()[1])
+    config.loaded_app = _pause_sockets(OwnPagesOnly(with_reports, host, listener.getsockname()[1]))
     server.run(sockets=[listener])
+
+
+def _pause_sockets(app: App) -> App:
+    """Let the rest of a server go on after each message of a websocket.
+
+    Prefect reads the events of a run as long as there are any, and never waits for anything meanwhile: requests stood
+    still for half a minute where three runs sent them without a break.
+    """
+
+    async def paused(scope: Scope, receive: Receive, send: Send) -> None:
+        async def take() -> MutableMapping[str, Any]:
+            await asyncio.sleep(0)
+            return await receive()
+
+        await app(scope, take if scope["type"] == "websocket" else receive, send)
+
+    return paused
 
 
 def _end_with_parent(server: uvicorn.Server) -> None:
