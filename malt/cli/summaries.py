@@ -8,8 +8,7 @@ from malt.cli import terminal
 if TYPE_CHECKING:
     from malt.config.roles import Role
     from malt.engine.build import RunSummary
-    from malt.engine.plan import Plan, RolePlan
-    from malt.evaluation.plan import EvaluationPlan
+    from malt.engine.plan import Plan, Quote
     from malt.trees.pipeline import Shortfall
     from malt.trees.tree import FailedBranch
 
@@ -45,7 +44,7 @@ QUOTED = ("requests", "completions", "stored", "tokens in", "tokens out", "cost"
 """What `quoted_figures` writes."""
 
 
-def quoted_figures(quoted: "Plan | RolePlan | EvaluationPlan") -> Iterator[str]:
+def quoted_figures(quoted: "Quote") -> Iterator[str]:
     counts = (quoted.requests, quoted.completions, quoted.stored_completions)
     yield from map("{:,}".format, (*counts, quoted.prompt_tokens, quoted.completion_tokens))
     yield terminal.format_dollars(quoted.cost_usd)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import runs, terminal
+from malt.cli import runs, summaries, terminal
 from malt.cli.options import find_role, takes_config, takes_json, takes_version
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
     from malt.datasets.version.dataset_version import DatasetVersion
+    from malt.improvement.plan import ImprovementPlan
     from malt.improvement.report import RoundFigures
     from malt.improvement.summary import Improvement
     from malt.models.version import ModelVersion
@@ -233,8 +234,11 @@ def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
 @click.command()
 @takes_config
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="How many rounds in all; overrides improve.rounds.")
+@click.option("--plan", "plans", is_flag=True, help="Quote all rounds, and ask and train nothing.")
 @takes_json
-def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, as_json: bool) -> int:
+def improve(
+    config: Path, override: tuple[str, ...], limit: int | None, rounds: int | None, plans: bool, as_json: bool
+) -> int:
     """Grow, train, evaluate, keep what is better; N times. Goes on where an earlier call was stopped."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
@@ -243,6 +247,8 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
     from malt.improvement.report import read_figures
 
     spec = load_spec(config, [*override, *([f"improve.rounds={rounds}"] if rounds else [])], limit)
+    if plans:
+        return _plan_improvement(spec, as_json=as_json)
     check(spec, Settings())
     missing = runs.find_missing()
     if missing:
@@ -252,6 +258,35 @@ def improve(config: Path, override: tuple[str, ...], limit: int | None, rounds: 
     if done.used.failed_branches:
         terminal.warn(f"error: {done.used.failed_branches} failed branches; their questions are in no version")
     return done.exit_code
+
+
+def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
+    """Quote all rounds, and say what is still in the way."""
+    from malt.config.settings import Settings
+    from malt.errors import MaltError
+    from malt.improvement.improve import check
+    from malt.improvement.plan import plan_improvement
+    from malt.llm.store.samples import Store
+
+    settings = Settings()
+    with Store(settings.store) as store:
+        quoted = plan_improvement(spec, settings, store)
+    terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_improvement_plan(quoted)
+    try:
+        check(spec, settings)
+    except MaltError as error:
+        terminal.warn(f"before it can run: {error}")
+    return 0
+
+
+def _show_improvement_plan(quoted: "ImprovementPlan") -> None:
+    table = terminal.new_table("", *summaries.QUOTED)
+    for when, steps in {"each round": quoted.each_round, "once": quoted.once}.items():
+        for step, part in steps.items():
+            table.add_row(f"{when}: {step}", *summaries.quoted_figures(part))
+    table.add_row(f"{terminal.count(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
+    terminal.say(table)
+    terminal.say("the first round's trees may be stored; what training takes: malt train VERSION --plan", style="dim")
 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":

@@ -1,10 +1,11 @@
 """What an evaluation would ask and cost, and what it could show: counted against the store, asking nobody."""
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
-from malt.engine.job import Job
+from malt.engine.job import Job, models_asked
 from malt.engine.plan import Quote, RolePlan, add_quotes, plan
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.statistics import questions_needed, smallest_difference
@@ -42,9 +43,13 @@ class _Added(NamedTuple):
     quoted: RolePlan
 
 
-def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
-    """Quote an evaluation: every subtree once, less what the store has."""
-    added = _list_added(job, store)
+def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[EvaluationJob] = ()) -> EvaluationPlan:
+    """Quote an evaluation: every subtree once, less what the store has and what evaluations `before` it will have.
+
+    Those are of the same questions.
+    """
+    known = {_name_place(lineup, role) for each in before for lineup in each.lineups for role in _list_asked(lineup)}
+    added = _list_added(job, store, known)
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
@@ -60,17 +65,21 @@ def plan_evaluation(job: EvaluationJob, store: Store) -> EvaluationPlan:
     )
 
 
-def _list_added(job: EvaluationJob, store: Store) -> list[_Added]:
+def _list_added(job: EvaluationJob, store: Store, known: Collection[str]) -> list[_Added]:
     """Quote each line-up's roles that no earlier one asks below the same texts."""
-    added, known = [], set[str]()
+    added, places = [], set(known)
     for lineup in job.lineups:
         quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
-        for role in quoted:
+        for role in _list_asked(lineup):
             place = _name_place(lineup, role)
-            if place not in known and (role in lineup.roles or role is Role.EVALUATOR):
-                known.add(place)
+            if place not in places:
+                places.add(place)
                 added.append(_Added(lineup, role, quoted[role]))
     return added
+
+
+def _list_asked(lineup: Lineup) -> list[Role]:
+    return [role for role in models_asked(lineup.spec) if role in lineup.roles or role is Role.EVALUATOR]
 
 
 def _name_place(lineup: Lineup, role: Role) -> str:

@@ -143,12 +143,11 @@ class OwnPagesOnly:
             return origin in self._origins
         return origin == f"https://{host}" or (origin == f"http://{host}" and _is_number(host))
 
-
     async def _refuse(self, scope: Scope, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._answer(send, 403, "text/plain", "This server answers its own pages alone, under its own address.")
+            await self._answer(send, 403, "text/plain", "This server answers its own pages alone, at its own address.")
 
     async def _answer(self, send: Send, status: int, kind: str, text: str) -> None:
         headers = [(b"content-type", kind.encode()), *self._headers, (b"cache-control", b"no-store")]

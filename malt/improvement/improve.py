@@ -28,7 +28,15 @@ from malt.evaluation.version import EvaluationVersion
 from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
 from malt.improvement.report import write_report
-from malt.improvement.specs import UNTRAINED, beside_spec, closing_spec, comparing_spec, deciding_spec, growing_spec
+from malt.improvement.specs import (
+    UNTRAINED,
+    beside_spec,
+    closing_spec,
+    comparing_spec,
+    deciding_spec,
+    growing_spec,
+    list_players,
+)
 from malt.improvement.summary import Account, Improvement, Round
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.provider import embedded
@@ -97,6 +105,7 @@ def check(spec: RunSpec, settings: Settings) -> None:
             f"malt improve plays what it trained in this process: [train] base = {spec.train.base!r} gives adapters "
             "for a server of your own. Take `embedded` or embedded/<path.gguf>; or go round by hand, with malt train"
         )
+    embedded.find_weights(spec.train.base)
     check_installed()
     read_job(spec, settings)
     compared = comparing_spec(spec, {UNTRAINED: SystemSpec()}, UNTRAINED)
@@ -147,7 +156,7 @@ class Course:
         log.info(f"round {number}: training on {', '.join([*earlier, dataset.reference])}")
         models = await self.train(dataset.reference, earlier)
         log.info(f"round {number}: evaluating {models} on held-out questions")
-        version = await self.evaluate(deciding_spec(self.spec, before.best, models))
+        version = await self.evaluate(deciding_spec(self.spec, before.best, SystemSpec(models=models)))
         judgement = judge_evaluation(version, self.spec.improve)
         return Round(number=number, players=before.best, dataset=dataset.reference, models=models,
                      evaluation=version.reference, judgement=judgement)  # fmt: skip
@@ -157,14 +166,14 @@ class Course:
         models, improve = done.shown, self.spec.improve
         if models is None:
             return {}
-        closing = None
+        closing, trained = None, SystemSpec(models=models)
         if improve.closing:
             log.info(f"closing: {models} beside the untrained roles, and with each role untrained")
-            closing = (await self.evaluate(closing_spec(self.spec, models))).reference
+            closing = (await self.evaluate(closing_spec(self.spec, trained, list_players(models)))).reference
         beside = {}
         for name, source in improve.beside.items():
             log.info(f"closing: {models} on {name}")
-            beside[name] = (await self.evaluate(beside_spec(self.spec, name, source, models))).reference
+            beside[name] = (await self.evaluate(beside_spec(self.spec, name, source, trained))).reference
         return {"closing": closing, "beside": beside}
 
     async def grow(self, spec: RunSpec) -> DatasetVersion:

@@ -28,30 +28,33 @@ def growing_spec(spec: RunSpec, number: int, best: str | None, in_vain: int) -> 
     return spec.model_copy(update={"roles": roles, "credit": spec.credit.model_copy(update=chosen)})
 
 
-def deciding_spec(spec: RunSpec, best: str | None, trained: str) -> RunSpec:
+def deciding_spec(spec: RunSpec, best: str | None, trained: SystemSpec) -> RunSpec:
     """Return what a round's evaluation compares: what it trained with who grew its trees, and nothing beside."""
-    systems = {CURRENT: SystemSpec(models=best), CANDIDATE: SystemSpec(models=trained)}
+    systems = {CURRENT: SystemSpec(models=best), CANDIDATE: trained}
     measure = choose_measure(spec.improve, require_evaluate(spec))
     return comparing_spec(spec, systems, CURRENT, measure=measure, temperature=None, equal_tokens=False)
 
 
-def closing_spec(spec: RunSpec, models: str) -> RunSpec:
+def closing_spec(spec: RunSpec, trained: SystemSpec, players: Mapping[str, PlayerSpec]) -> RunSpec:
     """Return what is compared at the end: untrained, trained, and trained with each role untrained in its turn."""
-    player = PlayerSpec(model=models)
+    others = {role: {other: players[other] for other in players if other != role} for role in players}
+    left_out = {without(role): SystemSpec(**rest) for role, rest in others.items() if rest}
+    return comparing_spec(spec, {UNTRAINED: SystemSpec(), TRAINED: trained, **left_out}, TRAINED)
+
+
+def list_players(models: str) -> dict[str, PlayerSpec]:
+    """Return who plays each role that was trained."""
     roles = [role.value for role in PLAYERS if role in open_model(models).manifest.roles]
-    systems = {UNTRAINED: SystemSpec(), TRAINED: SystemSpec(models=models)}
-    for role in roles if len(roles) > 1 else ():
-        systems[without(role)] = SystemSpec(**{other: player for other in roles if other != role})
-    return comparing_spec(spec, systems, TRAINED)
+    return dict.fromkeys(roles, PlayerSpec(model=models))
 
 
 def without(role: str) -> str:
     return f"{role}-untrained"
 
 
-def beside_spec(spec: RunSpec, name: str, source: QuestionSource, models: str) -> RunSpec:
+def beside_spec(spec: RunSpec, name: str, source: QuestionSource, trained: SystemSpec) -> RunSpec:
     """Return what is compared on another question file; it is a name of its own among evaluations."""
-    systems = {UNTRAINED: SystemSpec(), TRAINED: SystemSpec(models=models)}
+    systems = {UNTRAINED: SystemSpec(), TRAINED: trained}
     named = spec.model_copy(update={"name": f"{spec.name}-{name}"[:100]})
     return comparing_spec(named, systems, UNTRAINED, questions=source, equal_tokens=False)
 

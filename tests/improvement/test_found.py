@@ -19,7 +19,7 @@ from malt.evaluation.evaluate import evaluate
 from malt.evaluation.job import read_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
 from malt.improvement.improve import check
-from malt.improvement.specs import closing_spec, comparing_spec, growing_spec
+from malt.improvement.specs import closing_spec, comparing_spec, growing_spec, list_players
 from malt.models.manifest import DatasetEntry
 from malt.models.publishing import Made, TrainedRole, publish_models
 from tests import mishaps
@@ -95,7 +95,7 @@ def test_a_round_is_grown_by_the_best_with_its_own_threshold(spec: RunSpec, publ
 
 def test_at_the_end_each_trained_role_is_untrained_in_its_turn(spec: RunSpec, publish: Publish) -> None:
     publish("one")
-    closing = closing_spec(spec, "laptop@v1").evaluate
+    closing = closing_spec(spec, SystemSpec(models="laptop@v1"), list_players("laptop@v1")).evaluate
     assert closing is not None
     assert [*closing.systems] == ["untrained", "trained", "generator-untrained", "refiner-untrained"]
     assert [*closing.systems["generator-untrained"].model_dump(exclude_none=True)] == ["refiner", "roles"]
@@ -103,8 +103,11 @@ def test_at_the_end_each_trained_role_is_untrained_in_its_turn(spec: RunSpec, pu
 
 
 def test_what_cannot_go_round_is_refused_before_anything_is_asked(
-    spec: RunSpec, provider: ScriptedProvider, settings: Settings
+    spec: RunSpec, provider: ScriptedProvider, settings: Settings, tmp_path: Path
 ) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*none\.gguf"):
+        check(spec, settings)
+    (tmp_path / "none.gguf").write_bytes(b"GGUF")
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     remote = spec.model_copy(update={"train": TrainSpec(base="some/model")})
     with pytest.raises(ConfigError, match="base = 'some/model' gives adapters for a server of your own"):

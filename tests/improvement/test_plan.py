@@ -1,0 +1,58 @@
+"""The quote of an improvement is what a count by hand gives; nobody is asked, and nothing needs torch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from malt.cli.main import exit_code
+from malt.config.loader import load_spec
+from malt.config.settings import Settings
+from malt.improvement.plan import ImprovementPlan, plan_improvement
+from malt.llm.store.samples import Store
+from tests.improvement.sevens import BRANCHING, HELD_OUT, OTHERS, TRAIN, write_config
+from tests.providers import ScriptedProvider
+
+TREES = len(TRAIN) * (1 + BRANCHING + BRANCHING**2)
+REFINED = len(HELD_OUT) * BRANCHING
+ANSWERS = len(HELD_OUT) + 2 * REFINED
+BESIDE = 2 * len(OTHERS) * (1 + 2 * BRANCHING)
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
+    others = '[improve.beside]\nothers = { source = "others.jsonl" }'
+    return write_config(tmp_path, provider, tmp_path / "no-base", others)
+
+
+def quote(config: Path, *overrides: str) -> ImprovementPlan:
+    settings = Settings()
+    with Store(settings.store) as store:
+        return plan_improvement(load_spec(config, overrides), settings, store)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_each_round_asks_for_its_trees_and_for_what_it_trained(
+    rounds: int, config: Path, provider: ScriptedProvider
+) -> None:
+    quoted = quote(config, f"improve.rounds={rounds}")
+    assert {step: part.requests for step, part in quoted.each_round.items()} == {
+        "trees": TREES,
+        "held-out questions": ANSWERS,
+    }
+    assert {step: part.requests for step, part in quoted.once.items()} == {
+        "held-out questions, untrained": ANSWERS,
+        "comparison at the end": 2 * REFINED,
+        "others": BESIDE,
+    }
+    assert quoted.requests == rounds * (TREES + ANSWERS) + ANSWERS + 2 * REFINED + BESIDE
+    assert provider.request_count == 0
+
+
+def test_the_command_line_prints_it_and_what_is_in_the_way(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["improve", str(config), "--rounds", "2", "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rounds"] == 2
+    assert exit_code(["improve", str(config), "--rounds", "2", "--plan"]) == 0
+    said = capsys.readouterr()
+    assert f"{2 * (TREES + ANSWERS) + ANSWERS + 2 * REFINED + BESIDE:,}" in said.out
+    assert f"there is no file {config.parent / 'no-base'}" in said.err
