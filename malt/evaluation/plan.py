@@ -53,8 +53,8 @@ def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[Evaluatio
     quoted = [each.quoted for each in added]
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
-        known = systems[each.lineup.system].roles
-        known[each.role] = _add_plans(known[each.role], each.quoted) if each.role in known else each.quoted
+        plans = systems[each.lineup.system].roles
+        plans[each.role] = _add_plans(plans[each.role], each.quoted) if each.role in plans else each.quoted
     found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
