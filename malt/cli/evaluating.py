@@ -92,10 +92,10 @@ def show_evaluation(version: "EvaluationVersion") -> None:
 
 def _show_accuracies(summary: "Summary") -> None:
     """Print how often each system is right, in percent with 95 % intervals."""
-    votes = f"@{summary.chains}"
-    table = terminal.new_table("system", "SA", f"SA+MV{votes}", "MA", f"MA+MV{votes}", "tokens", "cost")
+    heads = {"sa": "SA", "sa_mv": f"SA+MV@{summary.chains}", "ma": "MA", "ma_mv": f"MA+MV@{summary.chains}"}
+    table = terminal.new_table("system", *(heads[measure] for measure in summary.measures), "tokens", "cost")
     for name, system in summary.systems.items():
-        cells = map(_format_cell, (system.sa, system.sa_mv, system.ma, system.ma_mv))
+        cells = (_format_cell(getattr(system, measure)) for measure in summary.measures)
         tokens = "unknown" if system.tokens is None else f"{system.tokens:,}"
         table.add_row(name, *cells, tokens, terminal.format_dollars(system.cost_usd))
     terminal.say(table)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth
+from malt.evaluation.summary import TITLES, Cell, Compared, Summary, Worth
 from malt.evaluation.version import EvaluationManifest
 from malt.sanitize import code_span, markdown_table
 
@@ -11,13 +11,14 @@ CARD_FILE = "README.md"
 
 
 def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
-    asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {summary.chains} chains each"
+    chains = "one chain" if summary.chains == 1 else f"{summary.chains} chains"
+    asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {chains} each"
     parts = [
         f"# {manifest.name} v{manifest.version}: evaluation",
         f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
         _accuracy_table(summary),
         *_list_beside(summary),
-        f"Differences to {code_span(summary.baseline)} ({TITLES[summary.measure]}), paired by question:",
+        f"Differences to {code_span(summary.baseline)} ({summary.title}), paired by question:",
         _difference_table(summary),
         "\n".join(f"* {code_span(name)}: {system.refining.sentence}" for name, system in summary.systems.items()),
         _power_sentence(summary),
@@ -64,14 +65,14 @@ def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) 
     bars = [
         (code_span(name), TITLES[measure], _bar(getattr(system, measure)), percent(getattr(system, measure)))
         for name, system in summary.systems.items()
-        for measure in MEASURES
+        for measure in summary.measures
     ]
     parts = [
         f"# evaluations/{manifest.name}@v{manifest.version}",
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
         markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
         *_list_beside(summary),
-        f"## Differences to {code_span(summary.baseline)}, {TITLES[summary.measure]}",
+        f"## Differences to {code_span(summary.baseline)}, {summary.title}",
         _difference_table(summary),
         _power_sentence(summary),
     ]
@@ -85,11 +86,11 @@ def _bar(cell: Cell) -> str:
 
 
 def _accuracy_table(summary: Summary) -> str:
-    head = ("system", *(TITLES[measure] for measure in MEASURES), "tokens", "cost")
+    head = ("system", *(TITLES[measure] for measure in summary.measures), "tokens", "cost")
     rows = [
         (
             code_span(name),
-            *(percent(getattr(system, measure)) for measure in MEASURES),
+            *(percent(getattr(system, measure)) for measure in summary.measures),
             format_count(system.tokens),
             format_dollars(system.cost_usd),
         )

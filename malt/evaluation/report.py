@@ -10,7 +10,7 @@ from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.summary import TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
 
@@ -34,8 +34,8 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
         .render(
             manifest=manifest,
             summary=summary,
-            headline=TITLES[summary.measure],
-            bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
+            headline=summary.title,
+            bars={name: _list_bars(system, summary) for name, system in summary.systems.items()},
             gains=gains,
             reach=reach,
             segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
@@ -104,8 +104,8 @@ class _Point(NamedTuple):
     on_frontier: bool
 
 
-def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
-    measures = ((write_title(name, chains), getattr(system, name)) for name in MEASURES)
+def _list_bars(system: SystemSummary, summary: Summary) -> list[_Bar]:
+    measures = ((write_title(name, summary.chains), getattr(system, name)) for name in summary.measures)
     return [make_bar(title, cell, votes="vote" in title) for title, cell in (*measures, *system.beside())]
 
 

@@ -194,3 +194,13 @@ class Summary(Recorded):
     """Systems that a race dropped, and after how many questions."""
     smallest_difference: dict[str, float | None]
     """What these questions show with 80 % power: at 20 % discordant votes, and at each system's own."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those to show: a vote of one chain is its answer."""
+        return MEASURES if self.chains > 1 else ("sa", "ma")
+
+    @property
+    def title(self) -> str:
+        """What the deciding measure is called."""
+        return TITLES[self.measure if self.measure in self.measures else self.measure.removesuffix("_mv")]

@@ -52,6 +52,19 @@ def test_show_tells_its_figures_and_one_question(
     assert "has no question 'sum-9'" in said(capsys, "show", "evaluations/planted", "sum-9", code=2)
 
 
+def test_of_a_single_chain_no_vote_is_told(
+    tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "k")
+    provider.script = script
+    version = evaluate(planted_spec(tmp_path, provider, f"chains = 1\n{SYSTEMS}"))
+    shown = said(capsys, "show", version.path)
+    pages = [(version.path / name).read_text() for name in ("README.md", "report.html")]
+    assert "MV" not in shown
+    assert not any("pipeline, vote" in text or "MV@1" in text for text in pages)
+    assert [" one chain each" in " ".join(text.split()) for text in pages] == [True, True]
+
+
 def wins_vote(outcomes: "pd.Series[str]") -> bool:
     """Of three chains whose wrong answers differ."""
     right = list(outcomes == "right")
