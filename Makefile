@@ -12,6 +12,7 @@ INSTALL = awk -v set=$(1) '/^\#/ {on = index($$0 " ", " " set " ")} on' constrai
 	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement $(VENV)/$(1).txt
 
 $(VENV)/ready: pyproject.toml constraints.txt
+	@echo "installing what constraints.txt lists into $(VENV): 1.3 GB, a minute or two …"
 	$(PYTHON) -m venv $(VENV)
 	$(call INSTALL,run)
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -19,6 +20,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev $(VENV)/train $(VENV)/audit: $(VENV)/ready
+	@echo "installing the extra \`$(@F)\` …"
 	$(call INSTALL,$(@F))
 	@touch $@
 
