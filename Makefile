@@ -45,7 +45,8 @@ docs: setup  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 audit: $(VENV)/audit  ## ask for known weaknesses of everything that constraints.txt pins
-	$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt
+	grep -oE '^[^ #]+==[^ ]+' constraints.txt > $(VENV)/pins.txt  # torch has no digest, and pip-audit takes all or none
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/pins.txt
 
 pins: $(VENV)/audit  ## write constraints.txt anew; UPGRADE="NAME …" takes the newest of some
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python .ci/pins.py $(UPGRADE)
