@@ -1,8 +1,9 @@
-"""Processes: whether another one is alive, and imports without garbage collection in this one."""
+"""Processes: whether another one is alive or is to be started again, and imports without garbage collection."""
 
 import gc
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
+_RESTARTS, _WITHIN_S = 5, 60.0
 
 
 @contextmanager
@@ -43,3 +45,17 @@ def machine_id() -> str:
     with suppress(OSError):  # only Linux tells
         parts += [_BOOT_ID.read_text().strip(), _PID_NAMESPACE.readlink().name]
     return "/".join(parts)
+
+
+class Restarts:
+    """Grants five restarts a minute: what lasts is started again whenever it is killed, what does not is given up."""
+
+    def __init__(self) -> None:
+        self._granted: deque[float] = deque(maxlen=_RESTARTS)
+
+    def grant(self, now: float) -> bool:
+        """Say whether it may be started again; `now` is in seconds of one clock."""
+        if len(self._granted) == _RESTARTS and now - self._granted[0] < _WITHIN_S:
+            return False
+        self._granted.append(now)
+        return True

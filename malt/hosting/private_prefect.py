@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ from malt.config.secret_scan import redact
 from malt.errors import ConfigError
 from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
+from malt.processes import Restarts
 
 ANSWER_LIMIT_S = 10.0
 """Seconds a server that is up may take to answer."""
@@ -33,8 +35,6 @@ _START_LIMIT_S = 300.0
 very busy. One that ends meanwhile is noticed at once."""
 _STOP_LIMIT_S = 6.0
 """Seconds it may take to write its records and end."""
-_RESTARTS = 5
-"""How often it is started again where it is killed."""
 
 _CONSOLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 """How grave a log line must be to be printed."""
@@ -155,12 +155,10 @@ class PrefectServer:
         }
 
     def _keep_up(self) -> None:
-        """Start it again, on its port, where it is killed; not for ever."""
-        for _ in range(_RESTARTS):
-            if self.process.wait() >= 0 or not self._start_again():
-                break
-        else:
-            self.process.wait()
+        """Start it again, on its port, where it is killed and had lasted."""
+        restarts = Restarts()
+        while self.process.wait() < 0 and restarts.grant(time.monotonic()) and self._start_again():
+            pass
         self._has_ended = self._is_up
 
     def _start_again(self) -> bool:

@@ -14,10 +14,11 @@ from contextlib import suppress
 
 import psutil
 
+from malt.processes import Restarts
+
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
 _LOOK_EVERY_S = 0.1
-_RESTARTS = 5
 _parent_has_ended = threading.Event()
 _SUBREAPER = 36
 """Linux's number for: orphans below this process become its children."""
@@ -28,12 +29,16 @@ def main() -> None:
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    code, starts = -1, 0
-    while code < 0 and starts <= _RESTARTS and not _parent_has_ended.is_set():
-        process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
-        code, starts = _wait(process.pid), starts + 1
+    code, restarts = _run_command(), Restarts()
+    while code < 0 and not _parent_has_ended.is_set() and restarts.grant(time.monotonic()):
+        code = _run_command()
     _end_children()
     sys.exit(code)
+
+
+def _run_command() -> int:
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)  # noqa: S603 - our caller's command
+    return _wait(process.pid)
 
 
 def _wait(pid: int) -> int:
