@@ -1,10 +1,10 @@
-"""Prints how `malt run` ends for every kind of bad reply: `python -m benchmarks.faults.replies [--quick]`.
+"""Prints how `malt run` ends for every kind of bad reply: `python -m benchmarks.faults.replies [--quick] [--postgres]`.
 
 Each case of tests/cases/bad_replies.jsonl is what the generator's provider says to one question, about 24 cases a
 run. What ends a run gets a run of its own, all at once: an endpoint that only says 429 is given up after 15 minutes;
-`--quick` leaves these out. Then the provider is mended, and the same run asks for what it lacks. It ends with an error
-where a run says something unforeseen, has another exit code than such cases may have, or asks again for what it was
-answered.
+`--quick` leaves these out. With `--postgres` the answers are kept in PostgreSQL. Then the provider is mended, and the
+same run asks for what it lacks. It ends with an error where a run says something unforeseen, has another exit code than
+such cases may have, or asks again for what it was answered.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from malt.hosting.private_prefect import PrefectServer, direct_to_loopback
 from tests.configs import REQUESTS, model
 from tests.llm.provider.test_bad_replies import CASES, Case, fault_of
 from tests.mishaps import Asked, Fault
+from tests.postgres import Postgres
 from tests.providers import ScriptedProvider
 
 TOGETHER = 24
@@ -117,18 +119,21 @@ def list_kinds(*, apart: bool) -> Iterator[tuple[str, set[int], list[list[int]]]
         yield end, codes, [[number] for number in numbers if CASES[number]["ends"] == end]
 
 
-def main(*, apart: bool) -> None:
+def main(*, apart: bool, postgres: bool) -> None:
     """Print the table."""
     print(
         "| what the cases end as | cases | runs | exit codes | wrong | s |\n|---|---:|---:|---|---:|---:|", flush=True
     )
     os.environ.update(direct_to_loopback())
     sick, problems = Sick(dict(enumerate(CASES)), set(), Counter()), []
-    with tempfile.TemporaryDirectory(prefix="malt-replies-") as folder, ScriptedProvider(faults=sick.fault) as provider:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="malt-replies-"))
+        provider = stack.enter_context(ScriptedProvider(faults=sick.fault))
+        store = {"MALT_STORE_URL": stack.enter_context(Postgres()).url("postgres")} if postgres else {}
         server = PrefectServer(Path(folder) / "prefect")
         server.wait_until_ready()
         outside = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MALT"))}
-        environment = {**outside, **server.client_settings}
+        environment = {**outside, **server.client_settings, **store}
         for kind, allowed, runs in list_kinds(apart=apart):
             started, at_once = time.monotonic(), len(runs) if kind in ENDS_A_RUN else 1
             rounds = [
@@ -151,4 +156,6 @@ def main(*, apart: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="leave out what ends a run, and may take 15 minutes")
-    main(apart=not parser.parse_args().quick)
+    parser.add_argument("--postgres", action="store_true", help="keep the answers in PostgreSQL")
+    chosen = parser.parse_args()
+    main(apart=not chosen.quick, postgres=chosen.postgres)

@@ -31,7 +31,7 @@ train(sys.argv[1], TrainSpec.model_validate_json(sys.argv[2]))
 """
 
 
-EPOCHS = 60
+EPOCHS = 12
 
 
 def lengthen(spec: TrainSpec) -> TrainSpec:
