@@ -30,10 +30,8 @@ from malt.training.job import (
     RESULT_FILE,
     RoleJob,
     RoleResult,
-    Skipped,
-    digest_inputs,
-    find_skipped,
     list_jobs,
+    name_skipped,
 )
 from malt.training.process import Stopper, Tell, check_installed, run_jobs
 
@@ -49,7 +47,7 @@ class Prepared(NamedTuple):
     train: TrainSpec
     base: Base
     jobs: list[RoleJob]
-    skipped: list[Skipped]
+    skipped: list[str]
     settings: Settings
 
     @property
@@ -162,16 +160,16 @@ def prepare(
     chosen = opened.spec.train if spec is None else spec
     base = find_base(chosen.base, settings.training_dir / BASES)
     place = settings.training_dir / (chosen.name or opened.name)
-    jobs = list_jobs(versions, chosen, base, place.resolve(), (settings.training_dir / BASES).resolve())
+    jobs = list_jobs(versions, chosen, base, place.resolve())
     if not jobs:
         raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
                              "lower credit.threshold")  # fmt: skip
-    return Prepared(versions, chosen, base, jobs, find_skipped(versions, chosen), settings)
+    return Prepared(versions, chosen, base, jobs, name_skipped(versions, chosen), settings)
 
 
 def find_trained(prepared: Prepared) -> ModelVersion | None:
     """Return the model version of this name that was trained from the very same inputs; None where none was."""
-    wanted = {job.role: digest_inputs(job) for job in prepared.jobs}
+    wanted = {job.role: job.inputs_sha256 for job in prepared.jobs}
     for version in list_models(prepared.settings.models_dir)[0]:
         trained = {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
         if version.name == prepared.name and trained == wanted:
@@ -181,7 +179,7 @@ def find_trained(prepared: Prepared) -> ModelVersion | None:
 
 def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
     """Return a role that a model version has, trained from the very same inputs; None where none has."""
-    wanted = digest_inputs(job)
+    wanted = job.inputs_sha256
     for version in reversed(list_models(prepared.settings.models_dir)[0]):
         entry = version.manifest.roles.get(job.role)
         if entry is not None and entry.inputs_sha256 == wanted:
@@ -228,7 +226,7 @@ def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wa
         content_sha256=manifest.content_sha256,
         created=published.created,
         roles={role: _summarise_role(entry.stages, role in cached) for role, entry in manifest.roles.items()},
-        skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
+        skipped=prepared.skipped,
         wall_s=round(wall_s, 1),
     )
 
