@@ -10,7 +10,7 @@ from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.summary import TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
 
@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> str:
-    style = read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
+    style = read_style()
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
@@ -48,6 +48,10 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             data=Markup(embed_json(data).decode()),  # noqa: S704 - `embed_json` escapes
         )
     )
+
+
+def read_style() -> str:
+    return read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
 
 
 def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
@@ -105,16 +109,7 @@ class _Point(NamedTuple):
 
 
 def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
-    measures = ((write_title(name, chains), getattr(system, name)) for name in MEASURES)
-    return [make_bar(title, cell, votes="vote" in title) for title, cell in (*measures, *system.beside())]
-
-
-def write_title(measure: str, chains: int) -> str:
-    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
-
-
-def is_vote(measure: str) -> bool:
-    return measure.endswith("_mv")
+    return [make_bar(title, cell, votes="vote" in title) for title, cell in system.cells(chains)]
 
 
 def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:

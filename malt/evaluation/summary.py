@@ -15,6 +15,15 @@ TITLES: Mapping[str, str] = {
 }
 
 
+def is_vote(measure: Measure) -> bool:
+    return measure.endswith("_mv")
+
+
+def write_title(measure: Measure, chains: int) -> str:
+    """Name a way of answering, with how many vote."""
+    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
+
+
 class Cell(Recorded):
     """How often one way of answering is right."""
 
@@ -136,6 +145,11 @@ class SystemSummary(Recorded):
     """Accuracies of each repeat, by seed and measure."""
     equal_tokens: EqualTokens | None = None
     control: Control | None = None
+
+    def cells(self, chains: int) -> Iterator[tuple[str, Cell]]:
+        """Yield the four measures, and what stands beside them, by title."""
+        yield from ((write_title(measure, chains), getattr(self, measure)) for measure in MEASURES)
+        yield from self.beside()
 
     def beside(self) -> Iterator[tuple[str, Cell]]:
         """Yield what stands beside the four measures, by title."""
