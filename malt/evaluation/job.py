@@ -33,7 +33,11 @@ class EvaluationJob(NamedTuple):
     asked: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
 
-    def asks(self, lineup: Lineup, question: Question) -> bool:
+    def pair(self, lineups: Sequence[Lineup], questions: Sequence[Question]) -> list[tuple[Question, Lineup]]:
+        """Return which of these systems is asked which of these questions, question by question."""
+        return [(question, lineup) for question in questions for lineup in lineups if self._asks(lineup, question)]
+
+    def _asks(self, lineup: Lineup, question: Question) -> bool:
         return lineup.system not in self.asked or question.question_id in self.asked[lineup.system]
 
     @property
