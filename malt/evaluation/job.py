@@ -57,7 +57,7 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
     """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = held_out_questions(spec)[:limit]
+    questions = _held_out_questions(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
@@ -70,7 +70,7 @@ def check_systems(job: EvaluationJob) -> None:
         check_models(spec)
 
 
-def held_out_questions(spec: RunSpec) -> list[Question]:
+def _held_out_questions(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
@@ -95,11 +95,11 @@ def _read_trained_on(model: ModelVersion) -> list[Question]:
     found: dict[str, Question] = {}
     for entry in (*model.manifest.earlier, model.manifest.dataset):
         with suppress(VersionError):
-            found |= {each.question_id: each for each in asked_questions(f"{entry.name}@v{entry.version}")}
+            found |= {each.question_id: each for each in _asked_questions(f"{entry.name}@v{entry.version}")}
     return [*found.values()]
 
 
-def asked_questions(reference: str) -> list[Question]:
+def _asked_questions(reference: str) -> list[Question]:
     """Return the questions of a dataset version. Raises `VersionError`."""
     asked = open_version(reference).questions
     columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)

@@ -33,7 +33,7 @@ from malt.hosting.private_prefect import (
 )
 from malt.hosting.supervise import STOP_LIMIT_S
 
-POOL = "malt"
+_POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 SHARED = {
@@ -155,9 +155,9 @@ def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None,
 
 
 def _make_pool(api_url: str) -> None:
-    status, said = post_json(f"{api_url}/work_pools/", {"name": POOL, "type": "process"}, ANSWER_LIMIT_S)
+    status, said = post_json(f"{api_url}/work_pools/", {"name": _POOL, "type": "process"}, ANSWER_LIMIT_S)
     if status not in (201, 409):  # 409: it is there
-        raise ConfigError(f"{api_url}: the work pool {POOL!r} cannot be made there: {status} {said}")
+        raise ConfigError(f"{api_url}: the work pool {_POOL!r} cannot be made there: {status} {said}")
 
 
 def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
@@ -166,7 +166,7 @@ def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     path = home / "worker.log"
     with path.open("ab") as log:
         path.chmod(0o600)
-        worker = _prefect("worker", "start", "--pool", POOL, "--name", _WORKER_NAME)
+        worker = _prefect("worker", "start", "--pool", _POOL, "--name", _WORKER_NAME)
         command = [sys.executable, "-m", "malt.hosting.supervise", *worker]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,

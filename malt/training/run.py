@@ -112,7 +112,7 @@ def train_prepared(
         check_installed()
         known = {job.role: known_role(job, prepared) for job in prepared.jobs}
         train_roles([job for job in prepared.jobs if known[job.role] is None])
-        published = publish_roles(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
+        published = publish_roles(prepared, {job.role: known[job.role] or _result_of(job) for job in prepared.jobs})
         cached = {role for role, trained in known.items() if trained}
         return summarise(prepared, published, cached, time.monotonic() - started)
 
@@ -193,7 +193,7 @@ def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = No
         run_jobs("train", left, tell, stopper)
 
 
-def result_of(job: RoleJob) -> TrainedRole:
+def _result_of(job: RoleJob) -> TrainedRole:
     file = job.done / RESULT_FILE
     if not file.exists():
         raise TrainingFailed(f"training the {job.role} left no {RESULT_FILE} in {job.done}; remove it, train again")
@@ -203,7 +203,7 @@ def result_of(job: RoleJob) -> TrainedRole:
 
 def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     """Make a model version of trained roles, and give up the folders they were trained in."""
-    *earlier, dataset = map(dataset_entry, prepared.versions)
+    *earlier, dataset = map(_dataset_entry, prepared.versions)
     base = BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256)
     made = Made(prepared.name, base, dataset, prepared.train, tuple(earlier))
     published = publish_models(made, roles, prepared.settings.models_dir)
@@ -213,7 +213,7 @@ def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     return published
 
 
-def dataset_entry(version: DatasetVersion) -> DatasetEntry:
+def _dataset_entry(version: DatasetVersion) -> DatasetEntry:
     return DatasetEntry(name=version.name, version=version.number, content_sha256=version.manifest.content_sha256)
 
 
