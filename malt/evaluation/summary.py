@@ -126,7 +126,7 @@ class Control(Recorded):
 
 
 class SystemSummary(Recorded):
-    """One system."""
+    """What was found of one system."""
 
     sa: Cell
     sa_mv: Cell

@@ -19,7 +19,7 @@ _EFFICIENCY = 0.5
 
 
 class StagePlan(BaseModel):
-    """One stage."""
+    """What training one stage would take."""
 
     rows: int
     trained: int
@@ -39,7 +39,7 @@ class StagePlan(BaseModel):
 
 
 class RoleTrainingPlan(BaseModel):
-    """One role."""
+    """What training one role would take."""
 
     known: bool
     """A model version has it: nothing would be trained."""
