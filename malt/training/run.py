@@ -1,14 +1,13 @@
 """Training a dataset version: a job a role, in a process apart, then a model version of what came of them."""
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -19,7 +18,7 @@ from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import discard, move_away
 from malt.errors import NothingToTrain, TrainingFailed
-from malt.files import make_private_folder
+from malt.files import FileLock
 from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
@@ -120,24 +119,16 @@ def train_prepared(
 @contextmanager
 def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
     """Hold the lock of a name, once who has it has published; tell of whom is waited for."""
-    make_private_folder(folder)
-    with (folder / LOCK).open("a+") as file:
-        if not _take(file):
-            file.seek(0)
-            tell({"event": "waiting", "models": folder.name, "holder": file.read(1_000) or "another training"})
-            while not _take(file):
-                stopper.wait(_LOOK_EVERY_S)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    lock, told = FileLock(folder / LOCK, f"process {os.getpid()} on {socket.gethostname()}"), False
+    try:
+        while (holder := lock.take()) is not None:
+            if not told:
+                tell({"event": "waiting", "models": folder.name, "holder": holder or "another training"})
+            told = True
+            stopper.wait(_LOOK_EVERY_S)
         yield
-
-
-def _take(lock: IO[str]) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    finally:
+        lock.release()
 
 
 def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
