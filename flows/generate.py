@@ -22,7 +22,7 @@ from malt.engine.runner import is_publishable
 from malt.llm.batch.api import is_asked_in_batches
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
-from tasks.artifacts import tag_by_spec
+from tasks.artifacts import show_progress, tag_by_spec
 from tasks.ends import close_after_crash
 from tasks.growing import (
     Branch,
@@ -35,7 +35,6 @@ from tasks.growing import (
     grade,
     with_block_keys,
 )
-from tasks.progress import show_progress
 from tasks.publishing import end_flow, publish
 from tasks.run_lock import only_run_of
 from tasks.slots import share_endpoints

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -16,11 +17,11 @@ from malt.config.train import TrainSpec
 from malt.engine.build import RunSummary
 from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
+from malt.improvement.report import render_markdown
 from malt.improvement.summary import Improvement
 from malt.training.run import TrainSummary
-from tasks.artifacts import tag_by_spec
+from tasks.artifacts import leave, tag_by_spec
 from tasks.ends import close_after_crash
-from tasks.improving import announce_rounds
 from tasks.run_lock import only_run_of
 
 
@@ -32,7 +33,8 @@ async def improve(spec: RunSpec) -> State[Improvement]:
     check(spec, settings)
     async with only_run_of(name_lock(spec)):
         done = await go_round(spec, settings, Flows())
-    await announce_rounds(done)
+    key = f"{done.name}-improvement"
+    await leave(acreate_markdown_artifact(render_markdown(done), key=key, description=done.sentence))
     state = Failed if done.exit_code else Completed
     return state(message=done.sentence, data=done)
 

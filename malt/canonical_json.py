@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical_json(value: object) -> bytes:
     """Encode as JSON with sorted keys, no spaces and UTF-8 text; NaN raises `ValueError`."""
-    return CANONICAL.encode(value).encode("utf-8", "surrogatepass")
+    return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def digest(value: JsonValue) -> str:

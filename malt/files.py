@@ -1,6 +1,7 @@
-"""Files closed to other users, and reading files that others may have put there."""
+"""Files closed to other users, reading files that others may have put there, and locked files."""
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -41,3 +42,30 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
     if status.st_size > most_bytes or len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most_bytes // MIB:,} MiB")
     return data
+
+
+class FileLock:
+    """A locked file, which says who has it; the operating system lets go of it with the process."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        """Open the file, or make it. Raises `OSError`."""
+        make_private_folder(path.parent)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        self._who, self._is_held = who, False
+
+    def take(self) -> str | None:
+        """Take it, and return None; or return who has it, empty where that is not written yet."""
+        if self._is_held:
+            return None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(self._descriptor, 1_000, 0).decode(errors="replace")
+        self._is_held = True
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self._who.encode(), 0)
+        return None
+
+    def release(self) -> None:
+        """Close the file, which stays: removed, two could lock two files of its name."""
+        os.close(self._descriptor)

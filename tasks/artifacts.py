@@ -2,28 +2,33 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from prefect import get_run_logger
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
 from malt.config.roles import ModelSpec
 from malt.config.spec import RunSpec
-from malt.engine.job import list_models
+from malt.engine.job import Job, list_models
+from malt.engine.run import Run
 from malt.hosting.access import AUTH_STRING
 from malt.hosting.reports import SANDBOX, report_url
 from malt.sanitize import Markdown, code_span
+from malt.trees.growth import nodes_per_question
 
 T = TypeVar("T")
 
 TIMEOUT_S = 15.0
 """Seconds to wait for a server that does not answer; one that was killed is back in half of that."""
+_MOVE_EVERY_S = 5.0
+"""How often a progress artifact moves; each time is one request to the server."""
 
 
 async def leave(request: Awaitable[T]) -> T | None:
@@ -61,3 +66,33 @@ async def link_report(version: Path, command: str) -> Markdown:
             if shown.headers.get("content-security-policy", "").startswith(SANDBOX):  # not the UI's own page
                 return Markdown(f"[report, with the trees]({url})")
     return Markdown(f"report, with the trees: {code_span(str(version / 'report.html'))} ({code_span(command)})")
+
+
+@asynccontextmanager
+async def show_progress(job: Job, run: Run) -> AsyncIterator[None]:
+    """Show how many of the expected completions there are, new and stored, for as long as the block lasts."""
+    expected = len(job.questions) * sum(nodes_per_question(job.spec).values())
+
+    def count() -> dict[str, Any]:
+        answers = run.tally.answers
+        told = f"{answers:,} of {expected:,} completions"
+        return {"progress": min(100.0, 100.0 * answers / expected), "description": told}
+
+    async def move() -> None:
+        if artifact is not None:
+            await leave(aupdate_progress_artifact(artifact, **count()))
+
+    async def keep_moving() -> None:
+        while True:
+            await asyncio.sleep(_MOVE_EVERY_S)
+            await move()
+
+    artifact = await leave(acreate_progress_artifact(key=f"{job.spec.name}-progress", **count()))
+    moving = asyncio.create_task(keep_moving())
+    try:
+        yield
+    finally:
+        moving.cancel()
+        with suppress(asyncio.CancelledError):
+            await moving
+        await move()

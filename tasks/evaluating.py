@@ -3,7 +3,7 @@
 import asyncio
 
 from prefect import task
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_markdown_artifact
 from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -15,7 +15,7 @@ from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, con
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.version import EvaluationVersion
 from tasks.artifacts import leave
-from tasks.publishing import failure_rows
+from tasks.publishing import leave_failures
 from tasks.versions import tell_published
 
 
@@ -45,20 +45,13 @@ async def end(filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
     """Return the flow's last state: `Failed` where something is missing, so that the UI offers *Retry*."""
     done = conclude(filled, built)
     if done.version is not None:
-        await tell(done.version)
-    if done.failures:
-        await leave(
-            acreate_table_artifact(
-                failure_rows(done.failures),
-                key=f"{done.evaluation}-evaluation-failed-branches",
-                description=f"{len(done.failures)} branches that could not be had; Retry asks for just those",
-            )
-        )
+        await show_figures(done.version)
+    await leave_failures(done.failures, f"{done.evaluation}-evaluation-failed-branches")
     state = Failed if done.exit_code else Completed
     return state(message=done.sentence, data=done)
 
 
-async def tell(version: EvaluationVersion) -> None:
+async def show_figures(version: EvaluationVersion) -> None:
     """Put the figures where Prefect shows them, and say where the report is."""
     await leave(
         acreate_markdown_artifact(

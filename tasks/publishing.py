@@ -11,20 +11,24 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
+from malt.datasets.check.compare import compare
 from malt.datasets.pages.card import figures_markdown
-from malt.datasets.version.dataset_version import DatasetVersion
+from malt.datasets.rows.tables import TRAJECTORIES_FILE
+from malt.datasets.version.dataset_version import DatasetVersion, open_folder
+from malt.datasets.version.folders import version_numbers
 from malt.engine.build import Built, RunSummary, build, summarise
 from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.sanitize import code_span, escape_markdown
 from malt.trees.tree import FailedBranch
 from tasks.artifacts import leave, link_report
-from tasks.comparing import tell_changes
 from tasks.growing import Future, Graded
 from tasks.versions import asset_key, tell_published
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
+MOST_NODES = 500_000
+"""Of two versions together: comparing takes some 200 bytes of memory a node, and a run shall not need more than it."""
 
 
 @materialize("malt://datasets/any", by="malt", task_run_name="publish {job.spec.name}", persist_result=False)
@@ -63,14 +67,14 @@ async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
     key = f"{summary.dataset}-summary"
     await leave(acreate_markdown_artifact(summary.markdown, key=key, description=escape_markdown(summary.sentence)))
-    if summary.failures:
-        await leave(
-            acreate_table_artifact(
-                failure_rows(summary.failures),
-                key=f"{summary.dataset}-failed-branches",
-                description=f"{summary.failed_branches} branches that could not be had; Retry asks for just those",
-            )
-        )
+    await leave_failures(summary.failures, f"{summary.dataset}-failed-branches")
+
+
+async def leave_failures(failures: Sequence[FailedBranch], key: str) -> None:
+    """Leave a table of the branches that failed, where some did."""
+    told = f"{len(failures)} branches that could not be had; Retry asks for just those"
+    if failures:
+        await leave(acreate_table_artifact(failure_rows(failures), key=key, description=told))
 
 
 def failure_rows(failures: Sequence[FailedBranch]) -> list[dict[str, str]]:
@@ -90,3 +94,29 @@ async def show_figures(version: DatasetVersion) -> None:
             description=f"the figures of {version.reference}",
         )
     )
+
+
+async def tell_changes(version: DatasetVersion) -> None:
+    """Leave an artifact of what a new version changed, where the one before it is still there."""
+    parent, folder = version.manifest.parent, version.path.parent
+    if not version.created or parent is None or parent.version not in version_numbers(folder):
+        return
+    before = open_folder(folder / f"v{parent.version}")
+    changed = await asyncio.to_thread(changes, before, version)
+    described = f"{before.reference} -> {version.reference}"
+    await leave(acreate_markdown_artifact(changed, key=f"{version.name}-changes", description=described))
+
+
+def changes(before: DatasetVersion, after: DatasetVersion) -> str:
+    """Tell in Markdown what changed; of large versions, how that is found out."""
+    if nodes_of(before) + nodes_of(after) <= MOST_NODES:
+        return compare(before, after, 0).markdown
+    return (
+        f"`{before.reference}` has {nodes_of(before):,} nodes, `{after.reference}` {nodes_of(after):,}: too many to "
+        f"compare beside a run. This does: `malt diff {before.reference} {after.reference}`\n"
+    )
+
+
+def nodes_of(version: DatasetVersion) -> int:
+    """How many nodes a version has."""
+    return version.manifest.files[TRAJECTORIES_FILE].rows or 0

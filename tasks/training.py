@@ -12,7 +12,7 @@ from malt.config.roles import Role
 from malt.errors import TrainingFailed
 from malt.models.publishing import TrainedRole
 from malt.models.version import ModelVersion
-from malt.training.job import RoleJob, digest_inputs
+from malt.training.job import RoleJob
 from malt.training.process import Stopper
 from malt.training.run import Prepared, TrainSummary, publish, train_jobs
 from tasks.artifacts import leave
@@ -24,7 +24,7 @@ LOG_EVERY = 10
 
 def inputs_of_role(context: TaskRunContext, parameters: dict[str, Any]) -> str:  # noqa: ARG001 - Prefect's signature
     """Return what Prefect's cache knows a role's training by: the digest of base, rows, stages and settings."""
-    return f"train-{digest_inputs(parameters['job'])}"
+    return f"train-{parameters['job'].inputs_sha256}"
 
 
 def may_pass(task: Any, run: Any, state: Any) -> bool:  # noqa: ANN401, ARG001 - Prefect's signature
@@ -55,7 +55,7 @@ def train_role(job: RoleJob, stopper: Stopper) -> str:
             log.info("%(role)s %(stage)s %(step)s/%(steps)s: loss %(loss).4f, %(left_s).0f s left", event)
 
     train_jobs([job], tell, stopper)
-    return digest_inputs(job)
+    return job.inputs_sha256
 
 
 @materialize(

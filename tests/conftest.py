@@ -71,6 +71,8 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedProvider]:
+    """A provider, and in the environment a key for it."""
+    monkeypatch.setenv("TEST_KEY", "test-key-4711")
     with ScriptedProvider() as server:
         yield server

@@ -44,7 +44,7 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: b
 
 def _show_evaluated(done: "Evaluated") -> None:
     if done.version is not None:
-        show_evaluation(done.version)
+        _show_evaluation(done.version)
     used = f"{done.requests:,} requests, {done.completions:,} completions, {done.cached_completions:,} from the store"
     cost = terminal.format_dollars(done.cost_usd)
     terminal.say(f"{used}; this run cost {cost} and took {done.wall_s:.1f} s")
@@ -76,7 +76,7 @@ def _show_evaluations(versions: "Sequence[EvaluationVersion]") -> None:
     terminal.say(table)
 
 
-def show_evaluation(version: "EvaluationVersion") -> None:
+def _show_evaluation(version: "EvaluationVersion") -> None:
     summary, manifest = version.summary, version.manifest
     terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
     terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
@@ -171,7 +171,7 @@ def show(reference: str, question_id: str | None, *, as_json: bool) -> None:
         manifest = version.manifest.model_dump(mode="json")
         terminal.emit({**manifest, "summary": version.summary.model_dump(mode="json")})
     else:
-        show_evaluation(version)
+        _show_evaluation(version)
 
 
 def _show_question(version: "EvaluationVersion", question_id: str, *, as_json: bool) -> None:

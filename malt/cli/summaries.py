@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _FAILURES_SHOWN = 10
 _GRADE_WORDS = {"right": "correct", "wrong": "incorrect"}
-_KINDS = ("sft", "dpo", "kto")
+KINDS = ("sft", "dpo", "kto")
 
 
 def show_plan(plan: "Plan") -> None:
@@ -88,14 +88,18 @@ def _describe_content(summary: "RunSummary") -> Iterator[str]:
         yield f"not read: {summary.unread:,} of the incorrect leaves; disputed: {summary.disputed:,} leaves"
     if summary.unknown:
         yield f"unknown: {describe_unknown(summary.unknown)}"
-    rows = {kind: sum(n for file, n in summary.rows.items() if file.startswith(f"{kind}/")) for kind in _KINDS}
     if summary.rows:
-        yield "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in rows.items())
+        yield "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in count_rows(summary.rows).items())
     yield (
         f"asked: {summary.requests:,} requests for {summary.completions:,} completions, "
         f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
         f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
+
+
+def count_rows(rows: "Mapping[str, int]") -> dict[str, int]:
+    """Add up the rows of a version's files by kind."""
+    return {kind: sum(count for file, count in rows.items() if file.startswith(f"{kind}/")) for kind in KINDS}
 
 
 def describe_outcomes(outcomes: "Mapping[str, int]") -> str:

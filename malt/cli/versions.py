@@ -43,12 +43,10 @@ def _describe(version: "DatasetVersion") -> "dict[str, object]":
 
 
 def _show_versions(versions: "Sequence[DatasetVersion]") -> None:
-    kinds = ("sft", "dpo", "kto")
-    table = terminal.new_table("version", "questions", *kinds, "content.", "made.", "tags.")
+    table = terminal.new_table("version", "questions", *summaries.KINDS, "content.", "made.", "tags.")
     for version in versions:
         manifest = version.manifest
-        rows = {file: entry.rows or 0 for file, entry in manifest.files.items()}
-        sums = (sum(count for file, count in rows.items() if file.startswith(f"{kind}/")) for kind in kinds)
+        sums = summaries.count_rows({file: entry.rows or 0 for file, entry in manifest.files.items()}).values()
         made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
         figures = map("{:,}".format, (manifest.counts.complete, *sums))
         table.add_row(version.reference, *figures, manifest.content_sha256[:12], made, ", ".join(version.tags))

@@ -233,6 +233,10 @@ class Roles(Declared):
         spec: RoleSpec = getattr(self, role.value)
         return spec
 
+    def changed(self, change: Callable[[Role, RoleSpec], RoleSpec]) -> "Roles":
+        """Return these with every role as `change` returns it."""
+        return Roles(**{role.value: change(role, self[role]) for role in PLAYERS})
+
     @property
     def branching(self) -> tuple[int, ...]:
         """Children per node at each level: generations, critiques of each, refinements of each critique."""

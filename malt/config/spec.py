@@ -249,7 +249,7 @@ class RunSpec(Declared):
                 return model
             return model.model_copy(update={"api_key_block": None, "api_key_env": variables[model.api_key_block]})
 
-        roles = Roles(**{role.value: keyed(self.roles[role]) for role in PLAYERS})
+        roles = self.roles.changed(lambda _, own: keyed(own))
         return self.model_copy(update={"roles": roles, "evaluator": keyed(self.evaluator)})
 
     def as_config(self) -> dict[str, Any]:

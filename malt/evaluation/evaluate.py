@@ -150,21 +150,20 @@ async def fill(job: EvaluationJob, settings: Settings, run: str) -> EvaluationFi
     def admit(lineup: Lineup) -> Admit:
         return admit_trees(ask, lineup.spec, job.prompts)
 
-    async def ask_for(wanted: EvaluationJob, questions: Sequence[Question], lineups: Sequence[Lineup]) -> Shortfall:
-        pairs = [(question, lineup) for question in questions for lineup in lineups if wanted.asks(lineup, question)]
+    async def ask_for(pairs: Sequence[tuple[Question, Lineup]]) -> Shortfall:
         return await session.call(ask_answers(pairs, job.prompts, ask, admit))
 
     shortfall = NOTHING_MISSING
     for questions in _list_rounds(job):
-        shortfall = await ask_for(job, questions, job.lineups)
+        shortfall = await ask_for(job.pair(job.lineups, questions))
         if shortfall.stopped is not None:
-            return EvaluationFill(job, shortfall, Tally(ask.tally.roles), started)
+            break
         if len(questions) < len(job.questions):
             job = await asyncio.to_thread(_drop_losers, job, questions, settings)
-    if job.evaluate.equal_tokens:
+    if job.evaluate.equal_tokens and shortfall.stopped is None:
         votes = await asyncio.to_thread(_find_voters, job, settings)
         job = job._replace(lineups=[*job.lineups, *votes])
-        shortfall = await ask_for(job, job.questions, votes)
+        shortfall = await ask_for(job.pair(votes, job.questions))
     return EvaluationFill(job, shortfall, Tally(ask.tally.roles), started)
 
 
@@ -201,10 +200,8 @@ def _read_back(
     job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings, questions: Sequence[Question] | None = None
 ) -> list[Answered]:
     """Return what the store holds of some systems' answers."""
-    asked = job.questions if questions is None else questions
-    pairs = [(question, lineup) for question in asked for lineup in lineups if job.asks(lineup, question)]
     with Store(settings.store, settings.store_patience_s) as store:
-        return list(stored_answers(pairs, job.prompts, store))
+        return list(stored_answers(job.pair(lineups, questions or job.questions), job.prompts, store))
 
 
 def _find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:

@@ -33,7 +33,11 @@ class EvaluationJob(NamedTuple):
     asked: Mapping[str, frozenset[str]] = MappingProxyType({})
     """Ids of the questions that systems dropped by a race were asked; the others are asked all."""
 
-    def asks(self, lineup: Lineup, question: Question) -> bool:
+    def pair(self, lineups: Sequence[Lineup], questions: Sequence[Question]) -> list[tuple[Question, Lineup]]:
+        """Return which of these systems is asked which of these questions, question by question."""
+        return [(question, lineup) for question in questions for lineup in lineups if self._asks(lineup, question)]
+
+    def _asks(self, lineup: Lineup, question: Question) -> bool:
         return lineup.system not in self.asked or question.question_id in self.asked[lineup.system]
 
     @property
@@ -53,7 +57,7 @@ def read_evaluation(spec: RunSpec, limit: int | None = None) -> EvaluationJob:
     """
     find_baseline(spec)
     prompts = load_prompts(spec.prompts)
-    questions = held_out_questions(spec)[:limit]
+    questions = _held_out_questions(spec)[:limit]
     check_references(questions, spec.evaluator)
     known = [lineup._replace(spec=with_weights(lineup.spec)) for lineup in list_lineups(spec)]
     return EvaluationJob(spec, questions, prompts, known)
@@ -66,7 +70,7 @@ def check_systems(job: EvaluationJob) -> None:
         check_models(spec)
 
 
-def held_out_questions(spec: RunSpec) -> list[Question]:
+def _held_out_questions(spec: RunSpec) -> list[Question]:
     """Return the questions to evaluate on. Raises `QuestionError` where some are among those of the config."""
     evaluate = require_evaluate(spec)
     if evaluate.questions is None:
@@ -91,11 +95,11 @@ def _read_trained_on(model: ModelVersion) -> list[Question]:
     found: dict[str, Question] = {}
     for entry in (*model.manifest.earlier, model.manifest.dataset):
         with suppress(VersionError):
-            found |= {each.question_id: each for each in asked_questions(f"{entry.name}@v{entry.version}")}
+            found |= {each.question_id: each for each in _asked_questions(f"{entry.name}@v{entry.version}")}
     return [*found.values()]
 
 
-def asked_questions(reference: str) -> list[Question]:
+def _asked_questions(reference: str) -> list[Question]:
     """Return the questions of a dataset version. Raises `VersionError`."""
     asked = open_version(reference).questions
     columns = zip(asked["question_id"], asked["question"], asked["ground_truth"], strict=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.roles import PLAYERS
 from malt.evaluation.card import percent
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Measure
+from malt.evaluation.summary import MEASURES, Cell, Measure, write_title
 from malt.evaluation.version import EvaluationVersion, Player, list_evaluations
 from malt.models.adapters import name_adapter
 from malt.models.report import CARD_FILE
@@ -34,7 +34,7 @@ class Result(NamedTuple):
     @property
     def way(self) -> str:
         """Single agent or pipeline, and how many vote."""
-        return TITLES[self.measure] + (f" of {self.evaluation.summary.chains}" if self.measure.endswith("_mv") else "")
+        return write_title(self.measure, self.evaluation.summary.chains)
 
 
 def find_results(version: ModelVersion) -> list[Result]:
@@ -102,13 +102,7 @@ def _describe(result: Result) -> "EvalResult":
 def _write_table(results: Sequence[Result]) -> str:
     head = ("evaluation", "system", "way", "right, %", "questions")
     rows = [
-        (
-            code_span(each.evaluation.reference),
-            code_span(each.system),
-            each.way,
-            percent(each.cell),
-            each.cell.questions,
-        )
+        (*map(code_span, (each.evaluation.reference, each.system)), each.way, percent(each.cell), each.cell.questions)
         for each in results
     ]
     return markdown_table(head, rows)

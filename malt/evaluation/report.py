@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> str:
-    style = read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
+    style = read_style()
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
@@ -35,7 +35,7 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             manifest=manifest,
             summary=summary,
             headline=summary.title,
-            bars={name: _list_bars(system, summary) for name, system in summary.systems.items()},
+            bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
             gains=gains,
             reach=reach,
             segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
@@ -48,6 +48,10 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
             data=Markup(embed_json(data).decode()),  # noqa: S704 - `embed_json` escapes
         )
     )
+
+
+def read_style() -> str:
+    return read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
 
 
 def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
@@ -104,17 +108,8 @@ class _Point(NamedTuple):
     on_frontier: bool
 
 
-def _list_bars(system: SystemSummary, summary: Summary) -> list[_Bar]:
-    measures = ((write_title(name, summary.chains), getattr(system, name)) for name in summary.measures)
-    return [make_bar(title, cell, votes="vote" in title) for title, cell in (*measures, *system.beside())]
-
-
-def write_title(measure: str, chains: int) -> str:
-    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
-
-
-def is_vote(measure: str) -> bool:
-    return measure.endswith("_mv")
+def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
+    return [make_bar(title, cell, votes="vote" in title) for title, cell in system.cells(chains)]
 
 
 def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:

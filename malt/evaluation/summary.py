@@ -15,6 +15,20 @@ TITLES: Mapping[str, str] = {
 }
 
 
+def is_vote(measure: Measure) -> bool:
+    return measure.endswith("_mv")
+
+
+def list_shown(chains: int) -> tuple[Measure, ...]:
+    """Return the measures that say something of their own: a vote of one chain is its answer."""
+    return MEASURES if chains > 1 else ("sa", "ma")
+
+
+def write_title(measure: Measure, chains: int) -> str:
+    """Name a way of answering, with how many vote."""
+    return f"{TITLES[measure]} of {chains}" if is_vote(measure) else TITLES[measure]
+
+
 class Cell(Recorded):
     """How often one way of answering is right."""
 
@@ -117,7 +131,7 @@ class Control(Recorded):
 
 
 class SystemSummary(Recorded):
-    """One system."""
+    """What was found of one system."""
 
     sa: Cell
     sa_mv: Cell
@@ -136,6 +150,11 @@ class SystemSummary(Recorded):
     """Accuracies of each repeat, by seed and measure."""
     equal_tokens: EqualTokens | None = None
     control: Control | None = None
+
+    def cells(self, chains: int) -> Iterator[tuple[str, Cell]]:
+        """Yield the measures that are shown, and what stands beside them, by title."""
+        yield from ((write_title(measure, chains), getattr(self, measure)) for measure in list_shown(chains))
+        yield from self.beside()
 
     def beside(self) -> Iterator[tuple[str, Cell]]:
         """Yield what stands beside the four measures, by title."""
@@ -197,8 +216,7 @@ class Summary(Recorded):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """Those to show: a vote of one chain is its answer."""
-        return MEASURES if self.chains > 1 else ("sa", "ma")
+        return list_shown(self.chains)
 
     @property
     def title(self) -> str:

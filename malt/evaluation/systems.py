@@ -83,7 +83,7 @@ def _name_players(spec: RunSpec, role: Role, declared: Sequence[PlayerSpec]) -> 
     """Name the players of a role by their models; one that comes again by its number."""
     named: dict[str, PlayerSpec] = {}
     for player in declared or (PlayerSpec(),):
-        label = _shorten_model(player.model or spec.roles[role].model)
+        label = (player.model or spec.roles[role].model).rpartition("/")[2]
         named[label if label not in named else f"{label}-{len(named) + 1}"] = player
     return named
 
@@ -94,10 +94,6 @@ def _make_entrant(chosen: Sequence[tuple[str, PlayerSpec]], contested: Sequence[
     return Entrant("/".join(names), system, {role: name for role, (name, _) in zip(PLAYERS, chosen, strict=True)})
 
 
-def _shorten_model(model: str) -> str:
-    return model.rpartition("/")[2]
-
-
 def list_lineups(spec: RunSpec) -> list[Lineup]:
     """Return all that is asked of each system: its chains with every seed, and the control where there is one."""
     evaluate = require_evaluate(spec)
@@ -106,38 +102,34 @@ def list_lineups(spec: RunSpec) -> list[Lineup]:
 
 def _lineups(name: str, system: SystemSpec, spec: RunSpec, evaluate: EvaluateSpec) -> Iterator[Lineup]:
     roles = tuple(Role(role) for role in PLAYERS if role.value in system.roles)
+    cold = {"temperature": evaluate.temperature}
     for seed in evaluate.seeds or (None,):
         played = _cast_system(system, spec, seed, evaluate.chains)
         yield Lineup(name, seed, "chain", _make_asking_spec(spec, played), roles)
         if evaluate.temperature is not None:
-            cold = {
-                role.value: played[role].model_copy(update={"temperature": evaluate.temperature}) for role in PLAYERS
-            }
-            yield Lineup(name, seed, "control", _make_asking_spec(spec, with_samples(Roles(**cold), 1)), roles)
+            control = with_samples(played.changed(lambda _, own: own.model_copy(update=cold)), 1)
+            yield Lineup(name, seed, "control", _make_asking_spec(spec, control), roles)
 
 
 def _cast_system(system: SystemSpec, spec: RunSpec, seed: int | None, chains: int) -> Roles:
-    played: dict[str, RoleSpec] = {}
-    trained = cast_models(system.models, spec)
-    for role in PLAYERS:
+    def cast(role: Role, trained: RoleSpec) -> RoleSpec:
         player: PlayerSpec | None = getattr(system, role.value)
-        chosen = player.plays(trained[role]) if player is not None else trained[role]
-        played[role.value] = chosen if seed is None else chosen.model_copy(update={"seed": seed})
-    return with_samples(Roles(**played), chains)
+        chosen = trained if player is None else player.plays(trained)
+        return chosen if seed is None else chosen.model_copy(update={"seed": seed})
+
+    return with_samples(cast_models(system.models, spec).changed(cast), chains)
 
 
 def cast_models(models: str | None, spec: RunSpec) -> Roles:
     """Return a config's roles with those played by a model version that it has."""
     trained = open_model(models).manifest.roles if models else ()
     player = PlayerSpec(model=models)
-    return Roles(
-        **{role.value: player.plays(spec.roles[role]) if role in trained else spec.roles[role] for role in PLAYERS}
-    )
+    return spec.roles.changed(lambda role, own: player.plays(own) if role in trained else own)
 
 
 def with_samples(roles: Roles, chains: int) -> Roles:
-    counts = {**dict.fromkeys(PLAYERS, 1), PLAYERS[0]: chains}
-    return Roles(**{role.value: roles[role].model_copy(update={"samples": counts[role]}) for role in PLAYERS})
+    """Let the first role answer so many times, and each further one once."""
+    return roles.changed(lambda role, own: own.model_copy(update={"samples": chains if role is PLAYERS[0] else 1}))
 
 
 def _make_asking_spec(spec: RunSpec, roles: Roles) -> RunSpec:

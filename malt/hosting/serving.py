@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from malt.config.evaluate import EvaluateSpec
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import check_models
@@ -98,11 +99,12 @@ def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
 
     Raises `ConfigError` where there is no such system, or a model cannot be asked.
     """
-    evaluated = spec if spec.evaluate is not None else spec.model_validate({**spec.as_config(), "evaluate": {}})
-    offered = {each.system: each for each in reversed(list_lineups(evaluated)) if each.kind == "chain"}
-    chosen = offered.get(system) if system is not None else next(reversed(offered.values()))
+    evaluated = spec.model_copy(update={"evaluate": spec.evaluate or EvaluateSpec()})
+    chains = [each for each in list_lineups(evaluated) if each.kind == "chain"]
+    chosen = next((each for each in chains if system in (None, each.system)), None)
     if chosen is None:
-        raise ConfigError(f"--system {system}: no such system; there are: {', '.join(reversed(offered))}")
+        offered = ", ".join(dict.fromkeys(each.system for each in chains))
+        raise ConfigError(f"--system {system}: no such system; there are: {offered}")
     check_models(chosen.spec)
     run = new_run_name()
     session = open_session(settings, spec.limits, run=run)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from malt.canonical_json import digest
 from malt.config.spec import RunSpec
@@ -18,7 +22,6 @@ from malt.engine.signals import on_signal
 from malt.errors import ConfigError
 from malt.files import make_private_folder
 from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
-from malt.hosting.lost_runs import WORKER, describe_lost_runs, mark_lost_runs
 from malt.hosting.postgres import PostgresServer
 from malt.hosting.private_prefect import (
     ANSWER_LIMIT_S,
@@ -30,7 +33,7 @@ from malt.hosting.private_prefect import (
 )
 from malt.hosting.supervise import STOP_LIMIT_S
 
-POOL = "malt"
+_POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 SHARED = {
@@ -39,8 +42,12 @@ SHARED = {
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
 }
 """Settings of a server with a UI."""
+_WORKER_NAME = f"malt up on {socket.gethostname()}"
+"""Of this machine's worker, which Prefect labels its runs with."""
 _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 """How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
+_UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}, "limit": 200}
+_CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
 
@@ -76,14 +83,16 @@ def up(
     with on_signal(stopping.set), ExitStack() as started:
         server = None if _is_server_named() else _start_server(home, host, port, started, postgres=postgres)
         api_url = os.environ["PREFECT_API_URL"]
-        lost = mark_lost_runs(api_url, ANSWER_LIMIT_S) if server is not None else []
+        lost = _mark_lost_runs(api_url) if server is not None else []
         _make_pool(api_url)
         children = [_start_worker(project, home, started)]
         deployed = deploy(project, api_url, redeploy=redeploy)
         if server is not None:
             children.append(_Child("Prefect server", server.has_ended, server.log, server.log_start))
-        for line in (*_greeting(api_url, home, host, server, deployed), *describe_lost_runs(lost)):
+        for line in _greeting(api_url, home, host, server, deployed):
             say(line)
+        for run in lost:
+            say(f"{run}: was under way when `malt up` was killed; marked as crashed, Retry asks for what is missing")
         while not stopping.wait(_LOOK_EVERY_S):
             for child in children:
                 child.check()
@@ -146,9 +155,9 @@ def _greeting(api_url: str, home: Path, host: str, server: PrefectServer | None,
 
 
 def _make_pool(api_url: str) -> None:
-    status, said = post_json(f"{api_url}/work_pools/", {"name": POOL, "type": "process"}, ANSWER_LIMIT_S)
+    status, said = post_json(f"{api_url}/work_pools/", {"name": _POOL, "type": "process"}, ANSWER_LIMIT_S)
     if status not in (201, 409):  # 409: it is there
-        raise ConfigError(f"{api_url}: the work pool {POOL!r} cannot be made there: {status} {said}")
+        raise ConfigError(f"{api_url}: the work pool {_POOL!r} cannot be made there: {status} {said}")
 
 
 def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
@@ -157,7 +166,7 @@ def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     path = home / "worker.log"
     with path.open("ab") as log:
         path.chmod(0o600)
-        worker = _prefect("worker", "start", "--pool", POOL, "--name", WORKER)
+        worker = _prefect("worker", "start", "--pool", _POOL, "--name", _WORKER_NAME)
         command = [sys.executable, "-m", "malt.hosting.supervise", *worker]
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
@@ -245,3 +254,27 @@ def _prefect_deploy(project: Path, declared: Mapping[str, Any]) -> None:
 def _prefect(*arguments: str) -> list[str]:
     """Return one of Prefect's own commands, run by this Python."""
     return [sys.executable, "-m", "prefect", *arguments]
+
+
+# Runs under way when `malt up` was killed: the next one marks them as crashed, so that Retry goes on with them.
+
+
+def _mark_lost_runs(api_url: str) -> list[str]:
+    """Mark as crashed the runs of this machine's worker whose process is gone; return their names."""
+    status, found = post_json(f"{api_url}/flow_runs/filter", _UNDER_WAY, ANSWER_LIMIT_S)
+    if status != 200:
+        raise ConfigError(f"{api_url}: its runs cannot be read: {status} {found}")
+    ours = [run for run in found if run["labels"].get("prefect.worker.name") == _WORKER_NAME]
+    lost = [run for run in ours if run["infrastructure_pid"] and not _is_alive(run)]
+    for run in lost:
+        post_json(f"{api_url}/flow_runs/{run['id']}/set_state", {"state": _CRASHED, "force": True}, ANSWER_LIMIT_S)
+    return [run["name"] for run in lost]
+
+
+def _is_alive(run: Mapping[str, Any]) -> bool:
+    """Whether a run's process is there: one of its number that began later is another one."""
+    with suppress(psutil.NoSuchProcess, ValueError):
+        created = psutil.Process(int(run["infrastructure_pid"])).create_time()
+        began = run["start_time"] or run["state"]["timestamp"]
+        return bool(created <= datetime.fromisoformat(began).timestamp())
+    return False

@@ -17,9 +17,9 @@ from malt.evaluation.version import EvaluationVersion, evaluations_dir, list_eva
 from malt.models.version import list_models
 from malt.questions.question import Question
 
-CHANGES_NO_TREE = {"train", "evaluate", "improve", "limits", "run"}
-CHANGES_NO_ANSWER = {"train", "improve", "limits", "run"}
-CHANGES_NOTHING = {"timeout_s", "api_base", "api_key_env", "api_key_block", "fallbacks", "source", "prompts"}
+_CHANGES_NO_TREE = {"train", "evaluate", "improve", "limits", "run"}
+_CHANGES_NO_ANSWER = {"train", "improve", "limits", "run"}
+_CHANGES_NOTHING = {"timeout_s", "api_base", "api_key_env", "api_key_block", "fallbacks", "source", "prompts"}
 """Keys that say where something is; what is read there is compared by its content."""
 
 
@@ -30,25 +30,25 @@ def find_dataset(job: Job) -> DatasetVersion | None:
     """
     folder = job.settings.datasets_dir
     listed = list_versions(folder, job.spec.name).versions if job.spec.name in list_names(folder) else []
-    alike = [version for version in listed if is_of_job(version, job)]
+    alike = [version for version in listed if _is_of_job(version, job)]
     trained_on = {
         entry.content_sha256
         for model in list_models(job.settings.models_dir)[0]
         for entry in (*model.manifest.earlier, model.manifest.dataset)
     }
-    return next((each for each in alike if is_settled(each, trained_on)), None)
+    return next((each for each in alike if _is_settled(each, trained_on)), None)
 
 
-def is_settled(version: DatasetVersion, trained_on: set[str]) -> bool:
+def _is_settled(version: DatasetVersion, trained_on: set[str]) -> bool:
     """Whether a version stays what a round grew."""
     return not version.manifest.failures or version.manifest.content_sha256 in trained_on
 
 
-def is_of_job(version: DatasetVersion, job: Job) -> bool:
+def _is_of_job(version: DatasetVersion, job: Job) -> bool:
     """Whether a version was made of a job's config, prompts and questions."""
     manifest = version.manifest
     same = manifest.prompts == job.prompts.digests and manifest.questions.sha256 == digest_questions(job.questions)
-    return same and is_same_config(version, job.spec, CHANGES_NO_TREE)
+    return same and _is_same_config(version, job.spec, _CHANGES_NO_TREE)
 
 
 def find_evaluation(job: EvaluationJob) -> EvaluationVersion | None:
@@ -57,37 +57,37 @@ def find_evaluation(job: EvaluationJob) -> EvaluationVersion | None:
     listed = list_evaluations(name).versions if name in list_names(evaluations_dir()) else []
     if job.spec.run.on_incomplete == "fail":
         listed = [version for version in listed if not version.manifest.failures]
-    return next((version for version in listed if is_of_evaluation(version, job)), None)
+    return next((version for version in listed if _is_of_evaluation(version, job)), None)
 
 
-def is_of_evaluation(version: EvaluationVersion, job: EvaluationJob) -> bool:
+def _is_of_evaluation(version: EvaluationVersion, job: EvaluationJob) -> bool:
     """Whether a version compares the systems of a job, by their weights, on its questions."""
     cast = {each.system: describe_cast(each) for each in job.lineups if each.kind == "chain"}
     same = version.manifest.models == cast and version.manifest.prompts == job.prompts.digests
-    return same and is_same_config(version, job.spec, CHANGES_NO_ANSWER) and asks_same(version, job.questions)
+    return same and _is_same_config(version, job.spec, _CHANGES_NO_ANSWER) and _asks_same(version, job.questions)
 
 
-def asks_same(version: EvaluationVersion, questions: Iterable[Question]) -> bool:
+def _asks_same(version: EvaluationVersion, questions: Iterable[Question]) -> bool:
     rows = version.answers
     asked = set(zip(rows["question_id"], rows["question"], rows["ground_truth"], strict=True))
     return asked == {(each.question_id, each.question, each.ground_truth) for each in questions}
 
 
-def is_same_config(version: DatasetVersion | EvaluationVersion, spec: RunSpec, left_out: set[str]) -> bool:
+def _is_same_config(version: DatasetVersion | EvaluationVersion, spec: RunSpec, left_out: set[str]) -> bool:
     """Whether a version was declared with a config, some of its tables left out."""
     try:
-        return config_digest(version.spec, left_out) == config_digest(spec, left_out)
+        return _config_digest(version.spec, left_out) == _config_digest(spec, left_out)
     except VersionError:  # one that this release cannot read
         return False
 
 
-def config_digest(spec: RunSpec, left_out: set[str]) -> str:
+def _config_digest(spec: RunSpec, left_out: set[str]) -> str:
     """Return the digest of a config without what changes no answer."""
-    return digest(strip(published_config(spec), left_out | CHANGES_NOTHING))
+    return digest(_strip(published_config(spec), left_out | _CHANGES_NOTHING))
 
 
-def strip(value: JsonValue, left_out: set[str]) -> JsonValue:
+def _strip(value: JsonValue, left_out: set[str]) -> JsonValue:
     """Leave keys out, at any depth."""
     if isinstance(value, dict):
-        return {key: strip(each, left_out) for key, each in value.items() if key not in left_out}
-    return [strip(each, left_out) for each in value] if isinstance(value, list) else value
+        return {key: _strip(each, left_out) for key, each in value.items() if key not in left_out}
+    return [_strip(each, left_out) for each in value] if isinstance(value, list) else value

@@ -116,13 +116,13 @@ def check(spec: RunSpec, settings: Settings) -> None:
 
 async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improvement:
     """Go round until all rounds are done, or one kept nothing and is to be the last."""
-    started, course = time.monotonic(), Course(spec, settings, steps)
+    started, course = time.monotonic(), _Course(spec, settings, steps)
     done = Improvement(name=spec.name, rounds=(), best=None)
     for number in range(1, spec.improve.rounds + 1):
         latest = await course.take_round(number, done)
         kept = {"best": latest.models} if latest.judgement.is_kept else {}
         done = done.model_copy(update={"rounds": (*done.rounds, latest), **kept})
-        log.info(tell_round(latest))
+        log.info(_tell_round(latest))
         write_report(done, settings)
         if not latest.judgement.is_kept and spec.improve.on_no_gain == "stop":
             done = done.model_copy(update={"stopped": f"round {number} kept nothing, so it was the last"})
@@ -132,13 +132,13 @@ async def go_round(spec: RunSpec, settings: Settings, steps: Steps) -> Improveme
     return done.model_copy(update={**counted, "report": str(write_report(done, settings))})
 
 
-def tell_round(latest: Round) -> str:
+def _tell_round(latest: Round) -> str:
     gained = f"{latest.judgement.points} points" if latest.judgement.points else "cannot be compared"
     kept = "kept" if latest.judgement.is_kept else "not kept"
     return f"round {latest.number}: {latest.models}: {gained}; {kept}"
 
 
-class Course:
+class _Course:
     """Takes one round after the other; each step makes a version, or finds it made."""
 
     def __init__(self, spec: RunSpec, settings: Settings, steps: Steps) -> None:
@@ -149,7 +149,7 @@ class Course:
 
     async def take_round(self, number: int, before: Improvement) -> Round:
         """Grow with the best roles so far, train on it, and compare."""
-        in_vain = count_in_vain(before.rounds)
+        in_vain = _count_in_vain(before.rounds)
         log.info(f"round {number}: growing, played by {before.best or 'the roles of the config'}")
         dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain))
         earlier = [each.dataset for each in before.rounds] if self.spec.improve.rows == "all" else []
@@ -212,7 +212,7 @@ class Course:
         return done.version
 
 
-def count_in_vain(rounds: Sequence[Round]) -> int:
+def _count_in_vain(rounds: Sequence[Round]) -> int:
     """Count the rounds since the last one that was kept."""
     kept = [each.number for each in rounds if each.judgement.is_kept]
     return len(rounds) - max(kept, default=0)

@@ -8,11 +8,10 @@ from markupsafe import Markup
 
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.datasets.pages.page import content_policy, page_environment, read_part
-from malt.evaluation import report as evaluation_report
+from malt.datasets.pages.page import content_policy, page_environment
 from malt.evaluation.card import percent, points
-from malt.evaluation.report import is_vote, make_bar, place_gains, write_title
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, SystemSummary
+from malt.evaluation.report import make_bar, place_gains, read_style
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, is_vote, write_title
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.grading.grades import Outcome
 from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
@@ -97,12 +96,7 @@ def _read_system(version: EvaluationVersion, system: str) -> tuple[Mapping[Measu
 
 
 def _list_systems(summary: Summary) -> Systems:
-    return {name: dict(_list_cells(system, summary.chains)) for name, system in summary.systems.items()}
-
-
-def _list_cells(system: SystemSummary, chains: int) -> Iterator[tuple[str, Cell]]:
-    yield from ((write_title(measure, chains), getattr(system, measure)) for measure in MEASURES)
-    yield from system.beside()
+    return {name: dict(system.cells(summary.chains)) for name, system in summary.systems.items()}
 
 
 def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:
@@ -136,8 +130,7 @@ def _render_page(figures: RoundFigures) -> str:
         ]
         for measure in order
     }
-    style = read_part("marks.css") + read_part("page.css")
-    style += (Path(evaluation_report.__file__).parent / "report.css").read_text(encoding="utf-8")
+    style = read_style()
     return (
         page_environment(_FOLDER)
         .get_template("improvement.html.jinja")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from malt.config.evaluate import PlayerSpec, SystemSpec
 from malt.config.questions import QuestionSource
-from malt.config.roles import PLAYERS, Roles
+from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
 from malt.evaluation.systems import cast_models, require_evaluate
 from malt.improvement.decision import CANDIDATE, CURRENT, choose_measure
@@ -21,8 +21,7 @@ def growing_spec(spec: RunSpec, number: int, best: str | None, in_vain: int) -> 
     """
     roles = cast_models(best, spec)
     if in_vain:
-        seeds = {role: {"seed": (roles[role].seed or 0) + in_vain} for role in PLAYERS}
-        roles = Roles(**{role.value: roles[role].model_copy(update=seeds[role]) for role in PLAYERS})
+        roles = roles.changed(lambda _, own: own.model_copy(update={"seed": (own.seed or 0) + in_vain}))
     thresholds = spec.improve.thresholds
     chosen = {"threshold": thresholds[min(number, len(thresholds)) - 1]} if thresholds else {}
     return spec.model_copy(update={"roles": roles, "credit": spec.credit.model_copy(update=chosen)})

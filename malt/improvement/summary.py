@@ -1,6 +1,7 @@
 """Improvement: what rounds came to, in the words of `malt improve --json`; and what this call used for it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 
 from pydantic import Field
 
@@ -8,6 +9,7 @@ from malt.config.base import Recorded
 from malt.engine.build import RunSummary
 from malt.evaluation.evaluate import Evaluated
 from malt.improvement.decision import RoundDecision
+from malt.llm.budget import Usage
 from malt.training.run import TrainSummary
 
 
@@ -80,16 +82,15 @@ class Account:
     """Adds up what a call uses."""
 
     def __init__(self) -> None:
-        self.used = Used()
+        self._usage, self._failed, self._trained = Usage(), 0, 0
+
+    @property
+    def used(self) -> Used:
+        return Used(**asdict(self._usage), failed_branches=self._failed, roles_trained=self._trained)
 
     def add(self, done: RunSummary | Evaluated | TrainSummary) -> None:
         if isinstance(done, TrainSummary):
-            trained = sum(not role.cached for role in done.roles.values())
-            self.used = self.used.model_copy(update={"roles_trained": self.used.roles_trained + trained})
-            return
-        counted = ("requests", "completions", "cached_completions", "prompt_tokens", "completion_tokens")
-        sums = {name: getattr(self.used, name) + getattr(done, name) for name in counted}
-        costs = (self.used.cost_usd, done.cost_usd)
-        cost = None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
-        failed = self.used.failed_branches + len(done.failures)
-        self.used = self.used.model_copy(update={**sums, "cost_usd": cost, "failed_branches": failed})
+            self._trained += sum(not role.cached for role in done.roles.values())
+        else:
+            self._usage.add(Usage(**{field.name: getattr(done, field.name) for field in fields(Usage)}))
+            self._failed += len(done.failures)

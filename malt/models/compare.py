@@ -1,13 +1,19 @@
 """What changed from one model version to another, and where a model's rows came from."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from pydantic import BaseModel, JsonValue
 
 from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
+from malt.datasets.check.compare import flatten_table
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
 from malt.models.manifest import DatasetEntry
 from malt.models.version import ModelVersion
+
+T = TypeVar("T")
 
 
 class ModelDiff(BaseModel):
@@ -25,25 +31,21 @@ class ModelDiff(BaseModel):
 
 
 def compare_models(old: ModelVersion, new: ModelVersion) -> ModelDiff:
-    before, after = _inputs(old), _inputs(new)
     roles = {*old.manifest.roles, *new.manifest.roles}
-    losses_before, losses_after = _last_losses(old), _last_losses(new)
     return ModelDiff(
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs={
-            name: (before.get(name), after.get(name))
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)
-        },
+        inputs=_list_changes(_inputs(old), _inputs(new)),
         roles={role: _role_change(old, new, role) for role in PLAYERS if role in roles},
-        losses={
-            name: (losses_before.get(name), losses_after.get(name))
-            for name in sorted(losses_before.keys() | losses_after.keys())
-            if losses_before.get(name) != losses_after.get(name)
-        },
+        losses=_list_changes(_last_losses(old), _last_losses(new)),
     )
+
+
+def _list_changes(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, tuple[T | None, T | None]]:
+    """Return the values that differ, by name; None stands for one that is missing."""
+    names = sorted(old.keys() | new.keys())
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def _inputs(version: ModelVersion) -> dict[str, JsonValue]:
@@ -54,14 +56,8 @@ def _inputs(version: ModelVersion) -> dict[str, JsonValue]:
         "dataset.content_sha256": manifest.dataset.content_sha256,
         "dataset.earlier": ", ".join(f"{each.name}@v{each.version}" for each in manifest.earlier) or None,
         **{f"libraries.{name}": used for name, used in manifest.libraries.items()},
-        **_flat("train", manifest.train.model_dump(mode="json")),
+        **dict(flatten_table(manifest.train.model_dump(mode="json"), "train.")),
     }
-
-
-def _flat(name: str, value: JsonValue) -> dict[str, JsonValue]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: each for inner, part in value.items() for key, each in _flat(f"{name}.{inner}", part).items()}
 
 
 def _last_losses(version: ModelVersion) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pydantic import field_validator
 from malt.config.base import Recorded
 from malt.config.roles import Role
 from malt.config.train import Stage, TrainSpec
-from malt.datasets.manifest import Code, FileEntry, VersionManifest, read_as
+from malt.datasets.manifest import Code, FileEntry, VersionManifest
 from malt.datasets.version.folders import describe_file
 
 GGUF_FILE = "model.gguf"
@@ -127,8 +127,3 @@ def describe_weights(path: Path) -> FileEntry:
     """Describe a file whose bytes are the version's content."""
     known = describe_file(path)
     return known.model_copy(update={"rows_sha256": known.sha256})
-
-
-def read_manifest(folder: Path) -> ModelManifest:
-    """Read a model version's manifest. Raises `VersionError` where it cannot be read, or names what none has."""
-    return read_as(ModelManifest, folder, "model")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from malt.canonical_json import cached_sha256
-from malt.config.roles import PLAYERS, Fallback, Role, Roles, RoleSpec
+from malt.config.roles import Fallback, Role, RoleSpec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.errors import ConfigError, VersionError
@@ -26,11 +26,11 @@ def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
     Raises `ConfigError` where one is not there, or is another than the spec was made with.
     """
     place = (settings or Settings()).models_dir
-    roles = {role.value: _known(spec.roles[role], role, place) for role in PLAYERS}
+    roles = spec.roles.changed(lambda role, own: _known(own, role, place))
     judge = _known(spec.evaluator, Role.EVALUATOR, place)
-    if judge is spec.evaluator and all(roles[role] is spec.roles[role] for role in PLAYERS):
+    if (roles, judge) == (spec.roles, spec.evaluator):
         return spec
-    return spec.model_copy(update={"roles": Roles(**roles), "evaluator": judge})
+    return spec.model_copy(update={"roles": roles, "evaluator": judge})
 
 
 def _known(model: M, role: Role, models_dir: Path) -> M:

@@ -97,9 +97,6 @@ def _files_below(folder: Path) -> list[Path]:
 def _describe(
     made: Made, roles: Mapping[Role, TrainedRole], files: dict[str, FileEntry], number: int, parent: Parent | None
 ) -> ModelManifest:
-    libraries: dict[str, str] = {}
-    for trained in roles.values():
-        libraries.update(trained.libraries)
     return ModelManifest(
         name=made.name,
         version=number,
@@ -112,7 +109,7 @@ def _describe(
         train=made.train,
         roles={role: _describe_entry(role, trained, files) for role, trained in roles.items()},
         files=files,
-        libraries=libraries,
+        libraries={name: used for trained in roles.values() for name, used in trained.libraries.items()},
         code=code_version(),
     )
 

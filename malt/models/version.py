@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from malt.config.roles import Role
 from malt.config.settings import Settings
+from malt.datasets.manifest import read_as
 from malt.datasets.version.dataset_version import Listed, list_opened, locate
 from malt.datasets.version.published import Published
 from malt.errors import VersionError
-from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry, read_manifest
+from malt.models.manifest import GGUF_FILE, ModelManifest, RoleEntry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ def open_model(reference: str | Path, models_dir: Path | None = None) -> ModelVe
 def open_folder(path: Path) -> ModelVersion:
     """Open the version in a folder; a link is followed, so that the path stays this version's."""
     folder = path.resolve()
-    return ModelVersion(folder, read_manifest(folder))
+    return ModelVersion(folder, read_as(ModelManifest, folder, "model"))
 
 
 def list_models(models_dir: Path, name: str | None = None) -> Listed[ModelVersion]:

@@ -12,7 +12,7 @@ from malt.canonical_json import canonical_json
 from malt.datasets.version.folders import sync_tree
 from malt.models import gguf
 from malt.models.manifest import ADAPTER, FULL, GGUF_FILE, Sample, StageResult
-from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult, digest_inputs
+from malt.training.job import FINAL, RESULT_FILE, RoleJob, RoleResult
 from malt.training.process import PACKAGES
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def finish(
         change = _merge_adapter(place) if job.train.adapter == "lora" else replace_weights(place)
         gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
     libraries = {name: version(name) for name in PACKAGES}
-    told = RoleResult(stages=results, samples=samples, inputs_sha256=digest_inputs(job), libraries=libraries)
+    told = RoleResult(stages=results, samples=samples, inputs_sha256=job.inputs_sha256, libraries=libraries)
     (staging / RESULT_FILE).write_text(told.model_dump_json())
     sync_tree(staging)
     staging.rename(job.done)

@@ -51,13 +51,35 @@ class RoleJob(BaseModel):
     stages: tuple[Stage, ...]
     files: dict[Stage, StageRows]
     train: TrainSpec
-    bases_dir: Path
-    work: Path
-    """Folder of its own: checkpoints, and in the end what goes into the model version."""
+    training_dir: Path
+    """Folder of the models' name, with one for each job."""
+
+    @property
+    def inputs_sha256(self) -> str:
+        """Of all that makes the role's weights what they are, the machine and its libraries apart."""
+        unused = {stage for stage in ("sft", "dpo") if stage not in self.stages}
+        settings: dict[str, Any] = self.train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
+        return digest(
+            {
+                "role": self.role.value,
+                "stages": list(self.stages),
+                "rows": {stage: self.files[stage].sha256 for stage in self.stages},
+                "base": self.base.sha256,
+                "settings": settings,
+            }
+        )
+
+    @property
+    def work(self) -> Path:
+        """Folder of its own: checkpoints, and in the end what goes into the model version."""
+        return self.training_dir / f"{self.role}-{self.inputs_sha256[:16]}"
 
     @property
     def done(self) -> Path:
         return self.work / "done"
+
+    def settings_of(self, stage: Stage) -> StageSettings:
+        return self.train.sft if stage == "sft" else self.train.dpo
 
 
 class RoleResult(BaseModel):
@@ -74,35 +96,24 @@ def lock_of_base(folder: Path) -> Path:
     return Path(f"{folder}{LOCK}")
 
 
-class Skipped(NamedTuple):
-    """A stage that a version has no rows for."""
-
-    role: Role
-    stage: Stage
-
-
-def list_jobs(
-    versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, training_dir: Path, bases_dir: Path
-) -> list[RoleJob]:
+def list_jobs(versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, training_dir: Path) -> list[RoleJob]:
     """Return a job for every role that has a stage with rows in any of the versions."""
     jobs = []
     for role in PLAYERS:
-        files = {stage: _describe_rows(versions, role, stage) for stage in _declared_stages(train, role)}
-        stages = tuple(stage for stage, file in files.items() if file.rows)
-        if stages:
-            inputs = _digest_inputs(role, stages, files, train, base)
-            work = training_dir / f"{role}-{inputs[:16]}"
-            jobs.append(
-                RoleJob(role=role, base=base, stages=stages, files={stage: files[stage] for stage in stages},
-                        train=train, bases_dir=bases_dir, work=work)
-            )  # fmt: skip
+        described = {stage: _describe_rows(versions, role, stage) for stage in _declared_stages(train, role)}
+        files = {stage: rows for stage, rows in described.items() if rows.rows}
+        if files:
+            job = RoleJob(
+                role=role, base=base, stages=tuple(files), files=files, train=train, training_dir=training_dir
+            )
+            jobs.append(job)
     return jobs
 
 
-def find_skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[Skipped]:
-    """Return the declared stages that the versions have no rows for."""
+def name_skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[str]:
+    """Name the declared stages that the versions have no rows for."""
     return [
-        Skipped(role, stage)
+        f"{role}, {stage}: no rows"
         for role in PLAYERS
         for stage in _declared_stages(train, role)
         if not _describe_rows(versions, role, stage).rows
@@ -116,40 +127,11 @@ def _declared_stages(train: TrainSpec, role: Role) -> tuple[Stage, ...]:
 
 def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage) -> StageRows:
     path = role_file(stage, role)
-    entries = {version.path / path: version.manifest.files[path] for version in versions if _has_rows(version, path)}
+    found = {version.path / path: version.manifest.files.get(path) for version in versions}
+    entries = {place: entry for place, entry in found.items() if entry is not None and entry.rows}
     digests = [entry.rows_sha256 or "" for entry in entries.values()]
     sha256 = digests[0] if len(digests) == 1 else digest([*digests])
     return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
-
-
-def _has_rows(version: DatasetVersion, path: str) -> bool:
-    entry = version.manifest.files.get(path)
-    return entry is not None and bool(entry.rows)
-
-
-def _digest_inputs(
-    role: Role, stages: tuple[Stage, ...], files: dict[Stage, StageRows], train: TrainSpec, base: Base
-) -> str:
-    """Return the digest of all that makes a role's weights what they are, the machine and its libraries apart."""
-    unused = {stage for stage in ("sft", "dpo") if stage not in stages}
-    settings: dict[str, Any] = train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
-    return digest(
-        {
-            "role": role.value,
-            "stages": list(stages),
-            "rows": {stage: files[stage].sha256 for stage in stages},
-            "base": base.sha256,
-            "settings": settings,
-        }
-    )
-
-
-def get_settings(job: RoleJob, stage: Stage) -> StageSettings:
-    return job.train.sft if stage == "sft" else job.train.dpo
-
-
-def digest_inputs(job: RoleJob) -> str:
-    return _digest_inputs(job.role, job.stages, job.files, job.train, job.base)
 
 
 # What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.

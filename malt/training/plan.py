@@ -1,5 +1,6 @@
 """What training a version would take: rows and tokens as counted, memory and time as reckoned from a short probe."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -7,7 +8,7 @@ from pydantic import BaseModel
 from malt.config.settings import Settings
 from malt.config.train import StageSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.training.job import RoleJob, get_settings
+from malt.training.job import RoleJob
 from malt.training.process import check_installed, run_jobs
 from malt.training.run import known_role, prepare
 
@@ -18,7 +19,7 @@ _EFFICIENCY = 0.5
 
 
 class StagePlan(BaseModel):
-    """One stage."""
+    """What training one stage would take."""
 
     rows: int
     trained: int
@@ -38,7 +39,7 @@ class StagePlan(BaseModel):
 
 
 class RoleTrainingPlan(BaseModel):
-    """One role."""
+    """What training one role would take."""
 
     known: bool
     """A model version has it: nothing would be trained."""
@@ -66,20 +67,14 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
     """Quote training a version. Trains nothing, and writes nothing but the unpacked base and a log."""
     check_installed()  # before a base is downloaded
     prepared = prepare(version, spec, settings)
-    told: dict[str, dict[str, Any]] = {}
-    facts: dict[str, Any] = {}
-
-    def take(event: Any) -> None:  # noqa: ANN401 - what a process tells
-        if event["event"] == "measured":
-            told.setdefault(event["role"], {})[event["stage"]] = event
-        elif event["event"] == "facts":
-            facts.update(event)
-
-    run_jobs("plan", prepared.jobs, take)
+    events = list[Mapping[str, Any]]()
+    run_jobs("plan", prepared.jobs, events.append)
+    told = {(event["role"], event["stage"]): event for event in events if event["event"] == "measured"}
+    [facts] = [event for event in events if event["event"] == "facts"]
     roles = {
         job.role.value: RoleTrainingPlan(
             known=known_role(job, prepared) is not None,
-            stages={stage: _plan_stage(job, told[job.role][stage], facts) for stage in job.stages},
+            stages={stage: _plan_stage(job, told[job.role, stage], facts) for stage in job.stages},
         )
         for job in prepared.jobs
     }
@@ -93,15 +88,15 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
         trainable=facts["trainable"],
         device=facts["device"],
         roles=roles,
-        skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
+        skipped=prepared.skipped,
         memory_gb=max((stage.memory_gb for stage in new), default=0.0),
         seconds=round(sum(stage.seconds for stage in new), 1),
     )
 
 
-def _plan_stage(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> StagePlan:
+def _plan_stage(job: RoleJob, told: Mapping[str, Any], facts: Mapping[str, Any]) -> StagePlan:
     stage = told["stage"]
-    settings = get_settings(job, stage)
+    settings = job.settings_of(stage)
     operations = settings.epochs * told["tokens"] * _count_work(job, stage, facts)
     batches = -(-told["trained"] // settings.batch_size)
     return StagePlan(
@@ -114,7 +109,7 @@ def _plan_stage(job: RoleJob, told: dict[str, Any], facts: dict[str, Any]) -> St
     )
 
 
-def _count_work(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
+def _count_work(job: RoleJob, stage: str, facts: Mapping[str, Any]) -> float:
     """Return the floating-point operations that a token takes: forward, backward, and the reference's forward."""
     forward: float = 2 * facts["parameters"]
     depth = facts["layers"]
@@ -124,7 +119,7 @@ def _count_work(job: RoleJob, stage: str, facts: dict[str, Any]) -> float:
     return forward + backward + again + (forward if stage == "dpo" else 0)
 
 
-def _count_memory(job: RoleJob, settings: StageSettings, told: dict[str, Any], facts: dict[str, Any]) -> float:
+def _count_memory(job: RoleJob, settings: StageSettings, told: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
     """Return the bytes that a stage takes: weights, what is trained of them, and what a batch leaves for backward."""
     size = 4 if job.train.adapter == "full" or job.train.dtype == "float32" else 2
     weights = facts["parameters"] * size * (2 if told["stage"] == "dpo" and job.train.adapter == "full" else 1)

@@ -79,22 +79,17 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
     Raises `ConfigError` for rows that are refused, `TrainingFailed` where the process ended otherwise, and
     `RunStopped` where it was told to stop. What it had stays in the jobs' folders.
     """
-    log, refusals, stopper = jobs[0].work / "log.txt", list[str](), stopper or Stopper()
+    log, refusal, stopper = jobs[0].work / "log.txt", "", stopper or Stopper()
     stopper.wait()
-
-    def listen(event: Mapping[str, Any]) -> None:
-        if event["event"] == "refused":
-            refusals.append(event["message"])
-        tell(event)
-
     process = _start(task, [_write_job(job) for job in jobs], log)
     with _stop_together(process):
         stopper.add(process)
         for event in _read_events(process):
-            listen(event)
+            refusal = event["message"] if event["event"] == "refused" else refusal
+            tell(event)
         code = process.wait()
-    if code == REFUSED and refusals:
-        raise ConfigError(refusals[-1])
+    if code == REFUSED and refusal:
+        raise ConfigError(refusal)
     if code == STOPPED or stopper.is_told:
         raise RunStopped(_TOLD_TO_STOP)
     if code:

@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from malt.config.roles import Role
-from malt.config.train import Stage, StageSettings
-from malt.errors import ConfigError
-from malt.training.job import RoleJob, get_settings
+from malt.config.train import Stage
+from malt.training.job import RoleJob
 
 _Row = Mapping[str, Any]
 _ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
@@ -30,7 +28,7 @@ class Measured(NamedTuple):
 def measure_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
     """Read and measure a stage's rows. Nothing is refused here."""
     answers = _ANSWERS[stage]
-    limit = get_settings(job, stage).max_length
+    limit = job.settings_of(stage).max_length
     kept, lengths, tokens = [], [], 0
     tables = (pq.read_table(path, columns=["prompt", *answers]) for path in job.files[stage].paths)
     for row in (row for table in tables for row in table.to_pylist()):
@@ -49,19 +47,15 @@ def _count_tokens(tokenizer: Any, prompt: Sequence[_Row], answer: Sequence[_Row]
     return len(written["input_ids"])
 
 
-def refuse_long(role: Role, stage: Stage, found: Measured, settings: StageSettings) -> None:
-    """Raise `ConfigError` for rows that would lose their end, unless they may be left out; and for none left."""
-    lost = found.lost.get(_TOO_LONG, 0)
-    key = f"train.{stage}"
+def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
+    """Say why rows are not trained: some would lose their end and may not be left out, or none is left; else None."""
+    settings, lost, key = job.settings_of(stage), found.lost.get(_TOO_LONG, 0), f"train.{stage}"
+    longer = f"{len(found.lengths)} {stage} rows are longer than {key}.max_length = {settings.max_length} tokens"
     if lost and settings.too_long == "refuse":
-        raise ConfigError(
-            f"{role}: {lost} of {len(found.lengths)} {stage} rows are longer than {key}.max_length = "
-            f"{settings.max_length} tokens (the longest has {max(found.lengths)}); raise it, or set "
-            f'{key}.too_long = "drop" to leave them out'
-        )
-    if not found.rows:
-        raise ConfigError(f"{role}: all {len(found.lengths)} {stage} rows are longer than {key}.max_length = "
-                          f"{settings.max_length} tokens; raise it")  # fmt: skip
+        longest = max(found.lengths)
+        left_out = f'{key}.too_long = "drop" to leave them out'
+        return f"{job.role}: {lost} of {longer} (the longest has {longest}); raise it, or set {left_out}"
+    return None if found.rows else f"{job.role}: all {longer}; raise it"
 
 
 def spread(lengths: Iterable[int]) -> dict[str, int]:

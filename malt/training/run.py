@@ -1,14 +1,13 @@
 """Training a dataset version: a job a role, in a process apart, then a model version of what came of them."""
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -19,7 +18,7 @@ from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import discard, move_away
 from malt.errors import NothingToTrain, TrainingFailed
-from malt.files import make_private_folder
+from malt.files import FileLock
 from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
@@ -30,10 +29,8 @@ from malt.training.job import (
     RESULT_FILE,
     RoleJob,
     RoleResult,
-    Skipped,
-    digest_inputs,
-    find_skipped,
     list_jobs,
+    name_skipped,
 )
 from malt.training.process import Stopper, Tell, check_installed, run_jobs
 
@@ -49,7 +46,7 @@ class Prepared(NamedTuple):
     train: TrainSpec
     base: Base
     jobs: list[RoleJob]
-    skipped: list[Skipped]
+    skipped: list[str]
     settings: Settings
 
     @property
@@ -114,7 +111,7 @@ def train_prepared(
         check_installed()
         known = {job.role: known_role(job, prepared) for job in prepared.jobs}
         train_roles([job for job in prepared.jobs if known[job.role] is None])
-        published = publish_roles(prepared, {job.role: known[job.role] or result_of(job) for job in prepared.jobs})
+        published = publish_roles(prepared, {job.role: known[job.role] or _result_of(job) for job in prepared.jobs})
         cached = {role for role, trained in known.items() if trained}
         return summarise(prepared, published, cached, time.monotonic() - started)
 
@@ -122,24 +119,16 @@ def train_prepared(
 @contextmanager
 def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
     """Hold the lock of a name, once who has it has published; tell of whom is waited for."""
-    make_private_folder(folder)
-    with (folder / LOCK).open("a+") as file:
-        if not _take(file):
-            file.seek(0)
-            tell({"event": "waiting", "models": folder.name, "holder": file.read(1_000) or "another training"})
-            while not _take(file):
-                stopper.wait(_LOOK_EVERY_S)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    lock, told = FileLock(folder / LOCK, f"process {os.getpid()} on {socket.gethostname()}"), False
+    try:
+        while (holder := lock.take()) is not None:
+            if not told:
+                tell({"event": "waiting", "models": folder.name, "holder": holder or "another training"})
+            told = True
+            stopper.wait(_LOOK_EVERY_S)
         yield
-
-
-def _take(lock: IO[str]) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    finally:
+        lock.release()
 
 
 def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
@@ -162,16 +151,16 @@ def prepare(
     chosen = opened.spec.train if spec is None else spec
     base = find_base(chosen.base, settings.training_dir / BASES)
     place = settings.training_dir / (chosen.name or opened.name)
-    jobs = list_jobs(versions, chosen, base, place.resolve(), (settings.training_dir / BASES).resolve())
+    jobs = list_jobs(versions, chosen, base, place.resolve())
     if not jobs:
         raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
                              "lower credit.threshold")  # fmt: skip
-    return Prepared(versions, chosen, base, jobs, find_skipped(versions, chosen), settings)
+    return Prepared(versions, chosen, base, jobs, name_skipped(versions, chosen), settings)
 
 
 def find_trained(prepared: Prepared) -> ModelVersion | None:
     """Return the model version of this name that was trained from the very same inputs; None where none was."""
-    wanted = {job.role: digest_inputs(job) for job in prepared.jobs}
+    wanted = {job.role: job.inputs_sha256 for job in prepared.jobs}
     for version in list_models(prepared.settings.models_dir)[0]:
         trained = {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
         if version.name == prepared.name and trained == wanted:
@@ -181,7 +170,7 @@ def find_trained(prepared: Prepared) -> ModelVersion | None:
 
 def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
     """Return a role that a model version has, trained from the very same inputs; None where none has."""
-    wanted = digest_inputs(job)
+    wanted = job.inputs_sha256
     for version in reversed(list_models(prepared.settings.models_dir)[0]):
         entry = version.manifest.roles.get(job.role)
         if entry is not None and entry.inputs_sha256 == wanted:
@@ -195,7 +184,7 @@ def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = No
         run_jobs("train", left, tell, stopper)
 
 
-def result_of(job: RoleJob) -> TrainedRole:
+def _result_of(job: RoleJob) -> TrainedRole:
     file = job.done / RESULT_FILE
     if not file.exists():
         raise TrainingFailed(f"training the {job.role} left no {RESULT_FILE} in {job.done}; remove it, train again")
@@ -205,7 +194,7 @@ def result_of(job: RoleJob) -> TrainedRole:
 
 def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     """Make a model version of trained roles, and give up the folders they were trained in."""
-    *earlier, dataset = map(dataset_entry, prepared.versions)
+    *earlier, dataset = map(_dataset_entry, prepared.versions)
     base = BaseEntry(name=prepared.base.name, sha256=prepared.base.sha256)
     made = Made(prepared.name, base, dataset, prepared.train, tuple(earlier))
     published = publish_models(made, roles, prepared.settings.models_dir)
@@ -215,7 +204,7 @@ def publish(prepared: Prepared, roles: dict[Role, TrainedRole]) -> ModelVersion:
     return published
 
 
-def dataset_entry(version: DatasetVersion) -> DatasetEntry:
+def _dataset_entry(version: DatasetVersion) -> DatasetEntry:
     return DatasetEntry(name=version.name, version=version.number, content_sha256=version.manifest.content_sha256)
 
 
@@ -228,7 +217,7 @@ def summarise(prepared: Prepared, published: ModelVersion, cached: set[Role], wa
         content_sha256=manifest.content_sha256,
         created=published.created,
         roles={role: _summarise_role(entry.stages, role in cached) for role, entry in manifest.roles.items()},
-        skipped=[f"{each.role}, {each.stage}: no rows" for each in prepared.skipped],
+        skipped=prepared.skipped,
         wall_s=round(wall_s, 1),
     )
 

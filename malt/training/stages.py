@@ -20,7 +20,7 @@ from malt.config.train import DpoSettings, Stage, StageSettings
 from malt.datasets.version.folders import sync_tree
 from malt.errors import MaltError
 from malt.models.manifest import LossPoint, StageResult
-from malt.training.job import FINAL, RoleJob, get_settings
+from malt.training.job import FINAL, RoleJob
 from malt.training.process import Tell
 from malt.training.rows import Measured
 
@@ -57,7 +57,7 @@ class StageWork(NamedTuple):
 
     @property
     def settings(self) -> StageSettings:
-        return get_settings(self.job, self.stage)
+        return self.job.settings_of(self.stage)
 
     @property
     def is_full(self) -> bool:

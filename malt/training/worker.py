@@ -20,9 +20,9 @@ from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
 from malt.training.base import Base, unpack
 from malt.training.export import finish, read_results
-from malt.training.job import FINAL, LOCK, RoleJob, get_settings, lock_of_base
+from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base
 from malt.training.process import DONE, REFUSED, STOPPED, Tell
-from malt.training.rows import Measured, measure_rows, refuse_long, spread
+from malt.training.rows import Measured, find_refusal, measure_rows, spread
 
 _stopping = threading.Event()
 
@@ -98,7 +98,8 @@ def _train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
 def _accept_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
     """Return a stage's rows. Raises `ConfigError` where they cannot be trained as declared."""
     found = measure_rows(job, stage, tokenizer)
-    refuse_long(job.role, stage, found, get_settings(job, stage))
+    if refusal := find_refusal(job, stage, found):
+        raise ConfigError(refusal)
     return found
 
 
@@ -147,18 +148,10 @@ def _measure(jobs: list[RoleJob], tell: Tell) -> int:
         for stage in job.stages:
             found = measure_rows(job, stage, tokenizer)
             told = {"role": job.role, "stage": stage, "trained": len(found.rows), "lost": found.lost}
-            refusal = _find_refusal(job, stage, found)
+            refusal = find_refusal(job, stage, found)
             tell({"event": "measured", **told, "tokens": found.tokens, "refused": refusal, **spread(found.lengths)})
     tell({"event": "facts", **probe(jobs[0])})
     return DONE
-
-
-def _find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
-    try:
-        refuse_long(job.role, stage, found, get_settings(job, stage))
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def _load_tokenizer(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not typed

@@ -8,16 +8,14 @@ import pytest
 
 from malt.cli.main import exit_code
 from tests import mishaps
-from tests.evaluation.planted import CHAINS, QUESTIONS, script, write_evaluation
+from tests.evaluation.planted import CHAINS, QUESTIONS, write_evaluation
 from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
 
 
 @pytest.fixture
-def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
     return write_evaluation(tmp_path, provider, SYSTEMS)
 
 

@@ -52,8 +52,7 @@ def version() -> DatasetVersion:
 
 
 @pytest.fixture
-def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
     return write_config(tmp_path, provider, questions=4)
 
 

@@ -18,9 +18,8 @@ from tests.providers import ScriptedProvider
 
 
 @pytest.fixture
-def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
     """A dataset of three questions, grown once."""
-    monkeypatch.setenv("TEST_KEY", "k")
     path = write_config(tmp_path, provider, 3)
     asyncio.run(run_job(read_job(load_spec(path))))
     close_sessions()

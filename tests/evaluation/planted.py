@@ -53,7 +53,8 @@ def script(asked: Asked, sample: int) -> str:
 
 
 def write_evaluation(folder: Path, provider: ScriptedProvider, evaluate: str, questions: int = QUESTIONS) -> Path:
-    """Write a config and its question files; `evaluate` is TOML below `[evaluate]`."""
+    """Write a config and its question files, and let the provider answer; `evaluate` is TOML below `[evaluate]`."""
+    provider.script = script
     write_sums(folder / "train.jsonl", range(4))
     write_sums(folder / "heldout.jsonl", range(FIRST, FIRST + questions))
     roles = "".join(f"[roles.{role}]\n{model(role, provider)}" for role in ("generator", "verifier", "refiner"))

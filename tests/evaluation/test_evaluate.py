@@ -18,19 +18,11 @@ from tests.evaluation.planted import (
     is_called_correct,
     is_right,
     planted_spec,
-    script,
 )
 from tests.providers import ScriptedProvider
 
 CELLS = list(product(range(QUESTIONS), range(CHAINS)))
 TWO = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
-
-
-@pytest.fixture(autouse=True)
-def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
-    return provider
 
 
 def share(rights: list[bool]) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.evaluation.evaluate import evaluate
-from tests.evaluation.planted import planted_spec, script
+from tests.evaluation.planted import planted_spec
 from tests.hostile import find_bad
 from tests.providers import ScriptedProvider
 
@@ -29,10 +29,8 @@ COMMANDS = {
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
+def theirs(tmp_path: Path, provider: ScriptedProvider) -> Path:
     """A version that was copied here, beside our own."""
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
     ours = evaluate(planted_spec(tmp_path, provider, SYSTEMS, questions=4)).path
     shutil.copytree(ours.parent, ours.parents[1] / "theirs")
     return Path(shutil.copytree(ours, tmp_path / "theirs" / "v1"))

@@ -10,7 +10,7 @@ import pytest
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.version import list_evaluations
 from malt.llm.client.session import close_sessions
-from tests.evaluation.planted import CHAINS, QUESTIONS, script, write_evaluation
+from tests.evaluation.planted import CHAINS, QUESTIONS, write_evaluation
 from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
@@ -31,8 +31,7 @@ def kill_after(requests: int, config: Path, provider: ScriptedProvider) -> None:
 def test_what_is_killed_costs_no_answer_and_changes_nothing(
     tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script, provider.latency_s = script, 0.05
+    provider.latency_s = 0.05
     config = write_evaluation(tmp_path, provider, SYSTEMS + "[limits]\nmax_in_flight = 4\n")
     for requests in KILLS:
         kill_after(requests, config, provider)

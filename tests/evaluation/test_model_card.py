@@ -16,7 +16,7 @@ from malt.evaluation.model_card import find_results, render_card
 from malt.evaluation.version import EvaluationVersion
 from malt.models.adapters import name_adapter
 from malt.models.version import ModelVersion
-from tests.evaluation.planted import QUESTIONS, planted_spec, script
+from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.hub import OWNER, Hub
 from tests.models.conftest import Publish, publish
 from tests.providers import ScriptedProvider
@@ -42,12 +42,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def evaluation(
-    tmp_path: Path, model: ModelVersion, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
-) -> EvaluationVersion:
+def evaluation(tmp_path: Path, model: ModelVersion, provider: ScriptedProvider) -> EvaluationVersion:
     """An evaluation whose second system has the model's refiner, as a server that took its adapter calls it."""
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
     systems = SYSTEMS.format(name_adapter(model, Role.REFINER))
     return evaluate(planted_spec(tmp_path, provider, systems))
 

@@ -1,5 +1,6 @@
 """Tournaments and races: every subtree asked once, planted rankings found, and nobody dropped who could win."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from malt.config.evaluate import SystemSpec
 from malt.config.roles import PLAYERS
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.statistics import Scores
+from malt.evaluation.summary import Choice
 from malt.evaluation.systems import Entrant
 from malt.evaluation.tournament import find_losers, order_questions, plan_rounds, rank_models
 from malt.questions.question import Question
-from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec, script
+from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider
 
 TOURNAMENT = (
@@ -27,14 +29,9 @@ GAIN = 0.12
 """How much more likely an answer is right for each place in the ranking."""
 
 
-@pytest.fixture(autouse=True)
-def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
-    return provider
-
-
-def test_a_tournament_asks_every_subtree_once(tmp_path: Path, provider: ScriptedProvider) -> None:
+def test_a_tournament_asks_every_subtree_once_and_says_what_to_choose_under_a_budget(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
     summary = evaluate(planted_spec(tmp_path, provider, TOURNAMENT)).summary
     assert len(summary.systems) == 8
     assert provider.request_count == QUESTIONS * (2 * 1 + 2 * 2 * CHAINS + 2 * 2 * 2 * CHAINS)
@@ -43,10 +40,11 @@ def test_a_tournament_asks_every_subtree_once(tmp_path: Path, provider: Scripted
     assert best.accuracy == 1.0
     assert best.worth == pytest.approx(-other.worth)
     assert best.low < best.worth < best.high
+    check_frontier(summary.frontier)
 
 
-def test_the_frontier_says_what_to_choose_under_a_budget(tmp_path: Path, provider: ScriptedProvider) -> None:
-    frontier = evaluate(planted_spec(tmp_path, provider, TOURNAMENT)).summary.frontier
+def check_frontier(frontier: Sequence[Choice]) -> None:
+    """What takes more tokens is more often right."""
     tokens = [choice.tokens for choice in frontier]
     accuracies = [choice.cell.accuracy or 0.0 for choice in frontier]
     assert tokens == sorted(tokens)

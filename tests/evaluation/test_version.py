@@ -12,16 +12,14 @@ from malt.cli.main import exit_code
 from malt.evaluation.evaluate import evaluate
 from malt.evaluation.publish import verify
 from malt.evaluation.version import EvaluationVersion, open_evaluation
-from tests.evaluation.planted import QUESTIONS, planted_spec, script
+from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
 
 
 @pytest.fixture
-def version(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> EvaluationVersion:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
+def version(tmp_path: Path, provider: ScriptedProvider) -> EvaluationVersion:
     return evaluate(planted_spec(tmp_path, provider, SYSTEMS))
 
 

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
@@ -17,17 +16,10 @@ from malt.evaluation.evaluate import Evaluated
 from malt.evaluation.job import read_evaluation
 from malt.evaluation.version import open_evaluation
 from tests import mishaps
-from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec, script
+from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
-
-
-@pytest.fixture
-def planted(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
-    return provider
 
 
 async def run_flow(folder: Path, provider: ScriptedProvider) -> State[Any]:
@@ -42,7 +34,7 @@ async def read_artifact(key: str) -> str:
     return str(found[0].data)
 
 
-def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, planted: ScriptedProvider) -> None:
+def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, provider: ScriptedProvider) -> None:
     """Each of the four models is asked one thing at a time; the answer before may still be on its way."""
 
     async def run() -> State[Any]:
@@ -51,12 +43,12 @@ def test_a_run_keeps_to_the_limits_of_all_its_systems_models(tmp_path: Path, pla
                 GlobalConcurrencyLimitCreate(name="malt-openai-better", limit=1)
             )
             try:
-                return await run_flow(tmp_path, planted)
+                return await run_flow(tmp_path, provider)
             finally:
                 await client.delete_global_concurrency_limit_by_name("malt-openai-better")
 
     assert asyncio.run(run()).is_completed()
-    assert planted.max_in_flight <= 2 * 4
+    assert provider.max_in_flight <= 2 * 4
 
 
 def test_the_models_of_an_evaluation_are_those_who_take_part_and_their_fallbacks(
@@ -68,13 +60,13 @@ def test_the_models_of_an_evaluation_are_those_who_take_part_and_their_fallbacks
     assert [each.model for each in read_evaluation(spec).models] == ["openai/generator", "openai/spare"]
 
 
-def test_a_flow_run_publishes_an_evaluation_and_shows_its_figures(tmp_path: Path, planted: ScriptedProvider) -> None:
+def test_a_flow_run_publishes_an_evaluation_and_shows_its_figures(tmp_path: Path, provider: ScriptedProvider) -> None:
     async def run() -> tuple[State[Any], str]:
-        return await run_flow(tmp_path, planted), await read_artifact("planted-evaluation")
+        return await run_flow(tmp_path, provider), await read_artifact("planted-evaluation")
 
     state, shown = asyncio.run(run())
     assert state.is_completed()
-    assert planted.request_count == QUESTIONS * 2 * (1 + 2 * CHAINS)
+    assert provider.request_count == QUESTIONS * 2 * (1 + 2 * CHAINS)
     version = open_evaluation("evaluations/planted")
     accuracy = version.summary.systems["star"].sa.accuracy
     assert accuracy == 1.0
@@ -83,16 +75,16 @@ def test_a_flow_run_publishes_an_evaluation_and_shows_its_figures(tmp_path: Path
 
 
 def test_a_flow_run_with_failed_branches_fails_and_its_retry_asks_for_just_those(
-    tmp_path: Path, planted: ScriptedProvider
+    tmp_path: Path, provider: ScriptedProvider
 ) -> None:
-    planted.faults = lambda asked: mishaps.bad_request() if "What is 103 + 10" in asked.prompt else None
-    state = asyncio.run(run_flow(tmp_path, planted))
+    provider.faults = lambda asked: mishaps.bad_request() if "What is 103 + 10" in asked.prompt else None
+    state = asyncio.run(run_flow(tmp_path, provider))
     assert state.is_failed()
     assert "2 failed branches; run again" in str(state.message)
-    asked, planted.faults = planted.request_count, None
-    again = asyncio.run(run_flow(tmp_path, planted))
+    asked, provider.faults = provider.request_count, None
+    again = asyncio.run(run_flow(tmp_path, provider))
     assert again.is_completed()
-    assert planted.request_count - asked == 2 * (1 + 2 * CHAINS)
+    assert provider.request_count - asked == 2 * (1 + 2 * CHAINS)
     done = asyncio.run(again.aresult())
     assert isinstance(done, Evaluated)
     assert done.version is not None

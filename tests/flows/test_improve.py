@@ -11,7 +11,7 @@ from prefect.types._datetime import now
 
 from malt.cli.main import exit_code
 from malt.improvement.summary import Improvement
-from tests.improvement.sevens import script, write_config
+from tests.improvement.sevens import write_config
 from tests.providers import ScriptedProvider
 from tests.training.conftest import write_tiny
 
@@ -36,7 +36,7 @@ async def look(since: object) -> tuple[list[str], str]:
 def test_the_command_runs_a_flow_of_flows_and_a_second_time_none_of_them(
     tmp_path: Path, provider: ScriptedProvider, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    provider.script, began = script, now("UTC")
+    began = now("UTC")
     improved = write_config(tmp_path, provider, write_tiny(tmp_path), "closing = false")
     config = tmp_path / "refiner.toml"
     config.write_text(improved.read_text().replace("verifier = []", "generator = []\nverifier = []"))

@@ -27,7 +27,7 @@ def test_the_flow_trains_a_role_a_task_and_nothing_twice(
     from malt.config.spec import RunSpec
 
     declared = {"name": "sums", "questions": {"source": "questions.jsonl"}}
-    chosen = spec_for(write_tiny(tmp_path)).model_copy(update={"refiner": ()})
+    chosen = spec_for(write_tiny(tmp_path)).model_copy(update={"verifier": ("sft",), "refiner": ()})
     spec = RunSpec.model_validate({**declared, "train": chosen.model_dump(mode="json")})
     publish(map(mixed_tree, ["q0", "q1"]), spec, PROVENANCE, settings.datasets_dir)
     asyncio.run(asyncio.wait_for(cancel_once_it_trains(settings), HANGS_S))

@@ -14,7 +14,6 @@ from tests.providers import ScriptedProvider
 
 @pytest.fixture
 def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return write_config(tmp_path, provider, 2)
 

@@ -17,7 +17,7 @@ from malt.errors import ConfigError
 from malt.evaluation.evaluate import evaluate
 from malt.hosting.serving import application, open_trio
 from tests import mishaps
-from tests.evaluation.planted import QUESTIONS, planted_spec, script
+from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider
 
 KEY = "malt-test-key"
@@ -25,9 +25,7 @@ SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.alone]\nroles = ["generat
 
 
 @pytest.fixture
-def spec(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
+def spec(tmp_path: Path, provider: ScriptedProvider) -> RunSpec:
     return planted_spec(tmp_path, provider, SYSTEMS)
 
 

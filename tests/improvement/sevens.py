@@ -30,6 +30,7 @@ def script(asked: Asked, sample: int) -> str:
 
 def write_config(folder: Path, provider: ScriptedProvider, base: Path, improve: str = "") -> Path:
     """Write a config whose roles the provider plays in the first round; `improve` is TOML below `[improve]`."""
+    provider.script = script
     for name, numbers in {"train": TRAIN, "heldout": HELD_OUT, "others": OTHERS}.items():
         _write_sums(folder / f"{name}.jsonl", numbers)
     _write_prompts(folder / "prompts")

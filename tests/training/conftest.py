@@ -1,15 +1,20 @@
 """A tiny model to train: random weights in a GGUF file, with the tokenizer and chat template of the embedded model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.llm.provider import embedded
 from malt.models import gguf
-from tests.published import PROVENANCE, mixed_tree, publish, spec_of
+from malt.models.version import ModelVersion, open_model
+from malt.training.run import TrainSummary, train
+from tests.published import publish_questions
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 32, 2, 4, 2, 64
 SIZES = {
@@ -86,6 +91,29 @@ def spec_for(tiny: Path) -> TrainSpec:
 
 
 @pytest.fixture
-def version(tmp_path: Path) -> DatasetVersion:
+def version(settings: Settings) -> DatasetVersion:
     """Rows for every stage but the generator's DPO, in the data folder of the test."""
-    return publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, tmp_path / "data" / "datasets")
+    return publish_sums(settings)
+
+
+def publish_sums(settings: Settings) -> DatasetVersion:
+    return publish_questions(["q0", "q1"], settings.datasets_dir, "sums")
+
+
+class Trained(NamedTuple):
+    """What came of a training, and all that was told meanwhile."""
+
+    version: DatasetVersion
+    models: ModelVersion
+    summary: TrainSummary
+    events: list[Mapping[str, Any]]
+    settings: Settings
+
+
+@pytest.fixture(scope="session")
+def trained(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """All roles of the tiny model, trained once for those who only look."""
+    settings, events = Settings(data_dir=tmp_path_factory.mktemp("trained")), list[Mapping[str, Any]]()
+    version = publish_sums(settings)
+    summary = train(version, spec, tell=events.append, settings=settings)
+    return Trained(version, open_model("sums", settings.models_dir), summary, events, settings)

@@ -6,31 +6,17 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
-from malt.config.roles import Role
-from malt.config.settings import Settings
+from malt.config.roles import PLAYERS
 from malt.config.train import TrainSpec
 from malt.models.adapters import name_adapter
-from malt.models.version import ModelVersion, open_model
 from malt.training.base import find_base, unpack
-from malt.training.run import train
-from tests.published import PROVENANCE, mixed_tree, publish, spec_of
+from tests.training.conftest import Trained
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
 from tests.lora_server import BASE, LoraServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-ROLES = (Role.GENERATOR, Role.REFINER)
-
-
-@pytest.fixture(scope="module")
-def trained(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    """Two trained roles of the tiny model."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("adapters"))
-    rows = publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, settings.datasets_dir)
-    train(rows, spec.model_copy(update={"verifier": (), "refiner": ("sft",)}), settings=settings)
-    return open_model("sums", settings.models_dir)
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +25,20 @@ def base(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_adapters_are_loaded_once_under_names_with_their_digest_and_proved(
-    trained: ModelVersion, base: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["serve-adapters", str(trained.path), "--json", "--to"]
+    models = trained.models
+    command = ["serve-adapters", str(models.path), "--json", "--to"]
     with LoraServer(base) as server:
         assert exit_code([*command, f"{server.address}/v1"]) == 0
         first = json.loads(capsys.readouterr().out)["adapters"]
         assert exit_code([*command, f"{server.address}/v1"]) == 0
         again = json.loads(capsys.readouterr().out)["adapters"]
-    names = [name_adapter(trained, role) for role in ROLES]
+    names = [name_adapter(models, role) for role in PLAYERS]
     assert [proof["name"] for proof in first] == names == server.loaded
-    assert [trained.role(role).adapter_sha256[:12] in name for role, name in zip(ROLES, names, strict=True)] == [
-        True
-    ] * 2
-    assert [proof["loaded"] for proof in first + again] == [True, True, False, False]
-    assert [load["lora_path"] for load in server.loads] == [str(trained.path / role / "adapter") for role in ROLES]
+    assert all(models.role(role).adapter_sha256[:12] in name for role, name in zip(PLAYERS, names, strict=True))
+    assert [proof["loaded"] for proof in first + again] == [True] * 3 + [False] * 3
+    assert [load["lora_path"] for load in server.loads] == [str(models.path / role / "adapter") for role in PLAYERS]
     assert all(proof["difference"] <= 2 * proof["noise"] < proof["effect"] / 2 for proof in first + again)
 
 
@@ -68,9 +53,9 @@ def test_adapters_are_loaded_once_under_names_with_their_digest_and_proved(
     ],
 )
 def test_what_does_not_answer_as_it_was_trained_is_refused_and_does_not_stay(
-    trained: ModelVersion, base: Path, fault: str, told: str, left: int, capsys: pytest.CaptureFixture[str]
+    trained: Trained, base: Path, fault: str, told: str, left: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with LoraServer(base, fault) as server:
-        assert exit_code(["serve-adapters", str(trained.path), "--to", f"{server.address}/v1"]) == 2
+        assert exit_code(["serve-adapters", str(trained.models.path), "--to", f"{server.address}/v1"]) == 2
     assert told in capsys.readouterr().err
     assert len(server.loaded) == left

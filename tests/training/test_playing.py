@@ -14,7 +14,7 @@ from malt.llm.provider import embedded
 from malt.models.version import ModelVersion, open_model
 from malt.training.base import find_base, unpack
 from malt.training.run import train
-from tests.published import PROVENANCE, mixed_tree, publish, spec_of
+from tests.training.conftest import publish_sums
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
@@ -29,13 +29,12 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+def generator(tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     """The embedded model, trained a few steps as a generator."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("trained"))
-    rows = publish(map(mixed_tree, ["q0", "q1"]), spec_of("sums"), PROVENANCE, settings.datasets_dir)
     stage = {"learning_rate": 0.002, "epochs": 3, "batch_size": 4}
     spec = TrainSpec.model_validate({"verifier": [], "refiner": [], "lora": {"layers": 8}, "sft": stage})
-    train(rows, spec, settings=settings)
+    train(publish_sums(settings), spec, settings=settings)
     return open_model("sums", settings.models_dir)
 
 
@@ -52,17 +51,19 @@ def ask(address: str, prompt: str, tokens: int) -> dict[str, Any]:
     return choice
 
 
-def test_torch_and_the_embedded_server_agree_on_what_a_trained_role_says(trained: ModelVersion, tmp_path: Path) -> None:
+def test_torch_and_the_embedded_server_agree_on_what_a_trained_role_says(
+    generator: ModelVersion, tmp_path: Path
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)  # the embedded server's threads would be waited for
     folder = unpack(find_base("embedded", tmp_path))
-    adapter = trained.path / Role.GENERATOR / "adapter"
+    adapter = generator.path / Role.GENERATOR / "adapter"
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter)
-    address = embedded.start_endpoint(f"embedded/{trained.weights(Role.GENERATOR)}")
+    address = embedded.start_endpoint(f"embedded/{generator.weights(Role.GENERATOR)}")
     texts, differences = list[tuple[str, str]](), list[float]()
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from malt.config.roles import PLAYERS
+from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
 from malt.config.train import SftSettings, TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion
@@ -20,26 +20,31 @@ from malt.models.version import list_models, open_model
 from malt.training.job import clear_leftovers
 from malt.training.plan import plan
 from malt.training.run import RoleSummary, TrainSummary, prepare, train
+from tests.training.conftest import Trained
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
 LN_2 = math.log(2)
 
 
-def test_a_dataset_version_becomes_a_model_version(version: DatasetVersion, spec: TrainSpec) -> None:
-    events = list[dict[str, Any]]()
-    summary = train(version, spec, tell=lambda event: events.append(dict(event)))
+@pytest.fixture
+def refiner(spec: TrainSpec) -> TrainSpec:
+    """Both stages of one role."""
+    return spec.model_copy(update={"generator": (), "verifier": ()})
+
+
+def test_a_dataset_version_becomes_a_model_version(trained: Trained, spec: TrainSpec) -> None:
+    summary = trained.summary
     assert summary.created
     assert [*summary.roles] == [*PLAYERS]
     for role in PLAYERS:
-        check_stages(version, role, summary.roles[role], spec)
-    assert all(len(entry.samples) == 2 for entry in open_model("sums").manifest.roles.values())
-    adapter = open_model("sums", Settings().models_dir).path / "refiner/adapter"
+        check_stages(trained.version, role, summary.roles[role], spec)
+    assert all(len(entry.samples) == 2 for entry in trained.models.manifest.roles.values())
+    adapter = trained.models.path / "refiner/adapter"
     assert {path.name for path in adapter.iterdir()} >= {"adapter_model.safetensors", "tokenizer.json"}
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == spec.base
-    told = [event["step"] for event in events if event["event"] == "step" and event["role"] == "refiner"]
+    told = [event["step"] for event in trained.events if event["event"] == "step" and event["role"] == "refiner"]
     assert told == [*range(1, 7 * 2 + 1), *range(1, 7)]
-    check_nothing_is_trained_twice(version, spec, summary)
 
 
 def check_stages(version: DatasetVersion, role: str, summary: RoleSummary, spec: TrainSpec) -> None:
@@ -51,10 +56,10 @@ def check_stages(version: DatasetVersion, role: str, summary: RoleSummary, spec:
         assert name != "dpo" or stage.loss_first == pytest.approx(LN_2, abs=0.001)
 
 
-def check_nothing_is_trained_twice(version: DatasetVersion, spec: TrainSpec, summary: TrainSummary) -> None:
-    again = train(version, spec, tell=lambda _: pytest.fail("a second call trains nothing"))
+def test_nothing_is_trained_twice(trained: Trained, spec: TrainSpec) -> None:
+    again = train(trained.version, spec, tell=lambda _: pytest.fail("it trains"), settings=trained.settings)
     assert not again.created
-    assert again.content_sha256 == summary.content_sha256
+    assert again.content_sha256 == trained.summary.content_sha256
     assert all(role.cached for role in again.roles.values())
 
 
@@ -67,70 +72,65 @@ train(sys.argv[1], spec, tell=lambda event: print(event.get("stage"), event["eve
 """
 
 
-def kill_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int) -> None:
-    """Train in a process, and kill it and the one it trains in after so many events of a kind."""
+def start_training(version: DatasetVersion, spec: TrainSpec) -> "subprocess.Popen[str]":
+    """Train in a process of its own, which says a line for each event."""
     command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        seen = 0
-        for line in process.stdout:
-            seen += line.strip() == event
-            if seen == count:
-                break
-        os.killpg(process.pid, signal.SIGKILL)
-    assert seen == count
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
 
 
-def test_killed_and_gone_on_with_the_weights_are_the_same(
-    version: DatasetVersion, spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refiner = spec.model_copy(update={"generator": (), "verifier": ()})
-    at_once = train(version, refiner)
-    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
-    kill_after(version, refiner, "sft step", 3)
-    kill_after(version, refiner, "dpo step", 2)
-    gone_on = train(version, refiner)
-    assert gone_on.content_sha256 == at_once.content_sha256
-    assert [stage.checkpoints for stage in gone_on.roles["refiner"].stages.values()] == [1, 1]
-    for name, stage in at_once.roles["refiner"].stages.items():
+def wait_for(event: str, count: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until a training has told of an event so many times."""
+    assert process.stdout is not None
+    told = (line for line in process.stdout if line.strip() == event)
+    assert len([*islice(told, count)]) == count
+
+
+def stop_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int, how: signal.Signals) -> int:
+    """Send a training, and the process that it trains in, a signal after so many events; return how it ended."""
+    with start_training(version, spec) as process:
+        wait_for(event, count, process)
+        os.killpg(process.pid, how)
+        process.communicate()
+    return process.returncode
+
+
+def check_same(gone_on: TrainSummary, trained: Trained) -> None:
+    """The refiner has the weights and losses of the one that was trained at once, after the other roles."""
+    weights = [models.role(Role.REFINER) for models in (open_model(gone_on.path), trained.models)]
+    assert weights[0].adapter_sha256 == weights[1].adapter_sha256
+    assert weights[0].gguf_sha256 == weights[1].gguf_sha256
+    for name, stage in trained.summary.roles["refiner"].stages.items():
         assert stage.losses == gone_on.roles["refiner"].stages[name].losses
 
 
-def test_interrupted_training_leaves_a_checkpoint_and_the_next_call_goes_on(
-    version: DatasetVersion, spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_killed_and_gone_on_with_the_weights_are_the_same(
+    version: DatasetVersion, refiner: TrainSpec, trained: Trained
 ) -> None:
-    long = spec.sft.model_copy(update={"epochs": 10})
-    alone = {"generator": ("sft",), "verifier": (), "refiner": (), "sft": long, "checkpoint_s": 10_000}
-    generator = spec.model_copy(update=alone)
-    at_once = train(version, generator)
-    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "other"))
-    assert interrupt_after(version, generator, "sft step", 2) == -signal.SIGINT
-    assert len([*Settings().training_dir.glob("sums/generator-*/sft/checkpoint-*/whole")]) == 1
+    stop_after(version, refiner, "sft step", 3, signal.SIGKILL)
+    stop_after(version, refiner, "dpo step", 2, signal.SIGKILL)
+    gone_on = train(version, refiner)
+    assert [stage.checkpoints for stage in gone_on.roles["refiner"].stages.values()] == [1, 1]
+    check_same(gone_on, trained)
+
+
+def test_interrupted_training_leaves_a_checkpoint_and_the_next_call_goes_on(
+    version: DatasetVersion, refiner: TrainSpec, trained: Trained
+) -> None:
+    seldom = refiner.model_copy(update={"checkpoint_s": 10_000})
+    assert stop_after(version, seldom, "sft step", 2, signal.SIGINT) == -signal.SIGINT
+    assert len([*Settings().training_dir.glob("sums/refiner-*/sft/checkpoint-*/whole")]) == 1
     assert not Settings().models_dir.exists()
-    gone_on = train(version, generator)
-    assert gone_on.content_sha256 == at_once.content_sha256
-    assert gone_on.roles["generator"].stages["sft"].checkpoints == 1
-
-
-def interrupt_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int) -> int:
-    """Train in a process, press Ctrl-C after so many events of a kind, and return how it ended."""
-    command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        seen = 0
-        for line in process.stdout:
-            seen += line.strip() == event
-            if seen == count:
-                os.killpg(process.pid, signal.SIGINT)
-        return process.wait()
+    gone_on = train(version, seldom)
+    assert gone_on.roles["refiner"].stages["sft"].checkpoints == 1
+    check_same(gone_on, trained)
 
 
 def test_rows_that_would_lose_their_end_are_refused_before_anything_is_trained(
-    version: DatasetVersion, spec: TrainSpec
+    version: DatasetVersion, refiner: TrainSpec
 ) -> None:
-    short = spec.model_copy(update={"sft": SftSettings(max_length=30), "generator": ()})
+    short = refiner.model_copy(update={"sft": SftSettings(max_length=30)})
     quoted = plan(version, short, Settings())
     stage = quoted.roles["refiner"].stages["sft"]
     assert stage.refused is not None
@@ -139,34 +139,26 @@ def test_rows_that_would_lose_their_end_are_refused_before_anything_is_trained(
         train(version, short, tell=lambda event: pytest.fail(str(event)) if event["event"] == "step" else None)
 
 
-def test_of_two_that_train_the_same_at_once_one_waits_and_takes_what_the_other_made(
-    version: DatasetVersion, spec: TrainSpec
+def test_while_one_trains_another_waits_for_what_it_makes_and_gc_leaves_its_base(
+    version: DatasetVersion, refiner: TrainSpec
 ) -> None:
-    refiner = spec.model_copy(update={"generator": (), "verifier": ()})
-    command = [sys.executable, "-c", TRAIN, str(version.path), refiner.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert next(line for line in first.stdout if line.strip() == "sft step")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
+    [folder] = [job.base.folder for job in prepare(version, refiner, Settings()).jobs]
+    with start_training(version, refiner) as first:
+        wait_for("sft step", 1, first)
+        assert clear_leftovers(Settings(), 0, delete=True).folders == 0
+        assert (folder / "config.json").exists()
+        with start_training(version, refiner) as second:
             told, _ = second.communicate()
         first.communicate()
     assert (first.returncode, second.returncode) == (0, 0)
     assert told.split() == ["None", "waiting"]
     [only] = list_models(Settings().models_dir)[0]
     assert only.number == 1
+    check_gc_takes_the_base(folder)
 
 
-def test_gc_leaves_an_unpacked_base_while_a_process_trains_on_it(version: DatasetVersion, spec: TrainSpec) -> None:
-    refiner = spec.model_copy(update={"generator": (), "verifier": ()})
-    [folder] = [job.base.folder for job in prepare(version, refiner, Settings()).jobs]
-    command = [sys.executable, "-c", TRAIN, str(version.path), refiner.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
-        assert training.stdout is not None
-        assert next(line for line in training.stdout if line.strip() == "sft step")
-        assert clear_leftovers(Settings(), 0, delete=True).folders == 0
-        assert (folder / "config.json").exists()
-        training.communicate()
-    assert training.returncode == 0
+def check_gc_takes_the_base(folder: Path) -> None:
+    """Nobody trains on it any more; it is as old as its last use."""
     assert clear_leftovers(Settings(), 3_600, delete=True).folders == 0
     assert clear_leftovers(Settings(), 0, delete=True).folders == 1
     assert not folder.exists()

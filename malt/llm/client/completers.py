@@ -13,10 +13,12 @@ from functools import partial
 from types import MappingProxyType
 
 from malt.concurrency import gather_all
+from malt.config.limits import Limits
 from malt.config.roles import Role
+from malt.config.settings import Settings
 from malt.errors import ConfigError, StoreError
 from malt.llm.budget import Tally, Usage
-from malt.llm.client.session import Session, open_default_session
+from malt.llm.client.session import Session, open_session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
@@ -100,7 +102,7 @@ def make_completer(
 
 async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Complete a request with the session of a program that has no config; a `Complete`."""
-    return await make_completer(open_default_session(), [request.question_id])(request)
+    return await make_completer(open_session(Settings(), Limits()), [request.question_id])(request)
 
 
 class SessionCompleter(StoreCompleter):

@@ -5,7 +5,6 @@ happens. It goes by the dataset's name; datasets of two names that ask the same 
 """
 
 import asyncio
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
-from malt.files import PRIVATE_FILE, make_private_folder
+from malt.files import FileLock
 from malt.llm.client.session import STOP_SECONDS, is_asking
 from malt.llm.store.database import describe_error, open_engine
 
@@ -33,6 +32,7 @@ KEEP_EVERY_S = 1.0
 GRACE_S = 3 * KEEP_EVERY_S
 """Seconds for which waiters leave a database that was away to the run that had the lock before."""
 
+_UNKNOWN = "another run of it"
 _MOST_NAME_BYTES = 63
 """Bytes that PostgreSQL keeps of what a session is called."""
 _KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
@@ -45,7 +45,7 @@ class _Lock(Protocol):
     """A lock of one kind of store."""
 
     def take(self) -> str | None:
-        """Take it, or make sure that it is still held: None where it is, else what is to be waited for."""
+        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known."""
         ...
 
     def release(self) -> None: ...
@@ -85,9 +85,9 @@ async def _acquire(lock: _Lock, name: str, show_wait: ShowWait | None) -> None:
     told = None
     while (holder := lock.take()) is not None:
         if holder != told:
-            log.warning("dataset %s: waiting for %s", name, holder)
+            log.warning("dataset %s: waiting for %s", name, holder or _UNKNOWN)
             if show_wait is not None:
-                await show_wait(holder)
+                await show_wait(holder or _UNKNOWN)
         told = holder
         await asyncio.sleep(LOOK_EVERY_S)
     if told is not None and show_wait is not None:
@@ -117,37 +117,11 @@ def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
     if engine.dialect.name == "postgresql":
         return _AdvisoryLock(engine, name, who, settings.store_patience_s)
     engine.dispose()
-    return _FileLock(Path(f"{Path(engine.url.database or '').resolve()}-locks") / name, who)
-
-
-class _FileLock:
-    """A locked file, which says who has it; the operating system lets go of it with the process."""
-
-    def __init__(self, path: Path, who: str) -> None:
-        self._who = who
-        self._is_held = False
-        try:
-            make_private_folder(path.parent)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
-        except OSError as error:
-            raise StoreError(f"{path}, which keeps two runs apart, cannot be opened: {error.strerror}") from error
-
-    def take(self) -> str | None:
-        """Take it, or read who has it."""
-        if self._is_held:
-            return None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return os.pread(self._descriptor, 1_000, 0).decode(errors="replace") or "another run of it"
-        self._is_held = True
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, self._who.encode(), 0)
-        return None
-
-    def release(self) -> None:
-        """Close the file, which stays: removed, two runs could lock two files of its name."""
-        os.close(self._descriptor)
+    path = Path(f"{Path(engine.url.database or '').resolve()}-locks") / name
+    try:
+        return FileLock(path, who)
+    except OSError as error:
+        raise StoreError(f"{path}, which keeps two runs apart, cannot be opened: {error.strerror}") from error
 
 
 class _AdvisoryLock:
@@ -186,7 +160,7 @@ class _AdvisoryLock:
         if time.monotonic() >= self._not_before:
             self._is_held = bool(session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))))
             self._was_held = self._was_held or self._is_held
-        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or "another run of it"
+        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or _UNKNOWN
 
     def _begin(self) -> sa.Connection:
         self._session = self._engine.connect()

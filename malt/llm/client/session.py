@@ -353,9 +353,4 @@ def close_sessions() -> None:
     _stopped.clear()
 
 
-def open_default_session() -> Session:
-    """Return the session of a program that uses the library without a config."""
-    return open_session(Settings(), Limits())
-
-
 _background = BackgroundLoop()

@@ -1,9 +1,9 @@
 """What LiteLLM's own HTTP clients may bring: replies of a bounded size, from the host that was asked.
 
-openai_compatible.py has bounds of its own; this is for providers that LiteLLM asks itself.
+openai_compatible.py has clients of its own; this is for providers that LiteLLM asks itself.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable
 from functools import wraps
 from typing import Any
 
@@ -26,7 +26,7 @@ class BoundedTransport(httpx.AsyncBaseTransport):
         """Return a whole reply. Raises `Unusable` for one that is too large."""
         reply = await self._inner.handle_async_request(request)
         try:
-            body = b"".join([piece async for piece in _bounded(reply)])
+            body = await read_bounded(reply.aiter_bytes())
         finally:
             await reply.aclose()
         dropped = {*_UNPACKED, *(["location"] if _leads_away(request.url, reply) else [])}
@@ -38,13 +38,14 @@ class BoundedTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-async def _bounded(reply: httpx.Response) -> AsyncIterator[bytes]:
-    size = 0
-    async for piece in reply.aiter_bytes():
-        size += len(piece)
-        if size > MOST_BYTES:
-            raise Unusable(f"sent more than {MOST_BYTES / 1e6:.0f} MB, which no answer of that length takes")
-        yield piece
+async def read_bounded(pieces: AsyncIterable[bytes], most: int = MOST_BYTES) -> bytes:
+    """Read a reply piece by piece as it is unpacked: a few bytes of gzip may stand for gigabytes. Raises `Unusable`."""
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > most:
+            raise Unusable(f"sent more than {most / 1e6:.0f} MB, which no answer of that length takes")
+    return bytes(body)
 
 
 def _leads_away(asked: httpx.URL, reply: httpx.Response) -> bool:

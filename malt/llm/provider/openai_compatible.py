@@ -15,12 +15,10 @@ import aiohttp
 import httpx
 from yarl import URL
 
-from malt.llm.faults import Unusable
+from malt.llm.provider.bounded_transport import MOST_BYTES, read_bounded
 from malt.llm.provider.routing import COMPATIBLE, Route, import_litellm
 from malt.llm.response import parse_body
 
-_MOST_BYTES = 100_000_000
-"""The longest reply that is read, once unpacked."""
 _BYTES_AROUND, _BYTES_A_TOKEN = 2**22, 4096
 """Room for a reply's fields, and for one token with twenty log probabilities."""
 _NOT_IN_BODY = frozenset(
@@ -92,27 +90,16 @@ async def _post(url: URL, data: bytes, headers: Mapping[str, str], most: int) ->
         async with _client().post(url, data=data, headers=headers, allow_redirects=False) as response:
             target = url.join(URL(response.headers.get("Location", "")))
             if response.status not in (307, 308) or target.host != url.host or target.scheme < url.scheme:
-                return response.status, response.headers, await _read(response, most)
+                return response.status, response.headers, await read_bounded(response.content.iter_any(), most)
             url = target
     return response.status, response.headers, b"too many redirects"
-
-
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Read a reply piece by piece as it is unpacked: a few bytes of gzip may stand for gigabytes."""
-    pieces, size = [], 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            raise Unusable(f"sent more than {most / 1e6:.0f} MB, which no answer of that length takes")
-    return b"".join(pieces)
 
 
 def _most_bytes(body: Mapping[str, Any]) -> int:
     most_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
     if not isinstance(most_tokens, int):
-        return _MOST_BYTES
-    return min(_MOST_BYTES, _BYTES_AROUND + (body.get("n") or 1) * most_tokens * _BYTES_A_TOKEN)
+        return MOST_BYTES
+    return min(MOST_BYTES, _BYTES_AROUND + (body.get("n") or 1) * most_tokens * _BYTES_A_TOKEN)
 
 
 @cache

@@ -66,7 +66,7 @@ class Endpoint:
         self._latency_s = 0.0
         self._paused_until = self._asked_until = self._told_until = 0.0
         self._cut_at = 0.0
-        self._strikes, self._asked_until = 0, 0.0
+        self._strikes = 0
         self._limited_since = math.inf
         self._learned_rate, self._breaker = LearnedRate(policy), CircuitBreaker(policy)
         self._learned, self._requests, self._tokens = Pacer(), Pacer(), Pacer()
@@ -319,7 +319,6 @@ def _show_duration(seconds: float) -> str:
 
 
 def _intersect_limits(users: Sequence[Limits]) -> Limits:
-
     def least(limits: Iterable[float | None]) -> float | None:
         return min((limit for limit in limits if limit is not None), default=None)
 

@@ -27,8 +27,7 @@ def session(settings: Settings) -> Session:
 
 
 @pytest.fixture
-def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
-    monkeypatch.setenv("TEST_KEY", "k")
+def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
     model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
 

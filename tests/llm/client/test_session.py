@@ -29,8 +29,7 @@ LIMITS = Limits()
 
 
 @pytest.fixture
-def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
     model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
 

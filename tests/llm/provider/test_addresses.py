@@ -22,12 +22,6 @@ KEY = "sk-the-users-own-key-0123456789"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-@pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
-    with ScriptedProvider() as started:
-        yield started
-
-
 @pytest.fixture(autouse=True)
 async def connections() -> AsyncIterator[None]:
     yield

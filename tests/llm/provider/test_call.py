@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -19,12 +19,6 @@ from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
 
 KEY = "sk-the-users-own-key-0123456789"
-
-
-@pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
-    with ScriptedProvider() as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,7 @@ from tests.providers import ScriptedProvider
 
 
 @pytest.fixture
-def request_for_one(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+def request_for_one(provider: ScriptedProvider) -> CompletionRequest:
     model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY")
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q")
 

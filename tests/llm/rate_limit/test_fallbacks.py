@@ -33,8 +33,7 @@ def session(settings: Settings) -> Iterator[Session]:
 
 
 @pytest.fixture
-def request_for_three(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> CompletionRequest:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
+def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
     model = ModelSpec.model_validate(
         {"model": MAIN, "api_base": provider.url, "api_key_env": "TEST_KEY", "fallbacks": [SPARE, LAST]}
     )
@@ -194,9 +193,8 @@ def test_a_name_alone_is_served_where_the_role_is_if_its_provider_is_the_same() 
 
 
 async def test_the_nodes_of_a_tree_name_the_model_that_really_answered(
-    provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TEST_KEY", "test-key-4711")
     spec = spec_of(provider, write_questions(tmp_path), samples=2)
     verifier = spec.roles.verifier.model_copy(update={"fallbacks": (Fallback(model=SPARE),)})
     spec = spec.model_copy(update={"roles": spec.roles.model_copy(update={"verifier": verifier})})

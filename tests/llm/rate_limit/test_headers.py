@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from malt.llm.rate_limit.rate import AdvertisedLimits, parse_seconds, read_limits, read_retry_after
+from malt.llm.rate_limit.rate import AdvertisedLimits, parse_seconds, read_limits
 
 OPENAI = {
     "x-ratelimit-limit-requests": "500",
@@ -56,11 +56,3 @@ def test_a_moment_of_reset_is_as_good_as_a_duration() -> None:
 )
 def test_durations(text: str, s: float) -> None:
     assert parse_seconds(text) == pytest.approx(s)
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait_s"),
-    [({"retry-after": "7"}, 7), ({"retry-after": "9", "retry-after-ms": "250"}, 0.25), ({"retry-after": "soon"}, None)],
-)
-def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
-    assert read_retry_after(headers) == wait_s

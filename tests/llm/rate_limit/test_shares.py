@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from malt.config.limits import Limits
 from malt.llm.rate_limit.limiter import Endpoint, now_s
 from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits
+from tests.replies import Reply
 from tests.virtual_time import run
-
-
-@dataclass(frozen=True)
-class Reply:
-    total_tokens: int | None = 10
-    cost_usd: float | None = None
-    granted: AdvertisedLimits = NO_LIMITS
 
 
 @dataclass
@@ -89,8 +83,6 @@ def arrived(
 
 
 LONG, SHORT = (10**6, 10**6), (3, 20)
-
-
 RATE = Limits(max_in_flight=50, requests_per_minute=600)
 
 
