@@ -30,7 +30,6 @@ from malt.review.grader_options import (
     VerdictPairs,
     grade_all,
     measure_agreement,
-    read_verdict,
 )
 
 Columns = Mapping[str, JsonValue]
@@ -63,7 +62,7 @@ class GradedRow(NamedTuple):
     @property
     def differs(self) -> bool:
         """Whether grade and label contradict each other."""
-        graded = read_verdict(self.grade.outcome)
+        graded = self.grade.outcome.truth
         return None not in (graded, self.answered.label) and graded is not self.answered.label
 
     def as_columns(self) -> dict[str, JsonValue]:
@@ -260,7 +259,7 @@ def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledR
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():
-        verdicts[label, read_verdict(outcome)] += count
+        verdicts[label, outcome.truth] += count
     found: Agreement = measure_agreement(verdicts)
     return LabelledReport(
         **report.model_dump(),

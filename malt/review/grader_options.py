@@ -119,7 +119,9 @@ class OpenedGraders:
         spec = grading.evaluator
         self._prompts = load_prompts(grading.prompts) if "llm" in spec.kind else None
         if self._prompts is not None:
-            _check_judge(spec, grading.limits)
+            from malt.llm.provider import call
+
+            call.check(spec, grading.limits)
         if spec.function is not None:
             objective_grader("python", spec).check(None)
 
@@ -138,12 +140,6 @@ class OpenedGraders:
         ask = make_completer(open_session(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
         self._tallies.append(ask.tally)
         return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
-
-
-def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
-    from malt.llm.provider import call
-
-    call.check(spec, limits)
 
 
 async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:
@@ -170,8 +166,6 @@ async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
         return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
 
 
-_VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
-
 VerdictPairs = Counter[tuple[bool | None, bool | None]]
 """Answers by what two graders say of them: right, wrong, or None where one does not know."""
 
@@ -187,11 +181,6 @@ class Agreement(Recorded):
     """Share of the compared answers with the same verdict; None where there are none."""
     kappa: float | None
     """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
-
-
-def read_verdict(outcome: Outcome) -> bool | None:
-    """Return whether an outcome says right; None for neither. An answer that is not there is wrong."""
-    return _VERDICTS.get(outcome)
 
 
 def measure_agreement(verdicts: VerdictPairs) -> Agreement:
