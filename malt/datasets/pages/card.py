@@ -281,17 +281,11 @@ def _mix_table(manifest: Manifest) -> Markdown:
 
 
 def _yields_table(manifest: Manifest) -> Markdown:
-    losses = list(figures.list_losses(manifest))
     rows = [
-        (f"{kind}/{role}", _bar(percent(kept, candidates)), kept, candidates, _gates(role, kind, losses))
-        for role, kind, candidates, kept in figures.list_yields(manifest)
+        (file, _bar(percent(kept, candidates)), kept, candidates, gates or "nothing")
+        for file, candidates, kept, gates in describe_losses(manifest)
     ]
     return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
-
-
-def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
-    own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
-    return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
 
 
 def _usage_table(manifest: Manifest) -> Markdown:
