@@ -12,6 +12,7 @@ from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
+from malt.datasets.pages.sample import group_failures
 from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.rows.examples import question_row
@@ -168,11 +169,10 @@ def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt
 
 def _failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
     """Return what was missing of the questions that were incomplete: they stay so."""
-    failed: dict[str, list[FailedBranch]] = {}
-    for failure in then.failures:
-        branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
-        failed.setdefault(failure.question_id, []).append(branch)
-    return failed
+    return {
+        question_id: [FailedBranch(each.question_id, each.address, Role(each.role), each.reason) for each in failures]
+        for question_id, failures in group_failures(then).items()
+    }
 
 
 def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
