@@ -28,7 +28,8 @@ from malt.processes import is_running, machine_id
 
 LATEST = "latest"
 _LOCK = ".lock"
-_VERSION = re.compile(r"v[1-9][0-9]*")
+VERSION_FOLDER = re.compile(r"v[1-9][0-9]*")
+"""How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
 TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 STAGING_SECONDS = 86_400
@@ -56,7 +57,7 @@ def next_number(folder: Path) -> int:
 def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if _VERSION.fullmatch(entry.name):
+        if VERSION_FOLDER.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
@@ -73,12 +74,12 @@ def _linked_number(link: Path) -> int | None:
         target = str(link.readlink())
     except OSError:
         return None
-    return int(target[1:]) if _VERSION.fullmatch(target) else None
+    return int(target[1:]) if VERSION_FOLDER.fullmatch(target) else None
 
 
 def number_of(version: Path) -> int:
     """Return the number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
-    if not _VERSION.fullmatch(version.name):
+    if not VERSION_FOLDER.fullmatch(version.name):
         raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
     return int(version.name[1:])
 
@@ -88,7 +89,7 @@ def refuse_in_versions(place: Path) -> None:
     for folder in (place, *place.parents):
         if (folder / MANIFEST_FILE).is_file():
             raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
-    if _VERSION.fullmatch(place.name) and version_numbers(place.parent):
+    if VERSION_FOLDER.fullmatch(place.name) and version_numbers(place.parent):
         raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
 
 
