@@ -6,7 +6,7 @@ complete tree. A question that was incomplete stays so, though the store may kno
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from malt.config.roles import Role
 from malt.config.settings import Settings
@@ -17,17 +17,17 @@ from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.rows.examples import question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
-from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_question
+from malt.datasets.version.reading import screen_again
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
 from malt.grading.user_code import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known
+from malt.questions.screening import screen
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -89,8 +89,7 @@ def _read_job_again(version: DatasetVersion, settings: Settings, sources: Source
     except PromptError as error:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
-        own, screening = _own_questions(version)
-        return Job(spec, prompts, own, screening, settings)
+        return Job(spec, prompts, *screen_again(version), settings)
     if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
         raise VersionError(
             f"{version.path} is from elsewhere, and the files that its config names are not read. "
@@ -103,15 +102,6 @@ def _read_job_again(version: DatasetVersion, settings: Settings, sources: Source
         damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
         raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
     return Job(spec, prompts, questions, screen(questions, spec.dataset), settings)
-
-
-def _own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
-    """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
-    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
-    questions = [restore_question(row) for row in rows]
-    excluded = {row["question_id"]: exclusion_of(row) for row in rows}
-    contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
-    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:

@@ -6,7 +6,7 @@ Streams, as publishing does: one question's rows in memory at a time.
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,16 @@ from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledge
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.published import check_seal
-from malt.datasets.version.reading import Cursor, Row, exclusion_of, parquet_rows, restore_question, restore_tree
-from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
+from malt.datasets.version.reading import (
+    Cursor,
+    Row,
+    exclusion_of,
+    parquet_rows,
+    question_rows,
+    restore_tree,
+    screen_again,
+)
+from malt.questions.screening import SPLITS, Screening
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
@@ -200,7 +208,7 @@ class _RowCheck:
         questions: Counter[bool] = Counter()
         self._check_asked()
         self._check_screening()
-        for question in self._questions():
+        for question in question_rows(self.version):
             questions[question["complete"]] += 1
             if question["complete"]:
                 self._check_question(question)
@@ -219,16 +227,9 @@ class _RowCheck:
         if asked.hexdigest() != self.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
-    def _questions(self) -> Iterator[QuestionRow]:
-        return (cast(QuestionRow, row) for row in parquet_rows(self.version.path / QUESTIONS_FILE))
-
     def _check_screening(self) -> None:
-        """Screen the questions again. How they overlap with test sets is not worked out again: those lie elsewhere."""
-        excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
-        contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
-        questions = [restore_question(row) for row in self._questions()]
-        self._screening = screen_known(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
-        for row in self._questions():
+        _, self._screening = screen_again(self.version)
+        for row in question_rows(self.version):
             question_id = row["question_id"]
             if row["split"] != self._screening.choose_split(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
@@ -261,8 +262,7 @@ class _RowCheck:
             for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[path]):
                 seen.setdefault(parent_of(row), []).append(row["prompt"])
         prompts = {parent: _most_common(family) for parent, family in seen.items()}
-        rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
-        return restore_tree(question, rows, prompts, self.spec)
+        return restore_tree(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]), prompts, self.spec)
 
     def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
         """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""

@@ -14,9 +14,9 @@ from malt.datasets.export import row_formats, tool_files
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
 from malt.datasets.export.tool_files import ExportedFile, ExportManifest
 from malt.datasets.rows.files import json_line
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, parquet_rows, reading
+from malt.datasets.version.reading import Cursor, parquet_rows, question_rows, reading
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -94,8 +94,7 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
             return
     with reading(version.path, str(trajectories)):
         nodes = Cursor(parquet_rows(trajectories, STEPWISE_COLUMNS))
-        for row in parquet_rows(questions):
-            question = cast(QuestionRow, row)
+        for question in question_rows(version):
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
             if question["split"] == split:
                 found = stepwise_rows(question, tree)

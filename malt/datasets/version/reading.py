@@ -18,7 +18,7 @@ from malt.errors import VersionError
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message
 from malt.questions.question import Question
-from malt.questions.screening import Exclusion
+from malt.questions.screening import CONTAMINATED, Exclusion, Screening, screen_known
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
 from malt.trees.tree import Address, Node, Tree
 
@@ -51,12 +51,28 @@ def stored_trees(version: "DatasetVersion") -> Iterator[StoredTree]:
     """Rebuild a version's trees one after another. Raises `VersionError` where they cannot be read."""
     spec = version.spec
     with reading(version.path):
-        stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
-        for row in parquet_rows(version.path / QUESTIONS_FILE):
-            question = cast("QuestionRow", row)
+        for question, nodes in question_nodes(version):
             if question["complete"]:
-                nodes = [cast("TrajectoryRow", node) for node in stored.take(question["question_id"])]
                 yield StoredTree(question, restore_tree(question, nodes, {}, spec))
+
+
+def question_nodes(version: "DatasetVersion") -> Iterator[tuple[QuestionRow, list[TrajectoryRow]]]:
+    """Yield every question with the rows of its nodes; an incomplete one has none."""
+    stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
+    for question in question_rows(version):
+        yield question, cast("list[TrajectoryRow]", stored.take(question["question_id"]))
+
+
+def question_rows(version: "DatasetVersion") -> Iterator[QuestionRow]:
+    return (cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE))
+
+
+def screen_again(version: "DatasetVersion") -> tuple[list[Question], Screening]:
+    """Read the questions and screen them. Overlaps with test sets are taken as recorded: those lie elsewhere."""
+    questions = [restore_question(row) for row in question_rows(version)]
+    excluded = ((row["question_id"], exclusion_of(row)) for row in question_rows(version))
+    contaminated = {question_id: each for question_id, each in excluded if each and each.reason == CONTAMINATED}
+    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def stored_tree(version: "DatasetVersion", question: QuestionRow) -> ValuedTree:
