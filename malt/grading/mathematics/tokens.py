@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from malt.grading.normalize import translation
+from malt.grading.normalize import closing_brace, translation
 from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS
 
 
@@ -104,7 +104,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATION = re.compile(r"\.(?=\s*[A-Za-z])")
-_BRACE = re.compile(r"\\[{}\\]|[{}]")
 _MARKS = {"**": "^", "==": "=", "<=": "\\leq", ">=": "\\geq", "!=": "\\neq", ":=": "="}
 
 
@@ -178,12 +177,10 @@ def _group(text: str, start: int) -> tuple[str, int]:
         start += 1
     if text[start : start + 1] != "{":
         return text[start : start + 1], start + 1
-    depth = 0
-    for brace in _BRACE.finditer(text, start):
-        depth += (brace[0] == "{") - (brace[0] == "}")
-        if depth == 0:
-            return text[start + 1 : brace.start()], brace.end()
-    raise Unread("an open brace")
+    closing = closing_brace(text, start)
+    if closing is None:
+        raise Unread("an open brace")
+    return text[start + 1 : closing], closing + 1
 
 
 def _letters(run: str, previous: Token, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
