@@ -1,6 +1,6 @@
 r"""Recursive descent over the tokens of mathematics: lists, relations, sums, products, powers, atoms.
 
-What a `\command` or a bracket reads is in openings.py, which reader.py hands over.
+What a `\command` or a bracket reads is in reader.py, which hands it over.
 """
 
 import re
