@@ -169,11 +169,6 @@ class DiagnosticsCount(Mergeable):
         self._questions[frozenset(label for label in labels if label is not None)] += 1
 
     @property
-    def _truths(self) -> tuple[TruthCount, ...]:
-        votes = self._generations_vote, self._leaves_vote, self._any_leaf
-        return (self._generations, self._refinements, self._leaves, *votes)
-
-    @property
     def result(self) -> Diagnostics:
         return Diagnostics(
             graders=self._graders,
