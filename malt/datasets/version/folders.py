@@ -338,9 +338,9 @@ def _readable_newest(folder: Path) -> Parent | None:
 
 
 @contextmanager
-def staging_in(folder: Path) -> Iterator[Path]:
-    """Make a folder to write a version in; what is left of it goes."""
-    staging = open_staging(folder)
+def staging_in(folder: Path, mode: int = PRIVATE_FOLDER) -> Iterator[Path]:
+    """Make a folder to write in, next to where it will stand; what is left of it goes."""
+    staging = open_staging(folder, mode)
     try:
         yield staging
     finally:
