@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,11 +119,7 @@ def collect_garbage(
         )
     places = [settings.datasets_dir, *also_in]
     versions = list(_whole_versions(places))
-    used = _UsedKeys()
-    for version in versions:
-        used.add(version)
-    for answers in sorted((settings.data_dir / "evaluations").glob(f"*/v*/{_ANSWERS_FILE}")):
-        used.add_evaluated(answers)
+    used = _UsedKeys.of(versions, settings.data_dir / "evaluations")
     before, rows, row_bytes = time.time() - older_than_s, 0, 0
     with Store(settings.store) as store:
         for window in store.old_rows(before):
@@ -192,6 +188,15 @@ class _UsedKeys:
         self._keys: _Digests = np.empty(0, np.uint64)
         self._questions: _Digests = np.empty(0, np.uint64)
         self._evaluated: _Digests = np.empty(0, np.uint64)
+
+    @classmethod
+    def of(cls, versions: Sequence[DatasetVersion], evaluations_dir: Path) -> Self:
+        used = cls()
+        for version in versions:
+            used.add(version)
+        for answers in sorted(evaluations_dir.glob(f"*/v*/{_ANSWERS_FILE}")):
+            used.add_evaluated(answers)
+        return used
 
     def add(self, version: DatasetVersion) -> None:
         with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
