@@ -1,8 +1,6 @@
 """The library's front door, without Prefect."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -138,14 +136,6 @@ def test_the_evaluator_that_is_given_is_the_one_declared(provider: ScriptedProvi
 def test_a_missing_key_is_found_at_once(provider: ScriptedProvider) -> None:
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         TrainingDataGenerator("openai/m", api_base=provider.url, api_key_env="NO_SUCH_KEY")
-
-
-def test_prefect_is_not_imported() -> None:
-    program = (
-        "import sys, malt.engine.python_api, malt.grading.judge; "
-        "sys.exit(any(m.startswith('prefect') for m in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 async def test_trees_are_grown_in_batches_too(tmp_path: Path) -> None:
