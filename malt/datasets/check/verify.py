@@ -8,7 +8,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -214,8 +213,9 @@ class _RowCheck:
                 self._check_question(question)
             else:
                 self._trees.add(question, (), self._failures.get(question["question_id"], ()))
-        for check in (self._check_rest, partial(self._check_counts, questions), self._check_heads):
-            check()
+        self._check_rest()
+        self._check_counts(questions)
+        self._check_heads()
         if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages()
 

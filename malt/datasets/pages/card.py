@@ -143,11 +143,8 @@ def _role_cells(manifest: Manifest, role: Role) -> tuple[object, ...]:
     parts = [part for part in (tokens.prompt_tokens, tokens.completion_tokens) if part is not None]
     counts = manifest.counts.nodes[role], labels.right, labels.wrong, labels.none
     used = format_count(sum(parts) if len(parts) == 2 else None)
-    return role, spec.model, spec.samples, temperature, *counts, used, _price(manifest.cost[role].cost_usd)
-
-
-def _price(usd: float | None) -> Markdown:
-    return Markdown(format_dollars(usd))
+    cost = Markdown(format_dollars(manifest.cost[role].cost_usd))
+    return role, spec.model, spec.samples, temperature, *counts, used, cost
 
 
 def _cost_sentence(manifest: Manifest) -> Markdown:

@@ -21,7 +21,7 @@ from malt.datasets.version.folders import (
     version_numbers,
     why_not_latest,
 )
-from malt.datasets.version.published import Published, read_spec
+from malt.datasets.version.published import SHELVES, Published, read_spec
 from malt.errors import VersionError
 from malt.questions.screening import Split
 from malt.sanitize import escape_controls
@@ -165,7 +165,7 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     if not numbers:
         others = ", ".join(list_names(folder.parent)) or "none yet"
         place = f"{folder.parent.absolute()} (MALT_DATA_DIR)"
-        kind = folder.parent.name.removesuffix("s") if folder.parent.name in ("models", "evaluations") else "dataset"
+        kind = folder.parent.name.removesuffix("s") if folder.parent.name in SHELVES else "dataset"
         raise VersionError(f"no {kind} {folder.name!r} in {place}; there are: {others}")
     if wanted == LATEST:
         return _choose_latest(folder)
