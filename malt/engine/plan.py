@@ -1,4 +1,4 @@
-"""Plan: what a run would ask and cost, counted against the store. Asks nobody; what to expect is in estimate.py."""
+"""Plan: what a run would ask and cost, counted against the store; what further completions will take. Asks nobody."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Reading the final answer: every row of the tables is graded in test_grading; here are the rules behind them."""
+"""Reading the final answer: every row of the tables is graded in test_graders; here are the rules behind them."""
 
 import time
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Gates: every reason to leave a candidate out. `GATES` at the end lists them all, in the order in which they look.
+"""Gates: every reason to leave a candidate out. `GATES` lists them all, in the order in which they look.
 
 A gate is named after the key of `[dataset]` that sets it, and looks at one tree's candidates for one role and one kind
-of row. A new gate is that key and an entry of `GATES`. What two texts have in common is in `similarity`.
+of row. A new gate is that key and an entry of `GATES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def _has_no_flaw(context: Context, candidate: Candidate) -> bool:
     return context.spec.flawed_texts == "keep" or all(text.is_whole for text in candidate.texts)
 
 
-def _comes_to_a_point(context: Context, candidate: Candidate) -> bool:
+def _is_marked(context: Context, candidate: Candidate) -> bool:
     if context.spec.unmarked_texts == "keep":
         return True
     read = final_answer if context.role.gives_answer else stated_verdict
@@ -98,7 +98,7 @@ def _flaw_of(node: Node) -> NodeStatus:
     return NodeStatus.EMPTY if node.status is NodeStatus.OK else node.status  # nothing but stop tokens
 
 
-def _keeps_secrets(context: Context, candidate: Candidate) -> bool:
+def _quotes_no_reference(context: Context, candidate: Candidate) -> bool:
     if context.spec.leaks != "drop" or context.role is PLAYERS[0]:
         return True
     return not any(quotes_reference(context.valued, text.node) for text in candidate.texts)
@@ -198,7 +198,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "unmarked_texts",
         ("sft", "dpo"),
-        _each(_comes_to_a_point),
+        _each(_is_marked),
         lambda *_: "it marks no final answer, or states no verdict",
     ),
     Gate(
@@ -210,7 +210,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "leaks",
         _ALL,
-        _each(_keeps_secrets),
+        _each(_quotes_no_reference),
         lambda *_: "it quotes the reference answer at length, and nothing that its role saw holds that",
     ),
     Gate(

@@ -1,4 +1,4 @@
-"""Diagnostics: what the trees say about the roles, counted question by question. What it means is in `manifest`."""
+"""Diagnostics: what the trees say about the roles, counted question by question. What it means is in `measures`."""
 
 import re
 from collections import Counter

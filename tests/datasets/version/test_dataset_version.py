@@ -131,9 +131,7 @@ def test_a_tree_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
     trees = [mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})]
     version = publish(trees, spec_of(), PROVENANCE, tmp_path)
     for read in (version.tree, version.tree_rows):
-        with pytest.raises(
-            VersionError, match=r"no tree for question 'q9'; questions\.parquet lists the questions"
-        ):
+        with pytest.raises(VersionError, match=r"no tree for question 'q9'; questions\.parquet lists the questions"):
             read("q9")
     with pytest.raises(VersionError, match="'q2' has no tree in arith@v1: generator below the root: HTTP 500"):
         version.tree("q2")
