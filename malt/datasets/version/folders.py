@@ -211,10 +211,10 @@ def move_away(version: Path) -> Path:
     return retired
 
 
-def put_in_place(staging: Path, place: Path, last: str) -> None:
-    """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
+def put_in_place(staging: Path, place: Path) -> None:
+    """Move a finished version to a place: at once where nothing is, else entry by entry over what is damaged there.
 
-    The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
+    Its manifest, which vouches for the others, comes last. A crash leaves a damaged folder damaged, never gone.
     """
     _seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
@@ -224,7 +224,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
     for entry in place.iterdir():
         if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
             discard(entry)
-    for name in sorted(whole, key=lambda name: name == last):
+    for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
         whole[name].replace(place / name)
     return sync(place)
 

@@ -91,7 +91,6 @@ def _are_units(words: list[str], nouns: frozenset[str]) -> bool:
 
 # What is read after a command or a bracket that opens.
 
-_ARGUMENT_ENDS = frozenset({"*", "/", "(", "|", *FUNCTIONS})
 _NUMBER_SETS = {
     "R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals, "C": sympy.S.Complexes,
 }  # fmt: skip
@@ -155,7 +154,7 @@ def _function(parser: Parser, name: str) -> Reading:
     if opening := parser.take("(", "{"):
         arguments = list(map(whole, parser.inside_up_to(")" if opening == "(" else "}")))
     else:
-        arguments = [parser.bare_argument(_ARGUMENT_ENDS)]
+        arguments = [parser.bare_argument()]
     if name == "exp" and base is None and len(arguments) == 1:
         value = raise_to(sympy.E, arguments[0])
     else:
