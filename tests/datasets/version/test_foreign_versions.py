@@ -62,11 +62,20 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets of one's own, and another's."""
+    folder = tmp_path_factory.mktemp("published")
+    publish_questions(["q1"], folder / "ours")
+    publish_questions(["q1", "q2"], folder / "theirs")
+    return folder
+
+
 @pytest.fixture
-def foreign(tmp_path: Path) -> Path:
+def foreign(published: Path, tmp_path: Path) -> Path:
     """A version's folder that was copied here, outside the folder of datasets."""
-    publish_questions(["q1"], Settings().datasets_dir)
-    return Path(shutil.copytree(publish_questions(["q1", "q2"], tmp_path / "theirs").path, tmp_path / "v1"))
+    shutil.copytree(published / "ours", Settings().datasets_dir, symlinks=True)
+    return Path(shutil.copytree(published / "theirs" / "arith" / "v1", tmp_path / "v1"))
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
