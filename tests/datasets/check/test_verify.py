@@ -172,11 +172,17 @@ def test_questions_that_were_not_asked_are_found_though_every_digest_matches(ver
 SCREENED = Screening(excluded={"q2": Exclusion("decontaminate", "test.jsonl:3")})
 
 
-@pytest.fixture
-def screened_version(tmp_path: Path) -> DatasetVersion:
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of q1 to q6 one is in a test set; some are of the validation split."""
-    provenance = replace(PROVENANCE, screening=SCREENED)
-    return publish((mixed_tree(f"q{number}") for number in range(1, 7)), spec_of(validation=0.5), provenance, tmp_path)
+    folder, provenance = tmp_path_factory.mktemp("datasets"), replace(PROVENANCE, screening=SCREENED)
+    publish((mixed_tree(f"q{number}") for number in range(1, 7)), spec_of(validation=0.5), provenance, folder)
+    return folder
+
+
+@pytest.fixture
+def screened_version(screened: Path, tmp_path: Path) -> DatasetVersion:
+    return copied(screened, tmp_path)
 
 
 def test_a_version_with_splits_and_screened_questions_holds(screened_version: DatasetVersion) -> None:
