@@ -26,7 +26,7 @@ from malt.trees.credit import Interval, OwnAnswer, ValuedTree, wilson
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
-normalise_answer = lru_cache(maxsize=4096)(normalised)
+_normalise_answer = lru_cache(maxsize=4096)(normalised)
 """The answers to one question are few."""
 
 Truth = bool | None
@@ -99,7 +99,7 @@ def majority(ballots: Sequence[Ballot]) -> Truth:
 
 
 def _choice(ballot: Ballot) -> tuple[bool, str]:
-    return (True, "") if ballot.truth else (False, normalise_answer(ballot.answer or ""))
+    return (True, "") if ballot.truth else (False, _normalise_answer(ballot.answer or ""))
 
 
 def any_right(ballots: Iterable[Ballot]) -> Truth:
@@ -258,7 +258,7 @@ def _reason_of(grade: Grade) -> str:
 
 def is_same_answer(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first == last or normalise_answer(first) == normalise_answer(last)
+    return first == last or _normalise_answer(first) == _normalise_answer(last)
 
 
 def bin_of(value: float) -> int:

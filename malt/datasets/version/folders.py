@@ -46,7 +46,7 @@ def folder_numbers(folder: Path) -> list[int]:
     return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir() and not entry.is_symlink())
 
 
-def next_number(folder: Path) -> int:
+def _next_number(folder: Path) -> int:
     """Return the number of the next version: above all that versions, links or other files have.
 
     The newest version is never removed, so no number is given twice.
@@ -162,7 +162,7 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
     """
     _seal_tree(staging)
     with lock_folder(folder):
-        if next_number(folder) != number:
+        if _next_number(folder) != number:
             return None
         version = staging.rename(folder / f"v{number}")
         sync(folder)
@@ -313,7 +313,7 @@ def place_next(
     `describe` says what it is as a version of a number, with the version before it; `name` writes that into the folder.
     """
     while True:
-        number = next_number(folder)  # before its parent is read: one that came between takes the number
+        number = _next_number(folder)  # before its parent is read: one that came between takes the number
         parent = _readable_newest(folder)
         manifest = describe(number, parent)
         if parent is not None and parent.content_sha256 == manifest.content_sha256:

@@ -69,7 +69,7 @@ def question_rows(version: "DatasetVersion") -> Iterator[QuestionRow]:
 
 def screen_again(version: "DatasetVersion") -> tuple[list[Question], Screening]:
     """Read the questions and screen them. Overlaps with test sets are taken as recorded: those lie elsewhere."""
-    questions = [restore_question(row) for row in question_rows(version)]
+    questions = [_restore_question(row) for row in question_rows(version)]
     excluded = ((row["question_id"], exclusion_of(row)) for row in question_rows(version))
     contaminated = {question_id: each for question_id, each in excluded if each and each.reason == CONTAMINATED}
     return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
@@ -152,7 +152,7 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
             grades[address] = _restore_grade(row, spec.evaluator)
         if row["own_outcome"] is not None:
             diagnosis[address] = OwnAnswer(Outcome(row["own_outcome"]), row["own_answer"])
-    valued = value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
+    valued = value_tree(Tree(_restore_question(question), nodes), grades, spec.credit)
     return replace(valued, diagnosis=diagnosis, lengths=lengths)
 
 
@@ -184,7 +184,7 @@ def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
     return Grade(outcome, row["answer"], row["grader"] or "", evaluation, row["error"])
 
 
-def restore_question(row: QuestionRow) -> Question:
+def _restore_question(row: QuestionRow) -> Question:
     return Question(
         question_id=row["question_id"],
         question=row["question"],
