@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from malt.training.base import find_base, unpack
 from malt.training.export import replace_weights
 from malt.training.run import train
 from tests.hub import OWNER, Blob, Hub, Repository
+from tests.hub import hub as hub
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
@@ -57,13 +57,6 @@ def test_a_base_that_did_not_grow_the_trees_is_named(
     exit_code(["train", str(version.path), "--plan", "-s", f"train.base={spec.base}"])
     grown_by = version.spec.roles[Role.GENERATOR].model
     assert f"was grown by {grown_by}; what is trained is train.base = {spec.base}" in capsys.readouterr().err
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
-        server.use_here(tmp_path, monkeypatch)
-        yield server
 
 
 def test_a_base_on_the_hub_is_fetched_once_without_code_or_pickles(hub: Hub, folder: Path, tmp_path: Path) -> None:
