@@ -83,6 +83,9 @@ def rebuild(
 def _read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
     """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
     spec = version.spec
+    if spec.dataset.tokenizer is not None:
+        into = f"put it into {settings.datasets_dir} if that is to be loaded"
+        version.refuse_foreign(settings.datasets_dir, f"the tokenizer {spec.dataset.tokenizer!r}", into)
     try:
         prompts = load_prompts(sources.prompts or spec.prompts)
     except PromptError as error:

@@ -68,6 +68,13 @@ class DatasetVersion(Published[Manifest]):
         """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
         return self.path.is_relative_to(datasets_dir.resolve())
 
+    def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
+        """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
+        if not self.is_within(datasets_dir):
+            raise VersionError(
+                f"{self.path} is from elsewhere, and its config names {named}. Nothing was done; {instead}"
+            )
+
     @property
     def trajectories(self) -> "pd.DataFrame":
         """One row a node."""

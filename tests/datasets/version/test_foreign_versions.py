@@ -23,6 +23,7 @@ from malt.datasets.version.folders import is_abandoned, temporary_name, version_
 from malt.errors import PushError, VersionError
 from malt.grading.process_pool import worker_pids
 from malt.prompts import load_prompts
+from malt.training.run import prepare, read_train_spec
 from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
 
 OUTSIDE_PATHS = [
@@ -251,13 +252,40 @@ def test_a_package_on_the_way_to_a_version_s_code_is_not_imported(here: Path, fo
     assert not (here / "marker").exists()
 
 
+THEIRS = {"model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
+"""Where texts and a key would go."""
+
+
+@pytest.mark.parametrize("judge", [THEIRS, {"model": "embedded", "fallbacks": [THEIRS]}, {"model": "openai/x"}])
 def test_a_foreign_version_s_judge_gets_neither_texts_nor_keys(
-    foreign: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    foreign: Path, judge: dict[str, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_SECRET", "s3cret")
-    judge = {"kind": "llm", "model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
-    forge(foreign, lambda manifest: manifest["config"].update(evaluator=judge))
-    assert "its config names api_base and api_key_env of a judge" in refuse(["audit", "--with", "llm"], foreign, capsys)
+    forge(foreign, lambda manifest: manifest["config"].update(evaluator={"kind": "llm", **judge}))
+    assert "its config names a judge, " in refuse(["audit", "--with", "llm"], foreign, capsys)
+
+
+def test_a_foreign_version_s_config_is_not_run_again(
+    foreign: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    players = dict.fromkeys(("generator", "verifier", "refiner"), THEIRS)
+    forge(foreign, lambda manifest: manifest["config"].update(roles=players))
+    assert "its config names models, addresses, keys and files" in refuse(["rerun"], foreign, capsys)
+
+
+def test_a_foreign_version_s_base_is_trained_only_where_it_is_named(
+    foreign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(foreign, lambda manifest: manifest["config"]["train"].update(base="their/base"))
+    assert "its config names the base 'their/base'" in refuse(["train"], foreign, capsys)
+    with pytest.raises(VersionError, match="names the base"):
+        prepare(foreign, None, Settings())
+    assert read_train_spec(open_version(foreign), None, ["train.base=my/base"]).base == "my/base"
+
+
+def test_a_foreign_version_s_tokenizer_is_not_loaded(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(foreign, lambda manifest: manifest["config"]["dataset"].update(tokenizer="their/tokenizer"))
+    assert "names the tokenizer 'their/tokenizer'" in refuse(["rebuild", "--out", "again"], foreign, capsys)
 
 
 def test_a_foreign_version_s_damaged_questions_are_not_read_from_where_it_says(
