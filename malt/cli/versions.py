@@ -183,8 +183,12 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Print the path of a version's report. One HTML file; --open shows it."""
+    """Print the path of a version's report. One HTML file; --open shows it, drawn anew where it is from elsewhere."""
+    from malt.config.settings import Settings
+
     opened = open_any(version)
+    if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
+        out = Path(f"{opened.name}-v{opened.number}-report.html")
     path = _find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})

@@ -64,10 +64,6 @@ class DatasetVersion(Published[Manifest]):
         tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
         return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
-    def is_within(self, datasets_dir: Path) -> bool:
-        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
-        return self.path.is_relative_to(datasets_dir.resolve())
-
     def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
         """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
         if not self.is_within(datasets_dir):

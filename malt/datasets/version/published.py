@@ -39,6 +39,10 @@ class Published(Generic[M]):
         shelf = "" if self.manifest.kind == "datasets" else f"{self.manifest.kind}/"
         return f"{shelf}{self.name}@v{self.number}"
 
+    def is_within(self, folder: Path) -> bool:
+        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
+        return self.path.is_relative_to(folder.resolve())
+
 
 Kind = Literal["datasets", "models", "evaluations"]
 SHELVES: dict[str, Kind] = {"models": "models", "evaluations": "evaluations"}

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,3 +329,30 @@ def test_a_writer_of_the_same_host_name_in_another_container_is_not_taken_for_de
     theirs.mkdir()
     assert not is_abandoned(theirs)
     assert is_abandoned(tmp_path / name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+
+
+@pytest.mark.parametrize("command", [["report"], ["report", "--out", "arith-v1-report.html"]], ids=" ".join)
+def test_a_report_is_drawn_through_no_link(foreign: Path, here: Path, command: list[str]) -> None:
+    (foreign / "report.html").unlink()
+    (here / "mine").write_text("mine")
+    for link in (Path.symlink_to, Path.hardlink_to):
+        link(here / "arith-v1-report.html", here / "mine")
+        assert exit_code([command[0], str(foreign), *command[1:]]) == 0
+        assert (here / "mine").read_text() == "mine"
+        (here / "arith-v1-report.html").unlink()
+    os.mkfifo(here / "arith-v1-report.html")
+    assert exit_code([command[0], str(foreign), *command[1:]]) == 2
+
+
+def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
+    foreign: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (foreign / "report.html").write_text("<script>alert(1)</script>")
+    browser = here / "xdg-open"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {here}/opened\n')
+    browser.chmod(0o700)
+    monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
+    command = [sys.executable, "-c", "from malt.cli.main import main; main()", "report", str(foreign), "--open"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (here / "opened").read_text() == f"{here}/arith-v1-report.html\n"
+    assert "alert(1)" not in (here / "arith-v1-report.html").read_text()
