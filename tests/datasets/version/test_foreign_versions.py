@@ -19,7 +19,7 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.publish.removal import collect_garbage, remove_version
 from malt.datasets.publish.writer import Provenance
-from malt.datasets.push.push import push
+from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
 from malt.errors import PushError, VersionError
@@ -194,10 +194,18 @@ def test_a_push_writes_through_no_link(foreign: Path, tmp_path: Path) -> None:
     ):
         (shelf / link).parent.mkdir(parents=True, exist_ok=True)
         (shelf / link).symlink_to(target)
-        with pytest.raises(PushError, match="is a link, and a push follows none; nothing was sent"):
+        with pytest.raises(PushError, match="is a link, or no file, and a push follows none; nothing was sent"):
             push(open_version(foreign), str(shelf))
         shutil.rmtree(shelf)
     assert listing(elsewhere) == {str(elsewhere / "README.md"): b"mine"}
+
+
+def test_a_push_waits_for_no_pipe(foreign: Path, tmp_path: Path) -> None:
+    place = tmp_path / "shelf" / "arith" / "v1"
+    place.mkdir(parents=True)
+    os.mkfifo(place / PARTIAL_FILE)
+    with pytest.raises(PushError, match="is a link, or no file"):
+        push(open_version(foreign), str(tmp_path / "shelf"))
 
 
 GRADER = """
