@@ -19,7 +19,7 @@ from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_question
+from malt.datasets.version.reading import exclusion_of, parquet_rows, reading, restore_question
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
@@ -109,8 +109,9 @@ def _read_job_again(version: DatasetVersion, settings: Settings, sources: Source
 
 def _own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
     """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
-    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
-    questions = [restore_question(row) for row in rows]
+    with reading(version.path, str(version.path / QUESTIONS_FILE)):
+        rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
+        questions = [restore_question(row) for row in rows]
     excluded = {row["question_id"]: exclusion_of(row) for row in rows}
     contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
     return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)

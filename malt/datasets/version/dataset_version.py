@@ -131,10 +131,11 @@ class DatasetVersion(Published[Manifest]):
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
 
-        from malt.datasets.version.reading import reading
+        from malt.datasets.version.reading import open_parquet, reading
 
         filters = None if question_id is None else [("question_id", "==", question_id)]
         with reading(self.path, str(self.path / file)):
+            open_parquet(self.path / file).close()
             return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from malt.canonical_json import digest
+from malt.canonical_json import digest, file_sha256
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
@@ -364,3 +366,46 @@ def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
     subprocess.run(command, check=True, capture_output=True)
     assert (here / "opened").read_text() == f"{here}/arith-v1-report.html\n"
     assert "alert(1)" not in (here / "arith-v1-report.html").read_text()
+
+
+OTHER_ROWS: dict[str, tuple[str, str, Callable[[pa.Array], pa.Array | None]]] = {
+    "no ids": ("kto/refiner.parquet", "row_id", lambda _: None),
+    "texts for messages": ("sft/refiner.parquet", "completion", lambda column: pa.array(["x"] * len(column))),
+    "no messages": ("sft/refiner.parquet", "prompt", lambda column: pa.nulls(len(column), column.type)),
+    "bytes for a text": ("questions.parquet", "ground_truth", lambda column: column.cast(pa.binary())),
+    "no question": ("questions.parquet", "question", lambda column: pa.nulls(len(column), column.type)),
+    "choices of nothing": (
+        "questions.parquet",
+        "choices",
+        lambda column: pa.array([[None]] * len(column), column.type),
+    ),
+    "metadata that is no object": ("questions.parquet", "metadata", lambda column: pa.array(["NaN"] * len(column))),
+    "depth": ("questions.parquet", "metadata", lambda column: pa.array(["[" * 100_000] * len(column))),
+    "other questions": ("questions.parquet", "question_id", lambda column: pa.array(["q3"] * len(column))),
+    "a huge reward": ("trajectories.parquet", "reward", lambda column: pa.array([1e308] * len(column))),
+    "no values": ("trajectories.parquet", "value", lambda column: pa.nulls(len(column), column.type)),
+    "empty lines": (
+        "trajectories.parquet",
+        "explanation",
+        lambda column: pa.array([[None]] * len(column), column.type),
+    ),
+    "nodes out of order": ("trajectories.parquet", "node_id", lambda column: column[::-1]),
+}
+"""Columns of a file, and what somebody could write in them."""
+
+
+@pytest.mark.parametrize("name", OTHER_ROWS)
+def test_rows_that_are_none_of_ours_are_shown_or_refused_in_a_line(
+    foreign: Path, here: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, column, change = OTHER_ROWS[name]
+    table = pq.read_table(foreign / file, partitioning=None)
+    changed = change(table[column].combine_chunks())
+    place = table.schema.get_field_index(column)
+    table = table.remove_column(place)
+    pq.write_table(table if changed is None else table.add_column(place, column, changed), foreign / file)
+    entry = {"bytes": (foreign / file).stat().st_size, "sha256": file_sha256(foreign / file)}
+    forge(foreign, lambda manifest: manifest["files"][file].update(entry))
+    for command in [*COMMANDS, ["export", "--to", "sharegpt", "out-2"], ["audit", "--with", "number,math"]]:
+        assert exit_code([command[0], str(foreign), *command[1:]]) in (0, 1, 2)
+        assert "not expected" not in capsys.readouterr().err
