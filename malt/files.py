@@ -1,9 +1,13 @@
-"""Files closed to other users, and reading files that others may have put there."""
+"""Files closed to other users, and reading and replacing what others may have put there."""
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -41,3 +45,23 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
     if status.st_size > most_bytes or len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most_bytes // MIB:,} MiB")
     return data
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file; an earlier one, or a link, gives way once it is whole. Raises `OSError` where another thing is."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f"{path} is there, and no file")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -20,7 +20,7 @@ from malt.datasets.rows.files import RowsDigest, as_batch
 from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import screen_again
+from malt.datasets.version.reading import reading, screen_again
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
@@ -84,12 +84,16 @@ def rebuild(
 def _read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
     """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
     spec = version.spec
+    if spec.dataset.tokenizer is not None:
+        into = f"put it into {settings.datasets_dir} if that is to be loaded"
+        version.refuse_foreign(settings.datasets_dir, f"the tokenizer {spec.dataset.tokenizer!r}", into)
     try:
         prompts = load_prompts(sources.prompts or spec.prompts)
     except PromptError as error:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
-        return Job(spec, prompts, *screen_again(version), settings)
+        with reading(version.path, str(version.path / QUESTIONS_FILE)):
+            return Job(spec, prompts, *screen_again(version), settings)
     if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
         raise VersionError(
             f"{version.path} is from elsewhere, and the files that its config names are not read. "

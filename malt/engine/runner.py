@@ -102,7 +102,9 @@ def spread_evenly(questions: Sequence[Question], count: int) -> list[Question]:
 def read_declared(name: str, config: Path | None) -> RunSpec:
     """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
     if config is None:
-        return open_version(name, Settings().datasets_dir).spec
+        version = open_version(name, (datasets := Settings().datasets_dir))
+        version.refuse_foreign(datasets, "models, addresses, keys and files", "declare the dataset with --config")
+        return version.spec
     spec = load_spec(config)
     if spec.name != name:
         raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")

@@ -331,5 +331,6 @@ def unmarked_formula(text: str) -> str:
     return text[start:].partition("\n")[0].strip() if "\n" not in last[0] else text[start:].strip()
 
 
-_FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]", re.DOTALL)
+"""None goes past the beginning of another: of many that nothing closes, each would be read to the end of the text."""
 _DENIED = re.compile(r"\b(?:not|never|no|cannot|than|from|between|least|most|wrong)\b|n't\b", re.IGNORECASE)

@@ -23,6 +23,7 @@ from malt.grading.user_code import require_trust
 from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
+from malt.llm.provider import embedded
 from malt.llm.request import RequestFailed
 from malt.prompts import load_prompts
 
@@ -81,19 +82,22 @@ def audit_grading(
 ) -> GraderChoice:
     """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
 
-    Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
+    Raises `InputError` where the version names code that is not, `VersionError` where it is from elsewhere and names a
+    judge that does not come with this project.
     """
     grading = _declared_grading(config, overrides, otherwise=_grading_of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
-    named = [name for name in ("api_base", "api_key_env") if getattr(evaluator, name) is not None]
-    if config is None and "llm" in kinds and named and not version.is_within(Settings().datasets_dir):
-        raise ConfigError(
-            f"{version.path} is from elsewhere, and its config names {' and '.join(named)} of a judge, which would get "
-            "its texts and that key. Nothing was sent; name a judge of your own with --config"
-        )
+    if config is None and "llm" in kinds and not _is_packaged(evaluator):
+        judge = f"a judge, {evaluator.model!r}, which would get its texts and a key"
+        version.refuse_foreign(Settings().datasets_dir, judge, "name a judge of your own with --config")
     return grading
+
+
+def _is_packaged(judge: EvaluatorSpec) -> bool:
+    """Whether nobody but the model that comes with this project is asked."""
+    return judge.model == embedded.NAME and judge.api_base is None and not judge.fallbacks
 
 
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:

@@ -1,6 +1,7 @@
 """What may be trained: a GGUF file, a folder, a model on the Hub; an adapter or all weights."""
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from malt.models import gguf
 from malt.models.version import open_model
 from malt.training.base import find_base, unpack
 from malt.training.export import replace_weights
+from malt.training.plan import plan
 from malt.training.run import train
 from tests.hub import OWNER, Blob, Hub, Repository
 from tests.hub import hub as hub
@@ -49,6 +51,17 @@ def test_whole_weights_take_the_place_of_the_bases_in_a_gguf_file(tiny: Path, fo
     before, after = (dict(gguf.weights_in(gguf.opened(path))) for path in (tiny, tmp_path / "again.gguf"))
     assert before.keys() == after.keys()
     assert all(np.array_equal(weights.astype(np.float16), after[name]) for name, weights in before.items())
+
+
+def test_a_plan_leaves_nothing_that_others_can_enter(version: DatasetVersion, spec: TrainSpec) -> None:
+    before = os.umask(0)
+    try:
+        plan(version, spec, Settings())
+    finally:
+        os.umask(before)
+    folders = [Settings().training_dir, *Settings().training_dir.iterdir()]
+    assert len(folders) == 3
+    assert [folder for folder in folders if folder.stat().st_mode & 0o077] == []
 
 
 def test_a_base_that_did_not_grow_the_trees_is_named(

@@ -49,9 +49,11 @@ from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.published import check_seal
 from malt.datasets.version.reading import (
+    UNREADABLE,
     Cursor,
     Row,
     exclusion_of,
+    open_parquet,
     parquet_rows,
     question_rows,
     restore_tree,
@@ -102,8 +104,11 @@ def verify(version: DatasetVersion) -> list[str]:
     except ValidationError as error:
         problems.add(MANIFEST_FILE, f"its config is no longer a valid one ({error.errors()[0]['msg']})")
         return problems.lines
-    if readable:
-        _RowCheck(version, spec, problems).run()
+    try:
+        if readable:
+            _RowCheck(version, spec, problems).run()
+    except UNREADABLE as error:
+        problems.add(QUESTIONS_FILE, f"what follows from it cannot be worked out ({error})")
     return problems.lines
 
 
@@ -170,10 +175,9 @@ def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) 
 def digest_rows(folder: Path, file: str) -> tuple[int, str]:
     if file not in SCHEMAS:
         return _digest_lines(folder / file)
-    with pq.ParquetFile(folder / file) as parquet:
-        schema = parquet.schema_arrow
-        if schema.metadata or not schema.equals(SCHEMAS[file]):
-            raise ValueError("its columns are not those of a published file")
+    with open_parquet(folder / file) as parquet:
+        if parquet.schema_arrow.metadata:
+            raise ValueError("its columns tell more than those of a published file")
         digest = RowsDigest(SCHEMAS[file], digested_columns(SCHEMAS[file]))
         for batch in parquet.iter_batches():
             digest.update(batch)
@@ -241,7 +245,7 @@ class _RowCheck:
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
         try:
             valued = self._restore(question, stored)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
         if valued.tree.nodes.keys() != self._nodes_asked_for(valued):

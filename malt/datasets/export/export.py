@@ -99,6 +99,8 @@ def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
 def _check_place(directory: Path) -> Path:
     """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
     try:
+        if directory.expanduser().is_symlink():
+            raise InputError(f"{directory} is a link; name the folder that it leads to")
         target = directory.expanduser().resolve()
         if Path.cwd().is_relative_to(target):
             raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")

@@ -22,6 +22,7 @@ from malt.datasets.stats import figures
 from malt.datasets.stats.figures import Flip, ValueBin
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import question_nodes, reading
+from malt.files import replace_text
 from malt.sanitize import escape_controls
 
 REPORT_FILE = "report.html"
@@ -71,8 +72,8 @@ def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
     published = version.path / REPORT_FILE
     if out is None and published.is_file():
         return published
-    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).resolve()
-    drawn.write_text(redraw_report(version), encoding="utf-8")
+    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).absolute()
+    replace_text(drawn, redraw_report(version))
     return drawn
 
 

@@ -39,6 +39,7 @@ from malt.datasets.version.folders import (
     version_numbers,
 )
 from malt.datasets.version.published import SHELVES
+from malt.datasets.version.reading import open_parquet, reading
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 
@@ -199,7 +200,7 @@ class _UsedKeys:
         return used
 
     def add(self, version: DatasetVersion) -> None:
-        with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
+        with reading(version.path), open_parquet(version.path / TRAJECTORIES_FILE) as file:
             keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
             for batch in file.iter_batches(columns=["question_id", "request_key"]):
                 keys[filled : filled + len(batch)] = _digests(batch.column("request_key"))

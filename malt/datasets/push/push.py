@@ -155,10 +155,13 @@ class _FileSystemPlace:
 
 
 def _refuse_links(base: Path, root: Path) -> None:
-    """Raise `PushError` for a link in a version's place below a folder: what is written there would land elsewhere."""
-    for path in (root.parent, root, *root.rglob("*")):
-        if path != base and path.is_symlink():
-            raise PushError(f"{path} is a link, and a push follows none; nothing was sent. Remove it first")
+    """Raise `PushError` for a link in a version's place below a folder, where what is written would land elsewhere, and
+    for a pipe or a device, which may have no end.
+    """
+    below = [folder for folder in (root, *root.parents) if base in folder.parents]
+    for path in (*below, *root.rglob("*")):
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise PushError(f"{path} is a link, or no file, and a push follows none; nothing was sent. Remove it first")
 
 
 def _explain(error: Exception) -> str:

@@ -64,9 +64,12 @@ class DatasetVersion(Published[Manifest]):
         tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
         return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
-    def is_within(self, datasets_dir: Path) -> bool:
-        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
-        return self.path.is_relative_to(datasets_dir.resolve())
+    def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
+        """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
+        if not self.is_within(datasets_dir):
+            raise VersionError(
+                f"{self.path} is from elsewhere, and its config names {named}. Nothing was done; {instead}"
+            )
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -128,10 +131,11 @@ class DatasetVersion(Published[Manifest]):
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
 
-        from malt.datasets.version.reading import reading
+        from malt.datasets.version.reading import open_parquet, reading
 
         filters = None if question_id is None else [("question_id", "==", question_id)]
         with reading(self.path, str(self.path / file)):
+            open_parquet(self.path / file).close()
             return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
 
 

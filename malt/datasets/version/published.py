@@ -36,6 +36,10 @@ class Published(Generic[M]):
         """How commands name it: `NAME@v3`, of models and evaluations with the shelf before it."""
         return f"{self.manifest.name_on_shelf}@v{self.number}"
 
+    def is_within(self, folder: Path) -> bool:
+        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
+        return self.path.is_relative_to(folder.resolve())
+
 
 SHELVES: dict[str, Shelf] = {"models": "models", "evaluations": "evaluations"}
 
