@@ -1,10 +1,14 @@
-"""Files closed to other users, reading files that others may have put there, and locked files."""
+"""Files closed to other users, reading and replacing what others may have put there, and locked files."""
 
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -69,3 +73,23 @@ class FileLock:
     def release(self) -> None:
         """Close the file, which stays: removed, two could lock two files of its name."""
         os.close(self._descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file; an earlier one, or a link, gives way once it is whole. Raises `OSError` where another thing is."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f"{path} is there, and no file")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())

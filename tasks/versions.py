@@ -4,13 +4,14 @@ from typing import Any
 
 from prefect.events import emit_event
 
-from malt.datasets.version.published import Kind, Published
+from malt.datasets.manifest import Shelf
+from malt.datasets.version.published import Published
 
 PUBLISHED = "malt.version.published"
 """Event of a new version; equal content makes none."""
 
 
-def asset_key(kind: Kind, name: str) -> str:
+def asset_key(kind: Shelf, name: str) -> str:
     """Return what Prefect knows the versions of a name by."""
     return f"malt://{kind}/{name}"
 

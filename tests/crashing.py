@@ -36,7 +36,7 @@ def move_tag(datasets_dir: Path, tag: str, number: int) -> None:
 
 
 def mend(place: Path, whole: Path) -> None:
-    put_in_place(whole, place, "manifest.json")
+    put_in_place(whole, place)
 
 
 def killed_before(change: int, work: Work, *arguments: object) -> bool:

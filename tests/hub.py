@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -363,3 +364,11 @@ def entries_below(files: Files, prefix: str, *, deep: bool) -> list[dict[str, An
 
 def folder_entry(path: str) -> dict[str, Any]:
     return {"type": "directory", "oid": git_sha1(path.encode()), "size": 0, "path": path}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub for this process, whose library read its environment long ago, and for those it starts (and kills)."""
+    with Hub() as server:
+        server.use_here(tmp_path, monkeypatch)
+        yield server

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -36,6 +37,7 @@ IN_THE_SERVER = "malt.hosting.sqlite_transactions"
 """A part of Prefect's server, which runs nowhere else: the one module of malt that imports Prefect."""
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Parse every module of ours, by name."""
     paths = [path for package in ("malt", "tasks", "flows") for path in sorted((ROOT / package).rglob("*.py"))]

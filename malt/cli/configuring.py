@@ -141,16 +141,17 @@ def _slug(source: str) -> str:
 def _write_config(path: Path, answers: _Answers, *, force: bool) -> None:
     """Write a commented config, and check it as `malt run` would."""
     from malt.config.loader import load_spec
+    from malt.files import replace_text
 
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:
         raise ConfigError(f"{path} is there already; name another file, or give --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text() if path.exists() else None
-    path.write_text(_fill_template(path, answers), encoding="utf-8")
+    before = path.read_text() if path.is_file() else None
+    replace_text(path, _fill_template(path, answers))
     try:
         load_spec(path)
     except ConfigError:
-        path.unlink() if before is None else path.write_text(before)
+        path.unlink() if before is None else replace_text(path, before)
         raise
 
 

@@ -57,8 +57,11 @@ def explain(version: str, row_id: str | None, as_json: bool) -> None:
 def _explain_row(version: str, row_id: str, *, as_json: bool) -> None:
     from malt.datasets.check.explain import explain as explain_row
     from malt.datasets.version.dataset_version import open_version
+    from malt.datasets.version.reading import reading
 
-    explained = explain_row(open_version(version), row_id)
+    opened = open_version(version)
+    with reading(opened.path, f"{row_id} of {opened.reference}"):
+        explained = explain_row(opened, row_id)
     terminal.emit(explained.model_dump(mode="json")) if as_json else _show_explanation(explained)
 
 

@@ -12,6 +12,7 @@ from malt.cli.options import open_any, takes_json, takes_version
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from rich.tree import Tree
 
     from malt.cli.options import AnyVersion
     from malt.datasets.version.dataset_version import DatasetVersion
@@ -140,19 +141,38 @@ def _show_findings(version: "DatasetVersion") -> None:
 
 def _show_questions(version: "DatasetVersion") -> None:
     """Print the first questions with their ids, and how many of each one's leaves are right."""
+    from malt.datasets.version.reading import reading
+
+    with reading(version.path):
+        lines, more = _describe_questions(version)
+    for line in lines:
+        terminal.say(f"  {line}")
+    if more:
+        terminal.say(f"  … and {more} more questions in questions.parquet")
+
+
+def _describe_questions(version: "DatasetVersion") -> tuple[list[str], int]:
+    """Return a line for each of the first questions, and how many more there are."""
     from malt.config.roles import PLAYERS
 
     leaves = version.trajectories.query(f"role == '{PLAYERS[-1]}'")
     right = leaves.assign(right=leaves.outcome == "right").groupby("question_id", sort=False).right.agg(["sum", "size"])
-    for question_id, row in right.head(_QUESTIONS_SHOWN).iterrows():
-        asked = version.questions.query("question_id == @question_id").question.iloc[0]
-        terminal.say(f"  {question_id}  {row['sum']} of {row['size']} correct  {terminal.one_line(asked)}")
-    if len(right) > _QUESTIONS_SHOWN:
-        terminal.say(f"  … and {len(right) - _QUESTIONS_SHOWN} more questions in questions.parquet")
+    asked = dict(zip(version.questions.question_id, version.questions.question, strict=True))
+    shown = right.head(_QUESTIONS_SHOWN).iterrows()
+    lines = [f"{each}  {row['sum']} of {row['size']} correct  {terminal.one_line(asked[each])}" for each, row in shown]
+    return lines, len(right) - len(lines)
 
 
 def _show_tree(version: "DatasetVersion", question_id: str) -> None:
     """Print one question's tree: every node's value, label and text, every leaf's grade."""
+    from malt.datasets.version.reading import reading
+
+    with reading(version.path, f"question {question_id!r} of {version.reference}"):
+        tree = _draw_tree(version, question_id)
+    terminal.say(tree)
+
+
+def _draw_tree(version: "DatasetVersion", question_id: str) -> "Tree":
     from rich.tree import Tree
 
     rows = version.tree_rows(question_id)
@@ -163,7 +183,7 @@ def _show_tree(version: "DatasetVersion", question_id: str) -> None:
     for row in rows.astype(object).where(rows.notna(), None).to_dict("records"):
         parent = branches[row["node_id"].rpartition(".")[0]]
         branches[row["node_id"]] = parent.add(_node_text(row))
-    terminal.say(root)
+    return root
 
 
 def _node_text(row: Mapping[Hashable, Any]) -> "Text":
@@ -181,8 +201,12 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Print the path of a version's report. One HTML file; --open shows it."""
+    """Print the path of a version's report. One HTML file; --open shows it, drawn anew where it is from elsewhere."""
+    from malt.config.settings import Settings
+
     opened = open_any(version)
+    if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
+        out = Path(f"{opened.name}-v{opened.number}-report.html")
     path = _find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})

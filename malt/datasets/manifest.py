@@ -31,7 +31,8 @@ from malt.questions.screening import ScreeningCounts
 MANIFEST_FILE = "manifest.json"
 _SEAL = "manifest_sha256"
 
-
+Shelf = Literal["datasets", "models", "evaluations"]
+"""What a version is one of, and the folder below the data folder that it stands in."""
 VersionName = Annotated[str, Field(pattern="^[a-z0-9-]{1,100}$")]
 FilePath = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
 """Below a version's folder: no way out of it, nothing hidden, and the same on every file system."""
@@ -87,8 +88,7 @@ class VersionManifest(Recorded):
 
     format: Literal[1] = 1
     """Of this file."""
-    kind: Literal["datasets", "models", "evaluations"] = "datasets"
-    """The shelf that it stands on."""
+    kind: Shelf = "datasets"
     name: VersionName
     version: int = Field(ge=1)
     created_at: datetime
@@ -108,6 +108,11 @@ class VersionManifest(Recorded):
         if own := [path for path in files if path.startswith(MANIFEST_FILE)]:
             raise ValueError(f"names {own[0]} itself")
         return files
+
+    @property
+    def name_on_shelf(self) -> str:
+        """The name, with what it is a version of unless that is a dataset: `evaluations/NAME`."""
+        return self.name if self.kind == "datasets" else f"{self.kind}/{self.name}"
 
 
 M = TypeVar("M", bound=VersionManifest)

@@ -1,4 +1,4 @@
-"""Plan: what a run would ask and cost, counted against the store. Asks nobody; what to expect is in estimate.py."""
+"""Plan: what a run would ask and cost, counted against the store; what further completions will take. Asks nobody."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ NOTHING = Range(0, 0, 0)
 
 _CHARACTERS_PER_TOKEN = Range(5, 4, 3)
 """What is assumed of a prompt, as English prose and code are."""
-SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
+_SHARE_OF_MAX_TOKENS = Range(1 / 8, 1 / 2, 1)
 """What is assumed of a completion."""
 
 
@@ -86,7 +86,7 @@ def student_t(freedom: int) -> float:
     return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
 
 
-def tokens_of(characters: float) -> Range:
+def _tokens_of(characters: float) -> Range:
     """Return the tokens that a prompt of so many characters is assumed to have."""
     return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
 
@@ -359,16 +359,16 @@ def longest(model: ModelSpec) -> int:
 
 def _completion_assumed(model: ModelSpec) -> Range:
     """Return the tokens to expect of a completion of which nothing is known."""
-    return SHARE_OF_MAX_TOKENS.times(longest(model))
+    return _SHARE_OF_MAX_TOKENS.times(longest(model))
 
 
 def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
     """Return the tokens to expect of one prompt: those rendered, else the generator's and what is shown too."""
     count = counts[role]
     if count.prompts:
-        return tokens_of(count.prompt_characters / count.prompts)
+        return _tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
-    asked = tokens_of(first.prompt_characters / max(first.prompts, 1))
+    asked = _tokens_of(first.prompt_characters / max(first.prompts, 1))
     shown = (_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role])
     return reduce(Range.plus, shown, asked)
 

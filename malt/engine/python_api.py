@@ -126,7 +126,7 @@ class TrainingDataGenerator:
         return replace(copied, created=version.created)
 
     def _job(self, rows: Sequence[Mapping[str, str]]) -> Job:
-        return make_job(self.spec, read_examples(rows), judge=self.judge)
+        return make_job(self.spec, _read_examples(rows), judge=self.judge)
 
     async def _fill(self, job: Job) -> None:
         shortfall = (await fill(job, self._run)).shortfall
@@ -134,7 +134,7 @@ class TrainingDataGenerator:
             raise RunStopped(reason)
 
 
-def read_examples(rows: Sequence[Mapping[str, str]]) -> list[Question]:
+def _read_examples(rows: Sequence[Mapping[str, str]]) -> list[Question]:
     """Read rows as those of a file are; their ids come from their content."""
     if not rows:
         raise QuestionError("training_data has no rows; give some with a question and a ground_truth each")

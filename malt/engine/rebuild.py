@@ -6,27 +6,28 @@ complete tree. A question that was incomplete stays so, though the store may kno
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Code, Manifest, seal_holds
+from malt.datasets.pages.sample import group_failures
 from malt.datasets.publish.shard import stored_shards
 from malt.datasets.publish.writer import Provenance, VersionWriter
 from malt.datasets.rows.examples import question_row
 from malt.datasets.rows.files import RowsDigest, as_batch
-from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE, QuestionRow
+from malt.datasets.rows.tables import QUESTION_COLUMNS, QUESTIONS, QUESTIONS_FILE
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import refuse_in_versions
-from malt.datasets.version.reading import exclusion_of, parquet_rows, restore_question
+from malt.datasets.version.reading import reading, screen_again
 from malt.engine.job import Job
 from malt.errors import PromptError, QuestionError, VersionError
 from malt.grading.references import check_references
 from malt.grading.user_code import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import CONTAMINATED, Screening, screen, screen_known
+from malt.questions.screening import screen
 from malt.trees.tree import FailedBranch, Tree
 
 SHOWN = 5
@@ -83,13 +84,16 @@ def rebuild(
 def _read_job_again(version: DatasetVersion, settings: Settings, sources: Sources) -> Job:
     """Read the job as it is now: the version's own questions, unless those are damaged or a file is given."""
     spec = version.spec
+    if spec.dataset.tokenizer is not None:
+        into = f"put it into {settings.datasets_dir} if that is to be loaded"
+        version.refuse_foreign(settings.datasets_dir, f"the tokenizer {spec.dataset.tokenizer!r}", into)
     try:
         prompts = load_prompts(sources.prompts or spec.prompts)
     except PromptError as error:
         raise PromptError(f"{error}; --prompts says where the prompts of {version.reference} are now") from error
     if sources.questions is None and version.is_whole(QUESTIONS_FILE):
-        own, screening = _own_questions(version)
-        return Job(spec, prompts, own, screening, settings)
+        with reading(version.path, str(version.path / QUESTIONS_FILE)):
+            return Job(spec, prompts, *screen_again(version), settings)
     if not version.is_within(settings.datasets_dir) and (sources.questions is None or spec.dataset.decontaminate):
         raise VersionError(
             f"{version.path} is from elsewhere, and the files that its config names are not read. "
@@ -102,15 +106,6 @@ def _read_job_again(version: DatasetVersion, settings: Settings, sources: Source
         damaged = f"{version.reference} has no whole {QUESTIONS_FILE}, and " if sources.questions is None else ""
         raise QuestionError(f"{damaged}{error}; --questions says where the file is now") from error
     return Job(spec, prompts, questions, screen(questions, spec.dataset), settings)
-
-
-def _own_questions(version: DatasetVersion) -> tuple[list[Question], Screening]:
-    """Read the questions that lie in the version, and what was known of them; no test set is needed for that."""
-    rows = [cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE)]
-    questions = [restore_question(row) for row in rows]
-    excluded = {row["question_id"]: exclusion_of(row) for row in rows}
-    contaminated = {each: found for each, found in excluded.items() if found and found.reason == CONTAMINATED}
-    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def _changed_prompts(version: DatasetVersion, prompts: PromptSet) -> Iterator[str]:
@@ -168,11 +163,10 @@ def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt
 
 def _failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
     """Return what was missing of the questions that were incomplete: they stay so."""
-    failed: dict[str, list[FailedBranch]] = {}
-    for failure in then.failures:
-        branch = FailedBranch(failure.question_id, failure.address, Role(failure.role), failure.reason)
-        failed.setdefault(failure.question_id, []).append(branch)
-    return failed
+    return {
+        question_id: [FailedBranch(each.question_id, each.address, Role(each.role), each.reason) for each in failures]
+        for question_id, failures in group_failures(then).items()
+    }
 
 
 def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:

@@ -30,12 +30,12 @@ from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, asks_judge
 from malt.trees.replay import windows
 
 
-async def run_job(job: Job, run: Run | None = None, ask: Ask | None = None) -> RunSummary:
+async def run_job(job: Job) -> RunSummary:
     """Ask for what is missing, then publish what the store holds whole. Waits while another run grows the dataset."""
-    run, started = run or Run(), time.monotonic()
+    run, started = Run(), time.monotonic()
     check_models(job.spec)
     async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
-        filled = await fill(job, run, ask)
+        filled = await fill(job, run)
         built = await asyncio.to_thread(build, job) if is_publishable(job.spec, filled.shortfall) else None
     return summarise(job, filled, built, time.monotonic() - started)
 
@@ -56,9 +56,9 @@ async def rerun_job(job: Job, questions: Sequence[Question], roles: Collection[R
     return summarise(job, filled, built, time.time() - started)
 
 
-async def assemble_job(job: Job, run: Run | None = None) -> RunSummary:
+async def assemble_job(job: Job) -> RunSummary:
     """Publish what the store holds whole; nobody but the judge is asked, for the grades it has not given yet."""
-    run, started = run or Run(), time.monotonic()
+    run, started = Run(), time.monotonic()
     async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
         judged = await fill_grades(job, run)
         built = await asyncio.to_thread(build, job)
@@ -102,7 +102,9 @@ def spread_evenly(questions: Sequence[Question], count: int) -> list[Question]:
 def read_declared(name: str, config: Path | None) -> RunSpec:
     """Return what a dataset was last declared with, or what a file declares. Raises `ConfigError` or `VersionError`."""
     if config is None:
-        return open_version(name, Settings().datasets_dir).spec
+        version = open_version(name, (datasets := Settings().datasets_dir))
+        version.refuse_foreign(datasets, "models, addresses, keys and files", "declare the dataset with --config")
+        return version.spec
     spec = load_spec(config)
     if spec.name != name:
         raise ConfigError(f"{config}: declares dataset {spec.name!r}, not {name!r}; name that one")

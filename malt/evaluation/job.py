@@ -17,7 +17,8 @@ from malt.models.playing import NAMED, with_weights
 from malt.models.version import ModelVersion, open_model
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import find_near_duplicates, screen
+from malt.questions.screening import screen
+from malt.questions.shingles import find_near_duplicates
 
 _SHOWN = 5
 """Overlapping questions that are named."""

@@ -10,9 +10,10 @@ from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import content_policy, page_environment, read_part
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
-from malt.evaluation.summary import TITLES, Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.summary import Cell, Compared, Flips, Measure, Summary, SystemSummary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
+from malt.files import replace_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +59,8 @@ def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
     """Return the report that lies in a version's folder; with `out`, draw it anew there."""
     if out is None:
         return version.path / REPORT_FILE
-    out.write_text(render_report(version.manifest, version.summary, version.answers), encoding="utf-8")
-    return out
+    replace_text(out, render_report(version.manifest, version.summary, version.answers))
+    return out.absolute()
 
 
 # What the page draws, as rows and places. Lengths are percent of a picture, so that it fits any width.

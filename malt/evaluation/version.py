@@ -56,7 +56,7 @@ class EvaluationManifest(VersionManifest):
     @property
     def spec(self) -> RunSpec:
         """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
-        return read_spec(self.config, f"{self.kind}/{self.name}@v{self.version}")
+        return read_spec(self.config, f"{self.name_on_shelf}@v{self.version}")
 
 
 @dataclass(frozen=True)

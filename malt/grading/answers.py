@@ -23,7 +23,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 
-from malt.grading.normalize import apart, is_spaced, typed
+from malt.grading.normalize import apart, closing_brace, is_spaced, typed
 from malt.grading.numbers import Quantity, last_quantity, leading_quantity, parse_quantity, read_quantity
 
 _MOST_MARKS = 50
@@ -167,7 +167,7 @@ def _box_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # n
     contents: list[str] = []
     while position >= 0:
         opening = _BOX.match(text, position)
-        close = _closing_brace(text, opening.end(), end) if opening else None
+        close = closing_brace(text, opening.end(), end) if opening else None
         if opening is None or close is None or (contents and not _JOINED_BOXES.fullmatch(text, close + 1, end)):
             break
         contents.insert(0, clean(text[opening.end() + 1 : close]))
@@ -232,21 +232,6 @@ def _lowered(text: str) -> str:
     return low if len(low) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
 
-_BRACES = re.compile(r"\\[{}\\]|[{}]")
-
-
-def _closing_brace(text: str, opening: int, end: int) -> int | None:
-    """Return where the brace that opens at `opening` closes."""
-    if not text.startswith("{", opening):
-        return None
-    depth = 0
-    for match in _BRACES.finditer(text, opening, end):
-        depth += (match[0] == "{") - (match[0] == "}")
-        if depth == 0:
-            return match.start()
-    return None
-
-
 # Markup around an answer.
 
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("<answer>", "</answer>"))
@@ -277,7 +262,7 @@ def _unwrapped(text: str) -> str:
         if len(text) - len(inner) == len(opening) + len(closing) and opening not in inner:
             return inner
     command = _COMMAND.match(text)
-    if command and _closing_brace(text, command.end(), len(text)) == len(text) - 1:
+    if command and closing_brace(text, command.end()) == len(text) - 1:
         return text[command.end() + 1 : -1]
     if "nswer" in text[:60]:
         text = text[leading.end() :] if (leading := _LEAD_IN.match(text)) else text
@@ -346,5 +331,6 @@ def unmarked_formula(text: str) -> str:
     return text[start:].partition("\n")[0].strip() if "\n" not in last[0] else text[start:].strip()
 
 
-_FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\((?:(?!\\\().)+?\\\)|\\\[(?:(?!\\\[).)+?\\\]", re.DOTALL)
+"""None goes past the beginning of another: of many that nothing closes, each would be read to the end of the text."""
 _DENIED = re.compile(r"\b(?:not|never|no|cannot|than|from|between|least|most|wrong)\b|n't\b", re.IGNORECASE)

@@ -125,9 +125,10 @@ def _words_of(choices: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 _LETTER = re.compile(r"[A-Z](?<![\w'\u2019\\]\w)(?![\w'\u2019])")
 _LIKE_A_WORD = re.compile(r"(?<![(\[*])(?:A(?= (?!or |and |nor |is |are )[a-z])|I(?= [a-z]))")
 _LISTED = (
-    r"[(\[*]*[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?"
-    r"[(\[*]*[A-Z][)\]*]*(?![\w']))*(?![\w'])"
+    r"[(\[*]{0,4}[A-Z][)\]*.]*(?:\s*(?:,|/|&|or\b|and\b|nor\b)\s*(?:or\s+|and\s+|nor\s+)?"
+    r"[(\[*]{0,4}[A-Z][)\]*]*(?![\w'])){0,25}(?![\w'])"
 )
+"""Letters, as many as there are: a longer list would be tried from each of its letters anew."""
 _DENIED = re.compile(
     r"(?:\b(?:not|isn't|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+|reject\w*|except|unlike|rather than|instead of"
     r"|(?:anything|all) but"

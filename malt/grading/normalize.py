@@ -1,7 +1,8 @@
 # ruff: noqa: RUF001 - the signs that look alike are what this module is about
-"""Making texts plain, so that what means the same reads the same: typography, scripts, Markdown and LaTeX."""
+"""Making texts plain, so that what means the same reads the same: typography, scripts, Markdown, LaTeX, its braces."""
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 
@@ -108,3 +109,18 @@ def plain(text: str) -> str:
     if "/" in text:
         text = _SPACED_SIGN.sub(r"\1", text)
     return _SPACES.sub(" ", _SYMBOLS.sub(_SYMBOL, text))
+
+
+_BRACES = re.compile(r"\\[{}\\]|[{}]")
+
+
+def closing_brace(text: str, opening: int, end: int = sys.maxsize) -> int | None:
+    """Return where the brace that opens at `opening` closes."""
+    if not text.startswith("{", opening):
+        return None
+    depth = 0
+    for match in _BRACES.finditer(text, opening, end):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if depth == 0:
+            return match.start()
+    return None

@@ -123,8 +123,18 @@ class OwnPagesOnly:
             await self._refuse(scope, send)
         elif scope["path"] == SIGN_IN_PATH and scope["type"] == "http":
             await self._answer(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
+        elif scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
         else:
             await self._app(scope, receive, self._guarded(send))
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Close a websocket that says what Prefect cannot read: anyone may, and a traceback each would fill the log."""
+        try:
+            await self._app(scope, receive, send)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            with suppress(RuntimeError):  # it is closed already
+                await send({"type": "websocket.close", "code": 1003})
 
     def _is_own(self, scope: Scope) -> bool:
         hosts, origins = (_values(scope, name) for name in (b"host", b"origin"))

@@ -13,6 +13,7 @@ from malt.evaluation.card import percent, points
 from malt.evaluation.report import make_bar, place_gains, read_style
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, is_vote, write_title
 from malt.evaluation.version import EvaluationVersion, open_evaluation
+from malt.files import make_private_folder
 from malt.grading.grades import Outcome
 from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
 from malt.improvement.specs import TRAINED, UNTRAINED, without
@@ -112,7 +113,7 @@ def _list_worths(summary: Summary) -> Iterator[tuple[str, Compared]]:
 def write_report(done: Improvement, settings: Settings) -> Path:
     """Write what an improvement has come to so far, and return the page; the versions are what counts."""
     folder = settings.data_dir / SHELF / done.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     figures = read_figures(done)
     pages = {REPORT_FILE: _render_page(figures), PAGE_FILE: _write_markdown(figures),
              SUMMARY_FILE: done.model_dump_json(indent=2)}  # fmt: skip

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from malt.files import replace_text
 from malt.models.manifest import ModelManifest, RoleEntry
 from malt.models.version import ModelVersion
 
@@ -60,8 +61,8 @@ def find_report(version: ModelVersion, out: Path | None = None) -> Path:
     """Return a version's own report, or draw it anew into a file."""
     if out is None:
         return version.path / REPORT_FILE
-    out.write_text(render_report(version.manifest), encoding="utf-8")
-    return out.resolve()
+    replace_text(out, render_report(version.manifest))
+    return out.absolute()
 
 
 def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:

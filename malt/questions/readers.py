@@ -378,10 +378,10 @@ def _storable(text: str) -> str:
     return text
 
 
-def excerpt(value: object, longest: int = 80) -> str:
+def excerpt(value: object) -> str:
     """Show the beginning of a value in an error message."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    short = text if len(text) <= longest else f"{text[:longest]}…"
+    short = text if len(text) <= 80 else f"{text[:80]}…"
     return repr(short) if isinstance(value, str) else short
 
 

@@ -19,16 +19,9 @@ from malt.config.spec import DatasetSpec
 from malt.errors import QuestionError
 from malt.questions.question import Question, read_cell
 from malt.questions.readers import read_rows, strip_secrets
-from malt.questions.shingles import Hashes, find_earlier_alike, hash_runs, split_words
+from malt.questions.shingles import Hashes, find_near_duplicates, hash_runs, split_words
 
 CONTAMINATED, DUPLICATE = "decontaminate", "duplicate_questions"
-
-_RUN = 5
-"""Words of a run by which questions are found to be near duplicates, as is usual with MinHash."""
-_NEAR = 0.7
-"""Share of runs that near duplicates have in common: in a question of 35 words one may differ."""
-_COMPARED = 32
-"""Earlier questions of a band that one is compared with: enough unless thousands come from one template."""
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -119,11 +112,6 @@ def screen_known(
         originals=originals,
         test_sets=test_sets,
     )
-
-
-def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Return the places of questions that ask what an earlier one asks, each with the place of the first such one."""
-    return find_earlier_alike(texts, _RUN, _NEAR, _COMPARED)
 
 
 class _Overlaps:

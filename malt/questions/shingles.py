@@ -73,35 +73,41 @@ def _hash_bands(found: Hashes) -> Hashes:
     return together
 
 
-def find_earlier_alike(texts: Sequence[str], length: int, least: float, compared: int) -> dict[int, int]:
-    """Return the places of texts that say what an earlier one says, each with the place of the first such text.
+_RUN = 5
+"""Words of a run by which questions are found to be near duplicates, as is usual with MinHash."""
+_NEAR = 0.7
+"""Share of runs that near duplicates have in common: in a question of 35 words one may differ."""
+_COMPARED = 32
+"""Earlier questions of a band that one is compared with: enough unless thousands come from one template."""
 
-    Alike is: the same figures, and runs of `length` words that are alike by `least`. Each text is compared with at most
-    `compared` earlier ones of a band, the first and the nearest. Memory: about 150 bytes a text.
+
+def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
+    """Return the places of questions that ask what an earlier one asks, each with the place of the first such one.
+
+    Alike is: the same figures, and enough runs of words in common. Each is compared with the first and the nearest of
+    the earlier ones of a band. Memory: about 150 bytes a text.
     """
     if not texts:
         return {}
-    table = np.stack([_hash_bands(hash_runs(text, length)) for text in texts])
+    table = np.stack([_hash_bands(hash_runs(text, _RUN)) for text in texts])
     found: dict[int, int] = {}
     for band in table.T:
         order = np.argsort(band, kind="stable")
         starts = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]))
         for group in np.split(order, starts[1:]):
-            _match(group.tolist(), texts, length, least, compared, found)
+            _match(group.tolist(), texts, found)
     return {place: _first(place, found) for place in sorted(found)}
 
 
-def _match(
-    group: Sequence[int], texts: Sequence[str], length: int, least: float, compared: int, found: dict[int, int]
-) -> None:
+def _match(group: Sequence[int], texts: Sequence[str], found: dict[int, int]) -> None:
     """Note for each of some texts the first of the earlier ones that it is like."""
     for position, place in enumerate(group[1:], 1):
         before = group[:position]
-        near = before if len(before) <= compared else [*before[: compared // 2], *before[-compared // 2 :]]
+        near = before if len(before) <= _COMPARED else [*before[: _COMPARED // 2], *before[-_COMPARED // 2 :]]
         for other in near:
             if other >= found.get(place, place):
                 break
-            if _are_alike(texts[other], texts[place], length, least):
+            if _are_alike(texts[other], texts[place]):
                 found[place] = other
                 break
 
@@ -112,8 +118,8 @@ def _first(place: int, found: dict[int, int]) -> int:
     return place
 
 
-def _are_alike(one: str, other: str, length: int, least: float) -> bool:
-    """Whether two texts have the same figures, and the same words or runs of words alike by `least`."""
+def _are_alike(one: str, other: str) -> bool:
+    """Whether two texts have the same figures, and the same words or nearly the same runs of words."""
     if find_figures(one) != find_figures(other):
         return False
-    return split_words(one) == split_words(other) or _jaccard(hash_runs(one, length), hash_runs(other, length)) >= least
+    return split_words(one) == split_words(other) or _jaccard(hash_runs(one, _RUN), hash_runs(other, _RUN)) >= _NEAR

@@ -30,7 +30,6 @@ from malt.review.grader_options import (
     VerdictPairs,
     grade_all,
     measure_agreement,
-    read_verdict,
 )
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.pipeline import grade_text
@@ -219,7 +218,7 @@ class _AuditCount:
         if leaf.status is NodeStatus.TRUNCATED:
             self._truncated += 1
             return
-        verdicts = {name: read_verdict(grade.outcome) for name, grade in grades.items()}
+        verdicts = {name: grade.outcome.truth for name, grade in grades.items()}
         for first, second in self._verdicts:
             self._verdicts[first, second][verdicts[first], verdicts[second]] += 1
         if {True, False} <= set(verdicts.values()):

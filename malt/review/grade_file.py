@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
-from uuid import uuid4
 
 from pydantic import JsonValue
 
@@ -19,6 +18,7 @@ from malt.config.base import Recorded
 from malt.config.questions import QuestionSource
 from malt.datasets.rows.files import clean_texts, json_line
 from malt.errors import InputError, QuestionError
+from malt.files import replacing
 from malt.grading.graders import grade
 from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, read_cell, read_question
@@ -30,7 +30,6 @@ from malt.review.grader_options import (
     VerdictPairs,
     grade_all,
     measure_agreement,
-    read_verdict,
 )
 
 Columns = Mapping[str, JsonValue]
@@ -63,7 +62,7 @@ class GradedRow(NamedTuple):
     @property
     def differs(self) -> bool:
         """Whether grade and label contradict each other."""
-        graded = read_verdict(self.grade.outcome)
+        graded = self.grade.outcome.truth
         return None not in (graded, self.answered.label) and graded is not self.answered.label
 
     def as_columns(self) -> dict[str, JsonValue]:
@@ -260,7 +259,7 @@ def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledR
     counts = Counter((row.answered.label, row.grade.outcome) for row in rows)
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():
-        verdicts[label, read_verdict(outcome)] += count
+        verdicts[label, outcome.truth] += count
     found: Agreement = measure_agreement(verdicts)
     return LabelledReport(
         **report.model_dump(),
@@ -305,15 +304,11 @@ def check_output(path: Path) -> None:
 
 def write_graded(rows: Iterable[Columns], path: Path) -> None:
     """Write rows in order; an earlier file, or a link, gives way once the new one is whole. Raises `InputError`."""
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with unfinished.open("xb") as file:
+        with replacing(path) as file:
             _WRITERS[path.suffix](list(rows), file)
-        unfinished.replace(path)
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_jsonl(rows: Sequence[Columns], file: BinaryIO) -> None:

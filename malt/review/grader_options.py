@@ -23,6 +23,7 @@ from malt.grading.user_code import require_trust
 from malt.llm.budget import Tally, Usage
 from malt.llm.client.completers import make_completer
 from malt.llm.client.session import open_session
+from malt.llm.provider import embedded
 from malt.llm.request import RequestFailed
 from malt.prompts import load_prompts
 
@@ -81,19 +82,22 @@ def audit_grading(
 ) -> GraderChoice:
     """Return how to grade a version again: as a config says, else as the version does, as far as that is trusted.
 
-    Raises `InputError` where the version names code that is not, or is from elsewhere and names a judge's address.
+    Raises `InputError` where the version names code that is not, `VersionError` where it is from elsewhere and names a
+    judge that does not come with this project.
     """
     grading = _declared_grading(config, overrides, otherwise=_grading_of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
-    named = [name for name in ("api_base", "api_key_env") if getattr(evaluator, name) is not None]
-    if config is None and "llm" in kinds and named and not version.is_within(Settings().datasets_dir):
-        raise ConfigError(
-            f"{version.path} is from elsewhere, and its config names {' and '.join(named)} of a judge, which would get "
-            "its texts and that key. Nothing was sent; name a judge of your own with --config"
-        )
+    if config is None and "llm" in kinds and not _is_packaged(evaluator):
+        judge = f"a judge, {evaluator.model!r}, which would get its texts and a key"
+        version.refuse_foreign(Settings().datasets_dir, judge, "name a judge of your own with --config")
     return grading
+
+
+def _is_packaged(judge: EvaluatorSpec) -> bool:
+    """Whether nobody but the model that comes with this project is asked."""
+    return judge.model == embedded.NAME and judge.api_base is None and not judge.fallbacks
 
 
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
@@ -119,7 +123,9 @@ class OpenedGraders:
         spec = grading.evaluator
         self._prompts = load_prompts(grading.prompts) if "llm" in spec.kind else None
         if self._prompts is not None:
-            _check_judge(spec, grading.limits)
+            from malt.llm.provider import call
+
+            call.check(spec, grading.limits)
         if spec.function is not None:
             objective_grader("python", spec).check(None)
 
@@ -138,12 +144,6 @@ class OpenedGraders:
         ask = make_completer(open_session(Settings(), self.grading.limits), question_ids, asks={Role.EVALUATOR})
         self._tallies.append(ask.tally)
         return graders_for(spec, LLMEvaluator.from_spec(spec, self._prompts, ask))
-
-
-def _check_judge(spec: EvaluatorSpec, limits: Limits) -> None:
-    from malt.llm.provider import call
-
-    call.check(spec, limits)
 
 
 async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limits) -> list[Grade]:
@@ -170,8 +170,6 @@ async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
         return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
 
 
-_VERDICTS = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNANSWERED: False}
-
 VerdictPairs = Counter[tuple[bool | None, bool | None]]
 """Answers by what two graders say of them: right, wrong, or None where one does not know."""
 
@@ -187,11 +185,6 @@ class Agreement(Recorded):
     """Share of the compared answers with the same verdict; None where there are none."""
     kappa: float | None
     """Cohen's kappa (Cohen 1960); None where chance alone agrees on everything, so that it says nothing."""
-
-
-def read_verdict(outcome: Outcome) -> bool | None:
-    """Return whether an outcome says right; None for neither. An answer that is not there is wrong."""
-    return _VERDICTS.get(outcome)
 
 
 def measure_agreement(verdicts: VerdictPairs) -> Agreement:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from malt.canonical_json import cached_sha256, digest
 from malt.datasets.version.folders import discard, sync_tree, temporary_name
 from malt.errors import ConfigError
+from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.llm.provider import embedded
 
 _WEIGHTS = "model.safetensors"
@@ -68,9 +69,9 @@ def unpack(base: Base) -> Path:
     """Return the folder of a base, made out of its GGUF file where it is not there yet; at once, or not at all."""
     if base.gguf is None or (base.folder / "config.json").is_file():
         return base.folder
-    base.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(base.folder.parent)
     staging = temporary_name(base.folder.parent)
-    staging.mkdir()
+    staging.mkdir(PRIVATE_FOLDER)
     try:
         _write_folder(base.gguf, staging)
         sync_tree(staging)

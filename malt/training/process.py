@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from malt.errors import ConfigError, RunStopped, TrainingFailed
+from malt.files import make_private_folder
 from malt.training.job import RoleJob
 
 _Task = Literal["train", "plan"]
@@ -100,7 +101,7 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
 
 
 def _write_job(job: RoleJob) -> Path:
-    job.work.mkdir(parents=True, exist_ok=True)
+    make_private_folder(job.work)
     file = job.work / "job.json"
     file.write_text(job.model_dump_json())
     return file

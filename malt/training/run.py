@@ -19,6 +19,7 @@ from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import discard, move_away
 from malt.errors import NothingToTrain, TrainingFailed
 from malt.files import FileLock
+from malt.llm.provider import embedded
 from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
 from malt.models.version import ModelVersion, list_models
@@ -132,10 +133,20 @@ def _hold_lock(folder: Path, tell: Tell, stopper: Stopper) -> Iterator[None]:
 
 
 def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Sequence[str] = ()) -> TrainSpec:
-    """Return how to train a version. Raises `ConfigError` for a config or an override that is wrong."""
+    """Return how to train a version. Raises `ConfigError` for a config or an override that is wrong, and
+    `VersionError` for a version from elsewhere whose config names another base than the one that comes with us.
+    """
     if config is not None:
         return load_spec(config, overrides).train
+    if not any(each.partition("=")[0].strip() == "train.base" for each in overrides):
+        _refuse_foreign_base(version, Settings())
     return override_spec(version.spec, overrides, version.path).train
+
+
+def _refuse_foreign_base(version: DatasetVersion, settings: Settings) -> None:
+    base = version.spec.train.base
+    if base != embedded.NAME:
+        version.refuse_foreign(settings.datasets_dir, f"the base {base!r}", "name one with -s train.base=")
 
 
 def prepare(
@@ -148,6 +159,8 @@ def prepare(
         for each in (*earlier, version)
     ]
     opened = versions[-1]
+    if spec is None:
+        _refuse_foreign_base(opened, settings)
     chosen = opened.spec.train if spec is None else spec
     base = find_base(chosen.base, settings.training_dir / BASES)
     place = settings.training_dir / (chosen.name or opened.name)

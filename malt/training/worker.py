@@ -18,6 +18,7 @@ from typing import Any
 
 from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
+from malt.files import make_private_folder
 from malt.training.base import Base, unpack
 from malt.training.export import finish, read_results
 from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base
@@ -68,7 +69,7 @@ def _hold_base(base: Base) -> Iterator[None]:
     if base.gguf is None:
         yield
         return
-    base.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(base.folder.parent)
     with lock_of_base(base.folder).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         os.utime(unpack(base))  # its age is since it was last used

@@ -25,8 +25,8 @@ from typing import NamedTuple
 from malt.config.spec import RunSpec
 from malt.questions.question import Question
 from malt.trees.credit import ROUNDING, Value, propagate
-from malt.trees.growth import TreeInputs, build_request, request_children
-from malt.trees.tree import Address, FailedBranch, Node, Tree
+from malt.trees.growth import GrowingTree, TreeInputs
+from malt.trees.tree import Address, Node, Tree
 
 _PRIOR = 0.5
 """Of either parameter of the posterior (Jeffreys): questions tend to be answered nearly always rightly, or wrongly.
@@ -150,30 +150,22 @@ async def grow_adaptively(
 
     Samples have the keys that they have in the full tree. A branch that cannot be had is recorded and grows no more.
     """
-    spec, rule = inputs.spec, Rule.of(inputs.spec)
-    nodes: dict[Address, Node] = {}
+    growing, rule = GrowingTree(question, inputs), Rule.of(inputs.spec)
     asked: dict[Address, int] = {}
     rewards: dict[Address, float | None] = {}
-    failures: list[FailedBranch] = []
 
     async def expand(parent: Address, count: int) -> None:
-        texts = [nodes[above].text for above in parent.path]
-        request = build_request(question, parent, texts, spec, inputs.prompts, count)
-        children, reason = await request_children(inputs.complete, request)
-        asked[parent] = request.count
-        if reason is not None:
-            failures.append(FailedBranch(question.question_id, str(parent), request.role, reason))
-            asked[parent] = spec.roles[request.role].samples
-        new = [Node(parent.child(sample), request.messages, given) for sample, given in children.items()]
-        nodes.update((node.address, node) for node in new if node.address not in nodes)
-        await inputs.wait(judge(node) for node in new if node.address.is_leaf and node.address not in rewards)
+        children, came = await growing.ask(parent, count)
+        asked[parent] = count if came else rule.shape[len(parent)]
+        leaves = (child for child in children if child.address.is_leaf and child.address not in rewards)
+        await inputs.wait(judge(leaf) for leaf in leaves)
 
     async def judge(leaf: Node) -> None:
         rewards[leaf.address] = await reward(leaf)
 
-    while due := rule.next_round(nodes, asked, rewards):
+    while due := rule.next_round(growing.nodes, asked, rewards):
         await inputs.wait(expand(parent, count) for parent, count in due.items())
-    return Tree(question, dict(sorted(nodes.items())), tuple(sorted(failures)))
+    return growing.tree
 
 
 def nodes_grown(rule: Rule, rewards: Rewards) -> set[Address]:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from malt.trees.tree import Node
-
 
 ROUNDING = 1e-12
 """Two values nearer than this are one: 0.9, 0.5 and 0.7 have the mean 0.7, which floating point puts just above it."""

@@ -34,13 +34,18 @@ async def grow(question: Question, inputs: TreeInputs) -> Tree:
     A branch that cannot be had is recorded and the rest grows on. `RunStopped` and our own faults are raised, once
     everything already asked has come back.
     """
-    growth = _Growth(question, inputs)
-    await growth.expand(Address())
-    return Tree(question, dict(sorted(growth.nodes.items())), tuple(sorted(growth.failures)))
+    growing = GrowingTree(question, inputs)
+
+    async def expand(parent: Address) -> None:
+        children, _ = await growing.ask(parent)
+        await inputs.wait(expand(child.address) for child in children if not child.address.is_leaf)
+
+    await expand(Address())
+    return growing.tree
 
 
 @dataclass(slots=True)
-class _Growth:
+class GrowingTree:
     """A tree as it grows."""
 
     question: Question
@@ -48,18 +53,24 @@ class _Growth:
     nodes: dict[Address, Node] = field(default_factory=dict)
     failures: list[FailedBranch] = field(default_factory=list)
 
-    async def expand(self, parent: Address) -> None:
-        """Ask for all that grows from a node."""
+    async def ask(self, parent: Address, count: int | None = None) -> tuple[list[Node], bool]:
+        """Ask for the first `count` children of a node, or all; return those that came, and whether all did."""
         texts = [self.nodes[above].text for above in parent.path]
-        request = build_request(self.question, parent, texts, self.inputs.spec, self.inputs.prompts)
-        children, reason = await request_children(self.inputs.complete, request)
-        if reason is not None:
-            self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, reason))
-        for sample, completion in children.items():
-            address = parent.child(sample)
-            self.nodes[address] = Node(address, request.messages, completion)
-        if request.role is not PLAYERS[-1]:
-            await self.inputs.wait(self.expand(parent.child(sample)) for sample in children)
+        request = build_request(self.question, parent, texts, self.inputs.spec, self.inputs.prompts, count)
+        came: Mapping[int, Completion]
+        try:
+            came, is_whole = dict(enumerate(await self.inputs.complete(request))), True
+        except RequestFailed as failure:
+            came, is_whole = failure.completed, False
+            self.failures.append(FailedBranch(self.question.question_id, str(parent), request.role, str(failure)))
+        children = [Node(parent.child(sample), request.messages, given) for sample, given in came.items()]
+        for child in children:
+            self.nodes.setdefault(child.address, child)
+        return children, is_whole
+
+    @property
+    def tree(self) -> Tree:
+        return Tree(self.question, dict(sorted(self.nodes.items())), tuple(sorted(self.failures)))
 
 
 def build_request(
@@ -82,16 +93,6 @@ def build_request(
         address=str(parent),
         count=declared.samples if count is None else count,
     )
-
-
-async def request_children(
-    complete: Complete, request: CompletionRequest
-) -> tuple[Mapping[int, Completion], str | None]:
-    """Return the children that came, by sample number, and why others did not."""
-    try:
-        return dict(enumerate(await complete(request))), None
-    except RequestFailed as failure:
-        return failure.completed, str(failure)
 
 
 def requests_per_question(spec: RunSpec) -> dict[Role, int]:

@@ -85,6 +85,14 @@ def test_a_config_that_is_there_stays_unless_forced(malt: Callable[..., Said]) -
     assert load_spec(Path("sums.toml")).evaluator.kind == ("number",)
 
 
+def test_a_config_is_written_through_no_link(malt: Callable[..., Said], tmp_path: Path) -> None:
+    Path("sums.toml").symlink_to(tmp_path / "nowhere")
+    assert malt("init", "--questions", "sums.csv")[0] == 2
+    assert malt("init", "--questions", "sums.csv", "--force")[0] == 0
+    assert not (tmp_path / "nowhere").exists()
+    assert Path("sums.toml").is_file()
+
+
 def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
     (tmp_path / "sums.csv").write_text("question,answer\n2+3?,5\n")
     ours, theirs = pty.openpty()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from malt.cli.main import exit_code
+from malt.config.questions import QuestionSource
 from malt.config.roles import Role
-from malt.config.spec import EvaluatorSpec, RunSpec
+from malt.config.spec import CreditSpec, EvaluatorSpec, RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.engine.build import Built, build, summarise
@@ -15,10 +16,13 @@ from malt.engine.job import read_job
 from malt.engine.run import Filled
 from malt.llm.budget import Tally
 from malt.prompts import SLOTS
-from malt.trees.pipeline import NOTHING_MISSING
+from malt.trees.pipeline import NOTHING_MISSING, Shortfall
+from malt.trees.tree import FailedBranch
 from tests import mishaps, providers
 from tests.asking import asked_directly
 from tests.providers import ScriptedProvider
+from tests.published import PROVENANCE, mixed_tree, publish
+from tests.published import spec_of as published_spec
 from tests.specs import spec_of, write_questions
 
 
@@ -135,3 +139,38 @@ def test_what_a_store_amounts_to_is_as_it_was_recorded(
     )
     version = version_of(spec.model_copy(update={"prompts": str(prompts)}))
     assert version.manifest.files["trajectories.parquet"].rows_sha256 == RECORDED
+
+
+# What a run's summary says of its end.
+
+FAILED = Shortfall((FailedBranch("q1", "0", Role.VERIFIER, "it is down"),), None)
+STOPPED = Shortfall((), "the budget is spent")
+
+
+@pytest.mark.parametrize(
+    ("shortfall", "code", "said"),
+    [
+        (NOTHING_MISSING, 1, "no version: the store has no whole tree of 3 questions"),
+        (FAILED, 1, "1 failed branches, 2 of 3 questions complete"),
+        (STOPPED, 3, "stopped: the budget is spent; 0 of 3 questions complete"),
+    ],
+)
+def test_a_run_without_a_version_has_failed(tmp_path: Path, shortfall: Shortfall, code: int, said: str) -> None:
+    questions = QuestionSource(source=str(write_questions(tmp_path, 3)), format="gsm8k")
+    job = read_job(RunSpec(name="sums", questions=questions, evaluator=EvaluatorSpec(kind=("number",))))
+    summary = summarise(job, Filled(shortfall, Tally()), None, 1.0)
+    assert summary.exit_code == code
+    assert summary.sentence.startswith(said)
+
+
+def test_a_run_whose_version_is_not_made_latest_has_failed_and_says_why(tmp_path: Path) -> None:
+    spec = published_spec().model_copy(update={"credit": CreditSpec(max_unknown=0)})
+    version = publish([mixed_tree("q1")], spec, PROVENANCE, tmp_path)  # one of its leaves has no grade
+    questions = QuestionSource(source=str(write_questions(tmp_path, 1)), format="gsm8k")
+    job = read_job(RunSpec(name="arith", questions=questions, evaluator=EvaluatorSpec(kind=("number",))))
+    summary = summarise(job, Filled(NOTHING_MISSING, Tally()), Built(version, ()), 1.0)
+    assert summary.exit_code == 1
+    assert summary.unknown == {"the judge's reply could not be read": 1}
+    assert summary.sentence.startswith("arith@v1 was not made latest: the grade of 1 of 27 leaves is unknown")
+    assert summary.suspicions
+    assert "suspicious: the grade of 1 of 27 leaves is unknown" in summary.markdown

@@ -1,17 +1,14 @@
 """The library's front door, without Prefect."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from malt import JudgeReply, LLMEvaluator, Score, TrainingDataGenerator
+from malt import LLMEvaluator, TrainingDataGenerator
 from malt.config.roles import Role
 from malt.datasets.check.verify import verify
 from malt.errors import ConfigError, NothingToPublish, QuestionError
-from malt.llm.request import Message
 from tests import mishaps
 from tests.batches import BatchProvider
 from tests.batching import batched
@@ -21,9 +18,13 @@ from tests.specs import spec_of, write_questions
 DATA = [{"question": f"What is {i} + 10?", "ground_truth": f"{i + 10}"} for i in range(3)]
 
 
-@pytest.fixture
-def generator(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> TrainingDataGenerator:
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "k")
+
+
+@pytest.fixture
+def generator(provider: ScriptedProvider) -> TrainingDataGenerator:
     return TrainingDataGenerator(
         "openai/m", branching_factor=2, use_llm_eval=False, api_base=provider.url, api_key_env="TEST_KEY", seed=1
     )
@@ -59,8 +60,7 @@ async def test_a_second_call_asks_nothing_and_makes_no_new_version(
     assert provider.request_count == asked
 
 
-async def test_a_judge_gives_every_leaf_its_score(provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
+async def test_a_judge_gives_every_leaf_its_score(provider: ScriptedProvider) -> None:
     generator = TrainingDataGenerator("openai/m", 0.5, 2, api_base=provider.url, api_key_env="TEST_KEY")
     valued = await generator.generate_trajectories(**DATA[0])
     leaves = [grade for address, grade in valued.grades.items() if address.is_leaf]
@@ -68,34 +68,9 @@ async def test_a_judge_gives_every_leaf_its_score(provider: ScriptedProvider, mo
     assert len({grade.reward for grade in leaves}) > 2
 
 
-async def test_criteria_change_by_a_subclass_and_by_more_scores(
-    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = lambda _asked, _sample: json.dumps(
-        {"explanation": [], "key_matches": [], "correctness_score": 1, "reasoning_score": 1, "brevity_score": 0}
-    )
-
-    class BriefReply(JudgeReply):
-        brevity_score: Score
-
-    class StrictEvaluator(LLMEvaluator):
-        def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
-            system, *turns = super().build_messages(question, ground_truth, answer)
-            return (Message(system.role, f"{system.content}\nBe strict."), *turns)
-
-    judge = StrictEvaluator(
-        "openai/m", api_base=provider.url, api_key_env="TEST_KEY", schema=BriefReply, weights={"brevity_score": 1.0}
-    )
-    said = await judge.evaluate_answer("What is 2 + 2?", "4", "Final Answer: 4")
-    assert said.score == pytest.approx(0.5)
-    assert "Be strict." in provider.requests[0].prompt
-
-
 async def test_a_judge_whose_replies_cannot_be_read_makes_a_warning_and_no_latest_version(
-    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    provider: ScriptedProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
     provider.script = lambda _asked, _sample: "I think it is fine."
     generator = TrainingDataGenerator("openai/m", 0.5, 2, api_base=provider.url, api_key_env="TEST_KEY")
     version = await generator.generate_and_evaluate(DATA)
@@ -152,10 +127,7 @@ def test_an_evaluator_that_would_not_be_asked_is_an_error() -> None:
         TrainingDataGenerator("embedded", use_llm_eval=False, evaluator=LLMEvaluator("embedded"))
 
 
-def test_the_evaluator_that_is_given_is_the_one_declared(
-    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
+def test_the_evaluator_that_is_given_is_the_one_declared(provider: ScriptedProvider) -> None:
     judge = LLMEvaluator("openai/judge", api_base=provider.url, api_key_env="TEST_KEY")
     generator = TrainingDataGenerator("openai/m", evaluator=judge, api_base=provider.url, api_key_env="TEST_KEY")
     assert generator.spec.evaluator.model == "openai/judge"
@@ -166,16 +138,7 @@ def test_a_missing_key_is_found_at_once(provider: ScriptedProvider) -> None:
         TrainingDataGenerator("openai/m", api_base=provider.url, api_key_env="NO_SUCH_KEY")
 
 
-def test_prefect_is_not_imported() -> None:
-    program = (
-        "import sys, malt.engine.python_api, malt.grading.judge; "
-        "sys.exit(any(m.startswith('prefect') for m in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-async def test_trees_are_grown_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
+async def test_trees_are_grown_in_batches_too(tmp_path: Path) -> None:
     with BatchProvider() as provider:
         spec = batched(spec_of(provider, write_questions(tmp_path)))
         version = await TrainingDataGenerator(spec=spec).generate_and_evaluate(DATA)

@@ -1,7 +1,6 @@
 """What evaluations found of a model stands in its card on the Hub, and the version itself stays as it was."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from malt.models.adapters import name_adapter
 from malt.models.version import ModelVersion
 from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.hub import OWNER, Hub
+from tests.hub import hub as hub
 from tests.models.conftest import Publish, publish
 from tests.providers import ScriptedProvider
 
@@ -32,13 +32,6 @@ SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.trained]\nrefiner = {{ mo
 @pytest.fixture
 def model(publish: Publish) -> ModelVersion:
     return publish()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
-        server.use_here(tmp_path, monkeypatch)
-        yield server
 
 
 @pytest.fixture

@@ -51,10 +51,8 @@ def test_show_tells_its_figures_and_one_question(
 
 
 def test_of_a_single_chain_no_vote_is_told(
-    tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TEST_KEY", "k")
-    provider.script = script
     version = evaluate(planted_spec(tmp_path, provider, f"chains = 1\n{SYSTEMS}"))
     shown = said(capsys, "show", version.path)
     pages = [(version.path / name).read_text() for name in ("README.md", "report.html")]

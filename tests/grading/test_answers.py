@@ -1,4 +1,4 @@
-"""Reading the final answer: every row of the tables is graded in test_grading; here are the rules behind them."""
+"""Reading the final answer: every row of the tables is graded in test_graders; here are the rules behind them."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt.grading.answers import final_answer, normalised, read_number
+from malt.grading.answers import final_answer, normalised, read_number, unmarked_formula
 from malt.grading.choices import read_choice
 from malt.grading.numbers import equal, parse_quantity
 
@@ -152,6 +152,11 @@ HOSTILE = {
     "blank lines": " \n" * 100_000,
     "stars": "Final Answer: " + "*" * 200_000,
     "letters that grow": "\u0130" * 100_000 + "Final Answer: 5",
+    "listed letters": "A) or " * 33_000,
+    "denied letters": "not A, B or " * 16_000,
+    "open square brackets": "[" * 200_000,
+    "open formulas": "(1)\\" * 50_000,
+    "open displays": "1\\[" * 60_000,
 }
 
 
@@ -161,4 +166,5 @@ def test_a_hostile_200_kb_text_is_read_in_linear_time(name: str) -> None:
     read_number(HOSTILE[name])
     read_choice(HOSTILE[name], CHOICES)
     final_answer(HOSTILE[name])
+    unmarked_formula(HOSTILE[name])
     assert time.process_time() - started < 3

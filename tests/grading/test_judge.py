@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue, TypeAdapter
 
+from malt import JudgeReply, LLMEvaluator, Score
 from malt.config.roles import Role
 from malt.config.spec import EvaluatorSpec
 from malt.errors import ConfigError, EvaluationUnknown, MaltError
 from malt.grading.grades import Outcome
-from malt.grading.judge import JudgeReply, LLMEvaluator, Score, inert, tags_in
+from malt.grading.judge import inert, tags_in
 from malt.grading.judge_reply import read_reply
 from malt.llm.request import Completion, CompletionRequest, FinishReason, Message, RequestFailed
 from malt.prompts import PromptSet, known_sets, load_prompts

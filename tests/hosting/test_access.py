@@ -19,6 +19,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
+from websockets import ConnectionClosed, Subprotocol
+from websockets.sync.client import connect
 
 from malt.hosting import access
 from malt.hosting.private_prefect import PRIVATE, NamedServer, PrefectServer
@@ -131,6 +133,24 @@ def test_a_request_from_a_page_of_another_origin_is_refused_whatever_it_knows(ta
     for origin in ("http://attacker.example", "null", "http://127.0.0.1:1", target.root.replace("http", "https")):
         assert status(target.root + target.guarded, Origin=origin, **target.headers) == 403
     assert status(target.root + target.guarded, Origin=target.root, **target.headers) == 200
+
+
+JUNK = ("x", "[]", b"\xff", '{"type": "auth", "token": 5}', '{"type": "auth", "token": "\u00e9"}', "[" * 100_000)
+
+
+def test_what_a_stranger_says_to_a_websocket_fills_no_log(target: Target) -> None:
+    if target.home is None:
+        pytest.skip("the embedded server has no websocket")
+    log = target.home / "server.log"
+    before = log.stat().st_size
+    for said in JUNK:
+        with connect(
+            f"{target.root.replace('http', 'ws')}/api/events/in", subprotocols=[Subprotocol("prefect")]
+        ) as socket:
+            socket.send(said)
+            with pytest.raises(ConnectionClosed):
+                socket.recv(timeout=60)
+    assert log.stat().st_size == before
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A model version on the Hub: in a repository of models, whole, and open to who loads it there."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,12 @@ from malt.errors import InputError, PushError
 from malt.models.publishing import verify
 from malt.models.version import open_folder
 from tests.hub import OWNER, Hub
+from tests.hub import hub as hub
 from tests.models.conftest import Publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
 
 ID = f"{OWNER}/laptop"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
-        server.use_here(tmp_path, monkeypatch)
-        yield server
 
 
 def test_a_model_version_becomes_a_commit_and_a_tag_in_a_repository_of_models(

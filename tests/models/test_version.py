@@ -10,7 +10,7 @@ from malt.config.settings import Settings
 from malt.config.train import TrainSpec
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.push.push import push
-from malt.errors import TrainingFailed, VersionError
+from malt.errors import PushError, TrainingFailed, VersionError
 from malt.models.compare import compare_models
 from malt.models.publishing import Made, TrainedRole, publish_models, verify
 from malt.models.version import list_models, open_model
@@ -112,6 +112,16 @@ def test_a_pushed_version_arrives_whole_and_opens_there(publish: Publish, tmp_pa
     arrived = open_model(tmp_path / "shared/models/laptop/v1")
     assert pushed.version == arrived.reference == "models/laptop@v1"
     assert verify(arrived) == []
+
+
+@pytest.mark.parametrize("link", ["models", "models/laptop", "models/laptop/v1"])
+def test_a_push_writes_through_no_link_on_the_way(publish: Publish, tmp_path: Path, link: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shared" / link).parent.mkdir(parents=True)
+    (tmp_path / "shared" / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PushError, match="is a link"):
+        push(publish(), str(tmp_path / "shared"))
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
 
 
 def test_an_older_version_can_be_removed_and_the_newest_stays(publish: Publish) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt.grading.grades import Outcome
-from malt.review.grader_options import VerdictPairs, measure_agreement, read_verdict
+from malt.review.grader_options import VerdictPairs, measure_agreement
 
 VERDICT_PAIRS = st.tuples(st.sampled_from([True, False, None]), st.sampled_from([True, False, None]))
 
@@ -57,4 +57,4 @@ def test_kappa_is_the_agreement_beyond_chance(verdicts: VerdictPairs) -> None:
 
 
 def test_an_answer_that_is_not_there_is_wrong_and_one_cut_off_is_not_compared() -> None:
-    assert [read_verdict(outcome) for outcome in Outcome] == [True, False, False, None, None]
+    assert [outcome.truth for outcome in Outcome] == [True, False, False, None, None]

@@ -1,8 +1,8 @@
 """What may be trained: a GGUF file, a folder, a model on the Hub; an adapter or all weights."""
 
 import math
+import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ from malt.models import gguf
 from malt.models.version import open_model
 from malt.training.base import find_base, unpack
 from malt.training.export import replace_weights
+from malt.training.plan import plan
 from malt.training.run import train
 from tests.hub import OWNER, Blob, Hub, Repository
+from tests.hub import hub as hub
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
 
@@ -51,19 +53,23 @@ def test_whole_weights_take_the_place_of_the_bases_in_a_gguf_file(tiny: Path, fo
     assert all(np.array_equal(weights.astype(np.float16), after[name]) for name, weights in before.items())
 
 
+def test_a_plan_leaves_nothing_that_others_can_enter(version: DatasetVersion, spec: TrainSpec) -> None:
+    before = os.umask(0)
+    try:
+        plan(version, spec, Settings())
+    finally:
+        os.umask(before)
+    folders = [Settings().training_dir, *Settings().training_dir.iterdir()]
+    assert len(folders) == 3
+    assert [folder for folder in folders if folder.stat().st_mode & 0o077] == []
+
+
 def test_a_base_that_did_not_grow_the_trees_is_named(
     version: DatasetVersion, spec: TrainSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exit_code(["train", str(version.path), "--plan", "-s", f"train.base={spec.base}"])
     grown_by = version.spec.roles[Role.GENERATOR].model
     assert f"was grown by {grown_by}; what is trained is train.base = {spec.base}" in capsys.readouterr().err
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
-        server.use_here(tmp_path, monkeypatch)
-        yield server
 
 
 def test_a_base_on_the_hub_is_fetched_once_without_code_or_pickles(hub: Hub, folder: Path, tmp_path: Path) -> None:

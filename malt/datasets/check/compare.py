@@ -6,7 +6,6 @@ nodes of `trajectories.parquet` over again, and are not compared by themselves.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -145,13 +144,10 @@ class _Side(NamedTuple):
         names = pq.read_schema(self.version.path / self.file).names if self.digest else SCHEMAS[self.file].names
         return [name for name in names if name not in MEASURED]
 
-    def hash_rows(self, columns: list[str], question_numbers: dict[str, int]) -> pd.DataFrame:
-        if self.digest is None:
-            return empty_hashes()
-        return hash_rows(self.version.path / self.file, columns, question_numbers)
-
-    def read_rows(self, columns: list[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
-        return {} if keys.empty else rows_by_key(self.version.path / self.file, columns, keys)
+    def read_batches(self, names: Collection[str]) -> Iterator[pa.RecordBatch]:
+        if self.digest is not None:
+            with pq.ParquetFile(self.version.path / self.file) as parquet:
+                yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
 
 
 def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = None) -> VersionDiff:
@@ -205,7 +201,7 @@ def _compare_file(old: _Side, new: _Side, questions: int | None) -> FileChange:
     try:
         columns = [name for name in old.columns if name in new.columns]
         numbers: dict[str, int] = {}
-        changes = _join(old.hash_rows(columns, numbers), new.hash_rows(columns, numbers))
+        changes = _join(_hash_rows(old, columns, numbers), _hash_rows(new, columns, numbers))
         shown = _group_changes(changes, list(numbers), questions, (old, new), columns)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         paths = " or ".join(str(side.version.path) for side in (old, new))
@@ -238,8 +234,8 @@ def _group_changes(
     """Return what differs of the first questions, in the order of the first version and then of the second."""
     first = changes["question"].drop_duplicates().sort_values()[:most]
     shown = changes[changes["question"].isin(first)]
-    old = sides[0].read_rows(columns, shown.loc[~shown["added"], "key"])
-    new = sides[1].read_rows(columns, shown.loc[~shown["removed"], "key"])
+    old = _find_rows(sides[0], columns, shown.loc[~shown["added"], "key"])
+    new = _find_rows(sides[1], columns, shown.loc[~shown["removed"], "key"])
     return tuple(
         QuestionChange(
             question_id=question_ids[int(str(number))],
@@ -286,7 +282,7 @@ def group_columns(names: Iterable[str]) -> ColumnGroups:
     )
 
 
-def hash_rows(path: Path, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
+def _hash_rows(side: _Side, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
     """Return a hash a row and column group, the row's `key`, and its `question` by number; new ones get the next."""
     columns = group_columns(names)
     frames = [
@@ -297,20 +293,20 @@ def hash_rows(path: Path, names: Collection[str], question_numbers: dict[str, in
                 **{group: hash_columns(batch, part) for group, part in columns._asdict().items()},
             }
         )
-        for batch in _read_batches(path, names)
+        for batch in side.read_batches(names)
     ]
-    return pd.concat(frames or [empty_hashes()], ignore_index=True).drop_duplicates("key")
+    return pd.concat(frames or [_empty_hashes()], ignore_index=True).drop_duplicates("key")
 
 
-def empty_hashes() -> pd.DataFrame:
+def _empty_hashes() -> pd.DataFrame:
     types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(ColumnGroups._fields, np.uint64)}
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
 
 
-def rows_by_key(path: Path, names: Collection[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
-    """Read the rows with these keys, each with its id as `row_id`."""
+def _find_rows(side: _Side, names: Collection[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
+    """Read the rows with these keys, by key; each has its id as `row_id`."""
     wanted, found = pd.Index(keys), dict[int, dict[str, Any]]()
-    for batch in _read_batches(path, names) if len(wanted) else ():
+    for batch in side.read_batches(names) if len(wanted) else ():
         ids = _row_ids(batch)
         hashes = _hash_values(ids)
         places = np.flatnonzero(wanted.get_indexer(pd.Index(hashes)) != -1)
@@ -320,11 +316,6 @@ def rows_by_key(path: Path, names: Collection[str], keys: "pd.Series[int]") -> M
         if len(found) == len(wanted):
             break
     return found
-
-
-def _read_batches(path: Path, names: Collection[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as parquet:
-        yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
 
 
 def _row_ids(batch: pa.RecordBatch) -> pa.Array:

@@ -50,7 +50,7 @@ class FoundNodes(NamedTuple):
     addresses: tuple[Address, ...]
 
 
-def find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
+def _find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
     for source in _read_id(row_id):
         question = read_question_row(version, source.question_id)
         if question is not None:
@@ -97,7 +97,7 @@ def _unknown_id_error(version: DatasetVersion, row_id: str, near: Sequence[str])
     return VersionError(f"{version.reference} has no {row_id!r}; " + (f"near: {', '.join(near)}" if near else forms))
 
 
-def find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued: ValuedTree) -> FoundNodes:
+def _find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued: ValuedTree) -> FoundNodes:
     """Find the nodes that an id names; a pair's must be siblings."""
     kind, role = _CONFIGS.get(source.config, (None, None))
     nodes = {str(address): address for address in valued.tree.nodes}
@@ -208,9 +208,9 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
 
     Raises `VersionError` for an id that cannot be of this version, and names near ones.
     """
-    source, question = find_question(version, row_id)
+    source, question = _find_question(version, row_id)
     valued = stored_tree(version, question)
-    found = find_nodes(version, row_id, source, valued)
+    found = _find_nodes(version, row_id, source, valued)
     nodes = [valued.tree.nodes[address] for address in found.addresses]
     role = nodes[0].role
     rows = _read_training_rows(version, role, question["question_id"])

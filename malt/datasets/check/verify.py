@@ -6,9 +6,8 @@ Streams, as publishing does: one question's rows in memory at a time.
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -49,8 +48,18 @@ from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledge
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.published import check_seal
-from malt.datasets.version.reading import Cursor, Row, exclusion_of, parquet_rows, restore_question, restore_tree
-from malt.questions.screening import CONTAMINATED, SPLITS, Screening, screen_known
+from malt.datasets.version.reading import (
+    UNREADABLE,
+    Cursor,
+    Row,
+    exclusion_of,
+    open_parquet,
+    parquet_rows,
+    question_rows,
+    restore_tree,
+    screen_again,
+)
+from malt.questions.screening import SPLITS, Screening
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
@@ -95,8 +104,11 @@ def verify(version: DatasetVersion) -> list[str]:
     except ValidationError as error:
         problems.add(MANIFEST_FILE, f"its config is no longer a valid one ({error.errors()[0]['msg']})")
         return problems.lines
-    if readable:
-        _RowCheck(version, spec, problems).run()
+    try:
+        if readable:
+            _RowCheck(version, spec, problems).run()
+    except UNREADABLE as error:
+        problems.add(QUESTIONS_FILE, f"what follows from it cannot be worked out ({error})")
     return problems.lines
 
 
@@ -163,10 +175,9 @@ def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) 
 def digest_rows(folder: Path, file: str) -> tuple[int, str]:
     if file not in SCHEMAS:
         return _digest_lines(folder / file)
-    with pq.ParquetFile(folder / file) as parquet:
-        schema = parquet.schema_arrow
-        if schema.metadata or not schema.equals(SCHEMAS[file]):
-            raise ValueError("its columns are not those of a published file")
+    with open_parquet(folder / file) as parquet:
+        if parquet.schema_arrow.metadata:
+            raise ValueError("its columns tell more than those of a published file")
         digest = RowsDigest(SCHEMAS[file], digested_columns(SCHEMAS[file]))
         for batch in parquet.iter_batches():
             digest.update(batch)
@@ -200,14 +211,15 @@ class _RowCheck:
         questions: Counter[bool] = Counter()
         self._check_asked()
         self._check_screening()
-        for question in self._questions():
+        for question in question_rows(self.version):
             questions[question["complete"]] += 1
             if question["complete"]:
                 self._check_question(question)
             else:
                 self._trees.add(question, (), self._failures.get(question["question_id"], ()))
-        for check in (self._check_rest, partial(self._check_counts, questions), self._check_heads):
-            check()
+        self._check_rest()
+        self._check_counts(questions)
+        self._check_heads()
         if not self.problems.lines and self.manifest.code == code_version():
             self._check_pages()
 
@@ -219,16 +231,9 @@ class _RowCheck:
         if asked.hexdigest() != self.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
-    def _questions(self) -> Iterator[QuestionRow]:
-        return (cast(QuestionRow, row) for row in parquet_rows(self.version.path / QUESTIONS_FILE))
-
     def _check_screening(self) -> None:
-        """Screen the questions again. How they overlap with test sets is not worked out again: those lie elsewhere."""
-        excluded = {row["question_id"]: exclusion_of(row) for row in self._questions()}
-        contaminated = {key: each for key, each in excluded.items() if each and each.reason == CONTAMINATED}
-        questions = [restore_question(row) for row in self._questions()]
-        self._screening = screen_known(questions, self.spec.dataset, contaminated, self.manifest.screening.test_sets)
-        for row in self._questions():
+        _, self._screening = screen_again(self.version)
+        for row in question_rows(self.version):
             question_id = row["question_id"]
             if row["split"] != self._screening.choose_split(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
@@ -240,7 +245,7 @@ class _RowCheck:
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
         try:
             valued = self._restore(question, stored)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} cannot be read ({error})")
             return
         if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
@@ -261,8 +266,7 @@ class _RowCheck:
             for row in cast("Sequence[SftRow | DpoRow | KtoRow]", stored[path]):
                 seen.setdefault(parent_of(row), []).append(row["prompt"])
         prompts = {parent: _most_common(family) for parent, family in seen.items()}
-        rows = [cast(TrajectoryRow, row) for row in stored[TRAJECTORIES_FILE]]
-        return restore_tree(question, rows, prompts, self.spec)
+        return restore_tree(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]), prompts, self.spec)
 
     def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
         """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""

@@ -1,7 +1,7 @@
 """Exporting: a version's rows in another tool's format, in a folder that appears whole or not at all."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from malt.datasets.export.tool_files import (
 from malt.datasets.pages.card import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, open_staging, refuse_in_versions, sync, sync_tree, temporary_name
+from malt.datasets.version.folders import discard, refuse_in_versions, staging_in, sync, sync_tree, temporary_name
 from malt.errors import InputError, NothingToExport
 from malt.questions.screening import SPLITS, Split
 
@@ -56,7 +56,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
     form = _format_named(to)
     parts = _list_parts(version, to, form, choice or RowChoice())
     target = _check_place(directory)
-    with _staging(target) as staging:
+    with staging_in(target.parent, 0o777) as staging:  # an export is for others: as the umask says
         manifest = _manifest_of(version, to, [_write_part(version, form, part, staging) for part in parts])
         sizes = [(file, (staging / file.path).stat().st_size) for file in manifest.files]
         warnings = [warning for file, size in sizes for warning in form.warnings(file, size)]
@@ -99,6 +99,8 @@ def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
 def _check_place(directory: Path) -> Path:
     """Return where the export will stand. Raises `InputError` where nothing can or should be written there."""
     try:
+        if directory.expanduser().is_symlink():
+            raise InputError(f"{directory} is a link; name the folder that it leads to")
         target = directory.expanduser().resolve()
         if Path.cwd().is_relative_to(target):
             raise InputError(f"{directory} is the folder you are in, or around it; name a folder below it")
@@ -106,21 +108,11 @@ def _check_place(directory: Path) -> Path:
         refuse_foreign(target)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{str(directory)[:60]} cannot be a folder: {str(error)[:60]}") from error
-    return target
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Give a folder to write in, next to where it will stand; what is left of it at the end is removed."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent}: no folder can be made there: {error.strerror}") from error
-    staging = open_staging(target.parent, 0o777)  # an export is for others: as the umask says
-    try:
-        yield staging
-    finally:
-        discard(staging)
+    return target
 
 
 def _write_part(version: DatasetVersion, form: Format, part: ExportPart, staging: Path) -> ExportedFile:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow.parquet as pq
-
 from malt.config.roles import Role
 from malt.datasets.export import row_formats, tool_files
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
 from malt.datasets.export.tool_files import ExportedFile, ExportManifest
 from malt.datasets.rows.files import json_line
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow, role_file
+from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, TrajectoryRow, role_file
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, parquet_rows, reading
+from malt.datasets.version.reading import Cursor, open_parquet, parquet_rows, question_rows, reading
 from malt.errors import VersionError
 from malt.questions.screening import Split
 
@@ -68,15 +66,15 @@ def _as_lines(record: Callable[[Any], Record]) -> _Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
 
     def write(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
-        return _Written(_write_lines(map(record, _role_rows(version, part)), path))
+        return _Written(_write_lines(_role_records(version, part, record), path))
 
     return write
 
 
 def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
     source = version.path / source_file(part)
-    with reading(version.path, str(source)):
-        rows = pq.read_metadata(source).num_rows
+    with reading(version.path, str(source)), open_parquet(source) as parquet:
+        rows = parquet.metadata.num_rows
     shutil.copyfile(source, path)
     return _Written(rows)
 
@@ -94,8 +92,7 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
             return
     with reading(version.path, str(trajectories)):
         nodes = Cursor(parquet_rows(trajectories, STEPWISE_COLUMNS))
-        for row in parquet_rows(questions):
-            question = cast(QuestionRow, row)
+        for question in question_rows(version):
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
             if question["split"] == split:
                 found = stepwise_rows(question, tree)
@@ -105,10 +102,10 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
             raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 
 
-def _role_rows(version: DatasetVersion, part: ExportPart) -> Iterator[Mapping[str, object]]:
+def _role_records(version: DatasetVersion, part: ExportPart, record: Callable[[Any], Record]) -> Iterator[Record]:
     path = version.path / source_file(part)
     with reading(version.path, str(path)):
-        yield from parquet_rows(path)
+        yield from map(record, parquet_rows(path))
 
 
 def source_file(part: ExportPart) -> str:

@@ -72,7 +72,7 @@ def sharegpt(row: SftRow) -> Record:
 
 def alpaca(row: SftRow) -> Record:
     """Instruction and output; the system text and earlier turns in LLaMA-Factory's columns for them."""
-    talk = _taken_apart(row["prompt"], row["row_id"])
+    talk = _take_apart(row)
     return {
         "id": row["row_id"],
         "instruction": talk.question,
@@ -121,7 +121,7 @@ def llamafactory_unpaired(row: KtoRow) -> Record:
 
 
 def _sharegpt_turns(row: SftRow | DpoRow | KtoRow, reply: Iterable[MessageRow] = ()) -> list[dict[str, str]]:
-    _taken_apart(row["prompt"], row["row_id"])
+    _take_apart(row)
     return [_sharegpt_turn(turn) for turn in (*row["prompt"], *reply)]
 
 
@@ -129,15 +129,16 @@ def _sharegpt_turn(turn: MessageRow) -> dict[str, str]:
     return {"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]}
 
 
-def _taken_apart(prompt: Sequence[MessageRow], row_id: str) -> _ParsedPrompt:
-    """Take a prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
+def _take_apart(row: SftRow | DpoRow | KtoRow) -> _ParsedPrompt:
+    """Take its prompt apart. Raises `VersionError` where user and assistant do not speak by turns, the user last."""
+    prompt = row["prompt"]
     opening = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
     turns = prompt[len(opening) :]
     speakers = ["assistant" if place % 2 else "user" for place in range(len(turns))]
     if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != speakers:
         said = ", ".join(turn["role"] for turn in prompt)
         raise VersionError(
-            f"{row_id}: its prompt reads {said or 'nothing'}; this format takes user, assistant, …, user"
+            f"{row['row_id']}: its prompt reads {said or 'nothing'}; this format takes user, assistant, …, user"
         )
     texts = [turn["content"] for turn in turns]
     history = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from malt.canonical_json import file_sha256
 from malt.config.roles import Role
 from malt.errors import InputError
+from malt.files import MIB, read_regular_file
 from malt.questions.screening import Split
 from malt.sanitize import code_span, markdown_table
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 EXPORT_MANIFEST_FILE = "export.json"
+_MOST_BYTES = 64 * MIB
+"""Of an earlier export's manifest."""
 
 
 class ExportedFile(BaseModel):
@@ -86,7 +89,8 @@ def refuse_foreign(folder: Path) -> None:
 
 def _read_digests(folder: Path) -> dict[str, str] | None:
     try:
-        return ExportManifest.model_validate_json((folder / EXPORT_MANIFEST_FILE).read_bytes()).sha256
+        written = read_regular_file(folder.absolute() / EXPORT_MANIFEST_FILE, _MOST_BYTES)
+        return ExportManifest.model_validate_json(written).sha256
     except (OSError, ValidationError):
         return None
 

@@ -143,11 +143,8 @@ def _role_cells(manifest: Manifest, role: Role) -> tuple[object, ...]:
     parts = [part for part in (tokens.prompt_tokens, tokens.completion_tokens) if part is not None]
     counts = manifest.counts.nodes[role], labels.right, labels.wrong, labels.none
     used = format_count(sum(parts) if len(parts) == 2 else None)
-    return role, spec.model, spec.samples, temperature, *counts, used, _price(manifest.cost[role].cost_usd)
-
-
-def _price(usd: float | None) -> Markdown:
-    return Markdown(format_dollars(usd))
+    cost = Markdown(format_dollars(manifest.cost[role].cost_usd))
+    return role, spec.model, spec.samples, temperature, *counts, used, cost
 
 
 def _cost_sentence(manifest: Manifest) -> Markdown:
@@ -281,17 +278,11 @@ def _mix_table(manifest: Manifest) -> Markdown:
 
 
 def _yields_table(manifest: Manifest) -> Markdown:
-    losses = list(figures.list_losses(manifest))
     rows = [
-        (f"{kind}/{role}", _bar(percent(kept, candidates)), kept, candidates, _gates(role, kind, losses))
-        for role, kind, candidates, kept in figures.list_yields(manifest)
+        (file, _bar(percent(kept, candidates)), kept, candidates, gates or "nothing")
+        for file, candidates, kept, gates in describe_losses(manifest)
     ]
     return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
-
-
-def _gates(role: str, kind: str, losses: Iterable[figures.Loss]) -> str:
-    own = [loss for loss in losses if (loss.role, loss.kind) == (role, kind) and loss.lost]
-    return ", ".join(f"{loss.lost:,} {loss.gate}" for loss in own) or "nothing"
 
 
 def _usage_table(manifest: Manifest) -> Markdown:

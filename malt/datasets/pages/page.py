@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,11 +18,11 @@ from markupsafe import Markup
 from malt.config.roles import TRAJECTORY
 from malt.datasets.manifest import Manifest
 from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, QuestionRow, TrajectoryRow
 from malt.datasets.stats import figures
 from malt.datasets.stats.figures import Flip, ValueBin
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.reading import Cursor, parquet_rows, reading
+from malt.datasets.version.reading import question_nodes, reading
+from malt.files import replace_text
 from malt.sanitize import escape_controls
 
 REPORT_FILE = "report.html"
@@ -72,8 +72,8 @@ def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
     published = version.path / REPORT_FILE
     if out is None and published.is_file():
         return published
-    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).resolve()
-    drawn.write_text(redraw_report(version), encoding="utf-8")
+    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).absolute()
+    replace_text(drawn, redraw_report(version))
     return drawn
 
 
@@ -87,11 +87,8 @@ def redraw_report(version: DatasetVersion) -> str:
 def _sample_trees(version: DatasetVersion) -> TreeSample:
     """Choose trees as publishing did: from the questions in their order, and the failures that the manifest names."""
     sample, failures = TreeSample(), group_failures(version.manifest)
-    nodes = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
-    for row in parquet_rows(version.path / QUESTIONS_FILE):
-        question = cast(QuestionRow, row)
-        question_id = question["question_id"]
-        sample.add(question, cast("list[TrajectoryRow]", nodes.take(question_id)), failures.get(question_id, ()))
+    for question, nodes in question_nodes(version):
+        sample.add(question, nodes, failures.get(question["question_id"], ()))
     return sample
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from malt.datasets.version.folders import (
     version_numbers,
 )
 from malt.datasets.version.published import SHELVES
+from malt.datasets.version.reading import open_parquet, reading
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
 
@@ -119,11 +120,7 @@ def collect_garbage(
         )
     places = [settings.datasets_dir, *also_in]
     versions = list(_whole_versions(places))
-    used = _UsedKeys()
-    for version in versions:
-        used.add(version)
-    for answers in sorted((settings.data_dir / "evaluations").glob(f"*/v*/{_ANSWERS_FILE}")):
-        used.add_evaluated(answers)
+    used = _UsedKeys.of(versions, settings.data_dir / "evaluations")
     before, rows, row_bytes = time.time() - older_than_s, 0, 0
     with Store(settings.store) as store:
         for window in store.old_rows(before):
@@ -193,8 +190,17 @@ class _UsedKeys:
         self._questions: _Digests = np.empty(0, np.uint64)
         self._evaluated: _Digests = np.empty(0, np.uint64)
 
+    @classmethod
+    def of(cls, versions: Sequence[DatasetVersion], evaluations_dir: Path) -> Self:
+        used = cls()
+        for version in versions:
+            used.add(version)
+        for answers in sorted(evaluations_dir.glob(f"*/v*/{_ANSWERS_FILE}")):
+            used.add_evaluated(answers)
+        return used
+
     def add(self, version: DatasetVersion) -> None:
-        with pq.ParquetFile(version.path / TRAJECTORIES_FILE) as file:
+        with reading(version.path), open_parquet(version.path / TRAJECTORIES_FILE) as file:
             keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
             for batch in file.iter_batches(columns=["question_id", "request_key"]):
                 keys[filled : filled + len(batch)] = _digests(batch.column("request_key"))

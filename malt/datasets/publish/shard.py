@@ -128,7 +128,7 @@ class _ShardInputs(NamedTuple):
     failed: Failed
     """Those whose trees are not looked for."""
     bar: RankBar
-    known: Known = NONE_KNOWN
+    known: Known
 
 
 def stored_shards(

@@ -12,7 +12,6 @@ from typing import Self
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import (
-    MANIFEST_FILE,
     FileEntry,
     Manifest,
     Parent,
@@ -158,7 +157,7 @@ class VersionWriter:
 
     def put(self, place: Path) -> None:
         """Put the named version where there is none, or over what is damaged there; its manifest comes last."""
-        put_in_place(self._staging, place, MANIFEST_FILE)
+        put_in_place(self._staging, place)
 
 
 def training_metadata(spec: RunSpec, role: Role, created_at: datetime) -> dict[str, str]:

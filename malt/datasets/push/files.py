@@ -4,11 +4,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 from malt.canonical_json import file_sha256
 from malt.config.base import Recorded
-from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, seal_holds
+from malt.datasets.manifest import MANIFEST_FILE, seal_holds
+from malt.datasets.version.published import Published
 from malt.errors import MaltError, PushError, VersionError
 
 
@@ -22,25 +23,12 @@ class BundledFile(NamedTuple):
     sha256: str
 
 
-class Version(Protocol):
-    """A version of any kind."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def manifest(self) -> VersionManifest: ...
-
-    @property
-    def reference(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A whole version, checked against its manifest."""
 
     name: str
-    """Datasets by their own, other kinds after their shelf: `evaluations/NAME`."""
+    """On its shelf."""
     number: int
     files: tuple[BundledFile, ...]
     """By path, `manifest.json` last: whoever reads it finds all the others."""
@@ -109,7 +97,7 @@ class Pushed(Recorded):
         )
 
 
-def bundle_files(version: Version) -> Bundle:
+def bundle_files(version: Published[Any]) -> Bundle:
     """Collect a version's files. Raises `VersionError` where one is no longer what was published."""
     known = version.manifest.files
     try:
@@ -124,12 +112,7 @@ def bundle_files(version: Version) -> Bundle:
             f"{version.reference}: changed since it was published: {', '.join(changed)}; nothing was pushed. "
             f"See: malt verify {version.path}"
         )
-    return Bundle(name_on_shelf(version.manifest), version.manifest.version, files)
-
-
-def name_on_shelf(manifest: VersionManifest) -> str:
-    """Return a version's name, with what it is a version of unless that is a dataset."""
-    return manifest.name if manifest.kind == "datasets" else f"{manifest.kind}/{manifest.name}"
+    return Bundle(version.manifest.name_on_shelf, version.number, files)
 
 
 def _describe(folder: Path, path: str) -> BundledFile:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pydantic import ValidationError
 
 from malt.datasets.manifest import MANIFEST_FILE, VersionManifest
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, name_on_shelf, push_errors
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, push_errors
 from malt.errors import InputError, PushDamaged, PushError
 from malt.sanitize import fold_lines
 
@@ -189,9 +189,9 @@ class Repository:
                 f"{self.dest} holds files that malt did not push ({list_first(others)}); nothing was sent. "
                 "Push to another repository, or delete them there"
             )
-        if newest is not None and name_on_shelf(newest) != bundle.name:
+        if newest is not None and newest.name_on_shelf != bundle.name:
             raise PushError(
-                f"{self.dest} holds versions of {name_on_shelf(newest)!r}, not of {bundle.name!r}; nothing was sent. "
+                f"{self.dest} holds versions of {newest.name_on_shelf!r}, not of {bundle.name!r}; nothing was sent. "
                 "Push to another repository"
             )
         if newest is not None and newest.version == bundle.number and MANIFEST_FILE in others:

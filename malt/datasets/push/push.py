@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, Version, bundle_files, list_first, push_errors
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, bundle_files, list_first, push_errors
 from malt.datasets.version.folders import refuse_in_versions
+from malt.datasets.version.published import Published
 from malt.errors import InputError, PushDamaged, PushError
 from malt.questions.readers import strip_secrets
 from malt.sanitize import fold_lines
@@ -30,7 +31,7 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
 """What fsspec's file systems are opened with."""
 
 
-def push(version: Version, dest: str, *, public: bool = False, card: str | None = None) -> Pushed:
+def push(version: Published[Any], dest: str, *, public: bool = False, card: str | None = None) -> Pushed:
     """Put a version on the Hub, at any address fsspec knows, or below a folder; check it there.
 
     On the Hub models go to `hf://OWNER/NAME`, all else to `hf://datasets/OWNER/NAME`. There `card`, which may tell what
@@ -154,10 +155,13 @@ class _FileSystemPlace:
 
 
 def _refuse_links(base: Path, root: Path) -> None:
-    """Raise `PushError` for a link in a version's place below a folder: what is written there would land elsewhere."""
-    for path in (root.parent, root, *root.rglob("*")):
-        if path != base and path.is_symlink():
-            raise PushError(f"{path} is a link, and a push follows none; nothing was sent. Remove it first")
+    """Raise `PushError` for a link in a version's place below a folder, where what is written would land elsewhere, and
+    for a pipe or a device, which may have no end.
+    """
+    below = [folder for folder in (root, *root.parents) if base in folder.parents]
+    for path in (*below, *root.rglob("*")):
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise PushError(f"{path} is a link, or no file, and a push follows none; nothing was sent. Remove it first")
 
 
 def _explain(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Gates: every reason to leave a candidate out. `GATES` at the end lists them all, in the order in which they look.
+"""Gates: every reason to leave a candidate out. `GATES` lists them all, in the order in which they look.
 
 A gate is named after the key of `[dataset]` that sets it, and looks at one tree's candidates for one role and one kind
-of row. A new gate is that key and an entry of `GATES`. What two texts have in common is in `similarity`.
+of row. A new gate is that key and an entry of `GATES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def _has_no_flaw(context: Context, candidate: Candidate) -> bool:
     return context.spec.flawed_texts == "keep" or all(text.is_whole for text in candidate.texts)
 
 
-def _comes_to_a_point(context: Context, candidate: Candidate) -> bool:
+def _is_marked(context: Context, candidate: Candidate) -> bool:
     if context.spec.unmarked_texts == "keep":
         return True
     read = final_answer if context.role.gives_answer else stated_verdict
@@ -98,18 +98,18 @@ def _flaw_of(node: Node) -> NodeStatus:
     return NodeStatus.EMPTY if node.status is NodeStatus.OK else node.status  # nothing but stop tokens
 
 
-def _keeps_secrets(context: Context, candidate: Candidate) -> bool:
+def _quotes_no_reference(context: Context, candidate: Candidate) -> bool:
     if context.spec.leaks != "drop" or context.role is PLAYERS[0]:
         return True
-    return not any(quotes_reference(context.valued, text.node) for text in candidate.texts)
+    return not any(_quotes_reference(context.valued, text.node) for text in candidate.texts)
 
 
 def _differs_enough(context: Context, pair: Candidate) -> bool:
-    return not is_near_identical(context.valued, pair, context.spec.max_similarity)
+    return not _is_near_identical(context.valued, pair, context.spec.max_similarity)
 
 
 def _answers_differ(context: Context, pair: Candidate) -> bool:
-    return context.role not in context.spec.same_answer or not have_same_answer(context.valued, pair)
+    return context.role not in context.spec.same_answer or not _have_same_answer(context.valued, pair)
 
 
 def _drop_repeats(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -127,7 +127,7 @@ def _is_short_enough(context: Context, candidate: Candidate) -> bool:
 
 
 def _has_fair_lengths(context: Context, pair: Candidate) -> bool:
-    return context.spec.max_length_ratio is None or length_ratio(pair) <= context.spec.max_length_ratio
+    return context.spec.max_length_ratio is None or _length_ratio(pair) <= context.spec.max_length_ratio
 
 
 def _keep_best(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -198,7 +198,7 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "unmarked_texts",
         ("sft", "dpo"),
-        _each(_comes_to_a_point),
+        _each(_is_marked),
         lambda *_: "it marks no final answer, or states no verdict",
     ),
     Gate(
@@ -210,13 +210,13 @@ GATES: tuple[Gate, ...] = (
     Gate(
         "leaks",
         _ALL,
-        _each(_keeps_secrets),
+        _each(_quotes_no_reference),
         lambda *_: "it quotes the reference answer at length, and nothing that its role saw holds that",
     ),
     Gate(
         "identical_pairs",
         ("dpo",),
-        _each(lambda context, pair: context.spec.identical_pairs == "keep" or not is_identical(pair)),
+        _each(lambda context, pair: context.spec.identical_pairs == "keep" or not _is_identical(pair)),
         lambda *_: "both texts are the same but for case and space",
     ),
     Gate(
@@ -224,14 +224,14 @@ GATES: tuple[Gate, ...] = (
         ("dpo",),
         _each(_differs_enough),
         lambda context, pair: (
-            f"its texts are alike by {similarity(pair):.3f}, and max_similarity = {context.spec.max_similarity:g}"
+            f"its texts are alike by {_similarity(pair):.3f}, and max_similarity = {context.spec.max_similarity:g}"
         ),
     ),
     Gate(
         "same_answer",
         ("dpo",),
         _each(_answers_differ),
-        lambda context, pair: f"both texts answer {answer_of(context.valued, pair.chosen.node)!r}",
+        lambda context, pair: f"both texts answer {_answer_of(context.valued, pair.chosen.node)!r}",
     ),
     Gate("repeats", _ALL, _drop_repeats, lambda *_: "an earlier row below the same parent says the same"),
     Gate(
@@ -259,7 +259,7 @@ GATES: tuple[Gate, ...] = (
         ("dpo",),
         _each(_has_fair_lengths),
         lambda context, pair: (
-            f"one text has {length_ratio(pair):.2f} times the characters of the other, and max_length_ratio = "
+            f"one text has {_length_ratio(pair):.2f} times the characters of the other, and max_length_ratio = "
             f"{context.spec.max_length_ratio:g}"
         ),
     ),
@@ -289,7 +289,7 @@ _SHORTEST_LEAK = 8
 """Words of a whole reference below which a model may well have come upon it by itself."""
 
 
-def quotes_reference(valued: ValuedTree, node: Node) -> bool:
+def _quotes_reference(valued: ValuedTree, node: Node) -> bool:
     """Whether a text quotes a run of words from the reference that its role never saw: neither in the question, nor in
     the texts that it answered to. A short reference is no quotation: a model may come upon it by itself.
     """
@@ -318,13 +318,13 @@ def _spoken_words(text: str) -> str:
     return f" {' '.join(split_words(text))} "
 
 
-def is_identical(pair: Candidate) -> bool:
+def _is_identical(pair: Candidate) -> bool:
     """Say whether two texts are one but for case and space."""
     chosen, rejected = pair.chosen.text, pair.rejected.text
     return chosen == rejected or chosen.casefold().split() == rejected.casefold().split()
 
 
-def is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
+def _is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
     """Whether two texts are more alike than `most` and say the same: not with another number, answer or verdict."""
     if most >= 1:
         return False
@@ -333,22 +333,22 @@ def is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
         fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
         and find_figures(chosen.text) == find_figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
-        and (answer_of(valued, chosen.node) == answer_of(valued, rejected.node) or have_same_answer(valued, pair))
+        and (_answer_of(valued, chosen.node) == _answer_of(valued, rejected.node) or _have_same_answer(valued, pair))
     )
 
 
-def similarity(pair: Candidate) -> float:
+def _similarity(pair: Candidate) -> float:
     """Return how alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
     return fuzz.ratio(pair.chosen.text, pair.rejected.text) / 100
 
 
-def have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
+def _have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
     """Whether both texts give a final answer, and the same one."""
-    chosen, rejected = answer_of(valued, pair.chosen.node), answer_of(valued, pair.rejected.node)
+    chosen, rejected = _answer_of(valued, pair.chosen.node), _answer_of(valued, pair.rejected.node)
     return chosen is not None and rejected is not None and is_same_answer(chosen, rejected)
 
 
-def answer_of(valued: ValuedTree, node: Node) -> str | None:
+def _answer_of(valued: ValuedTree, node: Node) -> str | None:
     """Return the final answer that was read from a text, for its grade or else for its diagnosis."""
     grade, own = valued.grades.get(node.address), valued.diagnosis.get(node.address)
     if grade is not None and grade.answer is not None:
@@ -356,7 +356,7 @@ def answer_of(valued: ValuedTree, node: Node) -> str | None:
     return own.answer if own is not None else None
 
 
-def length_ratio(pair: Candidate) -> float:
+def _length_ratio(pair: Candidate) -> float:
     """Return the longer text's characters over the shorter one's; an empty one counts as one character."""
     shorter, longer = sorted(len(text.text) for text in pair.texts)
     return longer / max(shorter, 1)

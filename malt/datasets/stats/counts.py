@@ -52,14 +52,16 @@ def _add_up(own: Any, other: Any) -> Any:  # noqa: ANN401 - any attribute of a c
     return own
 
 
-class UsageCount:
+class UsageCount(Mergeable):
     """Adds up what completions took and cost; what one does not say, the sum does not know."""
 
     def __init__(self) -> None:
         self.parts: dict[tuple[str, str], UsageCount] = {}
         """The same by run and model."""
         self._completions = 0
-        self._tokens: dict[str, int | None] = {"prompt_tokens": 0, "completion_tokens": 0}
+        self._tokens: Counter[str] = Counter()
+        self._telling: Counter[str] = Counter()
+        """Completions that say how many tokens they took, by the kind of token."""
         self._known = 0
         self._fractions = 0
 
@@ -67,39 +69,26 @@ class UsageCount:
         self._add(completion)
         self.parts.setdefault((completion.run, completion.model), UsageCount())._add(completion)
 
-    def merge(self, other: "UsageCount") -> None:
-        self._merge(other)
-        for key, part in other.parts.items():
-            self.parts.setdefault(key, UsageCount())._merge(part)
-
-    def _merge(self, other: "UsageCount") -> None:
-        self._completions += other._completions
-        self._tokens = {name: _sum_known(total, other._tokens[name]) for name, total in self._tokens.items()}
-        self._known += other._known
-        self._fractions += other._fractions
-
     def _add(self, completion: Completion) -> None:
         self._completions += 1
-        for name, total in self._tokens.items():
-            self._tokens[name] = _sum_known(total, getattr(completion, name))
+        for name in ("prompt_tokens", "completion_tokens"):
+            count = getattr(completion, name)
+            self._telling[name] += count is not None
+            self._tokens[name] += count or 0
         if completion.cost_usd is not None:
             self._known += 1
             self._fractions += int(completion.cost_usd * _FRACTIONS)
 
     @property
     def tokens(self) -> Tokens:
-        return Tokens(completions=self._completions, **self._tokens)
+        known = {name: self._tokens[name] if n == self._completions else None for name, n in self._telling.items()}
+        return Tokens(completions=self._completions, **known)
 
     @property
     def cost(self) -> Cost:
         """What they cost, to a billionth of a cent."""
         usd = round(self._fractions / _FRACTIONS, 11)
         return Cost(cost_usd=usd if self._known == self._completions else None, known=self._known, known_usd=usd)
-
-
-def _sum_known(one: int | None, other: int | None) -> int | None:
-    """Add two counts; what is not known of one is not known of both."""
-    return None if one is None or other is None else one + other
 
 
 def ledger_of(usage: Mapping[Role, UsageCount]) -> tuple[LedgerEntry, ...]:

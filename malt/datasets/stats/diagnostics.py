@@ -1,4 +1,4 @@
-"""Diagnostics: what the trees say about the roles, counted question by question. What it means is in `manifest`."""
+"""Diagnostics: what the trees say about the roles, counted question by question. What it means is in `measures`."""
 
 import re
 from collections import Counter
@@ -26,7 +26,7 @@ from malt.trees.credit import Interval, OwnAnswer, ValuedTree, wilson
 from malt.trees.pipeline import diagnosing
 from malt.trees.tree import Address, Node, NodeStatus
 
-normalise_answer = lru_cache(maxsize=4096)(normalised)
+_normalise_answer = lru_cache(maxsize=4096)(normalised)
 """The answers to one question are few."""
 
 Truth = bool | None
@@ -99,7 +99,7 @@ def majority(ballots: Sequence[Ballot]) -> Truth:
 
 
 def _choice(ballot: Ballot) -> tuple[bool, str]:
-    return (True, "") if ballot.truth else (False, normalise_answer(ballot.answer or ""))
+    return (True, "") if ballot.truth else (False, _normalise_answer(ballot.answer or ""))
 
 
 def any_right(ballots: Iterable[Ballot]) -> Truth:
@@ -167,11 +167,6 @@ class DiagnosticsCount(Mergeable):
         self._add_answers(valued)
         labels = {valued.label(leaf.address) for leaf in valued.tree.leaves}
         self._questions[frozenset(label for label in labels if label is not None)] += 1
-
-    @property
-    def _truths(self) -> tuple[TruthCount, ...]:
-        votes = self._generations_vote, self._leaves_vote, self._any_leaf
-        return (self._generations, self._refinements, self._leaves, *votes)
 
     @property
     def result(self) -> Diagnostics:
@@ -263,7 +258,7 @@ def _reason_of(grade: Grade) -> str:
 
 def is_same_answer(first: str, last: str) -> bool:
     """Whether two answers are the same but for case, space and markup."""
-    return first == last or normalise_answer(first) == normalise_answer(last)
+    return first == last or _normalise_answer(first) == _normalise_answer(last)
 
 
 def bin_of(value: float) -> int:

@@ -143,8 +143,8 @@ def list_flips(manifest: Manifest) -> list[Flip]:
         ("wrong", "right"): found.wrong_to_right,
         ("wrong", "wrong"): found.wrong_to_wrong,
     }
-    known = any(portion.count for portion in table.values())
-    return [Flip(*sides, portion.count, portion.percent) for sides, portion in table.items()] if known else []
+    known = any(share.count for share in table.values())
+    return [Flip(*sides, share.count, share.percent) for sides, share in table.items()] if known else []
 
 
 def list_mix(manifest: Manifest) -> list[Mix]:

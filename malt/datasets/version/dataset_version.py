@@ -21,7 +21,7 @@ from malt.datasets.version.folders import (
     version_numbers,
     why_not_latest,
 )
-from malt.datasets.version.published import Published, read_spec
+from malt.datasets.version.published import SHELVES, Published, read_spec
 from malt.errors import VersionError
 from malt.questions.screening import Split
 from malt.sanitize import escape_controls
@@ -64,9 +64,12 @@ class DatasetVersion(Published[Manifest]):
         tables = [f"<h4>{name}</h4>{frame.to_html(index=False, border=0)}" for name, frame in shown.items()]
         return escape_controls("".join([f"<h3>{self.reference}</h3>", *tables]))
 
-    def is_within(self, datasets_dir: Path) -> bool:
-        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
-        return self.path.is_relative_to(datasets_dir.resolve())
+    def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
+        """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
+        if not self.is_within(datasets_dir):
+            raise VersionError(
+                f"{self.path} is from elsewhere, and its config names {named}. Nothing was done; {instead}"
+            )
 
     @property
     def trajectories(self) -> "pd.DataFrame":
@@ -128,10 +131,11 @@ class DatasetVersion(Published[Manifest]):
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
         import pandas as pd
 
-        from malt.datasets.version.reading import reading
+        from malt.datasets.version.reading import open_parquet, reading
 
         filters = None if question_id is None else [("question_id", "==", question_id)]
         with reading(self.path, str(self.path / file)):
+            open_parquet(self.path / file).close()
             return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
 
 
@@ -165,7 +169,7 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     if not numbers:
         others = ", ".join(list_names(folder.parent)) or "none yet"
         place = f"{folder.parent.absolute()} (MALT_DATA_DIR)"
-        kind = folder.parent.name.removesuffix("s") if folder.parent.name in ("models", "evaluations") else "dataset"
+        kind = folder.parent.name.removesuffix("s") if folder.parent.name in SHELVES else "dataset"
         raise VersionError(f"no {kind} {folder.name!r} in {place}; there are: {others}")
     if wanted == LATEST:
         return _choose_latest(folder)

@@ -28,7 +28,8 @@ from malt.processes import is_running, machine_id
 
 LATEST = "latest"
 _LOCK = ".lock"
-_VERSION = re.compile(r"v[1-9][0-9]*")
+VERSION_FOLDER = re.compile(r"v[1-9][0-9]*")
+"""How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
 TAG = re.compile(r"(?![vV][0-9]|(?i:latest)\Z)[A-Za-z][A-Za-z0-9._-]{0,99}")
 STAGING = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 STAGING_SECONDS = 86_400
@@ -45,7 +46,7 @@ def folder_numbers(folder: Path) -> list[int]:
     return sorted(number for number, entry in numbered_entries(folder) if entry.is_dir() and not entry.is_symlink())
 
 
-def next_number(folder: Path) -> int:
+def _next_number(folder: Path) -> int:
     """Return the number of the next version: above all that versions, links or other files have.
 
     The newest version is never removed, so no number is given twice.
@@ -56,7 +57,7 @@ def next_number(folder: Path) -> int:
 def numbered_entries(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield what is called `v1`, `v2`, … in a folder."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if _VERSION.fullmatch(entry.name):
+        if VERSION_FOLDER.fullmatch(entry.name):
             yield int(entry.name[1:]), entry
 
 
@@ -73,12 +74,12 @@ def _linked_number(link: Path) -> int | None:
         target = str(link.readlink())
     except OSError:
         return None
-    return int(target[1:]) if _VERSION.fullmatch(target) else None
+    return int(target[1:]) if VERSION_FOLDER.fullmatch(target) else None
 
 
 def number_of(version: Path) -> int:
     """Return the number of a version by where it stands. Raises `VersionError` for a copy that stands elsewhere."""
-    if not _VERSION.fullmatch(version.name):
+    if not VERSION_FOLDER.fullmatch(version.name):
         raise VersionError(f"{version} is a copy, and none of a dataset's versions; name one by NAME@v3")
     return int(version.name[1:])
 
@@ -88,7 +89,7 @@ def refuse_in_versions(place: Path) -> None:
     for folder in (place, *place.parents):
         if (folder / MANIFEST_FILE).is_file():
             raise InputError(f"{place} is in the version {folder}, which never changes; name another folder")
-    if _VERSION.fullmatch(place.name) and version_numbers(place.parent):
+    if VERSION_FOLDER.fullmatch(place.name) and version_numbers(place.parent):
         raise InputError(f"{place} would pass for a version of {place.parent.name!r}; name another folder")
 
 
@@ -161,7 +162,7 @@ def claim(staging: Path, folder: Path, number: int) -> Path | None:
     """
     _seal_tree(staging)
     with lock_folder(folder):
-        if next_number(folder) != number:
+        if _next_number(folder) != number:
             return None
         version = staging.rename(folder / f"v{number}")
         sync(folder)
@@ -210,10 +211,10 @@ def move_away(version: Path) -> Path:
     return retired
 
 
-def put_in_place(staging: Path, place: Path, last: str) -> None:
-    """Move a finished folder to a place: at once where nothing is, else entry by entry over what is damaged there.
+def put_in_place(staging: Path, place: Path) -> None:
+    """Move a finished version to a place: at once where nothing is, else entry by entry over what is damaged there.
 
-    The entry `last` vouches for the others. A crash leaves a damaged folder damaged, never gone.
+    Its manifest, which vouches for the others, comes last. A crash leaves a damaged folder damaged, never gone.
     """
     _seal_tree(staging)
     if not (place.is_dir() and any(place.iterdir())):
@@ -223,7 +224,7 @@ def put_in_place(staging: Path, place: Path, last: str) -> None:
     for entry in place.iterdir():
         if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
             discard(entry)
-    for name in sorted(whole, key=lambda name: name == last):
+    for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
         whole[name].replace(place / name)
     return sync(place)
 
@@ -312,7 +313,7 @@ def place_next(
     `describe` says what it is as a version of a number, with the version before it; `name` writes that into the folder.
     """
     while True:
-        number = next_number(folder)  # before its parent is read: one that came between takes the number
+        number = _next_number(folder)  # before its parent is read: one that came between takes the number
         parent = _readable_newest(folder)
         manifest = describe(number, parent)
         if parent is not None and parent.content_sha256 == manifest.content_sha256:
@@ -337,9 +338,9 @@ def _readable_newest(folder: Path) -> Parent | None:
 
 
 @contextmanager
-def staging_in(folder: Path) -> Iterator[Path]:
-    """Make a folder to write a version in; what is left of it goes."""
-    staging = open_staging(folder)
+def staging_in(folder: Path, mode: int = PRIVATE_FOLDER) -> Iterator[Path]:
+    """Make a folder to write in, next to where it will stand; what is left of it goes."""
+    staging = open_staging(folder, mode)
     try:
         yield staging
     finally:

@@ -1,19 +1,17 @@
 """What versions of datasets, models and evaluations have in common: how one is named, opened and checked."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic
 
 from pydantic import ValidationError
 
 from malt.canonical_json import file_sha256
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import MANIFEST_FILE, VersionManifest, content_digest, read_as, seal_holds
+from malt.datasets.manifest import MANIFEST_FILE, M, Shelf, VersionManifest, content_digest, read_as, seal_holds
+from malt.datasets.version.folders import VERSION_FOLDER
 from malt.errors import VersionError
-
-M = TypeVar("M", bound=VersionManifest)
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,17 @@ class Published(Generic[M]):
     @property
     def reference(self) -> str:
         """How commands name it: `NAME@v3`, of models and evaluations with the shelf before it."""
-        shelf = "" if self.manifest.kind == "datasets" else f"{self.manifest.kind}/"
-        return f"{shelf}{self.name}@v{self.number}"
+        return f"{self.manifest.name_on_shelf}@v{self.number}"
+
+    def is_within(self, folder: Path) -> bool:
+        """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
+        return self.path.is_relative_to(folder.resolve())
 
 
-Kind = Literal["datasets", "models", "evaluations"]
-SHELVES: dict[str, Kind] = {"models": "models", "evaluations": "evaluations"}
+SHELVES: dict[str, Shelf] = {"models": "models", "evaluations": "evaluations"}
 
 
-def find_kind(reference: str) -> Kind:
+def find_kind(reference: str) -> Shelf:
     """Return the kind by a folder's manifest, where the reference is a version's folder, else by its shelf."""
     folder = Path(reference).expanduser()
     if not (folder / MANIFEST_FILE).is_file():
@@ -64,10 +64,6 @@ def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
         raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error
 
 
-_VERSION_FOLDER = re.compile(r"v[1-9]\d*")
-"""How a version's folder is called in that of its name; a copy elsewhere may have any other name."""
-
-
 def check_seal(version: Published[M]) -> Iterator[str]:
     """Yield what does not hold of the manifest itself."""
     manifest, folder = version.manifest, version.path.name
@@ -75,7 +71,7 @@ def check_seal(version: Published[M]) -> Iterator[str]:
         yield "was edited; it no longer has the digest it was sealed with"
     if content_digest(manifest.files) != manifest.content_sha256:
         yield "content_sha256 is not the digest of the files' content"
-    if _VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
+    if VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
         yield f"says version {manifest.version}, but stands in {folder}"
 
 

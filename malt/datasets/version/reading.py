@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from malt.config.roles import PLAYERS
 from malt.config.spec import EvaluatorSpec, RunSpec
-from malt.datasets.rows.tables import QUESTIONS_FILE, TRAJECTORIES_FILE, MessageRow, QuestionRow, TrajectoryRow
+from malt.datasets.rows.tables import QUESTIONS_FILE, SCHEMAS, TRAJECTORIES_FILE, MessageRow, QuestionRow, TrajectoryRow
 from malt.errors import VersionError
 from malt.grading.grades import Evaluation, Grade, Outcome
 from malt.llm.request import Completion, Message
 from malt.questions.question import Question
-from malt.questions.screening import Exclusion
+from malt.questions.screening import CONTAMINATED, Exclusion, Screening, screen_known
 from malt.trees.credit import Length, OwnAnswer, ValuedTree, value_tree
 from malt.trees.tree import Address, Node, Tree
 
@@ -38,12 +38,25 @@ class StoredTree(NamedTuple):
     valued: ValuedTree
 
 
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    pa.ArrowException,
+)
+"""What comes of rows that are none of ours."""
+
+
 @contextmanager
 def reading(version: Path, place: str = "") -> Iterator[None]:
     """Raise `VersionError` for what cannot be read in a version's folder, or is not what a version holds."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise VersionError(f"{place or version} cannot be read ({error}); try: malt verify {version}") from error
 
 
@@ -51,12 +64,28 @@ def stored_trees(version: "DatasetVersion") -> Iterator[StoredTree]:
     """Rebuild a version's trees one after another. Raises `VersionError` where they cannot be read."""
     spec = version.spec
     with reading(version.path):
-        stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
-        for row in parquet_rows(version.path / QUESTIONS_FILE):
-            question = cast("QuestionRow", row)
+        for question, nodes in question_nodes(version):
             if question["complete"]:
-                nodes = [cast("TrajectoryRow", node) for node in stored.take(question["question_id"])]
                 yield StoredTree(question, restore_tree(question, nodes, {}, spec))
+
+
+def question_nodes(version: "DatasetVersion") -> Iterator[tuple[QuestionRow, list[TrajectoryRow]]]:
+    """Yield every question with the rows of its nodes; an incomplete one has none."""
+    stored = Cursor(parquet_rows(version.path / TRAJECTORIES_FILE))
+    for question in question_rows(version):
+        yield question, cast("list[TrajectoryRow]", stored.take(question["question_id"]))
+
+
+def question_rows(version: "DatasetVersion") -> Iterator[QuestionRow]:
+    return (cast("QuestionRow", row) for row in parquet_rows(version.path / QUESTIONS_FILE))
+
+
+def screen_again(version: "DatasetVersion") -> tuple[list[Question], Screening]:
+    """Read the questions and screen them. Overlaps with test sets are taken as recorded: those lie elsewhere."""
+    questions = [_restore_question(row) for row in question_rows(version)]
+    excluded = ((row["question_id"], exclusion_of(row)) for row in question_rows(version))
+    contaminated = {question_id: each for question_id, each in excluded if each and each.reason == CONTAMINATED}
+    return questions, screen_known(questions, version.spec.dataset, contaminated, version.manifest.screening.test_sets)
 
 
 def stored_tree(version: "DatasetVersion", question: QuestionRow) -> ValuedTree:
@@ -83,6 +112,7 @@ def read_file(
     """Read rows of a file. Raises `VersionError` where that cannot be done."""
     filters = None if question_id is None else [("question_id", "==", question_id)]
     with reading(version.path, str(version.path / file)):
+        open_parquet(version.path / file).close()
         table = pq.read_table(version.path / file, columns=columns, filters=filters, partitioning=None)
     rows: list[Row] = table.to_pylist()
     return rows
@@ -90,9 +120,19 @@ def read_file(
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Read a parquet file row by row; of each row all columns, or some."""
-    with pq.ParquetFile(path) as parquet:
+    with open_parquet(path) as parquet:
         for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=columns and list(columns)):
             yield from batch.to_pylist()
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a version's file of rows. Raises `ValueError` where its columns are others than are published."""
+    parquet = pq.ParquetFile(path)
+    known = SCHEMAS.get("/".join(path.parts[-2:])) or SCHEMAS.get(path.name)
+    if known is None or not parquet.schema_arrow.equals(known):
+        parquet.close()
+        raise ValueError("its columns are not those of a published file")
+    return parquet
 
 
 class Cursor:
@@ -136,7 +176,7 @@ def restore_tree(question: QuestionRow, rows: Iterable[TrajectoryRow], prompts: 
             grades[address] = _restore_grade(row, spec.evaluator)
         if row["own_outcome"] is not None:
             diagnosis[address] = OwnAnswer(Outcome(row["own_outcome"]), row["own_answer"])
-    valued = value_tree(Tree(restore_question(question), nodes), grades, spec.credit)
+    valued = value_tree(Tree(_restore_question(question), nodes), grades, spec.credit)
     return replace(valued, diagnosis=diagnosis, lengths=lengths)
 
 
@@ -154,28 +194,36 @@ def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
     """Rebuild a judged node's grade; its score is the reward, or without one the weighted mean of the two scores."""
     correctness, reasoning = row["correctness_score"], row["reasoning_score"]
     evaluation = None
+    explanation, key_matches = tuple(row["explanation"] or ()), tuple(row["key_matches"] or ())
+    if None in (*explanation, *key_matches):
+        raise ValueError(f"node {row['node_id']} has an empty line in what its judge said")
     if correctness is not None and reasoning is not None:
         weights = evaluator.correctness_weight, evaluator.reasoning_weight
         weighted = (correctness * weights[0] + reasoning * weights[1]) / sum(weights)
         evaluation = Evaluation(
             correctness_score=correctness,
             reasoning_score=reasoning,
-            explanation=tuple(row["explanation"] or ()),
-            key_matches=tuple(row["key_matches"] or ()),
+            explanation=explanation,
+            key_matches=key_matches,
             score=weighted if row["reward"] is None else row["reward"],
         )
     outcome = Outcome(row["outcome"] or Outcome.UNKNOWN)
     return Grade(outcome, row["answer"], row["grader"] or "", evaluation, row["error"])
 
 
-def restore_question(row: QuestionRow) -> Question:
+def _restore_question(row: QuestionRow) -> Question:
+    """Rebuild a question; raises `ValueError` where something is empty that every question has."""
+    choices, metadata = tuple(row["choices"]), json.loads(row["metadata"])
+    texts = (row["question_id"], row["question"], row["ground_truth"], row["reference"], *choices)
+    if None in texts or not isinstance(metadata, dict):
+        raise ValueError(f"question {row['question_id']!r} lacks a text, or its metadata is no object")
     return Question(
         question_id=row["question_id"],
         question=row["question"],
         ground_truth=row["ground_truth"],
         reference=row["reference"],
-        choices=tuple(row["choices"]),
-        metadata=json.loads(row["metadata"]),
+        choices=choices,
+        metadata=metadata,
     )
 
 

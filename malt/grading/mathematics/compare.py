@@ -51,7 +51,7 @@ def same(reference: Reading, answer: Reading) -> bool:
         case Items(), Items():
             return _same_items(reference, answer)
         case Grid(left), Grid(right):
-            return left.shape == right.shape and all(map(same_expression, left.flat(), right.flat()))
+            return left.shape == right.shape and all(map(_same_expression, left.flat(), right.flat()))
     return type(reference) is type(answer) and reference == answer
 
 
@@ -86,7 +86,7 @@ def _same_units(left: Expr, right: Expr) -> bool:
 
 def _are_near(reference: MathValue, left: Expr, answer: MathValue, right: Expr) -> bool:
     """Whether two values are equal, or one is written as the other one's rounding to six figures or more."""
-    if same_expression(left, right):
+    if _same_expression(left, right):
         return True
     if left.free_symbols or right.free_symbols:
         return False
@@ -119,7 +119,7 @@ def _fraction(value: Rational) -> Fraction:
 _COORDINATES = [Rational(top, bottom) for bottom, top in pairwise((5, 7, 11, 13, 17, 19, 23, 29))]
 
 
-def same_expression(left: Expr, right: Expr) -> bool:
+def _same_expression(left: Expr, right: Expr) -> bool:
     """Whether two expressions have the same symbols, and the same value at every point that is tried."""
     if left == right:
         return True
@@ -236,7 +236,7 @@ def _pieces(region: sympy.Set) -> list[_Piece] | None:
 
 
 def _same_piece(left: _Piece, right: _Piece) -> bool:
-    return left[2:] == right[2:] and all(map(same_expression, left[:2], right[:2]))
+    return left[2:] == right[2:] and all(map(_same_expression, left[:2], right[:2]))
 
 
 # Relations.
@@ -333,7 +333,7 @@ def _same_relation(left: tuple[str, Expr], right: tuple[str, Expr]) -> bool:
     ratio = at_first / at_second
     if relation in (">", "geq") and not ratio.evalf() > 0:
         return False
-    return same_expression(sympy.expand(first), sympy.expand(second * ratio))
+    return _same_expression(sympy.expand(first), sympy.expand(second * ratio))
 
 
 def _region_of(chain: Chain) -> sympy.Set | None:

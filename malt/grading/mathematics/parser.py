@@ -1,6 +1,6 @@
 r"""Recursive descent over the tokens of mathematics: lists, relations, sums, products, powers, atoms.
 
-What a `\command` or a bracket reads is in openings.py, which reader.py hands over.
+What a `\command` or a bracket reads is in reader.py, which hands it over.
 """
 
 import re
@@ -34,7 +34,7 @@ from malt.grading.mathematics.readings import (
     unit,
     whole,
 )
-from malt.grading.mathematics.tokens import Token, TokenCursor, Unread
+from malt.grading.mathematics.tokens import FUNCTIONS, Token, TokenCursor, Unread
 from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS, number_in_words
 
 _MOST_NESTING = 60
@@ -48,6 +48,7 @@ _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3}
 _LEADING = ("all", "total", "minimum", "maximum", "positive")
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound-sterling", "¥": "yen", "₹": "rupee"}
 _MARKS_AFTER = ("*", "/", "(", "{", "\\{")
+_ARGUMENT_ENDS = frozenset({"*", "/", "(", "|", *FUNCTIONS})
 _ENDS = "leq geq neq approx in equiv pmod bmod choose cup cap setminus pm mp rfloor rceil rangle end ldots"
 _NOT_FACTORS = frozenset(_ENDS.split())
 _MIXED = re.compile(
@@ -186,10 +187,10 @@ class Parser(TokenCursor):
         value = whole(self._power(mixed=signed))
         return -value if negative else value
 
-    def bare_argument(self, ends: frozenset[str]) -> Expr:
-        r"""Read a function's argument without brackets, `\sin 2x`: it ends before a sign or one of these."""
+    def bare_argument(self) -> Expr:
+        r"""Read a function's argument without brackets, `\sin 2x`: it ends before a sign or another function."""
         result = self._factor(signed=True)
-        while self._goes_on() and self.text() and self.text() not in ends:
+        while self._goes_on() and self.text() and self.text() not in _ARGUMENT_ENDS:
             result = result * self._factor(signed=False)
         return result
 

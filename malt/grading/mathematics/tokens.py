@@ -8,9 +8,10 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
-from malt.grading.normalize import translation
+from malt.grading.normalize import closing_brace, translation
 from malt.grading.words import COUNTED, FILLERS, TURNING, UNITS
 
 
@@ -104,22 +105,21 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATION = re.compile(r"\.(?=\s*[A-Za-z])")
-_BRACE = re.compile(r"\\[{}\\]|[{}]")
 _MARKS = {"**": "^", "==": "=", "<=": "\\leq", ">=": "\\geq", "!=": "\\neq", ":=": "="}
 
 
-def tokenize(text: str, nouns: frozenset[str] = frozenset(), *, prose: bool = False) -> list[Token]:
+def tokenize(text: str, nouns: frozenset[str]) -> list[Token]:
     r"""Return the tokens of a text; `nouns` are words that it may name beside values.
 
     Letters outside `\text{…}` are symbols, but for names of functions, known words and units of two letters and more.
-    `prose`: they are words. Raises `Unread` at the first sign without a meaning.
+    Raises `Unread` at the first sign without a meaning.
     """
     text = _DELIMITER.sub("$", _plain_signs(_FINAL_TAG.sub("", text)))
     parts = re.split(r"(?<!\\)\$", text)
     if len(parts) % 2 == 0:  # one sign of two is missing, or it is a currency's
-        return _join_numbers(list(_scan(" ".join(parts), nouns, prose)))
-    inside = [(part, prose if len(parts) == 1 else number % 2 == 0) for number, part in enumerate(parts)]
-    return _join_numbers([token for part, words in inside for token in _scan(part, nouns, words)])
+        parts = [" ".join(parts)]
+    scanned = (_scan(part, nouns, len(parts) > 1 and number % 2 == 0) for number, part in enumerate(parts))
+    return _join_numbers(list(chain.from_iterable(scanned)))
 
 
 def _scan(text: str, nouns: frozenset[str], prose: bool) -> Iterator[Token]:
@@ -178,12 +178,10 @@ def _group(text: str, start: int) -> tuple[str, int]:
         start += 1
     if text[start : start + 1] != "{":
         return text[start : start + 1], start + 1
-    depth = 0
-    for brace in _BRACE.finditer(text, start):
-        depth += (brace[0] == "{") - (brace[0] == "}")
-        if depth == 0:
-            return text[start + 1 : brace.start()], brace.end()
-    raise Unread("an open brace")
+    closing = closing_brace(text, start)
+    if closing is None:
+        raise Unread("an open brace")
+    return text[start + 1 : closing], closing + 1
 
 
 def _letters(run: str, previous: Token, nouns: frozenset[str], prose: bool) -> Iterator[Token]:

@@ -1,5 +1,7 @@
 """Mathematics as the grader processes do it. Nothing here guards itself."""
 
+import importlib
+import logging
 import re
 import sys
 from functools import cache, lru_cache
@@ -18,8 +20,8 @@ _MEMORY_LIMIT_BYTES = 2 * 1024**3
 @cache
 def _prepare() -> None:
     """Import what takes long, bound this process, and keep math-verify from warning that its own time limit is off."""
-    import logging
-
+    for name in ("math_verify", "malt.grading.mathematics.compare", "malt.grading.mathematics.reader"):
+        importlib.import_module(name)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     _limit_memory()
 

@@ -21,15 +21,22 @@ from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Tree
-from tests.published import MIXED, PROVENANCE, mixed_tree, publish, publish_questions, spec_of
+from tests.published import MIXED, PROVENANCE, copied, mixed_tree, publish, publish_questions, spec_of
 from tests.strategies import incomplete_tree_of, tree_of, valued, valued_trees
 
 QUESTIONS = ["q1", "a/b", "q17"]
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("datasets")
+    publish_questions(QUESTIONS, folder)
+    return folder
+
+
 @pytest.fixture
-def version() -> DatasetVersion:
-    return publish_questions(QUESTIONS, Settings().datasets_dir)
+def version(datasets: Path) -> DatasetVersion:
+    return copied(datasets, Settings().datasets_dir)
 
 
 def published(*trees: ValuedTree, name: str = "arith", **update: Any) -> DatasetVersion:  # noqa: ANN401 - a spec's values

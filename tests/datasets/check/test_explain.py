@@ -14,7 +14,7 @@ from malt.cli.main import exit_code
 from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
 from malt.config.spec import CreditSpec, DatasetSpec
-from malt.datasets.check.explain import Explanation, explain, write_arithmetic
+from malt.datasets.check.explain import explain, write_arithmetic
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.examples import write_rows
 from malt.datasets.rows.gate_trace import GateTrace
@@ -52,16 +52,12 @@ def version(datasets: Path) -> DatasetVersion:
     return copied(datasets, Settings().datasets_dir)
 
 
-def told(version: DatasetVersion, row_id: str) -> Explanation:
-    return explain(version, row_id)
-
-
 def published(tree: ValuedTree, **dataset: bool | float | str) -> DatasetVersion:
     return publish([tree], spec_of(**dataset), PROVENANCE, Settings().datasets_dir)
 
 
 def why(version: DatasetVersion, row_id: str) -> str:
-    decision = told(version, row_id).decision
+    decision = explain(version, row_id).decision
     assert decision is not None
     return decision.why
 
@@ -110,7 +106,7 @@ def test_the_arithmetic_says_what_the_label_is(tree: ValuedTree) -> None:
     ],
 )
 def test_a_value_is_a_mean_of_leaves_pooled(version: DatasetVersion, row_id: str, line: str) -> None:
-    assert told(version, row_id).text.arithmetic == line
+    assert explain(version, row_id).text.arithmetic == line
 
 
 def test_a_value_just_above_the_threshold_is_not_rounded_onto_it() -> None:
@@ -126,8 +122,8 @@ def test_of_many_leaves_equal_rewards_are_told_together() -> None:
 def test_a_row_of_every_file_is_explained(version: DatasetVersion) -> None:
     for role in PLAYERS:
         for kind, frame in (("sft", version.sft(role)), ("dpo", version.dpo(role)), ("kto", version.kto(role))):
-            for row in frame.to_dict("records"):
-                explained = told(version, row["row_id"])
+            for row in frame[frame["question_id"] == "a/b"].to_dict("records"):
+                explained = explain(version, row["row_id"])
                 assert explained.file == f"{kind}/{role}.parquet"
                 assert explained.question_id == row["question_id"]
                 assert [turn.model_dump() for turn in explained.prompt or ()] == list(row["prompt"])
@@ -136,7 +132,7 @@ def test_a_row_of_every_file_is_explained(version: DatasetVersion) -> None:
 
 
 def test_a_row_tells_its_text_and_who_graded_what(version: DatasetVersion) -> None:
-    explained = told(version, "sft-verifier/a/b/0.0")
+    explained = explain(version, "sft-verifier/a/b/0.0")
     assert (explained.question, explained.ground_truth, explained.role) == ("What is a/b?", "4", "verifier")
     assert explained.text.text == "verifier 0.0 on a/b"
     assert [leaf.model_dump() for leaf in explained.text.leaves[:2]] == [
@@ -150,7 +146,7 @@ def test_a_row_tells_its_text_and_who_graded_what(version: DatasetVersion) -> No
 
 
 def test_a_leaf_that_counts_for_nothing_says_why(version: DatasetVersion) -> None:
-    unknown = told(version, "q1/2.2").text.leaves[0]
+    unknown = explain(version, "q1/2.2").text.leaves[0]
     assert (unknown.reward, unknown.outcome, unknown.error) == (None, "unknown", "the judge's reply could not be read")
 
 
@@ -161,20 +157,20 @@ def test_a_truncated_leaf_counts_as_the_config_says() -> None:
     tree = tree_of("q1", (1, 1, 3), {first: FinishReason.LENGTH})
     spec = spec_of().model_copy(update={"credit": CreditSpec(truncated="unknown")})
     version = publish([value_tree(tree, grades, spec.credit)], spec, PROVENANCE, Settings().datasets_dir)
-    text = told(version, "q1/0").text
+    text = explain(version, "q1/0").text
     assert (text.leaves[0].outcome, text.leaves[0].reward) == ("truncated", None)
     assert text.arithmetic == "1.00 = (1 + 1) / 2 known of 3 leaves, above 0.5: positive"
 
 
 def test_a_pair_tells_its_sibling_its_margin_and_how_sure_it_is(version: DatasetVersion) -> None:
-    explained, row = told(version, "dpo-verifier/q1/0.0-0.1"), version.dpo("verifier").iloc[0]
+    explained, row = explain(version, "dpo-verifier/q1/0.0-0.1"), version.dpo("verifier").iloc[0]
     assert (explained.text.node_id, explained.sibling and explained.sibling.node_id) == ("0.0", "0.1")
     assert (explained.margin, explained.confidence) == (row["margin"], row["confidence"])
     assert (explained.text.value_low, explained.text.value_high) == pytest.approx((0.2077, 0.9385), abs=1e-4)
 
 
 def test_a_node_tells_every_row_it_could_give(version: DatasetVersion) -> None:
-    explained = told(version, "q1/0.1")
+    explained = explain(version, "q1/0.1")
     assert (explained.file, explained.decision) == ("trajectories.parquet", None)
     assert {each.row_id: each.kept for each in explained.related} == {
         "sft-verifier/q1/0.1": False,
@@ -216,7 +212,7 @@ def test_a_candidate_that_is_not_there_says_why(version: DatasetVersion, row_id:
 )  # fmt: skip
 def test_a_gate_that_left_a_row_out_says_why(row_id: str, dataset: dict[str, Any], reason: str) -> None:
     version = published(mixed_tree("q1"), **dataset)
-    decision = told(version, row_id).decision
+    decision = explain(version, row_id).decision
     assert decision is not None
     assert (decision.kept, decision.why) == (False, reason)
     assert f"left out by {decision.left_out_by}" in reason
@@ -231,7 +227,7 @@ def test_a_question_that_was_screened_out_says_why() -> None:
 
 def test_a_row_of_the_validation_split_is_found_in_its_file() -> None:
     version = published(mixed_tree("q1"), validation=0.99)
-    explained = told(version, "sft-verifier/q1/0.0")
+    explained = explain(version, "sft-verifier/q1/0.0")
     assert explained.file == "sft/verifier.validation.parquet"
     assert explained.decision is not None
     assert explained.decision.kept
@@ -248,7 +244,7 @@ def test_a_prompt_that_no_row_holds_comes_from_the_same_prompt_files() -> None:
     tree = valued(tree_of("q1", (1, 1, 1)), [None])
     provenance = replace(PROVENANCE, prompts=prompts.digests)
     version = publish([tree], spec_of(), provenance, Settings().datasets_dir)
-    explained = told(version, "q1/0.0")
+    explained = explain(version, "q1/0.0")
     seen = prompts.messages(Role.VERIFIER, question="What is q1?", solution="generator 0 on q1")
     assert [(turn.role, turn.content) for turn in explained.prompt or ()] == [(*turn,) for turn in seen]
     assert "prompt set 'general'" in explained.prompt_from
@@ -256,7 +252,7 @@ def test_a_prompt_that_no_row_holds_comes_from_the_same_prompt_files() -> None:
 
 def test_a_prompt_is_not_made_up_from_files_that_changed() -> None:
     version = publish([valued(tree_of("q1", (1, 1, 1)), [None])], spec_of(), Provenance({}), Settings().datasets_dir)
-    explained = told(version, "q1/0.0")
+    explained = explain(version, "q1/0.0")
     assert explained.prompt is None
     assert explained.prompt_from == "no row of 0's children was kept, and prompt set 'general' has changed since"
 
@@ -282,7 +278,7 @@ def test_a_prompt_is_not_made_up_from_files_that_changed() -> None:
 )  # fmt: skip
 def test_an_id_that_nothing_has_names_near_ones(version: DatasetVersion, row_id: str, problem: str) -> None:
     with pytest.raises(VersionError) as caught:
-        told(version, row_id)
+        explain(version, row_id)
     assert problem in str(caught.value)
 
 
@@ -290,13 +286,13 @@ def test_a_question_without_a_tree_says_what_failed() -> None:
     trees = [valued(incomplete_tree_of("q0"), {}), mixed_tree("q1")]
     version = publish(trees, spec_of(), PROVENANCE, Settings().datasets_dir)
     with pytest.raises(VersionError, match="generator below the root: HTTP 500 from the provider, 5 attempts"):
-        told(version, "q0/0")
+        explain(version, "q0/0")
 
 
 def test_a_file_that_is_not_readable_is_named(version: DatasetVersion) -> None:
     (version.path / "trajectories.parquet").write_bytes(b"PAR1")
     with pytest.raises(VersionError, match=r"trajectories\.parquet cannot be read .*; try: malt verify"):
-        told(version, "q1/0")
+        explain(version, "q1/0")
 
 
 def test_the_command_prints_the_whole_story(version: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,7 +314,7 @@ def test_the_command_prints_the_whole_story(version: DatasetVersion, capsys: pyt
 def test_the_command_prints_one_json_object(version: DatasetVersion, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["explain", "arith@v1", "sft-refiner/q1/0.0.0", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == told(version, "sft-refiner/q1/0.0.0").model_dump(mode="json")
+    assert printed == explain(version, "sft-refiner/q1/0.0.0").model_dump(mode="json")
     assert printed["prompt"][0] == {"role": "system", "content": "You are the refiner."}
 
 

@@ -344,7 +344,15 @@ def spoil_the_manifest(folder: Path) -> None:
     (folder / "export.json").write_text("{}")
 
 
-@pytest.mark.parametrize("spoil", [add_notes, edit_a_file, add_a_link, remove_a_file, spoil_the_manifest])
+def replace_the_manifest_by_a_pipe(folder: Path) -> None:
+    (folder / "export.json").unlink()
+    os.mkfifo(folder / "export.json")
+
+
+SPOILT = [add_notes, edit_a_file, add_a_link, remove_a_file, spoil_the_manifest, replace_the_manifest_by_a_pipe]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_a_folder_with_anything_of_somebody_s_own_is_left_alone(
     version: DatasetVersion, tmp_path: Path, malt_export: Export, spoil: Callable[[Path], None]
 ) -> None:
@@ -355,6 +363,14 @@ def test_a_folder_with_anything_of_somebody_s_own_is_left_alone(
     assert (said.code, said.out) == (2, "")
     assert "which is not as an export left it; name another folder" in said.err
     assert contents(tmp_path / "out") == before
+
+
+def test_an_export_writes_through_no_link(version: DatasetVersion, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(InputError, match="out is a link; name the folder that it leads to"):
+        export(version, "trl", tmp_path / "out")
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
 
 
 def test_a_file_the_current_folder_and_a_version_are_no_place_for_an_export(

@@ -21,7 +21,7 @@ from malt.errors import ConfigError, VersionError
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import ASIDE, Store
 from tests.postgres import postgres as postgres
-from tests.published import publish_questions
+from tests.published import copied, publish_questions
 from tests.strategies import addresses
 
 DAY = 86_400.0
@@ -38,11 +38,19 @@ def samples_of(question_id: str) -> list[StoredSample]:
     return [*nodes, sample(f"judge-of-{question_id}", question_id, Role.EVALUATOR)]
 
 
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    """The rows of two versions, of one question each, and of a question that is in none."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions, of one question each."""
+    datasets_dir = tmp_path_factory.mktemp("datasets")
     for question_id in ("q1", "q2"):
-        publish_questions([question_id], settings.datasets_dir)
+        publish_questions([question_id], datasets_dir)
+    return datasets_dir
+
+
+@pytest.fixture
+def store(published: Path, settings: Settings) -> Store:
+    """The rows of two versions, and of a question that is in none."""
+    copied(published, settings.datasets_dir)
     store = Store(settings.store)
     for question_id in ("q1", "q2", "q3"):
         store.write(samples_of(question_id))

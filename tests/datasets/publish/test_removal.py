@@ -11,15 +11,21 @@ from malt.datasets.publish.writer import VersionWriter
 from malt.datasets.version.dataset_version import open_version
 from malt.datasets.version.folders import linked_numbers, remove_tag, set_tag, tags_of, version_numbers
 from malt.errors import VersionError
-from tests.published import PROVENANCE, mixed_shard, publish_questions, publish_small, spec_of
+from tests.published import PROVENANCE, copied, mixed_shard, publish_questions, publish_small, spec_of
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset in three versions."""
+    datasets_dir = tmp_path_factory.mktemp("datasets")
+    for question_id in ("q1", "q2", "q3"):
+        publish_questions([question_id], datasets_dir)
+    return datasets_dir
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A dataset in three versions."""
-    for question_id in ("q1", "q2", "q3"):
-        publish_questions([question_id], tmp_path)
-    return tmp_path / "arith"
+def folder(published: Path, tmp_path: Path) -> Path:
+    return copied(published, tmp_path).path.parent
 
 
 def test_a_version_that_nothing_needs_is_removed_with_all_its_files(folder: Path) -> None:

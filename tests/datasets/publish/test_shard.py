@@ -1,4 +1,4 @@
-"""Portions: however trees are cut into them, the version that they are put together to is the same."""
+"""Shards: however trees are cut into them, the version that they are put together to is the same."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,23 +53,28 @@ RECORDED = "7b4c1df7e160c36808016eb8079f7c88c159a7e0ec3787dcabf3f9f62ad2e752"
 
 
 TRAINING_FILES: list[tuple[str, int, set[str]]] = [
-    ("generator", 3, set()),
-    ("verifier", 9, {"generated_solution"}),
-    ("refiner", 26, {"generated_solution", "verification"}),
+    ("generator", 6, set()),
+    ("verifier", 18, {"generated_solution"}),
+    ("refiner", 52, {"generated_solution", "verification"}),
 ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
+    """A version of two questions, to be read."""
+    return publish_questions(["q1", "q2"], tmp_path_factory.mktemp("datasets"))
 
 
 def unfinished(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if entry.name.startswith(".tmp-")]
 
 
-def test_a_version_has_every_file_and_no_other(tmp_path: Path) -> None:
-    version = publish_questions(["q1"], tmp_path)
-    files = {path.relative_to(version.path).as_posix() for path in version.path.rglob("*") if path.is_file()}
+def test_a_version_has_every_file_and_no_other(two: DatasetVersion) -> None:
+    files = {path.relative_to(two.path).as_posix() for path in two.path.rglob("*") if path.is_file()}
     training = {f"{role}_training.json" for role in PLAYERS}
     assert files == {*SCHEMAS, *training, "README.md", "report.html", "manifest.json"}
-    assert version.manifest.files.keys() == files - {"manifest.json"}
-    assert unfinished(version.path.parent) == []
+    assert two.manifest.files.keys() == files - {"manifest.json"}
+    assert unfinished(two.path.parent) == []
 
 
 def test_latest_names_the_newest_version_by_a_relative_link(tmp_path: Path) -> None:
@@ -118,10 +124,9 @@ def test_what_a_model_said_is_content(tmp_path: Path, changed: dict[str, str]) -
     assert publish([with_completion(mixed_tree("q1"), **changed)], spec_of(), PROVENANCE, tmp_path).number == 2
 
 
-def test_a_recorded_run_keeps_its_digest(tmp_path: Path) -> None:
+def test_a_recorded_run_keeps_its_digest(two: DatasetVersion) -> None:
     """When this digest changes, no published version can be rebuilt to its own: a line for the CHANGELOG."""
-    version = publish_questions(["q1", "q2"], tmp_path)
-    assert version.manifest.content_sha256 == RECORDED
+    assert two.manifest.content_sha256 == RECORDED
 
 
 def test_an_incomplete_tree_gives_no_rows_but_a_line_and_its_reason(tmp_path: Path) -> None:
@@ -197,9 +202,10 @@ def test_generator_pairs_are_written_only_when_switched_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("role", "count", "added"), TRAINING_FILES)
-def test_the_training_files_follow_the_given_schema(tmp_path: Path, role: str, count: int, added: set[str]) -> None:
-    version = publish_questions(["q1"], tmp_path)
-    file = json.loads((version.path / f"{role}_training.json").read_bytes())
+def test_the_training_files_follow_the_given_schema(
+    two: DatasetVersion, role: str, count: int, added: set[str]
+) -> None:
+    file = json.loads((two.path / f"{role}_training.json").read_bytes())
     metadata, examples = file["metadata"], file["examples"]
     assert (metadata["timestamp"], metadata["model"]) == ("2026-01-02T00:00:00+00:00", "embedded")
     assert metadata["total_examples"] == len(examples) == count
@@ -208,8 +214,8 @@ def test_the_training_files_follow_the_given_schema(tmp_path: Path, role: str, c
         assert example["evaluation"].keys() == {"correctness_score", "reasoning_score", "explanation", "key_matches"}
 
 
-def test_the_manifest_names_every_input_and_counts_everything(tmp_path: Path) -> None:
-    manifest = publish_questions(["q1", "q2"], tmp_path).manifest
+def test_the_manifest_names_every_input_and_counts_everything(two: DatasetVersion) -> None:
+    manifest = two.manifest
     assert manifest.config == spec_of().as_config()
     assert manifest.prompts == PROVENANCE.prompts
     assert manifest.questions.source == "questions.jsonl"
@@ -227,8 +233,8 @@ def test_the_digest_of_the_questions_does_not_depend_on_what_became_of_them(tmp_
     assert whole.content_sha256 != short.content_sha256
 
 
-def test_the_manifest_says_what_became_of_every_candidate(tmp_path: Path) -> None:
-    manifest = publish_questions(["q1", "q2"], tmp_path).manifest
+def test_the_manifest_says_what_became_of_every_candidate(two: DatasetVersion) -> None:
+    manifest = two.manifest
     for role in PLAYERS:
         for kind, counts in manifest.selection[role].items():
             assert counts.candidates == counts.kept + sum(counts.dropped.values())
@@ -236,8 +242,8 @@ def test_the_manifest_says_what_became_of_every_candidate(tmp_path: Path) -> Non
     assert manifest.selection["generator"]["dpo"].dropped["generator_dpo"] == 4
 
 
-def test_the_manifest_has_the_diagnostics(tmp_path: Path) -> None:
-    diagnostics = publish_questions(["q1", "q2"], tmp_path).manifest.diagnostics
+def test_the_manifest_has_the_diagnostics(two: DatasetVersion) -> None:
+    diagnostics = two.manifest.diagnostics
     assert diagnostics.graders == ()
     leaves = diagnostics.leaves
     assert (leaves.right, leaves.wrong, leaves.unknown, leaves.percent) == (26, 26, 2, 50.0)
@@ -291,22 +297,22 @@ def test_half_characters_in_a_provider_s_words_are_replaced_not_fatal(tmp_path: 
     assert version.manifest.failures[0].reason == "HTTP 500: \N{REPLACEMENT CHARACTER}"
 
 
-def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_path: Path) -> None:
-    """All are at the point of publishing before the first one does."""
-    together = threading.Barrier(6)
-    made: list[DatasetVersion] = []
+def publish_at_once(datasets_dir: Path, question_ids: list[str]) -> list[DatasetVersion]:
+    """Publish each question by itself; all are at the point of publishing before the first one does."""
+    together = threading.Barrier(len(question_ids))
 
-    def run(question_id: str) -> None:
-        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
+    def run(question_id: str) -> DatasetVersion:
+        with VersionWriter(spec_of(), PROVENANCE, datasets_dir / "arith") as writer:
             writer.add(mixed_shard(question_id))
             together.wait()
-            made.append(writer.publish())
+            return writer.publish()
 
-    threads = [threading.Thread(target=run, args=(f"q{number}",)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(question_ids)) as pool:
+        return list(pool.map(run, question_ids))
+
+
+def test_publishers_at_once_get_different_numbers_and_latest_names_the_last(tmp_path: Path) -> None:
+    made = publish_at_once(tmp_path, [f"q{number}" for number in range(6)])
     assert sorted(version.number for version in made) == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / "arith" / "latest").readlink() == Path("v6")
     assert {version.manifest.parent.version for version in made if version.manifest.parent} == {1, 2, 3, 4, 5}
@@ -321,20 +327,7 @@ def test_publishers_of_one_content_at_once_share_one_version(tmp_path: Path) -> 
 
 
 def test_publishers_of_one_content_all_at_once_make_one_version(tmp_path: Path) -> None:
-    together = threading.Barrier(6)
-    made: list[DatasetVersion] = []
-
-    def run() -> None:
-        with VersionWriter(spec_of(), PROVENANCE, tmp_path / "arith") as writer:
-            writer.add(mixed_shard("q1"))
-            together.wait()
-            made.append(writer.publish())
-
-    threads = [threading.Thread(target=run) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    made = publish_at_once(tmp_path, ["q1"] * 6)
     assert {version.path for version in made} == {tmp_path / "arith" / "v1"}
     assert sorted(version.created for version in made) == [False] * 5 + [True]
 

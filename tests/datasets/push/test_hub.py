@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from malt.datasets.push.push import push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import InputError, PushDamaged, PushError
 from tests.hub import OWNER, READ_TOKEN, Blob, Hub
+from tests.hub import hub as hub
 from tests.published import publish_questions, publish_two_datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library
@@ -27,14 +27,6 @@ MALT = "from malt.cli.main import main; main()"
 PROJECT = Path(__file__).parents[3]
 ID = f"{OWNER}/arith"
 DEST = f"hf://datasets/{ID}"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub for this process, whose library read its environment long ago, and for those it starts (and kills)."""
-    with Hub() as server:
-        server.use_here(tmp_path, monkeypatch)
-        yield server
 
 
 @pytest.fixture(scope="module")

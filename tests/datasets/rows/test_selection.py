@@ -10,9 +10,7 @@ from malt.config.roles import PLAYERS, Role
 from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes, pair_siblings
 from malt.datasets.rows.selection import SelectionCount, select
-from malt.llm.request import FinishReason
 from malt.trees.credit import ValuedTree
-from malt.trees.tree import Address
 from tests.strategies import tree_of, valued, valued_trees
 
 PAPER = DatasetSpec(same_answer=())
@@ -87,15 +85,6 @@ def test_balanced_rows_are_as_many_right_as_wrong(tree: ValuedTree) -> None:
         every = [one.chosen.is_right for one in plain["kto"].kept]
         assert labels.count(True) == min(every.count(True), every.count(False))
         assert selected["sft"] == plain["sft"]
-
-
-def test_a_text_cut_off_is_no_target() -> None:
-    tree = valued(tree_of("q1", (1, 1, 3), {Address((0, 0, 0)): FinishReason.LENGTH}), [1, 1, 0])
-    selected = select(tree, Role.REFINER, PAPER)
-    assert names(selected["sft"].kept) == ["0.0.1"]
-    assert names(selected["dpo"].kept) == ["0.0.1>0.0.2"]
-    assert (selected["sft"].dropped["flawed_texts"], selected["kto"].dropped["flawed_texts"]) == (1, 1)
-    assert selected["dpo"].dropped["flawed_texts"] == 1
 
 
 def test_the_generator_s_pairs_are_counted_also_while_they_are_switched_off() -> None:

@@ -17,15 +17,20 @@ from malt.datasets.rows.tables import (
     TrajectoryRow,
     schema_of,
 )
+from malt.datasets.version.dataset_version import DatasetVersion
 from tests.published import publish_questions
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROW_TYPES = {"sft": SftRow, "dpo": DpoRow, "kto": KtoRow, "trajectories": TrajectoryRow, "questions": QuestionRow}
 
 
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
+    return publish_questions(["q1"], tmp_path_factory.mktemp("datasets"))
+
+
 @pytest.mark.parametrize("file", SCHEMAS)
-def test_a_published_file_has_the_columns_and_types_of_its_rows(file: str, tmp_path: Path) -> None:
-    version = publish_questions(["q1"], tmp_path)
+def test_a_published_file_has_the_columns_and_types_of_its_rows(file: str, version: DatasetVersion) -> None:
     row_type = ROW_TYPES[ROLE_FILES[file].kind if file in ROLE_FILES else Path(file).stem]
     assert pq.read_schema(version.path / file).names == list(get_type_hints(row_type))
     assert pq.read_schema(version.path / file).equals(schema_of(row_type))

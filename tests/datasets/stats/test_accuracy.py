@@ -97,12 +97,12 @@ def test_no_vote_is_right_unless_an_answer_is(ballots: list[Ballot]) -> None:
 
 @given(st.lists(diagnosed_trees(), max_size=3))
 def test_values_by_tenths_are_all_labelled_nodes(trees: list[ValuedTree]) -> None:
-    diagnostics, census = DiagnosticsCount(spec_of()), TreeCount()
+    diagnostics, count = DiagnosticsCount(spec_of()), TreeCount()
     for tree in trees:
         diagnostics.add(tree)
-        census.add(tree)
+        count.add(tree)
     for role in PLAYERS:
-        found, labels = diagnostics.result.values[role], census.counts.labels[role]
+        found, labels = diagnostics.result.values[role], count.counts.labels[role]
         assert (sum(found.right), sum(found.wrong)) == (labels.right, labels.wrong)
         assert len(found.right) == len(found.wrong) == 10
 

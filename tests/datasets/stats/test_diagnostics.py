@@ -66,8 +66,8 @@ def diagnosis_of(tree: ValuedTree, *kinds: str, scope: str = "leaves") -> dict[s
 
 def flipped(flips: FlipTable) -> list[int]:
     return [
-        portion.count
-        for portion in (flips.wrong_to_right, flips.right_to_right, flips.wrong_to_wrong, flips.right_to_wrong)
+        share.count
+        for share in (flips.wrong_to_right, flips.right_to_right, flips.wrong_to_wrong, flips.right_to_wrong)
     ]
 
 

@@ -64,8 +64,8 @@ def test_a_damaged_manifest_names_the_file_and_the_field(tmp_path: Path) -> None
         open_version(version.path)
 
 
-def test_rows_come_as_data_frames(tmp_path: Path) -> None:
-    version = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), PROVENANCE, tmp_path)
+def test_rows_come_as_data_frames(datasets_dir: Path) -> None:
+    version = open_version("arith", datasets_dir)
     assert len(version.trajectories) == 78
     assert list(version.questions["question_id"]) == ["q1", "q2"]
     for role in PLAYERS:
@@ -75,17 +75,10 @@ def test_rows_come_as_data_frames(tmp_path: Path) -> None:
     assert version.sft(Role.VERIFIER)["prompt"][0][0] == {"role": "system", "content": "You are the verifier."}
 
 
-def test_one_question_s_nodes_come_depth_first(tmp_path: Path) -> None:
-    version = publish([mixed_tree("q1"), mixed_tree("q2")], spec_of(), PROVENANCE, tmp_path)
-    rows = version.tree_rows("q2")
+def test_one_question_s_nodes_come_depth_first(datasets_dir: Path) -> None:
+    rows = open_version("arith", datasets_dir).tree_rows("q2")
     assert rows["node_id"].head(6).tolist() == ["0", "0.0", "0.0.0", "0.0.1", "0.0.2", "0.1"]
     assert set(rows["question_id"]) == {"q2"}
-
-
-def test_a_question_without_a_tree_is_an_error_that_says_where_to_look(tmp_path: Path) -> None:
-    version = publish_questions(["q1"], tmp_path)
-    with pytest.raises(VersionError, match=r"has no tree for question 'q9'; questions.parquet lists the questions"):
-        version.tree_rows("q9")
 
 
 @pytest.mark.parametrize("place", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")])
@@ -123,9 +116,9 @@ def test_a_path_that_cannot_be_is_refused(reference: str) -> None:
         open_version(reference)
 
 
-def test_a_tree_comes_back_as_it_was_published(tmp_path: Path) -> None:
+def test_a_tree_comes_back_as_it_was_published(datasets_dir: Path) -> None:
     published = {each: mixed_tree(each) for each in ("q1", "q2")}
-    version = publish_questions(published, tmp_path)
+    version = open_version("arith", datasets_dir)
     again = {tree.tree.question.question_id: tree for tree in version.trees()}
     assert list(again) == ["q1", "q2"]
     for question_id, tree in published.items():
@@ -137,8 +130,9 @@ def test_a_tree_comes_back_as_it_was_published(tmp_path: Path) -> None:
 def test_a_tree_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
     trees = [mixed_tree("q1"), valued(incomplete_tree_of("q2"), {})]
     version = publish(trees, spec_of(), PROVENANCE, tmp_path)
-    with pytest.raises(VersionError, match=r"questions\.parquet lists the questions"):
-        version.tree("q9")
+    for read in (version.tree, version.tree_rows):
+        with pytest.raises(VersionError, match=r"no tree for question 'q9'; questions\.parquet lists the questions"):
+            read("q9")
     with pytest.raises(VersionError, match="'q2' has no tree in arith@v1: generator below the root: HTTP 500"):
         version.tree("q2")
     assert [tree.tree.question.question_id for tree in version.trees()] == ["q1"]

@@ -5,24 +5,29 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from malt.canonical_json import digest
+from malt.canonical_json import digest, file_sha256
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.publish.removal import collect_garbage, remove_version
 from malt.datasets.publish.writer import Provenance
-from malt.datasets.push.push import push
+from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
 from malt.errors import PushError, VersionError
 from malt.grading.process_pool import worker_pids
 from malt.prompts import load_prompts
+from malt.training.run import prepare, read_train_spec
 from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
 
 OUTSIDE_PATHS = [
@@ -62,11 +67,20 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets of one's own, and another's."""
+    folder = tmp_path_factory.mktemp("published")
+    publish_questions(["q1"], folder / "ours")
+    publish_questions(["q1", "q2"], folder / "theirs")
+    return folder
+
+
 @pytest.fixture
-def foreign(tmp_path: Path) -> Path:
+def foreign(published: Path, tmp_path: Path) -> Path:
     """A version's folder that was copied here, outside the folder of datasets."""
-    publish_questions(["q1"], Settings().datasets_dir)
-    return Path(shutil.copytree(publish_questions(["q1", "q2"], tmp_path / "theirs").path, tmp_path / "v1"))
+    shutil.copytree(published / "ours", Settings().datasets_dir, symlinks=True)
+    return Path(shutil.copytree(published / "theirs" / "arith" / "v1", tmp_path / "v1"))
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -191,10 +205,18 @@ def test_a_push_writes_through_no_link(foreign: Path, tmp_path: Path) -> None:
     ):
         (shelf / link).parent.mkdir(parents=True, exist_ok=True)
         (shelf / link).symlink_to(target)
-        with pytest.raises(PushError, match="is a link, and a push follows none; nothing was sent"):
+        with pytest.raises(PushError, match="is a link, or no file, and a push follows none; nothing was sent"):
             push(open_version(foreign), str(shelf))
         shutil.rmtree(shelf)
     assert listing(elsewhere) == {str(elsewhere / "README.md"): b"mine"}
+
+
+def test_a_push_waits_for_no_pipe(foreign: Path, tmp_path: Path) -> None:
+    place = tmp_path / "shelf" / "arith" / "v1"
+    place.mkdir(parents=True)
+    os.mkfifo(place / PARTIAL_FILE)
+    with pytest.raises(PushError, match="is a link, or no file"):
+        push(open_version(foreign), str(tmp_path / "shelf"))
 
 
 GRADER = """
@@ -251,13 +273,40 @@ def test_a_package_on_the_way_to_a_version_s_code_is_not_imported(here: Path, fo
     assert not (here / "marker").exists()
 
 
+THEIRS = {"model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
+"""Where texts and a key would go."""
+
+
+@pytest.mark.parametrize("judge", [THEIRS, {"model": "embedded", "fallbacks": [THEIRS]}, {"model": "openai/x"}])
 def test_a_foreign_version_s_judge_gets_neither_texts_nor_keys(
-    foreign: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    foreign: Path, judge: dict[str, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_SECRET", "s3cret")
-    judge = {"kind": "llm", "model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key_env": "SOME_SECRET"}
-    forge(foreign, lambda manifest: manifest["config"].update(evaluator=judge))
-    assert "its config names api_base and api_key_env of a judge" in refuse(["audit", "--with", "llm"], foreign, capsys)
+    forge(foreign, lambda manifest: manifest["config"].update(evaluator={"kind": "llm", **judge}))
+    assert "its config names a judge, " in refuse(["audit", "--with", "llm"], foreign, capsys)
+
+
+def test_a_foreign_version_s_config_is_not_run_again(
+    foreign: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    players = dict.fromkeys(("generator", "verifier", "refiner"), THEIRS)
+    forge(foreign, lambda manifest: manifest["config"].update(roles=players))
+    assert "its config names models, addresses, keys and files" in refuse(["rerun"], foreign, capsys)
+
+
+def test_a_foreign_version_s_base_is_trained_only_where_it_is_named(
+    foreign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(foreign, lambda manifest: manifest["config"]["train"].update(base="their/base"))
+    assert "its config names the base 'their/base'" in refuse(["train"], foreign, capsys)
+    with pytest.raises(VersionError, match="names the base"):
+        prepare(foreign, None, Settings())
+    assert read_train_spec(open_version(foreign), None, ["train.base=my/base"]).base == "my/base"
+
+
+def test_a_foreign_version_s_tokenizer_is_not_loaded(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(foreign, lambda manifest: manifest["config"]["dataset"].update(tokenizer="their/tokenizer"))
+    assert "names the tokenizer 'their/tokenizer'" in refuse(["rebuild", "--out", "again"], foreign, capsys)
 
 
 def test_a_foreign_version_s_damaged_questions_are_not_read_from_where_it_says(
@@ -299,3 +348,73 @@ def test_a_writer_of_the_same_host_name_in_another_container_is_not_taken_for_de
     theirs.mkdir()
     assert not is_abandoned(theirs)
     assert is_abandoned(tmp_path / name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+
+
+@pytest.mark.parametrize("command", [["report"], ["report", "--out", "arith-v1-report.html"]], ids=" ".join)
+def test_a_report_is_drawn_through_no_link(foreign: Path, here: Path, command: list[str]) -> None:
+    (foreign / "report.html").unlink()
+    (here / "mine").write_text("mine")
+    for link in (Path.symlink_to, Path.hardlink_to):
+        link(here / "arith-v1-report.html", here / "mine")
+        assert exit_code([command[0], str(foreign), *command[1:]]) == 0
+        assert (here / "mine").read_text() == "mine"
+        (here / "arith-v1-report.html").unlink()
+    os.mkfifo(here / "arith-v1-report.html")
+    assert exit_code([command[0], str(foreign), *command[1:]]) == 2
+
+
+def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
+    foreign: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (foreign / "report.html").write_text("<script>alert(1)</script>")
+    browser = here / "xdg-open"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {here}/opened\n')
+    browser.chmod(0o700)
+    monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
+    command = [sys.executable, "-c", "from malt.cli.main import main; main()", "report", str(foreign), "--open"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (here / "opened").read_text() == f"{here}/arith-v1-report.html\n"
+    assert "alert(1)" not in (here / "arith-v1-report.html").read_text()
+
+
+OTHER_ROWS: dict[str, tuple[str, str, Callable[[pa.Array], pa.Array | None]]] = {
+    "no ids": ("kto/refiner.parquet", "row_id", lambda _: None),
+    "texts for messages": ("sft/refiner.parquet", "completion", lambda column: pa.array(["x"] * len(column))),
+    "no messages": ("sft/refiner.parquet", "prompt", lambda column: pa.nulls(len(column), column.type)),
+    "bytes for a text": ("questions.parquet", "ground_truth", lambda column: column.cast(pa.binary())),
+    "no question": ("questions.parquet", "question", lambda column: pa.nulls(len(column), column.type)),
+    "choices of nothing": (
+        "questions.parquet",
+        "choices",
+        lambda column: pa.array([[None]] * len(column), column.type),
+    ),
+    "metadata that is no object": ("questions.parquet", "metadata", lambda column: pa.array(["NaN"] * len(column))),
+    "depth": ("questions.parquet", "metadata", lambda column: pa.array(["[" * 100_000] * len(column))),
+    "other questions": ("questions.parquet", "question_id", lambda column: pa.array(["q3"] * len(column))),
+    "a huge reward": ("trajectories.parquet", "reward", lambda column: pa.array([1e308] * len(column))),
+    "no values": ("trajectories.parquet", "value", lambda column: pa.nulls(len(column), column.type)),
+    "empty lines": (
+        "trajectories.parquet",
+        "explanation",
+        lambda column: pa.array([[None]] * len(column), column.type),
+    ),
+    "nodes out of order": ("trajectories.parquet", "node_id", lambda column: column[::-1]),
+}
+"""Columns of a file, and what somebody could write in them."""
+
+
+@pytest.mark.parametrize("name", OTHER_ROWS)
+def test_rows_that_are_none_of_ours_are_shown_or_refused_in_a_line(
+    foreign: Path, here: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, column, change = OTHER_ROWS[name]
+    table = pq.read_table(foreign / file, partitioning=None)
+    changed = change(table[column].combine_chunks())
+    place = table.schema.get_field_index(column)
+    table = table.remove_column(place)
+    pq.write_table(table if changed is None else table.add_column(place, column, changed), foreign / file)
+    entry = {"bytes": (foreign / file).stat().st_size, "sha256": file_sha256(foreign / file)}
+    forge(foreign, lambda manifest: manifest["files"][file].update(entry))
+    for command in [*COMMANDS, ["export", "--to", "sharegpt", "out-2"], ["audit", "--with", "number,math"]]:
+        assert exit_code([command[0], str(foreign), *command[1:]]) in (0, 1, 2)
+        assert "not expected" not in capsys.readouterr().err
