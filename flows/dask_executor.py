@@ -19,7 +19,7 @@ from malt.llm.client.session import stop_sessions
 from malt.llm.store.database import hide_password
 
 CONNECT_LIMIT_S = 10.0
-_NO_PAGES = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+_NO_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
 """They would tell whoever connects what runs here, and the ends of its logs."""
 SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
 """Packages whose versions a run's machines must share: what is sent between them is pickled."""
