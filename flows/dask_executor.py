@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from distributed import Client, KilledWorker, Worker, WorkerPlugin
+import dask
+from distributed import Client, KilledWorker, Security, Worker, WorkerPlugin
 from prefect_dask import DaskTaskRunner
 
 from flows.executors import Executor
@@ -18,13 +19,25 @@ from malt.llm.client.session import stop_sessions
 from malt.llm.store.database import hide_password
 
 CONNECT_LIMIT_S = 10.0
+_NO_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+"""They would tell whoever connects what runs here, and the ends of its logs."""
 SAME_EVERYWHERE = ("malt-trees", "prefect", "prefect-dask", "distributed")
 """Packages whose versions a run's machines must share: what is sent between them is pickled."""
 
 
 def start_cluster(processes: int, spec: RunSpec, run: str) -> Executor:
-    """Return a cluster that begins and ends with the run."""
-    cluster = {"n_workers": processes, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    """Return a cluster that begins and ends with the run.
+
+    Its certificate is in this process and the workers' memory alone: whoever else on this machine may connect to their
+    ports could have them run code otherwise.
+    """
+    cluster = {
+        "n_workers": processes,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",  # without one it takes a port that everybody knows
+        "scheduler_kwargs": {"dashboard": False},
+        "security": Security.temporary(),
+    }
     return make_executor(LocalDask(cluster_kwargs=cluster), spec.limits.shares(processes), run)
 
 
@@ -57,11 +70,12 @@ async def stop_run(run: str) -> None:
 
 
 class LocalDask(DaskTaskRunner):  # type: ignore[misc]  # has no types
-    """A runner whose workers leave a terminal's Ctrl-C and end to the run: they get them too, which would end them."""
+    """A runner without pages, whose workers leave a terminal's Ctrl-C and end to the run: they would end by them."""
 
     def __enter__(self) -> "LocalDask":
         super().__enter__()
-        self.client.register_plugin(LeaveTerminalToRun())
+        with dask.config.set(_NO_PAGES):
+            self.client.register_plugin(LeaveTerminalToRun())  # the first use of the client starts the cluster
         return self
 
 

@@ -1,5 +1,6 @@
 """Where batches run: threads, processes and Dask workers make the same dataset, each within its share of the limits."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -7,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -76,6 +79,24 @@ def test_there_are_no_more_processes_than_requests_in_flight(
     config = write_config(tmp_path, provider)
     spec = load_spec(config, [f"run.task_runner={runner}", "limits.max_in_flight=1"])
     assert len(open_executor(spec, Settings(), "run").shares) == 1
+
+
+def test_a_cluster_of_ours_takes_no_code_of_others_and_shows_no_pages(
+    provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    """Another user of the machine reaches its ports."""
+    distributed = pytest.importorskip("distributed")
+    spec = load_spec(write_config(tmp_path, provider))
+    with importlib.import_module("flows.dask_executor").start_cluster(1, spec, "run").runner as runner:
+        place = runner.client.scheduler.address.removeprefix("tls://")
+        others = {f"tcp://{place}": None, f"tls://{place}": distributed.Security.temporary()}
+        for address, security in others.items():
+            with pytest.raises(OSError, match=r"Connection|TLS|Timed out"):
+                distributed.Client(address, security=security, timeout=2, set_as_default=False)
+        assert runner.client.submit(os.getuid).result(timeout=60) == os.getuid()
+        port = runner.client.cluster.scheduler.http_server.port
+        with pytest.raises(HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/info/main/workers.html")
 
 
 @pytest.mark.parametrize(("failure", "told"), [(ValueError("failed"), "failed"), (BrokenProcessPool(), WORKER_DIED)])

@@ -177,7 +177,7 @@ def digest_rows(folder: Path, file: str) -> tuple[int, str]:
         return _digest_lines(folder / file)
     with open_parquet(folder / file) as parquet:
         if parquet.schema_arrow.metadata:
-            raise ValueError("its columns tell more than those of a published file")
+            raise ValueError("its columns are not those of a published file: they say more")
         digest = RowsDigest(SCHEMAS[file], digested_columns(SCHEMAS[file]))
         for batch in parquet.iter_batches():
             digest.update(batch)

@@ -330,7 +330,7 @@ def _is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool
         return False
     chosen, rejected = pair.texts
     return (
-        fuzz.ratio(chosen.text, rejected.text, score_cutoff=100 * most) > 100 * most
+        _compare(pair, 100 * most) > 100 * most
         and find_figures(chosen.text) == find_figures(rejected.text)
         and stated_verdict(chosen.text) == stated_verdict(rejected.text)
         and (_answer_of(valued, chosen.node) == _answer_of(valued, rejected.node) or _have_same_answer(valued, pair))
@@ -339,7 +339,17 @@ def _is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool
 
 def _similarity(pair: Candidate) -> float:
     """Return how alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
-    return fuzz.ratio(pair.chosen.text, pair.rejected.text) / 100
+    return _compare(pair) / 100
+
+
+_MOST_COMPARED = 200_000
+"""Characters: the time it takes grows with the square, and a reply may have millions."""
+
+
+def _compare(pair: Candidate, cutoff: float = 0.0) -> float:
+    """Return how alike the beginnings of two texts are, from 0 to 100; 0 below the cutoff."""
+    chosen, rejected = (text.text[:_MOST_COMPARED] for text in pair.texts)
+    return fuzz.ratio(chosen, rejected, score_cutoff=cutoff)
 
 
 def _have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:

@@ -13,13 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from malt.cli.main import exit_code
 from malt.config.roles import PLAYERS, Role
 from malt.datasets.export.export import RowChoice, export
 from malt.datasets.export.formats import FORMATS
-from malt.datasets.rows.tables import ROLE_FILES
+from malt.datasets.rows.tables import ROLE_FILES, TRAJECTORIES
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import parquet_rows
 from malt.errors import InputError, NothingToExport, VersionError
@@ -411,7 +413,8 @@ def test_trajectories_out_of_order_are_not_passed_over(version: DatasetVersion, 
     copy = tmp_path / "copy"
     shutil.copytree(version.path, copy)
     frame = version.trajectories.sort_values("question_id", ascending=False, kind="stable")
-    frame.to_parquet(copy / "trajectories.parquet")
+    table = pa.Table.from_pandas(frame, TRAJECTORIES, preserve_index=False).replace_schema_metadata()
+    pq.write_table(table, copy / "trajectories.parquet")
     with pytest.raises(VersionError, match="is not in the order of its questions"):
         export(replace(version, path=copy), "prm", tmp_path / "out")
     assert not (tmp_path / "out").exists()

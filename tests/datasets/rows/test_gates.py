@@ -1,5 +1,7 @@
 """Every gate leaves out the offender that was planted, keeps the innocent beside it, and counts what it did."""
 
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -207,3 +209,12 @@ def test_one_question_gives_as_many_examples_as_declared_the_best_first() -> Non
 def test_only_roles_that_answer_can_answer_alike() -> None:
     with pytest.raises(ValueError, match="only the generator and the refiner give final answers"):
         DatasetSpec(same_answer=(Role.VERIFIER,))
+
+
+def test_texts_of_millions_of_characters_are_compared_in_a_moment() -> None:
+    """Of the whole of them it takes time with the square of their length."""
+    letters = random.Random(1)
+    tree = refinements(*("".join(letters.choices("abcdefgh \n", k=4_000_000)) for _ in range(2)))
+    started = time.process_time()
+    assert dropped(sifted(tree, "dpo")) == {}
+    assert time.process_time() - started < 10
