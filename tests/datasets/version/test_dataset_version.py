@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from malt.config.roles import PLAYERS, Role
@@ -136,3 +138,16 @@ def test_a_tree_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
     with pytest.raises(VersionError, match="'q2' has no tree in arith@v1: generator below the root: HTTP 500"):
         version.tree("q2")
     assert [tree.tree.question.question_id for tree in version.trees()] == ["q1"]
+
+
+def test_a_version_of_a_release_with_other_columns_is_read(tmp_path: Path) -> None:
+    version = publish([mixed_tree("q0")], spec_of("sums"), PROVENANCE, tmp_path)
+    file = version.path / "trajectories.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("mood", pa.array(["calm"] * len(table))), file)
+    again = open_version(version.path)
+    assert [tree.tree.nodes for tree in again.trees()] == [tree.tree.nodes for tree in version.trees()]
+    assert list(again.trajectories.mood.unique()) == ["calm"]
+    pq.write_table(table.set_column(0, table.column_names[0], pa.array([b"?"] * len(table))), file)
+    with pytest.raises(VersionError, match="its columns are not those of a published file"):
+        open_version(version.path).trajectories  # noqa: B018 - reading is what fails
