@@ -183,12 +183,13 @@ kind = {kinds}
 # max_cost_usd = 5.0                # hard cap for one run
 max_in_flight = {in_flight}                   # requests under way at once
 
-# After `malt train {dataset}`: did it help? `malt evaluate {path}` asks questions that were not trained on.
+# How good are the roles on questions that are not trained on? `malt evaluate {path}` compares systems of them.
 # [evaluate]
-# questions = {{ source = "heldout.jsonl" }}
-# baseline = "untrained"
-# [evaluate.systems.untrained]
-# [evaluate.systems.trained]
+# questions = {{ source = "heldout.jsonl" }}   # a file of yours, like the one above
+# [evaluate.systems.pipeline]
+# [evaluate.systems.without-verifier]
+# roles = ["generator", "refiner"]
+# [evaluate.systems.trained]                  # once `malt train {dataset}` has made it
 # models = "{dataset}@v1"
 """
 _FOR_SMALL = "max_tokens = 256                    # small models ramble; a longer text is cut, and is no row"

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _UNEXPECTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and what was started here ends in order
     sys.exit(code)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from malt.cli.terminal import console, warn
 from malt.config.roles import Role
@@ -77,18 +80,19 @@ def limited_by(cpu_share: float, endpoints: Sequence[str]) -> str:
 
 
 def _show_bars(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:
-    """Keep a bar a role, with the rate of new completions, the time left and what limits the rate."""
+    """Keep a bar a role, with the rate of new completions and the time left, and a line on what limits the rate."""
     columns = (
         TextColumn("{task.description:<9}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    meter, started = CpuMeter(), time.monotonic()
-    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
+    meter, started, limit = CpuMeter(), time.monotonic(), Text("starting", style="dim")
+    bars = Progress(*columns, console=console(stderr=True))
+    with Live(Group(bars, limit), console=console(stderr=True), transient=True):
         tasks = {role: bars.add_task(role.value, total=total, rate="") for role, total in expected.items()}
         while not done.wait(_REFRESH_S):
             if (session := find()) is None:
@@ -96,7 +100,7 @@ def _show_bars(expected: dict[Role, int], find: "Callable[[], Session | None]", 
             for role, task in tasks.items():
                 rate = session.tally.roles[role].completions / (time.monotonic() - started)
                 bars.update(task, completed=_count_completions(session.tally, role), rate=f"{rate:.1f}/s")
-            bars.update(task, rate=f"{rate:.1f}/s, limited by: {limited_by(meter.read(), session.throttled_by)}")
+            limit.plain = f"limited by: {limited_by(meter.read(), session.throttled_by)}"
 
 
 def _print_lines(expected: dict[Role, int], find: "Callable[[], Session | None]", done: threading.Event) -> None:

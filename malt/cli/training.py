@@ -12,7 +12,6 @@ from malt.cli.options import find_role, takes_config, takes_json, takes_version
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
-    from malt.datasets.version.dataset_version import DatasetVersion
     from malt.improvement.plan import ImprovementPlan
     from malt.improvement.report import RoundFigures
     from malt.improvement.summary import Improvement
@@ -43,7 +42,7 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     opened = open_version(version)
     spec = read_train_spec(opened, config, override)
     check_installed()
-    _warn_of_others(opened, spec)
+    _warn_of_others(opened.reference, opened.spec, spec)
     if plans:
         quoted = plan(opened, spec, Settings())
         terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
@@ -53,16 +52,14 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
     terminal.emit(summary.model_dump(mode="json")) if as_json else _show_summary(summary)
 
 
-def _warn_of_others(version: "DatasetVersion", spec: "TrainSpec") -> None:
-    """Say so where the trees were grown by another model than the one that is trained."""
+def _warn_of_others(trees: str, grown: "RunSpec", spec: "TrainSpec") -> None:
+    """Say so where trees are grown by another model than the one that is trained."""
     from malt.config.roles import PLAYERS
 
-    names = {version.spec.roles[role].model for role in PLAYERS}
+    names = {grown.roles[role].model for role in PLAYERS}
     others = sorted(name for name in names if "@" not in name and not name.endswith(spec.base))
     if others:
-        terminal.warn(
-            f"{version.reference} was grown by {', '.join(others)}; what is trained is train.base = {spec.base}"
-        )
+        terminal.warn(f"{trees}: grown by {', '.join(others)}; what is trained is train.base = {spec.base}")
 
 
 @click.command()
@@ -247,6 +244,7 @@ def improve(
     from malt.improvement.report import read_figures
 
     spec = load_spec(config, [*override, *([f"improve.rounds={rounds}"] if rounds else [])], limit)
+    _warn_of_others("round 1", spec, spec.train)
     if plans:
         return _plan_improvement(spec, as_json=as_json)
     check(spec, Settings())
@@ -281,12 +279,12 @@ def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
 
 def _show_improvement_plan(quoted: "ImprovementPlan") -> None:
     table = terminal.new_table("", *summaries.QUOTED)
-    for when, steps in {"each round": quoted.each_round, "once": quoted.once}.items():
+    for when, steps in {"round 1": quoted.first, "each later round": quoted.later, "at the end": quoted.end}.items():
         for step, part in steps.items():
             table.add_row(f"{when}: {step}", *summaries.quoted_figures(part))
     table.add_row(f"{terminal.count(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
     terminal.say(table)
-    terminal.say("the first round's trees may be stored; what training takes: malt train VERSION --plan", style="dim")
+    terminal.say("what training takes: malt train VERSION --plan", style="dim")
 
 
 def _improve_here(spec: "RunSpec") -> "Improvement":

@@ -8,7 +8,6 @@ import contextvars
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -24,6 +23,8 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _SIGNALS = (*_FROM_TERMINAL, signal.SIGTERM)
 _INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
+_CURSOR = "\x1b[?25h\r\x1b[K"
+"""Shows the cursor, which progress bars hide, on a line of its own."""
 STOP_LIMIT_S = 9.0
 """Seconds after a signal until the process ends, whatever still holds it up."""
 
@@ -61,7 +62,7 @@ class _Running(Generic[T]):
     def interrupt(self) -> None:
         """Stop asking, and cancel the work; the process ends soon, whatever comes of that."""
         if self._interrupted:
-            os._exit(_INTERRUPTED)
+            give_up()
         self._interrupted = True
         _set_deadline(give_up)
         self._stopping.start()
@@ -96,8 +97,9 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
 
 def give_up() -> None:
     """End the process, whatever it waits for: all that came is committed, and the private server ends with it."""
+    terminal = _CURSOR if os.isatty(2) else ""
     with suppress(OSError):  # the terminal is gone
-        print(f"error: {MESSAGE}", file=sys.stderr, flush=True)
+        os.write(2, f"{terminal}error: {MESSAGE}\n".encode())  # stderr itself may be in use by what is interrupted
     os._exit(_INTERRUPTED)
 
 

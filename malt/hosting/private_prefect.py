@@ -81,6 +81,7 @@ def connect(data_dir: Path) -> "NamedServer | PrefectServer":
     Raises `ConfigError`, as does waiting until the server can be asked, where that will not come.
     """
     os.environ.setdefault(_CONSOLE, "CRITICAL")  # the command tells what happened
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client would report what it is used for
     if url := os.environ.get("PREFECT_API_URL"):
         return NamedServer(url)
     os.environ.update(direct_to_loopback())

@@ -20,9 +20,12 @@ class ImprovementPlan(Quote):
     """The quote of all rounds."""
 
     rounds: int
-    each_round: dict[str, Quote]
-    """What every round asks at most; the first one's trees may be stored."""
-    once: dict[str, Quote]
+    first: dict[str, Quote]
+    """What the first round asks: its trees may be stored."""
+    later: dict[str, Quote]
+    """What each later round asks, at most: its trees are grown by models that do not exist yet."""
+    end: dict[str, Quote]
+    """What the comparisons at the end ask."""
 
 
 def plan_improvement(spec: RunSpec, settings: Settings, store: Store) -> ImprovementPlan:
@@ -35,15 +38,18 @@ def plan_improvement(spec: RunSpec, settings: Settings, store: Store) -> Improve
     first, later = (plan(read_job(growing_spec(spec, 1, None, in_vain), settings), store) for in_vain in (0, 1))
     deciding = read_evaluation(deciding_spec(spec, None, trained))
     systems = plan_evaluation(deciding, store).systems
-    each_round = {"trees": later, "held-out questions": _add_up(systems[CANDIDATE])}
-    once = {"held-out questions, untrained": _add_up(systems[CURRENT])}
+    of_models = {"held-out questions": _add_up(systems[CANDIDATE])}
+    untrained = {"held-out questions, untrained": _add_up(systems[CURRENT])}
+    end: dict[str, Quote] = {}
     if spec.improve.closing:
         closing = read_evaluation(closing_spec(spec, trained, players))
-        once["comparison at the end"] = plan_evaluation(closing, store, [deciding])
+        end["comparison"] = plan_evaluation(closing, store, [deciding])
     for name, source in spec.improve.beside.items():
-        once[name] = plan_evaluation(read_evaluation(beside_spec(spec, name, source, trained)), store)
-    parts = [first, *[later] * (rounds - 1), *[each_round["held-out questions"]] * rounds, *once.values()]
-    return ImprovementPlan(rounds=rounds, each_round=each_round, once=once, **add_quotes(parts))
+        end[name] = plan_evaluation(read_evaluation(beside_spec(spec, name, source, trained)), store)
+    quoted = {"first": {"trees": first, **untrained, **of_models}, "later": {"trees": later, **of_models}, "end": end}
+    times = {"first": 1, "later": rounds - 1, "end": 1}
+    parts = [part for when, steps in quoted.items() for part in [*steps.values()] * times[when]]
+    return ImprovementPlan(rounds=rounds, **quoted, **add_quotes(parts))
 
 
 def _add_up(system: SystemPlan) -> Quote:

@@ -69,9 +69,7 @@ class Stopper:
 def check_installed() -> None:
     """Raise `ConfigError` where the extra `train` is not installed; nothing is imported."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(
-            f"malt train needs {', '.join(missing)}: run `make train`, or pip install 'malt-trees[train]'"
-        )
+        raise ConfigError(f"malt train needs {', '.join(missing)}: `make train` in a clone of the project installs it")
 
 
 def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = None) -> None:

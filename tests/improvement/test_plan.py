@@ -36,15 +36,12 @@ def test_each_round_asks_for_its_trees_and_for_what_it_trained(
     rounds: int, config: Path, provider: ScriptedProvider
 ) -> None:
     quoted = quote(config, f"improve.rounds={rounds}")
-    assert {step: part.requests for step, part in quoted.each_round.items()} == {
-        "trees": TREES,
-        "held-out questions": ANSWERS,
-    }
-    assert {step: part.requests for step, part in quoted.once.items()} == {
-        "held-out questions, untrained": ANSWERS,
-        "comparison at the end": 2 * REFINED,
-        "others": BESIDE,
-    }
+    first, later, end = (
+        {step: part.requests for step, part in steps.items()} for steps in (quoted.first, quoted.later, quoted.end)
+    )
+    assert first == {"trees": TREES, "held-out questions, untrained": ANSWERS, "held-out questions": ANSWERS}
+    assert later == {"trees": TREES, "held-out questions": ANSWERS}
+    assert end == {"comparison": 2 * REFINED, "others": BESIDE}
     assert quoted.requests == rounds * (TREES + ANSWERS) + ANSWERS + 2 * REFINED + BESIDE
     assert provider.request_count == 0
 
@@ -55,4 +52,5 @@ def test_the_command_line_prints_it_and_what_is_in_the_way(config: Path, capsys:
     assert exit_code(["improve", str(config), "--rounds", "2", "--plan"]) == 0
     said = capsys.readouterr()
     assert f"{2 * (TREES + ANSWERS) + ANSWERS + 2 * REFINED + BESIDE:,}" in said.out
+    assert "round 1: grown by openai/generator, openai/refiner, openai/verifier; what is trained is" in said.err
     assert f"there is no file {config.parent / 'no-base'}" in said.err

@@ -344,7 +344,8 @@ def find_suspicions(manifest: Manifest) -> Iterator[str]:
 
 def _suspect_texts(found: Diagnostics) -> Iterator[str]:
     if found.verdicts.unstated and found.verdicts.agree.percent is None:
-        yield f"none of {found.verdicts.unstated:,} critiques states a verdict, as in: Verdict: correct"
+        unstated = f"none of {found.verdicts.unstated:,} critiques states a verdict"
+        yield f"{unstated} on a line of its own, as in: Verdict: correct"
     for role, models in found.texts.items():
         for model, texts in models.items():
             if (texts.truncated.percent or 0) >= _NEARLY_ALL:
