@@ -64,7 +64,8 @@ def test_nothing_is_trained_twice(trained: Trained, spec: TrainSpec) -> None:
 
 
 TRAIN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from malt.config.train import TrainSpec
 from malt.training.run import train
 spec = TrainSpec.model_validate_json(sys.argv[2])
