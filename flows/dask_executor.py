@@ -74,8 +74,8 @@ class LocalDask(DaskTaskRunner):  # type: ignore[misc]  # has no types
 
     def __enter__(self) -> "LocalDask":
         super().__enter__()
-        with dask.config.set(_NO_PAGES):
-            self.client.register_plugin(LeaveTerminalToRun())  # the first use of the client starts the cluster
+        self._exit_stack.enter_context(dask.config.set(_NO_PAGES))  # workers that replace others have none either
+        self.client.register_plugin(LeaveTerminalToRun())  # the first use of the client starts the cluster
         return self
 
 

@@ -78,12 +78,15 @@ class FileLock:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file; an earlier one, or a link, gives way once it is whole. Raises `OSError` where another thing is."""
-    if path.exists() and not path.is_file():
+    if (path.exists() and not path.is_file()) or path.absolute().is_relative_to("/dev"):
         raise OSError(errno.EINVAL, f"{path} is there, and no file")
+    mode = path.stat().st_mode if path.is_file() else None
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as file:
             yield file
+        if mode is not None:
+            unfinished.chmod(stat.S_IMODE(mode))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

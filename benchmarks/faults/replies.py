@@ -65,13 +65,13 @@ class Round(NamedTuple):
         roles = "".join(
             f"[roles.{role}]\n{model(role, provider)}samples = 1\ntimeout_s = {timeout_s}\n" for role in REQUESTS
         )
-        config = f'name = "sums"\n[questions]\nsource = "q.jsonl"\n{roles}[evaluator]\nkind = "number"\n'
+        config = f'name = "{self.folder.name}"\n[questions]\nsource = "q.jsonl"\n{roles}[evaluator]\nkind = "number"\n'
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "sums.toml").write_text(f'{config}[run]\ntracking = "shard"\n')
+        (self.folder / "run.toml").write_text(f'{config}[run]\ntracking = "shard"\n')
         rows = [f'{{"question": "Case {number}: what is 2 + 3?", "answer": "5"}}\n' for number in self.numbers]
         (self.folder / "q.jsonl").write_text("".join(rows))
         environment = {**self.environment, "MALT_DATA_DIR": str(self.folder / "data"), "TEST_KEY": "test-key-4711"}
-        command = [MALT, "run", str(self.folder / "sums.toml"), "--json"]
+        command = [MALT, "run", str(self.folder / "run.toml"), "--json"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=environment)
 

@@ -71,7 +71,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _UNEXPECTED
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and what was started here ends in order
+    signal.signal(signal.SIGINT, lambda *_: os._exit(code))  # all is done: nothing that still ends here is missed
     sys.exit(code)
 
 

@@ -146,7 +146,9 @@ def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Seq
 def _refuse_foreign_base(version: DatasetVersion, settings: Settings) -> None:
     base = version.spec.train.base
     if base != embedded.NAME:
-        version.refuse_foreign(settings.datasets_dir, f"the base {base!r}", "name one with -s train.base=")
+        version.refuse_foreign(
+            settings.datasets_dir, f"the base {base!r}", "name one with -s train.base=, or give a config"
+        )
 
 
 def prepare(

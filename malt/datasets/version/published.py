@@ -38,7 +38,8 @@ class Published(Generic[M]):
 
     def is_within(self, folder: Path) -> bool:
         """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
-        return self.path.is_relative_to(folder.resolve())
+        linked = (folder / self.name / self.path.name, folder / self.manifest.kind / self.name / self.path.name)
+        return self.path.is_relative_to(folder.resolve()) or any(place.resolve() == self.path for place in linked)
 
 
 SHELVES: dict[str, Shelf] = {"models": "models", "evaluations": "evaluations"}

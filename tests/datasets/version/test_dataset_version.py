@@ -151,3 +151,14 @@ def test_a_version_of_a_release_with_other_columns_is_read(tmp_path: Path) -> No
     pq.write_table(table.set_column(0, table.column_names[0], pa.array([b"?"] * len(table))), file)
     with pytest.raises(VersionError, match="its columns are not those of a published file"):
         open_version(version.path).trajectories  # noqa: B018 - reading is what fails
+
+
+def test_a_dataset_whose_folder_is_a_link_to_another_disk_is_ones_own(tmp_path: Path) -> None:
+    publish([mixed_tree("q0")], spec_of("sums"), PROVENANCE, tmp_path / "disk")
+    datasets = tmp_path / "data" / "datasets"
+    datasets.mkdir(parents=True)
+    (datasets / "sums").symlink_to(tmp_path / "disk" / "sums")
+    own, elsewhere = open_version("sums", datasets), open_version(tmp_path / "disk" / "sums" / "v1")
+    assert own.is_within(datasets)
+    assert own.is_within(tmp_path / "data")
+    assert not elsewhere.is_within(tmp_path / "other")

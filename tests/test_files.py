@@ -1,0 +1,21 @@
+"""Files that are written anew in the place of others."""
+
+from pathlib import Path
+
+import pytest
+
+from malt.files import replace_text
+
+
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    replace_text(path, "old")
+    path.chmod(0o600)
+    replace_text(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    for path in (Path("/dev/malt-is-not-there"), tmp_path):
+        with pytest.raises(OSError, match="is there, and no file"):
+            replace_text(path, "text")
