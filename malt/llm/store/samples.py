@@ -89,6 +89,7 @@ class Store:
         self._cannot_write = False
         self._engine, self._rescuing = self._open(), threading.Lock()
         self._inode, self._insert = self._find_inode(), self._upsert()
+        self._kept_open = self._keep_open()
 
     @property
     def is_away(self) -> bool:
@@ -208,13 +209,22 @@ class Store:
             return os.stat(path).st_ino if path else None  # noqa: PTH116 - before each request
         return None
 
+    def _keep_open(self) -> sqlite3.Connection | None:
+        """Open an SQLite file for `_rescue`: all connections of the engine may be in use, and a new one finds none."""
+        if self._inode is None:
+            return None
+        connection = sqlite3.connect(str(self._engine.url.database), timeout=30, check_same_thread=False)
+        with suppress(sqlite3.Error):  # whoever writes is told
+            connection.execute("SELECT * FROM sqlite_master").fetchall()  # it is opened by what is read first
+        return connection
+
     def _rescue(self) -> str:
         """Copy a file that has no name any more, through a connection that is still open, and go on in the copy."""
         target = f"{self._engine.url.database}.rescued-{os.getpid()}"
-        with suppress(sqlite3.Error, DBAPIError), self._engine.connect() as connection:
-            source: Any = connection.connection.driver_connection
-            with closing(sqlite3.connect(target)) as copy:
-                source.backup(copy)
+        with suppress(sqlite3.Error), closing(sqlite3.connect(target)) as copy:
+            if self._kept_open is not None:
+                self._kept_open.execute("BEGIN IMMEDIATE").execute("COMMIT")  # what is being written is in it
+                self._kept_open.backup(copy)
         self._engine.dispose()
         self._engine = open_engine(f"sqlite:///{target}")
         return target
@@ -274,6 +284,8 @@ class Store:
         time.sleep(_RETRY_EVERY_S)
 
     def close(self) -> None:
+        if self._kept_open is not None:
+            self._kept_open.close()
         self._engine.dispose()
 
     def __enter__(self) -> Self:

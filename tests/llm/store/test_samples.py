@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import sqlalchemy as sa
@@ -376,3 +376,23 @@ def test_a_database_that_cannot_hold_every_text_is_refused(postgres: str) -> Non
     engine.dispose()
     with pytest.raises(StoreError, match=r"has the encoding SQL_ASCII.*ENCODING 'UTF8'"):
         Store(postgres.rpartition("/")[0] + "/ascii")
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_rescued_whole(url: str, tmp_path: Path) -> None:
+    reads, go_on = Event(), Event()
+
+    def read(_: sa.Connection) -> None:
+        reads.set()
+        go_on.wait(60)
+
+    with Store(url) as store, ThreadPoolExecutor() as threads:
+        store.write([answered("a"), answered("b")])
+        reading = threads.submit(store.transact, read, writes=False)  # it has the only connection that is open
+        assert reads.wait(60)
+        for file in tmp_path.glob("store.db*"):
+            file.unlink()
+        store.check_in_place()
+        go_on.set()
+        reading.result()
+        assert isinstance(store.lost, StoreLost)
+        assert store.rows(["q1"]).keys() == {"a", "b"}
