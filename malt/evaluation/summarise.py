@@ -261,7 +261,9 @@ def _list_ways(name: str, system: SystemSummary, chains: int, repeats: int) -> I
         ("MA", pipeline, chains * repeats, system.ma),
         (f"MA+MV@{chains}", pipeline, repeats, system.ma_mv),
     ]
-    for way, usage, parts, cell in offered if chains > 1 else offered[::2]:
+    if chains == 1:  # a vote of one chain is its answer
+        offered = [each for each in offered if "MV" not in each[0]]
+    for way, usage, parts, cell in offered:
         if usage.completion_tokens is not None and cell.accuracy is not None:
             tokens = usage.completion_tokens / cell.questions / parts
             cost = None if usage.cost_usd is None else usage.cost_usd / cell.questions / parts
