@@ -32,7 +32,8 @@ STOP_LIMIT_S = 9.0
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. A signal stops it, and raises `KeyboardInterrupt`; a second one ends the process."""
     running = _Running(work)
-    with on_signal(running.interrupt):
+    with on_signal(running.interrupt):  # before it starts: what it first prints may be answered by a signal
+        running.start()
         return running.result()
 
 
@@ -45,6 +46,8 @@ class _Running(Generic[T]):
         self._stopping = threading.Thread(target=stop_sessions, daemon=True)
         self._started: Future[Callable[[], object]] = Future()
         self._outcome: Future[T] = Future()
+
+    def start(self) -> None:
         in_context = contextvars.copy_context().run
         threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
 
@@ -66,7 +69,7 @@ class _Running(Generic[T]):
         self._interrupted = True
         _set_deadline(give_up)
         self._stopping.start()
-        self._started.result()()
+        self._started.add_done_callback(lambda started: started.result()())
 
     def _run(self) -> None:
         try:
