@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +24,9 @@ from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
 from malt.errors import PushError, VersionError
-from malt.grading.process_pool import worker_pids
 from malt.prompts import load_prompts
 from malt.training.run import prepare, read_train_spec
+from tests.pool import kill_workers
 from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
 
 OUTSIDE_PATHS = [
@@ -231,8 +230,7 @@ def grade(question, ground_truth, reply):
 def graded_by_code(tmp_path: Path, here: Path) -> DatasetVersion:
     """A version whose config names a module that lies beside it, in the current folder."""
     Path("their_grader.py").write_text(GRADER.format(marker=str(tmp_path / "marker")))
-    for pid in worker_pids():  # processes know the path as it was when they started
-        os.kill(pid, signal.SIGKILL)
+    kill_workers()
     config = {**spec_of().as_config(), "evaluator": {"kind": "python", "function": "their_grader:grade"}}
     provenance = Provenance(load_prompts("general").digests)
     return publish([mixed_tree("q1")], RunSpec.model_validate(config), provenance, tmp_path / "theirs")
