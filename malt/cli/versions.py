@@ -1,6 +1,7 @@
 """Commands that look at versions: `datasets`, `show`, `report`, `verify`."""
 
 import json
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,12 +202,15 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Print the path of a version's report. One HTML file; --open shows it, drawn anew where it is from elsewhere."""
+    """Print the path of a version's report. One HTML file; --open shows it.
+
+    The page of a version from elsewhere is drawn anew for that, in a private temporary folder.
+    """
     from malt.config.settings import Settings
 
     opened = open_any(version)
     if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
-        out = Path(f"{opened.name}-v{opened.number}-report.html")
+        out = Path(tempfile.mkdtemp(prefix="malt-"), f"{opened.name}-v{opened.number}-report.html")
     path = _find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})
