@@ -10,6 +10,7 @@ import click
 
 from malt.cli import evaluating, summaries, terminal, training
 from malt.cli.options import open_any, takes_json, takes_version
+from malt.errors import VersionError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -239,9 +240,16 @@ def _find_report(version: "AnyVersion", out: Path | None) -> Path:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
+    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked.
+
+    Exit code 1 where something does not hold, 2 where a file could not be read, so that nobody knows.
+    """
     opened = open_any(version)
-    problems, unchecked = _check_version(opened)
+    try:
+        problems, unchecked = _check_version(opened)
+    except OSError as error:
+        unread = f"{error.filename or opened.path} could not be read ({error.strerror or error})"
+        raise VersionError(f"{opened.reference}: {unread}, so whether it holds is not known") from error
     if as_json:
         found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
         terminal.emit({"version": opened.reference, **found})
