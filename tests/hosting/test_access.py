@@ -1,5 +1,6 @@
 """Servers of ours are their user's alone: pages of others, DNS names turned here and other users get nothing."""
 
+import asyncio
 import http.server
 import json
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -154,6 +155,32 @@ def test_what_a_stranger_says_to_a_websocket_fills_no_log(target: Target) -> Non
             with pytest.raises(ConnectionClosed):
                 socket.recv(timeout=60)
     assert b"Traceback" not in log.read_bytes().removeprefix(before)
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_quiet"), [((), False), (("receive",), True), (("receive", "send"), False)], ids=str
+)
+def test_an_error_that_no_stranger_s_message_caused_is_raised(steps: tuple[str, ...], is_quiet: bool) -> None:
+    """A server that fails at once, at what it is told, and after it has let somebody in."""
+    sent = []
+
+    async def fail(_scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
+        if "receive" in steps:
+            await receive()
+        if "send" in steps:
+            await send({"type": "websocket.send", "text": "{}"})
+        raise KeyError("type")
+
+    async def receive() -> access.Scope:
+        return {"type": "websocket.receive", "text": "[]"}
+
+    async def send(message: access.Scope) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "websocket", "path": "/api/events/in", "headers": [(b"host", b"127.0.0.1:4200")]}
+    with nullcontext() if is_quiet else pytest.raises(KeyError):
+        asyncio.run(access.OwnPagesOnly(fail, "127.0.0.1", 4200)(scope, receive, send))
+    assert ("websocket.close" in sent) == is_quiet
 
 
 @pytest.fixture(scope="module")

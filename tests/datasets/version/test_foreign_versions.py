@@ -361,8 +361,8 @@ def test_a_report_is_drawn_through_no_link(foreign: Path, here: Path, command: l
     assert exit_code([command[0], str(foreign), *command[1:]]) == 2
 
 
-def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
-    foreign: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew_in_a_private_folder(
+    foreign: Path, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (foreign / "report.html").write_text("<script>alert(1)</script>")
     browser = here / "xdg-open"
@@ -370,9 +370,14 @@ def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
     browser.chmod(0o700)
     monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
     command = [sys.executable, "-c", "from malt.cli.main import main; main()", "report", str(foreign), "--open"]
-    subprocess.run(command, check=True, capture_output=True)
-    assert (here / "opened").read_text() == f"{here}/arith-v1-report.html\n"
-    assert "alert(1)" not in (here / "arith-v1-report.html").read_text()
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    [drawn] = temporary.glob("malt-*/arith-v1-report.html")
+    assert (said, (here / "opened").read_text()) == (f"{drawn}\n", f"{drawn}\n")
+    assert "alert(1)" not in drawn.read_text()
+    assert drawn.parent.stat().st_mode & 0o077 == 0
+    assert sorted(here.glob("*.html")) == []
 
 
 OTHER_ROWS: dict[str, tuple[str, str, Callable[[pa.Array], pa.Array | None]]] = {
