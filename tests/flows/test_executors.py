@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -28,12 +29,15 @@ from malt.config.limits import Limits
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
+from malt.llm.store.database import StoredSample
+from malt.llm.store.samples import Store
+from malt.questions.question import read_questions
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
-from tests.flows.test_process import start, wait_for_requests
+from tests.flows.test_process import STARTS_WITHIN_S, STOP_LIMIT_S, start, wait_for_requests
 from tests.mishaps import Asked
 from tests.postgres import Postgres, free_port
-from tests.providers import ScriptedProvider
+from tests.providers import ScriptedProvider, Sent
 
 REFERENCE = "threads"
 PROJECT = Path(__file__).parents[2]
@@ -93,7 +97,7 @@ def test_a_cluster_of_ours_takes_no_code_of_others_and_shows_no_pages(
         for address, security in others.items():
             with pytest.raises(OSError, match=r"Connection|TLS|Timed out"):
                 distributed.Client(address, security=security, timeout=2, set_as_default=False)
-        assert runner.client.submit(os.getuid).result(timeout=60) == os.getuid()
+        assert runner.client.submit(os.getuid).result(timeout=STARTS_WITHIN_S) == os.getuid()
         port = runner.client.cluster.scheduler.http_server.port
         with pytest.raises(HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/info/main/workers.html")
@@ -188,8 +192,8 @@ class DaskCluster:
     def wait_for(self, workers: int) -> None:
         from distributed import Client
 
-        with Client(self.address, timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(workers, timeout=60)
+        with Client(self.address, timeout=STARTS_WITHIN_S, set_as_default=False) as client:
+            client.wait_for_workers(workers, timeout=STARTS_WITHIN_S)
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]]
@@ -239,33 +243,35 @@ def test_workers_that_are_killed_and_join_stay_inside_the_limits_and_make_the_da
     options = chosen(f"run.task_runner={cluster.address}", "run.tracking=shard", *ONE_ENDPOINT, *limits)
     with start(config, "--json", *options) as process:
         wait_for_requests(provider, ALL + 30, process)
-        cluster.workers[0].kill()
         killed_at = time.monotonic()
+        end(cluster.workers[0])
+        gone_at = time.monotonic()
         cluster.start_worker()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=STARTS_WITHIN_S)
     assert (process.returncode, beside_progress(err)) == (0, "")
     assert json.loads(out)["content_sha256"] == alone
     assert provider.max_in_flight <= IN_FLIGHT
-    assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * 2
-    assert repeated(provider.requests[ALL:], had_before(provider, before, killed_at)) == []
+    assert most_above(PER_MINUTE / 60, [asked.at for asked in provider.requests[ALL:]]) <= 2 * AHEAD
+    kept = [sent for sent in provider.sent[before:] if not killed_at - ON_THE_WIRE_S < sent.at < gone_at]
+    had = {json.dumps(sent.asked.body, sort_keys=True): sent.at for sent in kept}
+    assert [each for each in provider.requests[ALL:] if is_repeated(each, had)] == []
 
 
 def test_a_worker_process_that_is_killed_ends_the_run_in_one_sentence_and_the_others_write_what_they_get(
     malt: Malt, tmp_path: Path, provider: ScriptedProvider
 ) -> None:
     config = write_config(tmp_path, provider)
-    provider.latency_s = 0.4
+    provider.holds_from = 20
     with start(config, *chosen("run.task_runner=processes", "run.tracking=shard")) as process:
         wait_for_requests(provider, 25, process)
-        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-        killed_at = time.monotonic()
-        out, err = process.communicate(timeout=60)
+        killed = kill(workers_of(process.pid)[0])
+        provider.holds_from = math.inf
+        out, err = process.communicate(timeout=STOP_LIMIT_S)
     assert (process.returncode, out) == (3, "")
     assert beside_progress(err) == f"error: {WORKER_DIED}"
-    had = had_before(provider, 0, killed_at)
-    provider.latency_s, sent = 0.0, provider.request_count
+    assert lost(provider.sent, stored(config), killed) == []
     assert malt("run", config).code == 0
-    assert repeated(provider.requests[sent:], had) == []
+    assert lost(provider.sent, stored(config), killed) == []
 
 
 def workers_of(pid: int) -> list[int]:
@@ -275,22 +281,46 @@ def workers_of(pid: int) -> list[int]:
     ]
 
 
+def kill(pid: int) -> set[int]:
+    """Kill a process, and return the ports that it asked from."""
+    os.kill(pid, signal.SIGSTOP)
+    process = psutil.Process(pid)
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    ports = {connection.laddr.port for connection in process.net_connections("tcp")}
+    os.kill(pid, signal.SIGKILL)
+    return ports
+
+
+AHEAD = 3
+"""Requests by which a process may be ahead of its rate: one that keeps time exactly, one after a moment that it missed,
+and one that was about to be sent while the machine did something else.
+"""
+
+
 def most_above(per_second: float, times: Sequence[float]) -> float:
-    """The most requests in any span of time beyond what the rate gives it; one that keeps time exactly is one above."""
+    """The most requests in any span of time beyond what the rate gives it."""
     spans = ((first, last) for first in range(len(times)) for last in range(first, len(times)))
     return max(last - first + 1 - per_second * (times[last] - times[first]) for first, last in spans)
 
 
-ON_THE_WIRE_S = 0.2
+ON_THE_WIRE_S = 1.0
 """What was sent so shortly before a worker died may not have been written."""
 
 
-def had_before(provider: ScriptedProvider, first: int, killed_at: float) -> dict[str, float]:
-    """The answers that a worker had, and when they were sent."""
-    kept = [sent for sent in provider.sent[first:] if not killed_at - ON_THE_WIRE_S < sent.at < killed_at]
-    return {json.dumps(sent.asked.body, sort_keys=True): sent.at for sent in kept}
+def is_repeated(asked: Asked, had: dict[str, float]) -> bool:
+    """Whether a request came after its answer."""
+    return asked.at > had.get(json.dumps(asked.body, sort_keys=True), asked.at)
 
 
-def repeated(asked: Sequence[Asked], had: dict[str, float]) -> list[Asked]:
-    """The requests that came after their answer."""
-    return [each for each in asked if each.at > had.get(json.dumps(each.body, sort_keys=True), each.at)]
+def stored(config: Path) -> list[StoredSample]:
+    """What the store has of a config's questions."""
+    with Store(Settings().store) as store:
+        rows = store.rows(question.question_id for question in read_questions(load_spec(config).questions))
+    return list(rows.values())
+
+
+def lost(sent: Sequence[Sent], rows: Sequence[StoredSample], killed: set[int]) -> list[Sent]:
+    """The answers that are not in the store, as where one is paid for twice; not those to a process that was killed."""
+    kept = {json.loads(row.response)["id"] for row in rows if row.response}
+    return [each for each in sent if each.id not in kept and each.asked.port not in killed]

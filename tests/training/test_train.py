@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -64,18 +66,25 @@ def test_nothing_is_trained_twice(trained: Trained, spec: TrainSpec) -> None:
 
 
 TRAIN = """
-import signal, sys
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from malt.config.train import TrainSpec
 from malt.training.run import train
-spec = TrainSpec.model_validate_json(sys.argv[2])
-train(sys.argv[1], spec, tell=lambda event: print(event.get("stage"), event["event"], flush=True))
+spec, told = TrainSpec.model_validate_json(sys.argv[2]), []
+
+def tell(event):
+    told.append(f"{event.get('stage')} {event['event']}")
+    print(told[-1], flush=True)
+    if [told[-1], str(told.count(told[-1]))] == sys.argv[3:5]:
+        os.killpg(0, int(sys.argv[5]))
+
+train(sys.argv[1], spec, tell=tell)
 """
 
 
-def start_training(version: DatasetVersion, spec: TrainSpec) -> "subprocess.Popen[str]":
-    """Train in a process of its own, which says a line for each event."""
-    command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json()]
+def start_training(version: DatasetVersion, spec: TrainSpec, *stop: object) -> "subprocess.Popen[str]":
+    """Train in a process of its own, which says a line for each event; it stops itself as `stop_after` says."""
+    command = [sys.executable, "-c", TRAIN, str(version.path), spec.model_dump_json(), *map(str, stop)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
@@ -89,10 +98,11 @@ def wait_for(event: str, count: int, process: "subprocess.Popen[str]") -> None:
 
 
 def stop_after(version: DatasetVersion, spec: TrainSpec, event: str, count: int, how: signal.Signals) -> int:
-    """Send a training, and the process that it trains in, a signal after so many events; return how it ended."""
-    with start_training(version, spec) as process:
-        wait_for(event, count, process)
-        os.killpg(process.pid, how)
+    """Let a training send itself, and the process that it trains in, a signal after so many events.
+
+    Returns how it ended. Nobody else may do so: on a busy machine the training would be done by then.
+    """
+    with start_training(version, spec, event, count, how.value) as process:
         process.communicate()
     return process.returncode
 
@@ -146,16 +156,27 @@ def test_while_one_trains_another_waits_for_what_it_makes_and_gc_leaves_its_base
     [folder] = [job.base.folder for job in prepare(version, refiner, Settings()).jobs]
     with start_training(version, refiner) as first:
         wait_for("sft step", 1, first)
-        assert clear_leftovers(Settings(), 0, delete=True).folders == 0
-        assert (folder / "config.json").exists()
-        with start_training(version, refiner) as second:
-            told, _ = second.communicate()
+        with standing_still(first):
+            assert clear_leftovers(Settings(), 0, delete=True).folders == 0
+            assert (folder / "config.json").exists()
+            second = start_training(version, refiner)
+            wait_for("None waiting", 1, second)
+        told, _ = second.communicate()
         first.communicate()
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert told.split() == ["None", "waiting"]
+    assert (first.returncode, second.returncode, told) == (0, 0, "")
     [only] = list_models(Settings().models_dir)[0]
     assert only.number == 1
     check_gc_takes_the_base(folder)
+
+
+@contextmanager
+def standing_still(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Let a training go on only after this."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 def check_gc_takes_the_base(folder: Path) -> None:
