@@ -12,6 +12,7 @@ import click
 from malt.cli import terminal
 from malt.cli.options import takes_json
 from malt.errors import ConfigError
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.grading.references import Suggestion
@@ -80,7 +81,7 @@ def init(
     if as_json:
         terminal.emit({"config": str(path), "questions": count, "next": next_steps})
     else:
-        terminal.say(f"{path} is written for {terminal.count(count, 'question')}. Next:")
+        terminal.say(f"{path} is written for {count_noun(count, 'question')}. Next:")
         for step in next_steps:
             terminal.say(f"  {step}")
 

@@ -144,10 +144,10 @@ def is_abandoned(entry: Path) -> bool:
         return False
     if name["host"] == _writers_place():
         return not is_running(int(name["pid"]))
-    return time.time() - _last_touched(entry) > STAGING_SECONDS
+    return time.time() - last_touched(entry) > STAGING_SECONDS
 
 
-def _last_touched(entry: Path) -> float:
+def last_touched(entry: Path) -> float:
     """Return when anything in a folder last changed; now, where it is just disappearing."""
     try:
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
@@ -227,6 +227,16 @@ def put_in_place(staging: Path, place: Path) -> None:
     for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
         whole[name].replace(place / name)
     return sync(place)
+
+
+def list_entries(folder: Path) -> dict[str, bool]:
+    """Return what lies below a folder, folders apart, by path; and whether it is a plain file, no link and no pipe."""
+    entries = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {
+        name: path.is_file() and not path.is_symlink()
+        for name, path in entries.items()
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 def size_of(entry: Path) -> int:
