@@ -104,7 +104,7 @@ def _first_rows(source: str) -> "list[Row]":
 
 
 def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
-    """Return a usual column that is there, else the first of text that is not taken."""
+    """Return a column with one of the usual names, else the first that holds texts and is not `taken`."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     named = [name for name in usual if name in columns]
     texts = [name for name in columns if name != taken and all(isinstance(row.values.get(name), str) for row in rows)]

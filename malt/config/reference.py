@@ -60,7 +60,7 @@ def explain_key(name: str) -> list[Key]:
 
 
 def find_model(annotation: object, *through: object) -> type[BaseModel] | None:
-    """Return the model of a table, of an optional one, or of the tables that a name leads to; also `through` others."""
+    """Return the model that an annotation is or holds: `X | None`, `dict[str, X]`, and by what is in `through`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (dict, Union, types.UnionType, Annotated, *through):

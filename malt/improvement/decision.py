@@ -15,7 +15,7 @@ CURRENT, CANDIDATE = "current", "candidate"
 
 
 class RoundDecision(Recorded):
-    """What a round came to."""
+    """Whether a round's models play from now on, and by how much they are better."""
 
     is_kept: bool
     """Whether the trained roles play from now on."""

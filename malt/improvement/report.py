@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 class RoundFigures(NamedTuple):
-    """All that is shown."""
+    """What page, Markdown and terminal show of the rounds."""
 
     done: Improvement
     measure: Measure

@@ -56,7 +56,7 @@ class RoleJob(BaseModel):
 
     @property
     def inputs_sha256(self) -> str:
-        """Of all that makes the role's weights what they are, the machine and its libraries apart."""
+        """Digest of all that makes the role's weights what they are, the machine and its libraries apart."""
         unused = {stage for stage in ("sft", "dpo") if stage not in self.stages}
         settings: dict[str, Any] = self.train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
         return digest(

@@ -64,7 +64,7 @@ class Problem(NamedTuple):
 
 
 def check_seal(version: Published[M]) -> Iterator[Problem]:
-    """Check the manifest itself."""
+    """Check the manifest itself: its seal, the digest of the content, and the number."""
     manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
         yield Problem(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")

@@ -51,7 +51,7 @@ MOST_SERVERS = 4
 """Models served at once: the three roles and a judge."""
 
 MOST_LANES = 4
-"""Of one model; further cores are shared out among them."""
+"""Lanes of one model; the cores beyond that are shared out among them."""
 
 CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
@@ -244,7 +244,7 @@ class Lane:
         return self._server.listening_address
 
     def is_new(self, prompt: str) -> bool:
-        """Whether it was never asked this; of an equal prompt its cache would leave the last token alone to compute."""
+        """Whether it was never asked this; only then is its cache used, which may hold the whole of an equal prompt."""
         known = len(self._asked)
         self._asked.add(hash(prompt))
         return len(self._asked) > known
