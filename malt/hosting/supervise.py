@@ -19,8 +19,6 @@ from malt.processes import Restarts, wait_for_parent
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
 _LOOK_EVERY_S = 0.1
-_NICENESS = 5
-"""By which a worker's runs give way to the server, whose pages somebody waits for."""
 _parent_has_ended = threading.Event()
 _SUBREAPER = 36
 """Linux's number for: orphans below this process become its children."""
@@ -30,7 +28,6 @@ def main() -> None:
     """Run the command until it ends by itself or standard input does; then end all that is left below this process."""
     with suppress(AttributeError):
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
-    os.nice(_NICENESS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     code, restarts = _run_command(), Restarts()
     while code < 0 and not _parent_has_ended.is_set() and restarts.grant(time.monotonic()):
