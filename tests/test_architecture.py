@@ -34,7 +34,7 @@ DATASETS = ("measures", "manifest", "stats", "rows", "version", "pages", "publis
 
 BARRED = {"tasks": ["flows"], "malt": ["flows", "tasks", "prefect", "prefect_dask"]}
 IN_THE_SERVER = ("malt.hosting.prefect_server", "malt.hosting.sqlite_transactions")
-"""What runs in the process of Prefect's server, and nowhere else: these alone of malt import Prefect."""
+"""Prefect's server, and a part of it that runs nowhere else: the modules of malt that import Prefect."""
 
 
 @cache
