@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import runs, summaries, terminal
+from malt.cli import evaluating, runs, summaries, terminal
 from malt.cli.options import find_role, takes_config, takes_json, takes_version
 from malt.errors import ConfigError
 from malt.text import count_noun
@@ -334,6 +334,7 @@ def _show_improvement(figures: "RoundFigures") -> None:
     for line in figures.lines:
         table.add_row(line.title, line.models or "the config's", *line.figures)
     terminal.say(table)
+    evaluating.show_legend(figures.chains)
     for of, worth in figures.worths.items():
         terminal.say(f"  training of {of} gave {points(worth.difference, worth.low, worth.high)} points")
     for title, systems in {"at the end": figures.closing, **figures.beside}.items():

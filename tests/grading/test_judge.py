@@ -192,16 +192,16 @@ def test_every_shipped_set_sets_the_three_texts_apart_and_says_that_the_answer_g
 
 
 @pytest.mark.parametrize("prompts", known_sets())
-@pytest.mark.parametrize("case", cases("judge_attacks.jsonl"), ids=case_name)
-def test_no_answer_leaves_its_place(case: dict[str, JsonValue], prompts: str) -> None:
+def test_no_answer_leaves_its_place(prompts: str) -> None:
     judge = LLMEvaluator(prompts=prompts, complete=ScriptedJudge([]))
-    attacked = judge.build_messages("Q", "R", str(case["answer"]))
     harmless = judge.build_messages("Q", "R", "A")
     tags = tags_in(harmless)
     assert {"question", "reference", "answer"} <= tags
-    assert skeleton(attacked, tags) == skeleton(harmless, tags)
-    assert attacked[:-1] == harmless[:-1]
-    assert TURNS.search(attacked[-1].content) is None
+    for case in cases("judge_attacks.jsonl"):
+        attacked = judge.build_messages("Q", "R", str(case["answer"]))
+        assert skeleton(attacked, tags) == skeleton(harmless, tags), case["name"]
+        assert attacked[:-1] == harmless[:-1], case["name"]
+        assert TURNS.search(attacked[-1].content) is None, case["name"]
 
 
 TURNS = re.compile(r"<\||<\uff5c|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>")

@@ -49,6 +49,7 @@ from malt.datasets.version.reading import (
     Cursor,
     Row,
     exclusion_of,
+    is_unread,
     open_parquet,
     parquet_rows,
     question_rows,
@@ -99,7 +100,10 @@ class _Problems:
 
 
 def verify(version: DatasetVersion) -> list[str]:
-    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
+    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published.
+
+    Raises `OSError` where a file cannot be read, which says nothing of what is in it.
+    """
     problems = _Problems()
     _check_manifest(version, problems)
     readable = _check_files(version, problems)
@@ -112,6 +116,8 @@ def verify(version: DatasetVersion) -> list[str]:
         if readable:
             _RowCheck(version, spec, problems).run()
     except UNREADABLE as error:
+        if is_unread(error):
+            raise
         problems.add(QUESTIONS_FILE, f"what follows from it cannot be worked out ({error})")
     return problems.lines
 
@@ -159,6 +165,8 @@ def _check_rows(version: DatasetVersion, file: str, problems: _Problems) -> bool
     try:
         rows, sha256 = digest_rows(version.path, file)
     except (OSError, ValueError, pa.ArrowException) as error:
+        if is_unread(error):
+            raise
         problems.add(file, f"cannot be read ({error})")
         return False
     if (rows, sha256) != (entry.rows, entry.rows_sha256):

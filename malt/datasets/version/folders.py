@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -230,11 +231,18 @@ def put_in_place(staging: Path, place: Path) -> None:
 
 
 def list_entries(folder: Path) -> dict[str, bool]:
-    """Return what lies below a folder, folders apart, by path; and whether it is a plain file, no link and no pipe."""
-    entries = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    """Return what lies below a folder, folders apart, by path; and whether it is a plain file, no link and no pipe.
+
+    Raises `OSError` where that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = sorted(Path(place, name) for place, *names in os.walk(folder, onerror=fail) for name in chain(*names))
     return {
-        name: path.is_file() and not path.is_symlink()
-        for name, path in entries.items()
+        path.relative_to(folder).as_posix(): path.is_file() and not path.is_symlink()
+        for path in found
         if path.is_symlink() or not path.is_dir()
     }
 

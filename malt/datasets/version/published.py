@@ -75,7 +75,10 @@ def check_seal(version: Published[M]) -> Iterator[Problem]:
 
 
 def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[Problem]:
-    """Check that all files, the `needed` ones among them, and no others are there as they were published."""
+    """Check that all files, the `needed` ones among them, and no others are there as they were published.
+
+    Raises `OSError` for one that cannot be read.
+    """
     known = version.manifest.files
     entries = list_entries(version.path)
     plain = {file for file, is_plain in entries.items() if is_plain}
