@@ -61,6 +61,8 @@ def fault_of(name: str, asked: Asked) -> Fault:
             return Fault(text="")
         case "gateway":
             return Fault(status=504, text="<html>504 Gateway Time-out</html>")
+        case "parts and cuts":
+            return parts(asked) if asked.number % 2 else cut_short()
         case "turns":
             return rate_limited(0.01) if asked.number % 4 == 0 else cut_short()
     return {"no_choices": no_choices, "page": not_json, "reset": reset, "cut": cut_short, "hang": hang}[name]()
