@@ -28,7 +28,19 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
 
 UP_FOR_S = 1000.0
 """What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
-LONGEST = ("service", "test_readme.py", "flows", "test_kills.py", "test_batched_crashes.py", "test_batch_mode.py")
+LONGEST = (
+    "service",
+    "test_readme.py",
+    "flows",
+    "test_planted_key.py",
+    "test_kills.py",
+    "test_private_prefect.py",
+    "test_access.py",
+    "test_wheel.py",
+    "test_batched_crashes.py",
+    "test_batch_mode.py",
+    "test_docs.py",
+)
 """Folders and files that take longest, the longest first."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
 
