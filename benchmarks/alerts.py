@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from tests import mishaps
-from tests.flows.service.conftest import ENDED, Json, Prefect, declared, free_port, in_form, pid_of, start, wait_for
+from tests.flows.service.conftest import ENDED, Json, Prefect, declared, in_form, pid_of, start, wait_for
+from tests.postgres import free_port
 from tests.providers import ScriptedProvider
 
 EACH = 4
@@ -115,7 +116,7 @@ def main() -> None:
     """Measure on a server of its own."""
     os.environ.pop("PREFECT_API_URL", None)
     with tempfile.TemporaryDirectory() as folder, ScriptedProvider() as provider:
-        up = start(Path(folder) / "data", "--port", free_port())
+        up = start(Path(folder) / "data", "--port", str(free_port()))
         client = Prefect(up)
         try:
             measure(client, provider, Path(folder))

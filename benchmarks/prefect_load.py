@@ -20,8 +20,8 @@ from typing import NamedTuple
 import httpx
 
 from malt.hosting.up import DATABASE_URL
-from tests.flows.service.conftest import Prefect, Up, declared, free_port, in_form, start
-from tests.postgres import Postgres
+from tests.flows.service.conftest import Prefect, Up, declared, in_form, start
+from tests.postgres import Postgres, free_port
 from tests.providers import ScriptedProvider
 
 DATASETS = 3
@@ -117,7 +117,7 @@ def load(name: str, questions: int, **environment: str) -> None:
     """Start a server and its provider, load it, and print its row."""
     with tempfile.TemporaryDirectory() as folder, ScriptedProvider() as provider:
         up = start(
-            Path(folder) / "data", "--port", free_port(), *(["--postgres"] if environment else []), **environment
+            Path(folder) / "data", "--port", str(free_port()), *(["--postgres"] if environment else []), **environment
         )
         try:
             print(row(name, measure(up, provider, Path(folder), questions)), flush=True)

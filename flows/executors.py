@@ -26,7 +26,7 @@ from malt.config.spec import RunSpec
 from malt.engine.fill import AT_ONCE, BATCH
 from malt.engine.job import Job
 from malt.engine.run import Filled, Run, merge
-from malt.engine.signals import begin_worker
+from malt.engine.signals import begin_worker, hold_terminal_back
 from malt.errors import ConfigError, WorkerDied
 from malt.llm.client.session import STOP_SECONDS, stop_sessions
 from malt.questions.question import Question
@@ -166,7 +166,7 @@ def open_executor(spec: RunSpec, settings: Settings, run: str, at_once: int = AT
             )
         case "processes":
             theirs, ours = Pipe(duplex=False)
-            pool = ProcessPoolTaskRunner(max_workers=processes, initializer=begin_worker, initargs=(theirs,))
+            pool = _QuietProcesses(max_workers=processes, initializer=begin_worker, initargs=(theirs,))
             return Executor(pool, spec.limits.shares(processes), ours.close, (BrokenProcessPool,))
         case "ray":
             named = _import_extra("flows.ray_executor", "ray").open_cluster(processes, spec, settings)
@@ -176,6 +176,15 @@ def open_executor(spec: RunSpec, settings: Settings, run: str, at_once: int = AT
             named = _import_extra("flows.dask_executor", "dask").join_cluster(address, spec, settings, run)
     executor: Executor = named
     return executor
+
+
+class _QuietProcesses(ProcessPoolTaskRunner):
+    """Processes that a Ctrl-C does not end while they start: Python would print where, and all others would end."""
+
+    def submit(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - its parent's
+        """Submit a task; the first one starts the processes."""
+        with hold_terminal_back():
+            return super().submit(*arguments, **named)
 
 
 def _import_extra(module: str, extra: str) -> Any:  # noqa: ANN401 - a module of ours, which needs an extra

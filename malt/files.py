@@ -5,7 +5,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -71,7 +71,10 @@ class FileLock:
         return None
 
     def release(self) -> None:
-        """Close the file, which stays: removed, two could lock two files of its name."""
+        """Close the file, which stays, without a name: removed, two could lock two files of its name."""
+        if self._is_held:
+            with suppress(OSError):  # whoever waits next may read who had it
+                os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
 

@@ -29,7 +29,8 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 LISTENING = re.compile(r"DevTools listening on (ws://\S+)")
-ANSWER_S = 30.0
+ANSWER_S = 180.0
+"""On a very busy machine."""
 LOCAL = ("file:", "data:", "about:")
 
 
@@ -45,6 +46,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Ask the browser for something and return its answer; raises where it refuses."""
@@ -62,8 +64,8 @@ class Page:
     def open(self, url: str) -> None:
         """Load a page and wait until it is there."""
         self.events.clear()
-        self.call("Page.navigate", url=url)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while not any(is_loaded(event, loader) for event in self.events):
             self._receive()
 
     def js(self, expression: str) -> Any:  # noqa: ANN401 - whatever the page has
@@ -128,6 +130,12 @@ class Page:
         return message
 
 
+def is_loaded(event: dict[str, Any], loader: str) -> bool:
+    """Whether an event tells that a page is there: this one, and not the one before, which may be late."""
+    told = event["params"]
+    return bool(event["method"] == "Page.lifecycleEvent" and (told["name"], told["loaderId"]) == ("load", loader))
+
+
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
     """Start a browser with an empty profile; skips where there is none on this machine."""
@@ -137,7 +145,7 @@ def chromium(profile: Path) -> Iterator[Page]:
     command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
-            with connect(address_of(process), max_size=None, compression=None) as connection:
+            with connect(address_of(process), max_size=None, compression=None, open_timeout=ANSWER_S) as connection:
                 yield Page(connection)
                 connection.send(json.dumps({"id": 0, "method": "Browser.close"}))
                 process.wait(ANSWER_S)

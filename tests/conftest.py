@@ -20,7 +20,10 @@ from malt.processes import paused_gc
 from tests.providers import ScriptedProvider
 from tests.virtual_time import VirtualLoop
 
-hypothesis.settings.register_profile("malt", deadline=None, derandomize=True)  # the same cases on every machine
+# the same cases on every machine, however slow
+hypothesis.settings.register_profile(
+    "malt", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("malt")
 
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))

@@ -21,6 +21,8 @@ class Asked:
     """How often the same body had arrived before: 0 at first, 1 when it is asked again."""
     at: float
     """Monotonic seconds."""
+    port: int = 0
+    """Of the connection that it came over, at its client's end."""
 
     @property
     def model(self) -> str:

@@ -1,12 +1,14 @@
 """A PostgreSQL server of the tests' own, where this machine has one."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +35,8 @@ class Postgres:
         return bool(shutil.which("initdb") and shutil.which("pg_ctl"))
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="malt-postgres-")  # pytest's own are closed to other users
+        # pytest's own are closed to other users; the server's children may still write as it is removed
+        self._folder = tempfile.TemporaryDirectory(prefix="malt-postgres-", ignore_cleanup_errors=True)
         self._as_owner = unprivileged(self._folder.name)
         self._data, self._port = Path(self._folder.name) / "data", free_port()
         run([*self._as_owner, "initdb", "-D", self._data, "-U", "malt", "-A", "trust", "--no-sync"])
@@ -90,9 +93,12 @@ def unprivileged(folder: str) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and given to no connection by chance before it is used: those get higher ones."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run(command: Sequence[str | Path]) -> None:

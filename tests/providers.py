@@ -14,6 +14,7 @@ prompt then share out the samples in the order in which they arrive.
 import asyncio
 import hashlib
 import json
+import math
 import re
 import socket
 import struct
@@ -104,6 +105,8 @@ class ScriptedProvider(Served):
     latency_s: float = 0.0
     holds: bool = False
     """Whether what arrives is kept waiting, until this is false again."""
+    holds_from: float = math.inf
+    """The first request by number that is kept waiting, with all that follow."""
     key: str | None = None
     """The only key it accepts; any when empty."""
     counts_tokens: bool = True
@@ -154,13 +157,13 @@ class ScriptedProvider(Served):
         return web.json_response({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        asked = self._receive(await request.json(), dict(request.headers))
+        asked = self._receive(await request.json(), dict(request.headers), port_of(request))
         self._in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self._in_flight)
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            while self.holds:  # noqa: ASYNC110 - another thread says when it ends
+            while self.holds or asked.number >= self.holds_from:  # noqa: ASYNC110 - another thread says when it ends
                 await asyncio.sleep(0.02)
             fault = self._refuse(asked)
             if fault:
@@ -176,9 +179,9 @@ class ScriptedProvider(Served):
         self.sent.append(Sent(asked, time.monotonic()))
         return response
 
-    def _receive(self, body: dict[str, Any], headers: Mapping[str, str]) -> Asked:
+    def _receive(self, body: dict[str, Any], headers: Mapping[str, str], port: int = 0) -> Asked:
         identity = json.dumps(body, sort_keys=True)
-        asked = Asked(body, headers, len(self.requests), self._arrivals[identity], time.monotonic())
+        asked = Asked(body, headers, len(self.requests), self._arrivals[identity], time.monotonic(), port)
         self._arrivals[identity] += 1
         self.requests.append(asked)
         return asked
@@ -268,6 +271,11 @@ def filtered(answer: dict[str, Any]) -> dict[str, Any]:
         for choice in answer["choices"]
     ]
     return answer | {"choices": choices}
+
+
+def port_of(request: web.Request) -> int:
+    """Return the port that a client asks from."""
+    return 0 if request.transport is None else int(request.transport.get_extra_info("peername")[1])
 
 
 def drop(request: web.Request) -> None:

@@ -23,8 +23,9 @@ import pytest
 from malt.cli.main import exit_code
 from malt.cli.main import malt as command_line
 from tests.configs import write_config
-from tests.flows.service.conftest import Up, free_port, mute
+from tests.flows.service.conftest import Up, mute
 from tests.mishaps import Asked, Fault
+from tests.postgres import free_port
 from tests.providers import ScriptedProvider
 
 MALT = str(Path(sys.executable).parent / "malt")
@@ -169,7 +170,7 @@ def run_all(run: Callable[..., None], user: User, commands: Sequence[Sequence[st
 
 def run_beside_service(user: User, provider: ScriptedProvider) -> None:
     """Run flows that report to `malt up`; the last one has a key that is refused."""
-    with user.serving("to see runs", "up", "--port", free_port()) as (process, line):
+    with user.serving("to see runs", "up", "--port", str(free_port())) as (process, line):
         service = Up(process, line.partition("PREFECT_API_URL=")[2].split()[0], user.folder / "data")
         mute(service)
         alone = user.environment
@@ -181,12 +182,12 @@ def run_beside_service(user: User, provider: ScriptedProvider) -> None:
 
 
 def serve(user: User) -> None:
-    port = free_port()
+    port = str(free_port())
     with user.serving("key ", "serve", str(user.config), "--port", port) as (_, line):
         body = json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}]}).encode()
         headers = {"Authorization": f"Bearer {line.split()[1]}"}
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while (said := post(url, body, headers)).code == 0 and time.monotonic() < deadline:
             time.sleep(0.2)
         user.said["serve and answer"] = said

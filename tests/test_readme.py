@@ -1,5 +1,6 @@
 """What the README shows is run as it stands: its commands in order, and its Python."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from malt.cli.main import exit_code
+from malt.config.loader import load_spec
 from malt.datasets.version.dataset_version import open_version
 
 PROJECT = Path(__file__).parent.parent
@@ -31,6 +34,18 @@ commands = [
     if line.startswith("$ ")
 ]
 programs = [block["text"] for block in blocks if block["language"] == "python"]
+
+
+def test_the_commands_take_the_config_that_init_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("question,answer\nWhat is 1 + 2?,3\n")
+    [init] = re.findall(r"^malt (init \S+ \S+)", README, re.MULTILINE)
+    assert exit_code([*init.split(), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["config"]
+    assert set(re.findall(r"^malt (?:plan|run|evaluate|improve) (\S+)", README, re.MULTILINE)) == {written}
+    assert re.findall(r"^malt train (\S+)", README, re.MULTILINE) == [load_spec(Path(written)).name]
 
 
 @pytest.fixture(scope="module")

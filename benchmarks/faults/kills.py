@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -28,9 +28,9 @@ from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, 
 from malt.config.loader import load_spec
 from malt.datasets.version.dataset_version import open_version
 from malt.hosting.private_prefect import PrefectServer, direct_to_loopback
-from tests.flows.service.conftest import Prefect, Up, free_port, in_form
+from tests.flows.service.conftest import Prefect, Up, in_form
 from tests.flows.service.conftest import start as start_service
-from tests.postgres import Postgres
+from tests.postgres import Postgres, free_port
 from tests.providers import ScriptedProvider
 
 SETTLED_S = 10.0
@@ -70,7 +70,9 @@ def below(process: "subprocess.Popen[str]", sign: str, told_in: str = "cmdline")
 
 
 def _descendants(pid: int) -> list[int]:
-    return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+    return []
 
 
 def told(pid: int, where: str) -> str:
@@ -84,7 +86,8 @@ def told(pid: int, where: str) -> str:
 def kill(pid: int) -> float:
     """Kill a process, and return when."""
     killed_at = time.monotonic()
-    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(pid, signal.SIGKILL)
     return killed_at
 
 
@@ -157,7 +160,12 @@ def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.P
 
 def kill_server(place: Place, kills: int) -> Account:
     """Kill the Prefect server that `malt run` started for itself."""
-    return kill_beside(place, kills, lambda _, process: kill(below(process, "malt.hosting.prefect_server")[0]))
+
+    def strike(_: Stage, process: "subprocess.Popen[str]") -> float | None:
+        servers = below(process, "malt.hosting.prefect_server")
+        return kill(servers[0]) if servers else None
+
+    return kill_beside(place, kills, strike)
 
 
 def kill_dask_worker(place: Place, kills: int) -> Account:
@@ -248,7 +256,7 @@ def in_service(place: Place, kills: int, strike: Callable[[Up, Prefect, str, Sta
     """Strike once in each of some runs of the deployment; the service's store is emptied before each."""
     account, first = Account(), place.stage()
     with ExitStack() as service:
-        up = start_service(first.data_dir, "--port", free_port(), TEST_KEY="key")
+        up = start_service(first.data_dir, "--port", str(free_port()), TEST_KEY="key")
         service.callback(up.stop)
         prefect = Prefect(up)
         service.callback(prefect.http.close)
@@ -292,7 +300,8 @@ def row_of(name: str, account: Account) -> str:
 def place_for(seed: int) -> Iterator[Place]:
     """Run once in peace, and return what later runs are compared with."""
     os.environ.update(direct_to_loopback())
-    with tempfile.TemporaryDirectory(prefix="malt-faults-") as folder, ScriptedProvider() as provider:
+    made = tempfile.TemporaryDirectory(prefix="malt-faults-", ignore_cleanup_errors=True)  # what was killed still ends
+    with made as folder, ScriptedProvider() as provider:
         server = PrefectServer(Path(folder) / "prefect")
         server.wait_until_ready()
         provider.latency_s = LATENCY_S

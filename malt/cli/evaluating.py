@@ -99,9 +99,16 @@ def _show_accuracies(summary: "Summary") -> None:
         tokens = "unknown" if system.tokens is None else f"{system.tokens:,}"
         table.add_row(name, *cells, tokens, terminal.format_dollars(system.cost_usd))
     terminal.say(table)
+    show_legend(summary.chains)
     for name, system in summary.systems.items():
         for title, cell in system.beside():
             terminal.say(f"  {name}, {title}: {_format_cell(cell)}")
+
+
+def show_legend(chains: int) -> None:
+    """Spell out what heads the columns of accuracies."""
+    vote = f"; +MV@{chains}: majority vote of {chains} chains" if chains > 1 else ""
+    terminal.say(f"SA: single agent, the generator; MA: multi-agent, the whole pipeline{vote}", style="dim")
 
 
 def _show_differences(summary: "Summary") -> None:

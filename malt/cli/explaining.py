@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from malt.review.side_by_side import Standing
 
 _SHOWN = 10
-"""Leaves or decisions shown; the rest are counted."""
+"""Leaves, decisions or inputs shown; the rest are counted."""
 _TEXT_LENGTH = 600
 _COLOURS = {True: "green", False: "red", None: "yellow"}
 
-_QUESTIONS_SHOWN = 3
-"""Questions whose rows `diff` shows, for each file that differs."""
+_QUESTIONS_READ = 3
+"""Questions of each file from which `diff` takes the first rows that differ."""
 _ROWS_SHOWN = 3
 _VALUE_LENGTH = 60
 _LEAD_IN = 15
@@ -142,41 +143,50 @@ def _excerpt(text: str) -> str:
 @click.command()
 @click.argument("old", metavar="A")
 @click.argument("new", metavar="B")
+@click.option("--full", is_flag=True, help="Of datasets: print every row that differs, by file and question.")
 @takes_json
-def diff(old: str, new: str, as_json: bool) -> None:
-    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled, by question."""
+def diff(old: str, new: str, full: bool, as_json: bool) -> None:
+    """Say what changed from version A to version B. Inputs, and rows added, removed, relabelled."""
     from malt.datasets.version.published import find_kind
 
-    compared = {"evaluations": evaluating.diff, "models": training.diff, "datasets": _diff_datasets}
+    compared: Mapping[str, Callable[..., None]] = {
+        "evaluations": evaluating.diff,
+        "models": training.diff,
+        "datasets": partial(_diff_datasets, full=full),
+    }
     compared[find_kind(old)](old, new, as_json=as_json)
 
 
-def _diff_datasets(old: str, new: str, *, as_json: bool) -> None:
+def _diff_datasets(old: str, new: str, *, full: bool, as_json: bool) -> None:
     from malt.datasets.check.compare import compare
     from malt.datasets.version.dataset_version import open_version
 
-    found = compare(open_version(old), open_version(new), None if as_json else _QUESTIONS_SHOWN)
-    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found)
+    found = compare(open_version(old), open_version(new), None if as_json or full else _QUESTIONS_READ)
+    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found, full=full)
 
 
-def _show_diff(diff: "VersionDiff") -> None:
+def _show_diff(diff: "VersionDiff", *, full: bool) -> None:
     terminal.say(f"{diff.old.version} -> {diff.new.version}", style="bold")
-    _show_inputs(diff.inputs)
+    _show_inputs(diff.inputs, None if full else _SHOWN)
     if diff.same_content:
         terminal.say(f"same content: every row is the same ({diff.new.content_sha256[:12]})")
         return
     _show_counts(diff.files)
+    if not full:
+        _show_first([row for change in diff.files.values() for each in change.questions for row in each.rows])
+        return
     for file, change in diff.files.items():
         if change.questions:
             _show_file(file, change)
 
 
-def _show_inputs(inputs: "InputChanges") -> None:
+def _show_inputs(inputs: "InputChanges", most: int | None) -> None:
     groups = {"config": inputs.config, "prompts": inputs.prompts, "questions": inputs.questions, "code": inputs.code}
     differing = [(group, name, change) for group, changes in groups.items() for name, change in changes.items()]
     terminal.say("inputs that differ:" if differing else "no input differs")
-    for group, name, change in differing:
+    for group, name, change in differing[:most]:
         terminal.say(f"  {group:<10} {name}  {_format_change(change)}")
+    terminal.show_rest(len(differing) - (most or len(differing)), "inputs")
 
 
 def _show_counts(files: "Mapping[str, FileChange]") -> None:
@@ -191,17 +201,27 @@ def _show_counts(files: "Mapping[str, FileChange]") -> None:
     terminal.say("relabelled: another label or value; rewritten: another text or prompt; a changed row may be both")
 
 
+def _show_first(rows: "Sequence[RowChange]") -> None:
+    """Print the first rows that were added, removed and changed."""
+    for way in _SIGNS:
+        for row in [row for row in rows if row.change == way][:_ROWS_SHOWN]:
+            _show_row(row, indent=2)
+    terminal.say("the first of each; --full has all")
+
+
+def _show_row(row: "RowChange", indent: int) -> None:
+    terminal.say(f"{' ' * indent}{_SIGNS[row.change]} {row.row_id}  {_format_columns(row)}".rstrip())
+
+
 def _show_file(file: str, change: "FileChange") -> None:
-    """Print the first rows of a file that differ, by question."""
+    """Print the rows of a file that differ, by question."""
     terminal.say(file, style="bold")
     for question in change.questions:
         counts = ((name, getattr(question, name)) for name in _SIGNS)
         counted = ", ".join(f"{count:,} {name}" for name, count in counts if count)
         terminal.say(f"  {question.question_id}: {counted}")
-        for row in question.rows[:_ROWS_SHOWN]:
-            terminal.say(f"    {_SIGNS[row.change]} {row.row_id}  {_format_columns(row)}".rstrip())
-        terminal.show_rest(len(question.rows) - _ROWS_SHOWN, "rows", indent=4)
-    terminal.show_rest(change.questions_changed - len(change.questions), "questions")
+        for row in question.rows:
+            _show_row(row, indent=4)
 
 
 def _format_columns(row: "RowChange") -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from malt.cli import evaluating, summaries, terminal
-from malt.cli.options import shows_files, takes_config, takes_json
+from malt.cli.options import F, shows_files, takes_config, takes_json
 from malt.errors import ConfigError, PrefectLost
 from malt.processes import paused_gc
 
@@ -42,22 +42,50 @@ def _split_roles(context: click.Context, option: click.Parameter, value: str | N
     return [Role(name) for name in names]
 
 
+def _takes_refresh(command: F) -> F:
+    """Give a command the options that name what to ask anew."""
+    for add in (
+        click.option(
+            "--questions", callback=_split_names, metavar="ID,…", help="With --refresh: about these questions alone."
+        ),
+        click.option("--refresh", callback=_split_roles, metavar="ROLE,…", help="Ask these roles anew: evaluator too."),
+    ):
+        command = add(command)
+    return command
+
+
+def _check_refresh(refresh: "Sequence[Role]", questions: "Sequence[str]") -> None:
+    if questions and not refresh:
+        raise ConfigError("--questions goes with --refresh; to ask for what is missing of some: malt rerun NAME")
+
+
 @click.command()
 @takes_config
 @click.option("--pilot", type=click.IntRange(1), metavar="K", help="First ask K questions, and quote from those.")
+@_takes_refresh
 @takes_json
-def plan(config: Path, override: tuple[str, ...], limit: int | None, pilot: int | None, as_json: bool) -> int:
+def plan(
+    config: Path,
+    override: tuple[str, ...],
+    limit: int | None,
+    pilot: int | None,
+    refresh: "Sequence[Role]",
+    questions: "Sequence[str]",
+    as_json: bool,
+) -> int:
     """Quote a run: requests, completions, tokens and cost. Tells what the store has; no model call but a pilot's."""
     from malt.engine.job import check_models
     from malt.engine.plan import plan as quote
-    from malt.engine.runner import run_pilot
+    from malt.engine.runner import choose_questions, run_pilot
     from malt.llm.store.samples import Store
 
+    _check_refresh(refresh, questions)
     job = _read_job(config, override, limit)
+    job = job.only(choose_questions(job.questions, questions))
     shortfall = None if pilot is None else asyncio.run(run_pilot(job, pilot))
     with Store(job.settings.store) as store:
-        quoted = quote(job, store)
-        evaluation = evaluating.quote_evaluation(job.spec, store)
+        quoted = quote(job, store, refresh)
+        evaluation = None if refresh else evaluating.quote_evaluation(job.spec, store)
     terminal.emit(_plan_json(quoted, evaluation)) if as_json else _show_plans(quoted, evaluation)
     try:
         check_models(job.spec)
@@ -80,8 +108,7 @@ def _show_plans(quoted: "Plan", evaluation: "EvaluationPlan | None") -> None:
 @click.command()
 @takes_config
 @click.option("--no-wait", is_flag=True, help="Batch mode: hand in, collect what is there, and end (exit 4).")
-@click.option("--refresh", callback=_split_roles, metavar="ROLE,…", help="Ask these roles anew: evaluator too.")
-@click.option("--questions", callback=_split_names, metavar="ID,…", help="With --refresh: about these questions alone.")
+@_takes_refresh
 @shows_files
 @takes_json
 def run(
@@ -99,8 +126,7 @@ def run(
     from malt.engine.job import check_models
     from malt.engine.runner import run_job
 
-    if questions and not refresh:
-        raise ConfigError("--questions goes with --refresh; to ask for what is missing of some: malt rerun NAME")
+    _check_refresh(refresh, questions)
     if no_wait:
         override = (*override, "run.wait=false")
     if refresh:

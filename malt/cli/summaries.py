@@ -23,7 +23,8 @@ def show_plan(plan: "Plan") -> None:
     for role, quoted in plan.roles.items():
         table.add_row(role.value, *quoted_figures(quoted))
     table.add_row("total", *quoted_figures(plan), style="bold")
-    terminal.say(f"{plan.dataset}: {terminal.count(plan.questions, 'question')}; still to be asked:")
+    anew = f", {' and '.join(plan.refresh)} anew, with what may follow from it" if plan.refresh else ""
+    terminal.say(f"{plan.dataset}: {terminal.count(plan.questions, 'question')}; still to be asked{anew}:")
     terminal.say(table)
     if ranges := _describe_ranges(plan):
         terminal.say(f"the total may come out at {ranges}")

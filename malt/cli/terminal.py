@@ -119,9 +119,9 @@ def show_rows(rows: dict[str, int]) -> None:
             say(f"  {file:<28} {count:>8,} rows")
 
 
-def show_rest(count: int, what: str = "", indent: int = 2) -> None:
+def show_rest(count: int, what: str = "") -> None:
     if count > 0:
-        say(f"{' ' * indent}… and {count:,} more{what and f' {what}'}; --json has all")
+        say(f"  … and {count:,} more{what and f' {what}'}; --json has all")
 
 
 def emit_listing(listed: "Listed[V]", describe: Callable[[V], dict[str, object]]) -> int:

@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from malt.cli import runs, summaries, terminal
+from malt.cli import evaluating, runs, summaries, terminal
 from malt.cli.options import find_role, takes_config, takes_json, takes_version
+from malt.errors import ConfigError
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
+    from malt.datasets.version.dataset_version import DatasetVersion
     from malt.improvement.plan import ImprovementPlan
     from malt.improvement.report import RoundFigures
     from malt.improvement.summary import Improvement
     from malt.models.version import ModelVersion
-    from malt.training.plan import TrainPlan
+    from malt.training.plan import RowsPlan, TrainPlan
     from malt.training.run import TrainSummary
 
-_COUNTED = ("rows", "trained", "median", "longest", "max_length", "tokens", "steps")
+_COUNTED = ("rows", "median", "longest", "max_length", "tokens", "steps")
 """What a plan counts of a stage."""
 
 
@@ -32,24 +34,39 @@ _COUNTED = ("rows", "trained", "median", "longest", "max_length", "tokens", "ste
 def train(version: str, config: Path | None, override: tuple[str, ...], plans: bool, as_json: bool) -> None:
     """Train the roles on a dataset version, into a model version. Goes on where an earlier call was stopped."""
     from malt.cli.progress import training_progress
-    from malt.config.settings import Settings
     from malt.datasets.version.dataset_version import open_version
-    from malt.training.plan import plan
     from malt.training.process import check_installed
     from malt.training.run import read_train_spec
     from malt.training.run import train as train_roles
 
     opened = open_version(version)
     spec = read_train_spec(opened, config, override)
-    check_installed()
+    if not plans:
+        check_installed()
     _warn_of_others(opened.reference, opened.spec, spec)
     if plans:
-        quoted = plan(opened, spec, Settings())
-        terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
+        _plan_training(opened, spec, as_json=as_json)
         return
     with training_progress() as tell:
         summary = train_roles(opened, spec, tell=tell)
     terminal.emit(summary.model_dump(mode="json")) if as_json else _show_summary(summary)
+
+
+def _plan_training(version: "DatasetVersion", spec: "TrainSpec", *, as_json: bool) -> None:
+    """Quote a training, or as much of it as the packages that are installed can tell."""
+    from malt.config.settings import Settings
+    from malt.training.plan import plan, plan_rows
+    from malt.training.process import check_installed
+
+    try:
+        check_installed()
+    except ConfigError as error:
+        rows = plan_rows(version, spec)
+        terminal.emit(rows.model_dump(mode="json")) if as_json else _show_rows_plan(rows)
+        terminal.warn(f"before it can run: {error}")
+    else:
+        quoted = plan(version, spec, Settings())
+        terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
 
 
 def _warn_of_others(trees: str, grown: "RunSpec", spec: "TrainSpec") -> None:
@@ -113,8 +130,7 @@ def _show_summary(summary: "TrainSummary") -> None:
             losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
             table.add_row(role, stage.stage, *figures, *losses, "known" if trained.cached else f"{stage.wall_s:.0f}")
     terminal.say(table)
-    for line in summary.skipped:
-        terminal.say(f"not trained: {line}")
+    _show_skipped(summary.skipped)
     reference = f"{summary.models}@v{summary.version}"
     state = "" if summary.created else ", as it was already"
     terminal.say(f"{reference}{state}: {terminal.shorten_path(summary.path)}")
@@ -139,18 +155,33 @@ def _dataset_of(version: "ModelVersion") -> str:
     return f"{version.manifest.dataset.name}@v{version.manifest.dataset.version}"
 
 
+def _show_rows_plan(plan: "RowsPlan") -> None:
+    terminal.say(f"{plan.models}: {plan.dataset} on {plan.base}")
+    table = terminal.new_table("role", "stage.", *_COUNTED)
+    for role, quoted in plan.roles.items():
+        for name, stage in quoted.stages.items():
+            table.add_row(role.value, name, *(f"{getattr(stage, count):,}" for count in _COUNTED))
+    terminal.say(table)
+    _show_skipped(plan.skipped)
+    terminal.say("tokens as the dataset counted them; memory, time, and what the base itself counts need the packages")
+
+
+def _show_skipped(skipped: "Sequence[str]") -> None:
+    for line in skipped:
+        terminal.say(f"not trained: {line}")
+
+
 def _show_plan(plan: "TrainPlan") -> None:
     sizes = f"{plan.parameters / 1e6:,.0f} M numbers, {plan.trainable / 1e6:,.1f} M of them trained"
     terminal.say(f"{plan.models}: {plan.dataset} on {plan.base} ({sizes}), {plan.device}")
-    table = terminal.new_table("role", "stage.", *_COUNTED, "GB", "s")
+    table = terminal.new_table("role", "stage.", *_COUNTED, "trained", "GB", "s")
     for role, quoted in plan.roles.items():
         for name, stage in quoted.stages.items():
-            counts = (getattr(stage, count) for count in _COUNTED)
+            counts = (getattr(stage, count) for count in (*_COUNTED, "trained"))
             time_left = "known" if quoted.known else f"{stage.seconds:,.0f}"
             table.add_row(role, name, *(f"{count:,}" for count in counts), f"{stage.memory_gb:.1f}", time_left)
     terminal.say(table)
-    for line in plan.skipped:
-        terminal.say(f"not trained: {line}")
+    _show_skipped(plan.skipped)
     for stage in (stage for quoted in plan.roles.values() for stage in quoted.stages.values()):
         if stage.refused:
             terminal.say(f"refused: {stage.refused}")
@@ -308,6 +339,7 @@ def _show_improvement(figures: "RoundFigures") -> None:
     for line in figures.lines:
         table.add_row(line.title, line.models or "the config's", *line.figures)
     terminal.say(table)
+    evaluating.show_legend(figures.chains)
     for of, worth in figures.worths.items():
         terminal.say(f"  training of {of} gave {points(worth)} points")
     for title, systems in {"at the end": figures.closing, **figures.beside}.items():

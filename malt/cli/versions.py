@@ -1,6 +1,7 @@
 """Commands that look at versions: `datasets`, `show`, `report`, `verify`."""
 
 import json
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import click
 
 from malt.cli import evaluating, summaries, terminal, training
 from malt.cli.options import open_any, takes_json, takes_version
+from malt.errors import VersionError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -201,12 +203,15 @@ def _node_text(row: Mapping[Hashable, Any]) -> "Text":
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 @takes_json
 def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
-    """Print the path of a version's report. One HTML file; --open shows it, drawn anew where it is from elsewhere."""
+    """Print the path of a version's report. One HTML file; --open shows it.
+
+    The page of a version from elsewhere is drawn anew for that, in a private temporary folder.
+    """
     from malt.config.settings import Settings
 
     opened = open_any(version)
     if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
-        out = Path(f"{opened.name}-v{opened.number}-report.html")
+        out = Path(tempfile.mkdtemp(prefix="malt-"), f"{opened.name}-v{opened.number}-report.html")
     path = _find_report(opened, out)
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})
@@ -235,9 +240,16 @@ def _find_report(version: "AnyVersion", out: Path | None) -> Path:
 @takes_version
 @takes_json
 def verify(version: str, as_json: bool) -> int:
-    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked."""
+    """Recompute every digest and invariant of a version. Names what does not hold, and what is not checked.
+
+    Exit code 1 where something does not hold, 2 where a file could not be read, so that nobody knows.
+    """
     opened = open_any(version)
-    problems, unchecked = _check_version(opened)
+    try:
+        problems, unchecked = _check_version(opened)
+    except OSError as error:
+        unread = f"{error.filename or opened.path} could not be read ({error.strerror or error})"
+        raise VersionError(f"{opened.reference}: {unread}, so whether it holds is not known") from error
     if as_json:
         found = {"holds": not problems, "problems": [*problems], "not_checked": [*unchecked]}
         terminal.emit({"version": opened.reference, **found})

@@ -97,6 +97,9 @@ class TrainSpec(_TrainedRoles):
     checkpoint_s: float = Field(60.0, ge=0)
     """Seconds between checkpoints, from which training goes on after an interruption. Changes no weight."""
 
+    def settings_of(self, stage: Stage) -> StageSettings:
+        return self.sft if stage == "sft" else self.dpo
+
     @model_validator(mode="after")
     def _stages_come_in_order(self) -> Self:
         chosen = {role: getattr(self, role) for role in PLAYERS}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from math import ceil, sqrt
@@ -14,9 +15,10 @@ from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.engine.job import Job, models_asked
 from malt.engine.run import SHOWN
+from malt.errors import StoreError
 from malt.llm.batch.api import is_asked_in_batches
 from malt.llm.budget import Usage
-from malt.llm.client.completers import StoreCompleter, measure_usage
+from malt.llm.client.completers import StoreCompleter, measure_usage, read_sample
 from malt.llm.provider import call
 from malt.llm.request import DEFAULT_MAX_TOKENS, Completion, CompletionRequest, RequestFailed
 from malt.llm.store.database import StoredSample
@@ -91,10 +93,6 @@ def _tokens_of(characters: float) -> Range:
     return Range(*(characters / each for each in _CHARACTERS_PER_TOKEN))
 
 
-def rounded(amount: Range) -> tuple[int, int, int]:
-    return int(amount.low), round(amount.expected), ceil(amount.high)
-
-
 class Figures(Recorded):
     """One end of the range that a quote may come out in."""
 
@@ -134,6 +132,8 @@ class Plan(Quote):
     questions: int
     excluded: dict[str, int]
     """Questions that will give no training rows, by the gate; their trees are grown all the same."""
+    refresh: tuple[Role, ...]
+    """Roles that are asked anew; what the store has of them is not counted as stored."""
     roles: dict[Role, RolePlan]
 
 
@@ -148,6 +148,8 @@ class Count:
     completions: int = 0
     seen: dict[str, Usage] = field(default_factory=dict)
     """What they took where the provider counted, by question."""
+    others: Usage = field(default_factory=Usage)
+    """What the same role and model took with other prompts or settings, where nothing is seen of these."""
     missing: int = 0
     """Samples that were asked for on the way and are not stored."""
     grown: int = 0
@@ -187,13 +189,16 @@ class _CountingRecall(StoreCompleter):
                 count.seen.setdefault(request.question_id, Usage()).add(measure_usage(completion))
 
 
-def plan(job: Job, store: Store) -> Plan:
-    """Quote a run: what it needs in full, less what the store has."""
-    spec, counts = job.spec, _count_stored(job, store)
+def plan(job: Job, store: Store, refresh: Collection[Role] = ()) -> Plan:
+    """Quote a run: what it needs in full, less what the store has; roles to `refresh`, and at most all below, anew."""
+    spec, counts = job.spec, _count_stored(job, store, refresh)
+    if refresh:
+        for role, whole in _count_stored(job, store).items():
+            counts[role].seen = whole.seen
     roles = {role: _plan_role(role, model, job, counts) for role, model in models_asked(spec).items()}
     excluded = job.screening.counts.excluded
-    questions = len(job.questions)
-    return Plan(dataset=spec.name, questions=questions, excluded=excluded, roles=roles, **add_quotes(roles.values()))
+    told = {"dataset": spec.name, "questions": len(job.questions), "excluded": excluded, "refresh": tuple(refresh)}
+    return Plan(**told, roles=roles, **add_quotes(roles.values()))
 
 
 def add_quotes(parts: Collection[Quote]) -> dict[str, Any]:
@@ -217,18 +222,34 @@ def _together(parts: Collection[Figures]) -> Figures:
     )
 
 
-def _count_stored(job: Job, store: Store) -> dict[Role, Count]:
+def _count_stored(job: Job, store: Store, refresh: Collection[Role] = ()) -> dict[Role, Count]:
+    """Count what trees have in the store, but for what roles to `refresh` said."""
     counts = {role: Count() for role in Role}
 
     async def visit(window: Sequence[Question]) -> None:
-        counting = _CountingRecall(store.rows(question.question_id for question in window), counts)
+        rows = store.rows(question.question_id for question in window)
+        counting = _CountingRecall({key: row for key, row in rows.items() if row.role not in refresh}, counts)
         for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
                 _count_grown(valued.tree, job.spec, counts)
+        for role, model in models_asked(job.spec).items():
+            if not counts[role].seen:
+                others = (row for row in rows.values() if (row.role, row.model) == (role, model.model))
+                counts[role].others.add(_add_up(others))
 
     for window in windows(job.questions):
         asyncio.run(visit(window))
     return counts
+
+
+def _add_up(rows: Iterable[StoredSample]) -> Usage:
+    """Add up what answers took where the provider counted; one that is damaged is not a plan's concern."""
+    total = Usage()
+    for row in (row for row in rows if row.response is not None):
+        with suppress(StoreError):
+            if (completion := read_sample(row, cached=True)).completion_tokens is not None:
+                total.add(measure_usage(completion))
+    return total
 
 
 def _count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
@@ -309,9 +330,10 @@ def expect(
     if not completions:
         return _Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
     if not seen:
-        prompt, completion = _prompt_assumed(role, spec, counts), _completion_assumed(model)
-        return priced(model, spec, prompt.times(requests), completion.times(completions), _assumption(model))
-    questions = ceil(completions * len(seen) / counts[role].completions)
+        prompt, completion = _prompt_assumed(role, spec, counts), _completion_assumed(model, counts[role])
+        basis = _assumption(model, counts[role].others)
+        return priced(model, spec, prompt.times(requests), completion.at_most(longest(model)).times(completions), basis)
+    questions = ceil(completions * len(seen) / sum(one.completions for one in seen))
     prompt = each_takes([Total(one.prompt_tokens, one.completions) for one in seen], questions)
     completion = each_takes([Total(one.completion_tokens, one.completions) for one in seen], questions)
     expected = priced(
@@ -333,10 +355,9 @@ def priced(model: ModelSpec, spec: RunSpec, prompt: Range, completion: Range, ba
 
 def figures_of(expected: _Expected) -> list[Figures]:
     costs = (None, None, None) if expected.cost is None else expected.cost
-    parts = zip(rounded(expected.prompt), rounded(expected.completion), costs, strict=True)
-    return [
-        Figures(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost) for prompt, completion, cost in parts
-    ]
+    rounded = [(int(low), round(middle), ceil(high)) for low, middle, high in (expected.prompt, expected.completion)]
+    parts = zip(*rounded, costs, strict=True)
+    return [Figures(prompt_tokens=given, completion_tokens=came, cost_usd=cost) for given, came, cost in parts]
 
 
 def history(seen: Sequence[Usage]) -> str:
@@ -346,10 +367,14 @@ def history(seen: Sequence[Usage]) -> str:
     return f"{completions} stored completions to {len(seen)} questions; the range holds 95 % of what may come"
 
 
-def _assumption(model: ModelSpec) -> str:
+def _assumption(model: ModelSpec, others: Usage) -> str:
+    length = f"half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most"
+    if others.completions:
+        mean, stored = others.completion_tokens / others.completions, f"{others.completions} stored ones"
+        length = f"{mean:.0f} tokens a completion, the mean of {stored} to other prompts or with other settings, "
+        length += "from half to twice of it"
     return (
-        f"assumed: half of max_tokens = {longest(model)} a completion, an eighth at least, all of it at most; "
-        "3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
+        f"assumed: {length}; 3 to 5 characters a token. `--pilot 10` asks ten questions and quotes from what they took"
     )
 
 
@@ -357,9 +382,11 @@ def longest(model: ModelSpec) -> int:
     return model.max_tokens or DEFAULT_MAX_TOKENS
 
 
-def _completion_assumed(model: ModelSpec) -> Range:
-    """Return the tokens to expect of a completion of which nothing is known."""
-    return _SHARE_OF_MAX_TOKENS.times(longest(model))
+def _completion_assumed(model: ModelSpec, count: Count) -> Range:
+    """Return the tokens to expect of a completion, by those that were seen, else by others, else by max_tokens."""
+    known = [*count.seen.values()] or [count.others]
+    totals = [Total(one.completion_tokens, one.completions) for one in known if one.completions]
+    return each_takes(totals, len(totals)) if totals else _SHARE_OF_MAX_TOKENS.times(longest(model))
 
 
 def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> Range:
@@ -369,11 +396,5 @@ def _prompt_assumed(role: Role, spec: RunSpec, counts: Mapping[Role, Count]) -> 
         return _tokens_of(count.prompt_characters / count.prompts)
     first = counts[PLAYERS[0]]
     asked = _tokens_of(first.prompt_characters / max(first.prompts, 1))
-    shown = (_text_shown(spec.roles[above], counts[above]) for above in SHOWN[role])
+    shown = (_completion_assumed(spec.roles[above], counts[above]) for above in SHOWN[role])
     return reduce(Range.plus, shown, asked)
-
-
-def _text_shown(model: ModelSpec, count: Count) -> Range:
-    """Return the tokens to expect of a text that another role is shown."""
-    seen = [Total(one.completion_tokens, one.completions) for one in count.seen.values()]
-    return each_takes(seen, len(seen)) if seen else _completion_assumed(model)

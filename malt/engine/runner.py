@@ -22,7 +22,7 @@ from malt.engine.job import Job, check_models
 from malt.engine.run import Filled, Run, new_run_name
 from malt.errors import ConfigError, QuestionError
 from malt.llm.budget import Tally, Usage
-from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_store_completer
+from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_store_completer, with_fallbacks
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
@@ -136,4 +136,5 @@ def _keys_of(questions: Sequence[Question], job: Job, roles: Collection[Role], s
     """Return the keys that these questions' trees ask for, as far as the store can tell."""
     noted = RecordingCompleter(make_store_completer(store, [question.question_id for question in questions]))
     asyncio.run(ask_all(questions, job.inputs(noted)))
-    return [key for request in noted.requests if request.role in roles for key in request.keys]
+    requests = [request for request in noted.requests if request.role in roles]
+    return [key for request in requests for asked in with_fallbacks(request) for key in asked.keys]

@@ -112,10 +112,21 @@ def _set_deadline(act: Callable[[], None]) -> None:
     deadline.start()
 
 
+@contextmanager
+def hold_terminal_back() -> Iterator[None]:
+    """Let processes that are started here, and by threads that are, hear a terminal no sooner than they have begun."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_terminal_to_run() -> None:
     """Ignore a terminal's Ctrl-C and end, which come to all its processes: the run acts on them for its workers."""
     for each in _FROM_TERMINAL:
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)
 
 
 def begin_worker(run: Connection) -> None:

@@ -113,7 +113,8 @@ class _Pool:
 
     @property
     def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
+        processes = [worker.process for worker in self._workers]  # once: a worker may just lose its own
+        return [process.pid for process in processes if process and process.poll() is None]
 
     def close(self) -> None:
         """Kill the processes, and start no more."""

@@ -129,10 +129,28 @@ class OwnPagesOnly:
             await self._app(scope, receive, self._guarded(send))
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Close a websocket that says what Prefect cannot read: anyone may, and a traceback each would fill the log."""
+        """Close a websocket that says what Prefect cannot read: anyone may, and a traceback each would fill the log.
+
+        Other errors are Prefect's own. It reads one message of a stranger, and answers it only if that has the key.
+        """
+        has_spoken = is_answered = False
+
+        async def take() -> MutableMapping[str, Any]:
+            nonlocal has_spoken
+            message = await receive()
+            has_spoken = has_spoken or message["type"] == "websocket.receive"
+            return message
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_answered
+            is_answered = is_answered or message["type"] == "websocket.send"
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, take, answer)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            if is_answered or not has_spoken:
+                raise
             with suppress(RuntimeError):  # it is closed already
                 await send({"type": "websocket.close", "code": 1003})
 

@@ -28,7 +28,7 @@ from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.hosting.access import AUTH_STRING, WILDCARDS, own_origins, read_auth_string, warn_if_open
 from malt.processes import Restarts
 
-ANSWER_LIMIT_S = 10.0
+ANSWER_LIMIT_S = 30.0
 """Seconds a server that is up may take to answer."""
 _START_LIMIT_S = 300.0
 """Seconds a private one may take to start: 3 as a rule, 6 where it first makes a database, minutes on a machine that is

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from malt.canonical_json import digest
 from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
-from malt.config.train import Stage, StageSettings, TrainSpec
+from malt.config.train import Stage, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import discard, size_of
@@ -78,9 +78,6 @@ class RoleJob(BaseModel):
     def done(self) -> Path:
         return self.work / "done"
 
-    def settings_of(self, stage: Stage) -> StageSettings:
-        return self.train.sft if stage == "sft" else self.train.dpo
-
 
 class RoleResult(BaseModel):
     """What came of a job."""
@@ -99,8 +96,7 @@ def lock_of_base(folder: Path) -> Path:
 def list_jobs(versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, training_dir: Path) -> list[RoleJob]:
     """Return a job for every role that has a stage with rows in any of the versions."""
     jobs = []
-    for role in PLAYERS:
-        described = {stage: _describe_rows(versions, role, stage) for stage in _declared_stages(train, role)}
+    for role, described in find_rows(versions, train).items():
         files = {stage: rows for stage, rows in described.items() if rows.rows}
         if files:
             job = RoleJob(
@@ -112,17 +108,15 @@ def list_jobs(versions: Sequence[DatasetVersion], train: TrainSpec, base: Base, 
 
 def name_skipped(versions: Sequence[DatasetVersion], train: TrainSpec) -> list[str]:
     """Name the declared stages that the versions have no rows for."""
-    return [
-        f"{role}, {stage}: no rows"
-        for role in PLAYERS
-        for stage in _declared_stages(train, role)
-        if not _describe_rows(versions, role, stage).rows
-    ]
+    found = find_rows(versions, train)
+    return [f"{role}, {stage}: no rows" for role in found for stage, rows in found[role].items() if not rows.rows]
 
 
-def _declared_stages(train: TrainSpec, role: Role) -> tuple[Stage, ...]:
-    stages: tuple[Stage, ...] = getattr(train, role.value)
-    return stages
+def find_rows(versions: Sequence[DatasetVersion], train: TrainSpec) -> dict[Role, dict[Stage, StageRows]]:
+    """Return the versions' rows for the declared stages of every role; a stage may have none."""
+    return {
+        role: {stage: _describe_rows(versions, role, stage) for stage in getattr(train, role.value)} for role in PLAYERS
+    }
 
 
 def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage) -> StageRows:

@@ -5,12 +5,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from malt.config.roles import Role
 from malt.config.settings import Settings
-from malt.config.train import StageSettings, TrainSpec
+from malt.config.train import Stage, StageSettings, TrainSpec
+from malt.datasets.measures import LengthCounts
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.training.job import RoleJob
-from malt.training.process import check_installed, run_jobs
-from malt.training.run import known_role, prepare
+from malt.training.job import RoleJob, StageRows, find_rows, name_skipped
+from malt.training.process import check_installed, list_missing, run_jobs
+from malt.training.rows import ANSWERS
+from malt.training.run import known_role, nothing_to_train, prepare
 
 _ADAM_BYTES = 16
 """Of a trained number: itself, its gradient and Adam's two averages, as 32-bit numbers."""
@@ -18,15 +21,10 @@ _EFFICIENCY = 0.5
 """Of the probe's speed that training reaches; norms, attention and the output layer take the rest."""
 
 
-class StagePlan(BaseModel):
-    """What training one stage would take."""
+class StageRowsPlan(BaseModel):
+    """How much one stage would train on."""
 
     rows: int
-    trained: int
-    lost: dict[str, int]
-    refused: str | None
-    """Why it would not be trained as declared."""
-    shortest: int
     median: int
     longest: int
     """Tokens of the longest row, answer included."""
@@ -34,6 +32,16 @@ class StagePlan(BaseModel):
     tokens: int
     """Of the rows to be trained, once each."""
     steps: int
+
+
+class StagePlan(StageRowsPlan):
+    """What training one stage would take."""
+
+    trained: int
+    lost: dict[str, int]
+    refused: str | None
+    """Why it would not be trained as declared."""
+    shortest: int
     memory_gb: float
     seconds: float
 
@@ -44,6 +52,24 @@ class RoleTrainingPlan(BaseModel):
     known: bool
     """A model version has it: nothing would be trained."""
     stages: dict[str, StagePlan]
+
+
+class RoleRowsPlan(BaseModel):
+    """How much one role would train on."""
+
+    stages: dict[Stage, StageRowsPlan]
+
+
+class RowsPlan(BaseModel):
+    """What `malt train --plan` says without the packages that train: lengths are as the dataset counted them."""
+
+    models: str
+    dataset: str
+    base: str
+    skipped: list[str]
+    roles: dict[Role, RoleRowsPlan]
+    missing: list[str]
+    """Packages that the rest needs."""
 
 
 class TrainPlan(BaseModel):
@@ -94,16 +120,52 @@ def plan(version: DatasetVersion, spec: TrainSpec, settings: Settings) -> TrainP
     )
 
 
+def plan_rows(version: DatasetVersion, spec: TrainSpec) -> RowsPlan:
+    """Say how many rows training has, and about how long they are. Raises `NothingToTrain`."""
+    found = find_rows([version], spec)
+    stages = {role: _plan_rows_of(version, spec, role, rows) for role, rows in found.items()}
+    if not any(stages.values()):
+        raise nothing_to_train(version)
+    return RowsPlan(
+        models=spec.name or version.name,
+        dataset=version.reference,
+        base=spec.base,
+        skipped=name_skipped([version], spec),
+        roles={role: RoleRowsPlan(stages=planned) for role, planned in stages.items() if planned},
+        missing=list_missing(),
+    )
+
+
+def _plan_rows_of(
+    version: DatasetVersion, spec: TrainSpec, role: Role, found: Mapping[Stage, StageRows]
+) -> dict[Stage, StageRowsPlan]:
+    lengths, planned = version.manifest.lengths.get(role, {}), dict[Stage, StageRowsPlan]()
+    for stage, rows in ((stage, entry.rows) for stage, entry in found.items() if entry.rows):
+        long, settings = lengths.get(stage, LengthCounts()), spec.settings_of(stage)
+        planned[stage] = StageRowsPlan(
+            rows=rows,
+            median=long.median,
+            longest=long.longest,
+            max_length=settings.max_length,
+            tokens=round(rows * long.mean * len(ANSWERS[stage])),
+            steps=count_steps(settings, rows),
+        )
+    return planned
+
+
+def count_steps(settings: StageSettings, rows: int) -> int:
+    return round(settings.epochs * -(-rows // settings.batch_size))
+
+
 def _plan_stage(job: RoleJob, told: Mapping[str, Any], facts: Mapping[str, Any]) -> StagePlan:
     stage = told["stage"]
-    settings = job.settings_of(stage)
+    settings = job.train.settings_of(stage)
     operations = settings.epochs * told["tokens"] * _count_work(job, stage, facts)
-    batches = -(-told["trained"] // settings.batch_size)
     return StagePlan(
         **{name: told[name] for name in ("trained", "lost", "refused", "shortest", "median", "longest", "tokens")},
         rows=job.files[stage].rows,
         max_length=settings.max_length,
-        steps=round(settings.epochs * batches),
+        steps=count_steps(settings, told["trained"]),
         memory_gb=round(_count_memory(job, settings, told, facts) / 1e9, 1),
         seconds=round(operations / facts["flops"] / _EFFICIENCY, 1),
     )

@@ -66,9 +66,14 @@ class Stopper:
             process.terminate()
 
 
+def list_missing() -> list[str]:
+    """Name the packages of the extra `train` that are not installed; nothing is imported."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
 def check_installed() -> None:
-    """Raise `ConfigError` where the extra `train` is not installed; nothing is imported."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+    """Raise `ConfigError` where the extra `train` is not installed."""
+    if missing := list_missing():
         raise ConfigError(f"malt train needs {', '.join(missing)}: `make train` in a clone of the project installs it")
 
 

@@ -9,7 +9,7 @@ from malt.config.train import Stage
 from malt.training.job import RoleJob
 
 _Row = Mapping[str, Any]
-_ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 _TOO_LONG = "longer than max_length"
 
 
@@ -27,8 +27,8 @@ class Measured(NamedTuple):
 
 def measure_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
     """Read and measure a stage's rows. Nothing is refused here."""
-    answers = _ANSWERS[stage]
-    limit = job.settings_of(stage).max_length
+    answers = ANSWERS[stage]
+    limit = job.train.settings_of(stage).max_length
     kept, lengths, tokens = [], [], 0
     tables = (pq.read_table(path, columns=["prompt", *answers]) for path in job.files[stage].paths)
     for row in (row for table in tables for row in table.to_pylist()):
@@ -49,7 +49,7 @@ def _count_tokens(tokenizer: Any, prompt: Sequence[_Row], answer: Sequence[_Row]
 
 def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
     """Say why rows are not trained: some would lose their end and may not be left out, or none is left; else None."""
-    settings, lost, key = job.settings_of(stage), found.lost.get(_TOO_LONG, 0), f"train.{stage}"
+    settings, lost, key = job.train.settings_of(stage), found.lost.get(_TOO_LONG, 0), f"train.{stage}"
     longer = f"{len(found.lengths)} {stage} rows are longer than {key}.max_length = {settings.max_length} tokens"
     if lost and settings.too_long == "refuse":
         longest = max(found.lengths)

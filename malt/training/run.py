@@ -168,9 +168,14 @@ def prepare(
     place = settings.training_dir / (chosen.name or opened.name)
     jobs = list_jobs(versions, chosen, base, place.resolve())
     if not jobs:
-        raise NothingToTrain(f"{opened.reference} has no row for any stage that [train] names: grow more questions, or "
-                             "lower credit.threshold")  # fmt: skip
+        raise nothing_to_train(opened)
     return Prepared(versions, chosen, base, jobs, name_skipped(versions, chosen), settings)
+
+
+def nothing_to_train(version: DatasetVersion) -> NothingToTrain:
+    """Return the error that no version has a row for any declared stage."""
+    why = f"{version.reference} has no row for any stage that [train] names"
+    return NothingToTrain(f"{why}: grow more questions, or lower credit.threshold")
 
 
 def find_trained(prepared: Prepared) -> ModelVersion | None:

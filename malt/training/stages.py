@@ -57,7 +57,7 @@ class StageWork(NamedTuple):
 
     @property
     def settings(self) -> StageSettings:
-        return self.job.settings_of(self.stage)
+        return self.job.train.settings_of(self.stage)
 
     @property
     def is_full(self) -> bool:

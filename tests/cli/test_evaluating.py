@@ -97,6 +97,7 @@ def test_what_could_not_be_had_is_told_with_exit_code_1(
     assert exit_code(["evaluate", str(config)]) == 1
     said = capsys.readouterr()
     assert "evaluations/planted@v1" in said.out
+    assert f"MA: multi-agent, the whole pipeline; +MV@{CHAINS}: majority vote of {CHAINS} chains" in said.out
     assert "generator sum-103: openai/generator at" in said.err
 
 

@@ -13,6 +13,7 @@ from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import read_job
 from malt.engine.runner import run_job
 from malt.llm.client.session import close_sessions
+from tests import mishaps
 from tests.configs import write_config
 from tests.providers import ScriptedProvider
 
@@ -53,6 +54,29 @@ def test_a_run_can_refresh_roles_and_needs_no_rerun_for_it(config: Path, provide
     assert asked_by(provider, "run", str(config), "--refresh", "refiner") == {"refiner": 27}
 
 
+def test_plan_quotes_a_refresh_and_asks_nobody(
+    config: Path, provider: ScriptedProvider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = str(open_version("sums").questions["question_id"].iloc[0])
+    anew = (str(config), "--refresh", "refiner", "--questions", question)
+    assert asked_by(provider, "plan", *anew, "--json") == {}
+    quoted = json.loads(capsys.readouterr().out)
+    assert (quoted["requests"], quoted["completions"], quoted["refresh"]) == (9, 27, ["refiner"])
+    assert asked_by(provider, "plan", *anew) == {}
+    assert "sums: 1 question; still to be asked, refiner anew, with what may follow from it:" in capsys.readouterr().out
+    assert asked_by(provider, "run", *anew).total() == quoted["requests"]
+
+
+def test_what_a_fallback_answered_is_asked_anew_too(tmp_path: Path, provider: ScriptedProvider) -> None:
+    path = write_config(tmp_path, provider, 1)
+    spare = f'{{ model = "openai/spare", api_base = "{provider.url}", api_key_env = "TEST_KEY" }}'
+    path.write_text(path.read_text().replace("[roles.refiner]\n", f"[roles.refiner]\nfallbacks = [{spare}]\n"))
+    provider.faults = mishaps.when(lambda asked: asked.model == "refiner", mishaps.context_overflow())
+    assert asked_by(provider, "run", str(path))["spare"] == 9
+    provider.faults = None
+    assert asked_by(provider, "run", str(path), "--refresh", "refiner") == {"refiner": 9}
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -62,6 +86,7 @@ def test_a_run_can_refresh_roles_and_needs_no_rerun_for_it(config: Path, provide
         ),
         (("rerun", "sums", "--questions", "q-none"), "no question 'q-none' in the dataset"),
         (("rerun", "nothing"), "nothing"),
+        (("plan", "sums.toml", "--questions", "q-1"), "--questions goes with --refresh"),
     ],
 )
 @pytest.mark.usefixtures("config")

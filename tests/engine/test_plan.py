@@ -1,6 +1,7 @@
 """The quote of a run: counted against the store, asking nobody; a cost that is not known is never zero."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -14,8 +15,8 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.engine.plan import Plan, Range, Total, each_takes, plan, student_t
-from malt.engine.runner import run_pilot, spread_evenly
-from malt.llm.client.completers import make_completer
+from malt.engine.runner import rerun_job, run_pilot, spread_evenly
+from malt.llm.client.completers import make_completer, read_sample
 from malt.llm.client.session import open_session
 from malt.llm.store.samples import Store
 from malt.trees.growth import TreeInputs
@@ -33,9 +34,9 @@ def config(tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.Monke
     return write_config(tmp_path, provider, QUESTIONS)
 
 
-def quote(spec: RunSpec) -> Plan:
+def quote(spec: RunSpec, refresh: Collection[Role] = ()) -> Plan:
     with Store(Settings().store) as store:
-        return plan(read_job(spec), store)
+        return plan(read_job(spec), store, refresh)
 
 
 def grow(spec: RunSpec) -> bool:
@@ -112,6 +113,42 @@ def test_tokens_come_from_what_the_store_has_seen(config: Path) -> None:
     after = quote(load_spec(config)).roles[Role.REFINER]
     assert "store" in after.basis
     assert after.completion_tokens < 54 * 100
+
+
+def test_a_changed_prompt_is_quoted_by_how_long_answers_to_the_old_one_were(config: Path) -> None:
+    assert grow(load_spec(config))
+    changed = load_spec(config, ["prompts=math"])
+    with Store(Settings().store) as store:
+        rows = store.rows(question.question_id for question in read_job(changed).questions).values()
+    lengths = [read_sample(row, cached=True).completion_tokens or 0 for row in rows if row.role == "refiner"]
+    refiner = quote(changed).roles[Role.REFINER]
+    assert (refiner.completions, refiner.stored_completions) == (108, 0)
+    assert refiner.completion_tokens == pytest.approx(108 * fmean(lengths), abs=1)
+    assert "the mean of 108 stored ones to other prompts" in refiner.basis
+    unheard_of = quote(load_spec(config, ["prompts=math", "roles.refiner.model=openai/other"])).roles[Role.REFINER]
+    assert "half of max_tokens" in unheard_of.basis
+
+
+@pytest.mark.parametrize("role", PLAYERS)
+def test_a_refresh_sends_what_was_quoted_of_it(config: Path, provider: ScriptedProvider, role: Role) -> None:
+    provider.cost_usd = 0.3
+    assert grow(load_spec(config))
+    job, sent = read_job(load_spec(config)), provider.request_count
+    quoted = quote(job.spec, [role])
+    assert provider.request_count == sent
+    summary = asyncio.run(rerun_job(job, job.questions, [role], refresh=True))
+    assert (summary.requests, summary.completions) == (quoted.requests, quoted.completions)
+    assert quoted.low.completion_tokens <= summary.completion_tokens <= quoted.high.completion_tokens
+    assert summary.cost_usd == pytest.approx(quoted.cost_usd)
+    assert "stored completions to 4 questions" in quoted.roles[role].basis
+
+
+def test_a_refresh_of_the_judge_is_quoted_as_its_completions_alone(tmp_path: Path, provider: ScriptedProvider) -> None:
+    job = read_job(load_spec(write_config(tmp_path, provider, QUESTIONS, judge=True)))
+    assert grow(job.spec)
+    quoted = quote(job.spec, [Role.EVALUATOR])
+    summary = asyncio.run(rerun_job(job, job.questions, [Role.EVALUATOR], refresh=True))
+    assert summary.requests == quoted.requests
 
 
 @pytest.mark.parametrize(

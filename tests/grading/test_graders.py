@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from malt.grading.judge import LLMEvaluator
 from malt.grading.process_pool import worker_pids
 from malt.grading.references import check_references
 from malt.questions.question import Question
+from tests.pool import kill, kill_workers
 
 Case = dict[str, Any]
 
@@ -300,8 +299,7 @@ async def test_a_users_grader_gives_the_score(
 ) -> None:
     (tmp_path / "users_graders.py").write_text(USERS_GRADERS)
     monkeypatch.syspath_prepend(tmp_path)
-    for pid in worker_pids():  # processes know the path as it was when they started
-        os.kill(pid, signal.SIGKILL)
+    kill_workers()
     limit_s = 1 if function == "asleep" else 30
     graders = graders_for(spec("python", function=f"users_graders:{function}", timeout_s=limit_s), None)
     result = await grade(question("Paris"), "It is Paris.", graders)
@@ -314,8 +312,11 @@ async def test_a_users_grader_gives_the_score(
 )
 def test_a_users_grader_that_fails_on_a_reference_is_refused(function: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(USERS_GRADERS)
+    limit_s = 1 if function == "asleep" else 30
     with pytest.raises(GradingError, match=f"mine.py:{function}.*'q7'.*{problem}"):
-        check_references([question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=1))
+        check_references(
+            [question("Paris")], spec("python", function=f"{tmp_path}/mine.py:{function}", timeout_s=limit_s)
+        )
 
 
 async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_path: Path) -> None:
@@ -330,7 +331,6 @@ async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_
 
 async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
-    started = time.perf_counter()
     endless = " + ".join(f"\\binom{{1000000}}{{{500_000 - n}}}" for n in range(200))
     tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=4))
     huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
@@ -342,7 +342,6 @@ async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousan
     result = await tower
     assert (result.outcome, result.evaluation) == (Outcome.UNKNOWN, None)
     assert "no result within 4 s" in (result.error or "")
-    assert time.perf_counter() - started < 60
 
 
 async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> None:
@@ -353,7 +352,8 @@ async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> Non
     async def kill_some() -> None:
         for _ in range(3):
             await asyncio.sleep(0.1)
-            os.kill(dice.choice(worker_pids()), signal.SIGKILL) if worker_pids() else None
+            if pids := worker_pids():
+                kill(dice.choice(pids))
 
     killing = asyncio.create_task(kill_some())
     results = await asyncio.gather(*[graded("\\frac{3x}{2}", text, "exact", "math") for text in texts])

@@ -1,5 +1,6 @@
 """Servers of ours are their user's alone: pages of others, DNS names turned here and other users get nothing."""
 
+import asyncio
 import http.server
 import json
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -26,7 +27,8 @@ from malt.hosting import access
 from malt.hosting.private_prefect import PRIVATE, NamedServer, PrefectServer
 from malt.hosting.up import SHARED
 from malt.llm.provider import embedded
-from tests.browser import Page, chromium
+from tests.browser import ANSWER_S, Page, chromium
+from tests.postgres import free_port
 
 NOBODY = 65534
 ATTACKS = """
@@ -142,15 +144,43 @@ def test_what_a_stranger_says_to_a_websocket_fills_no_log(target: Target) -> Non
     if target.home is None:
         pytest.skip("the embedded server has no websocket")
     log = target.home / "server.log"
-    before = log.stat().st_size
+    before = log.read_bytes()
     for said in JUNK:
         with connect(
-            f"{target.root.replace('http', 'ws')}/api/events/in", subprotocols=[Subprotocol("prefect")]
+            f"{target.root.replace('http', 'ws')}/api/events/in",
+            subprotocols=[Subprotocol("prefect")],
+            open_timeout=60,
         ) as socket:
             socket.send(said)
             with pytest.raises(ConnectionClosed):
                 socket.recv(timeout=60)
-    assert log.stat().st_size == before
+    assert b"Traceback" not in log.read_bytes().removeprefix(before)
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_quiet"), [((), False), (("receive",), True), (("receive", "send"), False)], ids=str
+)
+def test_an_error_that_no_stranger_s_message_caused_is_raised(steps: tuple[str, ...], is_quiet: bool) -> None:
+    """A server that fails at once, at what it is told, and after it has let somebody in."""
+    sent = []
+
+    async def fail(_scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
+        if "receive" in steps:
+            await receive()
+        if "send" in steps:
+            await send({"type": "websocket.send", "text": "{}"})
+        raise KeyError("type")
+
+    async def receive() -> access.Scope:
+        return {"type": "websocket.receive", "text": "[]"}
+
+    async def send(message: access.Scope) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "websocket", "path": "/api/events/in", "headers": [(b"host", b"127.0.0.1:4200")]}
+    with nullcontext() if is_quiet else pytest.raises(KeyError):
+        asyncio.run(access.OwnPagesOnly(fail, "127.0.0.1", 4200)(scope, receive, send))
+    assert ("websocket.close" in sent) == is_quiet
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +266,7 @@ def test_the_printed_link_signs_in_to_prefects_ui_and_another_does_not(target: T
 
 def wait_until(page: Page, condition: str) -> None:
     """Wait until a condition holds in a page, whichever page that is by then."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
         with suppress(RuntimeError):  # it is just left for another
             if page.js(condition):
@@ -264,8 +294,7 @@ def test_the_string_is_made_once_and_two_homes_have_two(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server as it comes."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -278,8 +307,9 @@ def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**outside, **PRIVATE, "PREFECT_HOME": str(tmp_path_factory.mktemp("stock"))}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        url, deadline = f"http://127.0.0.1:{port}/api", time.monotonic() + 120
-        while not is_listening(port) and time.monotonic() < deadline:
+        url = f"http://127.0.0.1:{port}/api"
+        while not is_listening(port):
+            assert process.poll() is None
             time.sleep(0.1)
         yield url
         process.terminate()

@@ -44,11 +44,13 @@ def served(spec: RunSpec, system: str | None = None) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as made:
-        yield made
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    try:
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as made:
+            yield made
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 def ask(client: httpx.Client, text: str = "What is 103 + 10?", **options: object) -> httpx.Response:

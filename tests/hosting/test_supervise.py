@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
+LIMIT_S = 120.0
+"""On a busy machine; what is not ended lives for ten minutes."""
 CHILD = "import time; time.sleep(600)"
 STARTS_ANOTHER = f"""
 import subprocess, sys, time
@@ -39,11 +42,9 @@ def supervised(code: str) -> "subprocess.Popen[str]":
 
 
 def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    with suppress(FileNotFoundError, ProcessLookupError):  # it may end as it is looked at
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    return False
 
 
 def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its_own() -> None:
@@ -51,9 +52,7 @@ def test_it_ends_with_its_parent_and_so_does_what_it_started_in_a_session_of_its
         assert process.stdout is not None
         child = int(process.stdout.readline())
         assert is_running(child)
-        started = time.monotonic()
-        process.communicate()  # closes its standard input, as the end of this process would
-        assert time.monotonic() - started < 30
+        process.communicate(timeout=LIMIT_S)  # closes its standard input, as the end of this process would
     assert not is_running(child)
 
 
@@ -69,7 +68,7 @@ def test_what_a_command_leaves_that_ends_by_itself_ends_too() -> None:
     with supervised(LEAVES_AN_ORPHAN) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
-        assert process.wait(30) == 0
+        assert process.wait(LIMIT_S) == 0
     assert not is_running(left)
 
 
@@ -87,7 +86,7 @@ def test_a_command_that_is_killed_is_started_again_and_what_it_left_ends_with_th
 
 def test_a_command_that_is_killed_over_and_over_is_given_up() -> None:
     with supervised("import os; os.kill(os.getpid(), 9)") as process:
-        assert process.wait(30) != 0
+        assert process.wait(LIMIT_S) != 0
 
 
 def parent_of(pid: int) -> int:
@@ -99,7 +98,7 @@ def test_orphans_that_end_are_reaped() -> None:
         assert process.stdout is not None
         orphan = int(process.stdout.readline())
         os.kill(orphan, signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while Path(f"/proc/{orphan}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -108,4 +107,4 @@ def test_orphans_that_end_are_reaped() -> None:
 
 def test_its_exit_code_is_the_commands() -> None:
     with supervised("raise SystemExit(3)") as process:
-        assert process.wait(30) == 3
+        assert process.wait(LIMIT_S) == 3

@@ -132,7 +132,7 @@ def test_children_are_asked_for_the_moment_their_parent_exists() -> None:
         return await write(request)
 
     async def within_limit() -> Tree:
-        return await asyncio.wait_for(grow(QUESTION, TreeInputs(shaped(PAPER), PROMPTS, complete)), timeout=10)
+        return await asyncio.wait_for(grow(QUESTION, TreeInputs(shaped(PAPER), PROMPTS, complete)), timeout=60)
 
     assert asyncio.run(within_limit()).complete
 

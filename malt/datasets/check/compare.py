@@ -153,8 +153,8 @@ class _Side(NamedTuple):
 def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = None) -> VersionDiff:
     """Say what changed from one version to another, of the same dataset or not.
 
-    `questions`: of how many changed questions a file tells the rows; None: of all. Raises `VersionError` where a file
-    cannot be read.
+    `questions`: of how many questions a file tells the rows: that many with rows added, removed, and changed; None: of
+    all. Raises `VersionError` where a file cannot be read.
     """
     return VersionDiff(
         old=_name(old),
@@ -232,7 +232,8 @@ def _group_changes(
     changes: pd.DataFrame, question_ids: list[str], most: int | None, sides: tuple[_Side, _Side], columns: list[str]
 ) -> tuple[QuestionChange, ...]:
     """Return what differs of the first questions, in the order of the first version and then of the second."""
-    first = changes["question"].drop_duplicates().sort_values()[:most]
+    ways = [changes.loc[changes[way], "question"] for way in ("added", "removed", "changed")]
+    first = pd.concat([numbers.drop_duplicates().sort_values()[:most] for numbers in ways])
     shown = changes[changes["question"].isin(first)]
     old = _find_rows(sides[0], columns, shown.loc[~shown["added"], "key"])
     new = _find_rows(sides[1], columns, shown.loc[~shown["removed"], "key"])

@@ -47,12 +47,13 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.published import check_seal
+from malt.datasets.version.published import check_seal, list_entries
 from malt.datasets.version.reading import (
     UNREADABLE,
     Cursor,
     Row,
     exclusion_of,
+    is_unread,
     open_parquet,
     parquet_rows,
     question_rows,
@@ -95,7 +96,10 @@ class _Problems:
 
 
 def verify(version: DatasetVersion) -> list[str]:
-    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published."""
+    """Return what does not hold, a sentence each, naming file and row; nothing where all is as it was published.
+
+    Raises `OSError` where a file cannot be read, which says nothing of what is in it.
+    """
     problems = _Problems()
     _check_manifest(version, problems)
     readable = _check_files(version, problems)
@@ -108,6 +112,8 @@ def verify(version: DatasetVersion) -> list[str]:
         if readable:
             _RowCheck(version, spec, problems).run()
     except UNREADABLE as error:
+        if is_unread(error):
+            raise
         problems.add(QUESTIONS_FILE, f"what follows from it cannot be worked out ({error})")
     return problems.lines
 
@@ -138,7 +144,7 @@ def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
 def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
-    entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
+    entries = list_entries(version.path)
     present = {file for file, path in entries.items() if path.is_file() and not path.is_symlink()}
     folders = {file for file, path in entries.items() if path.is_dir() and not path.is_symlink()}
     missing = (known.keys() | _ROW_FILES | _PAGES) - present
@@ -165,6 +171,8 @@ def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) 
     try:
         rows, sha256 = digest_rows(folder, file)
     except (OSError, ValueError, pa.ArrowException) as error:
+        if is_unread(error):
+            raise
         problems.add(file, f"cannot be read ({error})")
         return False
     if (rows, sha256) != (entry.rows, entry.rows_sha256):

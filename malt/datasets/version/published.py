@@ -1,7 +1,9 @@
 """What versions of datasets, models and evaluations have in common: how one is named, opened and checked."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic
 
@@ -76,10 +78,23 @@ def check_seal(version: Published[M]) -> Iterator[str]:
         yield f"says version {manifest.version}, but stands in {folder}"
 
 
+def list_entries(folder: Path) -> dict[str, Path]:
+    """List all that is below a folder, by its path there. Raises `OSError` where that cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = (Path(place, name) for place, *names in os.walk(folder, onerror=fail) for name in chain(*names))
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
 def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[str]:
-    """Check that all files, the `needed` ones among them, and no others are there as they were published."""
+    """Check that all files, the `needed` ones among them, and no others are there as they were published.
+
+    Raises `OSError` for one that cannot be read.
+    """
     known = version.manifest.files
-    entries = {path.relative_to(version.path).as_posix(): path for path in version.path.rglob("*")}
+    entries = list_entries(version.path)
     present = {file for file, path in entries.items() if path.is_symlink() or not path.is_dir()}
     for file in sorted(present - known.keys() - {MANIFEST_FILE}):
         yield f"{file}: is not in the manifest"

@@ -51,6 +51,11 @@ UNREADABLE = (
 """What comes of rows that are none of ours."""
 
 
+def is_unread(error: BaseException | None) -> bool:
+    """Whether the system could not read, which says nothing of what is there; what Arrow cannot read has no number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 @contextmanager
 def reading(version: Path, place: str = "") -> Iterator[None]:
     """Raise `VersionError` for what cannot be read in a version's folder, or is not what a version holds."""

@@ -45,7 +45,10 @@ class _Lock(Protocol):
     """A lock of one kind of store."""
 
     def take(self) -> str | None:
-        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known."""
+        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known.
+
+        Once released it is not taken again, whichever thread still tries to.
+        """
         ...
 
     def release(self) -> None: ...
@@ -84,11 +87,11 @@ async def hold_run_lock(
 async def _acquire(lock: _Lock, name: str, show_wait: ShowWait | None) -> None:
     told = None
     while (holder := lock.take()) is not None:
-        if holder != told:
+        if told is None or holder not in ("", told):  # not known for a moment, as it changes hands
             log.warning("dataset %s: waiting for %s", name, holder or _UNKNOWN)
             if show_wait is not None:
                 await show_wait(holder or _UNKNOWN)
-        told = holder
+            told = holder
         await asyncio.sleep(LOOK_EVERY_S)
     if told is not None and show_wait is not None:
         await show_wait(None)
@@ -133,7 +136,7 @@ class _AdvisoryLock:
         self._number = _number_lock(name)
         self._settings = {**_KEEPALIVES, "application_name": who.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")}
         self._session: sa.Connection | None = None
-        self._is_held = self._was_held = False
+        self._is_held = self._was_held = self._is_released = False
         self._away_since: float | None = None
         self._not_before = 0.0
         self._one_at_a_time = threading.Lock()
@@ -141,6 +144,8 @@ class _AdvisoryLock:
     def take(self) -> str | None:
         """Take it, or ask who has it; a session that was lost is begun anew."""
         with self._one_at_a_time:
+            if self._is_released:
+                return ""
             try:
                 holder = self._take(self._session or self._begin())
             except DBAPIError as error:
@@ -150,6 +155,7 @@ class _AdvisoryLock:
 
     def release(self) -> None:
         with self._one_at_a_time:
+            self._is_released = True
             self._end()
             self._engine.dispose()
 
@@ -160,7 +166,7 @@ class _AdvisoryLock:
         if time.monotonic() >= self._not_before:
             self._is_held = bool(session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))))
             self._was_held = self._was_held or self._is_held
-        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or _UNKNOWN
+        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or ""
 
     def _begin(self) -> sa.Connection:
         self._session = self._engine.connect()

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 STOP_SECONDS = 6.0
 """Seconds that a stopping session waits for answers in flight, and for a store that is away."""
+_GRACE_TURNS = 100
+"""Turns of the loop in which who waited for the last answers takes them, however slow the machine is."""
 _GRACE_S = 1.0
 """Grace period for coroutines submitted before the stop."""
 _LOOK_EVERY_S = 0.2
@@ -106,7 +108,6 @@ class Session:
             atexit.unregister(self.close)  # not before: the process waits for it
 
     async def _drain(self) -> None:
-        self._writer.close()
         for endpoint, _ in self._endpoints.values():
             endpoint.wake_waiters()
         if self._in_flight:
@@ -115,6 +116,8 @@ class Session:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._writer.drain()
+        for _ in range(_GRACE_TURNS):
+            await asyncio.sleep(0)
         for endpoint, limits in self._endpoints.values():
             self._shared.leave(endpoint, limits)
 

@@ -123,8 +123,8 @@ def is_transient(error: DBAPIError) -> bool:
 FORMAT = 1
 """Version of the tables below; a store with a higher one was written by a newer program."""
 
-_OPEN_ATTEMPTS = 25
-"""Tries to open a store that others are just making: six seconds in all."""
+_OPEN_ATTEMPTS = 80
+"""Tries to open a store that others are just making: a minute in all."""
 _STORE_LOCK = 0x6D616C74
 """Number of the lock under which tables are created in PostgreSQL."""
 

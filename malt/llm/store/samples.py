@@ -238,14 +238,21 @@ class Store:
         """
         while True:
             self.check_in_place()
+            engine = self._engine
             try:
-                with self._engine.begin() as connection:
+                with engine.begin() as connection:
                     done = work(connection)
             except (DataError, UnicodeEncodeError) as error:
                 raise UnwritableRow(f"the store {hide_password(self.url)} cannot hold a text: {error}") from error
             except DBAPIError as error:
-                self._wait_out(error, writes=writes)
+                self.check_in_place()
+                if engine is self._engine:
+                    self._wait_out(error, writes=writes)
             else:
+                if writes:
+                    self.check_in_place()
+                if writes and engine is not self._engine:  # the copy that was made meanwhile may lack it
+                    continue
                 if writes or not self._cannot_write:
                     self._away_since, self._cannot_write = None, False
                 return done
@@ -338,7 +345,6 @@ class BatchedWriter:
         self._store = store
         self._pending: list[tuple[Sequence[StoredSample], asyncio.Future[list[StoredSample]]]] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._closing = False
 
     async def put(self, rows: Sequence[StoredSample]) -> list[StoredSample]:
         """Return what the store holds for these rows' keys, once they are committed; raises `StoreError` if not."""
@@ -347,10 +353,6 @@ class BatchedWriter:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
         return await asyncio.shield(committed)
-
-    def close(self) -> None:
-        """Write without a thread from now on: a process that ends can start none."""
-        self._closing = True
 
     async def drain(self) -> None:
         if self._flushing is not None:
@@ -365,7 +367,7 @@ class BatchedWriter:
         """Write what came together in one commit; where that fails each on its own, so that one fails alone."""
         rows = [row for group, _ in batch for row in group]
         try:
-            held = self._store.write(rows) if self._closing else await asyncio.to_thread(self._store.write, rows)
+            held = await self._write(rows)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreLost):
                 for each in batch:
@@ -376,3 +378,11 @@ class BatchedWriter:
         else:
             for group, committed in batch:
                 committed.set_result([held[row.key] for row in group])
+
+    async def _write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
+        """Write in a thread; in a process that ends, which can start none, here."""
+        try:
+            writing = asyncio.get_running_loop().run_in_executor(None, self._store.write, rows)
+        except RuntimeError:
+            return self._store.write(rows)
+        return await writing

@@ -226,8 +226,24 @@ def test_the_command_prints_inputs_counts_and_first_rows(
     assert exit_code(["diff", "arith@v1", "arith"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("arith@v1 -> arith@v2\ninputs that differ:\n  config     credit.threshold  0.5 -> 0.6\n")
-    assert "  a/b: 1 changed\n    ~ kto-generator/a/b/0  label true -> false\n" in printed
-    assert "  q1: 1 removed\n    - sft-generator/q1/0\n" in printed
+    assert "  ~ kto-generator/a/b/0  label true -> false\n" in printed
+    assert "  - sft-generator/q1/0\n" in printed
+
+
+def test_of_many_rows_the_command_prints_the_first_and_in_full_all_by_question(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions = [f"p{number}" for number in range(20)]
+    for name, asked in (("old", questions[:10]), ("new", questions[10:])):
+        publish_questions(asked, Settings().datasets_dir, name=name)
+    assert exit_code(["diff", "old", "new"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 40
+    assert [sum(line.startswith(f"  {sign} ") for line in lines) for sign in "+-~"] == [3, 3, 0]
+    assert exit_code(["diff", "old", "new", "--full"]) == 0
+    printed = capsys.readouterr().out
+    assert "sft/refiner.parquet\n  p0: 13 removed\n    - sft-refiner/p0/" in printed
+    assert printed.count("\n    - sft-refiner/") == 130
 
 
 def test_the_command_cuts_long_texts_around_where_they_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -48,6 +51,22 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def version(published: Path, tmp_path: Path) -> DatasetVersion:
     return copied(published, tmp_path)
+
+
+def test_what_the_system_cannot_read_is_no_damage(version: DatasetVersion) -> None:
+    is_root = os.geteuid() == 0
+    if is_root and not shutil.which("setpriv"):
+        pytest.skip("root reads everything")
+    override = "-dac_override,-dac_read_search"
+    as_others = ["setpriv", f"--bounding-set={override}", f"--inh-caps={override}"] if is_root else []
+    malt = [*as_others, sys.executable, "-c", "from malt.cli.main import main; main()"]
+    (version.path / "sft").chmod(0)
+    try:
+        said = subprocess.run([*malt, "verify", str(version.path)], capture_output=True, text=True)
+    finally:
+        (version.path / "sft").chmod(0o700)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "sft could not be read (Permission denied), so whether it holds is not known" in said.stderr
 
 
 def rewrite(version: DatasetVersion, file: str, change: Callable[[Rows], object]) -> None:

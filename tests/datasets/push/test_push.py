@@ -187,7 +187,7 @@ def test_a_push_killed_half_way_goes_on_where_it_was(version: DatasetVersion, s3
     killed = subprocess.Popen(
         [sys.executable, "-c", MALT, "push", str(version.path), "s3://bucket/team"], env=os.environ, cwd=PROJECT
     )
-    assert s3.stalled.wait(30)
+    assert s3.stalled.wait(180)
     killed.kill()
     killed.wait()
     arrived = [key.removeprefix("team/arith/v1/") for key in s3.written]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +24,9 @@ from malt.datasets.push.push import PARTIAL_FILE, push
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.datasets.version.folders import is_abandoned, temporary_name, version_numbers
 from malt.errors import PushError, VersionError
-from malt.grading.process_pool import worker_pids
 from malt.prompts import load_prompts
 from malt.training.run import prepare, read_train_spec
+from tests.pool import kill_workers
 from tests.published import mixed_tree, publish, publish_questions, publish_small, spec_of
 
 OUTSIDE_PATHS = [
@@ -231,8 +230,7 @@ def grade(question, ground_truth, reply):
 def graded_by_code(tmp_path: Path, here: Path) -> DatasetVersion:
     """A version whose config names a module that lies beside it, in the current folder."""
     Path("their_grader.py").write_text(GRADER.format(marker=str(tmp_path / "marker")))
-    for pid in worker_pids():  # processes know the path as it was when they started
-        os.kill(pid, signal.SIGKILL)
+    kill_workers()
     config = {**spec_of().as_config(), "evaluator": {"kind": "python", "function": "their_grader:grade"}}
     provenance = Provenance(load_prompts("general").digests)
     return publish([mixed_tree("q1")], RunSpec.model_validate(config), provenance, tmp_path / "theirs")
@@ -363,8 +361,8 @@ def test_a_report_is_drawn_through_no_link(foreign: Path, here: Path, command: l
     assert exit_code([command[0], str(foreign), *command[1:]]) == 2
 
 
-def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
-    foreign: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew_in_a_private_folder(
+    foreign: Path, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (foreign / "report.html").write_text("<script>alert(1)</script>")
     browser = here / "xdg-open"
@@ -372,9 +370,14 @@ def test_a_foreign_version_s_page_is_not_opened_but_drawn_anew(
     browser.chmod(0o700)
     monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
     command = [sys.executable, "-c", "from malt.cli.main import main; main()", "report", str(foreign), "--open"]
-    subprocess.run(command, check=True, capture_output=True)
-    assert (here / "opened").read_text() == f"{here}/arith-v1-report.html\n"
-    assert "alert(1)" not in (here / "arith-v1-report.html").read_text()
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    [drawn] = temporary.glob("malt-*/arith-v1-report.html")
+    assert (said, (here / "opened").read_text()) == (f"{drawn}\n", f"{drawn}\n")
+    assert "alert(1)" not in drawn.read_text()
+    assert drawn.parent.stat().st_mode & 0o077 == 0
+    assert sorted(here.glob("*.html")) == []
 
 
 OTHER_ROWS: dict[str, tuple[str, str, Callable[[pa.Array], pa.Array | None]]] = {

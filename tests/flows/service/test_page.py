@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 
 from tests import mishaps
-from tests.flows.service.conftest import Json, Prefect, declared, in_form, wait_for
+from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form, wait_for
 from tests.providers import ScriptedProvider
 
 BRANCHES: Json = {"tracking": "branch"}
@@ -27,11 +27,11 @@ def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(
 
     found = re.search(r"\[report, with the trees\]\((http://\S+)\)", left["paged-report"]["data"])
     assert found is not None
-    page = httpx.get(found[1])
+    page = httpx.get(found[1], timeout=RUN_LIMIT_S)
     assert page.text == (prefect.newest("paged").path / "report.html").read_text()
     assert page.headers["content-security-policy"].startswith("sandbox allow-scripts;")
     forged = re.sub("[0-9a-f]{32}", "0" * 32, found[1])
-    assert httpx.get(forged).status_code == httpx.codes.NOT_FOUND
+    assert httpx.get(forged, timeout=RUN_LIMIT_S).status_code == httpx.codes.NOT_FOUND
 
     wait_for(lambda: events(prefect, "malt.version.published", "malt.datasets.paged") == ["paged@v1"])
     wait_for(lambda: len(events(prefect, "prefect.asset.materialization.succeeded", "malt://datasets/paged")) == 1)
@@ -55,9 +55,8 @@ def test_many_questions_are_a_task_run_each_and_one_that_failed_is_not_green(
 ) -> None:
     provider.faults = mishaps.when(lambda asked: "What is 3 + 10?" in asked.prompt, mishaps.context_overflow())
     ended = prefect.run("generate", spec=in_form(declared("many", tmp_path, provider, 14)))
-    wait_for(lambda: prefect.open_task_runs(ended["id"]) == [])
+    wait_for(lambda: len(prefect.task_runs(ended["id"])) == 14 + 1 and prefect.open_task_runs(ended["id"]) == [])
     task_runs = {each["name"]: each["state_type"] for each in prefect.task_runs(ended["id"])}
-    assert len(task_runs) == 14 + 1
     assert sorted(task_runs.values()) == ["COMPLETED"] * 14 + ["FAILED"]
     (failed,) = (name.removeprefix("grow ") for name, state in task_runs.items() if state == "FAILED")
-    assert any(line.startswith(f"{failed}/: no generator: ") for line in prefect.logs(ended["id"]))
+    wait_for(lambda: any(line.startswith(f"{failed}/: no generator: ") for line in prefect.logs(ended["id"])))

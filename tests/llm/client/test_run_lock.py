@@ -16,7 +16,7 @@ from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, hold_r
 from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 """On a busy machine."""
 HOLDER = """
 import asyncio

@@ -2,13 +2,15 @@
 
 import asyncio
 import gc
+import math
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -113,12 +115,13 @@ def test_stopping_waits_for_what_is_under_way_and_stores_it(
 ) -> None:
     provider.latency_s = 0.5
     session = open_session(settings, LIMITS, run="one")
-    asking = threading.Thread(target=ask, args=(session, request_for_three))
-    asking.start()
-    while provider.request_count == 0:
-        asking.join(0.01)
-    stop_sessions("one")
-    asking.join()
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask, session, request_for_three)
+        while provider.request_count == 0:
+            assert not asking.done(), asking.result()
+            time.sleep(0.01)
+        stop_sessions("one")
+        assert len(asking.result()) == 3
     assert len(ask(open_session(settings, LIMITS, run="two"), request_for_three)) == 3
     assert provider.request_count == 1
 
@@ -139,15 +142,17 @@ def test_a_store_that_is_removed_in_mid_run_ends_the_asking_and_loses_nothing(
 ) -> None:
     model = ModelSpec(model="openai/m", api_base=provider.url)
     requests = [CompletionRequest(Role.GENERATOR, model, (Message("user", f"{n} + 1"),), f"q{n}") for n in range(200)]
-    provider.latency_s = 0.05
+    provider.holds_from = 40
     session = Session(settings, Limits(max_in_flight=4))
     complete = make_completer(session, [request.question_id for request in requests])
 
     async def ask_all() -> list[Sequence[Completion] | BaseException]:
         work = [asyncio.ensure_future(complete(request)) for request in requests]
-        await asyncio.sleep(0.5)
+        while len(provider.sent) < 20:  # noqa: ASYNC110 - the provider has a loop of its own
+            await asyncio.sleep(0.01)
         for file in settings.data_dir.glob("store.db*"):
             file.unlink()
+        provider.holds_from = math.inf
         return await asyncio.gather(*work, return_exceptions=True)
 
     ends = asyncio.run(ask_all())
@@ -191,7 +196,8 @@ from malt.llm.request import CompletionRequest, Message
 
 async def ask():
     model = ModelSpec(model="openai/m", api_base="{provider.url}", timeout_s=1.5)
-    await call.send(CompletionRequest(Role.GENERATOR, model, (Message("user", "2 + 3"),), "warm"), 0, 1)
+    patient = model.model_copy(update={{"timeout_s": 60.0}})
+    await call.send(CompletionRequest(Role.GENERATOR, patient, (Message("user", "2 + 3"),), "warm"), 0, 1)
     print("ready", flush=True)
     await call.send(CompletionRequest(Role.GENERATOR, model, (Message("user", "2 + 3"),), "q"), 0, 1)
     print("answered", flush=True)
@@ -199,13 +205,22 @@ async def ask():
 
 asyncio.run(ask())
 """
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    deadline = time.monotonic() + 20
-    while provider.request_count < 2 and time.monotonic() < deadline:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            wait_until(lambda: provider.request_count == 2)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(3.0)
+            wait_until(lambda: len(provider.sent) == 2)
+            process.send_signal(signal.SIGCONT)
+            assert process.communicate(timeout=60)[0] == "answered\n"
+        finally:
+            process.kill()
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(3.0)
-    process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=30)[0] == "answered\n"

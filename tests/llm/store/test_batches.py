@@ -14,6 +14,7 @@ from malt.llm.budget import Amount
 from malt.llm.store.batches import LEASE_S, Batch, BatchItem, BatchStore, Returned, name_process
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import Store
+from malt.processes import machine_id
 from tests.crashing import PROCESSES
 
 
@@ -181,10 +182,10 @@ def test_of_many_that_claim_the_same_each_key_goes_to_one(store: Store) -> None:
 def test_a_batch_is_abandoned_once_its_process_has_ended() -> None:
     process = PROCESSES.Process(target=time.time)
     process.start()
-    there = replace(batch("one"), owner=name_process().replace(str(os.getpid()), str(process.pid)))
+    there = replace(batch("one"), owner=f"{machine_id()}:{process.pid}")
     process.join()
     assert there.is_abandoned
-    assert not replace(there, owner=name_process().replace(str(os.getpid()), str(os.getppid()))).is_abandoned
+    assert not replace(there, owner=f"{machine_id()}:{os.getppid()}").is_abandoned
 
 
 def test_a_process_of_another_container_is_not_looked_for_here() -> None:
