@@ -5,9 +5,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from malt.config.roles import Role
 from malt.engine.build import RunSummary
 from malt.engine.signals import MESSAGE
 from tests.configs import QUESTIONS, write_config
-from tests.flows.conftest import beside_progress
+from tests.flows.conftest import Malt, Ran, beside_progress
 from tests.flows.test_process import STOPPED_WITHIN_S, start, wait_for_requests
 from tests.flows.test_rerun import rerun_of
 from tests.postgres import postgres as postgres
@@ -41,17 +43,23 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @contextmanager
-def two_runs(config: Path, provider: ScriptedProvider, *options: str) -> Iterator[tuple[Run, Run, str]]:
-    """A run that has asked for its first answers, another one that waits for it, and what that one said."""
-    with start(config, "--json", *options) as first:
-        wait_for_requests(provider, QUESTIONS, first)
-        with start(config, "--json") as second:
-            assert second.stderr is not None
-            yield first, second, second.stderr.readline()
+def two_runs(
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture, *options: str
+) -> Iterator[tuple[Run, "Future[Ran]"]]:
+    """A run that has asked for its first answers, and another one, in this process, that waits for it."""
+    with start(config, "--json", *options) as first, ThreadPoolExecutor(1) as pool:
+        try:
+            wait_for_requests(provider, QUESTIONS, first)
+            second = pool.submit(copy_context().run, malt, "run", config)
+            wait_until_told(caplog, second)
+            yield first, second
+        finally:
+            provider.holds = False
 
 
-def wait_until_told(caplog: pytest.LogCaptureFixture) -> None:
+def wait_until_told(caplog: pytest.LogCaptureFixture, run: "Future[Any]") -> None:
     while WAITS not in caplog.text:
+        assert not run.done(), run.result()
         time.sleep(0.05)
 
 
@@ -62,11 +70,13 @@ def summary_of(run: Run) -> RunSummary:
 
 
 @pytest.mark.usefixtures("store")
-def test_the_second_run_waits_and_asks_for_nothing(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, said):
+def test_the_second_run_waits_and_asks_for_nothing(
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture
+) -> None:
+    with two_runs(config, provider, malt, caplog) as (first, second):
         provider.holds = False
-        summaries = summary_of(first), summary_of(second)
-    assert said.startswith(WAITS)
+        summaries = summary_of(first), second.result().summary
+    [said] = [message for message in caplog.messages if message.startswith(WAITS)]
     assert f"process {first.pid} on " in said
     assert [summary.requests for summary in summaries] == [ALL, 0]
     assert {summary.content_sha256 for summary in summaries} == {summaries[0].content_sha256}
@@ -75,21 +85,27 @@ def test_the_second_run_waits_and_asks_for_nothing(config: Path, provider: Scrip
     assert all(asked.attempt == 0 for asked in provider.requests)
 
 
-def test_a_run_that_waits_goes_on_when_the_other_is_killed(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, _):
+def test_a_run_that_waits_goes_on_when_the_other_is_killed(
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture
+) -> None:
+    with two_runs(config, provider, malt, caplog) as (first, second):
         first.kill()
         first.communicate()
         provider.holds = False
-        summary = summary_of(second)
+        summary = second.result().summary
     assert (summary.complete, summary.requests) == (QUESTIONS, ALL)
 
 
 def test_a_run_that_waits_can_be_interrupted(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, _):
-        stopped_at = time.monotonic()
-        second.send_signal(signal.SIGINT)
-        _, err = second.communicate(timeout=60)
-        took_s = time.monotonic() - stopped_at
+    with start(config, "--json") as first:
+        wait_for_requests(provider, QUESTIONS, first)
+        with start(config, "--json") as second:
+            assert second.stderr is not None
+            assert second.stderr.readline().startswith(WAITS)
+            stopped_at = time.monotonic()
+            second.send_signal(signal.SIGINT)
+            _, err = second.communicate(timeout=60)
+            took_s = time.monotonic() - stopped_at
         assert first.poll() is None
         first.kill()
     assert second.returncode == 130
@@ -104,7 +120,7 @@ def test_answers_are_not_set_aside_under_a_run(
         wait_for_requests(provider, QUESTIONS, first)
         with ThreadPoolExecutor(1) as pool:
             rerunning = pool.submit(rerun_of, refresh=True, roles=[Role.REFINER])
-            wait_until_told(caplog)
+            wait_until_told(caplog, rerunning)
             provider.holds = False
             again = rerunning.result()
         summary = summary_of(first)
@@ -115,16 +131,16 @@ def test_answers_are_not_set_aside_under_a_run(
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "dask", "ray"])
 def test_what_an_interrupted_run_still_gets_is_not_asked_for_by_the_next(
-    config: Path, provider: ScriptedProvider, runner: str
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture, runner: str
 ) -> None:
     if runner in ("dask", "ray"):
         pytest.importorskip(f"prefect_{runner}")
-    with two_runs(config, provider, "-s", f"run.task_runner={runner}") as (first, second, _):
+    with two_runs(config, provider, malt, caplog, "-s", f"run.task_runner={runner}") as (first, second):
         first.send_signal(signal.SIGINT)
         time.sleep(1.0)  # in which a run that did not care would let go of the lock
         provider.holds = False
         first.communicate(timeout=60)
-        summary = summary_of(second)
+        summary = second.result().summary
     assert first.returncode == 130
     assert summary.complete == QUESTIONS
     assert provider.request_count == ALL
