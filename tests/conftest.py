@@ -5,7 +5,7 @@ And how tests are dealt out to processes, in which order, and in whose time they
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from malt.config.settings import Settings
 from malt.llm.client.session import close_sessions
+from malt.processes import paused_gc
 from tests.providers import ScriptedProvider
 from tests.virtual_time import VirtualLoop
 
@@ -30,7 +31,19 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
 
 UP_FOR_S = 1000.0
 """What a loop's clock shows as a test begins in virtual time: that of a machine counts from its start."""
-LONGEST = ("service", "test_readme.py", "flows", "test_kills.py", "test_batched_crashes.py", "test_batch_mode.py")
+LONGEST = (
+    "service",
+    "test_readme.py",
+    "flows",
+    "test_planted_key.py",
+    "test_kills.py",
+    "test_private_prefect.py",
+    "test_access.py",
+    "test_wheel.py",
+    "test_batched_crashes.py",
+    "test_batch_mode.py",
+    "test_docs.py",
+)
 """Folders and files that take longest, the longest first."""
 FOREIGN = ("MALT_", "OPENAI_", "ANTHROPIC_", "GROQ_", "HF_", "AWS_")
 
@@ -39,6 +52,13 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     """What only waits for itself is marked `virtual_time`, and does so in no time."""
     is_virtual = item.get_closest_marker("virtual_time") is not None
     return {"virtual": partial(VirtualLoop, UP_FOR_S)} if is_virtual else {"real": asyncio.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the tests without garbage collection: what they bring lives as long as the process."""
+    with paused_gc():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

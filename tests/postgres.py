@@ -39,7 +39,7 @@ class Postgres:
         self._folder = tempfile.TemporaryDirectory(prefix="malt-postgres-", ignore_cleanup_errors=True)
         self._as_owner = unprivileged(self._folder.name)
         self._data, self._port = Path(self._folder.name) / "data", free_port()
-        run([*self._as_owner, "initdb", "-D", self._data, "-U", "malt", "-A", "trust"])
+        run([*self._as_owner, "initdb", "-D", self._data, "-U", "malt", "-A", "trust", "--no-sync"])
         self.start()
         return self
 

@@ -79,7 +79,7 @@ def test_the_environment_has_no_prefect(python: Path) -> None:
     assert "No module named 'prefect'" in found.stderr
 
 
-def test_a_run_does_its_job_and_says_that_prefect_has_no_record_of_it(
+def test_a_run_does_its_job_and_says_that_prefect_has_no_record_of_it_and_an_assembly_asks_nobody(
     python: Path, tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "key")
@@ -92,18 +92,9 @@ def test_a_run_does_its_job_and_says_that_prefect_has_no_record_of_it(
     assert verify(open_version(summary["path"])) == []
     again = json.loads(malt(python, "run", config, "--json").stdout)
     assert (again["requests"], again["cached_completions"], again["created"]) == (0, 39 * QUESTIONS, False)
-
-
-def test_an_assembly_asks_nobody(
-    python: Path, tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TEST_KEY", "key")
-    config = write_config(tmp_path, provider, questions=2)
-    ran = json.loads(malt(python, "run", config, "--json").stdout)
-    asked = provider.request_count
     assembled = json.loads(malt(python, "assemble", config, "--json").stdout)
-    assert provider.request_count == asked
-    assert assembled["content_sha256"] == ran["content_sha256"]
+    assert provider.request_count == 13 * QUESTIONS
+    assert assembled["content_sha256"] == summary["content_sha256"]
 
 
 def test_a_task_runner_of_prefect_s_is_refused(python: Path, tmp_path: Path, provider: ScriptedProvider) -> None:

@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from prefect.utilities.schema_tools.validation import _VALIDATOR
 
 from malt.canonical_json import digest
 from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
 from malt.hosting.reports import WithReports
-from malt.hosting.sqlite_transactions import take_turns
-from malt.processes import paused_gc
+from malt.processes import paused_gc, wait_for_parent
 
 _STOP_LIMIT_S = 5.0
 """Seconds it may take to write its records once it is told to end."""
@@ -50,6 +48,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     with paused_gc():
         if database is not None:
+            from malt.hosting.sqlite_transactions import take_turns
+
             take_turns(url)
         _check_schemas_once()
         config.load()
@@ -60,6 +60,8 @@ def main() -> None:
 
 def _check_schemas_once() -> None:
     """Check a form's schema once, not for every run that is made of it: 0.1 s, during which nobody else may write."""
+    from prefect.utilities.schema_tools.validation import _VALIDATOR  # while no garbage is collected
+
     check, checked = _VALIDATOR.check_schema, set[str]()
 
     def check_once(schema: dict[str, Any], **options: object) -> None:
@@ -90,8 +92,7 @@ def _pause_sockets(app: App) -> App:
 
 def _end_with_parent(server: uvicorn.Server) -> None:
     """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
-    while os.read(0, 1024):
-        pass
+    wait_for_parent()
     if server.started:
         server.should_exit = True
         time.sleep(_STOP_LIMIT_S)
@@ -110,15 +111,15 @@ class _Server(uvicorn.Server):
         with (self._home / "starting.lock").open("a") as lock, paused_gc():
             fcntl.flock(lock, fcntl.LOCK_EX)
             is_new = self._database is not None and not self._database.exists()
-            is_made = not is_new or copy_database(_cached_database(), self._database)
+            is_made = not is_new or copy_database(cached_database(), self._database)
             for path in self._home.glob("prefect.db*"):
                 path.chmod(0o600)
             await super().startup(sockets)
             if not is_made:
-                copy_database(self._database, _cached_database())
+                copy_database(self._database, cached_database())
 
 
-def _cached_database() -> Path | None:
+def cached_database() -> Path | None:
     """Return where a database without records is cached: making one takes Prefect's hundred migrations, 3 s of CPU.
 
     A user without a home folder has no such place.

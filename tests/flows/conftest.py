@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -48,7 +49,12 @@ def api_url() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
+    from malt.hosting.prefect_server import cached_database, copy_database
+
+    folder = tempfile.mkdtemp()  # which the harness removes
+    copy_database(cached_database(), Path(folder, "prefect-test.db"))  # else it makes its own: 3 s of CPU
     with pytest.MonkeyPatch.context() as environment:
+        environment.setattr("prefect.testing.utilities.mkdtemp", lambda: folder)
         for name, value in PRIVATE.items():
             environment.setenv(name, value)
         with prefect_test_harness(server_startup_timeout=600):

@@ -291,8 +291,8 @@ def test_the_string_is_made_once_and_two_homes_have_two(tmp_path: Path) -> None:
     assert len(first) > 40
 
 
-@pytest.fixture
-def stock_server(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server as it comes."""
     port = free_port()
     command = [
@@ -305,7 +305,7 @@ def stock_server(tmp_path: Path) -> Iterator[str]:
         str(port),
     ]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {**outside, **PRIVATE, "PREFECT_HOME": str(tmp_path)}
+    environment = {**outside, **PRIVATE, "PREFECT_HOME": str(tmp_path_factory.mktemp("stock"))}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}/api"
         while not is_listening(port):
@@ -321,17 +321,20 @@ def is_listening(port: int) -> bool:
 
 
 def test_a_named_server_without_authentication_gets_one_line_of_warning(
-    stock_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stock_server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = PrefectServer(tmp_path / "own")
-    own.wait_until_ready()
-    for url in (stock_server, own.api_url):
-        NamedServer(url).wait_until_ready()
+    NamedServer(stock_server).wait_until_ready()
     (said,) = [record.getMessage() for record in caplog.records if record.name == "malt"]
     assert stock_server in said
     assert "no authentication" in said
     assert "\n" not in said
-    own.stop()
+
+
+def test_a_named_server_of_ours_gets_none(target: Target, caplog: pytest.LogCaptureFixture) -> None:
+    if target.home is None:
+        pytest.skip("it is no Prefect server")
+    NamedServer(f"{target.root}/api").wait_until_ready()
+    assert [record for record in caplog.records if record.name == "malt"] == []
 
 
 def test_an_address_beyond_this_machine_is_served_under_its_own_name() -> None:

@@ -169,6 +169,16 @@ def rows(database: Path) -> int:
         return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database that set-up made, in a cache of its own."""
+    caches = tmp_path_factory.mktemp("caches")
+    made = [sys.executable, "-m", "malt.hosting.private_prefect"]
+    subprocess.run(made, check=True, env={**os.environ, "XDG_CACHE_HOME": str(caches)})
+    (path,) = (caches / "malt").iterdir()
+    return path
+
+
 def started_once(home: Path) -> Path:
     server = PrefectServer(home)
     server.wait_until_ready()
@@ -177,11 +187,9 @@ def started_once(home: Path) -> Path:
 
 
 def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    subprocess.run([sys.executable, "-m", "malt.hosting.private_prefect"], check=True)
-    (kept,) = (tmp_path / "malt").iterdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept.parents[1]))
     assert rows(kept) == 0
     with closing(sqlite3.connect(kept)) as marking:
         marking.execute("PRAGMA user_version = 7")
@@ -211,18 +219,19 @@ def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(
     assert revision(started_once(tmp_path / "home")) == revision(kept)
 
 
-def test_where_nothing_can_be_kept_a_server_starts_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_can_be_kept_nothing_is_copied(tmp_path: Path) -> None:
+    """A server then makes its own, as it does where it cannot read what is kept."""
+    nowhere, own = tmp_path / "file" / "malt" / "prefect.db", tmp_path / "prefect.db"
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert revision(started_once(tmp_path / "home"))
+    sqlite3.connect(own).close()
+    assert not copy_database(nowhere, own)
+    assert not copy_database(own, nowhere)
 
 
-def test_records_of_runs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_of_runs_are_not_kept(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that was there before may hold some."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    started_once(tmp_path / "home")
-    shutil.rmtree(tmp_path / "caches")
+    (tmp_path / "home").mkdir()
+    shutil.copy(kept, tmp_path / "home" / "prefect.db")
     started_once(tmp_path / "home")
     assert not (tmp_path / "caches").exists()
