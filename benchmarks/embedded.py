@@ -19,6 +19,7 @@ from malt.canonical_json import cached_sha256
 from malt.config.roles import Role, RoleSpec
 from malt.llm.provider import call, embedded
 from malt.llm.request import CompletionRequest
+from malt.llm.response import as_list
 from malt.models import gguf
 from malt.prompts import load_prompts
 
@@ -61,7 +62,7 @@ async def answer(asked: Sequence[CompletionRequest], samples: int) -> Took:
     replies = await asyncio.gather(*(call.send(each, 0, samples) for each in asked))
     took = time.process_time() - cpu, time.monotonic() - wall
     await call.close()
-    choices: list[Any] = [choice for each in replies for choice in embedded.as_list(each.response["choices"])]
+    choices: list[Any] = [choice for each in replies for choice in as_list(each.response["choices"])]
     return Took(sum(choice["completion_tokens"] for choice in choices), *took)
 
 

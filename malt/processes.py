@@ -1,4 +1,4 @@
-"""Processes: whether another one is alive or is to be started again, and imports without garbage collection."""
+"""Processes: whether another one lives, ends or is to be started again, and imports without garbage collection."""
 
 import gc
 import os
@@ -45,6 +45,12 @@ def machine_id() -> str:
     with suppress(OSError):  # only Linux tells
         parts += [_BOOT_ID.read_text().strip(), _PID_NAMESPACE.readlink().name]
     return "/".join(parts)
+
+
+def wait_for_parent() -> None:
+    """Wait until standard input ends: who started this process holds the other end, and loses it however that ends."""
+    while os.read(0, 1024):
+        pass
 
 
 class Restarts:

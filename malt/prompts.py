@@ -14,6 +14,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from malt.config.base import first_problem
 from malt.config.roles import PLAYERS, Role, slots_of
 from malt.errors import PromptError
 from malt.files import MIB, read_regular_file
@@ -208,11 +209,8 @@ def _read_example(line: str, where: str) -> _Example:
     try:
         return _Example.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "line"
-        raise PromptError(
-            f'{where}: bad example ({place}: {first["msg"]}); a line reads {{"slots": {{…}}, "reply": "…"}}'
-        ) from error
+        problem = first_problem(error, "line")
+        raise PromptError(f'{where}: bad example ({problem}); a line reads {{"slots": {{…}}, "reply": "…"}}') from error
 
 
 def _fill(text: str, slots: Mapping[str, str], where: str) -> str:

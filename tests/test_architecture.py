@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "files"),
+    ("errors", "canonical_json", "sanitize", "concurrency", "processes", "files", "text"),
     ("config",),
     ("questions",),
     ("llm",),

@@ -12,6 +12,7 @@ import click
 from malt.cli import terminal
 from malt.cli.options import takes_json
 from malt.errors import ConfigError
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.grading.references import Suggestion
@@ -80,7 +81,7 @@ def init(
     if as_json:
         terminal.emit({"config": str(path), "questions": count, "next": next_steps})
     else:
-        terminal.say(f"{path} is written for {terminal.count(count, 'question')}. Next:")
+        terminal.say(f"{path} is written for {count_noun(count, 'question')}. Next:")
         for step in next_steps:
             terminal.say(f"  {step}")
 
@@ -103,7 +104,7 @@ def _first_rows(source: str) -> "list[Row]":
 
 
 def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
-    """Return a usual column that is there, else the first of text that is not taken."""
+    """Return a column with one of the usual names, else the first that holds texts and is not `taken`."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     named = [name for name in usual if name in columns]
     texts = [name for name in columns if name != taken and all(isinstance(row.values.get(name), str) for row in rows)]

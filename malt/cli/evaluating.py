@@ -1,6 +1,5 @@
 """Commands that evaluate: `evaluate`, `evaluations`; and what other commands print of an evaluation."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +7,7 @@ import click
 
 from malt.cli import summaries, terminal
 from malt.cli.options import takes_config, takes_json
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
@@ -60,28 +60,23 @@ def evaluations(name: str | None, as_json: bool) -> int:
     listed = list_evaluations(name)
     if as_json:
         return terminal.emit_listing(listed, _describe)
-    return terminal.show_listing(listed, _show_evaluations, "no evaluations yet; make one with: malt evaluate CONFIG")
+    none_yet = "no evaluations yet; make one with: malt evaluate CONFIG"
+    return terminal.show_listing(listed, ("questions", "systems."), _list_cells, none_yet)
 
 
 def _describe(version: "EvaluationVersion") -> "dict[str, object]":
     return {"questions": version.summary.questions, "systems": [*version.summary.systems]}
 
 
-def _show_evaluations(versions: "Sequence[EvaluationVersion]") -> None:
-    table = terminal.new_table("version", "questions", "systems.", "content.", "made.")
-    for version in versions:
-        made, content = f"{version.manifest.created_at:%Y-%m-%d %H:%M}", version.manifest.content_sha256[:12]
-        figures = (f"{version.summary.questions:,}", ", ".join(version.summary.systems))
-        table.add_row(version.reference, *figures, content, made)
-    terminal.say(table)
+def _list_cells(version: "EvaluationVersion") -> tuple[str, str]:
+    return f"{version.summary.questions:,}", ", ".join(version.summary.systems)
 
 
 def _show_evaluation(version: "EvaluationVersion") -> None:
     summary, manifest = version.summary, version.manifest
-    terminal.say(terminal.styled((version.reference, "bold"), f"  {terminal.shorten_path(version.path)}"))
-    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    terminal.show_head(version)
     graders = ", ".join(manifest.grader)
-    counts = f"{terminal.count(summary.questions, 'question')}, {terminal.count(summary.chains, 'chain')}"
+    counts = f"{count_noun(summary.questions, 'question')}, {count_noun(summary.chains, 'chain')}"
     terminal.say(f"{counts}; graded by {graders}")
     _show_accuracies(summary)
     _show_differences(summary)
@@ -114,20 +109,23 @@ def show_legend(chains: int) -> None:
 def _show_differences(summary: "Summary") -> None:
     if not summary.differences:
         return
-    table = terminal.new_table(f"less {summary.baseline}", "points", "95 %", "p", "p (Holm)")
+    from malt.evaluation.card import points
+
+    table = terminal.new_table(f"less {summary.baseline}", "points (95 %)", "p", "p (Holm)")
     for name, found in summary.differences.items():
-        interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-        table.add_row(name, f"{100 * found.difference:+.1f}", interval, f"{found.p:.3g}", f"{found.p_holm:.3g}")
+        gain = points(found.difference, found.low, found.high)
+        table.add_row(name, gain, f"{found.p:.3g}", f"{found.p_holm:.3g}")
     terminal.say(table)
 
 
 def _show_tournament(summary: "Summary") -> None:
     """Print what each model is worth in each role, whom a race dropped, and what to choose under a budget."""
+    from malt.evaluation.card import points
+
     for role, worths in summary.tournament.items():
-        table = terminal.new_table(role, "mean, %", "worth, points", "95 %")
+        table = terminal.new_table(role, "mean, %", "worth, points (95 %)")
         for model, worth in worths.items():
-            interval = f"{100 * worth.low:+.1f} to {100 * worth.high:+.1f}"
-            table.add_row(model, f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f}", interval)
+            table.add_row(model, f"{100 * worth.accuracy:.1f}", points(worth.worth, worth.low, worth.high))
         terminal.say(table)
     for name, questions in summary.dropped.items():
         terminal.say(f"  {name}: dropped by the race after {questions:,} questions; a best system is in at most 5 %")

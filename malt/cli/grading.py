@@ -8,6 +8,7 @@ import click
 
 from malt.cli import terminal
 from malt.cli.options import takes_grading, takes_json, takes_version, trusts_code
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.review.audit import AuditReport, GraderPair, LeafDifference
@@ -136,7 +137,7 @@ def audit(
 def _show_audit(report: "AuditReport") -> None:
     cut = f" ({report.truncated:,} cut off, seen by no grader)" if report.truncated else ""
     terminal.say(
-        f"{report.version}: {report.leaves:,} leaves{cut} of {terminal.count(report.questions, 'question')}, "
+        f"{report.version}: {report.leaves:,} leaves{cut} of {count_noun(report.questions, 'question')}, "
         f"graded by {', '.join(report.graded_by)}; graded again by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
     )
     _show_judge_use(report.requests, report.cost_usd)

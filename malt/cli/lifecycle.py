@@ -8,6 +8,7 @@ import click
 
 from malt.cli import terminal
 from malt.cli.options import takes_json, takes_version, trusts_code
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.datasets.publish.removal import Garbage
@@ -150,5 +151,5 @@ def _show_garbage(garbage: "Garbage", deleted: bool) -> None:
     terminal.say(f"{'removed' if deleted else 'not used by any version'}:")
     terminal.say(f"  {garbage.rows:,} rows of the store, {rows}")
     terminal.say(f"  {garbage.folders:,} unfinished folders and links, {folders}")
-    versions = f"{garbage.versions:,} version{'' if garbage.versions == 1 else 's'}"
+    versions = count_noun(garbage.versions, "version")
     terminal.say(f"what the {versions} there use stays" + ("" if deleted else "; to remove the rest: --delete"))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from malt.cli import terminal
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.config.roles import Role
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 _FAILURES_SHOWN = 10
 _GRADE_WORDS = {"right": "correct", "wrong": "incorrect"}
-KINDS = ("sft", "dpo", "kto")
 
 
 def show_plan(plan: "Plan") -> None:
@@ -24,12 +24,12 @@ def show_plan(plan: "Plan") -> None:
         table.add_row(role.value, *quoted_figures(quoted))
     table.add_row("total", *quoted_figures(plan), style="bold")
     anew = f", {' and '.join(plan.refresh)} anew, with what may follow from it" if plan.refresh else ""
-    terminal.say(f"{plan.dataset}: {terminal.count(plan.questions, 'question')}; still to be asked{anew}:")
+    terminal.say(f"{plan.dataset}: {count_noun(plan.questions, 'question')}; still to be asked{anew}:")
     terminal.say(table)
     if ranges := _describe_ranges(plan):
         terminal.say(f"the total may come out at {ranges}")
     for gate, count in plan.excluded.items():
-        terminal.say(f"{terminal.count(count, 'question')} will give no training rows: {gate} in [dataset]")
+        terminal.say(f"{count_noun(count, 'question')} will give no training rows: {gate} in [dataset]")
     modes = {"direct": "", "batch": ", in batches"}
     for said in ({role: each.model + modes[each.mode] for role, each in plan.roles.items()}, _bases(plan)):
         for text in dict.fromkeys(said.values()):
@@ -79,6 +79,7 @@ def show_summary(summary: "RunSummary", *, files: bool = False) -> None:
 
 
 def _describe_content(summary: "RunSummary") -> Iterator[str]:
+    from malt.datasets.rows.tables import count_rows
     from malt.datasets.stats.figures import describe_unknown
 
     leaves = describe_outcomes(summary.outcomes)
@@ -96,11 +97,6 @@ def _describe_content(summary: "RunSummary") -> Iterator[str]:
         f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
         f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
     )
-
-
-def count_rows(rows: "Mapping[str, int]") -> dict[str, int]:
-    """Add up the rows of a version's files by kind."""
-    return {kind: sum(count for file, count in rows.items() if file.startswith(f"{kind}/")) for kind in KINDS}
 
 
 def describe_outcomes(outcomes: "Mapping[str, int]") -> str:

@@ -4,7 +4,7 @@ Rich is imported when something is printed: `malt --help` does without. Nothing 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,11 +84,6 @@ def format_dollars(cost: float | None) -> str:
     return figures.format_dollars(cost)
 
 
-def count(number: int, noun: str) -> str:
-    """Write a number with its noun, which takes an `s` but for one."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def format_bytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
@@ -141,12 +136,28 @@ def emit_listing(listed: "Listed[V]", describe: Callable[[V], dict[str, object]]
     return 1 if listed.unreadable else 0
 
 
-def show_listing(listed: "Listed[V]", show: Callable[[Sequence[V]], None], none_yet: str) -> int:
-    """Print versions as a table, on stderr those that cannot be read, and return the exit code."""
+def show_listing(
+    listed: "Listed[V]", columns: Sequence[str], describe: Callable[[V], Iterable[str]], none_yet: str
+) -> int:
+    """Print versions as a table with these columns among others, on stderr those that cannot be read.
+
+    Returns the exit code.
+    """
     for reference, error in listed.unreadable.items():
         warn(f"error: {reference}: {error}")
     if listed.versions:
-        show(listed.versions)
+        table = new_table("version", *columns, "content.", "made.")
+        for version in listed.versions:
+            manifest = version.manifest
+            made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
+            table.add_row(version.reference, *describe(version), manifest.content_sha256[:12], made)
+        say(table)
     elif not listed.unreadable:
         say(none_yet)
     return 1 if listed.unreadable else 0
+
+
+def show_head(version: "Published[Any]") -> None:
+    """Print what a version is called, where it is, its digest and its date."""
+    say(styled((version.reference, "bold"), f"  {shorten_path(version.path)}"))
+    say(f"content {version.manifest.content_sha256}, made {version.manifest.created_at:%Y-%m-%d %H:%M} UTC")

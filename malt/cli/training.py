@@ -9,6 +9,7 @@ import click
 from malt.cli import evaluating, runs, summaries, terminal
 from malt.cli.options import find_role, takes_config, takes_json, takes_version
 from malt.errors import ConfigError
+from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.config.spec import RunSpec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from malt.improvement.plan import ImprovementPlan
     from malt.improvement.report import RoundFigures
     from malt.improvement.summary import Improvement
+    from malt.models.manifest import StageResult
     from malt.models.version import ModelVersion
     from malt.training.plan import RowsPlan, TrainPlan
     from malt.training.run import TrainSummary
@@ -90,7 +92,8 @@ def models(name: str | None, as_json: bool) -> int:
     listed = list_models(Settings().models_dir, name)
     if as_json:
         return terminal.emit_listing(listed, _describe)
-    return terminal.show_listing(listed, _show_models, "no models yet; train some with: malt train DATASET")
+    none_yet = "no models yet; train some with: malt train DATASET"
+    return terminal.show_listing(listed, ("roles.", "base.", "trained on."), _list_cells, none_yet)
 
 
 @click.command("serve-adapters")
@@ -123,12 +126,10 @@ def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_j
 
 
 def _show_summary(summary: "TrainSummary") -> None:
-    table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "seconds")
+    table = terminal.new_table("role", *_STAGE_COLUMNS, "seconds")
     for role, trained in summary.roles.items():
         for stage in trained.stages.values():
-            figures = (f"{stage.rows:,}", f"{stage.trained:,}", f"{stage.steps:,}")
-            losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
-            table.add_row(role, stage.stage, *figures, *losses, "known" if trained.cached else f"{stage.wall_s:.0f}")
+            table.add_row(role, *_stage_cells(stage), "known" if trained.cached else f"{stage.wall_s:.0f}")
     terminal.say(table)
     _show_skipped(summary.skipped)
     reference = f"{summary.models}@v{summary.version}"
@@ -137,22 +138,22 @@ def _show_summary(summary: "TrainSummary") -> None:
     terminal.say(f'a role is played by it with: model = "{reference}"')
 
 
+_STAGE_COLUMNS = ("stage.", "rows", "trained", "steps", "first loss", "last loss")
+
+
+def _stage_cells(stage: "StageResult") -> tuple[str, ...]:
+    counts, losses = (stage.rows, stage.trained, stage.steps), (stage.loss_first, stage.loss_last)
+    return stage.stage, *map("{:,}".format, counts), *map("{:.4f}".format, losses)
+
+
 def _describe(version: "ModelVersion") -> "dict[str, object]":
     manifest = version.manifest
-    return {"base": manifest.base.name, "dataset": _dataset_of(version), "roles": [*manifest.roles]}
+    return {"base": manifest.base.name, "dataset": manifest.dataset.reference, "roles": [*manifest.roles]}
 
 
-def _show_models(versions: "Sequence[ModelVersion]") -> None:
-    table = terminal.new_table("version", "roles.", "base.", "trained on.", "content.", "made.")
-    for version in versions:
-        base, digest = version.manifest.base.name, version.manifest.content_sha256[:12]
-        made = f"{version.manifest.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(version.reference, ", ".join(version.manifest.roles), base, _dataset_of(version), digest, made)
-    terminal.say(table)
-
-
-def _dataset_of(version: "ModelVersion") -> str:
-    return f"{version.manifest.dataset.name}@v{version.manifest.dataset.version}"
+def _list_cells(version: "ModelVersion") -> tuple[str, str, str]:
+    manifest = version.manifest
+    return ", ".join(manifest.roles), manifest.base.name, manifest.dataset.reference
 
 
 def _show_rows_plan(plan: "RowsPlan") -> None:
@@ -200,13 +201,14 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
         manifest = version.manifest.model_copy(update={"roles": roles})
         terminal.emit(manifest.model_dump(mode="json"))
         return
-    _show_head(version)
-    table = terminal.new_table("role", "stage.", "rows", "trained", "steps", "first loss", "last loss", "weights.")
+    terminal.show_head(version)
+    manifest = version.manifest
+    base = f"{manifest.base.name} ({manifest.base.sha256[:12]})"
+    terminal.say(f"trained on {manifest.dataset.reference} from {base}")
+    table = terminal.new_table("role", *_STAGE_COLUMNS, "weights.")
     for name, entry in roles.items():
         for stage in entry.stages:
-            counts = (f"{stage.rows:,}", f"{stage.trained:,}", f"{stage.steps:,}")
-            losses = (f"{stage.loss_first:.4f}", f"{stage.loss_last:.4f}")
-            table.add_row(name.value, stage.stage, *counts, *losses, (entry.gguf_sha256 or entry.adapter_sha256)[:12])
+            table.add_row(name.value, *_stage_cells(stage), (entry.gguf_sha256 or entry.adapter_sha256)[:12])
     terminal.say(table)
     _show_results(version)
 
@@ -220,13 +222,6 @@ def _show_results(version: "ModelVersion") -> None:
         terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
 
 
-def _show_head(version: "ModelVersion") -> None:
-    manifest = version.manifest
-    terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
-    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
-    terminal.say(f"trained on {_dataset_of(version)} from {manifest.base.name} ({manifest.base.sha256[:12]})")
-
-
 def diff(old: str, new: str, *, as_json: bool) -> None:
     from malt.models.compare import compare_models
     from malt.models.version import open_model
@@ -236,10 +231,10 @@ def diff(old: str, new: str, *, as_json: bool) -> None:
         terminal.emit(found.model_dump(mode="json"))
         return
     terminal.say(f"{found.old} -> {found.new}{': the same weights' if found.same_content else ''}", style="bold")
-    for name, (before, after) in {**found.inputs, **found.losses}.items():
-        terminal.say(f"  {name}: {before} -> {after}")
-    for role, change in found.roles.items():
-        terminal.say(f"  {role}: {change}")
+    for name, change in {**found.inputs, **found.losses}.items():
+        terminal.say(f"  {name}: {change.old} -> {change.new}")
+    for role, became in found.roles.items():
+        terminal.say(f"  {role}: {became}")
 
 
 def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
@@ -313,7 +308,7 @@ def _show_improvement_plan(quoted: "ImprovementPlan") -> None:
     for when, steps in {"round 1": quoted.first, "each later round": quoted.later, "at the end": quoted.end}.items():
         for step, part in steps.items():
             table.add_row(f"{when}: {step}", *summaries.quoted_figures(part))
-    table.add_row(f"{terminal.count(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
+    table.add_row(f"{count_noun(quoted.rounds, 'round')} at most", *summaries.quoted_figures(quoted), style="bold")
     terminal.say(table)
     terminal.say("what training takes: malt train VERSION --plan", style="dim")
 
@@ -341,7 +336,7 @@ def _show_improvement(figures: "RoundFigures") -> None:
     terminal.say(table)
     evaluating.show_legend(figures.chains)
     for of, worth in figures.worths.items():
-        terminal.say(f"  training of {of} gave {points(worth)} points")
+        terminal.say(f"  training of {of} gave {points(worth.difference, worth.low, worth.high)} points")
     for title, systems in {"at the end": figures.closing, **figures.beside}.items():
         if systems:
             table = terminal.new_table(f"{title}.", *next(iter(systems.values())))

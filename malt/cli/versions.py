@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ _COLOURS = {True: "green", False: "red"}
 def datasets(name: str | None, as_json: bool) -> int:
     """List versions: number, rows per file, content digest, date."""
     from malt.config.settings import Settings
+    from malt.datasets.rows.tables import KINDS
     from malt.datasets.version.dataset_version import list_versions
 
     listed = list_versions(Settings().datasets_dir, name)
@@ -36,24 +37,20 @@ def datasets(name: str | None, as_json: bool) -> int:
         return terminal.emit_listing(listed, _describe)
     folder = Settings().datasets_dir.resolve()
     none_yet = f"no datasets yet in {folder} (MALT_DATA_DIR); make one with: malt run configs/quickstart.toml"
-    return terminal.show_listing(listed, _show_versions, none_yet)
+    columns = ("questions", *KINDS, "tags.")
+    return terminal.show_listing(listed, columns, _list_cells, none_yet)
 
 
 def _describe(version: "DatasetVersion") -> "dict[str, object]":
-    files = version.manifest.files
-    rows = {file: entry.rows for file, entry in files.items() if entry.rows is not None}
-    return {"tags": [*version.tags], "rows": rows}
+    return {"tags": [*version.tags], "rows": version.manifest.rows}
 
 
-def _show_versions(versions: "Sequence[DatasetVersion]") -> None:
-    table = terminal.new_table("version", "questions", *summaries.KINDS, "content.", "made.", "tags.")
-    for version in versions:
-        manifest = version.manifest
-        sums = summaries.count_rows({file: entry.rows or 0 for file, entry in manifest.files.items()}).values()
-        made = f"{manifest.created_at:%Y-%m-%d %H:%M}"
-        figures = map("{:,}".format, (manifest.counts.complete, *sums))
-        table.add_row(version.reference, *figures, manifest.content_sha256[:12], made, ", ".join(version.tags))
-    terminal.say(table)
+def _list_cells(version: "DatasetVersion") -> "Iterator[str]":
+    from malt.datasets.rows.tables import count_rows
+
+    manifest = version.manifest
+    yield from map("{:,}".format, (manifest.counts.complete, *count_rows(manifest.rows).values()))
+    yield ", ".join(version.tags)
 
 
 @click.command()
@@ -84,8 +81,7 @@ def _show_dataset(version: str, question_id: str | None, *, as_json: bool) -> No
 def _show_version(version: "DatasetVersion") -> None:
     manifest = version.manifest
     counts, growth = manifest.counts, manifest.growth
-    terminal.say(terminal.styled((version.reference, "bold"), f"  {version.path}"))
-    terminal.say(f"content {manifest.content_sha256}, made {manifest.created_at:%Y-%m-%d %H:%M} UTC")
+    terminal.show_head(version)
     complete = f"{counts.complete} of {counts.questions} questions complete"
     terminal.say(f"{complete}, {counts.failed_branches} failed branches")
     if growth.mode == "adaptive":
@@ -98,7 +94,7 @@ def _show_version(version: "DatasetVersion") -> None:
     _show_ledger(version)
     _show_findings(version)
     _show_questions(version)
-    terminal.show_rows({file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None})
+    terminal.show_rows(manifest.rows)
 
 
 def _show_roles(version: "DatasetVersion") -> None:
@@ -208,11 +204,16 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
     The page of a version from elsewhere is drawn anew for that, in a private temporary folder.
     """
     from malt.config.settings import Settings
+    from malt.datasets.manifest import REPORT_FILE
+    from malt.files import replace_text
 
     opened = open_any(version)
+    path, name = opened.path / REPORT_FILE, f"{opened.name}-v{opened.number}-{REPORT_FILE}"
     if opens and out is None and not opened.is_within(Settings().data_dir):  # whose page may run anything
-        out = Path(tempfile.mkdtemp(prefix="malt-"), f"{opened.name}-v{opened.number}-report.html")
-    path = _find_report(opened, out)
+        out = Path(tempfile.mkdtemp(prefix="malt-"), name)
+    if out is not None or not path.is_file():
+        path = (out or Path(name)).absolute()
+        replace_text(path, _draw_report(opened))
     if as_json:
         terminal.emit({"version": opened.reference, "report": str(path)})
     else:
@@ -221,7 +222,7 @@ def report(version: str, out: Path | None, opens: bool, as_json: bool) -> None:
         click.launch(path.as_uri())
 
 
-def _find_report(version: "AnyVersion", out: Path | None) -> Path:
+def _draw_report(version: "AnyVersion") -> str:
     from malt.datasets.pages import page
     from malt.evaluation import report as evaluation_report
     from malt.evaluation.version import EvaluationVersion
@@ -230,10 +231,10 @@ def _find_report(version: "AnyVersion", out: Path | None) -> Path:
 
     match version:
         case EvaluationVersion():
-            return evaluation_report.find_report(version, out)
+            return evaluation_report.redraw_report(version)
         case ModelVersion():
-            return model_report.find_report(version, out)
-    return page.find_report(version, out)
+            return model_report.render_report(version.manifest)
+    return page.redraw_report(version)
 
 
 @click.command()

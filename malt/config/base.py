@@ -1,8 +1,8 @@
-"""Declared: what every part of a config is made of. How it is read, and how a form shows it."""
+"""Declared: what every part of a config is made of. How it is read, how a form shows it, what is wrong with a value."""
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, ValidationInfo, field_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -50,3 +50,10 @@ class Recorded(BaseModel):
     """Frozen; what a later release adds is read over."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+def first_problem(error: ValidationError, whole: str, *, quotes: bool = False) -> str:
+    """Write what is wrong first and where, `whole` for no part; `quotes` adds the value, cut after 60 characters."""
+    first = error.errors(include_url=False)[0]
+    value = f", got {first['input']!r:.60}" if quotes and first["type"] != "missing" else ""
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}{value}"

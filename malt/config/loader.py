@@ -1,6 +1,5 @@
 """Reading a TOML config into a RunSpec: overrides, paths, and errors that name key, value, file and what is allowed."""
 
-import difflib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from malt.config.roles import Role
 from malt.config.secret_scan import find_forbidden
 from malt.config.spec import RunSpec
 from malt.errors import ConfigError
+from malt.text import find_close, shorten
 
 Table = dict[str, Any]
 Key = tuple[str, ...]
@@ -232,16 +232,16 @@ def _problem(details: ErrorDetails, places: Places) -> str:
 def _nearest(key: Key) -> str:
     """Suggest the key that was meant: one spelled like it beside it, or the same name in another table."""
     allowed = list(_model_at(key[:-1]).model_fields)
-    close = difflib.get_close_matches(key[-1], allowed, n=1)
+    close = find_close(key[-1], allowed)
     elsewhere = [each.name for each in list_keys() if each.name.endswith(f".{key[-1]}") and ".NAME." not in each.name]
-    meant = " or ".join([".".join((*key[:-1], close[0]))] if close else elsewhere[:3])
+    meant = " or ".join([".".join((*key[:-1], close))] if close else elsewhere[:3])
     return f"{f'; did you mean {meant}?' if meant else '.'} Allowed: {', '.join(allowed)}"
 
 
 def _guess(details: ErrorDetails) -> str:
     options = re.findall(r"'([^']*)'", details["msg"]) if details["type"] == "literal_error" else []
-    close = difflib.get_close_matches(str(details["input"]), options, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = find_close(str(details["input"]), options)
+    return f"; did you mean '{close}'?" if close else ""
 
 
 def _help(key: Key) -> str:
@@ -267,5 +267,4 @@ def _model_at(key: Key) -> type[BaseModel]:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return shorten(json.dumps(value, ensure_ascii=False, default=str), 60)

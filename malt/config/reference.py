@@ -1,6 +1,5 @@
 """The config's keys, each with its type, default and meaning: `malt config --explain`, and docs/reference/config.md."""
 
-import difflib
 import types
 from collections.abc import Iterator
 from enum import StrEnum
@@ -12,6 +11,7 @@ from pydantic_core import PydanticUndefined, to_json
 
 from malt.config.spec import RunSpec
 from malt.errors import ConfigError
+from malt.text import find_close
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: "empty"}
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
@@ -52,15 +52,15 @@ def explain_key(name: str) -> list[Key]:
     found = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
     if not found:
         names = [key.name for key in keys]
-        last = difflib.get_close_matches(name.rpartition(".")[2], [each.rpartition(".")[2] for each in names], n=1)
-        meant = [each for each in names if each.rpartition(".")[2] in last]
+        last = find_close(name.rpartition(".")[2], [each.rpartition(".")[2] for each in names])
+        meant = [each for each in names if each.rpartition(".")[2] == last]
         hint = f"did you mean {' or '.join(meant[:3])}?" if meant else "malt config lists all"
         raise ConfigError(f"{name}: a config has no such key; {hint}")
     return found
 
 
 def find_model(annotation: object, *through: object) -> type[BaseModel] | None:
-    """Return the model of a table, of an optional one, or of the tables that a name leads to; also `through` others."""
+    """Return the model that an annotation is or holds: `X | None`, `dict[str, X]`, and by what is in `through`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (dict, Union, types.UnionType, Annotated, *through):

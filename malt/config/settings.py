@@ -35,6 +35,11 @@ class Settings(BaseSettings):
         return self.data_dir / "models"
 
     @property
+    def evaluations_dir(self) -> Path:
+        """Where evaluation versions are kept: `<evaluations_dir>/<name>/v<N>/`."""
+        return self.data_dir / "evaluations"
+
+    @property
     def training_dir(self) -> Path:
         """Where training keeps checkpoints and unpacked base models: nothing that cannot be made again."""
         return self.data_dir / "training"

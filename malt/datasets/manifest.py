@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from malt.canonical_json import digest
-from malt.config.base import Recorded
+from malt.config.base import Recorded, first_problem
 from malt.config.roles import Role
 from malt.config.spec import RunSpec
 from malt.datasets.measures import (
@@ -28,7 +28,7 @@ from malt.errors import VersionError
 from malt.questions.readers import strip_secrets
 from malt.questions.screening import ScreeningCounts
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, CARD_FILE, REPORT_FILE = "manifest.json", "README.md", "report.html"
 _SEAL = "manifest_sha256"
 
 Shelf = Literal["datasets", "models", "evaluations"]
@@ -114,12 +114,17 @@ class VersionManifest(Recorded):
         """The name, with what it is a version of unless that is a dataset: `evaluations/NAME`."""
         return self.name if self.kind == "datasets" else f"{self.kind}/{self.name}"
 
+    @property
+    def reference(self) -> str:
+        """How commands name the version: `NAME@v3`, of models and evaluations with the shelf before it."""
+        return f"{self.name_on_shelf}@v{self.version}"
+
 
 M = TypeVar("M", bound=VersionManifest)
 
 
-class Manifest(VersionManifest):
-    """The whole story of one dataset version."""
+class AskedManifest(VersionManifest):
+    """What the manifest of a dataset or an evaluation says: who was asked what."""
 
     config: dict[str, Any]
     """The whole spec."""
@@ -127,6 +132,21 @@ class Manifest(VersionManifest):
     """SHA-256 of every prompt file."""
     questions: QuestionsUsed
     code: Code
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the version was declared with. Raises `VersionError` where this release cannot read it."""
+        try:
+            return RunSpec.model_validate(self.config)
+        except ValidationError as error:
+            problem = first_problem(error, "config")
+            raise VersionError(f"{self.reference}: its config is no longer a valid one ({problem})") from error
+
+
+class Manifest(AskedManifest):
+    """The whole story of one dataset version."""
+
     counts: Counts
     growth: GrowthSummary
     screening: ScreeningCounts
@@ -144,11 +164,11 @@ class Manifest(VersionManifest):
     """By role; the evaluator's where whoever published could tell."""
     ledger: tuple[LedgerEntry, ...]
     """The same by run, role and model, in that order: whose money made this version, and when."""
-    failures: tuple[Failure, ...] = ()
 
     @property
-    def spec(self) -> RunSpec:
-        return RunSpec.model_validate(self.config)
+    def rows(self) -> dict[str, int]:
+        """Rows of the files that have some of their own, by path."""
+        return {path: entry.rows for path, entry in self.files.items() if entry.rows is not None}
 
     @property
     def total_cost_usd(self) -> float | None:
@@ -203,9 +223,8 @@ def read_as(kind: type[M], folder: Path, of: str) -> M:
     except OSError as error:
         raise VersionError(f"{folder} is no {of} version: {path.name} cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise VersionError(f"{path}: {place}: {first['msg']}; damaged, or written by a newer release") from error
+        problem = first_problem(error, "the file")
+        raise VersionError(f"{path}: {problem}; damaged, or written by a newer release") from error
     for file in manifest.files:
         _refuse_special(folder, file)
     return manifest

@@ -177,7 +177,7 @@ class TextCounts(Recorded):
     empty: Share
     refused: Share
     stop_tokens: Share = Share()
-    """They ended with stop tokens of a chat template, which rows leave out."""
+    """Texts that ended with stop tokens of a chat template; rows leave those out."""
     unanswered: Share | None
     """No final answer could be read; None where none is looked for: critiques, and generations nobody diagnosed."""
 

@@ -148,7 +148,7 @@ def _describe(version: DatasetVersion) -> dict[str, Any]:
         "path": str(version.path),
         "content_sha256": manifest.content_sha256,
         "complete": manifest.counts.complete,
-        "rows": {file: entry.rows for file, entry in manifest.files.items() if entry.rows is not None},
+        "rows": manifest.rows,
         "outcomes": manifest.counts.outcomes,
         "graded_by": found.graded_by,
         "unknown": found.unknown,

@@ -29,9 +29,6 @@ from malt.trees.pipeline import assess
 from malt.trees.replay import windows
 from malt.trees.tree import Tree
 
-_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
-"""Quantiles of Student's t for a two-sided 95 % range, by degrees of freedom from 1; beyond them 2.09 down to 1.96."""
-
 
 class Range(NamedTuple):
     """A quantity as it may come out: 95 % of runs should lie between the ends."""
@@ -54,7 +51,7 @@ class Range(NamedTuple):
         return Range(*(min(part, limit) for part in self))
 
 
-NOTHING = Range(0, 0, 0)
+_NOTHING = Range(0, 0, 0)
 
 _CHARACTERS_PER_TOKEN = Range(5, 4, 3)
 """What is assumed of a prompt, as English prose and code are."""
@@ -75,17 +72,14 @@ def each_takes(totals: Sequence[Total], questions: int) -> Range:
     A prediction interval for the mean: questions differ, and completions of one question are alike, so it goes by the
     questions' means. A single question says little: half to twice of what it took.
     """
+    from scipy.special import stdtrit
+
     mean = sum(total.amount for total in totals) / sum(total.completions for total in totals)
     if len(totals) == 1:
         return Range(mean / 2, mean, mean * 2)
     spread = stdev(total.amount / total.completions for total in totals)
-    half = student_t(len(totals) - 1) * spread * sqrt(1 / len(totals) + 1 / max(1, questions))
+    half = float(stdtrit(len(totals) - 1, 0.975)) * spread * sqrt(1 / len(totals) + 1 / max(1, questions))
     return Range(max(0.0, mean - half), mean, mean + half)
-
-
-def student_t(freedom: int) -> float:
-    """Return the quantile for a two-sided 95 % range."""
-    return _T_95[freedom - 1] if freedom <= len(_T_95) else 1.96 + 2.5 / freedom
 
 
 def _tokens_of(characters: float) -> Range:
@@ -328,7 +322,7 @@ def expect(
     """Reckon with what the store has of this config, else with assumptions."""
     seen = list(counts[role].seen.values())
     if not completions:
-        return _Expected(NOTHING, NOTHING, NOTHING, "all of it is stored")
+        return _Expected(_NOTHING, _NOTHING, _NOTHING, "all of it is stored")
     if not seen:
         prompt, completion = _prompt_assumed(role, spec, counts), _completion_assumed(model, counts[role])
         basis = _assumption(model, counts[role].others)

@@ -30,7 +30,7 @@ from malt.questions.question import Question, read_questions
 from malt.questions.screening import screen
 from malt.trees.tree import FailedBranch, Tree
 
-SHOWN = 5
+_SHOWN = 5
 """Missing branches that are named; the rest are counted."""
 
 
@@ -173,9 +173,9 @@ def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:
     named = [
         f"store: lacks what the {branch.role} said to question {branch.question_id!r}"
         + (f" at node {branch.address}" if branch.address else "")
-        for branch in missing[:SHOWN]
+        for branch in missing[:_SHOWN]
     ]
-    return [*named, *([f"store: … and lacks {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else [])]
+    return [*named, *([f"store: … and lacks {len(missing) - _SHOWN:,} more"] if len(missing) > _SHOWN else [])]
 
 
 def _describe_row_changes(version: DatasetVersion, now: Manifest) -> list[str]:

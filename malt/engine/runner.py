@@ -5,7 +5,6 @@ its prompt is another one, and found in the store where it is not.
 """
 
 import asyncio
-import difflib
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -26,18 +25,14 @@ from malt.llm.client.completers import EVERY_ROLE, RecordingCompleter, make_stor
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.store.samples import Store
 from malt.questions.question import Question
+from malt.text import find_close
 from malt.trees.pipeline import NOTHING_MISSING, Shortfall, ask_all, asks_judge
 from malt.trees.replay import windows
 
 
 async def run_job(job: Job) -> RunSummary:
     """Ask for what is missing, then publish what the store holds whole. Waits while another run grows the dataset."""
-    run, started = Run(), time.monotonic()
-    check_models(job.spec)
-    async with hold_run_lock(job.spec.name, job.settings, f"run {run.name}"):
-        filled = await fill(job, run)
-        built = await asyncio.to_thread(build, job) if is_publishable(job.spec, filled.shortfall) else None
-    return summarise(job, filled, built, time.monotonic() - started)
+    return await rerun_job(job, job.questions, EVERY_ROLE, refresh=False)
 
 
 async def rerun_job(job: Job, questions: Sequence[Question], roles: Collection[Role], *, refresh: bool) -> RunSummary:
@@ -115,8 +110,8 @@ def choose_questions(questions: Sequence[Question], ids: Sequence[str]) -> Seque
     """Return the questions with these ids, all for none, in order. Raises `QuestionError` for others' ids."""
     known = [question.question_id for question in questions]
     for unknown in (each for each in ids if each not in known):
-        close = difflib.get_close_matches(unknown, known, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
+        close = find_close(unknown, known)
+        meant = f"did you mean {close!r}? " if close else ""
         raise QuestionError(f"no question {unknown!r} in the dataset; {meant}questions.parquet lists them")
     return [question for question in questions if question.question_id in ids] if ids else questions
 

@@ -3,19 +3,18 @@
 from pathlib import Path
 
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.evaluation.summary import TITLES, Cell, Compared, Summary, Worth
+from malt.evaluation.summary import TITLES, Cell, Summary, Worth
 from malt.evaluation.version import EvaluationManifest
 from malt.sanitize import code_span, markdown_table
-
-CARD_FILE = "README.md"
+from malt.text import count_noun, draw_bar
 
 
 def render_card(manifest: EvaluationManifest, summary: Summary) -> str:
-    chains = "one chain" if summary.chains == 1 else f"{summary.chains} chains"
-    asked = f"{summary.questions:,} questions from {code_span(manifest.questions.source)}, {chains} each"
+    questions, chains = count_noun(summary.questions, "question"), count_noun(summary.chains, "chain")
+    asked = f"{questions} from {code_span(manifest.questions.source)}, {chains}"
     parts = [
         f"# {manifest.name} v{manifest.version}: evaluation",
-        f"{asked}; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
+        f"{asked} each; graded by {', '.join(manifest.grader)}. Intervals are 95 %, over questions.",
         _accuracy_table(summary),
         *_list_beside(summary),
         f"Differences to {code_span(summary.baseline)} ({summary.title}), paired by question:",
@@ -46,8 +45,7 @@ def _worth_tables(summary: Summary) -> list[str]:
 
 def _worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
     """Write a model's line: its mean, and its worth in percentage points with the interval."""
-    interval = f"({100 * worth.low:+.1f} to {100 * worth.high:+.1f})"
-    return code_span(model), f"{100 * worth.accuracy:.1f}", f"{100 * worth.worth:+.1f} {interval}"
+    return code_span(model), f"{100 * worth.accuracy:.1f}", points(worth.worth, worth.low, worth.high)
 
 
 def _frontier_table(summary: Summary) -> str:
@@ -63,12 +61,13 @@ def _frontier_table(summary: Summary) -> str:
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
     """Write the figures for Prefect's UI, with bars for a picture."""
     bars = [
-        (code_span(name), TITLES[measure], _bar(getattr(system, measure)), percent(getattr(system, measure)))
+        (code_span(name), TITLES[measure], draw_bar(100 * (cell.accuracy or 0)), percent(cell))
         for name, system in summary.systems.items()
         for measure in summary.measures
+        for cell in (getattr(system, measure),)
     ]
     parts = [
-        f"# evaluations/{manifest.name}@v{manifest.version}",
+        f"# {manifest.reference}",
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
         markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
         *_list_beside(summary),
@@ -77,12 +76,6 @@ def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) 
         _power_sentence(summary),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _bar(cell: Cell) -> str:
-    """Draw an accuracy as twenty blocks."""
-    filled = 0 if cell.accuracy is None else round(20 * cell.accuracy)
-    return "█" * filled + "░" * (20 - filled)
 
 
 def _accuracy_table(summary: Summary) -> str:
@@ -111,7 +104,7 @@ def _list_beside(summary: Summary) -> list[str]:
 
 def _difference_table(summary: Summary) -> str:
     rows = [
-        (code_span(name), points(each), _write_p(each.p), _write_p(each.p_holm))
+        (code_span(name), points(each.difference, each.low, each.high), _write_p(each.p), _write_p(each.p_holm))
         for name, each in summary.differences.items()
     ]
     return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
@@ -134,9 +127,9 @@ def percent(cell: Cell) -> str:
     return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
 
 
-def points(compared: Compared) -> str:
-    """Write a difference in percentage points with its interval."""
-    return f"{100 * compared.difference:+.1f} ({100 * compared.low:+.1f} to {100 * compared.high:+.1f})"
+def points(gain: float, low: float, high: float) -> str:
+    """Write a difference of two shares in percentage points, with its interval."""
+    return f"{100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _write_p(value: float) -> str:

@@ -19,6 +19,7 @@ from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import screen
 from malt.questions.shingles import find_near_duplicates
+from malt.text import list_first
 
 _SHOWN = 5
 """Overlapping questions that are named."""
@@ -96,7 +97,7 @@ def _read_trained_on(model: ModelVersion) -> list[Question]:
     found: dict[str, Question] = {}
     for entry in (*model.manifest.earlier, model.manifest.dataset):
         with suppress(VersionError):
-            found |= {each.question_id: each for each in _asked_questions(f"{entry.name}@v{entry.version}")}
+            found |= {each.question_id: each for each in _asked_questions(entry.reference)}
     return [*found.values()]
 
 
@@ -135,9 +136,8 @@ def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question],
         if place >= len(training) > first
     ]
     if found:
-        named = ", ".join(own if own == other else f"{own} (as {other})" for own, other in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        named = list_first([own if own == other else f"{own} (as {other})" for own, other in found], _SHOWN)
         raise QuestionError(
             f"{len(found)} of {len(questions)} questions in evaluate.questions are in {source} too: "
-            f'{named}{more}; take others, or say overlap = "keep" if nothing was trained on them'
+            f'{named}; take others, or say overlap = "keep" if nothing was trained on them'
         )

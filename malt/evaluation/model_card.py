@@ -8,11 +8,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.roles import PLAYERS
+from malt.datasets.manifest import CARD_FILE
 from malt.evaluation.card import percent
 from malt.evaluation.summary import MEASURES, Cell, Measure, write_title
 from malt.evaluation.version import EvaluationVersion, Player, list_evaluations
 from malt.models.adapters import name_adapter
-from malt.models.report import CARD_FILE
 from malt.models.version import ModelVersion
 from malt.sanitize import code_span, markdown_table
 

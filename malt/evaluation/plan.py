@@ -32,7 +32,7 @@ class EvaluationPlan(Quote):
     smallest_difference: dict[str, float | None]
     """What so many questions show with 80 % power, by the share of questions on which two votes part."""
     questions_for_4_points: int
-    """How many questions show 4 points at 20 % discordance."""
+    """How many questions show a difference of 4 points, where two votes part on 20 % of them."""
 
 
 class _Added(NamedTuple):

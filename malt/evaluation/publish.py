@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.datasets.manifest import (
-    MANIFEST_FILE,
+    CARD_FILE,
+    REPORT_FILE,
     Failure,
     FileEntry,
     Parent,
@@ -24,9 +25,9 @@ from malt.datasets.stats.counts import as_failure, code_version
 from malt.datasets.version.folders import describe_file, name_version, place_next, staging_in
 from malt.datasets.version.published import check_files, check_pages, check_seal
 from malt.errors import VersionError
-from malt.evaluation.card import CARD_FILE, render_card
+from malt.evaluation.card import render_card
 from malt.evaluation.job import EvaluationJob
-from malt.evaluation.report import REPORT_FILE, render_report
+from malt.evaluation.report import render_report
 from malt.evaluation.summarise import summarise
 from malt.evaluation.summary import Summary
 from malt.evaluation.systems import Lineup
@@ -39,7 +40,6 @@ from malt.evaluation.table import (
     write_answers,
 )
 from malt.evaluation.version import (
-    SHELF,
     SUMMARY_FILE,
     EvaluationManifest,
     EvaluationVersion,
@@ -57,7 +57,7 @@ def publish(
     job: EvaluationJob, table: pa.Table, failures: tuple[FailedBranch, ...], settings: Settings
 ) -> EvaluationVersion:
     """Make answers the next version of the evaluation; return the newest one if that has the same content."""
-    folder = settings.data_dir / SHELF / job.spec.name
+    folder = settings.evaluations_dir / job.spec.name
     frame = make_frame(table)
     summary = summarise(job.spec, frame)
     with staging_in(folder) as staging:
@@ -123,8 +123,8 @@ def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
 def verify(version: EvaluationVersion) -> list[str]:
     """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
     return [
-        *(f"{MANIFEST_FILE}: {problem}" for problem in check_seal(version)),
-        *check_files(version, (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE)),
+        *map(str, check_seal(version)),
+        *map(str, check_files(version, (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE))),
         *_check_content(version),
     ]
 
@@ -149,7 +149,7 @@ def _check_content(version: EvaluationVersion) -> Iterator[str]:
     if _round_numbers(summary.model_dump()) != _round_numbers(stored.model_dump()):
         yield f"{SUMMARY_FILE}: its figures are not those of the answers"
     if version.manifest.code == code_version():
-        yield from check_pages(version, _write_pages_again(version))
+        yield from map(str, check_pages(version, _write_pages_again(version)))
 
 
 def _write_pages_again(version: EvaluationVersion) -> dict[str, str]:

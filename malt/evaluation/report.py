@@ -7,47 +7,41 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from markupsafe import Markup
 
 from malt.config.roles import PLAYERS
-from malt.datasets.pages.page import content_policy, page_environment, read_part
+from malt.datasets.pages.page import read_part, render_page
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
 from malt.evaluation.summary import Cell, Compared, Flips, Measure, Summary, SystemSummary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
-from malt.files import replace_text
+from malt.text import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
-REPORT_FILE = "report.html"
 _FOLDER = Path(__file__).parent
 
 
 def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> str:
-    style = read_style()
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     sheets = make_sheets(manifest.spec, answers, "chain")
     parted = _parted_questions(sheets, summary.measure)
     gains, reach = place_gains(summary.differences)
     data = {"roles": PLAYERS, "systems": [*summary.systems], "baseline": summary.baseline, "questions": parted}
-    return (
-        page_environment(_FOLDER)
-        .get_template("report.html.jinja")
-        .render(
-            manifest=manifest,
-            summary=summary,
-            headline=summary.title,
-            bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
-            gains=gains,
-            reach=reach,
-            segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
-            points=_place_points(summary),
-            smallest=summary.smallest_difference,
-            parted=len(parted),
-            style=Markup(style),  # noqa: S704 - ours
-            script=Markup(script),  # noqa: S704 - ours
-            policy=content_policy(style, script),
-            data=Markup(embed_json(data).decode()),  # noqa: S704 - `embed_json` escapes
-        )
+    return render_page(
+        "report.html.jinja",
+        read_style(),
+        (_FOLDER / "report.js").read_text(encoding="utf-8"),
+        _FOLDER,
+        manifest=manifest,
+        summary=summary,
+        headline=summary.title,
+        bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
+        gains=gains,
+        reach=reach,
+        segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
+        points=_place_points(summary),
+        smallest=summary.smallest_difference,
+        parted=len(parted),
+        data=Markup(embed_json(data).decode()),  # noqa: S704 - `embed_json` escapes
     )
 
 
@@ -55,12 +49,8 @@ def read_style() -> str:
     return read_part("marks.css") + read_part("page.css") + (_FOLDER / "report.css").read_text(encoding="utf-8")
 
 
-def find_report(version: EvaluationVersion, out: Path | None = None) -> Path:
-    """Return the report that lies in a version's folder; with `out`, draw it anew there."""
-    if out is None:
-        return version.path / REPORT_FILE
-    replace_text(out, render_report(version.manifest, version.summary, version.answers))
-    return out.absolute()
+def redraw_report(version: EvaluationVersion) -> str:
+    return render_report(version.manifest, version.summary, version.answers)
 
 
 # What the page draws, as rows and places. Lengths are percent of a picture, so that it fits any width.
@@ -190,8 +180,8 @@ def _write_question(
     asked = first.rows[first.rows["question_id"] == question_id].iloc[0]
     return {
         "id": question_id,
-        "question": _cut(asked["question"]),
-        "truth": _cut(asked["ground_truth"]),
+        "question": shorten(asked["question"], _MOST_CHARACTERS),
+        "truth": shorten(asked["ground_truth"], _MOST_CHARACTERS),
         "share": told,
         "chains": {name: _list_chains(sheet, place) for name, sheet in sheets.items()},
     }
@@ -199,8 +189,7 @@ def _write_question(
 
 def _list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
     columns = {name: sheet.grid(name)[place].ravel() for name in (*PLAYERS, "answer", "outcome", "generator_outcome")}
-    return [{name: _cut(values[chain]) for name, values in columns.items()} for chain in range(len(columns["outcome"]))]
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"
+    return [
+        {name: values[chain] and shorten(values[chain], _MOST_CHARACTERS) for name, values in columns.items()}
+        for chain in range(len(columns["outcome"]))
+    ]

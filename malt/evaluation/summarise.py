@@ -66,7 +66,7 @@ def _find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
 
 
 class _Extras(NamedTuple):
-    """What is asked beside the chains, by system; empty where it is not."""
+    """What was asked beside the chains, by system: one at another temperature, and votes of as many tokens."""
 
     evaluate: EvaluateSpec
     controls: Mapping[str, Sheet]

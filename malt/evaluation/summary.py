@@ -64,12 +64,12 @@ class AnswerUsage(Recorded):
     completion_tokens: int | None
     cost_usd: float | None
     seconds: float
-    """Of requests one after another."""
+    """Of all requests, as if one came after another."""
     tokens_per_question: float | None
     cost_per_question: float | None
     seconds_per_question: float
     tokens_per_right: float | None
-    """A right answer, of single ones; None where none is right."""
+    """By right answers before any vote; None where none is right."""
     cost_per_right: float | None
     seconds_per_right: float | None
 
@@ -138,7 +138,7 @@ class SystemSummary(Recorded):
     ma: Cell
     ma_mv: Cell
     tokens: int | None
-    """Of all its chains; the judge's are no part of them."""
+    """Of all its chains, without what the judge took."""
     cost_usd: float | None
     single: AnswerUsage
     """The generator's part."""

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from malt.config.base import Recorded
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import Code, Failure, QuestionsUsed, VersionManifest, read_as
+from malt.datasets.manifest import AskedManifest, read_as
 from malt.datasets.version.dataset_version import Listed, list_opened, locate
-from malt.datasets.version.published import Published, read_spec
+from malt.datasets.version.published import Published
 from malt.datasets.version.reading import reading
 from malt.errors import VersionError
 from malt.evaluation.summary import MEASURES, Summary
@@ -37,26 +37,14 @@ class Player(Recorded):
     """Temperature, tokens, seed: what shapes its texts beside the prompt."""
 
 
-class EvaluationManifest(VersionManifest):
+class EvaluationManifest(AskedManifest):
     """The whole story of one evaluation version."""
 
     kind: Literal["evaluations"] = "evaluations"
-    config: dict[str, Any]
-    """The whole spec."""
-    prompts: dict[str, str]
-    """SHA-256 of every prompt file."""
-    questions: QuestionsUsed
     models: dict[str, dict[str, Player]]
     """By system, then by the roles that take part."""
     grader: tuple[str, ...]
     """Kinds of graders, the judge's model last where one is asked."""
-    code: Code
-    failures: tuple[Failure, ...] = ()
-
-    @property
-    def spec(self) -> RunSpec:
-        """The declaration that it came from. Raises `VersionError` where this release cannot read it."""
-        return read_spec(self.config, f"{self.name_on_shelf}@v{self.version}")
 
 
 @dataclass(frozen=True)
@@ -107,17 +95,12 @@ class EvaluationVersion(Published[EvaluationManifest]):
         return rows
 
 
-def evaluations_dir() -> Path:
-    """Return where evaluation versions are kept: `<it>/<name>/v<N>/`."""
-    return Settings().data_dir / SHELF
-
-
 def open_evaluation(reference: str | Path) -> EvaluationVersion:
     """Open `evaluations/NAME` (its newest version), `evaluations/NAME@v3`, or a version's folder.
 
     Raises `VersionError`, which says what versions there are.
     """
-    return open_evaluation_folder(locate(reference, evaluations_dir(), SHELF))
+    return open_evaluation_folder(locate(reference, Settings().evaluations_dir, SHELF))
 
 
 def open_evaluation_folder(path: Path) -> EvaluationVersion:
@@ -127,7 +110,7 @@ def open_evaluation_folder(path: Path) -> EvaluationVersion:
 
 def list_evaluations(name: str | None = None) -> Listed[EvaluationVersion]:
     """All versions of one evaluation or of all, by name and number. Raises `VersionError` where `name` has none."""
-    return list_opened(evaluations_dir(), name, _open_with_summary, f"{SHELF}/")
+    return list_opened(Settings().evaluations_dir, name, _open_with_summary, f"{SHELF}/")
 
 
 def _open_with_summary(path: Path) -> EvaluationVersion:

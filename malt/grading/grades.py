@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from malt.questions.question import Question
+from malt.text import shorten
 
 
 class Outcome(StrEnum):
@@ -88,28 +89,28 @@ _LONGEST_KEPT = 1000
 
 
 def right(kind: str, answer: str, question: Question) -> Verdict:
-    kept = _kept(answer)
+    kept = shorten(answer, _LONGEST_KEPT)
     said = Evaluation(1.0, 1.0, (_compared(kind, kept, question),), (kept,), 1.0)
     return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
 
 
 def wrong(kind: str, answer: str, question: Question, *, decisive: bool = True) -> Verdict:
     """A wrong answer, or a miss that other graders may see otherwise."""
-    kept = _kept(answer)
+    kept = shorten(answer, _LONGEST_KEPT)
     said = Evaluation(0.0, 0.0, (_compared(kind, kept, question),))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive)
 
 
 def unread(kind: str, answer: str, why: str) -> Verdict:
     """An answer of which a part was not understood: another grader may read it."""
-    kept = _kept(answer)
+    kept = shorten(answer, _LONGEST_KEPT)
     said = Evaluation(0.0, 0.0, (f"{_UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
 
 
 def disputed(kind: str, answer: str, question: Question, why: str) -> Verdict:
     """Two ways of comparing disagree, and neither is believed: no reward, unless another grader decides."""
-    kept = _kept(answer)
+    kept = shorten(answer, _LONGEST_KEPT)
     said = Evaluation(0.0, 0.0, (_compared(kind, kept, question), _DISPUTED + why))
     return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
 
@@ -121,7 +122,8 @@ def unanswered(kind: str) -> Verdict:
 
 
 def unknown(kind: str, answer: str | None, why: str) -> Verdict:
-    return Verdict(Grade(Outcome.UNKNOWN, answer and _kept(answer), kind, None, f"{kind}: {why}"), decisive=False)
+    kept = answer and shorten(answer, _LONGEST_KEPT)
+    return Verdict(Grade(Outcome.UNKNOWN, kept, kind, None, f"{kind}: {why}"), decisive=False)
 
 
 def truncated_grade() -> Grade:
@@ -131,12 +133,8 @@ def truncated_grade() -> Grade:
 
 
 def brief(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:79] + "…")
+    return repr(shorten(text, 80))
 
 
 def _compared(kind: str, answer: str, question: Question) -> str:
     return f"{kind}: read {brief(answer)}, expected {brief(question.ground_truth)}"
-
-
-def _kept(answer: str) -> str:
-    return answer if len(answer) <= _LONGEST_KEPT else answer[: _LONGEST_KEPT - 1] + "…"

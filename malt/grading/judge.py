@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypedDict, Unpack, 
 
 from pydantic import JsonValue, ValidationError
 
+from malt.config.base import first_problem
 from malt.config.roles import Fallback, Role
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import ConfigError, EvaluationUnknown, PromptError
@@ -246,9 +247,7 @@ def _declare_judge(model: str, temperature: float | None, options: Mapping[str, 
     try:
         return EvaluatorSpec.model_validate({**values, "kind": "llm", "model": model, "temperature": temperature})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "weights"
-        raise ConfigError(f"LLMEvaluator: {where}: {first['msg']}, got {first['input']!r}") from None
+        raise ConfigError(f"LLMEvaluator: {first_problem(error, 'weights', quotes=True)}") from None
 
 
 def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: type[JudgeReply]) -> dict[str, float]:

@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
 from pydantic.config import JsonDict
 
+from malt.config.base import first_problem
+
 _SCORE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)|(?:/|out of)\s*(?P<whole>\d+(?:\.\d+)?))?\s*", re.I)
 
 
@@ -95,7 +97,7 @@ def read_reply(text: str, schema: type[_Reply]) -> _Reply | str:
     try:
         replies = [reply for value in _objects_in(text, schema) for reply in _verdicts_in(value, schema)]
     except ValidationError as error:
-        return _problem(error)
+        return first_problem(error, "reply", quotes=True)
     except (ValueError, RecursionError) as error:
         return f"its JSON is broken ({str(error)[:120]})"
     if len({_scores(reply) for reply in replies}) > 1:
@@ -111,17 +113,6 @@ def nothing(schema: type[_Reply]) -> _Reply:
 
 def _scores(reply: JudgeReply) -> tuple[float, ...]:
     return tuple(getattr(reply, name) for name in reply.score_names())
-
-
-def _problem(error: ValidationError) -> str:
-    """Return the first thing that is wrong with a reply."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return (
-        f"{where}: {first['msg']}"
-        if first["type"] == "missing"
-        else f"{where}: {first['msg']}, got {first['input']!r:.60}"
-    )
 
 
 def _verdicts_in(value: JsonValue, schema: type[_Reply]) -> Iterator[_Reply]:

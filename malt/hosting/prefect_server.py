@@ -24,7 +24,7 @@ import uvicorn
 from malt.canonical_json import digest
 from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
 from malt.hosting.reports import WithReports
-from malt.processes import paused_gc
+from malt.processes import paused_gc, wait_for_parent
 
 _STOP_LIMIT_S = 5.0
 """Seconds it may take to write its records once it is told to end."""
@@ -92,8 +92,7 @@ def _pause_sockets(app: App) -> App:
 
 def _end_with_parent(server: uvicorn.Server) -> None:
     """Wait for the parent's end, then end this process: cleanly once it serves, and if that can be done in time."""
-    while os.read(0, 1024):
-        pass
+    wait_for_parent()
     if server.started:
         server.should_exit = True
         time.sleep(_STOP_LIMIT_S)

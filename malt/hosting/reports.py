@@ -2,10 +2,10 @@
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+
+from malt.hosting.access import App, Receive, Scope, Send
 
 _REPORT, _PREFIX = "report.html", "/malt/reports/"
 _ADDRESS = re.compile(rf"{_PREFIX}([0-9a-f]{{32}})/((?:datasets|models|evaluations)/[a-z0-9-]+/v[0-9]+)")
@@ -16,7 +16,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
-_App = Callable[..., Awaitable[None]]
 
 
 def report_url(api_url: str, auth_string: str, version: Path) -> str:
@@ -32,10 +31,10 @@ def _sign(auth_string: str, place: str) -> str:
 class WithReports:
     """Serve an app, and the reports of the versions below a data folder."""
 
-    def __init__(self, app: _App, data_dir: Path, auth_string: str) -> None:
+    def __init__(self, app: App, data_dir: Path, auth_string: str) -> None:
         self._app, self._data_dir, self._auth_string = app, data_dir, auth_string
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI's
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
             await self._app(scope, receive, send)
             return

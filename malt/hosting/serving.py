@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from malt.config.base import first_problem
 from malt.config.evaluate import EvaluateSpec
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
@@ -138,8 +139,7 @@ def application(trio: Trio, key: str) -> Starlette:
         try:
             asked = _Asked.model_validate_json(await _read_body(request))
         except ValidationError as error:
-            first = error.errors()[0]
-            return _refuse(400, f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}")
+            return _refuse(400, first_problem(error, "body"))
         return await _respond(trio, asked)
 
     return Starlette(routes=[

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import psutil
 
-from malt.processes import Restarts
+from malt.processes import Restarts, wait_for_parent
 
 STOP_LIMIT_S = 7.5
 """Seconds the command and its children may take to end."""
@@ -50,8 +50,7 @@ def _wait(pid: int) -> int:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1024):
-        pass
+    wait_for_parent()
     _parent_has_ended.set()
     while True:  # until this process ends: something may just be starting
         _end_children()

@@ -250,7 +250,7 @@ def _deployed_versions(api_url: str) -> dict[str, str]:
 
 
 def _prefect_deploy(project: Path, declared: Mapping[str, Any]) -> None:
-    """Run `prefect deploy` on a project file. JSON is YAML."""
+    """Run `prefect deploy` on a project file: written as JSON, which YAML includes."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         json.dump(declared, file, default=str)
         file.flush()

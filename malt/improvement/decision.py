@@ -3,6 +3,7 @@
 from malt.config.base import Recorded
 from malt.config.evaluate import EvaluateSpec
 from malt.config.improve import ImproveSpec
+from malt.evaluation.card import points
 from malt.evaluation.statistics import Scores, paired_difference
 from malt.evaluation.summary import Measure
 from malt.evaluation.systems import require_evaluate
@@ -14,7 +15,7 @@ CURRENT, CANDIDATE = "current", "candidate"
 
 
 class RoundDecision(Recorded):
-    """What a round came to."""
+    """Whether a round's models play from now on, and by how much they are better."""
 
     is_kept: bool
     """Whether the trained roles play from now on."""
@@ -30,7 +31,7 @@ class RoundDecision(Recorded):
         """The gain in points with its interval; empty where nothing could be compared."""
         if self.difference is None or self.low is None or self.high is None:
             return ""
-        return f"{100 * self.difference:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return points(self.difference, self.low, self.high)
 
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:

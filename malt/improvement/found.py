@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pydantic import JsonValue
 
 from malt.canonical_json import digest
+from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import published_config
 from malt.datasets.version.dataset_version import DatasetVersion, list_names, list_versions
@@ -13,7 +14,7 @@ from malt.engine.rebuild import digest_questions
 from malt.errors import VersionError
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.publish import describe_cast
-from malt.evaluation.version import EvaluationVersion, evaluations_dir, list_evaluations
+from malt.evaluation.version import EvaluationVersion, list_evaluations
 from malt.models.version import list_models
 from malt.questions.question import Question
 
@@ -54,7 +55,7 @@ def _is_of_job(version: DatasetVersion, job: Job) -> bool:
 def find_evaluation(job: EvaluationJob) -> EvaluationVersion | None:
     """Return the first version of a job's comparison; None without one."""
     name = job.spec.name
-    listed = list_evaluations(name).versions if name in list_names(evaluations_dir()) else []
+    listed = list_evaluations(name).versions if name in list_names(Settings().evaluations_dir) else []
     if job.spec.run.on_incomplete == "fail":
         listed = [version for version in listed if not version.manifest.failures]
     return next((version for version in listed if _is_of_evaluation(version, job)), None)

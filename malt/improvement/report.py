@@ -4,11 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
-from malt.datasets.pages.page import content_policy, page_environment
+from malt.datasets.pages.page import render_page
 from malt.evaluation.card import percent, points
 from malt.evaluation.report import make_bar, place_gains, read_style
 from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, is_vote, write_title
@@ -17,8 +15,9 @@ from malt.files import make_private_folder
 from malt.grading.grades import Outcome
 from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
 from malt.improvement.specs import TRAINED, UNTRAINED, without
-from malt.improvement.summary import Improvement, count_rounds
+from malt.improvement.summary import Improvement
 from malt.sanitize import code_span, markdown_table
+from malt.text import count_noun
 
 REPORT_FILE, PAGE_FILE, SUMMARY_FILE = "report.html", "README.md", "summary.json"
 SHELF = "improvements"
@@ -52,7 +51,7 @@ class Line(NamedTuple):
 
 
 class RoundFigures(NamedTuple):
-    """All that is shown."""
+    """What page, Markdown and terminal show of the rounds."""
 
     done: Improvement
     measure: Measure
@@ -131,21 +130,18 @@ def _render_page(figures: RoundFigures) -> str:
         ]
         for measure in order
     }
-    style = read_style()
-    return (
-        page_environment(_FOLDER)
-        .get_template("improvement.html.jinja")
-        .render(
-            figures=figures,
-            done=figures.done,
-            headline=TITLES[figures.measure],
-            bars=bars,
-            gains=gains,
-            reach=reach,
-            percent=percent,
-            style=Markup(style),  # noqa: S704 - ours
-            policy=content_policy(style, ""),
-        )
+    return render_page(
+        "improvement.html.jinja",
+        read_style(),
+        "",
+        _FOLDER,
+        figures=figures,
+        done=figures.done,
+        headline=TITLES[figures.measure],
+        bars=bars,
+        gains=gains,
+        reach=reach,
+        percent=percent,
     )
 
 
@@ -155,12 +151,12 @@ def render_markdown(done: Improvement) -> str:
 
 def _write_markdown(figures: RoundFigures) -> str:
     done = figures.done
-    chains = "one chain" if figures.chains == 1 else f"{figures.chains} chains"
+    chains = count_noun(figures.chains, "chain")
     asked = f"{figures.questions:,} held-out questions, {chains} each, 95 % intervals over questions"
-    head = f"# {done.name}: {count_rounds(len(done.rounds))}"
+    head = f"# {done.name}: {count_noun(len(done.rounds), 'round')}"
     parts = [head, f"{done.sentence}. {asked}; {TITLES[figures.measure]} decided.", _rounds_table(figures)]
     if figures.worths:
-        told = [(of, points(worth)) for of, worth in figures.worths.items()]
+        told = [(of, points(worth.difference, worth.low, worth.high)) for of, worth in figures.worths.items()]
         parts += [f"What training gave ({done.closing}), in points:", markdown_table(("training of", "gain"), told)]
     parts += [_systems_table(figures.closing)] if figures.closing else []
     for name, systems in figures.beside.items():

@@ -10,6 +10,7 @@ from malt.engine.build import RunSummary
 from malt.evaluation.evaluate import Evaluated
 from malt.improvement.decision import RoundDecision
 from malt.llm.budget import Usage
+from malt.text import count_noun
 from malt.training.run import TrainSummary
 
 
@@ -71,11 +72,8 @@ class Improvement(Recorded):
     def sentence(self) -> str:
         """How it ended, in one line."""
         kept = f"{self.best} is the best" if self.best else "nothing was better than the config's own roles"
-        return f"{self.name}: {count_rounds(len(self.rounds))}, {kept}{'; ' if self.stopped else ''}{self.stopped}"
-
-
-def count_rounds(number: int) -> str:
-    return f"{number} round{'' if number == 1 else 's'}"
+        rounds = count_noun(len(self.rounds), "round")
+        return f"{self.name}: {rounds}, {kept}{'; ' if self.stopped else ''}{self.stopped}"
 
 
 class Account:

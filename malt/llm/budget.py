@@ -91,7 +91,7 @@ NOTHING = Amount(0.0, 0)
 
 
 class Metered(Protocol):
-    """Result of an attempt, as far as budgets and limits need it."""
+    """What budgets and limits need to know of an attempt."""
 
     @property
     def total_tokens(self) -> int | None:

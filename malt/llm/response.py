@@ -213,6 +213,10 @@ def as_object(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else []
+
+
 def _text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 

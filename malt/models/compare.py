@@ -1,19 +1,14 @@
 """What changed from one model version to another, and where a model's rows came from."""
 
-from collections.abc import Mapping
-from typing import TypeVar
-
 from pydantic import BaseModel, JsonValue
 
 from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
-from malt.datasets.check.compare import flatten_table
+from malt.datasets.check.compare import Change, compare_values, flatten_table
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
 from malt.models.manifest import DatasetEntry
 from malt.models.version import ModelVersion
-
-T = TypeVar("T")
 
 
 class ModelDiff(BaseModel):
@@ -22,11 +17,11 @@ class ModelDiff(BaseModel):
     old: str
     new: str
     same_content: bool
-    inputs: dict[str, tuple[JsonValue, JsonValue]]
+    inputs: dict[str, Change]
     """Base, dataset and settings, by dotted name."""
     roles: dict[str, str]
     """What became of each role's weights: same, changed, added or removed."""
-    losses: dict[str, tuple[float | None, float | None]]
+    losses: dict[str, Change]
     """Last loss by role and stage."""
 
 
@@ -36,31 +31,25 @@ def compare_models(old: ModelVersion, new: ModelVersion) -> ModelDiff:
         old=old.reference,
         new=new.reference,
         same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=_list_changes(_inputs(old), _inputs(new)),
+        inputs=compare_values(_inputs(old), _inputs(new)),
         roles={role: _role_change(old, new, role) for role in PLAYERS if role in roles},
-        losses=_list_changes(_last_losses(old), _last_losses(new)),
+        losses=compare_values(_last_losses(old), _last_losses(new)),
     )
-
-
-def _list_changes(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, tuple[T | None, T | None]]:
-    """Return the values that differ, by name; None stands for one that is missing."""
-    names = sorted(old.keys() | new.keys())
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def _inputs(version: ModelVersion) -> dict[str, JsonValue]:
     manifest = version.manifest
     return {
         "base": manifest.base.sha256,
-        "dataset": f"{manifest.dataset.name}@v{manifest.dataset.version}",
+        "dataset": manifest.dataset.reference,
         "dataset.content_sha256": manifest.dataset.content_sha256,
-        "dataset.earlier": ", ".join(f"{each.name}@v{each.version}" for each in manifest.earlier) or None,
+        "dataset.earlier": ", ".join(each.reference for each in manifest.earlier) or None,
         **{f"libraries.{name}": used for name, used in manifest.libraries.items()},
         **dict(flatten_table(manifest.train.model_dump(mode="json"), "train.")),
     }
 
 
-def _last_losses(version: ModelVersion) -> dict[str, float]:
+def _last_losses(version: ModelVersion) -> dict[str, JsonValue]:
     roles = version.manifest.roles.items()
     return {f"{role}.{stage.stage}": stage.loss_last for role, entry in roles for stage in entry.stages}
 
@@ -115,7 +104,7 @@ def _trace(version: ModelVersion, entry: DatasetEntry, settings: Settings) -> Or
 
 def _open_dataset(version: ModelVersion, wanted: DatasetEntry, settings: Settings) -> DatasetVersion:
     """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
-    dataset = open_version(f"{wanted.name}@v{wanted.version}", settings.datasets_dir)
+    dataset = open_version(wanted.reference, settings.datasets_dir)
     if dataset.manifest.content_sha256 != wanted.content_sha256:
         raise VersionError(
             f"{version.reference} was trained on {dataset.reference} of content {wanted.content_sha256[:12]}…, and the "

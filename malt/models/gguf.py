@@ -80,7 +80,7 @@ def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
 
     for tensor in reader.tensors:
         weights = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
-        yield _name_in_transformers(tensor.name), _unpermute(weights, _count_heads(reader, tensor.name))
+        yield _name_in_transformers(tensor.name), _permute(weights, _count_heads(reader, tensor.name), back=True)
 
 
 def _count_heads(reader: "GGUFReader", name: str) -> int:
@@ -92,20 +92,14 @@ def _count_heads(reader: "GGUFReader", name: str) -> int:
     return 0
 
 
-def _permute(weights: Weights, heads: int) -> Weights:
-    """Put a head's rows in llama.cpp's order: pairs of the rotation side by side."""
+def _permute(weights: Weights, heads: int, *, back: bool = False) -> Weights:
+    """Put a head's rows in llama.cpp's order, pairs of the rotation side by side; or `back`, all first halves first."""
     if not heads:
         return weights
     rows, columns = weights.shape
-    return weights.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _unpermute(weights: Weights, heads: int) -> Weights:
-    """Put a head's rows in transformers' order: first halves of the pairs, then second halves."""
-    if not heads:
-        return weights
-    rows, columns = weights.shape
-    return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    pairs = rows // heads // 2
+    halves = (pairs, 2) if back else (2, pairs)
+    return weights.reshape(heads, *halves, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def config_of(reader: "GGUFReader") -> Mapping[str, Any]:

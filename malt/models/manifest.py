@@ -99,6 +99,11 @@ class DatasetEntry(Recorded):
     version: int
     content_sha256: str
 
+    @property
+    def reference(self) -> str:
+        """How commands name it: `NAME@v3`."""
+        return f"{self.name}@v{self.version}"
+
 
 class ModelManifest(VersionManifest):
     """The whole story of one model version."""

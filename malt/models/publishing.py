@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from malt.canonical_json import digest
 from malt.config.roles import Role
 from malt.config.train import TrainSpec
-from malt.datasets.manifest import MANIFEST_FILE, FileEntry, Parent, content_digest
+from malt.datasets.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, FileEntry, Parent, content_digest
 from malt.datasets.stats.counts import code_version
 from malt.datasets.version.folders import name_version, place_next, staging_in
 from malt.datasets.version.published import check_files, check_pages, check_seal
@@ -30,7 +30,7 @@ from malt.models.manifest import (
     StageResult,
     describe_weights,
 )
-from malt.models.report import CARD_FILE, REPORT_FILE, render_card, render_report
+from malt.models.report import render_card, render_report
 from malt.models.version import ModelVersion, open_folder
 
 
@@ -152,8 +152,8 @@ def verify(version: ModelVersion) -> list[str]:
         if _digest_role(role, manifest.files) != (entry.adapter_sha256, entry.gguf_sha256)
     )
     return [
-        *(f"{MANIFEST_FILE}: {problem}" for problem in check_seal(version)),
+        *map(str, check_seal(version)),
         *(f"{MANIFEST_FILE}: the {role}'s digests are not those of its files" for role in wrong),
-        *check_files(version, weights),
-        *check_pages(version, pages),
+        *map(str, check_files(version, weights)),
+        *map(str, check_pages(version, pages)),
     ]

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from malt.files import replace_text
+from malt.datasets.pages.page import page_environment
 from malt.models.manifest import ModelManifest, RoleEntry
-from malt.models.version import ModelVersion
 
-CARD_FILE, REPORT_FILE = "README.md", "report.html"
+_FOLDER = Path(__file__).parent
 _HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """What a base is called on the Hub, where its name here is another."""
 
@@ -32,37 +31,26 @@ class _Plot(NamedTuple):
 
 def render_card(manifest: ModelManifest) -> str:
     stages = sorted({stage.stage for entry in manifest.roles.values() for stage in entry.stages})
-    return _template("card.md.jinja").render(
+    return _card().render(
         manifest=manifest,
         stages=stages,
         base_model=_HUB_NAMES.get(manifest.base.name, manifest.base.name),
-        dataset=f"{manifest.dataset.name}@v{manifest.dataset.version}",
+        dataset=manifest.dataset.reference,
         has_gguf=any(entry.gguf_sha256 for entry in manifest.roles.values()),
     )
 
 
 def render_report(manifest: ModelManifest) -> str:
     plots = {role: list(_list_plots(entry)) for role, entry in manifest.roles.items()}
-    return _template("report.html.jinja").render(manifest=manifest, plots=plots)
+    return page_environment(_FOLDER).get_template("report.html.jinja").render(manifest=manifest, plots=plots)
 
 
 @cache
-def _template(name: str) -> Template:
-    environment = Environment(
-        undefined=StrictUndefined,
-        autoescape=name.endswith(".html.jinja"),
-        keep_trailing_newline=name.endswith(".md.jinja"),
-        trim_blocks=True,
+def _card() -> Template:
+    environment = Environment(  # noqa: S701 - Markdown, of our own words
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )
-    return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-
-
-def find_report(version: ModelVersion, out: Path | None = None) -> Path:
-    """Return a version's own report, or draw it anew into a file."""
-    if out is None:
-        return version.path / REPORT_FILE
-    replace_text(out, render_report(version.manifest))
-    return out.absolute()
+    return environment.from_string((_FOLDER / "card.md.jinja").read_text(encoding="utf-8"))
 
 
 def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from glob import glob
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from pydantic import JsonValue
 
 from malt.errors import QuestionError
 from malt.files import MIB, read_regular_file
+from malt.text import list_first, shorten
 
 T = TypeVar("T")
 
@@ -381,14 +382,13 @@ def _storable(text: str) -> str:
 def excerpt(value: object) -> str:
     """Show the beginning of a value in an error message."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    short = text if len(text) <= 80 else f"{text[:80]}…"
+    short = shorten(text, 80)
     return repr(short) if isinstance(value, str) else short
 
 
 def join_names(columns: Collection[str]) -> str:
     """Name columns in an error message; of very many the first."""
-    first = [excerpt(name)[1:-1] for name in islice(columns, _COLUMNS_SHOWN)]
-    return ", ".join(first) + (f", … and {len(columns) - len(first):,} more" if len(columns) > len(first) else "")
+    return list_first([excerpt(name)[1:-1] for name in columns], _COLUMNS_SHOWN)
 
 
 _COLUMNS_SHOWN = 20

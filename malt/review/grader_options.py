@@ -1,7 +1,6 @@
 """Graders chosen on a command line, grading many texts with them at once, and how far two of them agree."""
 
 import asyncio
-import difflib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from malt.llm.client.session import open_session
 from malt.llm.provider import embedded
 from malt.llm.request import RequestFailed
 from malt.prompts import load_prompts
+from malt.text import find_close
 
 _KINDS: tuple[GraderKind, ...] = get_args(GraderKind)
 _AT_ONCE = 64
@@ -105,8 +105,8 @@ def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
     for name in names:
         if name not in _KINDS:
-            close = difflib.get_close_matches(name, _KINDS, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
+            close = find_close(name, _KINDS)
+            meant = f"did you mean {close}? " if close else ""
             raise ConfigError(f"{option} {name}: no such kind of grader; {meant}Allowed: {', '.join(_KINDS)}")
     if given and not names:
         raise ConfigError(f"{option} names no kind of grader; give one of {', '.join(_KINDS)}")

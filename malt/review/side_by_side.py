@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS
-from malt.datasets.rows.tables import KINDS
+from malt.datasets.rows.tables import Kind, count_rows
 from malt.datasets.version.dataset_version import DatasetVersion
 
 
@@ -24,7 +24,7 @@ class Standing(Recorded):
     """Right refinements less right generations."""
     mixed_percent: float | None
     """Questions with right and wrong leaves, which alone give pairs."""
-    rows: dict[str, int]
+    rows: dict[Kind, int]
     """Training rows of all roles, by kind."""
     tokens: int | None
     """Prompt and completion of all roles; None where a provider told less."""
@@ -39,7 +39,7 @@ def stand_side_by_side(versions: Sequence[DatasetVersion]) -> list[Standing]:
 
 def _figures_of(version: DatasetVersion) -> Standing:
     manifest, found = version.manifest, version.manifest.diagnostics
-    rows = {kind: _count_rows(version, kind) for kind in KINDS}
+    rows = count_rows(manifest.rows)
     tokens, cost = _count_tokens(version), manifest.total_cost_usd
     return Standing(
         version=version.reference,
@@ -56,10 +56,6 @@ def _figures_of(version: DatasetVersion) -> Standing:
         tokens_per_sft_row=tokens / rows["sft"] if tokens is not None and rows["sft"] else None,
         cost_per_sft_row=cost / rows["sft"] if cost is not None and rows["sft"] else None,
     )
-
-
-def _count_rows(version: DatasetVersion, kind: str) -> int:
-    return sum(entry.rows or 0 for path, entry in version.manifest.files.items() if path.startswith(f"{kind}/"))
 
 
 def _count_tokens(version: DatasetVersion) -> int | None:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from malt.canonical_json import cached_sha256, digest
-from malt.datasets.version.folders import discard, sync_tree, temporary_name
+from malt.datasets.version.folders import staging_in, sync_tree
 from malt.errors import ConfigError
-from malt.files import PRIVATE_FOLDER, make_private_folder
 from malt.llm.provider import embedded
 
 _WEIGHTS = "model.safetensors"
@@ -69,18 +68,14 @@ def unpack(base: Base) -> Path:
     """Return the folder of a base, made out of its GGUF file where it is not there yet; at once, or not at all."""
     if base.gguf is None or (base.folder / "config.json").is_file():
         return base.folder
-    make_private_folder(base.folder.parent)
-    staging = temporary_name(base.folder.parent)
-    staging.mkdir(PRIVATE_FOLDER)
-    try:
+    with staging_in(base.folder.parent) as staging:
         _write_folder(base.gguf, staging)
         sync_tree(staging)
-        staging.rename(base.folder)
-    except OSError:
-        if not (base.folder / "config.json").is_file():  # else another process was quicker
-            raise
-    finally:
-        discard(staging)
+        try:
+            staging.rename(base.folder)
+        except OSError:
+            if not (base.folder / "config.json").is_file():  # else another process was quicker
+                raise
     return base.folder
 
 

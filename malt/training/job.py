@@ -15,7 +15,7 @@ from malt.config.settings import Settings
 from malt.config.train import Stage, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.folders import discard, size_of
+from malt.datasets.version.folders import discard, last_touched, size_of
 from malt.models.manifest import Sample, StageResult
 from malt.training.base import Base
 
@@ -56,7 +56,7 @@ class RoleJob(BaseModel):
 
     @property
     def inputs_sha256(self) -> str:
-        """Of all that makes the role's weights what they are, the machine and its libraries apart."""
+        """Digest of all that makes the role's weights what they are, the machine and its libraries apart."""
         unused = {stage for stage in ("sft", "dpo") if stage not in self.stages}
         settings: dict[str, Any] = self.train.model_dump(mode="json", exclude=_CHANGE_NO_WEIGHT | unused)
         return digest(
@@ -143,7 +143,7 @@ def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) ->
     before, folders, sizes = time.time() - older_than_s, 0, 0
     for folder in _job_folders(settings.training_dir):
         with _unused(folder) as is_unused:
-            if is_unused and _last_change(folder) < before:
+            if is_unused and last_touched(folder) < before:
                 folders, sizes = folders + 1, sizes + size_of(folder)
                 if delete:
                     discard(folder)
@@ -153,10 +153,6 @@ def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) ->
 def _job_folders(training_dir: Path) -> Iterator[Path]:
     for name in sorted(training_dir.iterdir()) if training_dir.is_dir() else ():
         yield from (folder for folder in sorted(name.iterdir()) if folder.is_dir())
-
-
-def _last_change(folder: Path) -> float:
-    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 @contextmanager

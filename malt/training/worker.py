@@ -19,6 +19,7 @@ from typing import Any
 from malt.config.train import Stage
 from malt.errors import ConfigError, MaltError
 from malt.files import make_private_folder
+from malt.processes import wait_for_parent
 from malt.training.base import Base, unpack
 from malt.training.export import finish, read_results
 from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base
@@ -58,8 +59,7 @@ def _open_events() -> Tell:
 
 def _stop_with_parent() -> None:
     """Stop when standard input ends."""
-    while os.read(0, 1024):
-        pass
+    wait_for_parent()
     _stopping.set()
 
 

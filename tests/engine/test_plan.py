@@ -14,7 +14,7 @@ from malt.config.roles import PLAYERS, Role
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.engine.job import read_job
-from malt.engine.plan import Plan, Range, Total, each_takes, plan, student_t
+from malt.engine.plan import Plan, Range, Total, each_takes, plan
 from malt.engine.runner import rerun_job, run_pilot, spread_evenly
 from malt.llm.client.completers import make_completer, read_sample
 from malt.llm.client.session import open_session
@@ -264,8 +264,3 @@ def test_one_question_says_little() -> None:
 
 def test_questions_weigh_by_their_completions() -> None:
     assert each_takes([Total(300, 3), Total(10, 1)], 50).expected == 77.5
-
-
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.71), (18, 2.10), (19, 2.093), (30, 2.042), (120, 1.980)])
-def test_the_quantiles_are_student_s(freedom: int, quantile: float) -> None:
-    assert student_t(freedom) == pytest.approx(quantile, abs=0.01)

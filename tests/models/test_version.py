@@ -8,6 +8,7 @@ import pytest
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
+from malt.datasets.check.compare import Change
 from malt.datasets.publish.removal import remove_version
 from malt.datasets.push.push import push
 from malt.errors import PushError, TrainingFailed, VersionError
@@ -103,7 +104,7 @@ def test_what_changed_between_versions_is_told(publish: Publish) -> None:
     found = compare_models(publish(), publish("two", roles=("generator", "verifier")))
     assert not found.same_content
     assert found.roles == {"generator": "changed", "verifier": "added", "refiner": "removed"}
-    assert found.losses == {"refiner.sft": (1.5, None), "verifier.sft": (None, 1.5)}
+    assert found.losses == {"refiner.sft": Change(old=1.5, new=None), "verifier.sft": Change(old=None, new=1.5)}
     assert found.inputs == {}
 
 

@@ -213,7 +213,7 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
         (
             "q.csv",
             ",".join(f"c{number}" for number in range(100_000)) + "\n" + "1," * 99_999 + "1\n",
-            "c19, … and 99,980 more. Name the right one in questions.question",
+            "c19 and 99,980 more. Name the right one in questions.question",
         ),
     ],
 )

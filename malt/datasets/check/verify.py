@@ -13,14 +13,10 @@ from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from malt.canonical_json import file_sha256
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
-from malt.datasets.manifest import MANIFEST_FILE, FileEntry
-from malt.datasets.pages.card import CARD_FILE
-from malt.datasets.pages.page import REPORT_FILE
+from malt.datasets.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
 from malt.datasets.pages.sample import TreeSample, group_failures
 from malt.datasets.publish.writer import render_pages, training_metadata
 from malt.datasets.rows import examples
@@ -47,7 +43,7 @@ from malt.datasets.rows.tables import (
 from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
 from malt.datasets.stats.diagnostics import DiagnosticsCount
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.datasets.version.published import check_seal, list_entries
+from malt.datasets.version.published import Problem, check_files, check_pages, check_seal
 from malt.datasets.version.reading import (
     UNREADABLE,
     Cursor,
@@ -60,7 +56,9 @@ from malt.datasets.version.reading import (
     restore_tree,
     screen_again,
 )
+from malt.errors import VersionError
 from malt.questions.screening import SPLITS, Screening
+from malt.text import shorten
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
 from malt.trees.tree import Address
@@ -71,6 +69,8 @@ _PAGES = frozenset({CARD_FILE, REPORT_FILE})
 
 _SHOWN = 5
 """Problems listed of each file; the rest are counted."""
+_LONGEST = 60
+"""Characters of a value that a problem quotes."""
 
 
 class _Problems:
@@ -84,6 +84,10 @@ class _Problems:
         self._counts[file] += 1
         if self._counts[file] <= _SHOWN:
             self._first.setdefault(file, []).append(f"{file}: {problem}")
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        for file, said in problems:
+            self.add(file, said)
 
     @property
     def lines(self) -> list[str]:
@@ -104,9 +108,9 @@ def verify(version: DatasetVersion) -> list[str]:
     _check_manifest(version, problems)
     readable = _check_files(version, problems)
     try:
-        spec = version.manifest.spec
-    except ValidationError as error:
-        problems.add(MANIFEST_FILE, f"its config is no longer a valid one ({error.errors()[0]['msg']})")
+        spec = version.spec
+    except VersionError as error:
+        problems.add(MANIFEST_FILE, str(error))
         return problems.lines
     try:
         if readable:
@@ -135,8 +139,7 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
 
 def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
     manifest = version.manifest
-    for problem in check_seal(version):
-        problems.add(MANIFEST_FILE, problem)
+    problems.extend(check_seal(version))
     if manifest.name != manifest.config.get("name"):
         problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
@@ -144,32 +147,23 @@ def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
 def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
     """Check every file's bytes and rows against the manifest; return whether all rows can be read."""
     known = version.manifest.files
-    entries = list_entries(version.path)
-    present = {file for file, path in entries.items() if path.is_file() and not path.is_symlink()}
-    folders = {file for file, path in entries.items() if path.is_dir() and not path.is_symlink()}
-    missing = (known.keys() | _ROW_FILES | _PAGES) - present
-    for files, problem in (
-        (present - known.keys() - {MANIFEST_FILE}, "is not in the manifest"),
-        (known.keys() - _ROW_FILES - _PAGES, "is no file of a version, though the manifest names it"),
-        (entries.keys() - present - folders, "is no plain file; a version holds nothing else"),
-        (missing, "is missing"),
-    ):
-        for file in sorted(files):
-            problems.add(file, problem)
-    for file in sorted(_ROW_FILES & {name for name, entry in known.items() if entry.rows_sha256 is None}):
-        problems.add(MANIFEST_FILE, f"has no digest of the rows of {file}")
-    whole = [_check_file(version.path, file, known[file], problems) for file in sorted(present & known.keys())]
-    return not missing and all(whole)
+    problems.extend(check_files(version, _ROW_FILES | _PAGES))
+    for file in sorted(known.keys() - _ROW_FILES - _PAGES):
+        problems.add(file, "is no file of a version, though the manifest names it")
+    readable = [_check_rows(version, file, problems) for file in sorted(_ROW_FILES)]
+    return all(readable)
 
 
-def _check_file(folder: Path, file: str, entry: FileEntry, problems: _Problems) -> bool:
-    """Check one file; return whether its rows can be read."""
-    if file_sha256(folder / file) != entry.sha256:
-        problems.add(file, "its bytes changed since it was published")
+def _check_rows(version: DatasetVersion, file: str, problems: _Problems) -> bool:
+    """Check one file's rows against their digest; return whether they can be read."""
+    entry = version.manifest.files.get(file)
+    if entry is None or not (version.path / file).is_file():
+        return False
     if entry.rows_sha256 is None:
+        problems.add(MANIFEST_FILE, f"has no digest of the rows of {file}")
         return True
     try:
-        rows, sha256 = digest_rows(folder, file)
+        rows, sha256 = digest_rows(version.path, file)
     except (OSError, ValueError, pa.ArrowException) as error:
         if is_unread(error):
             raise
@@ -366,9 +360,8 @@ class _RowCheck:
     def _check_pages(self) -> None:
         """Write the pages again; other code than that which made the version may write them otherwise."""
         files = {file: entry for file, entry in self.manifest.files.items() if file not in _PAGES}
-        for file, text in render_pages(self.manifest.model_copy(update={"files": files}), self._trees).items():
-            if (self.version.path / file).read_text(encoding="utf-8") != text:
-                self.problems.add(file, "is not the page that manifest and rows make")
+        manifest = self.manifest.model_copy(update={"files": files})
+        self.problems.extend(check_pages(self.version, render_pages(manifest, self._trees)))
 
 
 def _list_whole_tree(spec: RunSpec) -> set[Address]:
@@ -394,9 +387,5 @@ def _name_row(row: Row, key: str) -> str:
 
 def _first_difference(expected: Row, stored: Row) -> str:
     column = next(name for name, value in expected.items() if stored[name] != value)
-    return f"{column} is {_excerpt(stored[column])}, but worked out again {_excerpt(expected[column])}"
-
-
-def _excerpt(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    was, should = (shorten(repr(row[column]), _LONGEST) for row in (stored, expected))
+    return f"{column} is {was}, but worked out again {should}"

@@ -11,14 +11,13 @@ from malt.config.roles import PLAYERS, Role
 from malt.datasets.export.formats import FORMATS, STEPWISE, ExportPart, Format, source_file
 from malt.datasets.export.tool_files import (
     EXPORT_MANIFEST_FILE,
-    README_FILE,
     ExportedFile,
     ExportManifest,
     refuse_foreign,
     render_readme,
     write_export_manifest,
 )
-from malt.datasets.pages.card import CARD_FILE
+from malt.datasets.manifest import CARD_FILE
 from malt.datasets.rows.tables import KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import discard, refuse_in_versions, staging_in, sync, sync_tree, temporary_name
@@ -60,7 +59,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
         manifest = _manifest_of(version, to, [_write_part(version, form, part, staging) for part in parts])
         sizes = [(file, (staging / file.path).stat().st_size) for file in manifest.files]
         warnings = [warning for file, size in sizes for warning in form.warnings(file, size)]
-        for name, text in {**form.beside(manifest), README_FILE: render_readme(manifest, form.use)}.items():
+        for name, text in {**form.beside(manifest), CARD_FILE: render_readme(manifest, form.use)}.items():
             (staging / name).write_text(text, encoding="utf-8")
         write_export_manifest(manifest, staging)
         _move(staging, target)

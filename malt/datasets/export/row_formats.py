@@ -23,7 +23,7 @@ _SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 class _ParsedPrompt(NamedTuple):
-    """A prompt taken apart."""
+    """A prompt's messages, in the parts that formats ask for."""
 
     system: str
     """Empty where there is none."""

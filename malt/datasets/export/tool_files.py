@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from malt.canonical_json import file_sha256
 from malt.config.roles import Role
+from malt.datasets.version.folders import list_entries
 from malt.errors import InputError
 from malt.files import MIB, read_regular_file
 from malt.questions.screening import Split
@@ -97,16 +98,12 @@ def _read_digests(folder: Path) -> dict[str, str] | None:
 
 def _digest_files(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below a folder, its manifest apart; of what is no plain file an empty text."""
-    entries = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    files = {name: path for name, path in entries.items() if path.is_symlink() or not path.is_dir()}
     return {
-        name: file_sha256(path) if path.is_file() and not path.is_symlink() else ""
-        for name, path in files.items()
+        name: file_sha256(folder / name) if is_plain else ""
+        for name, is_plain in list_entries(folder).items()
         if name != EXPORT_MANIFEST_FILE
     }
 
-
-README_FILE = "README.md"
 
 _LLAMAFACTORY_COLUMNS: Mapping[str, Mapping[str, object]] = {
     "sft": {"columns": {"messages": "conversations"}},

@@ -27,8 +27,7 @@ from malt.datasets.stats.figures import (
 )
 from malt.questions.screening import SPLITS, Split
 from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown, markdown_table
-
-CARD_FILE = "README.md"
+from malt.text import draw_bar
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 """The Hub's size categories, each ten times the one before."""
@@ -231,8 +230,6 @@ def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> 
 
 _GRADES = {"right": "correct", "wrong": "incorrect"}
 _KINDS = {"all right": "all positive", "all wrong": "all negative"}
-_BAR = 20
-"""Characters of a bar for the whole."""
 
 
 def figures_markdown(manifest: Manifest) -> str:
@@ -271,7 +268,7 @@ def _flips_table(manifest: Manifest) -> Markdown:
 
 def _mix_table(manifest: Manifest) -> Markdown:
     rows = [
-        (_KINDS.get(each.kind, each.kind), _bar(each.percent), each.questions, format_share(each.percent))
+        (_KINDS.get(each.kind, each.kind), draw_bar(each.percent), each.questions, format_share(each.percent))
         for each in figures.list_mix(manifest)
     ]
     return markdown_table(("questions", "", "", "share"), rows)
@@ -279,7 +276,7 @@ def _mix_table(manifest: Manifest) -> Markdown:
 
 def _yields_table(manifest: Manifest) -> Markdown:
     rows = [
-        (file, _bar(percent(kept, candidates)), kept, candidates, gates or "nothing")
+        (file, draw_bar(percent(kept, candidates)), kept, candidates, gates or "nothing")
         for file, candidates, kept, gates in describe_losses(manifest)
     ]
     return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
@@ -296,8 +293,3 @@ def _usage_table(manifest: Manifest) -> Markdown:
         for each in figures.list_usage(manifest)
     ]
     return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)
-
-
-def _bar(percent: float | None) -> str:
-    filled = round(_BAR * (percent or 0) / 100)
-    return "█" * filled + "░" * (_BAR - filled)

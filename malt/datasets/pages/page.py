@@ -22,10 +22,8 @@ from malt.datasets.stats import figures
 from malt.datasets.stats.figures import Flip, ValueBin
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import question_nodes, reading
-from malt.files import replace_text
 from malt.sanitize import escape_controls
 
-REPORT_FILE = "report.html"
 _FOLDER = Path(__file__).parent
 
 
@@ -33,48 +31,37 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
     """Write the page, from what the manifest counts and the trees that a `TreeSample` chose."""
     style, script = read_part("marks.css") + read_part("page.css"), read_part("viewer.js")
     measures, mix = list(figures.measure_accuracy(manifest)), figures.list_mix(manifest)
-    return (
-        page_environment()
-        .get_template("page.html.jinja")
-        .render(
-            **_draw_all(manifest),
-            manifest=manifest,
-            asked=list(figures.list_roles(manifest)),
-            vote=measures[-2],
-            mixed=next(each for each in mix if each.kind == "mixed"),
-            flips=figures.list_flips(manifest),
-            mix=mix,
-            yields=list(figures.list_yields(manifest)),
-            losses=list(figures.list_losses(manifest)),
-            used=list(figures.list_usage(manifest)),
-            shown=len(trees),
-            texts=[part.text for part in TRAJECTORY],
-            style=Markup(style),  # noqa: S704 - ours
-            script=Markup(script),  # noqa: S704 - ours
-            policy=content_policy(style, script),
-            data=_embed_trees(manifest, trees),
-        )
+    return render_page(
+        "page.html.jinja",
+        style,
+        script,
+        **_draw_all(manifest),
+        manifest=manifest,
+        asked=list(figures.list_roles(manifest)),
+        vote=measures[-2],
+        mixed=next(each for each in mix if each.kind == "mixed"),
+        flips=figures.list_flips(manifest),
+        mix=mix,
+        yields=list(figures.list_yields(manifest)),
+        losses=list(figures.list_losses(manifest)),
+        used=list(figures.list_usage(manifest)),
+        shown=len(trees),
+        texts=[part.text for part in TRAJECTORY],
+        data=_embed_trees(manifest, trees),
     )
+
+
+def render_page(template: str, style: str, script: str = "", *folders: Path, **values: object) -> str:
+    """Fill a page's template. It tells the browser that this style and this script are allowed, and nothing else."""
+    ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704
+    policy = _content_policy(style, script)
+    return page_environment(*folders).get_template(template).render(**ours, policy=policy, **values)
 
 
 def render_picture(manifest: Manifest) -> str:
     """Draw accuracy, flips and values as one SVG that stands alone, on a ground of its own."""
     style = Markup(read_part("marks.css"))  # noqa: S704 - ours
     return page_environment().get_template("picture.svg.jinja").render(**_draw_all(manifest), style=style)
-
-
-def find_report(version: DatasetVersion, out: Path | None = None) -> Path:
-    """Return the report that lies in a version's folder; with `out`, or where none lies there, draw one anew.
-
-    Without `out` that is `NAME-vN-report.html` in the current folder: nothing is added to a version.
-    Raises `VersionError` where its rows cannot be read.
-    """
-    published = version.path / REPORT_FILE
-    if out is None and published.is_file():
-        return published
-    drawn = (out or Path(f"{version.name}-v{version.number}-{REPORT_FILE}")).absolute()
-    replace_text(drawn, redraw_report(version))
-    return drawn
 
 
 def redraw_report(version: DatasetVersion) -> str:
@@ -110,12 +97,12 @@ def read_part(name: str) -> str:
 
 def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     asked, texts = manifest.counts.questions, [part.text for part in TRAJECTORY]
-    about = {"version": f"{manifest.name}@v{manifest.version}", "asked": asked, "texts": texts}
+    about = {"version": manifest.reference, "asked": asked, "texts": texts}
     head = embed_json(about).decode().removesuffix("}")
     return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
 
 
-def content_policy(style: str, script: str) -> str:
+def _content_policy(style: str, script: str) -> str:
     """Allow this style and this script, and nothing else."""
     return (
         f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "

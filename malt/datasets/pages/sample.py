@@ -129,7 +129,7 @@ def group_failures(manifest: Manifest) -> dict[str, list[Failure]]:
 
 
 def rank_question(question_id: str) -> int:
-    """Return a number that says nothing about the question, and is always the same."""
+    """Return a question's place in an order that is as good as random, and the same on every machine."""
     digest = hashlib.sha256(question_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")
 

@@ -120,7 +120,7 @@ def collect_garbage(
         )
     places = [settings.datasets_dir, *also_in]
     versions = list(_whole_versions(places))
-    used = _UsedKeys.of(versions, settings.data_dir / "evaluations")
+    used = _UsedKeys.of(versions, settings.evaluations_dir)
     before, rows, row_bytes = time.time() - older_than_s, 0, 0
     with Store(settings.store) as store:
         for window in store.old_rows(before):

@@ -12,6 +12,8 @@ from typing import Self
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import (
+    CARD_FILE,
+    REPORT_FILE,
     FileEntry,
     Manifest,
     Parent,
@@ -20,8 +22,8 @@ from malt.datasets.manifest import (
     published_config,
     read_manifest,
 )
-from malt.datasets.pages.card import CARD_FILE, render_card
-from malt.datasets.pages.page import REPORT_FILE, render_report
+from malt.datasets.pages.card import render_card
+from malt.datasets.pages.page import render_report
 from malt.datasets.pages.sample import TreeSample
 from malt.datasets.publish.shard import Shard, VersionStats
 from malt.datasets.rows.files import JsonExamples, ParquetRows, RowsDigest

@@ -1,6 +1,6 @@
 """What a push sends, a version's files checked against its manifest; and its result and its errors."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +118,6 @@ def bundle_files(version: Published[Any]) -> Bundle:
 def _describe(folder: Path, path: str) -> BundledFile:
     local = folder / path
     return BundledFile(path, local, local.stat().st_size, file_sha256(local))
-
-
-def list_first(paths: Collection[str]) -> str:
-    """Name files in a message; of many the first."""
-    first = sorted(paths)[:3]
-    return ", ".join(first) + (f" and {len(paths) - len(first)} more" if len(paths) > len(first) else "")
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from malt.datasets.manifest import MANIFEST_FILE, VersionManifest
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, list_first, push_errors
+from malt.datasets.manifest import CARD_FILE, MANIFEST_FILE, VersionManifest
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, push_errors
 from malt.errors import InputError, PushDamaged, PushError
 from malt.sanitize import fold_lines
+from malt.text import list_first
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,7 +28,6 @@ _FOLDERS = {"dataset": "datasets/", "model": ""}
 """What stands before a repository's name in addresses, by its kind."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _MAIN = "main"
-_CARD_FILE = "README.md"
 
 
 class Blob(NamedTuple):
@@ -102,11 +102,11 @@ class Repository:
         tree = self._list_files(head)
         if MANIFEST_FILE not in tree or not tree[MANIFEST_FILE].is_of(bundle.manifest):
             return None
-        if _CARD_FILE in tree and tree[_CARD_FILE].git_sha1 == _hash_blob(len(card), [card]):
+        if CARD_FILE in tree and tree[CARD_FILE].git_sha1 == _hash_blob(len(card), [card]):
             return head
         return self.api.create_commit(
             self.id,
-            [CommitOperationAdd(_CARD_FILE, card)],
+            [CommitOperationAdd(CARD_FILE, card)],
             commit_message=f"{bundle.reference}: what evaluations found",
             repo_type=self.kind,
             revision=_MAIN,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from malt.datasets.manifest import MANIFEST_FILE
-from malt.datasets.push.files import Bundle, BundledFile, Pushed, bundle_files, list_first, push_errors
+from malt.datasets.push.files import Bundle, BundledFile, Pushed, bundle_files, push_errors
 from malt.datasets.version.folders import refuse_in_versions
 from malt.datasets.version.published import Published
 from malt.errors import InputError, PushDamaged, PushError
 from malt.questions.readers import strip_secrets
 from malt.sanitize import fold_lines
+from malt.text import list_first
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

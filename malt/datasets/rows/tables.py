@@ -185,6 +185,11 @@ def role_file(kind: str, role: Role | str, split: Split = "train") -> str:
     return f"{kind}/{Role(role)}{'' if split == 'train' else f'.{split}'}.parquet"
 
 
+def count_rows(rows: Mapping[str, int]) -> dict[Kind, int]:
+    """Add up the training rows of a version's files by kind."""
+    return {kind: sum(count for path, count in rows.items() if path.startswith(f"{kind}/")) for kind in KINDS}
+
+
 def training_file(role: Role) -> str:
     """Name the file with all of a role's scored examples."""
     return f"{role}_training.json"

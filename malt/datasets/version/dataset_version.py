@@ -21,7 +21,7 @@ from malt.datasets.version.folders import (
     version_numbers,
     why_not_latest,
 )
-from malt.datasets.version.published import SHELVES, Published, read_spec
+from malt.datasets.version.published import SHELVES, Published
 from malt.errors import VersionError
 from malt.questions.screening import Split
 from malt.sanitize import escape_controls
@@ -49,7 +49,7 @@ class DatasetVersion(Published[Manifest]):
     @property
     def spec(self) -> RunSpec:
         """What it was declared with. Raises `VersionError` where this release cannot read it."""
-        return read_spec(self.manifest.config, self.reference)
+        return self.manifest.spec
 
     def is_whole(self, file: str) -> bool:
         """Whether a file has the bytes that it was published with."""

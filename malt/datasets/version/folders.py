@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -144,10 +145,10 @@ def is_abandoned(entry: Path) -> bool:
         return False
     if name["host"] == _writers_place():
         return not is_running(int(name["pid"]))
-    return time.time() - _last_touched(entry) > STAGING_SECONDS
+    return time.time() - last_touched(entry) > STAGING_SECONDS
 
 
-def _last_touched(entry: Path) -> float:
+def last_touched(entry: Path) -> float:
     """Return when anything in a folder last changed; now, where it is just disappearing."""
     try:
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
@@ -227,6 +228,23 @@ def put_in_place(staging: Path, place: Path) -> None:
     for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
         whole[name].replace(place / name)
     return sync(place)
+
+
+def list_entries(folder: Path) -> dict[str, bool]:
+    """Return what lies below a folder, folders apart, by path; and whether it is a plain file, no link and no pipe.
+
+    Raises `OSError` where that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = sorted(Path(place, name) for place, *names in os.walk(folder, onerror=fail) for name in chain(*names))
+    return {
+        path.relative_to(folder).as_posix(): path.is_file() and not path.is_symlink()
+        for path in found
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 def size_of(entry: Path) -> int:

@@ -1,18 +1,13 @@
 """What versions of datasets, models and evaluations have in common: how one is named, opened and checked."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import Any, Generic
-
-from pydantic import ValidationError
+from typing import Generic, NamedTuple
 
 from malt.canonical_json import file_sha256
-from malt.config.spec import RunSpec
 from malt.datasets.manifest import MANIFEST_FILE, M, Shelf, VersionManifest, content_digest, read_as, seal_holds
-from malt.datasets.version.folders import VERSION_FOLDER
+from malt.datasets.version.folders import VERSION_FOLDER, list_entries
 from malt.errors import VersionError
 
 
@@ -36,7 +31,7 @@ class Published(Generic[M]):
     @property
     def reference(self) -> str:
         """How commands name it: `NAME@v3`, of models and evaluations with the shelf before it."""
-        return f"{self.manifest.name_on_shelf}@v{self.number}"
+        return self.manifest.reference
 
     def is_within(self, folder: Path) -> bool:
         """Whether it is one of this folder's own; others are from elsewhere, and what they name is not trusted."""
@@ -58,56 +53,49 @@ def find_kind(reference: str) -> Shelf:
         return "datasets"
 
 
-def read_spec(config: Mapping[str, Any], reference: str) -> RunSpec:
-    """Return what a version was declared with. Raises `VersionError` where this release cannot read it."""
-    try:
-        return RunSpec.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]["msg"]
-        raise VersionError(f"{reference}: its config is no longer a valid one ({first})") from error
+class Problem(NamedTuple):
+    """What does not hold of a version."""
+
+    file: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.said}"
 
 
-def check_seal(version: Published[M]) -> Iterator[str]:
-    """Yield what does not hold of the manifest itself."""
+def check_seal(version: Published[M]) -> Iterator[Problem]:
+    """Check the manifest itself: its seal, the digest of the content, and the number."""
     manifest, folder = version.manifest, version.path.name
     if not seal_holds(version.path):
-        yield "was edited; it no longer has the digest it was sealed with"
+        yield Problem(MANIFEST_FILE, "was edited; it no longer has the digest it was sealed with")
     if content_digest(manifest.files) != manifest.content_sha256:
-        yield "content_sha256 is not the digest of the files' content"
+        yield Problem(MANIFEST_FILE, "content_sha256 is not the digest of the files' content")
     if VERSION_FOLDER.fullmatch(folder) and folder != f"v{manifest.version}":
-        yield f"says version {manifest.version}, but stands in {folder}"
+        yield Problem(MANIFEST_FILE, f"says version {manifest.version}, but stands in {folder}")
 
 
-def list_entries(folder: Path) -> dict[str, Path]:
-    """List all that is below a folder, by its path there. Raises `OSError` where that cannot be read."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = (Path(place, name) for place, *names in os.walk(folder, onerror=fail) for name in chain(*names))
-    return {path.relative_to(folder).as_posix(): path for path in found}
-
-
-def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[str]:
+def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[Problem]:
     """Check that all files, the `needed` ones among them, and no others are there as they were published.
 
     Raises `OSError` for one that cannot be read.
     """
     known = version.manifest.files
     entries = list_entries(version.path)
-    present = {file for file, path in entries.items() if path.is_symlink() or not path.is_dir()}
-    for file in sorted(present - known.keys() - {MANIFEST_FILE}):
-        yield f"{file}: is not in the manifest"
-    for file in sorted({*known, *needed}):
-        if file not in present or file not in known:
-            yield f"{file}: is missing"
-        elif file_sha256(version.path / file) != known[file].sha256:
-            yield f"{file}: its bytes changed since it was published"
+    plain = {file for file, is_plain in entries.items() if is_plain}
+    for file in sorted(entries.keys() - plain):
+        yield Problem(file, "is no plain file; a version holds nothing else")
+    for file in sorted(plain - known.keys() - {MANIFEST_FILE}):
+        yield Problem(file, "is not in the manifest")
+    for file in sorted({*known, *needed} - plain):
+        yield Problem(file, "is missing")
+    for file in sorted(plain & known.keys()):
+        if file_sha256(version.path / file) != known[file].sha256:
+            yield Problem(file, "its bytes changed since it was published")
 
 
-def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[str]:
+def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[Problem]:
     """Compare pages to what they say when they are written again, by the code that wrote them."""
     for file, text in pages.items():
         path = version.path / file
         if path.is_file() and path.read_text(encoding="utf-8") != text:
-            yield f"{file}: does not say what the other files say"
+            yield Problem(file, "does not say what the other files say")

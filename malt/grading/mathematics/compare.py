@@ -188,7 +188,7 @@ def _same_items(reference: Items, answer: Items) -> bool:
 
 
 def _without_name(items: Items) -> tuple[Reading | None, Items]:
-    """Part a name from a list of values that it is given to, `n = 2, 3, 4` or `n = 2, n = 3`."""
+    """Take the name off a list of values: the `n` of `n = 2, 3, 4`, or of `n = 2, n = 3`."""
     named = [_split_name(item) if isinstance(item, Chain) else None for item in items.items]
     names = {pair[0] for pair in named if pair is not None}
     if items.kind not in ("list", "either") or not named or named[0] is None or len(names) > 1:
@@ -354,7 +354,7 @@ def _region_of(chain: Chain) -> sympy.Set | None:
 
 
 def _union_of(items: Items) -> sympy.Set | None:
-    """Return the numbers that one of several relations of the same symbol leaves."""
+    """Return the numbers that fulfil at least one of several relations, all of the same symbol."""
     regions = [_region_of(item) if isinstance(item, Chain) else None for item in items.items]
     symbols = {side for item in items.items if isinstance(item, Chain) for side in item.sides if is_symbol(side)}
     return None if None in regions or len(symbols) != 1 else sympy.Union(*regions)

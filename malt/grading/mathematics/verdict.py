@@ -57,7 +57,7 @@ def math_reference(reference: str) -> str:
 
 
 def _compare_plainly(answer: str, reference: str) -> bool | None:
-    """Return whether two texts are the same or two plain numbers, None where it takes more than looking."""
+    """Return whether two texts, or the plain numbers that they are, are equal; None where they have to be parsed."""
     if "".join(answer.split()) == "".join(reference.split()):
         return True
     given, wanted = plain_number(answer), plain_number(reference)

@@ -351,7 +351,7 @@ class BatchClient:
         return self._policy.never_up_after_s if is_new else self._policy.down_after_s
 
     def _fault(self, error: Exception, route: Route) -> RateLimited | Unavailable:
-        """Return what passes; raise what does not."""
+        """Return what passes with time, a limit or an outage; raise anything else."""
         if getattr(error, "status_code", None) == 404:
             raise Gone from None
         fault = classify_error(translate_error(error, route), self.model, route)

@@ -17,7 +17,7 @@ _UNPACKED = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class BoundedTransport(httpx.AsyncBaseTransport):
-    """Reads each reply as another transport brings it, piece by piece, and follows it nowhere else."""
+    """Reads what another transport brings piece by piece up to a size, and drops redirects to other hosts."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner

@@ -36,7 +36,7 @@ from malt.llm.provider.routing import (
 )
 from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, read_limits
 from malt.llm.request import CompletionRequest
-from malt.llm.response import find_fault, has_usage, read_error, read_token_count
+from malt.llm.response import as_list, find_fault, has_usage, read_error, read_token_count
 
 _OWN_KEYS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "top_p", "seed"}
@@ -71,7 +71,7 @@ class Reply:
         usage = self.response.get("usage")
         if not has_usage(usage):
             return None
-        choices = [choice for choice in embedded.as_list(self.response.get("choices")) if isinstance(choice, dict)]
+        choices = [choice for choice in as_list(self.response.get("choices")) if isinstance(choice, dict)]
         by_choice = [read_token_count(choice.get("completion_tokens")) for choice in choices]
         counted = [tokens for tokens in by_choice if tokens is not None]
         if counted and len(counted) == len(choices):  # the embedded server's usage covers the first choice alone
@@ -135,7 +135,7 @@ async def _read_reply(
     if embedded.is_embedded(model.model) and route.api_base:
         with suppress(OSError):  # the answer is here; a count that cannot be had is an unknown one
             await asyncio.to_thread(embedded.count_choices, route.api_base, response)
-    route.has_siblings = route.has_siblings or len(embedded.as_list(response["choices"])) > 1
+    route.has_siblings = route.has_siblings or len(as_list(response["choices"])) > 1
     return Reply(response, latency_s, compute_cost(model, response.get("usage")), granted)
 
 

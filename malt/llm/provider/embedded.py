@@ -37,7 +37,7 @@ from malt.canonical_json import cached_sha256
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.errors import ConfigError
-from malt.llm.response import as_object
+from malt.llm.response import as_list, as_object
 
 NAME = "embedded"
 
@@ -51,7 +51,7 @@ MOST_SERVERS = 4
 """Models served at once: the three roles and a judge."""
 
 MOST_LANES = 4
-"""Of one model; further cores are shared out among them."""
+"""Lanes of one model; the cores beyond that are shared out among them."""
 
 CONTEXT = 4096
 """Tokens of prompt and completion in one slot: a refiner's prompt with two earlier texts of 1,024 tokens still fits.
@@ -143,7 +143,7 @@ def count_lanes(weights: Path | None = None) -> int:
 
 
 def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
-    """Count the tokens of texts with the model served at `base_url`, as `endpoint` returns it."""
+    """Count the tokens of texts with the model served at `base_url`, as `start_endpoint` returns it."""
     return [len(_tokenize(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
 
 
@@ -154,10 +154,6 @@ def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> None:
     counts = count_tokens(base_url, [content if isinstance(content, str) else "" for content in contents])
     for choice, count in zip(choices, counts, strict=True):
         choice["completion_tokens"] = count + (choice.get("finish_reason") == "stop")
-
-
-def as_list(value: JsonValue) -> list[JsonValue]:
-    return value if isinstance(value, list) else []
 
 
 def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
@@ -248,7 +244,7 @@ class Lane:
         return self._server.listening_address
 
     def is_new(self, prompt: str) -> bool:
-        """Whether it was never asked this; of an equal prompt its cache would leave the last token alone to compute."""
+        """Whether it was never asked this; only then is its cache used, which may hold the whole of an equal prompt."""
         known = len(self._asked)
         self._asked.add(hash(prompt))
         return len(self._asked) > known

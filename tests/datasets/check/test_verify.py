@@ -376,7 +376,7 @@ def test_examples_smuggled_into_a_training_file_are_found_though_every_digest_ma
 @pytest.mark.parametrize("page", ["README.md", "report.html"])
 def test_a_forged_page_is_found_though_every_digest_matches(version: DatasetVersion, page: str) -> None:
     (version.path / page).write_text("<script>alert(1)</script>")
-    assert verify(forge_manifest(version)) == [f"{page}: is not the page that manifest and rows make"]
+    assert verify(forge_manifest(version)) == [f"{page}: does not say what the other files say"]
 
 
 def test_a_file_that_does_not_belong_is_found_though_the_manifest_names_it(version: DatasetVersion) -> None:
@@ -398,7 +398,7 @@ def test_columns_that_say_more_than_published_ones_are_found(version: DatasetVer
 def test_a_config_that_is_none_is_found(version: DatasetVersion) -> None:
     write_manifest(version.manifest.model_copy(update={"config": {"name": "arith"}}), version.path)
     (problem,) = verify(open_version(version.path))
-    assert problem.startswith("manifest.json: its config is no longer a valid one")
+    assert problem.startswith("manifest.json: arith@v1: its config is no longer a valid one (questions: ")
 
 
 def test_many_problems_of_one_file_are_counted_not_listed(version: DatasetVersion) -> None:
