@@ -122,9 +122,10 @@ def run(
     as_json: bool,
 ) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    from malt.cli.progress import progress
-    from malt.engine.job import check_models
-    from malt.engine.runner import run_job
+    with paused_gc():
+        from malt.cli.progress import progress
+        from malt.engine.job import check_models
+        from malt.engine.runner import run_job
 
     _check_refresh(refresh, questions)
     if no_wait:

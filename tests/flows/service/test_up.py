@@ -38,14 +38,6 @@ def test_the_server_watches_for_runs_that_fail_or_fall_silent(prefect: Prefect) 
     }
 
 
-def test_a_server_that_is_there_is_used_and_left_running(service: Up, tmp_path: Path) -> None:
-    up = start(tmp_path / "data", **service.as_named)
-    assert up.api_url == service.api_url
-    up.stop()
-    wait_for(lambda: up.processes() == [])
-    assert httpx.get(f"{service.api_url}/health", timeout=RUN_LIMIT_S).json() is True
-
-
 def test_a_port_that_is_taken_is_said(service: Up, tmp_path: Path) -> None:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     port = service.api_url.split(":")[2].removesuffix("/api")
@@ -57,7 +49,9 @@ def test_a_port_that_is_taken_is_said(service: Up, tmp_path: Path) -> None:
     assert "choose another with --port" in done.stderr
 
 
-def test_what_was_set_in_the_ui_stays_when_it_is_started_again(service: Up, prefect: Prefect, tmp_path: Path) -> None:
+def test_a_server_that_is_there_is_used_and_left_running_with_what_was_set_in_its_ui(
+    service: Up, prefect: Prefect, tmp_path: Path
+) -> None:
     deployed = prefect.deployment("rerun")
     changes = {"parameters": {"name": "other"}, "tags": ["mine"], "paused": False}
     path = f"/deployments/{deployed['id']}"
@@ -67,9 +61,12 @@ def test_what_was_set_in_the_ui_stays_when_it_is_started_again(service: Up, pref
     before = prefect.deployment("rerun")
     up = start(tmp_path / "data", **service.as_named)
     said = said_until_ready(up)
+    assert up.api_url == service.api_url
     assert "left as set in the UI: quickstart, from-config, rerun, assemble" in said
     assert "deployed: " not in said
     up.stop()
+    wait_for(lambda: up.processes() == [])
+    assert httpx.get(f"{service.api_url}/health", timeout=RUN_LIMIT_S).json() is True
     kept = prefect.deployment("rerun")
     assert {name: kept[name] for name in ("parameters", "tags", "version")} == {
         name: before[name] for name in ("parameters", "tags", "version")
@@ -88,18 +85,15 @@ def said_until_ready(up: Up) -> str:
     return said
 
 
-def test_what_was_set_in_the_ui_goes_where_that_is_asked_for(service: Up, prefect: Prefect, tmp_path: Path) -> None:
+def test_what_was_set_in_the_ui_goes_where_that_is_asked_for_and_nothing_is_left_of_one_that_is_killed(
+    service: Up, prefect: Prefect, tmp_path: Path
+) -> None:
     path = f"/deployments/{prefect.deployment('assemble')['id']}"
     prefect.ask("PATCH", path, {"tags": ["mine"]}).raise_for_status()
     up = start(tmp_path / "data", "--redeploy", **service.as_named)
     names = "quickstart, from-config, rerun, assemble, train, evaluate, improve, alerts, mark-crashed"
     assert f"deployed: {names}" in said_until_ready(up)
-    up.stop()
     assert prefect.deployment("assemble")["tags"] == ["malt"]
-
-
-def test_nothing_is_left_where_it_is_killed(service: Up, tmp_path: Path) -> None:
-    up = start(tmp_path / "data", **service.as_named)
     assert up.processes()
     up.process.kill()
     up.process.communicate()
