@@ -12,7 +12,7 @@ import pytest
 
 from malt.config.settings import Settings
 from malt.errors import StoreError, StoreLost
-from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, hold_run_lock
+from malt.llm.client.run_lock import GRACE_S, KEEP_EVERY_S, LOOK_EVERY_S, _make_lock, hold_run_lock
 from tests.postgres import Postgres
 
 SOON_S = 2 * LOOK_EVERY_S
@@ -76,6 +76,14 @@ async def test_a_run_that_waits_may_give_up(settings: Settings) -> None:
         second.cancel()
         await asyncio.wait([second], timeout=LIMIT_S)
         assert second.cancelled()
+    await asyncio.wait_for(hold_briefly(settings), LIMIT_S)
+
+
+async def test_a_lock_that_was_released_is_not_taken_again(settings: Settings) -> None:
+    lock = _make_lock("sums", settings, "the first")
+    assert lock.take() is None
+    lock.release()
+    await asyncio.to_thread(lock.take)  # as by a look that was just to be made
     await asyncio.wait_for(hold_briefly(settings), LIMIT_S)
 
 

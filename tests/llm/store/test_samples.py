@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier, Event
 
@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from malt.errors import StoreError, StoreLost
-from malt.llm.store.database import FORMAT, StoredSample, expect_store, hide_password, parse_url
+from malt.llm.store.database import FORMAT, StoredSample, expect_store, hide_password, parse_url, samples_table
 from malt.llm.store.samples import ASIDE, BatchedWriter, Store, UnwritableRow
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres
@@ -157,6 +157,13 @@ async def test_a_row_is_committed_when_put_returns(url: str) -> None:
     with Store(url) as store, Store(url) as other:
         await BatchedWriter(store).put([answered("a")])
         assert "a" in other.rows(["q1"])
+
+
+async def test_a_row_is_written_by_a_process_that_can_start_no_thread_any_more(url: str) -> None:
+    with Store(url) as store:
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await BatchedWriter(store).put([answered("a")])
+        assert "a" in store.rows(["q1"])
 
 
 async def test_a_failed_write_is_told_to_all_who_wait(url: str, tmp_path: Path) -> None:
@@ -403,3 +410,16 @@ def test_a_file_that_is_removed_while_it_is_read_is_rescued_whole(url: str, tmp_
         reading.result()
         assert isinstance(store.lost, StoreLost)
         assert store.rows(["q1"]).keys() == {"a", "b"}
+
+
+def test_what_is_written_to_a_file_that_was_just_rescued_is_in_the_copy(url: str, tmp_path: Path) -> None:
+    def write(connection: sa.Connection) -> None:
+        for file in tmp_path.glob("store.db*") if store.lost is None else ():
+            file.unlink()
+        threads.submit(store.check_in_place).result()
+        connection.execute(sa.insert(samples_table).values(asdict(answered("a"))))
+
+    with Store(url) as store, ThreadPoolExecutor(1) as threads:
+        store.transact(write)
+        assert isinstance(store.lost, StoreLost)
+        assert store.rows(["q1"]).keys() == {"a"}
