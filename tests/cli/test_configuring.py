@@ -101,7 +101,7 @@ def test_on_a_terminal_it_asks_and_proposes(tmp_path: Path) -> None:
         command, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         os.write(ours, b"sums.csv\n\n\n\n\nasked\n")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     os.close(ours)
     os.close(theirs)
     assert b"Graders (the reference answers are numbers) [number]" in err

@@ -43,7 +43,7 @@ FILES = {f"{role}_training.json" for role in ("generator", "verifier", "refiner"
 
 def test_the_script_leaves_the_three_files_in_the_working_folder(tmp_path: Path, provider: ScriptedProvider) -> None:
     script = SCRIPT.replace('model_name="openai/m"', f'model_name="openai/m", api_base={provider.url!r}')
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.glob("*.json")} == FILES
     held = json.loads((tmp_path / "generator_training.json").read_text())

@@ -13,7 +13,7 @@ from tests.batches import BatchProvider
 from tests.batching import provider as provider
 from tests.configs import write_config
 from tests.flows.conftest import Malt
-from tests.flows.test_process import start
+from tests.flows.test_process import STOP_LIMIT_S, start
 from tests.mishaps import hang
 
 QUESTIONS = 3
@@ -77,7 +77,7 @@ def test_ctrl_c_leaves_the_batch_where_it_is(malt: Malt, config: Path, provider:
     with start(config, *BATCH) as process:
         provider.wait_until_done("look", 0)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=STOP_LIMIT_S)
     assert process.returncode == 130
     assert "run again to go on" in said
     provider.batches[0].stages = ["completed"]

@@ -1,6 +1,7 @@
 """`malt run` as a process: what it prints, which server it uses, and how it ends when it is told to."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,8 +23,9 @@ MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[2]
 BRANCH = ("-s", "run.tracking=branch")
 SHARD = ("-s", "run.tracking=shard")
-STOPPED_WITHIN_S = 30.0
-"""On a busy machine; it is less than ten on one that is not."""
+STOP_LIMIT_S = 120.0
+"""On a busy machine; it is less than ten on one that is not, and for ever where nobody acts on the signal."""
+STARTS_WITHIN_S = 300.0
 DASK = ("-s", "run.task_runner=dask")
 RAY = ("-s", "run.task_runner=ray")
 PROCESSES = ("-s", "run.task_runner=processes")
@@ -47,7 +49,7 @@ def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
     monkeypatch.delenv("PREFECT_API_URL")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # a proxy is not for what runs on this machine
     with start(config, "--json") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=STARTS_WITHIN_S)
     summary = RunSummary.model_validate(json.loads(out))
     assert (process.returncode, beside_progress(err)) == (0, "")
     assert summary.requests == provider.request_count == 13 * QUESTIONS
@@ -56,7 +58,7 @@ def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
 
 def test_a_run_at_a_named_server_prints_its_summary_for_people(config: Path, tmp_path: Path) -> None:
     with start(config, "--limit", "2") as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=STARTS_WITHIN_S)
     assert (process.returncode, beside_progress(err)) == (0, "")
     assert out.splitlines()[0].startswith("sums@v1 (new): ")
     assert "2 of 2 questions complete" in out
@@ -88,17 +90,15 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
     for runner, package in ((DASK, "prefect_dask"), (RAY, "prefect_ray")):
         if runner[1] in options:
             pytest.importorskip(package)
-    provider.latency_s = 0.4
+    provider.holds_from = 20
     with start(config, *options) as process:
         wait_for_requests(provider, 25, process)
-        stopped_at = time.monotonic()
         os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
-        out, err = process.communicate(timeout=60)
-        took_s = time.monotonic() - stopped_at
+        provider.holds_from = math.inf
+        out, err = process.communicate(timeout=STOP_LIMIT_S)
     assert process.returncode == 130
-    assert took_s < STOPPED_WITHIN_S
     assert (out, beside_progress(err)) == ("", f"error: {MESSAGE}")
-    provider.latency_s, sent = 0.0, provider.request_count
+    sent = provider.request_count
     rest = malt("run", config).summary
     assert rest.requests == provider.request_count - sent == 13 * QUESTIONS - sent
     assert all(asked.attempt == 0 for asked in provider.requests)
@@ -113,19 +113,18 @@ def states_of_flow_runs() -> list[str]:
 
 
 def wait_for_requests(provider: ScriptedProvider, count: int, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
-    while provider.request_count < count and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + STARTS_WITHIN_S
+    while provider.request_count < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert process.poll() is None, process.communicate()
 
 
 def test_a_run_that_waits_for_a_slow_model_still_ends_soon(config: Path, provider: ScriptedProvider) -> None:
     provider.latency_s = 600.0
     with start(config) as process:
         wait_for_requests(provider, 1, process)
-        stopped_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=STOP_LIMIT_S)
     assert process.returncode == 130
-    assert time.monotonic() - stopped_at < STOPPED_WITHIN_S
     assert "Traceback" not in err

@@ -59,4 +59,4 @@ def test_one_inside_another_does_not_wait_for_it(tmp_path: Path) -> None:
         await engine.dispose()
         return found
 
-    assert asyncio.run(asyncio.wait_for(read_inside(), 20)) == 7
+    assert asyncio.run(asyncio.wait_for(read_inside(), 120)) == 7

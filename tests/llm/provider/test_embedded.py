@@ -51,7 +51,7 @@ def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-c", ASK + script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, **environment},
     )
