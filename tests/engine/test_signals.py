@@ -10,6 +10,7 @@ ACT = """
 import os, signal
 from malt.engine.signals import on_signal
 seen = []
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with on_signal(lambda: seen.append(0)):
     for each in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
         os.kill(os.getpid(), each)
