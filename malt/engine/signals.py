@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _SIGNALS = (*_FROM_TERMINAL, signal.SIGTERM)
 _INTERRUPTED = 130
 MESSAGE = "interrupted; what was paid for is in the store, run again to go on"
+_LOOK_EVERY_S = 0.2
 _CURSOR = "\x1b[?25h\r\x1b[K"
 """Shows the cursor, which progress bars hide, on a line of its own."""
 STOP_LIMIT_S = 9.0
@@ -52,6 +53,9 @@ class _Running(Generic[T]):
         threading.Thread(target=in_context, args=(self._run,), name="malt-run", daemon=True).start()
 
     def result(self) -> T:
+        """Wait for the end, and look now and then: a signal may wake another thread, and is acted on in this one."""
+        while not self._outcome.done():
+            wait([self._outcome], _LOOK_EVERY_S)
         try:
             outcome = self._outcome.result()
         except BaseException:

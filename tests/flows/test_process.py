@@ -26,6 +26,8 @@ SHARD = ("-s", "run.tracking=shard")
 STOP_LIMIT_S = 120.0
 """On a busy machine; it is less than ten on one that is not, and for ever where nobody acts on the signal."""
 STARTS_WITHIN_S = 300.0
+_HEARD_AFTER_S = 3.0
+"""By then a run acts on a signal, and still waits for its answers."""
 DASK = ("-s", "run.task_runner=dask")
 RAY = ("-s", "run.task_runner=ray")
 PROCESSES = ("-s", "run.task_runner=processes")
@@ -94,6 +96,7 @@ def test_a_run_that_is_stopped_ends_soon_and_loses_nothing(
     with start(config, *options) as process:
         wait_for_requests(provider, 25, process)
         os.killpg(process.pid, how) if how is signal.SIGINT else process.send_signal(how)
+        time.sleep(_HEARD_AFTER_S)
         provider.holds_from = math.inf
         out, err = process.communicate(timeout=STOP_LIMIT_S)
     assert process.returncode == 130
