@@ -38,25 +38,28 @@ async def notify(resource: str, run: str, state: str, message: str | None = None
 
 @flow(name="mark-crashed", flow_run_name="{resource}")
 async def mark_crashed(resource: str, silence_s: float = 90.0) -> None:
-    """Mark a run as crashed whose heartbeat has stopped, so that it can be retried, and close its task runs.
+    """Mark a run as crashed that was not heard of for so long, so that it can be retried, and close its task runs.
 
     Args:
         resource: The run, as events name it: prefect.flow-run.ID.
-        silence_s: Seconds without a heartbeat, which comes every 30, after which it counts as dead.
+        silence_s: Seconds since its start and since its last heartbeat, of which one comes every 30.
     """
+    silent_since = datetime.now(UTC) - timedelta(seconds=silence_s)
     async with get_client() as client:
         run = await client.read_flow_run(id_of(resource))
-        if run.state is None or not run.state.is_running() or await has_heartbeat(resource, silence_s):
+        if run.state is None or not run.state.is_running():
+            return
+        if run.state.timestamp > silent_since or await has_heartbeat(resource, silent_since):
             return
         await client.set_flow_run_state(run.id, Crashed(message="No sign of life: its process or machine is gone."))
     closed = await close_task_runs(run.id)
     get_run_logger().warning("%s is marked as crashed, and %s task runs of it", run.name, closed)
 
 
-async def has_heartbeat(resource: str, silence_s: float) -> bool:
+async def has_heartbeat(resource: str, since: datetime) -> bool:
     """Whether a run was heard of meanwhile: a server under load hears of it late."""
     heard = EventFilter(
-        occurred=EventOccurredFilter(since=datetime.now(UTC) - timedelta(seconds=silence_s)),
+        occurred=EventOccurredFilter(since=since),
         event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
         resource=EventResourceFilter(id=[resource]),
     )

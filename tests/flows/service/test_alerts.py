@@ -1,12 +1,17 @@
 """What the server does by itself: one alert a failure, with the state that the event told of; dead runs are marked."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from flows.watch import has_heartbeat
 from tests import mishaps
 from tests.flows.service.conftest import ENDED, Json, Prefect, declared, in_form, pid_of, wait_for
 from tests.providers import ScriptedProvider
@@ -62,7 +67,7 @@ def begin(client: Prefect, spec: Json) -> str:
     return str(client.trigger("generate", spec=spec).raise_for_status().json()["id"])
 
 
-def test_a_run_that_was_heard_of_is_left_alone_and_a_silent_one_is_marked_with_its_task_runs(
+def test_a_run_that_has_just_begun_is_left_alone_and_a_silent_one_is_marked_with_its_task_runs(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     provider.holds = True
@@ -77,3 +82,18 @@ def test_a_run_that_was_heard_of_is_left_alone_and_a_silent_one_is_marked_with_i
     assert prefect.open_task_runs(flow_run_id) == []
     os.kill(pid_of(flow_run_id), signal.SIGKILL)
     provider.holds = False
+
+
+def test_a_heartbeat_counts_for_as_long_as_was_asked(prefect: Prefect) -> None:
+    now, resource = datetime.now(UTC), f"prefect.flow-run.{uuid4()}"
+    heartbeat = {
+        "id": str(uuid4()),
+        "event": "prefect.flow-run.heartbeat",
+        "occurred": (now - timedelta(minutes=2)).isoformat(),
+        "resource": {"prefect.resource.id": resource},
+    }
+    prefect.post("/events", [heartbeat]).raise_for_status()
+    service = {PREFECT_API_URL: prefect.service.api_url, PREFECT_API_AUTH_STRING: prefect.service.auth_string}
+    with temporary_settings(service):
+        wait_for(lambda: asyncio.run(has_heartbeat(resource, now - timedelta(minutes=3))))
+        assert not asyncio.run(has_heartbeat(resource, now - timedelta(minutes=1)))
