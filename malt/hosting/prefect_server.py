@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import MutableMapping
 from contextlib import closing, suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from sqlalchemy import Dialect
 
 from malt.canonical_json import digest
 from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
@@ -52,6 +54,7 @@ def main() -> None:
 
             take_turns(url)
         _check_schemas_once()
+        _bind_plain_timestamps()
         config.load()
     with_reports = WithReports(config.loaded_app, home.parent, os.environ["PREFECT_SERVER_API_AUTH_STRING"])
     config.loaded_app = _pause_sockets(OwnPagesOnly(with_reports, host, listener.getsockname()[1]))
@@ -71,6 +74,18 @@ def _check_schemas_once() -> None:
             checked.add(key)
 
     _VALIDATOR.check_schema = check_once
+
+
+def _bind_plain_timestamps() -> None:
+    """Hand databases plain timestamps: those of Prefect are pendulum's, which PostgreSQL's driver is slow to encode."""
+    from prefect.server.utilities.database import Timestamp
+
+    bind = Timestamp.process_bind_param
+
+    def bind_plain(self: Timestamp, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return bind(self, value and datetime.combine(value, value.timetz()), dialect)
+
+    Timestamp.process_bind_param = bind_plain
 
 
 def _pause_sockets(app: App) -> App:

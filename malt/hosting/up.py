@@ -48,7 +48,7 @@ _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 """How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
 _UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}, "limit": 200}
 _CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
-_NICENESS = 5
+_NICENESS = 10
 """By which a worker's runs give way to the server, whose pages somebody waits for."""
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
