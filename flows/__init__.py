@@ -1,5 +1,7 @@
 """The flows: wiring only. A body reads as the data path."""
 
-from malt.processes import weigh_own_session
+import os
 
-weigh_own_session()  # a worker starts each run in a session of its own, at the niceness that `malt up` gave the worker
+from malt.processes import weigh_session
+
+weigh_session(os.getpid())  # a worker starts each run in a session of its own, at the niceness that `malt up` gave it

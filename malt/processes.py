@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _RESTARTS, _WITHIN_S = 5, 60.0
+_WEIGHINGS = 10
 
 
 @contextmanager
@@ -38,11 +40,19 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def weigh_own_session() -> None:
-    """Give the session that this process leads its niceness: Linux weighs sessions first, and a new one weighs as any."""
-    if os.getsid(0) == os.getpid():
-        with suppress(OSError):  # other systems weigh processes alone
-            Path("/proc/self/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
+def weigh_session(pid: int) -> None:
+    """Give the session that a process leads the process's niceness: Linux weighs sessions first, and new ones alike."""
+    if os.getsid(pid) != pid:
+        return
+    for _ in range(_WEIGHINGS):
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, pid)))
+        except BlockingIOError:  # Linux takes ten a second from users
+            time.sleep(0.1)
+        except OSError:  # other systems weigh processes alone
+            return
+        else:
+            return
 
 
 @cache

@@ -1,4 +1,8 @@
-"""What is killed is started again, unless it does not last."""
+"""What is killed is started again, unless it does not last; a session weighs as the process that leads it."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +18,15 @@ def test_what_does_not_last_is_given_up_after_five_restarts(apart_s: float) -> N
 def test_what_lasts_is_started_again_however_often() -> None:
     restarts = Restarts()
     assert all(restarts.grant(12.0 * kill) for kill in range(50))
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="Linux alone weighs sessions")
+@pytest.mark.parametrize("leads_session", [True, False])
+def test_a_run_of_a_worker_weighs_what_its_niceness_says_and_leaves_the_session_of_others(leads_session: bool) -> None:
+    code = "import os; n = os.nice(7); import flows; print(n, open('/proc/self/autogroup').read())"
+    command = [sys.executable, "-c", code]
+    if not leads_session:
+        command = [sys.executable, "-c", f"import subprocess; subprocess.run({command})"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True).stdout
+    niceness, _, _, weighs = said.split()
+    assert weighs == (niceness if leads_session else "0")

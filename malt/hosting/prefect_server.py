@@ -85,7 +85,7 @@ def _bind_plain_timestamps() -> None:
     def bind_plain(self: Timestamp, value: datetime | None, dialect: Dialect) -> datetime | None:
         return bind(self, value and datetime.combine(value, value.timetz()), dialect)
 
-    Timestamp.process_bind_param = bind_plain
+    Timestamp.process_bind_param = bind_plain  # type: ignore[method-assign]
 
 
 def _pause_sockets(app: App) -> App:

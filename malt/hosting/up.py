@@ -32,6 +32,7 @@ from malt.hosting.private_prefect import (
     last_line,
 )
 from malt.hosting.supervise import STOP_LIMIT_S
+from malt.processes import weigh_session
 
 _POOL = "malt"
 """The work pool that prefect.yaml deploys to."""
@@ -49,7 +50,7 @@ _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 _UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}, "limit": 200}
 _CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
 _NICENESS = 10
-"""By which a worker's runs give way to the server, whose pages somebody waits for."""
+"""Of a worker and its runs: they give way to the server, whose pages somebody waits for."""
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
 
@@ -179,16 +180,10 @@ def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
             env={**os.environ, **_WORKER},
             start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
         )
-        _lower_priority(process.pid)
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        weigh_session(process.pid)
         started.callback(_end, process)
         return _Child("worker", lambda: process.poll() is not None, path, log.tell())
-
-
-def _lower_priority(pid: int) -> None:
-    """Lower that of a process, which what it starts inherits; on Linux that of its session, which counts first, too."""
-    os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
-    with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NICENESS))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
