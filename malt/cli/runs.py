@@ -122,11 +122,6 @@ def run(
     as_json: bool,
 ) -> int:
     """Grow, grade and publish. Asks only for what the store does not hold."""
-    with paused_gc():
-        from malt.cli.progress import progress
-        from malt.engine.job import check_models
-        from malt.engine.runner import run_job
-
     _check_refresh(refresh, questions)
     if no_wait:
         override = (*override, "run.wait=false")
@@ -134,6 +129,11 @@ def run(
         again = _ask_again(_read_job(config, override, limit), questions, refresh, refresh=True)
         return _finish(again, files=files, as_json=as_json)
     job, server = _begin(config, override, limit)
+    with paused_gc():
+        from malt.cli.progress import progress
+        from malt.engine.job import check_models
+        from malt.engine.runner import run_job
+
     check_models(job.spec)
     with progress(job.spec, len(job.questions)):
         summary = _run_flow("generate", job, server) if server else run_here(run_job(job))
@@ -199,7 +199,6 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     """Read a config and all that it names while a Prefect server starts; None where there is no flow to run."""
     from malt.config.loader import load_spec
     from malt.config.settings import Settings
-    from malt.engine.job import read_job
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
@@ -209,6 +208,8 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     if missing:
         terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
     server = None if missing else connect(Settings().data_dir)
+    with paused_gc():  # and not before, for it takes half a second
+        from malt.engine.job import read_job
     return read_job(spec), server
 
 
