@@ -69,7 +69,7 @@ class Grader(Protocol):
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Grade a reply; None where the reference answer is of no use to this grader.
 
-        A failure is a verdict whose grade is unknown. Raises `RequestFailed` or `RunStopped` for a judge.
+        A failure is a verdict of unknown grade. Raises `RequestFailed` or `RunStopped` where no judge can be asked.
         """
 
 
