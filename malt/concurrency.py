@@ -77,7 +77,6 @@ class FairLock:
         self._first_arrival: dict[str, int] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self.is_taken = False
-        """Whether somebody has the turn."""
 
     @asynccontextmanager
     async def turn(self, question: str) -> AsyncIterator[None]:

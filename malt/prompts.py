@@ -181,7 +181,6 @@ def _is_harmless(node: nodes.Node) -> bool:
 
 
 def _refuse_slots(unknown: set[str], role: Role, path: Path) -> None:
-    """Raise for slots that a template must not name; above all, no trained role may be shown the reference answer."""
     if "ground_truth" in unknown and role in PLAYERS:
         raise PromptError(f"{path}: names the reference answer {{{{ground_truth}}}}, which no {role.value} may see")
     if unknown:
@@ -230,9 +229,8 @@ def _compile(text: str) -> Template:
 
 @lru_cache(maxsize=1)
 def _jinja() -> SandboxedEnvironment:
-    """Return the one Jinja2 environment: sandboxed, strict, and without its own functions, so each name is a slot."""
     env = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    env.globals.clear()
+    env.globals.clear()  # so that each name is a slot
     del env.filters["random"]  # a prompt that differs each time it is filled is never found in the store again
     return env
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,8 +97,6 @@ def _ask(what: str, proposed: str | None, option: str) -> str:
 
 
 def _first_rows(source: str) -> "list[Row]":
-    from itertools import islice
-
     from malt.questions.readers import read_rows
 
     return list(islice(read_rows(source, "--questions"), _LOOKED_AT))
@@ -106,9 +105,8 @@ def _first_rows(source: str) -> "list[Row]":
 def _guess(rows: "list[Row]", usual: tuple[str, ...], taken: str = "") -> str | None:
     """Return a column with one of the usual names, else the first that holds texts and is not `taken`."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
-    named = [name for name in usual if name in columns]
     texts = [name for name in columns if name != taken and all(isinstance(row.values.get(name), str) for row in rows)]
-    return next(iter([*named, *texts]), None)
+    return next((name for name in (*usual, *texts) if name in columns), None)
 
 
 def _look_at(source: str, question: str, answer: str) -> "tuple[Suggestion, int]":
@@ -243,5 +241,4 @@ def config(key: str | None, markdown: bool, schema: bool, as_json: bool) -> None
     elif markdown:
         click.echo(write_markdown(), nl=False)
     else:
-        for each in keys:
-            terminal.say("\n".join(each.lines))
+        terminal.say("\n".join(line for each in keys for line in each.lines))

@@ -46,8 +46,7 @@ def _show_evaluated(done: "Evaluated") -> None:
     if done.version is not None:
         _show_evaluation(done.version)
     used = f"{done.requests:,} requests, {done.completions:,} completions, {done.cached_completions:,} from the store"
-    cost = terminal.format_dollars(done.cost_usd)
-    terminal.say(f"{used}; this run cost {cost} and took {done.wall_s:.1f} s")
+    terminal.say(f"{used}; this run cost {terminal.format_dollars(done.cost_usd)} and took {done.wall_s:.1f} s")
 
 
 @click.command()
@@ -141,7 +140,6 @@ def _format_cell(cell: "Cell") -> str:
 
 
 def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None":
-    """Quote the evaluation that a config declares; None where it declares none."""
     from malt.evaluation.job import read_evaluation
     from malt.evaluation.plan import plan_evaluation
 
@@ -206,8 +204,7 @@ def diff(old: str, new: str, *, as_json: bool) -> None:
     from malt.evaluation.compare import compare
     from malt.evaluation.version import open_evaluation
 
-    found = compare(open_evaluation(old), open_evaluation(new))
-    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found)
+    terminal.show_report(compare(open_evaluation(old), open_evaluation(new)), _show_diff, as_json=as_json)
 
 
 def _show_diff(found: "EvaluationDiff") -> None:

@@ -63,7 +63,7 @@ def _explain_row(version: str, row_id: str, *, as_json: bool) -> None:
     opened = open_version(version)
     with reading(opened.path, f"{row_id} of {opened.reference}"):
         explained = explain_row(opened, row_id)
-    terminal.emit(explained.model_dump(mode="json")) if as_json else _show_explanation(explained)
+    terminal.show_report(explained, _show_explanation, as_json=as_json)
 
 
 def _show_explanation(row: "Explanation") -> None:
@@ -162,7 +162,7 @@ def _diff_datasets(old: str, new: str, *, full: bool, as_json: bool) -> None:
     from malt.datasets.version.dataset_version import open_version
 
     found = compare(open_version(old), open_version(new), None if as_json or full else _QUESTIONS_READ)
-    terminal.emit(found.model_dump(mode="json")) if as_json else _show_diff(found, full=full)
+    terminal.show_report(found, partial(_show_diff, full=full), as_json=as_json)
 
 
 def _show_diff(diff: "VersionDiff", *, full: bool) -> None:
@@ -202,7 +202,6 @@ def _show_counts(files: "Mapping[str, FileChange]") -> None:
 
 
 def _show_first(rows: "Sequence[RowChange]") -> None:
-    """Print the first rows that were added, removed and changed."""
     for way in _SIGNS:
         for row in [row for row in rows if row.change == way][:_ROWS_SHOWN]:
             _show_row(row, indent=2)

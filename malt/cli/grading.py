@@ -57,7 +57,7 @@ def grade(
     rows, report = grade_file(file, chosen_grading(kinds, config, override), columns)
     if out is not None:
         write_graded((row.as_columns() for row in rows), out)
-    terminal.emit(report.model_dump(mode="json")) if as_json else _show_grades(report)
+    terminal.show_report(report, _show_grades, as_json=as_json)
 
 
 def _show_grades(report: "GradeReport") -> None:
@@ -131,7 +131,7 @@ def audit(
 
     opened, graders = open_version(version), read_kinds(kinds, "--with")
     report = auditing.audit(opened, audit_grading(opened, graders, config, override, trust_code=trust_code), graders)
-    terminal.emit(report.model_dump(mode="json")) if as_json else _show_audit(report)
+    terminal.show_report(report, _show_audit, as_json=as_json)
 
 
 def _show_audit(report: "AuditReport") -> None:

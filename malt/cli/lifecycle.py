@@ -109,8 +109,7 @@ def rm(version: str, as_json: bool) -> None:
 
 def _read_age(text: str) -> float:
     """Read an age such as 30d, 12h or 90m into seconds."""
-    age = re.fullmatch(r"([0-9]+)([mhd])", text)
-    if age is None:
+    if (age := re.fullmatch(r"([0-9]+)([mhd])", text)) is None:
         raise click.BadParameter(f"{text!r} is no age; write 30d, 12h or 90m.")
     return int(age[1]) * _UNITS_S[age[2]]
 
@@ -147,9 +146,8 @@ def gc(delete: bool, older_than: float, also_in: tuple[Path, ...], compact: bool
 
 
 def _show_garbage(garbage: "Garbage", deleted: bool) -> None:
-    rows, folders = map(terminal.format_bytes, (garbage.row_bytes, garbage.folder_bytes))
     terminal.say(f"{'removed' if deleted else 'not used by any version'}:")
-    terminal.say(f"  {garbage.rows:,} rows of the store, {rows}")
-    terminal.say(f"  {garbage.folders:,} unfinished folders and links, {folders}")
+    terminal.say(f"  {garbage.rows:,} rows of the store, {terminal.format_bytes(garbage.row_bytes)}")
+    terminal.say(f"  {garbage.folders:,} unfinished folders and links, {terminal.format_bytes(garbage.folder_bytes)}")
     versions = count_noun(garbage.versions, "version")
     terminal.say(f"what the {versions} there use stays" + ("" if deleted else "; to remove the rest: --delete"))

@@ -65,7 +65,6 @@ class CpuMeter:
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
     def read(self) -> float:
-        """Return the share, and begin anew."""
         wall, cpu = time.monotonic(), time.process_time()
         share = (cpu - self._cpu) / max(wall - self._wall, 0.001)
         self._wall, self._cpu = wall, cpu

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,7 +189,6 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, files: 
 
 
 def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
-    """Read a config and all that it names, so that what is wrong with it is said at once."""
     from malt.config.loader import load_spec
     from malt.engine.job import read_job
 
@@ -202,8 +202,7 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
-    missing = find_missing()
-    if missing and spec.run.task_runner != "threads":
+    if (missing := find_missing()) and spec.run.task_runner != "threads":
         raise ConfigError(f"run.task_runner = {spec.run.task_runner!r} needs {missing}; leave it out")
     if missing:
         terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
@@ -277,7 +276,7 @@ def describe_loss(server: "Server", error: Exception) -> str:
 
 def _finish(summary: "RunSummary", *, files: bool, as_json: bool) -> int:
     """Print a run's summary, its failures on stderr, and return the exit code."""
-    terminal.emit(summary.model_dump(mode="json")) if as_json else summaries.show_summary(summary, files=files)
+    terminal.show_report(summary, partial(summaries.show_summary, files=files), as_json=as_json)
     summaries.show_failures(summary)
     return summary.exit_code
 
@@ -307,7 +306,6 @@ def batches(name: str | None, forget: tuple[str, ...], as_json: bool) -> None:
 
 
 def _find_batch(listed: "Sequence[Batch]", name: str) -> "Batch":
-    """Return the open batch of a name, the provider's or our own."""
     for batch in listed:
         if name in (batch.batch_id, batch.mark):
             return batch

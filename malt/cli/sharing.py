@@ -89,7 +89,7 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
 
     opened = open_any(version)
     pushed = push_version(opened, dest, public=public, card=_write_card(opened))
-    terminal.emit(pushed.model_dump(mode="json")) if as_json else _show_pushed(pushed)
+    terminal.show_report(pushed, _show_pushed, as_json=as_json)
 
 
 def _write_card(version: "AnyVersion") -> str | None:

@@ -105,10 +105,8 @@ def describe_outcomes(outcomes: "Mapping[str, int]") -> str:
 
 def show_failures(summary: "RunSummary") -> None:
     """Print what is missing, and why, on stderr."""
-    if summary.waits:
-        terminal.warn(summary.sentence)
-    elif summary.exit_code:
-        terminal.warn(f"error: {summary.sentence}")
+    if summary.waits or summary.exit_code:
+        terminal.warn(summary.sentence if summary.waits else f"error: {summary.sentence}")
     show_branches(summary.failures)
 
 

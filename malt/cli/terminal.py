@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from malt.datasets.version.published import Published
 
 V = TypeVar("V", bound="Published[Any]")
+R = TypeVar("R", bound="BaseModel")
 
 _LINE_LENGTH = 160
 _PLAIN_WIDTH = 160
@@ -65,6 +67,11 @@ def emit(value: object) -> None:
     from malt.sanitize import dump_json
 
     print(dump_json(value, ascii_only=sys.stdout.encoding.lower() != "utf-8"))
+
+
+def show_report(report: R, show: Callable[[R], None], *, as_json: bool) -> None:
+    """Print a report: as one JSON object, or as `show` does."""
+    emit(report.model_dump(mode="json")) if as_json else show(report)
 
 
 def new_table(*columns: str) -> "Table":

@@ -51,7 +51,7 @@ def train(version: str, config: Path | None, override: tuple[str, ...], plans: b
         return
     with training_progress() as tell:
         summary = train_roles(opened, spec, tell=tell)
-    terminal.emit(summary.model_dump(mode="json")) if as_json else _show_summary(summary)
+    terminal.show_report(summary, _show_summary, as_json=as_json)
 
 
 def _plan_training(version: "DatasetVersion", spec: "TrainSpec", *, as_json: bool) -> None:
@@ -63,12 +63,10 @@ def _plan_training(version: "DatasetVersion", spec: "TrainSpec", *, as_json: boo
     try:
         check_installed()
     except ConfigError as error:
-        rows = plan_rows(version, spec)
-        terminal.emit(rows.model_dump(mode="json")) if as_json else _show_rows_plan(rows)
+        terminal.show_report(plan_rows(version, spec), _show_rows_plan, as_json=as_json)
         terminal.warn(f"before it can run: {error}")
     else:
-        quoted = plan(version, spec, Settings())
-        terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_plan(quoted)
+        terminal.show_report(plan(version, spec, Settings()), _show_plan, as_json=as_json)
 
 
 def _warn_of_others(trees: str, grown: "RunSpec", spec: "TrainSpec") -> None:
@@ -295,7 +293,7 @@ def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
     settings = Settings()
     with Store(settings.store) as store:
         quoted = plan_improvement(spec, settings, store)
-    terminal.emit(quoted.model_dump(mode="json")) if as_json else _show_improvement_plan(quoted)
+    terminal.show_report(quoted, _show_improvement_plan, as_json=as_json)
     try:
         check(spec, settings)
     except MaltError as error:

@@ -48,8 +48,7 @@ def _describe(version: "DatasetVersion") -> "dict[str, object]":
 def _list_cells(version: "DatasetVersion") -> "Iterator[str]":
     from malt.datasets.rows.tables import count_rows
 
-    manifest = version.manifest
-    yield from map("{:,}".format, (manifest.counts.complete, *count_rows(manifest.rows).values()))
+    yield from map("{:,}".format, (version.manifest.counts.complete, *count_rows(version.manifest.rows).values()))
     yield ", ".join(version.tags)
 
 

@@ -86,11 +86,9 @@ class TournamentSpec(Declared):
     @classmethod
     def _names_alone(cls, players: object) -> object:
         """Let a player be written as a name alone."""
-        return (
-            [{"model": one} if isinstance(one, str) else one for one in players]
-            if isinstance(players, list)
-            else players
-        )
+        if not isinstance(players, list):
+            return players
+        return [{"model": one} if isinstance(one, str) else one for one in players]
 
 
 class EvaluateSpec(Declared):

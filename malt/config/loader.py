@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeGuard, get_origin
@@ -116,11 +117,10 @@ def _override(values: Table, override: str) -> Key:
 
 
 def _parse_value(text: str) -> object:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
+    with suppress(ValueError, RecursionError):
+        if len(parsed := tomllib.loads(f"value = {text}")) == 1:
+            return parsed["value"]
+    return text
 
 
 def _put(values: Table, key: Key, value: object, place: str) -> None:

@@ -129,5 +129,4 @@ def _write_default(field: FieldInfo) -> str:
     if field.is_required() or find_model(field.annotation) is not None:
         return ""
     default = field.get_default(call_default_factory=True)
-    is_unset = default is None or default is PydanticUndefined or default in ((), {})
-    return "" if is_unset else to_json(default).decode()
+    return "" if default in (None, PydanticUndefined, (), {}) else to_json(default).decode()

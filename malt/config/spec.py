@@ -1,6 +1,7 @@
 """RunSpec: what a dataset is, declared. The TOML file, the Prefect form and the manifest are this one model."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -145,11 +146,10 @@ def _spread(shared: Mapping[str, object], own: object) -> object:
 
 
 def _is_refused(model: Mapping[str, object]) -> bool:
-    try:
+    with suppress(ValidationError):
         ModelSpec.model_validate(model)
-    except ValidationError:
-        return True
-    return False
+        return False
+    return True
 
 
 class RunSpec(Declared):

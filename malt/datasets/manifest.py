@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
@@ -200,8 +201,7 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
 def write_manifest(manifest: VersionManifest, folder: Path) -> None:
     """Write `manifest.json`, sealed with a digest of itself."""
     content = manifest.model_dump(mode="json")
-    sealed = {**content, _SEAL: digest(content)}
-    text = json.dumps(sealed, indent=2, ensure_ascii=False)
+    text = json.dumps({**content, _SEAL: digest(content)}, indent=2, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -246,9 +246,7 @@ def _refuse_special(folder: Path, file: str) -> None:
 
 
 def seal_holds(folder: Path) -> bool:
-    """Whether a readable manifest still has the digest it was sealed with."""
     content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    try:
+    with suppress(ValueError):  # a number that JSON does not have
         return bool(content.pop(_SEAL, None) == digest(content))
-    except ValueError:  # a number that JSON does not have
-        return False
+    return False

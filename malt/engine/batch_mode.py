@@ -192,8 +192,7 @@ class _BatchedRun:
 
     async def _note_spent(self) -> None:
         """Note what was asked directly, for the run that comes again."""
-        spent = self.session.budget.spent_unreserved
-        if spent != NOTHING:
+        if (spent := self.session.budget.spent_unreserved) != NOTHING:
             noted = Batch(self.session.session_id, self.spec.name, "asked directly", None, None, *spent, name_process())
             await asyncio.to_thread(self._batch_store.note_spent, noted)
 
@@ -246,10 +245,8 @@ class _BatchedRun:
         return remote.has_ended
 
     async def _find_out(self, mark: str, client: BatchClient) -> bool:
-        """Find out whether a batch was made before the process that wrote it down ended; else forget it.
-
-        It is read again: it may have been handed in since, and only then was nobody at it any more.
-        """
+        """Find out whether a batch was made before the process that wrote it down ended; else forget it."""
+        # read again: it may have been handed in since, and only then was nobody at it any more
         batch = (await asyncio.to_thread(self._batch_store.find_by_mark, [mark])).get(mark)
         if batch is None or batch.ended_at is not None or batch.batch_id or not batch.is_abandoned:
             return False

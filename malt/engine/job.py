@@ -98,14 +98,14 @@ def list_models(spec: RunSpec, roles: Collection[Role] = frozenset(Role)) -> lis
 def check_models(spec: RunSpec) -> None:
     """Check name, key and weights of every model and fallback without asking it. Raises `ConfigError`."""
     from malt.llm.batch import api
-    from malt.llm.batch.api import is_asked_in_batches
     from malt.llm.provider import call
 
     for model in list_models(with_weights(spec)):
         call.check(model, spec.limits)
-        if is_asked_in_batches(model, spec):
+        if api.is_asked_in_batches(model, spec):
             api.check_batchable(model)
-    if spec.run.mode == "batch" and not any(is_asked_in_batches(model, spec) for model in models_asked(spec).values()):
+    asked = models_asked(spec).values()
+    if spec.run.mode == "batch" and not any(api.is_asked_in_batches(model, spec) for model in asked):
         raise ConfigError(
             'run.mode = "batch", but no role has a model named openai/…, which are those that can be asked in batches; '
             "leave mode out"

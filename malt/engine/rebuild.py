@@ -134,8 +134,7 @@ def _changed_questions(version: DatasetVersion, job: Job) -> Iterator[str]:
 def digest_questions(questions: Sequence[Question]) -> str:
     """Return what the manifest of a version of these questions has as their digest."""
     asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
-    rows = [question_row(Tree(question, {}), "train", None) for question in questions]
-    asked.update(as_batch([*rows], QUESTIONS))
+    asked.update(as_batch([question_row(Tree(question, {}), "train", None) for question in questions], QUESTIONS))
     return asked.hexdigest()
 
 

@@ -42,8 +42,7 @@ class _Running(Generic[T]):
     """A coroutine under way on a loop and in a thread of its own."""
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
-        self._work = work
-        self._interrupted = False
+        self._work, self._interrupted = work, False
         self._stopping = threading.Thread(target=stop_sessions, daemon=True)
         self._started: Future[Callable[[], object]] = Future()
         self._outcome: Future[T] = Future()

@@ -37,10 +37,7 @@ class Answered(NamedTuple):
 
 
 async def ask_answers(
-    asked: Iterable[tuple[Question, Lineup]],
-    prompts: PromptSet,
-    complete: Complete,
-    admit: Callable[[Lineup], Admit],
+    asked: Iterable[tuple[Question, Lineup]], prompts: PromptSet, complete: Complete, admit: Callable[[Lineup], Admit]
 ) -> Shortfall:
     """Ask for everything that the systems need, so that the store has it; what several share is asked once."""
 

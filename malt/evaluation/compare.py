@@ -78,8 +78,5 @@ def _list_turned(old: EvaluationVersion, new: EvaluationVersion) -> dict[str, Tu
 
 def _score_questions(version: EvaluationVersion) -> dict[str, dict[str, float]]:
     sheets = make_sheets(version.spec, version.answers, "chain")
-    measure = version.summary.measure
-    return {
-        name: {question: float(score) for question, score in zip(sheet.questions, sheet.scores(measure), strict=True)}
-        for name, sheet in sheets.items()
-    }
+    scores = {name: map(float, sheet.scores(version.summary.measure)) for name, sheet in sheets.items()}
+    return {name: dict(zip(sheet.questions, scores[name], strict=True)) for name, sheet in sheets.items()}

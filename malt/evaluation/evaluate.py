@@ -91,7 +91,6 @@ class Evaluated(Finished):
 
 
 async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
-    """Check the systems, then evaluate once no other evaluation of this name is under way."""
     check_systems(job)
     run = new_run_name()
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
@@ -199,16 +198,12 @@ def build(job: EvaluationJob, settings: Settings) -> EvaluationBuilt:
 def _read_back(
     job: EvaluationJob, lineups: Sequence[Lineup], settings: Settings, questions: Sequence[Question] | None = None
 ) -> list[Answered]:
-    """Return what the store holds of some systems' answers."""
     with Store(settings.store, settings.store_patience_s) as store:
         return list(stored_answers(job.pair(lineups, questions or job.questions), job.prompts, store))
 
 
 def _find_voters(job: EvaluationJob, settings: Settings) -> list[Lineup]:
-    """Return single agents with as many votes as it takes to write as much as each system's pipeline does.
-
-    A system whose provider counts no tokens, or whose pipeline is its generator alone, has none.
-    """
+    """Return single agents whose votes write as much as each pipeline; none for a lone generator or unknown tokens."""
     chains = [lineup for lineup in job.lineups if lineup.kind == "chain" and len(lineup.roles) > 1]
     found = ((lineup, _votes_to_meet(_read_back(job, [lineup], settings), lineup)) for lineup in chains)
     return [_make_voter(lineup, votes) for lineup, votes in found if votes is not None]

@@ -128,8 +128,7 @@ def _read_validation(spec: RunSpec) -> list[Question]:
 
 def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question], source: str) -> None:
     """Raise `QuestionError` where questions are, nearly word for word, among those of the config."""
-    texts = [question.question for question in (*training, *questions)]
-    alike = find_near_duplicates(texts)
+    alike = find_near_duplicates([question.question for question in (*training, *questions)])
     found = [
         (questions[place - len(training)].question_id, training[first].question_id)
         for place, first in alike.items()

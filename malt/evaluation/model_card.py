@@ -39,10 +39,8 @@ class Result(NamedTuple):
 
 def find_results(version: ModelVersion) -> list[Result]:
     """Return what the newest version of each evaluation that has this model in a role found."""
-    known, newest = _known_as(version), dict[str, list[Result]]()
-    for evaluation in list_evaluations().versions:
-        if found := [*_read_results(evaluation, known)]:
-            newest[evaluation.name] = found
+    known = _known_as(version)
+    newest = {each.name: found for each in list_evaluations().versions if (found := [*_read_results(each, known)])}
     return [result for found in newest.values() for result in found]
 
 

@@ -103,11 +103,8 @@ def _describe_version(
 
 
 def describe_cast(lineup: Lineup) -> dict[str, Player]:
-    return {
-        role.value: Player(model=model.model, digest=model.weights, sampling=model.sampling)
-        for role, model in ((role, lineup.spec.roles[role]) for role in PLAYERS)
-        if role in lineup.roles
-    }
+    cast = {role.value: lineup.spec.roles[role] for role in PLAYERS if role in lineup.roles}
+    return {role: Player(model=own.model, digest=own.weights, sampling=own.sampling) for role, own in cast.items()}
 
 
 def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.DataFrame") -> dict[str, str]:
@@ -122,11 +119,8 @@ def _render_pages(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
 
 def verify(version: EvaluationVersion) -> list[str]:
     """Return what does not hold, a sentence each, naming the file; nothing where all is as it was published."""
-    return [
-        *map(str, check_seal(version)),
-        *map(str, check_files(version, (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE))),
-        *_check_content(version),
-    ]
+    needed = (ANSWERS_FILE, SUMMARY_FILE, CARD_FILE, REPORT_FILE)
+    return [*map(str, (*check_seal(version), *check_files(version, needed))), *_check_content(version)]
 
 
 def _check_content(version: EvaluationVersion) -> Iterator[str]:

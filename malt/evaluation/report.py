@@ -123,7 +123,6 @@ def place_gains(differences: Mapping[str, Compared]) -> tuple[list[Gain], float]
 
 
 def _list_segments(flips: Flips) -> list[_Segment]:
-    """Return what refinement made of the chains, right ones first."""
     kinds = ("right_to_right", "wrong_to_right", "right_to_wrong", "wrong_to_wrong")
     counts = {kind: getattr(flips, kind) for kind in kinds}
     whole = sum(counts.values())

@@ -44,11 +44,8 @@ def require_evaluate(spec: RunSpec) -> EvaluateSpec:
 
 def _list_systems(spec: RunSpec) -> dict[str, SystemSpec]:
     """Return the systems of a config by name: declared, and a tournament's; its own roles if none."""
-    evaluate = require_evaluate(spec)
-    declared = dict(evaluate.systems)
-    if evaluate.tournament is not None:
-        declared |= {entrant.name: entrant.system for entrant in list_entrants(spec)}
-    return declared or {"pipeline": SystemSpec()}
+    entered = {entrant.name: entrant.system for entrant in list_entrants(spec)}
+    return {**require_evaluate(spec).systems, **entered} or {"pipeline": SystemSpec()}
 
 
 def find_baseline(spec: RunSpec) -> str:

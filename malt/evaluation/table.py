@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -214,8 +214,7 @@ def shares(truths: Grid) -> Scores:
     """Return the share of each question's known truths that are right; nan where none is known."""
     rows = truths.reshape(len(truths), -1)
     with np.errstate(invalid="ignore"):
-        found: Scores = (rows == True).sum(axis=1) / (rows != None).sum(axis=1)  # noqa: E711, E712 - element by element
-    return found
+        return cast("Scores", (rows == True).sum(axis=1) / (rows != None).sum(axis=1))  # noqa: E711, E712 - each by itself
 
 
 def make_sheets(spec: RunSpec, rows: "pd.DataFrame", kind: str) -> dict[str, Sheet]:

@@ -96,10 +96,7 @@ class EvaluationVersion(Published[EvaluationManifest]):
 
 
 def open_evaluation(reference: str | Path) -> EvaluationVersion:
-    """Open `evaluations/NAME` (its newest version), `evaluations/NAME@v3`, or a version's folder.
-
-    Raises `VersionError`, which says what versions there are.
-    """
+    """Open `evaluations/NAME` (its newest version), `evaluations/NAME@v3`, or a folder. Raises `VersionError`."""
     return open_evaluation_folder(locate(reference, Settings().evaluations_dir, SHELF))
 
 

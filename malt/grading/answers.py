@@ -202,13 +202,10 @@ _COPULA = re.compile(r"\s?(?:です|である|だ|입니다|이다|예요|이에
 
 
 def _hash_mark(text: str, low: str, position: int, end: int) -> Mark | None:  # noqa: ARG001 - all are called alike
-    """Read a `#### …`."""
     line = _LINES.match(text, position + 4, end)
-    content = clean(line[0]) if line else ""
-    if not line or not content:
+    if line is None or not (content := clean(line[0])):
         return None
-    last = not text[line.end() :].strip()
-    return Mark(content, whole=not last)
+    return Mark(content, whole=bool(text[line.end() :].strip()))
 
 
 _FINDERS = {"answer": _answer_mark, r"\boxed": _box_mark, "####": _hash_mark}

@@ -211,11 +211,8 @@ def _last_stated(text: str, choices: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _whole(words: str) -> re.Pattern[str]:
-    return re.compile(
-        rf"(?<![0-9A-Za-z_]){re.escape(words)}(?![0-9A-Za-z_])"
-        if not words.isascii()
-        else rf"(?<!\w){re.escape(words)}(?!\w)"
-    )
+    beside = r"\w" if words.isascii() else "[0-9A-Za-z_]"
+    return re.compile(rf"(?<!{beside}){re.escape(words)}(?!{beside})")
 
 
 def _letters(choices: Sequence[str]) -> str:

@@ -69,10 +69,8 @@ class Grader(Protocol):
     async def __call__(self, question: Question, text: str) -> Verdict | None:
         """Grade a reply; None where the reference answer is of no use to this grader.
 
-        A failure is a verdict with an unknown grade, which is never decisive. Raises `RequestFailed` or `RunStopped`
-        where a judge cannot be asked.
+        A failure is a verdict of unknown grade. Raises `RequestFailed` or `RunStopped` where no judge can be asked.
         """
-        ...
 
 
 async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Grade:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, WithJsonSchema
@@ -165,12 +166,10 @@ def _objects_in(text: str, schema: type[JudgeReply]) -> Iterator[JsonValue]:
 
 
 def _decode(text: str, start: int) -> tuple[JsonValue, int]:
-    try:
-        value, end = _DECODER.raw_decode(text, start)
-    except ValueError:
-        strict, end = _rewrite(text, start)
-        value = _DECODER.decode(strict)
-    return value, end
+    with suppress(ValueError):
+        return _DECODER.raw_decode(text, start)
+    strict, end = _rewrite(text, start)
+    return _DECODER.decode(strict), end
 
 
 _TOKEN = re.compile(

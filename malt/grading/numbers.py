@@ -211,8 +211,7 @@ _IDEOGRAPHS = re.compile("[〇零一二两三四五六七八九十百千万萬�
 
 def _in_ideographs(text: str) -> int | None:
     """Return the number that a text in Chinese numerals begins with, up to its counter: `十八个` is 18."""
-    found = _IDEOGRAPHS.match(text)
-    if found is None:
+    if (found := _IDEOGRAPHS.match(text)) is None:
         return None
     total = section = digit = 0
     for sign in found[0]:

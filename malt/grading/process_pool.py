@@ -65,8 +65,7 @@ async def run_in_pool(function: Callable[..., _Result], *arguments: object, time
 def submit(function: Callable[..., _Result], *arguments: object, timeout_s: float) -> "Future[_Result]":
     """Do the same for a caller without an event loop."""
     future: Future[object] = Future()
-    name = f"{function.__module__}:{function.__qualname__}"
-    _shared_pool().calls.put(_Call(name, arguments, timeout_s, future))
+    _shared_pool().calls.put(_Call(f"{function.__module__}:{function.__qualname__}", arguments, timeout_s, future))
     return cast("Future[_Result]", future)
 
 
@@ -93,10 +92,7 @@ def _pool_of(_pid: int) -> "_Pool":
 
 
 def _free_at_once() -> None:
-    """Let blocks of 1 MiB and more go back to the system when they are freed: what processes send lies in such.
-
-    Otherwise glibc keeps them for others to come, the more the longer a program runs (mallopt(3), M_MMAP_THRESHOLD).
-    """
+    """Let freed blocks of 1 MiB and more, as processes send, go back to the system; glibc keeps them (mallopt(3))."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
@@ -174,8 +170,7 @@ class _Worker:
 
     def _begin(self, call: _Call) -> Connection:
         """Hand the call over and wait until the process starts on it; one that died while idle is replaced once."""
-        pipe = self._hand_over(call) or self._hand_over(call)
-        if pipe is None:
+        if (pipe := self._hand_over(call) or self._hand_over(call)) is None:
             raise CallFailed("its process does not start")
         return pipe
 

@@ -44,7 +44,6 @@ def _accepted(question: Question, graders: Sequence[ObjectiveGrader]) -> list["b
 
 
 def _result(found: "bool | Future[bool]") -> bool:
-    """Return the result; false where there is none in time."""
     try:
         return found if isinstance(found, bool) else found.result()
     except CallFailed:

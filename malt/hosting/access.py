@@ -201,11 +201,9 @@ def _headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
 
 
 def _is_number(host: str) -> bool:
-    try:
-        ip_address(urlsplit(f"//{host}").hostname or "")
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(ip_address(urlsplit(f"//{host}").hostname or ""))
+    return False
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

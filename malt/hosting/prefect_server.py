@@ -89,10 +89,8 @@ def _bind_plain_timestamps() -> None:
 
 
 def _pause_sockets(app: App) -> App:
-    """Let the rest of a server go on after each message of a websocket.
-
-    Prefect reads the events of a run as long as there are any, and never waits for anything meanwhile: requests stood
-    still for half a minute where three runs sent them without a break.
+    """Let the rest of a server go on after each message of a websocket: Prefect reads a run's events without a pause,
+    and requests stood still for half a minute where three runs sent them without a break.
     """
 
     async def paused(scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,10 +133,7 @@ class _Server(uvicorn.Server):
 
 
 def cached_database() -> Path | None:
-    """Return where a database without records is cached: making one takes Prefect's hundred migrations, 3 s of CPU.
-
-    A user without a home folder has no such place.
-    """
+    """Return where an empty database is cached, where there is a home: Prefect's hundred migrations take 3 s of CPU."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - Path's raises there
     return caches / "malt" / f"prefect-{version('prefect')}.db" if caches.is_absolute() else None
 

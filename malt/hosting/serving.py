@@ -96,10 +96,7 @@ class Trio(NamedTuple):
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
-    """Return who answers: a system of `[evaluate]`, by default the first one, or the roles of the config.
-
-    Raises `ConfigError` where there is no such system, or a model cannot be asked.
-    """
+    """Return who answers: a system of `[evaluate]`, by default its first, or the roles. Raises `ConfigError`."""
     evaluated = spec.model_copy(update={"evaluate": spec.evaluate or EvaluateSpec()})
     chains = [each for each in list_lineups(evaluated) if each.kind == "chain"]
     chosen = next((each for each in chains if system in (None, each.system)), None)
@@ -211,11 +208,10 @@ def _write_choice(number: int, last: Node) -> dict[str, Any]:
 
 
 def _write_metadata(chain: Sequence[Node]) -> dict[str, Any]:
-    """Write a chain, and what the verifier said of the first answer."""
     from malt.datasets.stats.diagnostics import verdict_among
 
-    texts = {node.role.value: node.text for node in chain}
-    return {**texts, "verdict": {True: "correct", False: "wrong", None: None}[verdict_among(chain)]}
+    verdict = {True: "correct", False: "wrong", None: None}[verdict_among(chain)]
+    return {**{node.role.value: node.text for node in chain}, "verdict": verdict}
 
 
 def _add_usage(completions: Sequence[Completion]) -> dict[str, int]:

@@ -35,9 +35,8 @@ class RoundDecision(Recorded):
 
 
 def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecision:
-    """Keep what was trained only where the lower bound of its gain is above the margin, and the test finds a gain.
-
-    Of a handful of questions the bound alone says too much.
+    """Keep what was trained only where the lower bound of its gain is above the margin, and the test finds a gain: of a
+    handful of questions the bound alone says too much.
     """
     found = paired_difference(candidate, current, level=spec.level)
     if found is None:

@@ -1,6 +1,7 @@
 """What earlier calls left: the versions on disk that a round's config stands for. They are all that is remembered."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from pydantic import JsonValue
 
@@ -76,10 +77,9 @@ def _asks_same(version: EvaluationVersion, questions: Iterable[Question]) -> boo
 
 def _is_same_config(version: DatasetVersion | EvaluationVersion, spec: RunSpec, left_out: set[str]) -> bool:
     """Whether a version was declared with a config, some of its tables left out."""
-    try:
+    with suppress(VersionError):  # one that this release cannot read
         return _config_digest(version.spec, left_out) == _config_digest(spec, left_out)
-    except VersionError:  # one that this release cannot read
-        return False
+    return False
 
 
 def _config_digest(spec: RunSpec, left_out: set[str]) -> str:

@@ -166,9 +166,8 @@ def _write_markdown(figures: RoundFigures) -> str:
 
 def _rounds_table(figures: RoundFigures) -> str:
     head = ("", "models", *(write_title(measure, figures.chains) for measure in MEASURES), "cut off", "gain", "")
-    rows = [
-        (line.title, code_span(line.models) if line.models else "the config's", *line.figures) for line in figures.lines
-    ]
+    lines = figures.lines
+    rows = [(each.title, code_span(each.models) if each.models else "the config's", *each.figures) for each in lines]
     return markdown_table(head, rows)
 
 

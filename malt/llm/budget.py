@@ -86,6 +86,10 @@ class Amount(NamedTuple):
     def plus(self, other: "Amount") -> "Amount":
         return Amount(self.usd + other.usd, self.tokens + other.tokens)
 
+    def unless_known(self, usd: float | None, tokens: int | None) -> "Amount":
+        """Return what was taken; what is not known of it counts as here."""
+        return Amount(self.usd if usd is None else usd, self.tokens if tokens is None else tokens)
+
 
 NOTHING = Amount(0.0, 0)
 
@@ -160,7 +164,7 @@ class Budget:
                 bill = [0, 0]
             raise
         else:
-            bill = self._in_units(_measure(answer, worst))
+            bill = self._in_units(worst.unless_known(answer.cost_usd, answer.total_tokens))
             return answer
         finally:
             self._settle(held, bill)
@@ -181,9 +185,8 @@ class Budget:
     @property
     def spent_unreserved(self) -> Amount:
         taken = [self._in_units(amount) for amount in self._settled_names.values()]
-        dollars, tokens = (
-            account.spent - sum(part[place] for part in taken) for place, account in enumerate(self._accounts)
-        )
+        accounts = enumerate(self._accounts)
+        dollars, tokens = (account.spent - sum(part[place] for part in taken) for place, account in accounts)
         return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
@@ -261,14 +264,6 @@ class Budget:
             account.held -= kept
             account.spent += billed
         self._settled.set()
-
-
-def _measure(answer: Metered, worst: Amount) -> Amount:
-    """Return what an answer took; what it does not say counts in full."""
-    return Amount(
-        worst.usd if answer.cost_usd is None else answer.cost_usd,
-        worst.tokens if answer.total_tokens is None else answer.total_tokens,
-    )
 
 
 def estimate_worst_case(request: CompletionRequest, samples: int, prices: tuple[float, float]) -> Amount:

@@ -103,7 +103,6 @@ class Complete(Protocol):
 
         Raises `RequestFailed` (one branch) with the samples that were had, or `RunStopped` (the run).
         """
-        ...
 
 
 class RequestFailed(MaltError):  # noqa: N818 - named for what happened, as the run's report is

@@ -136,9 +136,8 @@ def read_response(
 
 
 def split_reasoning(content: str) -> tuple[str, str]:
-    """Take what a model thought out of its answer: `<think>`, `[THINK]`, harmony's channels and their like.
-
-    A block that is not closed reaches to the end; one that is not opened began in the prompt.
+    """Take what a model thought out of its answer: `<think>`, `[THINK]`, harmony's channels and their like. A block
+    that is not closed reaches to the end; one that is not opened began in the prompt.
     """
     if messages := list(_CHANNEL.finditer(content)):
         texts = [[each["text"] for each in messages if (each["name"] == "final") is wanted] for wanted in (True, False)]
@@ -194,7 +193,6 @@ def split_parts(content: object) -> tuple[str, str]:
 
 
 def _read_finish_reason(choice: Mapping[str, Any], message: Mapping[str, Any], text: str) -> str:
-    """Return why a text ended; words that are not known are kept as they are."""
     if message.get("refusal") and not text:
         return FinishReason.CONTENT_FILTER
     reason = _native_reason(choice)

@@ -23,6 +23,7 @@ Change = Callable[[str, Weights], Weights]
 ARCHITECTURE = "llama"
 _F16_FILE = 1
 """`general.file_type` of a file whose matrices are all F16."""
+_HEAD_COUNTS = {".attn_q.weight": "head_count", ".attn_k.weight": "head_count_kv"}
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -85,11 +86,8 @@ def weights_in(reader: "GGUFReader") -> Iterator[tuple[str, Weights]]:
 
 def _count_heads(reader: "GGUFReader", name: str) -> int:
     """Return how many heads share a tensor's rows in llama.cpp's own order; 0 for a tensor in the usual order."""
-    if name.endswith(".attn_q.weight"):
-        return int(value_of(reader, f"{ARCHITECTURE}.attention.head_count"))
-    if name.endswith(".attn_k.weight"):
-        return int(value_of(reader, f"{ARCHITECTURE}.attention.head_count_kv"))
-    return 0
+    key = next((key for end, key in _HEAD_COUNTS.items() if name.endswith(end)), None)
+    return int(value_of(reader, f"{ARCHITECTURE}.attention.{key}")) if key else 0
 
 
 def _permute(weights: Weights, heads: int, *, back: bool = False) -> Weights:

@@ -72,8 +72,7 @@ def publish_models(made: Made, roles: Mapping[Role, TrainedRole], models_dir: Pa
 
 
 def _find_weights(role: Role, folder: Path) -> list[Path]:
-    wanted = (GGUF_FILE, ADAPTER, FULL)
-    found = [path for path in _files_below(folder) if path.relative_to(folder).parts[0] in wanted]
+    found = [path for path in _files_below(folder) if path.relative_to(folder).parts[0] in (GGUF_FILE, ADAPTER, FULL)]
     if not found:
         raise TrainingFailed(f"the {role} has no weights in {folder}, so nothing was published; remove it, train again")
     return found

@@ -60,10 +60,7 @@ class ModelVersion(Published[ModelManifest]):
 
 
 def open_model(reference: str | Path, models_dir: Path | None = None) -> ModelVersion:
-    """Open `NAME` (its newest version), `NAME@v3`, either with `models/` before it, or a version's folder.
-
-    Raises `VersionError`, which says what versions there are.
-    """
+    """Open `NAME` (its newest version), `NAME@v3`, either after `models/`, or a folder. Raises `VersionError`."""
     return open_folder(locate(reference, models_dir or Settings().models_dir, _SHELF))
 
 

@@ -212,19 +212,15 @@ def grade_file(source: str, grading: GraderChoice, columns: Mapping[str, str] = 
 
 
 async def _grade_into(rows: list[GradedRow], answers: Sequence[AnswerRow], graders: OpenedGraders) -> None:
-    """Append every answer with its grade.
-
-    Returns nothing, because `asyncio.run` formats what its task returns: of many rows that takes longer than grading.
-    """
+    """Append every answer with its grade: `asyncio.run` formats what its task returns, which of many rows is slow."""
     for start in range(0, len(answers), _ROWS_AT_ONCE):
         rows += await _grade_rows(answers[start : start + _ROWS_AT_ONCE], graders)
 
 
 async def _grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[GradedRow]:
     opened = graders.for_questions(row.question.question_id for row in answers)
-    grades = await grade_all(
-        [partial(grade, row.question, row.answer, opened) for row in answers], graders.grading.limits
-    )
+    asked = [partial(grade, row.question, row.answer, opened) for row in answers]
+    grades = await grade_all(asked, graders.grading.limits)
     return [GradedRow(row, given) for row, given in zip(answers, grades, strict=True)]
 
 

@@ -163,7 +163,6 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
 
 
 async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
-    """Grade once; a request that stays impossible is an unknown grade that says why."""
     try:
         return await grade()
     except RequestFailed as failure:

@@ -4,7 +4,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -22,12 +22,8 @@ _PREFIX = "base_model.model."
 
 
 def read_results(job: RoleJob) -> "dict[Stage, StageResult]":
-    files = {stage: job.work / f"{stage}.json" for stage in job.stages}
-    return {
-        stage: StageResult.model_validate_json(file.read_bytes())
-        for stage, file in files.items()
-        if file.exists() and (job.work / stage / FINAL).exists()
-    }
+    files = {stage: job.work / f"{stage}.json" for stage in job.stages if (job.work / stage / FINAL).exists()}
+    return {stage: StageResult.model_validate_json(file.read_bytes()) for stage, file in files.items() if file.exists()}
 
 
 def finish(
@@ -95,7 +91,6 @@ def replace_weights(folder: Path) -> gguf.Change:
         if name not in index:
             return weights
         with safe_open(index[name], framework="np") as file:
-            trained: gguf.Weights = file.get_tensor(name).astype(np.float32)
-        return trained
+            return cast("gguf.Weights", file.get_tensor(name).astype(np.float32))
 
     return change

@@ -144,11 +144,9 @@ def read_train_spec(version: DatasetVersion, config: Path | None, overrides: Seq
 
 
 def _refuse_foreign_base(version: DatasetVersion, settings: Settings) -> None:
-    base = version.spec.train.base
-    if base != embedded.NAME:
-        version.refuse_foreign(
-            settings.datasets_dir, f"the base {base!r}", "name one with -s train.base=, or give a config"
-        )
+    if (base := version.spec.train.base) != embedded.NAME:
+        instead = "name one with -s train.base=, or give a config"
+        version.refuse_foreign(settings.datasets_dir, f"the base {base!r}", instead)
 
 
 def prepare(
@@ -181,11 +179,12 @@ def nothing_to_train(version: DatasetVersion) -> NothingToTrain:
 def find_trained(prepared: Prepared) -> ModelVersion | None:
     """Return the model version of this name that was trained from the very same inputs; None where none was."""
     wanted = {job.role: job.inputs_sha256 for job in prepared.jobs}
-    for version in list_models(prepared.settings.models_dir)[0]:
-        trained = {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
-        if version.name == prepared.name and trained == wanted:
-            return version
-    return None
+    named = (each for each in list_models(prepared.settings.models_dir)[0] if each.name == prepared.name)
+    return next((version for version in named if _inputs_of(version) == wanted), None)
+
+
+def _inputs_of(version: ModelVersion) -> dict[Role, str]:
+    return {role: entry.inputs_sha256 for role, entry in version.manifest.roles.items()}
 
 
 def known_role(job: RoleJob, prepared: Prepared) -> TrainedRole | None:
@@ -205,8 +204,7 @@ def train_jobs(jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper | None = No
 
 
 def _result_of(job: RoleJob) -> TrainedRole:
-    file = job.done / RESULT_FILE
-    if not file.exists():
+    if not (file := job.done / RESULT_FILE).exists():
         raise TrainingFailed(f"training the {job.role} left no {RESULT_FILE} in {job.done}; remove it, train again")
     result = RoleResult.model_validate_json(file.read_bytes())
     return TrainedRole(job.done, result.inputs_sha256, result.stages, result.samples, result.libraries)

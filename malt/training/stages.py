@@ -228,7 +228,6 @@ def _find_checkpoint(place: Path) -> Path | None:
 
 
 def _read_so_far(checkpoint: Path | None) -> _SoFar:
-    """Return what is behind a checkpoint that training goes on from."""
     if checkpoint is None:
         return _SoFar()
     told = _SoFar(*json.loads((checkpoint / _WHOLE).read_bytes()))

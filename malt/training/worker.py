@@ -131,8 +131,7 @@ def _train_stages(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any,
     for stage in job.stages:
         if stage not in read_results(job):
             try:
-                work = StageWork(job, stage, before, found[stage], tokenizer)
-                result = train_stage(work, tell, _stopping.is_set)
+                result = train_stage(StageWork(job, stage, before, found[stage], tokenizer), tell, _stopping.is_set)
             except Stopped:
                 return False
             (job.work / f"{stage}.json").write_text(result.model_dump_json())

@@ -66,10 +66,7 @@ class Belief(NamedTuple):
 
 @lru_cache(maxsize=100_000)
 def at_least(right: int, leaves: int, belief: Belief) -> float:
-    """Return the probability that so many of some further leaves are right.
-
-    Sums and products alone: they come out the same on every machine, so the same store gives the same tree anywhere.
-    """
+    """Return the probability that so many further leaves are right: sums and products, alike on every machine."""
     return fsum(_exactly(count, leaves, belief) for count in range(max(0, right), leaves + 1))
 
 

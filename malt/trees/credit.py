@@ -112,8 +112,7 @@ class ValuedTree:
 
     def evaluation(self, address: Address) -> Evaluation | None:
         """A node's own evaluation where it was judged and could be, else its known leaves' pooled, else None."""
-        own = self.grades.get(address)
-        if own is not None and own.evaluation is not None:
+        if (own := self.grades.get(address)) is not None and own.evaluation is not None:
             return own.evaluation
         return pool([self.grades[leaf].evaluation for leaf in self.leaves_below(address) if leaf in self.values])
 

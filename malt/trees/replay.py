@@ -8,7 +8,7 @@ import gc
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain, islice
 from threading import Event
@@ -112,10 +112,9 @@ def _map_in_processes(make: Callable[[Item, Source], Made], items: Iterable[Item
 
     def next_made() -> Made:
         item, future = waiting.popleft()
-        try:
+        with suppress(CallFailed):
             return future.result()
-        except CallFailed:
-            return make(item, source)
+        return make(item, source)
 
     for item in items:
         waiting.append((item, submit(make, item, source, timeout_s=_ITEM_LIMIT_S)))
@@ -178,8 +177,7 @@ class MissingQuestions:
     """The questions whose trees the store does not hold whole; the samples of the others are counted meanwhile."""
 
     def __init__(self, questions: Sequence[Question], source: Source, above: Tally) -> None:
-        self.questions = questions
-        self.source = source
+        self.questions, self.source = questions, source
         self.stored = Tally(above=above)
         """Samples of whole trees, as far as those were looked at."""
         self._stopped = Event()

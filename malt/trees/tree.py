@@ -71,6 +71,12 @@ class NodeStatus(StrEnum):
     REFUSED = "refused"
 
 
+_BROKEN_OFF: Mapping[str, NodeStatus] = {
+    FinishReason.LENGTH: NodeStatus.TRUNCATED,
+    FinishReason.CONTENT_FILTER: NodeStatus.REFUSED,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One text of the tree, and the messages that its role saw."""
@@ -90,12 +96,8 @@ class Node:
     @property
     def status(self) -> NodeStatus:
         """Whether the text is whole."""
-        match self.completion.finish_reason:
-            case FinishReason.LENGTH:
-                return NodeStatus.TRUNCATED
-            case FinishReason.CONTENT_FILTER:
-                return NodeStatus.REFUSED
-        return NodeStatus.OK if self.text.strip() else NodeStatus.EMPTY
+        whole = NodeStatus.OK if self.text.strip() else NodeStatus.EMPTY
+        return _BROKEN_OFF.get(self.completion.finish_reason, whole)
 
 
 class FailedBranch(NamedTuple):

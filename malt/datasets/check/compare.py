@@ -329,7 +329,6 @@ def _row_ids(batch: pa.RecordBatch) -> pa.Array:
 
 
 def number_texts(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
-    """Replace texts by their numbers; a new text gets the next one."""
     encoded = texts.dictionary_encode()
     known = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
     found: NDArray[np.int64] = np.array(known, dtype=np.int64)[encoded.indices.to_numpy()]

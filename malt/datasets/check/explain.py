@@ -238,19 +238,16 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
 
 
 def _decide(found: FoundNodes, decisions: GateTrace) -> Decision | None:
-    if found.kind is None:
-        return None
     if found.kind == "dpo":
         return decisions.of_pair(*found.addresses)
-    return decisions.of_text(found.kind, found.addresses[0])
+    return None if found.kind is None else decisions.of_text(found.kind, found.addresses[0])
 
 
 def _decide_rest(found: FoundNodes, decisions: GateTrace) -> Iterator[Decision]:
     """Yield what else became of the texts: of one all, of a pair what each is by itself."""
     if len(found.addresses) == 1:
-        yield from decisions.of_all(found.addresses[0])
-    else:
-        yield from (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
+        return decisions.of_all(found.addresses[0])
+    return (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
 
 
 def _find_prompt(

@@ -309,8 +309,7 @@ class _RowCheck:
         elif left.keys() == rows.keys() and list(left) != list(rows):
             self.problems.add(file, f"the rows of question {stored[0]['question_id']!r} are out of order")
         for name, row in rows.items():
-            found = left.pop(name, None)
-            if found is None:
+            if (found := left.pop(name, None)) is None:
                 self.problems.add(file, f"{_name_row(row, key)} is missing")
             elif found != row:
                 self.problems.add(file, f"{_name_row(row, key)}: {_first_difference(row, found)}")

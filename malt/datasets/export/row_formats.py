@@ -58,11 +58,8 @@ def openai_supervised(row: SftRow) -> Record:
 
 
 def openai_preference(row: DpoRow) -> Record:
-    return {
-        "input": {"messages": row["prompt"]},
-        "preferred_output": row["chosen"],
-        "non_preferred_output": row["rejected"],
-    }
+    asked = {"messages": row["prompt"]}
+    return {"input": asked, "preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}
 
 
 def sharegpt(row: SftRow) -> Record:
@@ -91,12 +88,8 @@ def axolotl_supervised(row: SftRow) -> Record:
 
 def axolotl_preference(row: DpoRow) -> Record:
     """What `chat_template.default` reads: the prompt's messages, and one message on each side."""
-    return {
-        "id": row["row_id"],
-        "messages": row["prompt"],
-        "chosen": row["chosen"][-1],
-        "rejected": row["rejected"][-1],
-    }
+    chosen, rejected = row["chosen"][-1], row["rejected"][-1]
+    return {"id": row["row_id"], "messages": row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
 def axolotl_unpaired(row: KtoRow) -> Record:
@@ -106,12 +99,8 @@ def axolotl_unpaired(row: KtoRow) -> Record:
 
 def llamafactory_preference(row: DpoRow) -> Record:
     """ShareGPT's turns up to the question, and one turn on each side."""
-    return {
-        "id": row["row_id"],
-        "conversations": _sharegpt_turns(row),
-        "chosen": _sharegpt_turn(row["chosen"][-1]),
-        "rejected": _sharegpt_turn(row["rejected"][-1]),
-    }
+    chosen, rejected = _sharegpt_turn(row["chosen"][-1]), _sharegpt_turn(row["rejected"][-1])
+    return {"id": row["row_id"], "conversations": _sharegpt_turns(row), "chosen": chosen, "rejected": rejected}
 
 
 def llamafactory_unpaired(row: KtoRow) -> Record:
@@ -175,9 +164,7 @@ def _fault_of(path: list[TrajectoryRow]) -> str | None:
     """Why a path is no row: a text that is not whole would be judged for its end; None where it is one."""
     if any(node["status"] != NodeStatus.OK for node in path):
         return "not_whole"
-    if any(node["label"] is None for node in path):
-        return "no_label"
-    return None
+    return "no_label" if any(node["label"] is None for node in path) else None
 
 
 def _stepwise_row(question: QuestionRow, path: list[TrajectoryRow]) -> StepwiseRow:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,11 +90,10 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def _read_digests(folder: Path) -> dict[str, str] | None:
-    try:
+    with suppress(OSError, ValidationError):
         written = read_regular_file(folder.absolute() / EXPORT_MANIFEST_FILE, _MOST_BYTES)
         return ExportManifest.model_validate_json(written).sha256
-    except (OSError, ValidationError):
-        return None
+    return None
 
 
 def _digest_files(folder: Path) -> dict[str, str]:

@@ -158,10 +158,7 @@ def _name_grader(evaluator: EvaluatorSpec) -> Markdown:
 
 
 def _losses_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (code_span(file), candidates, kept, gates or "none")
-        for file, candidates, kept, gates in describe_losses(manifest)
-    ]
+    rows = [(code_span(file), *counts, gates or "none") for file, *counts, gates in describe_losses(manifest)]
     return markdown_table(("rows", "candidates", "kept", "left out"), rows)
 
 
@@ -247,10 +244,8 @@ def figures_markdown(manifest: Manifest) -> str:
 
 
 def _accuracy_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (each.measure, format_share(each.percent), each.known, _interval(each))
-        for each in figures.measure_accuracy(manifest)
-    ]
+    found = figures.measure_accuracy(manifest)
+    rows = [(each.measure, format_share(each.percent), each.known, _interval(each)) for each in found]
     return markdown_table(("of", "correct", "of", "95 % interval"), rows)
 
 
@@ -260,9 +255,7 @@ def _interval(measure: figures.Measure) -> str:
 
 def _flips_table(manifest: Manifest) -> Markdown:
     flips = figures.list_flips(manifest)
-    rows = [
-        (f"{_GRADES[each.before]} → {_GRADES[each.after]}", each.leaves, format_share(each.percent)) for each in flips
-    ]
+    rows = [(f"{_GRADES[one.before]} → {_GRADES[one.after]}", one.leaves, format_share(one.percent)) for one in flips]
     return markdown_table(("generation → refinement", "refinements", "share"), rows) if rows else Markdown()
 
 

@@ -103,7 +103,6 @@ def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
 
 
 def _content_policy(style: str, script: str) -> str:
-    """Allow this style and this script, and nothing else."""
     return (
         f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

@@ -175,10 +175,8 @@ def _nodes_json(nodes: Sequence[TrajectoryRow], most: int) -> dict[str, object]:
 
 
 def _failures_json(failures: Sequence[Failure], most: int) -> dict[str, object]:
-    shown = [
-        {"role": failure.role, "node": failure.address, "reason": _cut(failure.reason, most)}
-        for failure in failures[:_FAILURES]
-    ]
+    first = failures[:_FAILURES]
+    shown = [{"role": each.role, "node": each.address, "reason": _cut(each.reason, most)} for each in first]
     return {"failures": shown, "failed": len(failures)}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -235,8 +235,7 @@ def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
     if not len(among):
         return np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(among, wanted), len(among) - 1)
-    found: npt.NDArray[np.bool_] = among[places] == wanted
-    return found
+    return cast("npt.NDArray[np.bool_]", among[places] == wanted)
 
 
 def _clear(places: Sequence[Path], *, delete: bool) -> tuple[int, int]:

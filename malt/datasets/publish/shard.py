@@ -139,9 +139,8 @@ def stored_shards(
     failed: Failed = _NONE_FAILED,
     known: Known = NONE_KNOWN,
 ) -> Iterator[Shard]:
-    """Yield what the trees in the store give to a version, some questions' at a time, in their order.
-
-    `so_far` is where the stats of each are merged into before the next is taken.
+    """Yield what the trees in the store give to a version, some questions' at a time, in their order; the stats of each
+    are merged into `so_far` before the next is taken.
     """
     size = ceil(_NODES / sum(nodes_per_question(source.spec).values()))
     inputs = (_inputs_of(window, screening, failed, so_far.sample.bar, known) for window in windows(questions, size))

@@ -233,7 +233,6 @@ def _git_sha1(file: BundledFile) -> str:
 
 
 def _hash_blob(size: int, chunks: Iterable[bytes]) -> str:
-    """Return git's digest of a file."""
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     for chunk in chunks:
         digest.update(chunk)

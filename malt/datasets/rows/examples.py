@@ -104,13 +104,9 @@ def label_nodes(valued: ValuedTree, role: Role) -> list[Labelled]:
 
 def find_candidates(kind: Kind, known: Sequence[Labelled]) -> list[Candidate]:
     """Return what a role's labelled nodes offer for one kind of row, in order."""
-    match kind:
-        case "sft":
-            return [Candidate((one,)) for one in known if one.is_right]
-        case "kto":
-            return [Candidate((one,)) for one in known]
-        case "dpo":
-            return pair_siblings(known)
+    if kind == "dpo":
+        return pair_siblings(known)
+    return [Candidate((one,)) for one in known if one.is_right or kind == "kto"]
 
 
 def pair_siblings(known: Sequence[Labelled]) -> list[Candidate]:

@@ -140,8 +140,7 @@ class JsonExamples:
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._metadata = metadata
         self._file = path.open("wb")
-        self._sha256 = hashlib.sha256()
-        self._rows = 0
+        self._sha256, self._rows = hashlib.sha256(), 0
         self._file.write(self._head())
 
     def add(self, rows: Sequence[bytes]) -> None:

@@ -136,10 +136,7 @@ def _keep_best(context: Context, candidates: Sequence[Candidate]) -> Sequence[Ca
 
 
 def _keep_strongest(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Keep the pairs of largest margin, among equal ones of largest confidence, then the first ones.
-
-    Margins that only floating point tells apart are equal.
-    """
+    """Keep the pairs of largest margin, then of largest confidence, then the first; rounding tells no margins apart."""
     most = context.spec.max_pairs_per_question
     return _keep_first(candidates, most, lambda pair: (round(pair.margin, 12), pair.confidence))
 
@@ -360,10 +357,8 @@ def _have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
 
 def _answer_of(valued: ValuedTree, node: Node) -> str | None:
     """Return the final answer that was read from a text, for its grade or else for its diagnosis."""
-    grade, own = valued.grades.get(node.address), valued.diagnosis.get(node.address)
-    if grade is not None and grade.answer is not None:
-        return grade.answer
-    return own.answer if own is not None else None
+    read = (valued.grades.get(node.address), valued.diagnosis.get(node.address))
+    return next((each.answer for each in read if each is not None and each.answer is not None), None)
 
 
 def _length_ratio(pair: Candidate) -> float:

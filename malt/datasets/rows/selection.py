@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,10 +160,9 @@ class SelectionCount(Mergeable):
     """Adds up what passed and what did not, and how long it is, by role and kind of row."""
 
     def __init__(self) -> None:
-        rows = [(role, kind) for role in PLAYERS for kind in KINDS]
         self._candidates: Counter[tuple[Role, Kind]] = Counter()
-        self._dropped: dict[tuple[Role, Kind], Counter[str]] = {each: Counter() for each in rows}
-        self._lengths = {each: LengthCount() for each in rows}
+        self._dropped: dict[tuple[Role, Kind], Counter[str]] = {each: Counter() for each in product(PLAYERS, KINDS)}
+        self._lengths = {each: LengthCount() for each in product(PLAYERS, KINDS)}
         self._bias = {role: BiasCount() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:

@@ -247,8 +247,7 @@ def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     """Return a node's own outcome: by the grade that counts, else by the diagnosis. None for a critique."""
     if node.address.is_leaf:
         return valued.grades[node.address].outcome
-    own = valued.diagnosis.get(node.address)
-    return None if own is None else own.outcome
+    return own.outcome if (own := valued.diagnosis.get(node.address)) else None
 
 
 def _reason_of(grade: Grade) -> str:

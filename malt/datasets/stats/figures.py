@@ -202,9 +202,7 @@ _FIGURES: Mapping[str, tuple[type[NamedTuple], Callable[[Manifest], Iterable[Nam
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
-    return {
-        name: pd.DataFrame(list(rows(manifest)), columns=list(row._fields)) for name, (row, rows) in _FIGURES.items()
-    }
+    return {name: pd.DataFrame([*rows(manifest)], columns=[*row._fields]) for name, (row, rows) in _FIGURES.items()}
 
 
 def format_count(number: int | None) -> str:

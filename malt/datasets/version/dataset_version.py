@@ -54,9 +54,7 @@ class DatasetVersion(Published[Manifest]):
     def is_whole(self, file: str) -> bool:
         """Whether a file has the bytes that it was published with."""
         entry, path = self.manifest.files.get(file), self.path / file
-        if entry is None or not path.is_file():
-            return False
-        return file_sha256(path) == entry.sha256
+        return entry is not None and path.is_file() and file_sha256(path) == entry.sha256
 
     def _repr_html_(self) -> str:
         """Show the figures in a notebook, whatever models and questions are called."""
@@ -102,8 +100,7 @@ class DatasetVersion(Published[Manifest]):
 
     def tree_rows(self, question_id: str) -> "pd.DataFrame":
         """One question's nodes, depth first. Raises `VersionError` where its tree is not in the version."""
-        rows = self._frame(TRAJECTORIES_FILE, question_id)
-        if rows.empty:
+        if (rows := self._frame(TRAJECTORIES_FILE, question_id)).empty:
             raise self._no_tree(question_id)
         return rows
 

@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -48,10 +48,7 @@ def folder_numbers(folder: Path) -> list[int]:
 
 
 def _next_number(folder: Path) -> int:
-    """Return the number of the next version: above all that versions, links or other files have.
-
-    The newest version is never removed, so no number is given twice.
-    """
+    """Return a number above all of versions, links and other files; the newest stays, so that none comes twice."""
     return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
 
 
@@ -70,12 +67,10 @@ def linked_numbers(folder: Path) -> dict[str, int]:
 
 
 def _linked_number(link: Path) -> int | None:
-    """Return the number of the version that a link names; None for what is no such link."""
-    try:
-        target = str(link.readlink())
-    except OSError:
-        return None
-    return int(target[1:]) if VERSION_FOLDER.fullmatch(target) else None
+    with suppress(OSError):
+        if VERSION_FOLDER.fullmatch(target := str(link.readlink())):
+            return int(target[1:])
+    return None
 
 
 def number_of(version: Path) -> int:
@@ -150,10 +145,9 @@ def is_abandoned(entry: Path) -> bool:
 
 def last_touched(entry: Path) -> float:
     """Return when anything in a folder last changed; now, where it is just disappearing."""
-    try:
+    with suppress(FileNotFoundError):
         return max(path.lstat().st_mtime for path in [entry, *entry.rglob("*")])
-    except FileNotFoundError:
-        return time.time()
+    return time.time()
 
 
 def claim(staging: Path, folder: Path, number: int) -> Path | None:
@@ -178,10 +172,9 @@ def latest_number(folder: Path) -> int | None:
 
 def why_not_latest(folder: Path, number: int) -> str | None:
     """Return why a version is withheld; None where it is not, or where its manifest cannot be read."""
-    try:
+    with suppress(VersionError):
         return read_as(VersionManifest, folder / f"v{number}", "whole").withheld
-    except VersionError:
-        return None
+    return None
 
 
 def point_latest(folder: Path) -> None:
@@ -231,10 +224,7 @@ def put_in_place(staging: Path, place: Path) -> None:
 
 
 def list_entries(folder: Path) -> dict[str, bool]:
-    """Return what lies below a folder, folders apart, by path; and whether it is a plain file, no link and no pipe.
-
-    Raises `OSError` where that cannot be read.
-    """
+    """Return the paths below a folder, folders apart, and which are plain files. Raises `OSError` where unreadable."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -96,6 +96,5 @@ def check_files(version: Published[M], needed: Iterable[str] = ()) -> Iterator[P
 def check_pages(version: Published[M], pages: Mapping[str, str]) -> Iterator[Problem]:
     """Compare pages to what they say when they are written again, by the code that wrote them."""
     for file, text in pages.items():
-        path = version.path / file
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if (path := version.path / file).is_file() and path.read_text(encoding="utf-8") != text:
             yield Problem(file, "does not say what the other files say")

@@ -242,7 +242,6 @@ def exclusion_of(row: QuestionRow) -> Exclusion | None:
 
 
 def _parse_node_id(node_id: str) -> Address:
-    """Read a node's id; raises `ValueError` where it is none."""
     address = Address(int(sample) for sample in node_id.split("."))
     if len(address) > len(PLAYERS):
         raise ValueError(f"{node_id!r} is deeper than a refinement")

@@ -56,7 +56,6 @@ def same(reference: Reading, answer: Reading) -> bool:
 
 
 def _unwrapped(reading: Reading) -> Reading:
-    """Take a single item out of its set."""
     match reading:
         case Items("set", (alone,)):
             return _unwrapped(alone)
@@ -361,10 +360,7 @@ def _union_of(items: Items) -> sympy.Set | None:
 
 
 def sympy_form(reading: Reading) -> "sympy.Basic | None":
-    """Return a reading as what math-verify compares, or None where it has no such form."""
     match reading:
-        case MathValue(expr):
-            return expr
-        case Region(form) | Grid(form):
+        case MathValue(form) | Region(form) | Grid(form):
             return form
     return None

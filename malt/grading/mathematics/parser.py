@@ -199,8 +199,7 @@ class Parser(TokenCursor):
         if not self.peek().text.isdigit():
             return None
         ahead = " ".join(token.text for token in self.tokens[self.position : self.position + 9])
-        match = _MIXED.match(ahead + " ")
-        if match is None:
+        if (match := _MIXED.match(ahead + " ")) is None:
             return None
         digits = match["digits"] or "  "
         numerator = int(match["top"] or match["top2"] or digits[0])

@@ -286,7 +286,6 @@ class TokenCursor:
         return "" if token.kind == "word" else token.text
 
     def take(self, *texts: str) -> str | None:
-        """Step over the next token if it is one of these."""
         if self.text() not in texts:
             return None
         self.position += 1

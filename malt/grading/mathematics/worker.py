@@ -19,10 +19,9 @@ _MEMORY_LIMIT_BYTES = 2 * 1024**3
 
 @cache
 def _prepare() -> None:
-    """Import what takes long, bound this process, and keep math-verify from warning that its own time limit is off."""
     for name in ("math_verify", "malt.grading.mathematics.compare", "malt.grading.mathematics.reader"):
         importlib.import_module(name)
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it would warn that its own time limit is off
     _limit_memory()
 
 

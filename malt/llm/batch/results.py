@@ -68,10 +68,7 @@ class BatchOutcome:
     @property
     def taken(self) -> Amount:
         """Its cost; an unknown one counts at the worst case."""
-        return Amount(
-            self.batch.usd if self.cost_usd is None else self.cost_usd,
-            self.batch.tokens if self.tokens is None else self.tokens,
-        )
+        return self.batch.amount.unless_known(self.cost_usd, self.tokens)
 
     def count(self, held: Mapping[str, StoredSample], tally: Tally) -> None:
         """Count the answers among what the store holds now, but for those that it had already: another process's."""

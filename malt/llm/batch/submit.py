@@ -72,8 +72,7 @@ class BatchCollector(SessionCompleter):
 
     def _count_stored(self, request: CompletionRequest) -> None:
         for sample, key in enumerate(request.keys):
-            row = self.answer(request, sample)
-            if row is not None and key not in self._counted:
+            if key not in self._counted and (row := self.answer(request, sample)) is not None:
                 self._counted.add(key)
                 self.stored[request.role] += row.run != self.tally.run
 

@@ -41,11 +41,8 @@ class StoreCompleter:
 
     def answer(self, request: CompletionRequest, sample: int) -> StoredSample | None:
         """Return the answer that counts: the model's own, else that of a fallback where those before it failed."""
-        for asked in with_fallbacks(request):
-            row = self.known.get(asked.keys[sample])
-            if row is None or row.response is not None:
-                return row
-        return None
+        rows = (self.known.get(asked.keys[sample]) for asked in with_fallbacks(request))
+        return next((row for row in rows if row is None or row.response is not None), None)
 
     def read(self, request: CompletionRequest, fresh: Collection[int]) -> list[Completion]:
         """Read a request's samples out of what is known; `fresh` ones were asked for in this run."""
@@ -146,8 +143,8 @@ class SessionCompleter(StoreCompleter):
         """Count what the store had: each sample once, though growth may ask for it again with further siblings."""
         new = [sample for sample, key in enumerate(request.keys) if key not in self._counted]
         self._counted.update(request.keys)
-        stored = sum(self.answer(request, sample) is not None for sample in new)
-        self.tally.add(request.role, Usage(cached_completions=stored))
+        stored = [sample for sample in new if self.answer(request, sample) is not None]
+        self.tally.add(request.role, Usage(cached_completions=len(stored)))
 
     async def _ask_in_turn(self, request: CompletionRequest, missing: Sequence[int]) -> None:
         """Ask the model, then its fallbacks for what is still missing."""

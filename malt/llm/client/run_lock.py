@@ -49,7 +49,6 @@ class _Lock(Protocol):
 
         Once released it is not taken again, whichever thread still tries to.
         """
-        ...
 
     def release(self) -> None: ...
 

@@ -377,9 +377,7 @@ def _alias_of(path: Path) -> str:
 def _import_xllamacpp() -> ModuleType:
     """Import xllamacpp with patient OpenMP threads, unless the environment says how patient they are to be."""
     with _limit_spinning():
-        import xllamacpp
-    module: ModuleType = xllamacpp
-    return module
+        return importlib.import_module("xllamacpp")
 
 
 @contextmanager

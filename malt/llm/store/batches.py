@@ -7,7 +7,7 @@ back counts for the dataset whose run asked for it, and for no other.
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -148,7 +148,8 @@ class BatchStore:
             connection.execute(_claim_statement(connection), list(map(asdict, in_order)))
             held = set(connection.scalars(_STILL_MISSING, {"of": batch.mark}))
             lost = {item.custom_id for item in items if item.key not in held}
-            _let_go(connection, batch.mark, lost)
+            for freed in _free_items(batch.mark, lost):
+                connection.execute(freed)
             return lost
 
         return {item.custom_id for item in items} - self._transact(claim)
@@ -191,13 +192,8 @@ class BatchStore:
 
     def note_spent(self, spent: Batch) -> None:
         """Note what a run has asked directly so far, as a batch that has ended: the next run counts it too."""
-        values = {**asdict(spent), "ended_at": time.time()}
-
-        def note(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark))
-            connection.execute(sa.insert(batches_table).values(values))
-
-        self._transact(note)
+        noted = sa.insert(batches_table).values({**asdict(spent), "ended_at": time.time()})
+        self._execute(sa.delete(batches_table).where(batches_table.c.mark == spent.mark), noted)
 
     def read_items(self, mark: str) -> list[BatchItem]:
         return self._items(items_table.c.mark == mark)
@@ -228,33 +224,24 @@ class BatchStore:
 
     def release(self, mark: str) -> None:
         """Forget a batch that was never handed in."""
-
-        def forget(connection: sa.Connection) -> None:
-            _let_go(connection, mark)
-            connection.execute(sa.delete(batches_table).where(batches_table.c.mark == mark))
-
-        self._transact(forget)
+        self._execute(*_free_items(mark), sa.delete(batches_table).where(batches_table.c.mark == mark))
 
     def forget(self, mark: str) -> None:
         """Abandon an open batch: its items are free, and it counts at its worst case."""
-
-        def forget(connection: sa.Connection) -> None:
-            _let_go(connection, mark)
-            connection.execute(sa.update(batches_table).where(_is_open(mark)).values(ended_at=time.time()))
-
-        self._transact(forget)
+        ended = sa.update(batches_table).where(_is_open(mark)).values(ended_at=time.time())
+        self._execute(*_free_items(mark), ended)
 
     def close(self, dataset: str) -> None:
         """Forget all that has come back: the run is at its end, and the next one asks for what is missing anew."""
         items, batches = items_table.c, batches_table.c
+        returned = sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None))
+        self._execute(
+            returned, sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
+        )
 
-        def forget(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None)))
-            connection.execute(
-                sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
-            )
-
-        self._transact(forget)
+    def _execute(self, *statements: sa.Executable) -> None:
+        """Execute these in one transaction."""
+        self._transact(lambda connection: [connection.execute(each) for each in statements])
 
     def _change(self, mark: str, **values: object) -> bool:
         change = sa.update(batches_table).where(_is_open(mark)).values(values)
@@ -286,12 +273,12 @@ def _claim_statement(connection: sa.Connection) -> sa.Insert:
     return statement
 
 
-def _let_go(connection: sa.Connection, mark: str, custom_ids: Iterable[str] | None = None) -> None:
-    """Free items of a batch, all or some; delete those that were in no batch before."""
+def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.Executable]:
+    """Yield what frees items of a batch, all or some, and deletes those that were in no batch before."""
     for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
         which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
-        connection.execute(sa.delete(items_table).where(which, items_table.c.attempts == 0))
-        connection.execute(sa.update(items_table).where(which).values(mark=None))
+        yield sa.delete(items_table).where(which, items_table.c.attempts == 0)
+        yield sa.update(items_table).where(which).values(mark=None)
 
 
 _STILL_MISSING = sa.select(items_table.c.key).where(

@@ -4,7 +4,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -62,19 +62,16 @@ def make_engine(url: str) -> sa.Engine:
 
 def _create_privately(_dialect: object, _record: object, arguments: tuple[object, ...], _named: object) -> None:
     """Create a new database as this user's alone; SQLite gives its other files the same mode."""
-    path = Path(str(arguments[0]))
-    if not path.exists():
+    if not (path := Path(str(arguments[0]))).exists():
         with suppress(OSError):  # the connection says why it cannot be made
             path.touch(mode=PRIVATE_FILE)
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: object) -> None:
     """WAL lets readers and one writer work at once; with it, NORMAL loses nothing when a process is killed."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 60000")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.close()
+    with closing(connection.cursor()) as cursor:
+        for setting in ("busy_timeout = 60000", "journal_mode = WAL", "synchronous = NORMAL"):
+            cursor.execute(f"PRAGMA {setting}")
 
 
 def parse_url(url: str) -> URL:

@@ -135,10 +135,7 @@ class Store:
         return self.transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
-        """Set aside what came for these keys before a time, all or none; return the number of answers.
-
-        Called again with the same time, it leaves alone what has come since.
-        """
+        """Set aside what came for keys before a time, all or none; return how many. A repeat spares what came since."""
         wanted = list(keys)
 
         def move(connection: sa.Connection) -> int:
