@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -95,14 +96,24 @@ def published_with(text: str, folder: Path) -> DatasetVersion:
     return publish([tree_with(text), failed_with(text)], spec_with(text), provenance, folder)
 
 
-@pytest.fixture
-def hostile() -> DatasetVersion:
-    return published_with(PAYLOAD, Settings().datasets_dir)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets, hostile and plain."""
+    folder = tmp_path_factory.mktemp("published")
+    published_with(PAYLOAD, folder / "hostile")
+    published_with("plain", folder / "plain")
+    return folder
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> DatasetVersion:
-    return published_with("plain", tmp_path / "plain")
+def hostile(published: Path) -> DatasetVersion:
+    shutil.copytree(published / "hostile", Settings().datasets_dir, symlinks=True)
+    return open_version("arith", Settings().datasets_dir)
+
+
+@pytest.fixture
+def plain(published: Path) -> DatasetVersion:
+    return open_version("arith", published / "plain")
 
 
 COMMANDS = {

@@ -24,6 +24,7 @@ from malt.cli.main import exit_code
 from malt.cli.main import malt as command_line
 from tests.configs import write_config
 from tests.flows.service.conftest import Up, mute
+from tests.homes import cache_database
 from tests.mishaps import Asked, Fault
 from tests.postgres import free_port
 from tests.providers import ScriptedProvider
@@ -54,6 +55,7 @@ class User:
         self.folder, self.said = folder, dict[str, Said]()
         for name in ("home", "tmp", "work"):
             (folder / name).mkdir()
+        cache_database(folder / "home")
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         places = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "MALT_DATA_DIR": folder / "data"}
         self.environment = {**kept, **KEYS, **OFFLINE, **{name: str(place) for name, place in places.items()}}

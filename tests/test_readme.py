@@ -13,6 +13,7 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec
 from malt.datasets.version.dataset_version import open_version
+from tests.homes import cache_database
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -69,7 +70,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A user's shell: the project's commands on the path, and a home of their own."""
     scripts = str(Path(sys.executable).parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALT_", "PREFECT_"))}
-    own = {"HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_OFFLINE": "1"}
+    home = tmp_path_factory.mktemp("home")
+    cache_database(home)
+    own = {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
     return {**kept, **own, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
 
 

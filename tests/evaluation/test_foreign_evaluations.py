@@ -7,6 +7,7 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.evaluation.evaluate import evaluate
+from malt.llm.client.session import close_sessions
 from tests.evaluation.planted import planted_spec
 from tests.hostile import find_bad
 from tests.providers import ScriptedProvider
@@ -28,12 +29,25 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a version of ours."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with ScriptedProvider() as provider, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MALT_DATA_DIR", str(folder / "data"))
+        environment.setenv("TEST_KEY", "key")
+        evaluate(planted_spec(folder, provider, SYSTEMS, questions=4))
+        close_sessions()
+    return folder / "data"
+
+
 @pytest.fixture
-def theirs(tmp_path: Path, provider: ScriptedProvider) -> Path:
+def theirs(evaluated: Path, tmp_path: Path) -> Path:
     """A version that was copied here, beside our own."""
-    ours = evaluate(planted_spec(tmp_path, provider, SYSTEMS, questions=4)).path
-    shutil.copytree(ours.parent, ours.parents[1] / "theirs")
-    return Path(shutil.copytree(ours, tmp_path / "theirs" / "v1"))
+    shutil.copytree(evaluated, tmp_path / "data", symlinks=True)
+    ours = tmp_path / "data/evaluations/planted"
+    shutil.copytree(ours, ours.parent / "theirs")
+    return Path(shutil.copytree(ours / "v1", tmp_path / "theirs" / "v1"))
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "summary.json"])

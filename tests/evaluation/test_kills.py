@@ -14,7 +14,7 @@ from tests.evaluation.planted import CHAINS, QUESTIONS, write_evaluation
 from tests.providers import ScriptedProvider
 
 SYSTEMS = '[evaluate.systems.plain]\n[evaluate.systems.star]\ngenerator = { model = "openai/better" }\n'
-KILLS = (10, 90, 170)
+KILLS = (10, 130)
 """After how many requests in all."""
 
 

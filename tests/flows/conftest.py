@@ -35,8 +35,8 @@ Malt = Callable[..., Ran]
 
 
 def beside_progress(stderr: str) -> str:
-    """What was said on stderr; a run that takes long says every few seconds how far it is."""
-    return "\n".join(line for line in stderr.strip().splitlines() if " requests; limited by: " not in line)
+    """What was said on stderr, less how far a run is, which one that takes long tells, and empty lines."""
+    return "\n".join(line for line in stderr.splitlines() if line and " requests; limited by: " not in line)
 
 
 def pytest_unconfigure() -> None:

@@ -43,17 +43,21 @@ def is_failing(asked: Asked) -> bool:
     return any(question in asked.prompt for question in FAILING)
 
 
-def test_a_question_takes_13_requests_and_the_summary_says_so(
+def test_a_question_takes_13_requests_once_and_the_summary_says_so(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
-    ran = malt("run", config)
-    assert ran.code == 0
+    first = malt("run", config)
+    assert (first.code, first.stderr) == (0, "")
     assert requests(provider) == times(QUESTIONS, REQUESTS)
     assert provider.completions == times(QUESTIONS, NODES)
-    assert (ran.summary.requests, ran.summary.completions) == (13 * QUESTIONS, 39 * QUESTIONS)
-    assert (ran.summary.version, ran.summary.complete, ran.summary.failed_branches) == (1, QUESTIONS, 0)
-    assert ran.summary.prompt_tokens > 0
-    assert ran.stderr == ""
+    assert (first.summary.requests, first.summary.completions) == (13 * QUESTIONS, 39 * QUESTIONS)
+    assert (first.summary.version, first.summary.complete, first.summary.failed_branches) == (1, QUESTIONS, 0)
+    assert first.summary.prompt_tokens > 0
+    for again in (malt("run", config), malt("assemble", config)):
+        assert (again.code, again.summary.requests, again.summary.cached_completions) == (0, 0, 39 * QUESTIONS)
+        assert (again.summary.content_sha256, again.summary.version) == (first.summary.content_sha256, 1)
+        assert not again.summary.created
+    assert provider.request_count == 13 * QUESTIONS
 
 
 def test_a_judge_is_asked_once_for_every_answer_that_differs(
@@ -66,36 +70,7 @@ def test_a_judge_is_asked_once_for_every_answer_that_differs(
     assert sum(ran.summary.outcomes.values()) == 27 * 2
 
 
-def test_a_second_run_asks_nothing_and_makes_no_version(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    first, asked = malt("run", config).summary, provider.request_count
-    again = malt("run", config)
-    assert provider.request_count == asked
-    assert (again.code, again.summary.requests, again.summary.cached_completions) == (0, 0, 39 * QUESTIONS)
-    assert (again.summary.content_sha256, again.summary.version) == (first.content_sha256, 1)
-    assert not again.summary.created
-
-
-def test_a_fourth_sample_buys_45_completions_a_question(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    malt("run", config)
-    before = provider.completions.copy()
-    four = [f"roles.{role}.samples=4" for role in REQUESTS]
-    grown = malt("run", config, "-s", four[0], "-s", four[1], "-s", four[2])
-    bought = provider.completions - before
-    assert bought == times(QUESTIONS, {"generator": 1, "verifier": 16 - 9, "refiner": 64 - 27})
-    assert grown.summary.completions == 45 * QUESTIONS
-    assert grown.summary.cached_completions == 39 * QUESTIONS
-    assert (grown.code, grown.summary.version) == (0, 2)
-
-
-def test_another_refiner_is_all_that_is_asked(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    malt("run", config)
-    asked = provider.request_count
-    swapped = malt("run", config, "-s", "roles.refiner.model=openai/other")
-    assert requests(provider, since=asked) == {"other": 9 * QUESTIONS}
-    assert (swapped.code, swapped.summary.version) == (0, 2)
-
-
-def test_another_threshold_asks_nothing_and_makes_a_version(
+def test_what_is_changed_is_all_that_is_asked_for_and_makes_a_version(
     malt: Malt, config: Path, provider: ScriptedProvider
 ) -> None:
     first, asked = malt("run", config).summary, provider.request_count
@@ -104,9 +79,21 @@ def test_another_threshold_asks_nothing_and_makes_a_version(
     assert (stricter.code, stricter.summary.version, stricter.summary.created) == (0, 2, True)
     assert stricter.summary.content_sha256 != first.content_sha256
 
+    swapped = malt("run", config, "-s", "roles.refiner.model=openai/other")
+    assert requests(provider, since=asked) == {"other": 9 * QUESTIONS}
+    assert (swapped.code, swapped.summary.version) == (0, 3)
 
-def test_two_questions_that_fail_for_good_are_left_out_and_said(
-    malt: Malt, config: Path, provider: ScriptedProvider
+    before = provider.completions.copy()
+    grown = malt("run", config, *(f"--set=roles.{role}.samples=4" for role in REQUESTS))
+    bought = provider.completions - before
+    assert bought == times(QUESTIONS, {"generator": 1, "verifier": 16 - 9, "refiner": 64 - 27})
+    assert grown.summary.completions == 45 * QUESTIONS
+    assert grown.summary.cached_completions == 39 * QUESTIONS
+    assert (grown.code, grown.summary.version) == (0, 4)
+
+
+def test_questions_that_fail_are_left_out_and_said_and_healed_a_run_sends_only_what_is_missing(
+    malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
     ran = malt("run", config)
@@ -115,6 +102,13 @@ def test_two_questions_that_fail_for_good_are_left_out_and_said(
     assert ran.stderr.count("maximum context length") == 2
     assert {failure.question_id for failure in ran.summary.failures} == incomplete(ran.summary.path)
     assert len(reasons_in_store(ran.summary.path)) == 2
+
+    provider.faults, asked = None, provider.request_count
+    healed = malt("run", config)
+    assert requests(provider, since=asked) == times(2, REQUESTS)
+    assert (healed.code, healed.summary.complete, healed.summary.version) == (0, QUESTIONS, 2)
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "that never failed"))
+    assert malt("run", config).summary.content_sha256 == healed.summary.content_sha256
 
 
 def incomplete(version: str | None) -> set[str]:
@@ -135,43 +129,11 @@ def reasons_in_store(version: str | None) -> set[str]:
     return failed
 
 
-def test_healed_a_run_sends_only_what_is_missing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
-    provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
-    malt("run", config)
-    provider.faults, asked = None, provider.request_count
-    healed = malt("run", config)
-    assert requests(provider, since=asked) == times(2, REQUESTS)
-    assert (healed.code, healed.summary.complete, healed.summary.version) == (0, QUESTIONS, 2)
-
-
-def test_a_healed_run_has_the_digest_of_one_that_never_failed(
-    malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    provider.faults = mishaps.when(
-        lambda asked: is_failing(asked) and asked.model == "refiner", mishaps.context_overflow()
-    )
-    assert malt("run", config).summary.failed_branches == 18
-    provider.faults = None
-    healed = malt("run", config).summary
-    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "elsewhere"))
-    assert malt("run", config).summary.content_sha256 == healed.content_sha256
-
-
 def test_an_incomplete_run_may_publish_nothing(malt: Malt, config: Path, provider: ScriptedProvider) -> None:
     provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
     ran = malt("run", config, "-s", "run.on_incomplete=fail")
     assert (ran.code, ran.summary.version, ran.summary.failed_branches) == (1, None, 2)
     assert not Settings().datasets_dir.exists()
-
-
-def test_assemble_publishes_what_is_stored_and_asks_nobody(
-    malt: Malt, config: Path, provider: ScriptedProvider
-) -> None:
-    grown, asked = malt("run", config, "-s", "run.on_incomplete=fail").summary, provider.request_count
-    assembled = malt("assemble", config)
-    assert provider.request_count == asked
-    assert (assembled.code, assembled.summary.content_sha256) == (0, grown.content_sha256)
-    assert assembled.summary.cached_completions == 39 * QUESTIONS
 
 
 def test_assemble_leaves_out_what_is_not_stored(malt: Malt, config: Path, provider: ScriptedProvider) -> None:

@@ -1,21 +1,27 @@
-"""Two runs of one dataset at the same time: one waits for the other, and nothing is asked for twice."""
+"""Two runs of one dataset at the same time: one waits for the other, however it ends; nothing is asked for twice."""
 
 import json
+import math
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 
 from malt.config.roles import Role
 from malt.engine.build import RunSummary
 from malt.engine.signals import MESSAGE
 from tests.configs import QUESTIONS, write_config
-from tests.flows.conftest import beside_progress
+from tests.flows.conftest import Malt, Ran, beside_progress
 from tests.flows.test_process import STARTS_WITHIN_S, STOP_LIMIT_S, start, wait_for_requests
 from tests.flows.test_rerun import rerun_of
 from tests.postgres import postgres as postgres
@@ -24,6 +30,8 @@ from tests.providers import ScriptedProvider
 WAITS = "dataset sums: waiting for flow run sums"
 ALL = 13 * QUESTIONS
 Run = subprocess.Popen[str]
+_HEARD_AFTER_S = 3.0
+"""By then a run acts on a signal, and still waits for its answers."""
 
 
 @pytest.fixture
@@ -41,18 +49,28 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @contextmanager
-def two_runs(config: Path, provider: ScriptedProvider, *options: str) -> Iterator[tuple[Run, Run, str]]:
-    """A run that has asked for its first answers, another one that waits for it, and what that one said."""
-    with start(config, "--json", *options) as first:
-        wait_for_requests(provider, QUESTIONS, first)
-        with start(config, "--json") as second:
-            assert second.stderr is not None
-            yield first, second, second.stderr.readline()
+def two_runs(
+    config: Path,
+    provider: ScriptedProvider,
+    malt: Malt,
+    caplog: pytest.LogCaptureFixture,
+    *options: str,
+    asked: int = QUESTIONS,
+) -> Iterator[tuple[Run, "Future[Ran]"]]:
+    """A run that has asked for its first answers, and another one, in this process, that waits for it."""
+    with start(config, "--json", *options) as first, ThreadPoolExecutor(1) as pool:
+        try:
+            wait_for_requests(provider, asked, first)
+            second = pool.submit(copy_context().run, malt, "run", config)
+            wait_until_told(caplog, second)
+            yield first, second
+        finally:
+            provider.holds, provider.holds_from = False, math.inf
 
 
-def wait_until_told(caplog: pytest.LogCaptureFixture, rerunning: "Future[RunSummary]") -> None:
+def wait_until_told(caplog: pytest.LogCaptureFixture, run: "Future[Any]") -> None:
     while WAITS not in caplog.text:
-        assert not rerunning.done(), rerunning.result()
+        assert not run.done(), run.result()
         time.sleep(0.05)
 
 
@@ -63,11 +81,13 @@ def summary_of(run: Run) -> RunSummary:
 
 
 @pytest.mark.usefixtures("store")
-def test_the_second_run_waits_and_asks_for_nothing(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, said):
+def test_the_second_run_waits_and_asks_for_nothing(
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture
+) -> None:
+    with two_runs(config, provider, malt, caplog) as (first, second):
         provider.holds = False
-        summaries = summary_of(first), summary_of(second)
-    assert said.startswith(WAITS)
+        summaries = summary_of(first), second.result().summary
+    [said] = [message for message in caplog.messages if message.startswith(WAITS)]
     assert f"process {first.pid} on " in said
     assert [summary.requests for summary in summaries] == [ALL, 0]
     assert {summary.content_sha256 for summary in summaries} == {summaries[0].content_sha256}
@@ -76,23 +96,22 @@ def test_the_second_run_waits_and_asks_for_nothing(config: Path, provider: Scrip
     assert all(asked.attempt == 0 for asked in provider.requests)
 
 
-def test_a_run_that_waits_goes_on_when_the_other_is_killed(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, _):
+def test_a_run_that_waits_can_be_interrupted_and_goes_on_when_the_other_is_killed(
+    config: Path, provider: ScriptedProvider, malt: Malt, caplog: pytest.LogCaptureFixture
+) -> None:
+    with two_runs(config, provider, malt, caplog) as (first, second):
+        with start(config, "--json") as third:
+            assert third.stderr is not None
+            assert third.stderr.readline().startswith(WAITS)
+            third.send_signal(signal.SIGINT)
+            _, err = third.communicate(timeout=STOP_LIMIT_S)
+        assert (third.returncode, beside_progress(err)) == (130, f"error: {MESSAGE}")
+        assert first.poll() is None
         first.kill()
         first.communicate()
         provider.holds = False
-        summary = summary_of(second)
+        summary = second.result().summary
     assert (summary.complete, summary.requests) == (QUESTIONS, ALL)
-
-
-def test_a_run_that_waits_can_be_interrupted(config: Path, provider: ScriptedProvider) -> None:
-    with two_runs(config, provider) as (first, second, _):
-        second.send_signal(signal.SIGINT)
-        _, err = second.communicate(timeout=STOP_LIMIT_S)
-        assert first.poll() is None
-        first.kill()
-    assert second.returncode == 130
-    assert beside_progress(err) == f"error: {MESSAGE}"
 
 
 def test_answers_are_not_set_aside_under_a_run(
@@ -111,19 +130,44 @@ def test_answers_are_not_set_aside_under_a_run(
     assert provider.request_count == ALL
 
 
-@pytest.mark.parametrize("runner", ["threads", "processes", "dask", "ray"])
-def test_what_an_interrupted_run_still_gets_is_not_asked_for_by_the_next(
-    config: Path, provider: ScriptedProvider, runner: str
+@pytest.mark.parametrize(
+    ("how", "option"),
+    [
+        (signal.SIGINT, "run.tracking=branch"),
+        (signal.SIGTERM, "run.tracking=shard"),
+        (signal.SIGINT, "run.task_runner=processes"),
+        (signal.SIGINT, "run.task_runner=dask"),
+        (signal.SIGINT, "run.task_runner=ray"),
+    ],
+    ids=["interrupted", "terminated", "interrupted with workers", "interrupted with Dask", "interrupted with Ray"],
+)
+def test_a_run_that_is_stopped_ends_soon_and_loses_nothing_to_the_one_that_waits(
+    config: Path,
+    provider: ScriptedProvider,
+    malt: Malt,
+    caplog: pytest.LogCaptureFixture,
+    how: signal.Signals,
+    option: str,
 ) -> None:
-    if runner in ("dask", "ray"):
-        pytest.importorskip(f"prefect_{runner}")
-    with two_runs(config, provider, "-s", f"run.task_runner={runner}") as (first, second, _):
-        first.send_signal(signal.SIGINT)
-        time.sleep(1.0)  # in which a run that did not care would let go of the lock
-        provider.holds = False
-        first.communicate(timeout=STOP_LIMIT_S)
-        summary = summary_of(second)
+    """A run that did not care would let go of the lock before it has its answers."""
+    if option.endswith(("dask", "ray")):
+        pytest.importorskip(f"prefect_{option.rpartition('=')[2]}")
+    provider.holds, provider.holds_from = False, 20
+    with two_runs(config, provider, malt, caplog, "-s", option, asked=25) as (first, second):
+        os.killpg(first.pid, how) if how is signal.SIGINT else first.send_signal(how)
+        time.sleep(_HEARD_AFTER_S)
+        sent, provider.holds_from = provider.request_count, math.inf
+        out, err = first.communicate(timeout=STOP_LIMIT_S)
+        rest = second.result().summary
     assert first.returncode == 130
-    assert summary.complete == QUESTIONS
-    assert provider.request_count == ALL
+    assert (out, beside_progress(err)) == ("", f"error: {MESSAGE}")
+    assert (rest.complete, rest.requests, provider.request_count) == (QUESTIONS, ALL - sent, ALL)
     assert all(asked.attempt == 0 for asked in provider.requests)
+    assert sorted(states_of_flow_runs()) == ["COMPLETED", "CRASHED"]
+
+
+def states_of_flow_runs() -> list[str]:
+    """How the two latest runs that the server knows ended."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
+    return [run.state_type.value for run in runs if run.state_type is not None]

@@ -1,5 +1,6 @@
 """What Prefect shows of a run: task runs for branches or batches, with states and edges; its own state; artifacts."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun, TaskRunResult
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Running
 
+from flows.from_config import from_config
+from flows.generate import generate
+from flows.watch import mark_crashed
 from malt.cli.main import exit_code
 from tests import mishaps, providers
 from tests.configs import write_config
@@ -299,3 +304,21 @@ def test_a_block_that_is_not_there_is_said_and_nobody_is_asked(
     assert exit_code(["run", str(config), f"{role}.api_key_env=", f"{role}.api_key_block=no-such-block"]) == 2
     assert "api_key_block = 'no-such-block': the Prefect server has no Secret block" in capfd.readouterr().err
     assert provider.request_count == 0
+
+
+def test_a_form_that_is_wrong_fails_at_once_in_one_sentence_that_names_the_field(config: Path) -> None:
+    async def fill_in() -> str:
+        state = await from_config(config, overrides=("credit.threshold=1.5",), return_state=True)
+        assert state.is_failed()
+        return str(state.message)
+
+    said = asyncio.run(fill_in())
+    assert "credit.threshold" in said
+    assert "\n" not in said
+
+
+def test_a_run_that_has_just_begun_is_not_taken_for_dead() -> None:
+    with get_client(sync_client=True) as client:
+        begun = client.create_flow_run(generate, state=Running()).id
+        asyncio.run(mark_crashed(f"prefect.flow-run.{begun}"))
+        assert state_of(client.read_flow_run(begun)).is_running()

@@ -67,8 +67,38 @@ def ends_within(seconds: float, api_url: str) -> bool:
     return True
 
 
-def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(tmp_path: Path) -> None:
-    """They share new records, and one of them belongs to a process that is killed."""
+def revision(database: Path) -> str:
+    with closing(sqlite3.connect(database)) as reading:
+        return str(reading.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def rows(database: Path) -> int:
+    """Count the rows of all tables but that of the revision."""
+    with closing(sqlite3.connect(database)) as reading:
+        tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database that set-up made, in a cache of its own where one lay that cannot be read."""
+    caches = tmp_path_factory.mktemp("caches")
+    path = caches / "malt" / f"prefect-{version('prefect')}.db"
+    path.parent.mkdir()
+    path.write_text("no database at all" * 100)
+    made = [sys.executable, "-m", "malt.hosting.private_prefect"]
+    subprocess.run(made, check=True, env={**os.environ, "XDG_CACHE_HOME": str(caches)})
+    assert rows(path) == 0
+    return path
+
+
+def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share new records, a copy of what set-up made, and one of them belongs to a process that is killed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept.parents[1]))
+    with closing(sqlite3.connect(kept)) as marking:
+        marking.execute("PRAGMA user_version = 7")
     own = PrefectServer(tmp_path / "prefect")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "prefect")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -81,6 +111,9 @@ def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(
     assert ends_within(STOPPED_WITHIN_S, others_url)
     own.stop()
     assert not is_listening(own.api_url)
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as reading:
+        assert reading.execute("PRAGMA user_version").fetchone() == (7,)
+    assert revision(tmp_path / "prefect" / "prefect.db") == revision(kept)
 
 
 def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
@@ -131,8 +164,14 @@ def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> N
     assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
 
 
-def test_one_that_is_killed_is_there_again_at_its_address_and_knows_who_holds_slots(tmp_path: Path) -> None:
-    server = PrefectServer(tmp_path)
+def test_one_that_is_killed_is_there_again_at_its_address_and_knows_who_holds_slots(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it records is its user's alone: a database that was there before is not cached."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(kept, tmp_path / "home" / "prefect.db")
+    server = PrefectServer(tmp_path / "home")
     server.wait_until_ready()
     client = httpx.Client(base_url=server.api_url, headers=auth_headers(server.auth_string), timeout=60)
     client.post("/v2/concurrency_limits/", json={"name": "slots", "limit": 1}).raise_for_status()
@@ -155,48 +194,7 @@ def test_one_that_is_killed_is_there_again_at_its_address_and_knows_who_holds_sl
     server.stop()
     assert not is_listening(server.api_url)
     assert not server.has_ended()
-
-
-def revision(database: Path) -> str:
-    with closing(sqlite3.connect(database)) as reading:
-        return str(reading.execute("SELECT version_num FROM alembic_version").fetchone()[0])
-
-
-def rows(database: Path) -> int:
-    """Count the rows of all tables but that of the revision."""
-    with closing(sqlite3.connect(database)) as reading:
-        tables = [name for (name,) in reading.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return sum(int(reading.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]) for name in tables) - 1
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database that set-up made, in a cache of its own."""
-    caches = tmp_path_factory.mktemp("caches")
-    made = [sys.executable, "-m", "malt.hosting.private_prefect"]
-    subprocess.run(made, check=True, env={**os.environ, "XDG_CACHE_HOME": str(caches)})
-    (path,) = (caches / "malt").iterdir()
-    return path
-
-
-def started_once(home: Path) -> Path:
-    server = PrefectServer(home)
-    server.wait_until_ready()
-    server.stop()
-    return home / "prefect.db"
-
-
-def test_a_new_database_begins_as_a_copy_of_the_one_that_set_up_made(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(kept.parents[1]))
-    assert rows(kept) == 0
-    with closing(sqlite3.connect(kept)) as marking:
-        marking.execute("PRAGMA user_version = 7")
-    new = started_once(tmp_path / "home")
-    with closing(sqlite3.connect(new)) as reading:
-        assert reading.execute("PRAGMA user_version").fetchone() == (7,)
-    assert revision(new) == revision(kept)
+    assert not (tmp_path / "caches").exists()
 
 
 def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: Path) -> None:
@@ -209,16 +207,6 @@ def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: P
         assert reading.execute("SELECT name FROM sqlite_master").fetchall() == [("kept",)]
 
 
-def test_a_kept_database_that_cannot_be_read_is_made_and_kept_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept = tmp_path / "malt" / f"prefect-{version('prefect')}.db"
-    kept.parent.mkdir()
-    kept.write_text("no database at all" * 100)
-    assert revision(started_once(tmp_path / "home")) == revision(kept)
-
-
 def test_where_nothing_can_be_kept_nothing_is_copied(tmp_path: Path) -> None:
     """A server then makes its own, as it does where it cannot read what is kept."""
     nowhere, own = tmp_path / "file" / "malt" / "prefect.db", tmp_path / "prefect.db"
@@ -226,12 +214,3 @@ def test_where_nothing_can_be_kept_nothing_is_copied(tmp_path: Path) -> None:
     sqlite3.connect(own).close()
     assert not copy_database(nowhere, own)
     assert not copy_database(own, nowhere)
-
-
-def test_records_of_runs_are_not_kept(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that was there before may hold some."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    (tmp_path / "home").mkdir()
-    shutil.copy(kept, tmp_path / "home" / "prefect.db")
-    started_once(tmp_path / "home")
-    assert not (tmp_path / "caches").exists()

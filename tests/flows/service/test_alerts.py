@@ -1,6 +1,7 @@
 """What the server does by itself: one alert a failure, with the state that the event told of; dead runs are marked."""
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from flows.watch import has_heartbeat
 from tests import mishaps
 from tests.flows.service.conftest import ENDED, Json, Prefect, declared, in_form, pid_of, wait_for
 from tests.providers import ScriptedProvider
+
+QUESTIONS, UNDER_WAY = 4, 4
 
 
 @pytest.fixture
@@ -35,47 +38,49 @@ def told_of(client: Prefect) -> dict[str, list[tuple[str, str]]]:
     return told
 
 
-def test_each_failure_is_told_of_once_with_its_state_and_no_run_is_marked_that_has_ended(
+def test_each_failure_is_told_of_once_with_its_state_and_a_killed_run_goes_on_when_it_is_retried(
     alerts: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     provider.faults = mishaps.when(lambda asked: asked.model == "refiner-model", mishaps.context_overflow())
     failed = alerts.run("generate", spec=in_form(declared("branch-alert", tmp_path, provider, 1)))
-    nowhere = declared("nowhere-alert", tmp_path, provider, 1, questions={"source": "/nowhere.jsonl"})
-    unread = alerts.run("generate", spec=in_form(nowhere))
-    provider.faults, provider.holds = None, True
-    sent = provider.request_count
-    killed = begin(alerts, in_form(declared("killed-alert", tmp_path, provider, 1)))
-    wait_for(lambda: provider.request_count > sent)
+    provider.faults, sent = None, provider.request_count
+    provider.holds_from = sent + UNDER_WAY
+    limited = declared("killed-alert", tmp_path, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY})
+    killed = begin(alerts, in_form(limited))
+    wait_for(lambda: provider.request_count > provider.holds_from)
     os.kill(pid_of(killed), signal.SIGKILL)
-    provider.holds = False
+    provider.holds_from = math.inf
     assert alerts.ended(killed)["state"]["name"] == "Crashed"
-    assert (
-        alerts.run("generate", spec=in_form(declared("no-alert", tmp_path, provider, 1)))["state_type"] == "COMPLETED"
-    )
+    wait_for(lambda: alerts.open_task_runs(killed) == [])
+    wait_for(lambda: is_done_with(alerts, killed))  # till then the worker would mark the retry as crashed
+    assert alerts.retry(killed)["state"]["message"] == f"killed-alert@v1: {QUESTIONS} questions complete"
+    assert provider.request_count - sent <= 13 * QUESTIONS + 3 * UNDER_WAY  # on the wire: each role has an endpoint
 
-    wanted = {
-        failed["id"]: [("branch-alert", "Failed")],
-        unread["id"]: [("nowhere-alert", "Failed")],
-        killed: [("killed-alert", "Crashed")],
-    }
+    wanted = {failed["id"]: [("branch-alert", "Failed")], killed: [("killed-alert", "Crashed")]}
     wait_for(lambda: told_of(alerts).keys() >= wanted.keys())
     assert told_of(alerts) == wanted
     assert [run for state in ENDED for run in alerts.flow_runs("mark-crashed", state)] == []
+
+
+def is_done_with(client: Prefect, flow_run_id: str) -> bool:
+    """Whether the worker has told all that it has to tell of a run's process."""
+    of_run = {
+        "event": {"name": ["prefect.worker.executed-flow-run"]},
+        "related": {"id": [f"prefect.flow-run.{flow_run_id}"]},
+    }
+    return bool(client.post("/events/filter", {"filter": of_run}).raise_for_status().json()["events"])
 
 
 def begin(client: Prefect, spec: Json) -> str:
     return str(client.trigger("generate", spec=spec).raise_for_status().json()["id"])
 
 
-def test_a_run_that_has_just_begun_is_left_alone_and_a_silent_one_is_marked_with_its_task_runs(
+def test_a_silent_run_is_marked_with_its_task_runs(
     prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
     provider.holds = True
     flow_run_id = begin(prefect, in_form(declared("silent", tmp_path, provider, 1)))
     wait_for(lambda: provider.request_count > 0 and prefect.state(flow_run_id)["name"] == "Running")
-    prefect.run("mark-crashed", resource=f"prefect.flow-run.{flow_run_id}")
-    assert prefect.state(flow_run_id)["name"] == "Running"
-
     os.kill(pid_of(flow_run_id), signal.SIGSTOP)
     prefect.run("mark-crashed", resource=f"prefect.flow-run.{flow_run_id}", silence_s=0.0)
     assert prefect.state(flow_run_id)["message"].startswith("No sign of life")

@@ -1,13 +1,9 @@
-"""A run that is cancelled, suspended, killed or ended with the service: it asks no more, and keeps what it gets."""
+"""A run that is cancelled, suspended or ended with the service: it asks no more, and keeps what it gets."""
 
-import os
-import signal
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-
-import pytest
 
 from tests.flows.service.conftest import (
     RUN_LIMIT_S,
@@ -30,7 +26,7 @@ BRANCHES: Json = {"tracking": "branch"}
 PROCESSES: Json = {"tracking": "shard", "task_runner": "processes"}
 
 
-def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json, name: str = "stopped") -> str:
+def begin(client: Prefect, provider: ScriptedProvider, folder: Path, run: Json, name: str) -> str:
     """Start a run that takes a minute, a few requests at a time; return its id once it has asked for some."""
     provider.latency_s = 2.0
     spec = declared(name, folder, provider, QUESTIONS, limits={"max_in_flight": UNDER_WAY}, run=run)
@@ -49,11 +45,10 @@ def stored(service: Up, flow_run_id: str) -> int:
         return int(counted.fetchone()[0])
 
 
-@pytest.mark.parametrize("run", [BRANCHES, PROCESSES], ids=["branches", "processes"])
 def test_a_cancelled_run_asks_no_more_and_stores_what_it_still_gets(
-    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path, run: Json
+    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    flow_run_id = begin(prefect, provider, tmp_path, run)
+    flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "cancelled")
     prefect.set_state(flow_run_id, type="CANCELLING")
     assert prefect.ended(flow_run_id)["state_type"] == "CANCELLED"
     assert len(provider.sent) == provider.request_count < ALL
@@ -86,49 +81,36 @@ def is_running(flow_run_id: str) -> bool:
         return False
 
 
-def test_a_killed_run_leaves_no_task_run_open_and_retry_asks_for_what_was_on_the_wire(
-    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
-) -> None:
-    flow_run_id = begin(prefect, provider, tmp_path, BRANCHES, "slain")
-    os.kill(pid_of(flow_run_id), signal.SIGKILL)
-    assert prefect.ended(flow_run_id)["state_type"] == "CRASHED"
-    wait_for(lambda: prefect.open_task_runs(flow_run_id) == [])
-    wait_for(lambda: is_done_with(prefect, flow_run_id))  # till then the worker would mark the retry as crashed
-    provider.latency_s = 0.0
-    assert prefect.retry(flow_run_id)["state"]["message"] == "slain@v1: 8 questions complete"
-    assert provider.request_count <= ALL + 3 * UNDER_WAY  # each role has an endpoint
-
-
-def is_done_with(client: Prefect, flow_run_id: str) -> bool:
-    """Whether the worker has told all that it has to tell of a run's process."""
-    of_run = {
-        "event": {"name": ["prefect.worker.executed-flow-run"]},
-        "related": {"id": [f"prefect.flow-run.{flow_run_id}"]},
-    }
-    return bool(client.post("/events/filter", {"filter": of_run}).raise_for_status().json()["events"])
-
-
-def test_the_next_start_says_which_runs_were_killed_with_the_last_one(
+def test_a_service_that_was_killed_is_told_of_by_the_next_which_ctrl_c_ends_once_its_run_has_stored_what_it_gets(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
     up = start(tmp_path / "data", "--port", str(free_port()))
     client = Prefect(up)
-    flow_run_id = begin(client, provider, tmp_path, BRANCHES, "lost")
+    lost = begin(client, provider, tmp_path, BRANCHES, "lost")
     elsewhere = run_of_another_machine(client)
     client.http.close()
     up.process.kill()
     up.process.communicate()
     wait_for(lambda: up.processes() == [])
+
     again = start(tmp_path / "data", "--port", str(free_port()))
     assert again.process.stdout is not None
     while "was under way when `malt up` was killed" not in (line := again.process.stdout.readline()):
         assert line
     assert line.startswith("lost: ")
     client = Prefect(again)
-    assert client.state(flow_run_id)["type"] == "CRASHED"
+    assert client.state(lost)["type"] == "CRASHED"
     assert client.state(elsewhere)["type"] == "RUNNING"
-    client.http.close()
-    again.stop()
+
+    with ScriptedProvider() as other:
+        stopped = begin(client, other, tmp_path, PROCESSES, "stopped")
+        client.http.close()
+        assert len(again.processes()) >= 6  # server, worker and what ties it, the run and its workers
+        again.stop()
+        assert again.process.returncode == 0
+        wait_for(lambda: again.processes() == [])
+        assert len(other.sent) == other.request_count < ALL
+        assert stored(again, stopped) == other.completions_sent
 
 
 def run_of_another_machine(client: Prefect) -> str:
@@ -138,18 +120,3 @@ def run_of_another_machine(client: Prefect) -> str:
     flow_run_id = str(client.post(path, wanted).raise_for_status().json()["id"])
     client.ask("PATCH", f"/flow_runs/{flow_run_id}", {"infrastructure_pid": str(2**30)}).raise_for_status()
     return flow_run_id
-
-
-def test_ctrl_c_ends_the_run_under_way_once_it_has_stored_what_it_gets_the_worker_and_the_server(
-    tmp_path: Path, provider: ScriptedProvider
-) -> None:
-    up = start(tmp_path / "data", "--port", str(free_port()))
-    client = Prefect(up)
-    flow_run_id = begin(client, provider, tmp_path, PROCESSES)
-    client.http.close()
-    assert len(up.processes()) >= 6  # server, worker and what ties it, the run and its workers
-    up.stop()
-    assert up.process.returncode == 0
-    wait_for(lambda: up.processes() == [])
-    assert len(provider.sent) == provider.request_count < ALL
-    assert stored(up, flow_run_id) == provider.completions_sent

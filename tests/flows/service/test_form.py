@@ -166,10 +166,3 @@ def test_an_override_that_holds_a_key_or_is_none_is_refused_and_not_written_down
 ) -> None:
     assert prefect.trigger("from-config", overrides=[override]).status_code == 409
     assert not found_in_records(prefect, b"hush", SECRET.encode())
-
-
-def test_a_form_that_is_wrong_fails_at_once_in_one_sentence_that_names_the_field(prefect: Prefect) -> None:
-    ended = prefect.run("from-config", overrides=["credit.threshold=1.5"])
-    assert ended["state_type"] == "FAILED"
-    assert "credit.threshold" in ended["state"]["message"]
-    assert "\n" not in ended["state"]["message"]

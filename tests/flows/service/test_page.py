@@ -5,7 +5,6 @@ from pathlib import Path
 
 import httpx
 
-from tests import mishaps
 from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form, wait_for
 from tests.providers import ScriptedProvider
 
@@ -48,15 +47,3 @@ def events(prefect: Prefect, name: str, resource: str) -> list[str]:
     wanted = {"filter": {"event": {"name": [name]}, "resource": {"id": [resource]}}}
     found = prefect.post("/events/filter", wanted).raise_for_status().json()["events"]
     return [each["resource"].get("prefect.resource.name", "") for each in found]
-
-
-def test_many_questions_are_a_task_run_each_and_one_that_failed_is_not_green(
-    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
-) -> None:
-    provider.faults = mishaps.when(lambda asked: "What is 3 + 10?" in asked.prompt, mishaps.context_overflow())
-    ended = prefect.run("generate", spec=in_form(declared("many", tmp_path, provider, 14)))
-    wait_for(lambda: len(prefect.task_runs(ended["id"])) == 14 + 1 and prefect.open_task_runs(ended["id"]) == [])
-    task_runs = {each["name"]: each["state_type"] for each in prefect.task_runs(ended["id"])}
-    assert sorted(task_runs.values()) == ["COMPLETED"] * 14 + ["FAILED"]
-    (failed,) = (name.removeprefix("grow ") for name, state in task_runs.items() if state == "FAILED")
-    wait_for(lambda: any(line.startswith(f"{failed}/: no generator: ") for line in prefect.logs(ended["id"])))

@@ -1,15 +1,17 @@
 """Failed branches are asked for again in three ways, each on a real server by a real worker; the provider counts."""
 
+from collections import Counter
 from pathlib import Path
 
 from tests import mishaps
-from tests.flows.service.conftest import Prefect, declared, in_form
+from tests.flows.service.conftest import Prefect, declared, in_form, wait_for
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider
 
-QUESTIONS = 8
+QUESTIONS = 14
+"""So many that each is a task run."""
 BRANCHES = 13 * QUESTIONS
-"""Requests, one a branch: 104."""
+"""Requests, one a branch: 182."""
 
 
 def breaking(provider: ScriptedProvider, count: int) -> set[str]:
@@ -36,6 +38,7 @@ def test_retry_a_new_run_and_rerun_ask_for_exactly_what_is_missing(
     assert failed["state_type"] == "FAILED"
     assert failed["state"]["message"].startswith("14 failed branches")
     assert provider.request_count == BRANCHES
+    check_task_runs(prefect, failed["id"])
 
     for way, still_missing in (("retry", 9), ("again", 4), ("rerun", 0)):
         missing, sent = len(broken), provider.request_count
@@ -52,5 +55,16 @@ def test_retry_a_new_run_and_rerun_ask_for_exactly_what_is_missing(
         assert ended["state_type"] == ("FAILED" if still_missing else "COMPLETED"), way
 
     assert len({asked.conversation for asked in provider.requests}) == BRANCHES
-    assert ended["state"]["message"] == f"healing@v{len(prefect.versions('healing'))}: 8 questions complete"
+    assert ended["state"]["message"] == f"healing@v{len(prefect.versions('healing'))}: {QUESTIONS} questions complete"
     assert "healing-changes" in prefect.artifacts(ended["id"])
+
+
+def check_task_runs(prefect: Prefect, flow_run_id: str) -> None:
+    """Check that each question is a task run, which is red where something of it failed, and the log says what."""
+    wait_for(lambda: len(prefect.task_runs(flow_run_id)) == QUESTIONS + 1 and not prefect.open_task_runs(flow_run_id))
+    states = {each["name"]: each["state_type"] for each in prefect.task_runs(flow_run_id)}
+    failed = [name.removeprefix("grow ") for name, state in states.items() if state == "FAILED"]
+    assert Counter(states.values()) == {"COMPLETED": QUESTIONS + 1 - len(failed), "FAILED": len(failed)}
+    logged = prefect.logs(flow_run_id)
+    assert 0 < len(failed) < QUESTIONS
+    assert all(any(line.startswith(f"{each}/") and ": no refiner: " in line for line in logged) for each in failed)
