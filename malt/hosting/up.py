@@ -49,8 +49,9 @@ _WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 """How often it asks for work; Prefect's own 10 seconds are for servers with many workers."""
 _UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}, "limit": 200}
 _CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
-_NICENESS = 10
-"""Of a worker and its runs: they give way to the server, whose pages somebody waits for."""
+_NICENESS = 7
+"""Of a worker and its runs: they give way to the server, whose pages somebody waits for. With 5, it takes up to 6 s to
+answer beside three large runs on two cores; with 10, a run gets hardly anything beside a busy neighbour."""
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
 
