@@ -51,7 +51,7 @@ _UNDER_WAY = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "C
 _CRASHED = {"type": "CRASHED", "message": "`malt up` and its worker were killed, and this run with them."}
 _NICENESS = 7
 """Of a worker and its runs: they give way to the server, whose pages somebody waits for. With 5, it takes up to 6 s to
-answer beside three large runs on two cores; with 10, Linux gives a run a tenth of what a neighbour gets, and not a fifth."""
+answer beside three large runs on two cores; with 10, Linux gives a run a tenth of what others get, and not a fifth."""
 _SERVER_STOP_LIMIT_S = 1.5
 _LOOK_EVERY_S = 0.5
 
