@@ -8,6 +8,7 @@ from prefect import flow, get_run_logger
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import Crashed
 from prefect.utilities.urls import url_for
@@ -47,21 +48,21 @@ async def mark_crashed(resource: str, silence_s: float = 90.0) -> None:
     silent_since = datetime.now(UTC) - timedelta(seconds=silence_s)
     async with get_client() as client:
         run = await client.read_flow_run(id_of(resource))
-        if run.state is None or not run.state.is_running():
-            return
-        if run.state.timestamp > silent_since or await has_heartbeat(resource, silent_since):
+        if run.state is None or not run.state.is_running() or await was_heard_of(run, silent_since):
             return
         await client.set_flow_run_state(run.id, Crashed(message="No sign of life: its process or machine is gone."))
     closed = await close_task_runs(run.id)
     get_run_logger().warning("%s is marked as crashed, and %s task runs of it", run.name, closed)
 
 
-async def has_heartbeat(resource: str, since: datetime) -> bool:
-    """Whether a run was heard of meanwhile: a server under load hears of it late."""
+async def was_heard_of(run: FlowRun, since: datetime) -> bool:
+    """Whether a run began or sent a heartbeat meanwhile: a server under load hears of that late."""
+    if run.state is not None and run.state.timestamp > since:
+        return True
     heard = EventFilter(
         occurred=EventOccurredFilter(since=since),
         event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
-        resource=EventResourceFilter(id=[resource]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
     )
     async with get_client() as client:
         return bool((await client.read_events(heard, limit=1)).events)

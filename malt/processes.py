@@ -42,11 +42,12 @@ def is_running(pid: int) -> bool:
 
 def weigh_session(pid: int) -> None:
     """Give the session that a process leads the process's niceness: Linux weighs sessions first, and new ones alike."""
-    if os.getsid(pid) != pid:
+    niceness = os.getpriority(os.PRIO_PROCESS, pid)
+    if not niceness or os.getsid(pid) != pid:
         return
     for _ in range(_WEIGHINGS):
         try:
-            Path(f"/proc/{pid}/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, pid)))
+            Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
         except BlockingIOError:  # Linux takes ten a second from users
             time.sleep(0.1)
         except OSError:  # other systems weigh processes alone

@@ -189,8 +189,9 @@ def assemble(config: Path, override: tuple[str, ...], limit: int | None, files: 
 
 
 def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Job":
-    from malt.config.loader import load_spec
-    from malt.engine.job import read_job
+    with paused_gc():
+        from malt.config.loader import load_spec
+        from malt.engine.job import read_job
 
     return read_job(load_spec(config, override, limit))
 

@@ -21,7 +21,7 @@ from malt.datasets.version.dataset_version import open_version
 from malt.engine.job import read_job
 from malt.engine.runner import run_job
 
-for growth in ("full", "adaptive"):
+for growth in ("adaptive", "full"):
     spec = load_spec(Path("sums.toml"), [f"growth={growth}"])
     version = open_version(asyncio.run(run_job(read_job(spec))).path)
     last = version.sft(PLAYERS[-1])
@@ -74,4 +74,4 @@ def test_two_more_roles_take_their_declarations_and_prompts(provider: ScriptedPr
         check=False,
     )
     assert made.returncode == 0, made.stderr
-    assert made.stdout.splitlines() == [f"{growth} editor {2 * 12} True 4" for growth in ("full", "adaptive")]
+    assert made.stdout.splitlines() == [f"{growth} editor {2 * 12} True 4" for growth in ("adaptive", "full")]

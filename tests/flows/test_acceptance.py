@@ -92,7 +92,7 @@ def test_what_is_changed_is_all_that_is_asked_for_and_makes_a_version(
     assert (grown.code, grown.summary.version) == (0, 4)
 
 
-def test_questions_that_fail_are_left_out_and_said_and_healed_a_run_sends_only_what_is_missing(
+def test_questions_that_fail_are_left_out_and_said_and_healed_they_make_the_dataset_of_a_run_that_never_failed(
     malt: Malt, config: Path, provider: ScriptedProvider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.faults = mishaps.when(is_failing, mishaps.context_overflow())
@@ -107,8 +107,17 @@ def test_questions_that_fail_are_left_out_and_said_and_healed_a_run_sends_only_w
     healed = malt("run", config)
     assert requests(provider, since=asked) == times(2, REQUESTS)
     assert (healed.code, healed.summary.complete, healed.summary.version) == (0, QUESTIONS, 2)
+
+    monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "whose refiner failed"))
+    provider.faults = mishaps.when(
+        lambda asked: is_failing(asked) and asked.model == "refiner", mishaps.context_overflow()
+    )
+    assert malt("run", config).summary.failed_branches == 18
+    provider.faults = None
+    partly = malt("run", config)
     monkeypatch.setenv("MALT_DATA_DIR", str(tmp_path / "that never failed"))
-    assert malt("run", config).summary.content_sha256 == healed.summary.content_sha256
+    digests = {each.summary.content_sha256 for each in (healed, partly, malt("run", config))}
+    assert digests == {healed.summary.content_sha256}
 
 
 def incomplete(version: str | None) -> set[str]:

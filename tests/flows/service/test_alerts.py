@@ -10,9 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 
-from flows.watch import has_heartbeat
+from flows.generate import generate
+from flows.watch import was_heard_of
 from tests import mishaps
 from tests.flows.service.conftest import ENDED, Json, Prefect, declared, in_form, pid_of, wait_for
 from tests.providers import ScriptedProvider
@@ -89,16 +92,24 @@ def test_a_silent_run_is_marked_with_its_task_runs(
     provider.holds = False
 
 
-def test_a_heartbeat_counts_for_as_long_as_was_asked(prefect: Prefect) -> None:
-    now, resource = datetime.now(UTC), f"prefect.flow-run.{uuid4()}"
-    heartbeat = {
-        "id": str(uuid4()),
-        "event": "prefect.flow-run.heartbeat",
-        "occurred": (now - timedelta(minutes=2)).isoformat(),
-        "resource": {"prefect.resource.id": resource},
-    }
-    prefect.post("/events", [heartbeat]).raise_for_status()
+def test_a_run_was_heard_of_when_it_began_and_when_it_sent_a_heartbeat(prefect: Prefect) -> None:
+    async def heard_of(since: datetime) -> bool:
+        return await was_heard_of(run, since)
+
     service = {PREFECT_API_URL: prefect.service.api_url, PREFECT_API_AUTH_STRING: prefect.service.auth_string}
     with temporary_settings(service):
-        wait_for(lambda: asyncio.run(has_heartbeat(resource, now - timedelta(minutes=3))))
-        assert not asyncio.run(has_heartbeat(resource, now - timedelta(minutes=1)))
+        with get_client(sync_client=True) as client:
+            run = client.create_flow_run(generate, state=Running())
+        assert run.state is not None
+        began = run.state.timestamp
+        assert asyncio.run(heard_of(began - timedelta(seconds=1)))
+        assert not asyncio.run(heard_of(began))
+        heartbeat = {
+            "id": str(uuid4()),
+            "event": "prefect.flow-run.heartbeat",
+            "occurred": datetime.now(UTC).isoformat(),
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+        }
+        prefect.post("/events", [heartbeat]).raise_for_status()
+        wait_for(lambda: asyncio.run(heard_of(began)))
+        prefect.set_state(str(run.id), type="CANCELLED", name="Cancelled")
