@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +63,12 @@ class Page:
                 return result
 
     def open(self, url: str) -> None:
-        """Load a page and wait until it is there."""
+        """Load a page and wait until it is there; raises where that does not come, as for one that leaves at once."""
         self.events.clear()
-        loader = self.call("Page.navigate", url=url)["loaderId"]
+        loader, deadline = self.call("Page.navigate", url=url)["loaderId"], time.monotonic() + ANSWER_S
         while not any(is_loaded(event, loader) for event in self.events):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{url} was not loaded within {ANSWER_S:.0f} s")
             self._receive()
 
     def js(self, expression: str) -> Any:  # noqa: ANN401 - whatever the page has
