@@ -13,7 +13,7 @@ from pathlib import Path
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _RESTARTS, _WITHIN_S = 5, 60.0
-_WEIGHINGS = 10
+_TRIES = 10
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def weigh_session(pid: int) -> None:
     niceness = os.getpriority(os.PRIO_PROCESS, pid)
     if not niceness or os.getsid(pid) != pid:
         return
-    for _ in range(_WEIGHINGS):
+    for _ in range(_TRIES):
         try:
             Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
         except BlockingIOError:  # Linux takes ten a second from users

@@ -117,7 +117,7 @@ def choose_questions(questions: Sequence[Question], ids: Sequence[str]) -> Seque
 
 
 def set_aside(job: Job, roles: Collection[Role], before: float) -> int:
-    """Set aside what the job's trees hold of these roles from before a time (s since the epoch); return how many."""
+    """Set aside what these roles answered in the job's trees before a time (s since the epoch); return how many."""
     with Store(job.settings.store) as store:
         keys = {key for window in windows(job.questions) for key in _keys_of(window, job, roles, store)}
         return store.set_aside(sorted(keys), before)

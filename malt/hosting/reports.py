@@ -48,4 +48,5 @@ class WithReports:
         asked = _ADDRESS.fullmatch(path)
         if asked is None or not hmac.compare_digest(asked[1], _sign(self._auth_string, asked[2])):
             return None
-        return report if (report := self._data_dir / asked[2] / _REPORT).is_file() else None
+        report = self._data_dir / asked[2] / _REPORT
+        return report if report.is_file() else None

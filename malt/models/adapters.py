@@ -130,7 +130,9 @@ def _explain(name: str, difference: float, limit: float, *, is_base: bool) -> st
 def _distance(known: Mapping[str, float], listed: Mapping[str, float]) -> float:
     """Return the largest difference; a token that is not listed is at most as likely as the last one that is."""
     least = min(listed.values())
-    return max(abs(value - listed.get(token, min(value, least))) for token, value in known.items())
+    return max(
+        abs(value - listed[token]) if token in listed else max(0.0, value - least) for token, value in known.items()
+    )
 
 
 class _LoraServer:

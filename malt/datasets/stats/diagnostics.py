@@ -247,7 +247,8 @@ def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     """Return a node's own outcome: by the grade that counts, else by the diagnosis. None for a critique."""
     if node.address.is_leaf:
         return valued.grades[node.address].outcome
-    return own.outcome if (own := valued.diagnosis.get(node.address)) else None
+    own = valued.diagnosis.get(node.address)
+    return None if own is None else own.outcome
 
 
 def _reason_of(grade: Grade) -> str:

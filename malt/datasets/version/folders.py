@@ -48,7 +48,7 @@ def folder_numbers(folder: Path) -> list[int]:
 
 
 def _next_number(folder: Path) -> int:
-    """Return a number above all of versions, links and other files; the newest stays, so that none comes twice."""
+    """Return the next version's number, above that of all versions, links and other files; the newest always stays."""
     return max([*(number for number, _ in numbered_entries(folder)), *linked_numbers(folder).values()], default=0) + 1
 
 

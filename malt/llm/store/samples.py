@@ -135,7 +135,7 @@ class Store:
         return self.transact(write)
 
     def set_aside(self, keys: Iterable[str], before: float) -> int:
-        """Set aside what came for keys before a time, all or none; return how many. A repeat spares what came since."""
+        """Set aside what came for keys before a time, all or none; return how many. What came since is left alone."""
         wanted = list(keys)
 
         def move(connection: sa.Connection) -> int:
