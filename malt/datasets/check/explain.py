@@ -232,22 +232,16 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
         sibling=_explain_text(valued, nodes[1]) if len(nodes) == 2 else None,
         margin=pair.margin if pair else None,
         confidence=pair.confidence if pair else None,
-        decision=_decide(found, decisions),
+        decision=decisions.decide(found.kind, *found.addresses) if found.kind else None,
         related=tuple(other for other in _decide_rest(found, decisions) if other.row_id != row_id),
     )
-
-
-def _decide(found: FoundNodes, decisions: GateTrace) -> Decision | None:
-    if found.kind == "dpo":
-        return decisions.of_pair(*found.addresses)
-    return None if found.kind is None else decisions.of_text(found.kind, found.addresses[0])
 
 
 def _decide_rest(found: FoundNodes, decisions: GateTrace) -> Iterator[Decision]:
     """Yield what else became of the texts: of one all, of a pair what each is by itself."""
     if len(found.addresses) == 1:
-        return decisions.of_all(found.addresses[0])
-    return (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
+        return decisions.decide_all(found.addresses[0])
+    return (decisions.decide(kind, address) for address in found.addresses for kind in TEXT_KINDS)
 
 
 def _find_prompt(

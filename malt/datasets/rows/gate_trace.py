@@ -27,7 +27,7 @@ class _Passage(NamedTuple):
     """How far a candidate came: the gates that it passed, and the one that it did not."""
 
     passed: tuple[str, ...]
-    dropped_by: str | None
+    dropped_by: str | None = None
     grounds: str = ""
 
 
@@ -46,14 +46,28 @@ class GateTrace:
             for addresses, passage in _trace(kind, find_candidates(kind, known), context).items()
         }
 
-    def of_text(self, kind: Kind, address: Address) -> Decision:
-        """Say what became of a text as an `sft` or `kto` row."""
-        one, name = self._known.get(address), self._id(kind, address)
-        if one is None:
-            return self._no_candidate(name, _why_unlabelled(address))
-        if kind == "sft" and not one.is_right:
-            return self._no_candidate(name, "labelled negative, and sft takes only what is labelled positive")
-        return self._decision(name)
+    def decide(self, kind: Kind, *addresses: Address) -> Decision:
+        """Say what became of a text as an `sft` or `kto` row, or of two siblings as a pair in this order."""
+        name = self._id(kind, *addresses)
+        passage, kept = self._passages.get(name), name in self.stored
+        passed, gate, grounds = passage or _Passage(())
+        if passage is None:
+            why = self._why_no_candidate(kind, *addresses)
+            why = f"the file holds it, though {why}; see: malt verify" if kept else f"no candidate: {why}"
+        elif gate is None:
+            why = "kept" if kept else "no gate leaves it out, yet the file does not hold it; see: malt verify"
+        else:
+            why = f"left out by {gate}: {grounds}"
+            why = f"the file holds it, though it should be {why}; see: malt verify" if kept else why
+        return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
+
+    def decide_all(self, address: Address) -> Iterator[Decision]:
+        """Say what became of a text: by itself, and paired with each of its siblings."""
+        yield from (self.decide(kind, address) for kind in TEXT_KINDS)
+        for node in self.valued.siblings(address.parent):
+            if node.address != address:
+                is_rejected = self.pair(node.address, address) is not None
+                yield self.decide("dpo", *((node.address, address) if is_rejected else (address, node.address)))
 
     def pair(self, first: Address, second: Address) -> Candidate | None:
         """Return two siblings as a candidate; None where they are none in this order."""
@@ -62,44 +76,18 @@ class GateTrace:
             return None
         return Candidate((chosen, rejected))
 
-    def of_pair(self, first: Address, second: Address) -> Decision:
-        pair, name = self.pair(first, second), self._id("dpo", first, second)
-        if pair is None:
-            return self._no_candidate(name, self._why_no_pair(first, second))
-        return self._decision(name)
-
-    def of_all(self, address: Address) -> Iterator[Decision]:
-        """Say what became of a text: by itself, and paired with each of its siblings."""
-        yield from (self.of_text(kind, address) for kind in TEXT_KINDS)
-        for node in self.valued.siblings(address.parent):
-            if node.address != address:
-                is_chosen = self.pair(node.address, address) is None
-                yield self.of_pair(address, node.address) if is_chosen else self.of_pair(node.address, address)
-
-    def _why_no_pair(self, first: Address, second: Address) -> str:
-        for address in (first, second):
+    def _why_no_candidate(self, kind: Kind, *addresses: Address) -> str:
+        for address in addresses:
             if address not in self._known:
-                return _why_unlabelled(address)
+                ungraded = "its grade" if address.is_leaf else "the grade of every leaf below"
+                return f"{address} has no label, as {ungraded} is unknown"
+        if kind == "sft":
+            return "labelled negative, and sft takes only what is labelled positive"
+        first, second = addresses
         if self.pair(second, first):
-            return f"{second} is the one labelled positive; the pair is {self._id('dpo', second, first)}"
-        return (
-            f"both are labelled {'positive' if self._known[first].is_right else 'negative'}; a pair needs one of each"
-        )
-
-    def _no_candidate(self, name: str, why: str) -> Decision:
-        if name in self.stored:
-            return Decision(row_id=name, kept=True, why=f"the file holds it, though {why}; see: malt verify")
-        return Decision(row_id=name, kept=False, why=f"no candidate: {why}")
-
-    def _decision(self, name: str) -> Decision:
-        passed, gate, grounds = self._passages[name]
-        kept = name in self.stored
-        if gate is None:
-            why = "kept" if kept else "no gate leaves it out, yet the file does not hold it; see: malt verify"
-        else:
-            why = f"left out by {gate}: {grounds}"
-            why = f"the file holds it, though it should be {why}; see: malt verify" if kept else why
-        return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
+            return f"{second} is the one labelled positive; the pair is {self._id(kind, second, first)}"
+        label = "positive" if self._known[first].is_right else "negative"
+        return f"both are labelled {label}; a pair needs one of each"
 
     def _id(self, kind: Kind, *addresses: Address) -> str:
         return row_id(f"{kind}-{self.role}", self.valued, *addresses)
@@ -115,9 +103,4 @@ def _trace(kind: Kind, candidates: Sequence[Candidate], context: Context) -> dic
         dropped = (one for one in candidates if one.addresses not in left)
         found.update((one.addresses, _Passage(passed, gate.name, gate.why(context, one))) for one in dropped)
         candidates, passed = kept, (*passed, gate.name)
-    return found | {one.addresses: _Passage(passed, None) for one in candidates}
-
-
-def _why_unlabelled(address: Address) -> str:
-    ungraded = "its grade" if address.is_leaf else "the grade of every leaf below"
-    return f"{address} has no label, as {ungraded} is unknown"
+    return found | {one.addresses: _Passage(passed) for one in candidates}
