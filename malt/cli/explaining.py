@@ -262,9 +262,9 @@ def _plain(value: "JsonValue") -> str:
 def compare(references: tuple[str, ...], as_json: bool) -> None:
     """Show dataset versions side by side. Accuracy, lift, yield, tokens and cost."""
     from malt.datasets.version.dataset_version import open_version
-    from malt.review.side_by_side import stand_side_by_side
+    from malt.review.side_by_side import standing_of
 
-    standings = stand_side_by_side([open_version(reference) for reference in references])
+    standings = [standing_of(open_version(reference)) for reference in references]
     if as_json:
         terminal.emit({"versions": [standing.model_dump(mode="json") for standing in standings]})
     else:
