@@ -52,7 +52,9 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
     Equal versions give equal bytes. Raises `InputError`, `VersionError` where the version cannot be read, and
     `NothingToExport` where there is no row.
     """
-    form = _format_named(to)
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: no such format; there are: {', '.join(FORMATS)}")
+    form = FORMATS[to]
     parts = _list_parts(version, to, form, choice or RowChoice())
     target = _check_place(directory)
     with staging_in(target.parent, 0o777) as staging:  # an export is for others: as the umask says
@@ -64,12 +66,6 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
         write_export_manifest(manifest, staging)
         _move(staging, target)
     return Exported(target, manifest, warnings)
-
-
-def _format_named(name: str) -> Format:
-    if name not in FORMATS:
-        raise InputError(f"--to {name}: no such format; there are: {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportPart]:

@@ -95,9 +95,7 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
         for question in question_rows(version):
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
             if question["split"] == split:
-                found = stepwise_rows(question, tree)
-                left_out.update(found.left_out)
-                yield from found.rows
+                yield from stepwise_rows(question, tree, left_out)
         if any(nodes.left):
             raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 

@@ -54,7 +54,10 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
 def render_page(template: str, style: str, script: str = "", *folders: Path, **values: object) -> str:
     """Fill a page's template. It tells the browser that this style and this script are allowed, and nothing else."""
     ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704
-    policy = _content_policy(style, script)
+    policy = (
+        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return page_environment(*folders).get_template(template).render(**ours, policy=policy, **values)
 
 
@@ -66,17 +69,11 @@ def render_picture(manifest: Manifest) -> str:
 
 def redraw_report(version: DatasetVersion) -> str:
     """Draw a version's report from its manifest and its rows. Raises `VersionError` where they cannot be read."""
-    with reading(version.path):
-        sample = _sample_trees(version)
-    return render_report(version.manifest, sample.chosen)
-
-
-def _sample_trees(version: DatasetVersion) -> TreeSample:
-    """Choose trees as publishing did: from the questions in their order, and the failures that the manifest names."""
     sample, failures = TreeSample(), group_failures(version.manifest)
-    for question, nodes in question_nodes(version):
-        sample.add(question, nodes, failures.get(question["question_id"], ()))
-    return sample
+    with reading(version.path):
+        for question, nodes in question_nodes(version):
+            sample.add(question, nodes, failures.get(question["question_id"], ()))
+    return render_report(version.manifest, sample.chosen)
 
 
 def _draw_all(manifest: Manifest) -> dict[str, object]:
@@ -100,13 +97,6 @@ def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     about = {"version": manifest.reference, "asked": asked, "texts": texts}
     head = embed_json(about).decode().removesuffix("}")
     return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
-
-
-def _content_policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _hash_source(text: str) -> str:
@@ -206,10 +196,11 @@ def draw_flips(flips: Sequence[Flip]) -> _FlipPicture | None:
     scale = (100 - _GAP) / (kept + broken + fixed + missed)
     starts = before.right.top, before.right.top + kept * scale, before.wrong.top, before.wrong.top + fixed * scale
     ends = after.right.top, after.wrong.top, after.right.top + kept * scale, after.wrong.top + broken * scale
-    paths = [
-        _ribbon_path(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)
-    ]
-    ribbons = (_Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
+    ribbons = (
+        _Ribbon(flip, _ribbon_path(start, end, flip.leaves * scale))
+        for flip, start, end in zip(flips, starts, ends, strict=True)
+        if flip.leaves
+    )
     return _FlipPicture(before, after, tuple(ribbons))
 
 

@@ -76,24 +76,15 @@ def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     return replace(valued, lengths=lengths)
 
 
-class LengthCount(Mergeable):
-    """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
-
-    def __init__(self) -> None:
-        self._rows: Counter[int] = Counter()
-
-    def add(self, tokens: int) -> None:
-        self._rows[tokens] += 1
-
-    @property
-    def result(self) -> LengthCounts:
-        return LengthCounts(
-            rows=self._rows.total(),
-            mean=round(sum(length * rows for length, rows in self._rows.items()) / max(self._rows.total(), 1), 1),
-            median=quantile(self._rows, 0.5),
-            p95=quantile(self._rows, 0.95),
-            longest=max(self._rows, default=0),
-        )
+def summarise_lengths(rows: Counter[int]) -> LengthCounts:
+    """Describe lengths, of which `rows` says how many rows have each."""
+    return LengthCounts(
+        rows=rows.total(),
+        mean=round(sum(length * count for length, count in rows.items()) / max(rows.total(), 1), 1),
+        median=quantile(rows, 0.5),
+        p95=quantile(rows, 0.95),
+        longest=max(rows, default=0),
+    )
 
 
 def quantile(counts: Mapping[int, int], share: float) -> int:
@@ -104,31 +95,6 @@ def quantile(counts: Mapping[int, int], share: float) -> int:
         if left <= 0:
             return length
     return 0
-
-
-class BiasCount(Mergeable):
-    """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
-
-    def __init__(self) -> None:
-        self._pairs = self._chosen = self._rejected = self._longer = self._shorter = 0
-
-    def add(self, chosen: int, rejected: int) -> None:
-        self._pairs += 1
-        self._chosen += chosen
-        self._rejected += rejected
-        self._longer += chosen > rejected
-        self._shorter += chosen < rejected
-
-    @property
-    def result(self) -> LengthBias:
-        """What a model could learn from the lengths alone."""
-        return LengthBias(
-            pairs=self._pairs,
-            chosen_characters=round(self._chosen / max(self._pairs, 1), 1),
-            rejected_characters=round(self._rejected / max(self._pairs, 1), 1),
-            chosen_longer=self._longer,
-            chosen_shorter=self._shorter,
-        )
 
 
 class Selected(NamedTuple):
@@ -162,17 +128,19 @@ class SelectionCount(Mergeable):
     def __init__(self) -> None:
         self._candidates: Counter[tuple[Role, Kind]] = Counter()
         self._dropped: dict[tuple[Role, Kind], Counter[str]] = {each: Counter() for each in product(PLAYERS, KINDS)}
-        self._lengths = {each: LengthCount() for each in product(PLAYERS, KINDS)}
-        self._bias = {role: BiasCount() for role in PLAYERS}
+        self._lengths: dict[tuple[Role, Kind], Counter[int]] = {each: Counter() for each in product(PLAYERS, KINDS)}
+        """Rows by their tokens."""
+        self._bias: dict[Role, Counter[str]] = {role: Counter() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:
         for kind, found in selected.items():
             self._candidates[role, kind] += found.candidates
             self._dropped[role, kind].update(found.dropped)
-            for one in found.kept:
-                self._lengths[role, kind].add(one.tokens)
+            self._lengths[role, kind].update(one.tokens for one in found.kept)
         for pair in selected["dpo"].kept:
-            self._bias[role].add(len(pair.chosen.text), len(pair.rejected.text))
+            chosen, rejected = (len(each.text) for each in pair.texts)
+            longer, shorter = chosen > rejected, chosen < rejected
+            self._bias[role].update(pairs=1, chosen=chosen, rejected=rejected, longer=longer, shorter=shorter)
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:
@@ -180,12 +148,23 @@ class SelectionCount(Mergeable):
 
     @property
     def lengths(self) -> dict[str, dict[str, LengthCounts]]:
-        return {role.value: {kind: self._lengths[role, kind].result for kind in KINDS} for role in PLAYERS}
+        return {role.value: {kind: summarise_lengths(self._lengths[role, kind]) for kind in KINDS} for role in PLAYERS}
 
     @property
     def length_bias(self) -> dict[str, LengthBias]:
-        return {role.value: self._bias[role].result for role in PLAYERS}
+        return {role.value: _length_bias(self._bias[role]) for role in PLAYERS}
 
     def _counts_of(self, role: Role, kind: Kind) -> RowCounts:
         candidates, dropped = self._candidates[role, kind], self._dropped[role, kind]
         return RowCounts(candidates=candidates, kept=candidates - dropped.total(), dropped=dict(dropped))
+
+
+def _length_bias(counts: Counter[str]) -> LengthBias:
+    """What a model could learn from the lengths alone."""
+    return LengthBias(
+        pairs=counts["pairs"],
+        chosen_characters=round(counts["chosen"] / max(counts["pairs"], 1), 1),
+        rejected_characters=round(counts["rejected"] / max(counts["pairs"], 1), 1),
+        chosen_longer=counts["longer"],
+        chosen_shorter=counts["shorter"],
+    )

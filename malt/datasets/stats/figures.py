@@ -232,20 +232,16 @@ class Finding(NamedTuple):
 
 def describe_diagnostics(found: Diagnostics) -> list[Finding]:
     """Put the diagnostics in words, a line each."""
+    unread, disputed = format_share(found.unread.percent), format_share(found.disputed.percent)
     return [
         Finding("leaves", _accuracy(found.leaves)),
         Finding("graded by", _list_counts(found.graded_by) or "nobody"),
         *([Finding("unknown", describe_unknown(found.unknown))] if found.unknown else ()),
-        Finding("not read", _doubts(found)),
+        Finding("not read", f"{unread} of leaves, and so wrong; {disputed} disputed"),
         *(_compare_answers(found) if found.graders else [Finding("generations", _NOT_DIAGNOSED)]),
         Finding("questions", _question_mix(found)),
         *_texts(found),
     ]
-
-
-def _doubts(found: Diagnostics) -> str:
-    disputed = format_share(found.disputed.percent)
-    return f"{format_share(found.unread.percent)} of leaves, and so wrong; {disputed} disputed"
 
 
 def _compare_answers(found: Diagnostics) -> list[Finding]:
