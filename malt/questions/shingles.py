@@ -15,7 +15,7 @@ Hashes = NDArray[np.uint64]
 
 _WORD = re.compile(r"\w+")
 _FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
 _PERMUTATIONS, _ROWS = 64, 4
@@ -48,7 +48,7 @@ def _hash_runs(spoken: tuple[str, ...], length: int) -> Hashes:
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)
     for place in range(length):
-        found = found * _MIX + hashes[place : place + len(found)]
+        found = found * MIX + hashes[place : place + len(found)]
     return np.unique(found)
 
 
@@ -69,7 +69,7 @@ def _hash_bands(found: Hashes) -> Hashes:
     lowest = permuted.min(axis=0).reshape(-1, _ROWS)
     together = np.zeros(len(lowest), dtype=np.uint64)
     for row in range(_ROWS):
-        together = (together + lowest[:, row]) * _MIX
+        together = (together + lowest[:, row]) * MIX
     return together
 
 

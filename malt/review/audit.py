@@ -244,17 +244,14 @@ def _training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Excl
 
 def _describe_difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> LeafDifference:
     question = valued.tree.question
+
+    def verdict(grade: Grade) -> GraderVerdict:
+        grounds = "; ".join(grade.evaluation.explanation) if grade.evaluation else None
+        return GraderVerdict(outcome=grade.outcome.value, read=grade.answer, said=grade.error or grounds or None)
+
     return LeafDifference(
         question_id=question.question_id,
         node_id=str(leaf.address),
         reference=question.ground_truth,
-        grades={
-            name: GraderVerdict(outcome=grade.outcome.value, read=grade.answer, said=_grounds(grade))
-            for name, grade in grades.items()
-        },
+        grades={name: verdict(grade) for name, grade in grades.items()},
     )
-
-
-def _grounds(grade: Grade) -> str | None:
-    lines = grade.evaluation.explanation if grade.evaluation else ()
-    return grade.error or "; ".join(lines) or None

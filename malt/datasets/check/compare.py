@@ -21,6 +21,7 @@ from malt.datasets.manifest import FileEntry
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
+from malt.questions.shingles import MIX, Hashes
 from malt.sanitize import code_span, escape_markdown, markdown_table
 
 _COUNTED = ("added", "removed", "changed", "relabelled", "rewritten")
@@ -252,10 +253,6 @@ _VALUES = frozenset({"value", "label", "reward", "chosen_value", "rejected_value
 _TEXTS = frozenset({"text", "prompt", "completion", "chosen", "rejected", "question", "ground_truth", "choices"})
 """Columns that a reader of the row sees."""
 
-_Hashes = NDArray[np.uint64]
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-"""Any odd number with its bits well spread."""
-
 
 def group_columns(names: Iterable[str]) -> dict[str, list[str]]:
     """Sort columns by what a difference in them means."""
@@ -314,13 +311,13 @@ def number_texts(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
     return found
 
 
-def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> _Hashes:
+def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> Hashes:
     """Hash some columns of every row into one number."""
     together = np.zeros(batch.num_rows, dtype=np.uint64)
     for name in names:
         column = batch.column(name)
         for part in (_hash_values(_flatten(column)), _hash_values(_list_sizes(column))):
-            together = together * _MIX + part
+            together = together * MIX + part
     return together
 
 
@@ -341,7 +338,7 @@ def _list_sizes(column: pa.Array) -> pa.Array:
     return column.is_valid()
 
 
-def _hash_values(column: pa.Array) -> _Hashes:
+def _hash_values(column: pa.Array) -> Hashes:
     if pa.types.is_string(column.type):
         values = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(object)
     else:

@@ -42,8 +42,7 @@ from malt.datasets.version.published import SHELVES
 from malt.datasets.version.reading import open_parquet, reading
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
-
-_Digests = npt.NDArray[np.uint64]
+from malt.questions.shingles import Hashes
 
 _ANSWERS_FILE = "answers.parquet"
 """Of an evaluation version: its rows name questions, and no keys."""
@@ -185,9 +184,9 @@ def _refuse_newcomers(places: Sequence[Path], known: Sequence[DatasetVersion]) -
 class _UsedKeys(NamedTuple):
     """What versions use, as sorted digests of 64 bits: two keys that share one only keep a row too many."""
 
-    keys: _Digests
-    questions: _Digests
-    evaluated: _Digests
+    keys: Hashes
+    questions: Hashes
+    evaluated: Hashes
 
     @classmethod
     def of(cls, versions: Sequence[DatasetVersion], evaluations_dir: Path) -> Self:
@@ -220,11 +219,11 @@ class _UsedKeys(NamedTuple):
         return [row for row, is_used in zip(rows, used, strict=True) if not is_used]
 
 
-def _digests(texts: pa.Array) -> _Digests:
+def _digests(texts: pa.Array) -> Hashes:
     return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
-def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
+def _contains(among: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
     if not len(among):
         return np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(among, wanted), len(among) - 1)

@@ -125,11 +125,9 @@ class Repository:
     def _place(self, bundle: Bundle) -> _Placed:
         refs = self.api.list_repo_refs(self.id, repo_type=self.kind)
         tags = {tag.name: tag.target_commit for tag in refs.tags}
-        if bundle.tag in tags:
-            return self._check_tagged(bundle, tags[bundle.tag])
-        return self._commit(bundle, {branch.name: branch.target_commit for branch in refs.branches})
-
-    def _check_tagged(self, bundle: Bundle, commit: str) -> _Placed:
+        if bundle.tag not in tags:
+            return self._commit(bundle, {branch.name: branch.target_commit for branch in refs.branches})
+        commit = tags[bundle.tag]
         if different := _find_missing(bundle, self._list_files(commit)):
             raise PushError(
                 f"{self.dest} has a tag {bundle.tag} with other content ({list_first(different)}); nothing was sent. "
