@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
     from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
-    from malt.datasets.rows.gate_trace import Decision
+    from malt.datasets.rows.selection import Decision
     from malt.review.side_by_side import Standing
 
 _SHOWN = 10

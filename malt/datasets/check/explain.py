@@ -12,8 +12,8 @@ from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.datasets.check.verify import parent_of
 from malt.datasets.rows.examples import RowSource, parse_row_id, trajectory_row
-from malt.datasets.rows.gate_trace import Decision, GateTrace
 from malt.datasets.rows.gates import Context
+from malt.datasets.rows.selection import Decision, GateTrace
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTIONS_FILE,

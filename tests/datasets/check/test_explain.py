@@ -17,9 +17,8 @@ from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.check.explain import explain, write_arithmetic
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.examples import write_rows
-from malt.datasets.rows.gate_trace import GateTrace
 from malt.datasets.rows.gates import Context
-from malt.datasets.rows.selection import select
+from malt.datasets.rows.selection import GateTrace, select
 from malt.datasets.rows.tables import TEXT_KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
