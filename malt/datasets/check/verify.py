@@ -87,12 +87,11 @@ class _Problems:
 
     @property
     def lines(self) -> list[str]:
-        more = {file: count - _SHOWN for file, count in self._counts.items() if count > _SHOWN}
-        return [
-            line
-            for file, first in self._first.items()
-            for line in [*first, *([f"{file}: … and {more[file]} more"] if file in more else [])]
-        ]
+        lines: list[str] = []
+        for file, first in self._first.items():
+            more = self._counts[file] - _SHOWN
+            lines += [*first, *([f"{file}: … and {more} more"] if more > 0 else [])]
+        return lines
 
 
 def verify(version: DatasetVersion) -> list[str]:
@@ -101,7 +100,9 @@ def verify(version: DatasetVersion) -> list[str]:
     Raises `OSError` where a file cannot be read, which says nothing of what is in it.
     """
     problems = _Problems()
-    _check_manifest(version, problems)
+    problems.extend(check_seal(version))
+    if version.name != version.manifest.config.get("name"):
+        problems.add(MANIFEST_FILE, f"says dataset {version.name!r}, but its config is another's")
     readable = _check_files(version, problems)
     try:
         spec = version.spec
@@ -131,13 +132,6 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
     if manifest.code != code_version():
         unchecked.append(f"card and report beyond their digests: malt {manifest.code.version} wrote them, not this one")
     return unchecked
-
-
-def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
-    manifest = version.manifest
-    problems.extend(check_seal(version))
-    if manifest.name != manifest.config.get("name"):
-        problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
 def _check_files(version: DatasetVersion, problems: _Problems) -> bool:

@@ -215,14 +215,16 @@ def _leaves_below(manifest: Manifest) -> str:
 
 
 def _files_table(manifest: Manifest) -> Markdown:
-    rows = [_file_cells(manifest, config, files) for config, files in config_files().items()]
+    """A line a config; trajectories and questions have no validation split."""
+    rows = [
+        (
+            code_span(config),
+            Markdown(", ".join(map(code_span, files.values()))),
+            *(_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS),
+        )
+        for config, files in config_files().items()
+    ]
     return markdown_table(("config", "files", *SPLITS), rows)
-
-
-def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> tuple[object, ...]:
-    """One config's line; trajectories and questions have no validation split."""
-    counts = (_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
-    return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts
 
 
 _GRADES = {"right": "correct", "wrong": "incorrect"}

@@ -43,8 +43,11 @@ class Gate(NamedTuple):
     kinds: tuple[Kind, ...]
     """The kinds of rows that it looks at."""
     keep: Keep
-    why: Callable[[Context, Candidate], str]
-    """Say why one that did not pass was left out."""
+    why: str | Callable[[Context, Candidate], str]
+    """Why one that did not pass was left out."""
+
+    def explain(self, context: Context, candidate: Candidate) -> str:
+        return self.why if isinstance(self.why, str) else self.why(context, candidate)
 
 
 def gates_of(kind: Kind) -> list[Gate]:
@@ -204,33 +207,23 @@ GATES: tuple[Gate, ...] = (
         "generator_dpo",
         ("dpo",),
         _unless(lambda context: context.role is PLAYERS[0] and not context.spec.generator_dpo),
-        lambda *_: "[dataset] generator_dpo is false",
+        "[dataset] generator_dpo is false",
     ),
     Gate("flawed_texts", _ALL, _each(_has_no_flaw), _name_flaws),
-    Gate(
-        "unmarked_texts",
-        ("sft", "dpo"),
-        _each(_is_marked),
-        lambda *_: "it marks no final answer, or states no verdict",
-    ),
+    Gate("unmarked_texts", ("sft", "dpo"), _each(_is_marked), "it marks no final answer, or states no verdict"),
     Gate(
         "false_verdicts",
         ("sft", "dpo"),
         _each(_judges_rightly),
-        lambda *_: "its verdict is not what the graders say of the answer that it criticises",
+        "its verdict is not what the graders say of the answer that it criticises",
     ),
     Gate(
         "leaks",
         _ALL,
         _each(_quotes_no_reference),
-        lambda *_: "it quotes the reference answer at length, and nothing that its role saw holds that",
+        "it quotes the reference answer at length, and nothing that its role saw holds that",
     ),
-    Gate(
-        "identical_pairs",
-        ("dpo",),
-        _each(_is_no_repetition),
-        lambda *_: "both texts are the same but for case and space",
-    ),
+    Gate("identical_pairs", ("dpo",), _each(_is_no_repetition), "both texts are the same but for case and space"),
     Gate(
         "max_similarity",
         ("dpo",),
@@ -245,7 +238,7 @@ GATES: tuple[Gate, ...] = (
         _each(_answers_differ),
         lambda context, pair: f"both texts answer {_answers_of(context, pair)[0]!r}",
     ),
-    Gate("repeats", _ALL, _drop_repeats, lambda *_: "an earlier row below the same parent says the same"),
+    Gate("repeats", _ALL, _drop_repeats, "an earlier row below the same parent says the same"),
     Gate(
         "min_margin",
         ("dpo",),

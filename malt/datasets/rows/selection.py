@@ -269,6 +269,6 @@ def _trace(kind: Kind, candidates: Sequence[Candidate], context: Context) -> dic
     for gate, came, kept in _walk_gates(kind, candidates, context):
         left = {one.addresses for one in kept}
         dropped = (one for one in came if one.addresses not in left)
-        found.update((one.addresses, _Passage(passed, gate.name, gate.why(context, one))) for one in dropped)
+        found.update((one.addresses, _Passage(passed, gate.name, gate.explain(context, one))) for one in dropped)
         passed = (*passed, gate.name)
     return found | {one.addresses: _Passage(passed) for one in kept}
