@@ -42,8 +42,6 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
         mixed=next(each for each in mix if each.kind == "mixed"),
         flips=figures.list_flips(manifest),
         mix=mix,
-        yields=list(figures.list_yields(manifest)),
-        losses=list(figures.list_losses(manifest)),
         used=list(figures.list_usage(manifest)),
         shown=len(trees),
         texts=[part.text for part in TRAJECTORY],

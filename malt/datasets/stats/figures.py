@@ -1,6 +1,6 @@
 """The figures of a report, each a table of rows from a version's manifest; in words; and how numbers are written."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,24 +59,6 @@ class Mix(NamedTuple):
     kind: str
     questions: int
     percent: float | None
-
-
-class Yield(NamedTuple):
-    """What one role gives one kind of training row."""
-
-    role: str
-    kind: str
-    candidates: int
-    kept: int
-
-
-class Loss(NamedTuple):
-    """Candidates that one gate left out."""
-
-    role: str
-    kind: str
-    gate: str
-    lost: int
 
 
 class ValueBin(NamedTuple):
@@ -160,19 +142,6 @@ def list_mix(manifest: Manifest) -> list[Mix]:
     return [Mix(kind, number, percent(number, counts.questions)) for kind, number in kinds.items()]
 
 
-def list_yields(manifest: Manifest) -> Iterator[Yield]:
-    for role, kinds in manifest.selection.items():
-        for kind, rows in kinds.items():
-            yield Yield(role, kind, rows.candidates, rows.kept)
-
-
-def list_losses(manifest: Manifest) -> Iterator[Loss]:
-    """Yield what every gate left out, by role and kind of row, in the order of the gates."""
-    for role, kinds in manifest.selection.items():
-        for kind, rows in kinds.items():
-            yield from (Loss(role, kind, gate, lost) for gate, lost in rows.dropped.items())
-
-
 def list_values(manifest: Manifest) -> Iterator[ValueBin]:
     for role, found in manifest.diagnostics.values.items():
         bins = len(found.right)
@@ -187,22 +156,25 @@ def list_usage(manifest: Manifest) -> Iterator[UsageFigure]:
         yield UsageFigure(role, *tokens, cost.cost_usd, cost.known, cost.known_usd)
 
 
-_FIGURES: Mapping[str, tuple[type[NamedTuple], Callable[[Manifest], Iterable[NamedTuple]]]] = {
-    "asked": (RoleFigure, list_roles),
-    "accuracy": (Measure, measure_accuracy),
-    "flips": (Flip, list_flips),
-    "mix": (Mix, list_mix),
-    "yields": (Yield, list_yields),
-    "losses": (Loss, list_losses),
-    "values": (ValueBin, list_values),
-    "used": (UsageFigure, list_usage),
-}
-
-
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
-    return {name: pd.DataFrame([*rows(manifest)], columns=[*row._fields]) for name, (row, rows) in _FIGURES.items()}
+    def frame(row: type[NamedTuple], rows: Iterable[NamedTuple]) -> pd.DataFrame:
+        return pd.DataFrame([*rows], columns=[*row._fields])
+
+    selected = [(role, kind, rows) for role, kinds in manifest.selection.items() for kind, rows in kinds.items()]
+    yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
+    losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
+    return {
+        "asked": frame(RoleFigure, list_roles(manifest)),
+        "accuracy": frame(Measure, measure_accuracy(manifest)),
+        "flips": frame(Flip, list_flips(manifest)),
+        "mix": frame(Mix, list_mix(manifest)),
+        "yields": pd.DataFrame(yields, columns=["role", "kind", "candidates", "kept"]),
+        "losses": pd.DataFrame(losses, columns=["role", "kind", "gate", "lost"]),
+        "values": frame(ValueBin, list_values(manifest)),
+        "used": frame(UsageFigure, list_usage(manifest)),
+    }
 
 
 def format_count(number: int | None) -> str:
