@@ -37,7 +37,6 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
         script,
         **_draw_all(manifest),
         manifest=manifest,
-        asked=list(figures.list_roles(manifest)),
         vote=measures[-2],
         mixed=next(each for each in mix if each.kind == "mixed"),
         flips=figures.list_flips(manifest),

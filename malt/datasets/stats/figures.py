@@ -14,21 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class RoleFigure(NamedTuple):
-    """Who played a role, and what came of it."""
-
-    role: str
-    model: str
-    samples: int
-    temperature: float | None
-    """None: the provider's default."""
-    max_tokens: int | None
-    nodes: int
-    right: int
-    wrong: int
-    no_label: int
-
-
 class Measure(NamedTuple):
     """How often something was right."""
 
@@ -84,13 +69,6 @@ class UsageFigure(NamedTuple):
     """Completions whose cost is known."""
     known_usd: float
     """What those cost."""
-
-
-def list_roles(manifest: Manifest) -> Iterator[RoleFigure]:
-    for role in PLAYERS:
-        spec, labels, nodes = manifest.spec.roles[role], manifest.counts.labels[role], manifest.counts.nodes[role]
-        labelled = labels.right, labels.wrong, labels.none
-        yield RoleFigure(role.value, spec.model, spec.samples, spec.temperature, spec.max_tokens, nodes, *labelled)
 
 
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
@@ -166,7 +144,7 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
     losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
     return {
-        "asked": frame(RoleFigure, list_roles(manifest)),
+        "asked": pd.DataFrame(_list_roles(manifest)),
         "accuracy": frame(Measure, measure_accuracy(manifest)),
         "flips": frame(Flip, list_flips(manifest)),
         "mix": frame(Mix, list_mix(manifest)),
@@ -175,6 +153,22 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
         "values": frame(ValueBin, list_values(manifest)),
         "used": frame(UsageFigure, list_usage(manifest)),
     }
+
+
+def _list_roles(manifest: Manifest) -> list[dict[str, object]]:
+    """List who played each role, and what came of it."""
+    settings = ("model", "samples", "temperature", "max_tokens")
+    return [
+        {
+            "role": role.value,
+            **{name: getattr(manifest.spec.roles[role], name) for name in settings},
+            "nodes": manifest.counts.nodes[role],
+            "right": manifest.counts.labels[role].right,
+            "wrong": manifest.counts.labels[role].wrong,
+            "no_label": manifest.counts.labels[role].none,
+        }
+        for role in PLAYERS
+    ]
 
 
 def format_count(number: int | None) -> str:
