@@ -280,11 +280,11 @@ def _yields_table(manifest: Manifest) -> Markdown:
 def _usage_table(manifest: Manifest) -> Markdown:
     rows = [
         (
-            each.role,
-            each.completions,
-            *map(format_count, (each.prompt_tokens, each.completion_tokens)),
-            Markdown(format_dollars(each.cost_usd)),
+            role,
+            used.completions,
+            *map(format_count, (used.prompt_tokens, used.completion_tokens)),
+            Markdown(format_dollars(manifest.cost[role].cost_usd)),
         )
-        for each in figures.list_usage(manifest)
+        for role, used in manifest.tokens.items()
     ]
     return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)

@@ -41,7 +41,6 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
         mixed=next(each for each in mix if each.kind == "mixed"),
         flips=figures.list_flips(manifest),
         mix=mix,
-        used=list(figures.list_usage(manifest)),
         shown=len(trees),
         texts=[part.text for part in TRAJECTORY],
         data=_embed_trees(manifest, trees),

@@ -56,21 +56,6 @@ class ValueBin(NamedTuple):
     wrong: int
 
 
-class UsageFigure(NamedTuple):
-    """What a role's completions took."""
-
-    role: str
-    completions: int
-    prompt_tokens: int | None
-    """None: some completion does not say."""
-    completion_tokens: int | None
-    cost_usd: float | None
-    known: int
-    """Completions whose cost is known."""
-    known_usd: float
-    """What those cost."""
-
-
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
     """Yield how often each role was correct, and what a vote (maj@k) or any of k answers (pass@k) makes of it."""
     found, verdicts = manifest.diagnostics, manifest.diagnostics.verdicts
@@ -127,13 +112,6 @@ def list_values(manifest: Manifest) -> Iterator[ValueBin]:
             yield ValueBin(role, place / bins, (place + 1) / bins, right, wrong)
 
 
-def list_usage(manifest: Manifest) -> Iterator[UsageFigure]:
-    """Yield what each role's completions took, the judge's too where that is known."""
-    for role, used in manifest.tokens.items():
-        cost, tokens = manifest.cost[role], (used.completions, used.prompt_tokens, used.completion_tokens)
-        yield UsageFigure(role, *tokens, cost.cost_usd, cost.known, cost.known_usd)
-
-
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
@@ -143,6 +121,10 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     selected = [(role, kind, rows) for role, kinds in manifest.selection.items() for kind, rows in kinds.items()]
     yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
     losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
+    used = [
+        {"role": role, **tokens.model_dump(), **manifest.cost[role].model_dump()}
+        for role, tokens in manifest.tokens.items()
+    ]
     return {
         "asked": pd.DataFrame(_list_roles(manifest)),
         "accuracy": frame(Measure, measure_accuracy(manifest)),
@@ -151,7 +133,7 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
         "yields": pd.DataFrame(yields, columns=["role", "kind", "candidates", "kept"]),
         "losses": pd.DataFrame(losses, columns=["role", "kind", "gate", "lost"]),
         "values": frame(ValueBin, list_values(manifest)),
-        "used": frame(UsageFigure, list_usage(manifest)),
+        "used": pd.DataFrame(used),
     }
 
 
