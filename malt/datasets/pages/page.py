@@ -8,7 +8,6 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,10 @@ from markupsafe import Markup
 
 from malt.config.roles import TRAJECTORY
 from malt.datasets.manifest import Manifest
+from malt.datasets.measures import Values
 from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
 from malt.datasets.stats import figures
-from malt.datasets.stats.figures import Flip, ValueBin
+from malt.datasets.stats.figures import Flip
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import question_nodes, reading
 from malt.sanitize import escape_controls
@@ -74,12 +74,11 @@ def redraw_report(version: DatasetVersion) -> str:
 
 def _draw_all(manifest: Manifest) -> dict[str, object]:
     """What page and picture both show."""
-    values = groupby(figures.list_values(manifest), key=lambda each: each.role)
     return {
         "spec": manifest.spec,
         "measures": list(figures.measure_accuracy(manifest)),
         "flip_picture": draw_flips(figures.list_flips(manifest)),
-        "values": {role: draw_histogram(list(bins)) for role, bins in values},
+        "values": {role: draw_histogram(found) for role, found in manifest.diagnostics.values.items()},
     }
 
 
@@ -177,7 +176,7 @@ class _FlipPicture(NamedTuple):
 class _HistogramBar(NamedTuple):
     """A histogram's bar, right above wrong."""
 
-    bin: ValueBin
+    texts: int
     left: float
     right: _Span
     wrong: _Span
@@ -210,11 +209,11 @@ def _ribbon_path(start: float, end: float, height: float) -> str:
     return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
 
 
-def draw_histogram(bins: Sequence[ValueBin]) -> list[_HistogramBar]:
-    highest = max((each.right + each.wrong for each in bins), default=0) or 1
-    return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
-
-
-def _bar(each: ValueBin, left: float, scale: float) -> _HistogramBar:
-    right, wrong = each.right * scale, each.wrong * scale
-    return _HistogramBar(each, left, _Span(100 - wrong - right, right), _Span(100 - wrong, wrong))
+def draw_histogram(values: Values) -> list[_HistogramBar]:
+    highest = max(map(sum, zip(values.right, values.wrong, strict=True)), default=0) or 1
+    scale = _TALLEST / highest
+    bars = []
+    for place, (right, wrong) in enumerate(zip(values.right, values.wrong, strict=True)):
+        spans = _Span(100 - wrong * scale - right * scale, right * scale), _Span(100 - wrong * scale, wrong * scale)
+        bars.append(_HistogramBar(right + wrong, place * 100 / len(values.right), *spans))
+    return bars

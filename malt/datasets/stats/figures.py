@@ -46,16 +46,6 @@ class Mix(NamedTuple):
     percent: float | None
 
 
-class ValueBin(NamedTuple):
-    """Nodes of one role whose value is in one tenth."""
-
-    role: str
-    low: float
-    high: float
-    right: int
-    wrong: int
-
-
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
     """Yield how often each role was correct, and what a vote (maj@k) or any of k answers (pass@k) makes of it."""
     found, verdicts = manifest.diagnostics, manifest.diagnostics.verdicts
@@ -105,13 +95,6 @@ def list_mix(manifest: Manifest) -> list[Mix]:
     return [Mix(kind, number, percent(number, counts.questions)) for kind, number in kinds.items()]
 
 
-def list_values(manifest: Manifest) -> Iterator[ValueBin]:
-    for role, found in manifest.diagnostics.values.items():
-        bins = len(found.right)
-        for place, (right, wrong) in enumerate(zip(found.right, found.wrong, strict=True)):
-            yield ValueBin(role, place / bins, (place + 1) / bins, right, wrong)
-
-
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
@@ -121,6 +104,11 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     selected = [(role, kind, rows) for role, kinds in manifest.selection.items() for kind, rows in kinds.items()]
     yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
     losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
+    values = [
+        (role, place / len(found.right), (place + 1) / len(found.right), *labelled)
+        for role, found in manifest.diagnostics.values.items()
+        for place, labelled in enumerate(zip(found.right, found.wrong, strict=True))
+    ]
     used = [
         {"role": role, **tokens.model_dump(), **manifest.cost[role].model_dump()}
         for role, tokens in manifest.tokens.items()
@@ -132,7 +120,7 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
         "mix": frame(Mix, list_mix(manifest)),
         "yields": pd.DataFrame(yields, columns=["role", "kind", "candidates", "kept"]),
         "losses": pd.DataFrame(losses, columns=["role", "kind", "gate", "lost"]),
-        "values": frame(ValueBin, list_values(manifest)),
+        "values": pd.DataFrame(values, columns=["role", "low", "high", "right", "wrong"]),
         "used": pd.DataFrame(used),
     }
 
