@@ -89,6 +89,7 @@ def audit_grading(
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
+    # Whether nobody but the model that comes with this project is asked.
     is_packaged = evaluator.model == embedded.NAME and evaluator.api_base is None and not evaluator.fallbacks
     if config is None and "llm" in kinds and not is_packaged:
         judge = f"a judge, {evaluator.model!r}, which would get its texts and a key"

@@ -201,6 +201,7 @@ def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
     """Yield which questions lack something: first, at once, those of which the store has too few rows."""
     with source.open_store() as store:
         rows = store.count(question.question_id for question in questions)
+    # Rows below which no tree is whole.
     least = sum(nodes_per_question(source.spec).values()) if source.spec.growth.mode == "full" else 1
     yield Survey([question for question in questions if rows[question.question_id] < least], {})
     begun = [question for question in questions if rows[question.question_id] >= least]
