@@ -1,6 +1,6 @@
 """The figures of a report, each a table of rows from a version's manifest; in words; and how numbers are written."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -98,9 +98,6 @@ def list_mix(manifest: Manifest) -> list[Mix]:
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
-    def frame(row: type[NamedTuple], rows: Iterable[NamedTuple]) -> pd.DataFrame:
-        return pd.DataFrame([*rows], columns=[*row._fields])
-
     selected = [(role, kind, rows) for role, kinds in manifest.selection.items() for kind, rows in kinds.items()]
     yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
     losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
@@ -115,9 +112,9 @@ def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     ]
     return {
         "asked": pd.DataFrame(_list_roles(manifest)),
-        "accuracy": frame(Measure, measure_accuracy(manifest)),
-        "flips": frame(Flip, list_flips(manifest)),
-        "mix": frame(Mix, list_mix(manifest)),
+        "accuracy": pd.DataFrame([*measure_accuracy(manifest)]),
+        "flips": pd.DataFrame(list_flips(manifest), columns=[*Flip._fields]),
+        "mix": pd.DataFrame(list_mix(manifest)),
         "yields": pd.DataFrame(yields, columns=["role", "kind", "candidates", "kept"]),
         "losses": pd.DataFrame(losses, columns=["role", "kind", "gate", "lost"]),
         "values": pd.DataFrame(values, columns=["role", "low", "high", "right", "wrong"]),
