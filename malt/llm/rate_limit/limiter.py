@@ -11,28 +11,17 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from malt.concurrency import FairLock
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
-from malt.llm import budget
+from malt.llm.budget import MeteredT
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.policy import PATIENT, CircuitBreaker, Policy
 from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, LearnedRate, Pacer, Ticket
 from malt.llm.request import RequestFailed
-
-
-class _LimitedReply(budget.Metered, Protocol):
-    """Result of an attempt, as far as limits need it."""
-
-    @property
-    def granted(self) -> AdvertisedLimits:
-        """Limits that the response's headers told."""
-
-
-_ReplyT = TypeVar("_ReplyT", bound=_LimitedReply)
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +100,13 @@ class Endpoint:
 
     async def call(
         self,
-        attempt: Callable[[], Awaitable[_ReplyT]],
+        attempt: Callable[[], Awaitable[MeteredT]],
         tokens: int,
         question: str = "",
         may_begin: Callable[[], Awaitable[None]] = _begin_at_once,
         *,
         has_failed: bool = False,
-    ) -> _ReplyT:
+    ) -> MeteredT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
         `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
@@ -149,8 +138,8 @@ class Endpoint:
                 await asyncio.sleep(self._policy.backoff_after_s(failures))
 
     async def _make(
-        self, attempt: Callable[[], Awaitable[_ReplyT]], tokens: int, question: str, ticket: Ticket
-    ) -> _ReplyT:
+        self, attempt: Callable[[], Awaitable[MeteredT]], tokens: int, question: str, ticket: Ticket
+    ) -> MeteredT:
         used = 0
         try:
             answer = await attempt()
@@ -211,15 +200,16 @@ class Endpoint:
             (now, ""),
             (self._breaker.probe_at, _OUTAGE),
             (self._learned.ready_at, "limit, learned from 429s"),
-            (self._paused_until, self._describe_pause(now)),
+            (self._paused_until, "limit, learned from 429s" + self._describe_asked(": {} to wait", now)),
             (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
             (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
         )
         return min(until_down, ready_at - now)
 
-    def _describe_pause(self, now: float) -> str:
+    def _describe_asked(self, text: str, now: float) -> str:
+        """Return a text with how long the endpoint asks to wait yet; empty where it does not."""
         asked_s = self._asked_until - now
-        return "limit, learned from 429s" + (f": {_show_duration(asked_s)} to wait" if asked_s > 0 else "")
+        return text.format(_show_duration(asked_s)) if asked_s > 0 else ""
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
@@ -230,14 +220,10 @@ class Endpoint:
         elif now >= self._limited_since + self._policy.limited_after_s:
             self._given_up = EndpointDown(
                 f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. {stored} the limit has "
-                f"passed{self._describe_rest(now)}"
+                f"passed{self._describe_asked(', which the endpoint says takes another {}', now)}"
             )
         if self._given_up is not None:
             raise self._given_up
-
-    def _describe_rest(self, now: float) -> str:
-        rest_s = self._asked_until - now
-        return f", which the endpoint says takes another {_show_duration(rest_s)}" if rest_s > 0 else ""
 
     def _take_over(self, now: float) -> None:
         """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -131,7 +131,7 @@ class BatchStore:
     """The two tables. Safe to use from several threads and processes at once."""
 
     def __init__(self, store: Store) -> None:
-        self._transact = store.transact
+        self._transact, self._fetch, self._execute = store.transact, store.fetch, store.execute
         self._transact(create_tables)
 
     def plan(self, batch: Batch, items: Sequence[BatchItem]) -> set[str]:
@@ -202,12 +202,9 @@ class BatchStore:
         """Return the items of these questions that are in open batches, and those that came back to a dataset."""
         table = items_table.c
         known = sa.or_(table.mark.is_not(None), table.dataset == dataset)
-        ids = list(dict.fromkeys(question_ids))
-        return {
-            item.key: item
-            for chunk in split_chunks(ids)
-            for item in self._items(sa.and_(table.question_id.in_(chunk), known))
-        }
+        chunks = split_chunks(list(dict.fromkeys(question_ids)))
+        found = [self._items(sa.and_(table.question_id.in_(chunk), known)) for chunk in chunks]
+        return {item.key: item for items in found for item in items}
 
     def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[Returned]) -> None:
         """Close a batch, whose answers are in the store: forget those items, and note what became of the others."""
@@ -235,17 +232,11 @@ class BatchStore:
         """Forget all that has come back: the run is at its end, and the next one asks for what is missing anew."""
         items, batches = items_table.c, batches_table.c
         returned = sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None))
-        self._execute(
-            returned, sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
-        )
-
-    def _execute(self, *statements: sa.Executable) -> None:
-        """Execute these in one transaction."""
-        self._transact(lambda connection: [connection.execute(each) for each in statements])
+        ended = sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
+        self._execute(returned, ended)
 
     def _change(self, mark: str, **values: object) -> bool:
-        change = sa.update(batches_table).where(_is_open(mark)).values(values)
-        return self._transact(lambda connection: connection.execute(change).rowcount) == 1
+        return self._execute(sa.update(batches_table).where(_is_open(mark)).values(values)) == 1
 
     def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:
         query = sa.select(batches_table).where(which).order_by(batches_table.c.planned_at)
@@ -253,9 +244,6 @@ class BatchStore:
 
     def _items(self, which: sa.ColumnElement[bool]) -> list[BatchItem]:
         return [BatchItem(*row) for row in self._fetch(sa.select(items_table).where(which))]
-
-    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self._transact(lambda connection: connection.execute(query).all(), writes=False)
 
 
 def _claim_statement(connection: sa.Connection) -> sa.Insert:
@@ -273,7 +261,7 @@ def _claim_statement(connection: sa.Connection) -> sa.Insert:
     return statement
 
 
-def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.Executable]:
+def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.UpdateBase]:
     """Yield what frees items of a batch, all or some, and deletes those that were in no batch before."""
     for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
         which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
