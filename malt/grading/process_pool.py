@@ -155,7 +155,9 @@ class _Worker:
             pipe.close()
 
     def _make(self, call: _Call) -> object:
-        pipe = self._begin(call)
+        pipe = self._hand_over(call) or self._hand_over(call)  # a process that died while idle is replaced once
+        if pipe is None:
+            raise CallFailed("its process does not start")
         try:
             if not pipe.poll(call.timeout_s):
                 self.stop()
@@ -168,21 +170,14 @@ class _Worker:
             raise CallFailed(str(result))
         return result
 
-    def _begin(self, call: _Call) -> Connection:
-        """Hand the call over and wait until the process starts on it; one that died while idle is replaced once."""
-        if (pipe := self._hand_over(call) or self._hand_over(call)) is None:
-            raise CallFailed("its process does not start")
-        return pipe
-
     def _hand_over(self, call: _Call) -> Connection | None:
-        try:
+        """Hand the call over and wait until the process starts on it; None where it died."""
+        with suppress(EOFError, OSError):
             pipe = self._pipe or self._start()
             pipe.send((call.function, call.arguments, call.timeout_s))
             if pipe.poll(START_LIMIT_S):
                 pipe.recv()
                 return pipe
-        except (EOFError, OSError):
-            pass
         self.stop()
         return None
 

@@ -1,7 +1,6 @@
 """Comparing two readings: the same mathematics, exactly. Order, kind and unit count as the reference has them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
@@ -89,13 +88,9 @@ def _are_near(reference: MathValue, left: Expr, answer: MathValue, right: Expr) 
         return True
     if left.free_symbols or right.free_symbols:
         return False
-    if _is_shorter(reference.decimal, answer.decimal):
+    if answer.decimal is None or (reference.decimal is not None and len(reference.decimal) < len(answer.decimal)):
         return _is_rounding(reference.decimal, left, right)
     return _is_rounding(answer.decimal, right, left)
-
-
-def _is_shorter(reference: str | None, answer: str | None) -> bool:
-    return answer is None or (reference is not None and len(reference) < len(answer))
 
 
 def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
@@ -106,13 +101,9 @@ def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
     if len(digits.replace(".", "").lstrip("0")) < _LEAST_FIGURES:
         return False
     last = Rational(10) ** (int(exponent or 0) - len(digits.partition(".")[2]))
-    if exact.is_Rational and decimal_places(_fraction(exact)) == decimal_places(_fraction(value)):
+    if exact.is_Rational and decimal_places(exact.q) == decimal_places(value.q):
         return False
     return bool(abs(exact - value).evalf(_PRECISION) <= last / 2)
-
-
-def _fraction(value: Rational) -> Fraction:
-    return Fraction(int(value.p), int(value.q))
 
 
 _COORDINATES = [Rational(top, bottom) for bottom, top in pairwise((5, 7, 11, 13, 17, 19, 23, 29))]
