@@ -138,12 +138,10 @@ class LLMEvaluator:
 
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
-        """Return the judge that a config declares."""
         options: Any = {name: getattr(spec, name) for name in JudgeOptions.__annotations__}
         return cls(spec.model, spec.temperature, prompts=prompts, complete=complete, **options)
 
     def asking_with(self, complete: Complete) -> Self:
-        """Return the same judge, asking with `complete`."""
         other = copy.copy(self)
         other._complete = complete
         return other

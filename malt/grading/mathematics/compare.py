@@ -206,7 +206,10 @@ def _same_regions(reference: sympy.Set | None, answer: sympy.Set | None) -> bool
     if reference == answer:
         return True
     left, right = _pieces(reference), _pieces(answer)
-    return left is not None and right is not None and len(left) == len(right) and all(map(_same_piece, left, right))
+    if left is None or right is None or len(left) != len(right):
+        return False
+    pairs = zip(left, right, strict=True)
+    return all(one[2:] == other[2:] and all(map(_same_expression, one[:2], other[:2])) for one, other in pairs)
 
 
 _Piece = tuple[Expr, Expr, bool, bool]
@@ -223,10 +226,6 @@ def _pieces(region: sympy.Set) -> list[_Piece] | None:
         else:
             return None
     return sorted(found, key=lambda piece: float(piece[0]))
-
-
-def _same_piece(left: _Piece, right: _Piece) -> bool:
-    return left[2:] == right[2:] and all(map(_same_expression, left[:2], right[:2]))
 
 
 # Relations.

@@ -249,14 +249,11 @@ class BatchSubmitter:
         if not self._session.budget.has_room_for(worst):
             self.short = self.short or worst
         elif draft is not None or not self._queues.is_full_for(model):
-            draft = draft or self._start_draft(model)
+            if draft is None:
+                draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
+                submitting.add(draft.mark)
             draft.add(item, wanted.custom_id)
             self._session.budget.reserve(draft.mark, draft.worst)
-
-    def _start_draft(self, model: ModelSpec) -> _BatchDraft:
-        draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
-        submitting.add(draft.mark)
-        return draft
 
     async def finish(self) -> None:
         for draft in list(self._drafts.values()):

@@ -237,25 +237,27 @@ class _Served:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes, self._free, self._waiting = lanes, deque(lanes), deque[Future[Lane]]()
         self._lock = threading.Lock()
-        self.askers = 0
 
     @property
     def address(self) -> str:
         """What its endpoint is known by: the first lane's."""
         return self.lanes[0].address
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody asks it, or waits to."""
+        return len(self._free) == len(self.lanes) and not self._waiting
+
     def take(self) -> "Future[Lane]":
         """Ask for a lane, to be given back; the future may be cancelled."""
         found = Future[Lane]()
         with self._lock:
-            self.askers += 1
             self._waiting.append(found)
             self._hand_out()
         return found
 
     def give_back(self, lane: Lane) -> None:
         with self._lock:
-            self.askers -= 1
             self._free.append(lane)
             self._hand_out()
 
@@ -264,8 +266,6 @@ class _Served:
             found = self._waiting.popleft()
             if found.set_running_or_notify_cancel():
                 found.set_result(self._free.pop())
-            else:
-                self.askers -= 1
 
 
 class _Servers:
@@ -291,7 +291,7 @@ class _Servers:
 
     def _make_room(self) -> None:
         """End servers that nobody is asking, those first that nobody has asked for longest."""
-        idle = [key for key, served in self.running.items() if not served.askers]
+        idle = [key for key, served in self.running.items() if served.is_idle]
         for key in idle[: max(0, len(self.running) - MOST_SERVERS + 1)]:
             del self.running[key]
 

@@ -171,8 +171,7 @@ class Endpoint:
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
         """Stay a little below this process's part of what headers tell: others may count differently."""
         part = (1 - self._policy.rate_margin) / self._limits.sharers
-        known = [declared, None if told is None else told * part]
-        return min((limit for limit in known if limit is not None), default=None)
+        return _least((declared, None if told is None else told * part))
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):
@@ -304,14 +303,15 @@ def _show_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _intersect_limits(users: Sequence[Limits]) -> Limits:
-    def least(limits: Iterable[float | None]) -> float | None:
-        return min((limit for limit in limits if limit is not None), default=None)
+def _least(limits: Iterable[float | None]) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
+
+def _intersect_limits(users: Sequence[Limits]) -> Limits:
     return Limits(
         max_in_flight=min(user.max_in_flight for user in users),
-        requests_per_minute=least(user.requests_per_minute for user in users),
-        tokens_per_minute=least(user.tokens_per_minute for user in users),
+        requests_per_minute=_least(user.requests_per_minute for user in users),
+        tokens_per_minute=_least(user.tokens_per_minute for user in users),
     ).among(max(user.sharers for user in users))
 
 

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -110,17 +109,6 @@ class BatchItem:
     """Not to be asked for again in this run."""
 
 
-class Returned(NamedTuple):
-    """A sample that came back without an answer."""
-
-    at: str
-    """Its key."""
-    tries: int
-    """Batches that it came back from so far."""
-    is_alone: bool
-    is_given_up: bool
-
-
 batches_table = declare_table("batches", Batch, ["dataset"])
 items_table = declare_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
@@ -206,15 +194,16 @@ class BatchStore:
         found = [self._items(sa.and_(table.question_id.in_(chunk), known)) for chunk in chunks]
         return {item.key: item for items in found for item in items}
 
-    def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[Returned]) -> None:
+    def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[BatchItem]) -> None:
         """Close a batch, whose answers are in the store: forget those items, and note what became of the others."""
         closed = {"ended_at": time.time(), "usd": taken.usd, "tokens": taken.tokens}
+        noted = [{f"its_{name}": getattr(item, name) for name in ("key", "mark", *_OWN_COLUMNS)} for item in returned]
 
         def close(connection: sa.Connection) -> None:
             for chunk in split_chunks(list(answered)):
                 connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), _in_batch(mark)))
             if returned:
-                connection.execute(_RETURN, [{"of": mark, **item._asdict()} for item in returned])
+                connection.execute(_RETURN, noted)
             connection.execute(sa.update(batches_table).where(_is_open(mark)).values(closed))
 
         self._transact(close)
@@ -275,10 +264,8 @@ _STILL_MISSING = sa.select(items_table.c.key).where(
 )
 _RETURN = (
     sa.update(items_table)
-    .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
-    .values(
-        mark=None, attempts=sa.bindparam("tries"), alone=sa.bindparam("is_alone"), given_up=sa.bindparam("is_given_up")
-    )
+    .where(items_table.c.key == sa.bindparam("its_key"), items_table.c.mark == sa.bindparam("its_mark"))
+    .values(mark=None, **{column: sa.bindparam(f"its_{column}") for column in _OWN_COLUMNS})
 )
 
 

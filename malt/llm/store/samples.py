@@ -264,13 +264,11 @@ class Store:
         """Connect, waiting where that was possible before."""
         while True:
             try:
-                engine = open_engine(self.url)
+                return open_engine(self.url)
             except StoreError as error:
                 if self.url not in known_urls or not isinstance(error.__cause__, DBAPIError):
                     raise
                 self._wait_out(error.__cause__)
-            else:
-                return engine
 
     def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""
