@@ -40,7 +40,8 @@ def same(reference: Reading, answer: Reading) -> bool:
         case (Chain(), _) | (_, Chain()):
             return _same_chains(reference, answer)
         case MathValue(), MathValue():
-            return _same_values(reference, answer)
+            near = (_are_near(reference, left, answer, right) for left, right in _readings(reference, answer))
+            return _same_units(reference.unit, answer.unit) and any(near)
         case Based(), MathValue():
             return answer.decimal == reference.digits and answer.unit == 1
         case Items("either"), Region(points):
@@ -62,11 +63,6 @@ def _unwrapped(reading: Reading) -> Reading:
 
 
 # Values.
-
-
-def _same_values(reference: MathValue, answer: MathValue) -> bool:
-    near = (_are_near(reference, left, answer, right) for left, right in _readings(reference, answer))
-    return _same_units(reference.unit, answer.unit) and any(near)
 
 
 def _readings(reference: MathValue, answer: MathValue) -> Iterator[tuple[Expr, Expr]]:
