@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 
 from malt.concurrency import gather_all
 from malt.config.roles import Role
@@ -83,7 +82,6 @@ class RecordingCompleter:
 
 
 EVERY_ROLE = frozenset(Role)
-_NO_BATCHES: Mapping[str, Batch] = MappingProxyType({})
 
 
 def make_completer(
@@ -108,11 +106,11 @@ class SessionCompleter(StoreCompleter):
         known: dict[str, StoredSample],
         asks: Collection[Role] = EVERY_ROLE,
         run: str = "",
-        under_way: Mapping[str, Batch] = _NO_BATCHES,
+        under_way: Mapping[str, Batch] | None = None,
     ) -> None:
         super().__init__(known)
         self.asks = asks
-        self.under_way = under_way
+        self.under_way = under_way or {}
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
         self._locks: dict[str, asyncio.Lock] = {}

@@ -283,13 +283,9 @@ class Endpoint:
         self._asked_until = max(self._asked_until, now + asked_s)
         if asked_s > self._policy.pause_max_s and now >= self._told_until:
             self._told_until = now + self._policy.limited_after_s
-            log.warning(
-                "%s; it asks to wait for %s: asked again every %.0f s, for %.0f minutes at most",
-                error,
-                _show_duration(asked_s),
-                self._policy.pause_max_s,
-                self._policy.limited_after_s / 60,
-            )
+            every_s, minutes = self._policy.pause_max_s, self._policy.limited_after_s / 60
+            again = f"asked again every {every_s:.0f} s, for {minutes:.0f} minutes at most"
+            log.warning("%s; it asks to wait for %s: %s", error, _show_duration(asked_s), again)
 
 
 def now_s() -> float:
