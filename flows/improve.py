@@ -18,7 +18,7 @@ from malt.engine.build import RunSummary
 from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.report import render_markdown
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import Improvement
 from malt.training.run import TrainSummary
 from tasks.artifacts import leave, tag_by_spec
 from tasks.ends import close_after_crash

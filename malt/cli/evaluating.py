@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.evaluation.compare import EvaluationDiff
     from malt.evaluation.evaluate import Evaluated
-    from malt.evaluation.plan import EvaluationPlan
+    from malt.evaluation.job import EvaluationPlan
     from malt.evaluation.summary import Cell, Summary
     from malt.evaluation.version import EvaluationVersion
     from malt.llm.store.samples import Store
@@ -140,8 +140,7 @@ def _format_cell(cell: "Cell") -> str:
 
 
 def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None":
-    from malt.evaluation.job import read_evaluation
-    from malt.evaluation.plan import plan_evaluation
+    from malt.evaluation.job import plan_evaluation, read_evaluation
 
     return None if spec.evaluate is None else plan_evaluation(read_evaluation(spec), store)
 

@@ -94,11 +94,11 @@ def push(version: str, dest: str, public: bool, as_json: bool) -> None:
 
 def _write_card(version: "AnyVersion") -> str | None:
     """Write a model's card with what evaluations of it found; None where there are none."""
-    from malt.evaluation.model_card import find_results, render_card
+    from malt.evaluation.card import find_results, render_model_card
     from malt.models.version import ModelVersion
 
     results = find_results(version) if isinstance(version, ModelVersion) else []
-    return render_card(version, results) if isinstance(version, ModelVersion) and results else None
+    return render_model_card(version, results) if isinstance(version, ModelVersion) and results else None
 
 
 def _show_pushed(pushed: "Pushed") -> None:

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
     from malt.datasets.version.dataset_version import DatasetVersion
-    from malt.improvement.plan import ImprovementPlan
+    from malt.improvement.improve import ImprovementPlan
     from malt.improvement.report import RoundFigures
-    from malt.improvement.summary import Improvement
-    from malt.models.manifest import StageResult
-    from malt.models.version import ModelVersion
+    from malt.improvement.rounds import Improvement
+    from malt.models.version import ModelVersion, StageResult
     from malt.training.plan import RowsPlan, TrainPlan
     from malt.training.run import TrainSummary
 
@@ -213,8 +212,7 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
 
 def _show_results(version: "ModelVersion") -> None:
     """Print what evaluations found of a model version."""
-    from malt.evaluation.card import percent
-    from malt.evaluation.model_card import find_results
+    from malt.evaluation.card import find_results, percent
 
     for result in find_results(version):
         terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
@@ -286,8 +284,7 @@ def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
     """Quote all rounds, and say what is still in the way."""
     from malt.config.settings import Settings
     from malt.errors import MaltError
-    from malt.improvement.improve import check
-    from malt.improvement.plan import plan_improvement
+    from malt.improvement.improve import check, plan_improvement
     from malt.llm.store.samples import Store
 
     settings = Settings()

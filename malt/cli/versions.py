@@ -225,14 +225,14 @@ def _draw_report(version: "AnyVersion") -> str:
     from malt.datasets.pages import page
     from malt.evaluation import report as evaluation_report
     from malt.evaluation.version import EvaluationVersion
-    from malt.models import report as model_report
+    from malt.models.publishing import render_report as draw_model_report
     from malt.models.version import ModelVersion
 
     match version:
         case EvaluationVersion():
             return evaluation_report.redraw_report(version)
         case ModelVersion():
-            return model_report.render_report(version.manifest)
+            return draw_model_report(version.manifest)
     return page.redraw_report(version)
 
 

@@ -19,9 +19,9 @@ from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
+from malt.evaluation.statistics import find_losers, order_questions, plan_rounds
 from malt.evaluation.systems import Lineup, find_baseline, with_samples
 from malt.evaluation.table import make_frame, make_sheets, make_table
-from malt.evaluation.tournament import find_losers, order_questions, plan_rounds
 from malt.evaluation.version import EvaluationVersion
 from malt.llm.budget import Tally
 from malt.llm.client.completers import make_completer

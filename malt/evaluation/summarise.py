@@ -9,7 +9,7 @@ from malt.config.evaluate import EvaluateSpec
 from malt.config.spec import RunSpec
 from malt.datasets.stats.diagnostics import Truth, is_same_answer
 from malt.evaluation import statistics
-from malt.evaluation.statistics import Scores
+from malt.evaluation.statistics import Scores, rank_models
 from malt.evaluation.summary import (
     MEASURES,
     AnswerUsage,
@@ -27,7 +27,6 @@ from malt.evaluation.summary import (
 )
 from malt.evaluation.systems import find_baseline, list_entrants, require_evaluate
 from malt.evaluation.table import Grid, Sheet, make_sheets, shares
-from malt.evaluation.tournament import rank_models
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,9 +13,7 @@ from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, S
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.files import make_private_folder
 from malt.grading.grades import Outcome
-from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
-from malt.improvement.specs import TRAINED, UNTRAINED, without
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import CANDIDATE, CURRENT, TRAINED, UNTRAINED, Improvement, RoundDecision, without
 from malt.sanitize import code_span, markdown_table
 from malt.text import count_noun
 

@@ -20,8 +20,7 @@ from pydantic import BaseModel
 from malt.config.roles import PLAYERS, Role
 from malt.config.secret_scan import redact
 from malt.errors import ConfigError, VersionError
-from malt.models.manifest import ADAPTER, Canary
-from malt.models.version import ModelVersion
+from malt.models.version import ADAPTER, Canary, ModelVersion
 
 _TIMEOUT_S = 300.0
 _LISTED = 20
@@ -51,11 +50,6 @@ class Proof(BaseModel):
     """Trained role against base, both in training."""
 
 
-def name_adapter(version: ModelVersion, role: Role) -> str:
-    """Return a served adapter's name, which no other weights can have."""
-    return f"{version.name}-v{version.number}-{role}-{version.role(role).adapter_sha256[:12]}"
-
-
 def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = None, key_env: str = "") -> list[Proof]:
     """Load a version's adapters into the server at `url` (ending in `/v1`), and prove each.
 
@@ -68,7 +62,7 @@ def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = Non
         return [
             _prove(server, base, name, role, known, folder or version.path, loaded=name not in names)
             for role, known in canaries.items()
-            for name in (name_adapter(version, role),)
+            for name in (version.adapter_name(role),)
         ]
 
 

@@ -7,8 +7,7 @@ from malt.config.settings import Settings
 from malt.datasets.check.compare import Change, compare_values, flatten_table
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
-from malt.models.manifest import DatasetEntry
-from malt.models.version import ModelVersion
+from malt.models.version import DatasetEntry, ModelVersion
 
 
 class ModelDiff(BaseModel):
