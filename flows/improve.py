@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -20,9 +19,8 @@ from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.report import render_markdown
 from malt.improvement.rounds import Improvement
 from malt.training.run import TrainSummary
-from tasks.artifacts import leave, tag_by_spec
-from tasks.ends import close_after_crash
-from tasks.run_lock import only_run_of
+from tasks.artifacts import leave_markdown, tag_by_spec
+from tasks.run_lock import close_after_crash, only_run_of
 
 
 @flow(name="improve", flow_run_name="improve {spec.name}", on_crashed=[close_after_crash])
@@ -33,8 +31,7 @@ async def improve(spec: RunSpec) -> State[Improvement]:
     check(spec, settings)
     async with only_run_of(name_lock(spec)):
         done = await go_round(spec, settings, Flows())
-    key = f"{done.name}-improvement"
-    await leave(acreate_markdown_artifact(render_markdown(done), key=key, description=done.sentence))
+    await leave_markdown(render_markdown(done), f"{done.name}-improvement", done.sentence)
     state = Failed if done.exit_code else Completed
     return state(message=done.sentence, data=done)
 

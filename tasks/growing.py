@@ -29,8 +29,8 @@ from malt.trees.growth import build_request
 from malt.trees.pipeline import Shortfall
 from malt.trees.replay import Assessed, assess_noting_judge
 from malt.trees.tree import Address, FailedBranch
+from tasks.artifacts import MOST_TREES, leave_tree, tree_key
 from tasks.stored_answers import STORED_ANSWERS
-from tasks.trees import MOST_TREES, leave_tree, tree_key
 
 Future = PrefectFuture[Any]
 

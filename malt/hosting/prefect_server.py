@@ -24,8 +24,7 @@ import uvicorn
 from sqlalchemy import Dialect
 
 from malt.canonical_json import digest
-from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
-from malt.hosting.reports import WithReports
+from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send, WithReports
 from malt.processes import paused_gc, wait_for_parent
 
 _STOP_LIMIT_S = 5.0
