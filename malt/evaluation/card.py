@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.datasets.manifest import CARD_FILE
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Measure, Summary, Worth, write_title
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Summary, Worth, write_title
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion, Player, list_evaluations
 from malt.models.version import ModelVersion
 from malt.sanitize import code_span, markdown_table

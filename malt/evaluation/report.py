@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import read_part, render_page
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
-from malt.evaluation.summary import Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.summary import Cell, Compared, Flips, Summary, SystemSummary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
 from malt.text import shorten

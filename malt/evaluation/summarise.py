@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from malt.config.evaluate import EvaluateSpec
+from malt.config.evaluate import EvaluateSpec, Measure
 from malt.config.spec import RunSpec
 from malt.datasets.stats.diagnostics import Truth, is_same_answer
 from malt.evaluation import statistics
@@ -19,7 +19,6 @@ from malt.evaluation.summary import (
     Control,
     EqualTokens,
     Flips,
-    Measure,
     Refining,
     Summary,
     SystemSummary,

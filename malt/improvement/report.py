@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.datasets.pages.page import render_page
 from malt.evaluation.card import percent, points
 from malt.evaluation.report import make_bar, place_gains, read_style
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, is_vote, write_title
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, is_vote, write_title
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.files import make_private_folder
 from malt.grading.grades import Outcome

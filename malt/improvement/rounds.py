@@ -6,8 +6,7 @@ from dataclasses import asdict, fields
 from pydantic import Field
 
 from malt.config.base import Recorded
-from malt.config.evaluate import EvaluateSpec, PlayerSpec, SystemSpec
-from malt.config.improve import ImproveSpec
+from malt.config.evaluate import EvaluateSpec, ImproveSpec, Measure, PlayerSpec, SystemSpec
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
@@ -15,7 +14,6 @@ from malt.engine.build import RunSummary
 from malt.evaluation.card import points
 from malt.evaluation.evaluate import Evaluated
 from malt.evaluation.statistics import Scores, paired_difference
-from malt.evaluation.summary import Measure
 from malt.evaluation.systems import cast_models, require_evaluate
 from malt.evaluation.table import make_sheets
 from malt.evaluation.version import EvaluationVersion

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from malt.config.improve import ImproveSpec
+from malt.config.evaluate import ImproveSpec
 from malt.evaluation.statistics import Scores
 from malt.improvement.rounds import decide
 from tests.evaluation.simulated import chances, evaluations, scores
