@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pydantic import Field
 
 from malt.config.base import Recorded
-from malt.config.evaluate import EvaluateSpec, ImproveSpec, Measure, PlayerSpec, SystemSpec
+from malt.config.evaluate import ImproveSpec, PlayerSpec, SystemSpec
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
@@ -64,13 +64,9 @@ def decide(candidate: Scores, current: Scores, spec: ImproveSpec) -> RoundDecisi
 
 def judge_evaluation(version: EvaluationVersion, spec: ImproveSpec) -> RoundDecision:
     sheets = make_sheets(version.spec, version.answers, "chain")
-    measure = choose_measure(spec, require_evaluate(version.spec))
+    measure = spec.measure or require_evaluate(version.spec).measure
     scores = {name: sheets[name].scores(measure) for name in (CANDIDATE, CURRENT)}
     return decide(scores[CANDIDATE], scores[CURRENT], spec)
-
-
-def choose_measure(spec: ImproveSpec, evaluate: EvaluateSpec) -> Measure:
-    return spec.measure or evaluate.measure
 
 
 # What is asked, as configs.
@@ -95,7 +91,7 @@ def growing_spec(spec: RunSpec, number: int, best: str | None, in_vain: int) -> 
 def deciding_spec(spec: RunSpec, best: str | None, trained: SystemSpec) -> RunSpec:
     """Return what a round's evaluation compares: what it trained with who grew its trees, and nothing beside."""
     systems = {CURRENT: SystemSpec(models=best), CANDIDATE: trained}
-    measure = choose_measure(spec.improve, require_evaluate(spec))
+    measure = spec.improve.measure or require_evaluate(spec).measure
     return comparing_spec(spec, systems, CURRENT, measure=measure, temperature=None, equal_tokens=False)
 
 
