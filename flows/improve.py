@@ -40,17 +40,14 @@ class Flows:
     """Carries out the steps of a round as subflows; one with failed branches has its summary too."""
 
     async def grow(self, spec: RunSpec) -> RunSummary:
-        """Grow, grade and publish."""
         summary: RunSummary = await outcome(await generate(spec, return_state=True))
         return summary
 
     async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Train, a task run a role."""
         summary: TrainSummary = await outcome(await train(version, earlier=earlier, spec=spec, return_state=True))
         return summary
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Ask the systems, and publish."""
         done: Evaluated = await outcome(await evaluate(spec, return_state=True))
         return done
 

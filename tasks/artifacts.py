@@ -154,7 +154,6 @@ def tree_key(dataset: str, question_id: str) -> str:
 
 
 def leave_tree(dataset: str, valued: ValuedTree) -> None:
-    """Leave the artifact of one tree."""
     question = valued.tree.question
     key, told = tree_key(dataset, question.question_id), escape_markdown(question.question)
     text = "".join(_tree_markdown(valued))

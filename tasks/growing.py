@@ -52,7 +52,6 @@ class Branch:
 
     @property
     def role(self) -> Role:
-        """Who is asked."""
         return PLAYERS[len(self.node)]
 
     def __str__(self) -> str:
@@ -97,7 +96,6 @@ class Grower:
         return build_request(branch.question, branch.node, texts, self.job.spec, self.job.prompts)
 
     def is_stored(self, request: CompletionRequest) -> bool:
-        """Whether the store has all samples of a request."""
         return not self.ask.missing(request)
 
     def expand(self, branch: Branch, parent: object, request: CompletionRequest) -> Answers:

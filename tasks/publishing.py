@@ -111,5 +111,4 @@ def changes(before: DatasetVersion, after: DatasetVersion) -> str:
 
 
 def nodes_of(version: DatasetVersion) -> int:
-    """How many nodes a version has."""
     return version.manifest.files[TRAJECTORIES_FILE].rows or 0

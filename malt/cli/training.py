@@ -211,7 +211,6 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
 
 
 def _show_results(version: "ModelVersion") -> None:
-    """Print what evaluations found of a model version."""
     from malt.evaluation.card import find_results, percent
 
     for result in find_results(version):

@@ -90,7 +90,6 @@ def _held_out_questions(spec: RunSpec) -> list[Question]:
 
 
 def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
-    """Return the model versions that play in any system."""
     names = {lineup.spec.roles[role].model for lineup in list_lineups(spec) for role in lineup.roles}
     found = (NAMED.fullmatch(name) for name in sorted(names))
     return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]

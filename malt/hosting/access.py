@@ -65,12 +65,10 @@ def read_auth_string(home: Path) -> str:
 
 
 def auth_headers(auth_string: str | None) -> dict[str, str]:
-    """Return the header of a request to Prefect's API."""
     return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"} if auth_string else {}
 
 
 def own_origins(host: str, port: int) -> tuple[str, ...]:
-    """Return the origins of a server's own pages."""
     own = socket.gethostname() if host in WILDCARDS else host
     names = LOOPBACK if own in LOOPBACK else (own, *LOOPBACK)
     return tuple(f"http://{name}:{port}" for name in map(str.lower, names))  # as browsers write them

@@ -29,6 +29,7 @@ _LEAST_NOISE, _MOST_NOISE = 0.02, 0.5
 """Nats. Two base runs may agree by chance, and bfloat16 does not; above the second the server has another base."""
 _TIMES_NOISE = 2.0
 """How far from the trainer an adapter may be, in differences of two base runs."""
+_ADVICE = "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 _SHOWN = 200
 _MOST_BYTES = 2**24
 """Of a reply, once unpacked."""
@@ -190,7 +191,7 @@ class _LoraServer:
             raise ConfigError(f"{self.url} cannot be reached ({error}); is the server up?") from error
         if not response.is_success:
             shown = redact(said.decode(errors="replace"), self._secrets)[:_SHOWN]
-            raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_advise(path)}")
+            raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_ADVICE if 'lora' in path else ''}")
         try:
             return json.loads(said)
         except (ValueError, RecursionError):
@@ -203,7 +204,3 @@ class _LoraServer:
             if len(said) > _MOST_BYTES or time.monotonic() > deadline:
                 raise ConfigError(f"{self.url}: its reply is longer than {_MOST_BYTES:,} bytes, or has no end")
         return bytes(said)
-
-
-def _advise(path: str) -> str:
-    return "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" if "lora" in path else ""

@@ -145,18 +145,13 @@ class Leftovers(NamedTuple):
 def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
     """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
     before, folders, sizes = time.time() - older_than_s, 0, 0
-    for folder in _job_folders(settings.training_dir):
+    for folder in sorted(path for path in settings.training_dir.glob("*/*") if path.is_dir()):
         with _unused(folder) as is_unused:
             if is_unused and last_touched(folder) < before:
                 folders, sizes = folders + 1, sizes + size_of(folder)
                 if delete:
                     discard(folder)
     return Leftovers(folders, sizes)
-
-
-def _job_folders(training_dir: Path) -> Iterator[Path]:
-    for name in sorted(training_dir.iterdir()) if training_dir.is_dir() else ():
-        yield from (folder for folder in sorted(name.iterdir()) if folder.is_dir())
 
 
 @contextmanager
@@ -227,6 +222,5 @@ def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
 
 
 def spread(lengths: Iterable[int]) -> dict[str, int]:
-    """Return shortest, median and longest length."""
     ordered = sorted(lengths)
     return {"shortest": ordered[0], "median": ordered[len(ordered) // 2], "longest": ordered[-1]} if ordered else {}

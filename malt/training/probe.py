@@ -47,7 +47,6 @@ def probe(job: RoleJob) -> dict[str, Any]:
 
 
 def _name_device() -> str:
-    """Say what would train."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 

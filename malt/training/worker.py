@@ -5,7 +5,6 @@ input ends: whoever started it holds the other end, and loses it however it ends
 130 stopped.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from malt.canonical_json import canonical_json
 from malt.config.train import Stage
 from malt.datasets.version.folders import sync_tree
 from malt.errors import ConfigError, MaltError
-from malt.files import make_private_folder
+from malt.files import hold_lock, make_private_folder
 from malt.models import gguf
 from malt.models.version import ADAPTER, FULL, GGUF_FILE, Sample, StageResult
 from malt.processes import wait_for_parent
@@ -75,7 +74,6 @@ def _open_events() -> Tell:
 
 
 def _stop_with_parent() -> None:
-    """Stop when standard input ends."""
     wait_for_parent()
     _stopping.set()
 
@@ -87,17 +85,8 @@ def _hold_base(base: Base) -> Iterator[None]:
         yield
         return
     make_private_folder(base.folder.parent)
-    with lock_of_base(base.folder).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with hold_lock(lock_of_base(base.folder), shared=True):
         os.utime(unpack(base))  # its age is since it was last used
-        yield
-
-
-@contextmanager
-def _hold_lock(work: Path) -> Iterator[None]:
-    """Hold a job's lock; a process that was killed has let go of it, one that still saves its checkpoint has not."""
-    with (work / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -106,7 +95,7 @@ def _train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
     tokenizer = _load_tokenizer(jobs[0])
     found = [{stage: _accept_rows(job, stage, tokenizer) for stage in job.stages} for job in jobs]
     for job, rows in zip(jobs, found, strict=True):
-        with _hold_lock(job.work):
+        with hold_lock(job.work / LOCK):  # which a process that still saves its checkpoint has
             is_done = job.done.exists() or _train(job, rows, tokenizer, _tell_of(job, tell))
         if not is_done:
             return STOPPED
