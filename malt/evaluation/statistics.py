@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from malt.canonical_json import digest
 from malt.config.roles import PLAYERS
-from malt.evaluation.summary import Worth
+from malt.evaluation.summary import Cell, Worth
 from malt.evaluation.systems import Entrant
 from malt.questions.question import Question
 from malt.trees.credit import Interval, wilson
@@ -30,16 +30,6 @@ _USUAL_DISCORDANCE = 0.20
 """Share of questions on which two systems differ, where nothing is known of them yet."""
 
 
-class Estimate(NamedTuple):
-    """How often something is right, with the standard error over questions and a 95 % interval."""
-
-    accuracy: float | None
-    stderr: float | None
-    low: float | None
-    high: float | None
-    questions: int
-
-
 class Difference(NamedTuple):
     """How much more often one system is right than another on the same questions."""
 
@@ -50,18 +40,18 @@ class Difference(NamedTuple):
     questions: int
 
 
-def estimate(scores: Scores) -> Estimate:
+def estimate(scores: Scores) -> Cell:
     """Average over questions; the standard error is robust to answers of one question being alike.
 
     The interval is Wilson's over as many independent answers as would vary as much as these questions do.
     """
     known = scores[~np.isnan(scores)]
     if not len(known):
-        return Estimate(None, None, None, None, 0)
+        return Cell(accuracy=None, stderr=None, low=None, high=None, questions=0)
     mean = float(known.mean())
     stderr = _standard_error(known)
     low, high = wilson(mean, _effective_answers(mean, stderr, len(known)))
-    return Estimate(mean, stderr, low, high, len(known))
+    return Cell(accuracy=mean, stderr=stderr, low=low, high=high, questions=len(known))
 
 
 def _standard_error(known: Scores) -> float | None:
