@@ -132,44 +132,7 @@ def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage)
     return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
 
 
-# What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.
-
-
-class Leftovers(NamedTuple):
-    """How much there is, or was."""
-
-    folders: int
-    folder_bytes: int
-
-
-def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
-    """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
-    before, folders, sizes = time.time() - older_than_s, 0, 0
-    for folder in sorted(path for path in settings.training_dir.glob("*/*") if path.is_dir()):
-        with _unused(folder) as is_unused:
-            if is_unused and last_touched(folder) < before:
-                folders, sizes = folders + 1, sizes + size_of(folder)
-                if delete:
-                    discard(folder)
-    return Leftovers(folders, sizes)
-
-
-@contextmanager
-def _unused(folder: Path) -> Iterator[bool]:
-    """Keep training processes out of a job's folder, or an unpacked base; say whether none is in it."""
-    is_base = folder.parent.name == BASES
-    lock = lock_of_base(folder) if is_base else folder / LOCK
-    if not is_base and not lock.exists():
-        yield True
-        return
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
+# Its rows on their way to a trainer: read, measured with the base's tokenizer and chat template, too long ones found.
 
 _Row = Mapping[str, Any]
 ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
@@ -224,3 +187,42 @@ def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
 def spread(lengths: Iterable[int]) -> dict[str, int]:
     ordered = sorted(lengths)
     return {"shortest": ordered[0], "median": ordered[len(ordered) // 2], "longest": ordered[-1]} if ordered else {}
+
+
+# What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.
+
+
+class Leftovers(NamedTuple):
+    """How much there is, or was."""
+
+    folders: int
+    folder_bytes: int
+
+
+def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
+    """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
+    before, folders, sizes = time.time() - older_than_s, 0, 0
+    for folder in sorted(path for path in settings.training_dir.glob("*/*") if path.is_dir()):
+        with _unused(folder) as is_unused:
+            if is_unused and last_touched(folder) < before:
+                folders, sizes = folders + 1, sizes + size_of(folder)
+                if delete:
+                    discard(folder)
+    return Leftovers(folders, sizes)
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Keep training processes out of a job's folder, or an unpacked base; say whether none is in it."""
+    is_base = folder.parent.name == BASES
+    lock = lock_of_base(folder) if is_base else folder / LOCK
+    if not is_base and not lock.exists():
+        yield True
+        return
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
