@@ -11,7 +11,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
-from malt.datasets.check.compare import compare
 from malt.datasets.pages.card import figures_markdown
 from malt.datasets.rows.tables import TRAJECTORIES_FILE
 from malt.datasets.version.dataset_version import DatasetVersion, open_folder
@@ -102,6 +101,8 @@ async def tell_changes(version: DatasetVersion) -> None:
 
 def changes(before: DatasetVersion, after: DatasetVersion) -> str:
     """Tell in Markdown what changed; of large versions, how that is found out."""
+    from malt.datasets.check.compare import compare  # not before: a run's first request would wait for pandas
+
     if nodes_of(before) + nodes_of(after) <= MOST_NODES:
         return compare(before, after, 0).markdown
     return (

@@ -42,14 +42,17 @@ def hash_runs(text: str, length: int) -> Hashes:
 @lru_cache(maxsize=256)
 def _hash_runs(spoken: tuple[str, ...], length: int) -> Hashes:
     """Return sorted, distinct hashes."""
-    import pandas as pd  # not before: what merely reads words has no use for it
-
-    hashes = np.asarray(pd.util.hash_array(np.array(spoken, dtype=object), categorize=False), dtype=np.uint64)
+    hashes = np.fromiter(map(_hash_word, spoken), np.uint64, len(spoken))
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)
     for place in range(length):
         found = found * _MIX + hashes[place : place + len(found)]
     return np.unique(found)
+
+
+@lru_cache(maxsize=2**16)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def _jaccard(one: Hashes, other: Hashes) -> float:
