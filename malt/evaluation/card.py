@@ -167,16 +167,14 @@ class Result(NamedTuple):
 
 
 def find_results(version: ModelVersion) -> list[Result]:
-    """Return what the newest version of each evaluation that has this model in a role found."""
-    known = _known_as(version)
+    """Return what the newest version of each evaluation that has this model in a role found.
+
+    Its roles are known by their digests, or by the names of their adapters on a server.
+    """
+    roles = version.manifest.roles
+    known = {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
     newest = {each.name: found for each in list_evaluations().versions if (found := [*_read_results(each, known)])}
     return [result for found in newest.values() for result in found]
-
-
-def _known_as(version: ModelVersion) -> set[str | None]:
-    """Return what evaluations know a model's roles by: their digests, or the names of their adapters on a server."""
-    roles = version.manifest.roles
-    return {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
 
 
 def _read_results(evaluation: EvaluationVersion, known: Set[str | None]) -> Iterator[Result]:
