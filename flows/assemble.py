@@ -14,9 +14,8 @@ from malt.engine.job import list_models, read_job
 from malt.engine.run import Run
 from malt.engine.runner import assembled, fill_grades
 from tasks.artifacts import tag_by_spec
-from tasks.ends import close_after_crash
 from tasks.publishing import end_flow, publish
-from tasks.run_lock import only_run_of
+from tasks.run_lock import close_after_crash, only_run_of
 from tasks.slots import share_endpoints
 
 

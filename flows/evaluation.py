@@ -10,13 +10,11 @@ from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.evaluation.evaluate import Evaluated, name_lock
 from malt.evaluation.job import check_systems, read_evaluation
-from tasks.artifacts import tag_by_spec
-from tasks.ends import close_after_crash
+from tasks.artifacts import asset_key, tag_by_spec
 from tasks.evaluating import answer_questions, end, publish_evaluation
 from tasks.growing import with_block_keys
-from tasks.run_lock import only_run_of
+from tasks.run_lock import close_after_crash, only_run_of
 from tasks.slots import share_endpoints
-from tasks.versions import asset_key
 
 
 @flow(name="evaluate", flow_run_name="evaluate {spec.name}", on_crashed=[close_after_crash])

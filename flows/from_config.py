@@ -15,7 +15,7 @@ from malt.config.roles import PLAYERS
 from malt.config.secret_scan import override_without_keys
 from malt.config.spec import GraderKind
 from malt.engine.build import RunSummary
-from tasks.ends import close_after_crash
+from tasks.run_lock import close_after_crash
 
 Count = Annotated[int, Field(ge=0)]
 Override = Annotated[str, Field(pattern="^[^=]+=", json_schema_extra=override_without_keys())]

@@ -23,7 +23,6 @@ from malt.llm.batch.api import is_asked_in_batches
 from malt.questions.question import Question
 from malt.trees.growth import requests_per_question
 from tasks.artifacts import show_progress, tag_by_spec
-from tasks.ends import close_after_crash
 from tasks.growing import (
     Branch,
     Grower,
@@ -36,7 +35,7 @@ from tasks.growing import (
     with_block_keys,
 )
 from tasks.publishing import end_flow, publish
-from tasks.run_lock import only_run_of
+from tasks.run_lock import close_after_crash, only_run_of
 from tasks.slots import share_endpoints
 from tasks.stored_answers import save_answer_storage
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
@@ -18,11 +17,10 @@ from malt.engine.build import RunSummary
 from malt.evaluation.evaluate import Evaluated
 from malt.improvement.improve import check, go_round, name_lock
 from malt.improvement.report import render_markdown
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import Improvement
 from malt.training.run import TrainSummary
-from tasks.artifacts import leave, tag_by_spec
-from tasks.ends import close_after_crash
-from tasks.run_lock import only_run_of
+from tasks.artifacts import leave_markdown, tag_by_spec
+from tasks.run_lock import close_after_crash, only_run_of
 
 
 @flow(name="improve", flow_run_name="improve {spec.name}", on_crashed=[close_after_crash])
@@ -33,8 +31,7 @@ async def improve(spec: RunSpec) -> State[Improvement]:
     check(spec, settings)
     async with only_run_of(name_lock(spec)):
         done = await go_round(spec, settings, Flows())
-    key = f"{done.name}-improvement"
-    await leave(acreate_markdown_artifact(render_markdown(done), key=key, description=done.sentence))
+    await leave_markdown(render_markdown(done), f"{done.name}-improvement", done.sentence)
     state = Failed if done.exit_code else Completed
     return state(message=done.sentence, data=done)
 
@@ -43,17 +40,14 @@ class Flows:
     """Carries out the steps of a round as subflows; one with failed branches has its summary too."""
 
     async def grow(self, spec: RunSpec) -> RunSummary:
-        """Grow, grade and publish."""
         summary: RunSummary = await outcome(await generate(spec, return_state=True))
         return summary
 
     async def train(self, version: str, earlier: Sequence[str], spec: TrainSpec) -> TrainSummary:
-        """Train, a task run a role."""
         summary: TrainSummary = await outcome(await train(version, earlier=earlier, spec=spec, return_state=True))
         return summary
 
     async def evaluate(self, spec: RunSpec) -> Evaluated:
-        """Ask the systems, and publish."""
         done: Evaluated = await outcome(await evaluate(spec, return_state=True))
         return done
 

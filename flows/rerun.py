@@ -18,8 +18,7 @@ from malt.engine.runner import choose_questions, read_declared, set_aside
 from malt.errors import ConfigError
 from malt.llm.client.completers import EVERY_ROLE
 from tasks.artifacts import tag_by_spec
-from tasks.ends import close_after_crash
-from tasks.run_lock import only_run_of
+from tasks.run_lock import close_after_crash, only_run_of
 
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 

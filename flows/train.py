@@ -25,12 +25,10 @@ from malt.training.run import (
     read_train_spec,
     train_prepared,
 )
-from tasks.artifacts import tag_run
-from tasks.ends import close_after_crash
-from tasks.run_lock import only_run_of
+from tasks.artifacts import asset_key, tag_run
+from tasks.run_lock import close_after_crash, only_run_of
 from tasks.slots import TRAINING, hold_slots
 from tasks.training import announce_models, publish_models, train_role
-from tasks.versions import asset_key
 
 _STOP_LIMIT_S = 120.0
 """Seconds a training may take to leave a checkpoint, or its models to be published."""

@@ -14,7 +14,7 @@ from prefect.states import Crashed
 from prefect.utilities.urls import url_for
 from prefect.variables import Variable
 
-from tasks.ends import close_task_runs
+from tasks.run_lock import close_task_runs
 
 ALERTS = "malt_alerts"
 """Prefect variable that names the notification block to tell, as TYPE/NAME: `slack-webhook/team`."""

@@ -12,13 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from malt.config.spec import RunSpec
-    from malt.datasets.version.dataset_version import DatasetVersion, open_version
-    from malt.engine.python_api import TrainingDataGenerator
-    from malt.evaluation.evaluate import evaluate
-    from malt.evaluation.version import EvaluationVersion, open_evaluation
-    from malt.grading.judge import JudgeReply, LLMEvaluator, Score
-    from malt.improvement.improve import improve
+    from malt.config.spec import RunSpec as RunSpec
+    from malt.datasets.version.dataset_version import DatasetVersion as DatasetVersion
+    from malt.datasets.version.dataset_version import open_version as open_version
+    from malt.engine.python_api import TrainingDataGenerator as TrainingDataGenerator
+    from malt.evaluation.evaluate import evaluate as evaluate
+    from malt.evaluation.version import EvaluationVersion as EvaluationVersion
+    from malt.evaluation.version import open_evaluation as open_evaluation
+    from malt.grading.judge import JudgeReply as JudgeReply
+    from malt.grading.judge import LLMEvaluator as LLMEvaluator
+    from malt.grading.judge import Score as Score
+    from malt.improvement.improve import improve as improve
 
 _HOMES = {
     "DatasetVersion": "malt.datasets.version.dataset_version",
@@ -37,22 +41,7 @@ _HOMES = {
     "train": "malt.training.run",
 }
 
-__all__ = [
-    "DatasetVersion",
-    "EvaluationVersion",
-    "JudgeReply",
-    "LLMEvaluator",
-    "RunSpec",
-    "Score",
-    "TrainSpec",
-    "TrainingDataGenerator",
-    "evaluate",
-    "improve",
-    "open_evaluation",
-    "open_model",
-    "open_version",
-    "train",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:

@@ -79,6 +79,14 @@ class FileLock:
 
 
 @contextmanager
+def hold_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait for a file's lock, and hold it, among others or alone; a process that is killed lets go of it."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file; an earlier one, or a link, gives way once it is whole. Raises `OSError` where another thing is."""
     if (path.exists() and not path.is_file()) or path.absolute().is_relative_to("/dev"):

@@ -123,7 +123,7 @@ def _load_role(folder: Path, role: Role, files: dict[Path, str]) -> _RolePrompt:
         files[path] = _read_template(path, role, folder)
     if not files[user].strip():
         raise PromptError(f"{user}: the user template is empty; it must show the role its question")
-    if not any(_find_slots(files[path]) for path in (system, user)):
+    if not any(_names_in(_jinja().parse(files[path])) for path in (system, user)):
         raise PromptError(f"{user}: names none of {_join(SLOTS[role])}, so every {role.value} would see the same text")
     if examples.exists():
         files[examples] = _read_text(examples)
@@ -150,11 +150,6 @@ def _read_template(path: Path, role: Role, folder: Path) -> str:
     _refuse_statements(tree, path)
     _fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
     return text
-
-
-def _find_slots(text: str) -> set[str]:
-    """Return what a template wants filled. Raises `TemplateSyntaxError`."""
-    return _names_in(_jinja().parse(text))
 
 
 def _names_in(tree: nodes.Template) -> set[str]:

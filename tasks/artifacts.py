@@ -1,27 +1,36 @@
-"""Artifacts and tags: what people look at on Prefect's server. No dataset depends on whether the server takes them."""
+"""What Prefect's server is told beside the states of runs: artifacts and tags that people look at, assets, events.
+
+No dataset depends on whether the server takes them. What models wrote is shown as it is.
+"""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Iterable
+import re
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from prefect import get_run_logger
-from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL
 
+from malt.canonical_json import digest
 from malt.config.roles import ModelSpec
 from malt.config.spec import RunSpec
+from malt.datasets.manifest import Shelf
+from malt.datasets.version.published import Published
 from malt.engine.job import Job, list_models
 from malt.engine.run import Run
-from malt.hosting.access import AUTH_STRING
-from malt.hosting.reports import SANDBOX, report_url
-from malt.sanitize import Markdown, code_span
+from malt.hosting.access import AUTH_STRING, SANDBOX, report_url
+from malt.sanitize import Markdown, code_span, escape_controls, escape_markdown
+from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question
+from malt.trees.tree import Node
 
 T = TypeVar("T")
 
@@ -40,6 +49,11 @@ async def leave(request: Awaitable[T]) -> T | None:
         said = str(error) or "no answer in time"
         get_run_logger().warning("Prefect's server did not take what the run goes on without: %s", said)
         return None
+
+
+async def leave_markdown(text: str, key: str, told: str) -> None:
+    """Leave an artifact of text, which the UI lists with what is `told` of it."""
+    await leave(acreate_markdown_artifact(text, key=key, description=told))
 
 
 async def tag_by_spec(spec: RunSpec, models: Iterable[ModelSpec] | None = None) -> None:
@@ -96,3 +110,75 @@ async def show_progress(job: Job, run: Run) -> AsyncIterator[None]:
         with suppress(asyncio.CancelledError):
             await moving
         await move()
+
+
+PUBLISHED = "malt.version.published"
+"""Event of a new version; equal content makes none."""
+
+
+def asset_key(kind: Shelf, name: str) -> str:
+    """Return what Prefect knows the versions of a name by."""
+    return f"malt://{kind}/{name}"
+
+
+def tell_published(version: Published[Any]) -> None:
+    """Tell of a new version, so that automations can go on with it."""
+    if not version.created:
+        return
+    kind, name = version.manifest.kind, version.name
+    emit_event(
+        PUBLISHED,
+        resource={
+            "prefect.resource.id": f"malt.{kind}.{name}",
+            "prefect.resource.name": f"{name}@v{version.number}",
+            "malt.kind": kind,
+            "malt.name": name,
+        },
+        payload={
+            "version": version.number,
+            "path": str(version.path),
+            "content_sha256": version.manifest.content_sha256,
+        },
+    )
+
+
+MOST_TREES = 200
+"""Runs of more questions leave none: the report has their trees."""
+_LONGEST_TEXT = 8_000
+
+
+def tree_key(dataset: str, question_id: str) -> str:
+    """Return the key of a tree's artifact: lower-case letters, digits and hyphens."""
+    slug = re.sub("[^a-z0-9]+", "-", question_id.lower()).strip("-")[:60]
+    return f"{dataset}-tree-{slug if slug == question_id else f'{slug}-{digest(question_id)[:6]}'}"
+
+
+def leave_tree(dataset: str, valued: ValuedTree) -> None:
+    question = valued.tree.question
+    key, told = tree_key(dataset, question.question_id), escape_markdown(question.question)
+    text = "".join(_tree_markdown(valued))
+    asyncio.run(leave_markdown(text, key, told))
+
+
+def _tree_markdown(valued: ValuedTree) -> Iterator[str]:
+    question, seen = valued.tree.question, set()
+    yield f"# {escape_markdown(question.question)}\n\nreference: {code_span(str(question.ground_truth))}\n"
+    for node in valued.tree.nodes.values():
+        yield f"\n## {node.address} {node.role}: {_describe(valued, node)}\n\n{_verbatim(node.text)}\n"
+        if node.role not in seen:
+            prompt = "\n\n".join(f"[{message.role}]\n{message.content}" for message in node.prompt)
+            yield f"\nwhat this {node.role} was asked:\n\n{_verbatim(prompt)}\n"
+        seen.add(node.role)
+
+
+def _describe(valued: ValuedTree, node: Node) -> str:
+    value, grade = valued.values.get(node.address), valued.grades.get(node.address)
+    told = [str(node.status), f"value {value.mean:.2f}" if value else "", str(grade.outcome) if grade else ""]
+    return ", ".join(filter(None, told))
+
+
+def _verbatim(text: str) -> str:
+    """Return a text as a code block that it cannot end."""
+    shown = escape_controls(text[:_LONGEST_TEXT]) + ("\n…" if len(text) > _LONGEST_TEXT else "")
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence}text\n{shown}\n{fence}"

@@ -3,7 +3,6 @@
 import asyncio
 
 from prefect import task
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -14,9 +13,8 @@ from malt.evaluation.card import render_artifact
 from malt.evaluation.evaluate import EvaluationBuilt, EvaluationFill, build, conclude, fill
 from malt.evaluation.job import EvaluationJob
 from malt.evaluation.version import EvaluationVersion
-from tasks.artifacts import leave
+from tasks.artifacts import leave_markdown, tell_published
 from tasks.publishing import leave_failures
-from tasks.versions import tell_published
 
 
 @task(name="answer questions", task_run_name="answer {name}", cache_policy=NO_CACHE, persist_result=False)
@@ -53,10 +51,5 @@ async def end(filled: EvaluationFill, built: EvaluationBuilt | None) -> State:
 
 async def show_figures(version: EvaluationVersion) -> None:
     """Put the figures where Prefect shows them, and say where the report is."""
-    await leave(
-        acreate_markdown_artifact(
-            render_artifact(version.manifest, version.summary, version.path),
-            key=f"{version.name}-evaluation",
-            description=f"the figures of {version.reference}",
-        )
-    )
+    text = render_artifact(version.manifest, version.summary, version.path)
+    await leave_markdown(text, f"{version.name}-evaluation", f"the figures of {version.reference}")

@@ -29,8 +29,8 @@ from malt.trees.growth import build_request
 from malt.trees.pipeline import Shortfall
 from malt.trees.replay import Assessed, assess_noting_judge
 from malt.trees.tree import Address, FailedBranch
+from tasks.artifacts import MOST_TREES, leave_tree, tree_key
 from tasks.stored_answers import STORED_ANSWERS
-from tasks.trees import MOST_TREES, leave_tree, tree_key
 
 Future = PrefectFuture[Any]
 
@@ -52,7 +52,6 @@ class Branch:
 
     @property
     def role(self) -> Role:
-        """Who is asked."""
         return PLAYERS[len(self.node)]
 
     def __str__(self) -> str:
@@ -97,7 +96,6 @@ class Grower:
         return build_request(branch.question, branch.node, texts, self.job.spec, self.job.prompts)
 
     def is_stored(self, request: CompletionRequest) -> bool:
-        """Whether the store has all samples of a request."""
         return not self.ask.missing(request)
 
     def expand(self, branch: Branch, parent: object, request: CompletionRequest) -> Answers:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import allow_failure
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_table_artifact
 from prefect.assets import materialize
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -20,9 +20,8 @@ from malt.engine.job import Job
 from malt.engine.run import Filled
 from malt.sanitize import code_span, escape_markdown
 from malt.trees.tree import FailedBranch
-from tasks.artifacts import leave, link_report
+from tasks.artifacts import asset_key, leave, leave_markdown, link_report, tell_published
 from tasks.growing import Future, Graded
-from tasks.versions import asset_key, tell_published
 
 FAILURES_SHOWN = 200
 """Rows of the table of failed branches; the manifest has all of them."""
@@ -65,7 +64,7 @@ async def end_flow(job: Job, filled: Filled, built: Built | None, wall_s: float)
 async def announce(summary: RunSummary) -> None:
     """Put the run's figures, and its failed branches, where Prefect shows them."""
     key = f"{summary.dataset}-summary"
-    await leave(acreate_markdown_artifact(summary.markdown, key=key, description=escape_markdown(summary.sentence)))
+    await leave_markdown(summary.markdown, key, escape_markdown(summary.sentence))
     await leave_failures(summary.failures, f"{summary.dataset}-failed-branches")
 
 
@@ -86,13 +85,8 @@ async def show_figures(version: DatasetVersion) -> None:
     """Put the report's figures where Prefect shows them, and say where the report is."""
     report = await link_report(version.path, f"malt report {version.reference} --open")
     where = f"- dataset: {code_span(str(version.path))}\n- {report}"
-    await leave(
-        acreate_markdown_artifact(
-            f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n",
-            key=f"{version.name}-report",
-            description=f"the figures of {version.reference}",
-        )
-    )
+    text = f"# {version.reference}\n\n{where}\n\n{figures_markdown(version.manifest)}\n"
+    await leave_markdown(text, f"{version.name}-report", f"the figures of {version.reference}")
 
 
 async def tell_changes(version: DatasetVersion) -> None:
@@ -102,8 +96,7 @@ async def tell_changes(version: DatasetVersion) -> None:
         return
     before = open_folder(folder / f"v{parent.version}")
     changed = await asyncio.to_thread(changes, before, version)
-    described = f"{before.reference} -> {version.reference}"
-    await leave(acreate_markdown_artifact(changed, key=f"{version.name}-changes", description=described))
+    await leave_markdown(changed, f"{version.name}-changes", f"{before.reference} -> {version.reference}")
 
 
 def changes(before: DatasetVersion, after: DatasetVersion) -> str:
@@ -119,5 +112,4 @@ def changes(before: DatasetVersion, after: DatasetVersion) -> str:
 
 
 def nodes_of(version: DatasetVersion) -> int:
-    """How many nodes a version has."""
     return version.manifest.files[TRAJECTORIES_FILE].rows or 0

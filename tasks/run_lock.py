@@ -1,6 +1,7 @@
-"""The dataset's lock under Prefect: a run's log says what it waits for, and names runs as the UI does.
+"""How flow runs begin and end: one at a time has the dataset's lock, and its log names runs as the UI does.
 
-However a flow run ends, what it asked has ended before the next one may begin.
+However a flow run ends, what it asked has ended before the next one may begin: one that is told to end or suspended
+asks no more, and what a killed one leaves open is closed.
 """
 
 import asyncio
@@ -14,19 +15,27 @@ from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State, StateDetails
+from prefect import Flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType, TaskRun
 from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import deployment, flow_run
-from prefect.states import Running
+from prefect.states import Crashed, Running
 
 from malt.config.settings import Settings
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.client.session import stop_sessions
 from tasks.artifacts import leave
-from tasks.ends import close_task_runs, ended_by_suspension, send_events
 
 logging.getLogger("malt").addHandler(APILogHandler())  # as PREFECT_LOGGING_EXTRA_LOGGERS would
 _is_stopping = threading.Event()
@@ -53,7 +62,7 @@ async def only_run_of(dataset: str) -> AsyncIterator[str]:
     if deployment.id:  # it may be retried or resumed, and the process that it had before was killed
         await leave(close_task_runs(UUID(flow_run.id)))
     who = f"flow run {flow_run.name} ({(flow_run.id or '')[:8]})"
-    async with ended_by_suspension(_is_stopping.set), hold_run_lock(dataset, Settings(), who, show_wait):
+    async with ended_by_suspension(), hold_run_lock(dataset, Settings(), who, show_wait):
         with cancelled_by_sigterm():
             try:
                 yield run
@@ -110,3 +119,71 @@ def seen_signals(look: Callable[[bytes], None]) -> Iterator[None]:
         finally:
             loop.remove_reader(ours)
             signal.set_wakeup_fd(before)
+
+
+_PAGE = 200
+_LOOK_EVERY_S = 0.5
+_DRAIN_LIMIT_S = 10.0
+_OPEN = TaskRunFilter(
+    state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+)
+
+
+async def close_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:  # noqa: ARG001 - as called
+    """Close what a killed flow run left open; a hook that the worker runs before it is done with the run."""
+    await close_task_runs(flow_run.id)
+
+
+async def close_task_runs(flow_run_id: UUID) -> int:
+    """Mark as crashed the task runs that a process which is gone left open; return how many."""
+    async with get_client() as client:
+        left = await _read_open(client, flow_run_id)
+        for each in left:
+            await client.set_task_run_state(each.id, Crashed(message="Its process is gone."), force=True)
+    return len(left)
+
+
+async def _read_open(client: PrefectClient, flow_run_id: UUID) -> list[TaskRun]:
+    found: list[TaskRun] = []
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    while page := await client.read_task_runs(
+        flow_run_filter=of_run, task_run_filter=_OPEN, limit=_PAGE, offset=len(found)
+    ):
+        found += page
+    return found
+
+
+async def send_events() -> None:
+    """Send what this process has told Prefect so far, or a heartbeat may come after the end that it precedes."""
+    sending = threading.Thread(
+        target=EventsWorker.instance().wait_until_empty, daemon=True
+    )  # for ever, if that is gone
+    sending.start()
+    await asyncio.to_thread(sending.join, _DRAIN_LIMIT_S)
+
+
+@asynccontextmanager
+async def ended_by_suspension() -> AsyncIterator[None]:
+    """Once somebody suspends the flow run, cancel what is in here, and end that as Prefect does."""
+    context = FlowRunContext.get()
+    if context is None:
+        yield
+        return
+    request, task = context.flow_run_suspension_request, cast("asyncio.Task[None]", asyncio.current_task())
+
+    async def look() -> None:
+        while not request.is_requested():  # noqa: ASYNC110 - Prefect has no event for it
+            await asyncio.sleep(_LOOK_EVERY_S)
+        _is_stopping.set()
+        task.cancel()
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if request.is_requested():
+            task.uncancel()
+            request.raise_if_requested()
+        raise
+    finally:
+        looking.cancel()

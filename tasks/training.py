@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
@@ -15,8 +14,7 @@ from malt.models.version import ModelVersion
 from malt.training.job import RoleJob
 from malt.training.process import Stopper
 from malt.training.run import Prepared, TrainSummary, publish, train_jobs
-from tasks.artifacts import leave
-from tasks.versions import tell_published
+from tasks.artifacts import leave_markdown, tell_published
 
 LOG_EVERY = 10
 """Steps between log lines."""
@@ -78,4 +76,4 @@ async def announce_models(summary: TrainSummary) -> None:
     head = "| role | stage | rows | steps | first loss | last loss |\n|---|---|---:|---:|---:|---:|"
     text = f"# models/{summary.models}@v{summary.version}\n\n- models: `{summary.path}`\n\n{head}\n" + "\n".join(lines)
     told = f"{summary.models}@v{summary.version}, trained in {summary.wall_s:.0f} s"
-    await leave(acreate_markdown_artifact(text, key=f"{summary.models}-models", description=told))
+    await leave_markdown(text, f"{summary.models}-models", told)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.evaluation.compare import EvaluationDiff
     from malt.evaluation.evaluate import Evaluated
-    from malt.evaluation.plan import EvaluationPlan
+    from malt.evaluation.job import EvaluationPlan
     from malt.evaluation.summary import Cell, Summary
     from malt.evaluation.version import EvaluationVersion
     from malt.llm.store.samples import Store
@@ -86,12 +86,13 @@ def _show_evaluation(version: "EvaluationVersion") -> None:
 
 def _show_accuracies(summary: "Summary") -> None:
     """Print how often each system is right, in percent with 95 % intervals."""
+    from malt.datasets.stats.figures import format_count
+
     heads = {"sa": "SA", "sa_mv": f"SA+MV@{summary.chains}", "ma": "MA", "ma_mv": f"MA+MV@{summary.chains}"}
     table = terminal.new_table("system", *(heads[measure] for measure in summary.measures), "tokens", "cost")
     for name, system in summary.systems.items():
         cells = (_format_cell(getattr(system, measure)) for measure in summary.measures)
-        tokens = "unknown" if system.tokens is None else f"{system.tokens:,}"
-        table.add_row(name, *cells, tokens, terminal.format_dollars(system.cost_usd))
+        table.add_row(name, *cells, format_count(system.tokens), terminal.format_dollars(system.cost_usd))
     terminal.say(table)
     show_legend(summary.chains)
     for name, system in summary.systems.items():
@@ -140,8 +141,7 @@ def _format_cell(cell: "Cell") -> str:
 
 
 def quote_evaluation(spec: "RunSpec", store: "Store") -> "EvaluationPlan | None":
-    from malt.evaluation.job import read_evaluation
-    from malt.evaluation.plan import plan_evaluation
+    from malt.evaluation.job import plan_evaluation, read_evaluation
 
     return None if spec.evaluate is None else plan_evaluation(read_evaluation(spec), store)
 

@@ -209,7 +209,8 @@ def _show_first(rows: "Sequence[RowChange]") -> None:
 
 
 def _show_row(row: "RowChange", indent: int) -> None:
-    terminal.say(f"{' ' * indent}{_SIGNS[row.change]} {row.row_id}  {_format_columns(row)}".rstrip())
+    told = (f"{name} {_format_change(change)}" for name, change in row.columns.items() if name not in _DERIVED)
+    terminal.say(f"{' ' * indent}{_SIGNS[row.change]} {row.row_id}  {', '.join(told)}".rstrip())
 
 
 def _show_file(file: str, change: "FileChange") -> None:
@@ -221,10 +222,6 @@ def _show_file(file: str, change: "FileChange") -> None:
         terminal.say(f"  {question.question_id}: {counted}")
         for row in question.rows:
             _show_row(row, indent=4)
-
-
-def _format_columns(row: "RowChange") -> str:
-    return ", ".join(f"{name} {_format_change(change)}" for name, change in row.columns.items() if name not in _DERIVED)
 
 
 def _format_change(change: "Change") -> str:

@@ -24,7 +24,6 @@ from malt.cli import (
     lifecycle,
     runs,
     service,
-    sharing,
     training,
     versions,
 )
@@ -52,7 +51,7 @@ _COMMANDS: Mapping[str, Sequence[click.Command]] = {
         training.improve, service.serve,
     ),
     "Keep and share": (
-        lifecycle.tag, sharing.export, sharing.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,
+        lifecycle.tag, lifecycle.export, lifecycle.push, lifecycle.rebuild, lifecycle.rm, lifecycle.gc,
     ),
     "Services": (service.up, service.doctor),
 }  # fmt: skip

@@ -168,6 +168,5 @@ class _Bars:
 
 
 def _describe_step(event: Mapping[str, Any]) -> str:
-    """Write loss, speed and time left."""
     left = f"{event['left_s']:.0f} s left" if event["left_s"] < 120 else f"{event['left_s'] / 60:.0f} min left"
     return f"loss {event['loss']:.4f}, {event['tokens_per_s']:,.0f} tokens/s, {left}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from malt.engine.build import RunSummary
     from malt.engine.job import Job
     from malt.engine.plan import Plan
-    from malt.evaluation.plan import EvaluationPlan
+    from malt.evaluation.job import EvaluationPlan
     from malt.hosting.private_prefect import NamedServer, PrefectServer
     from malt.llm.store.batches import Batch
 

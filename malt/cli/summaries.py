@@ -7,7 +7,6 @@ from malt.cli import terminal
 from malt.text import count_noun
 
 if TYPE_CHECKING:
-    from malt.config.roles import Role
     from malt.engine.build import RunSummary
     from malt.engine.plan import Plan, Quote
     from malt.trees.pipeline import Shortfall
@@ -31,14 +30,11 @@ def show_plan(plan: "Plan") -> None:
     for gate, count in plan.excluded.items():
         terminal.say(f"{count_noun(count, 'question')} will give no training rows: {gate} in [dataset]")
     modes = {"direct": "", "batch": ", in batches"}
-    for said in ({role: each.model + modes[each.mode] for role, each in plan.roles.items()}, _bases(plan)):
+    asked = {role: each.model + modes[each.mode] for role, each in plan.roles.items()}
+    for said in (asked, {role: each.basis for role, each in plan.roles.items()}):
         for text in dict.fromkeys(said.values()):
             roles = ", ".join(role.value for role in said if said[role] == text)
             terminal.say(f"{roles}: {text}", style="dim")
-
-
-def _bases(plan: "Plan") -> "Mapping[Role, str]":
-    return {role: quoted.basis for role, quoted in plan.roles.items()}
 
 
 QUOTED = ("requests", "completions", "stored", "tokens in", "tokens out", "cost")

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from malt.config.spec import RunSpec
     from malt.config.train import TrainSpec
     from malt.datasets.version.dataset_version import DatasetVersion
-    from malt.improvement.plan import ImprovementPlan
+    from malt.improvement.improve import ImprovementPlan
     from malt.improvement.report import RoundFigures
-    from malt.improvement.summary import Improvement
-    from malt.models.manifest import StageResult
-    from malt.models.version import ModelVersion
+    from malt.improvement.rounds import Improvement
+    from malt.models.version import ModelVersion, StageResult
     from malt.training.plan import RowsPlan, TrainPlan
     from malt.training.run import TrainSummary
 
@@ -191,6 +190,7 @@ def _show_plan(plan: "TrainPlan") -> None:
 
 def show(reference: str, role: str | None, *, as_json: bool) -> None:
     """Print what is in a model version, or one role's part of it."""
+    from malt.evaluation.card import find_results, percent
     from malt.models.version import open_model
 
     version = open_model(reference)
@@ -208,14 +208,6 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
         for stage in entry.stages:
             table.add_row(name.value, *_stage_cells(stage), (entry.gguf_sha256 or entry.adapter_sha256)[:12])
     terminal.say(table)
-    _show_results(version)
-
-
-def _show_results(version: "ModelVersion") -> None:
-    """Print what evaluations found of a model version."""
-    from malt.evaluation.card import percent
-    from malt.evaluation.model_card import find_results
-
     for result in find_results(version):
         terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
 
@@ -286,8 +278,7 @@ def _plan_improvement(spec: "RunSpec", *, as_json: bool) -> int:
     """Quote all rounds, and say what is still in the way."""
     from malt.config.settings import Settings
     from malt.errors import MaltError
-    from malt.improvement.improve import check
-    from malt.improvement.plan import plan_improvement
+    from malt.improvement.improve import check, plan_improvement
     from malt.llm.store.samples import Store
 
     settings = Settings()

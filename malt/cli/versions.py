@@ -98,6 +98,7 @@ def _show_version(version: "DatasetVersion") -> None:
 
 def _show_roles(version: "DatasetVersion") -> None:
     from malt.config.roles import PLAYERS
+    from malt.datasets.stats.figures import format_count
 
     manifest = version.manifest
     columns = ("model.", "samples", "nodes", "positive", "negative", "no label", "tokens out", "cost")
@@ -105,7 +106,7 @@ def _show_roles(version: "DatasetVersion") -> None:
     for role in PLAYERS:
         labels, declared = manifest.counts.labels[role], manifest.spec.roles[role]
         figures = (declared.samples, manifest.counts.nodes[role], labels.right, labels.wrong, labels.none)
-        tokens = _format_tokens(manifest.tokens[role].completion_tokens)
+        tokens = format_count(manifest.tokens[role].completion_tokens)
         cost = terminal.format_dollars(manifest.cost[role].cost_usd)
         table.add_row(role.value, terminal.shorten_name(declared.model), *map(str, figures), tokens, cost)
     terminal.say(table)
@@ -113,17 +114,15 @@ def _show_roles(version: "DatasetVersion") -> None:
 
 def _show_ledger(version: "DatasetVersion") -> None:
     """Print what each run gave to a version, and what that cost."""
+    from malt.datasets.stats.figures import format_count
+
     table = terminal.new_table("run", "role.", "model.", "completions", "tokens in", "tokens out", "cost")
     for entry in version.manifest.ledger:
-        tokens = map(_format_tokens, (entry.tokens.prompt_tokens, entry.tokens.completion_tokens))
+        tokens = map(format_count, (entry.tokens.prompt_tokens, entry.tokens.completion_tokens))
         cost = terminal.format_dollars(entry.cost.cost_usd)
         made = f"{entry.tokens.completions:,}"
         table.add_row(entry.run or "unknown", entry.role.value, terminal.shorten_name(entry.model), made, *tokens, cost)
     terminal.say(table)
-
-
-def _format_tokens(count: int | None) -> str:
-    return "unknown" if count is None else f"{count:,}"
 
 
 def _show_findings(version: "DatasetVersion") -> None:
@@ -225,14 +224,14 @@ def _draw_report(version: "AnyVersion") -> str:
     from malt.datasets.pages import page
     from malt.evaluation import report as evaluation_report
     from malt.evaluation.version import EvaluationVersion
-    from malt.models import report as model_report
+    from malt.models.publishing import render_report as draw_model_report
     from malt.models.version import ModelVersion
 
     match version:
         case EvaluationVersion():
             return evaluation_report.redraw_report(version)
         case ModelVersion():
-            return model_report.render_report(version.manifest)
+            return draw_model_report(version.manifest)
     return page.redraw_report(version)
 
 

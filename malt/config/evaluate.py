@@ -1,8 +1,11 @@
-"""EvaluateSpec: which systems `malt evaluate` compares, and on which questions."""
+"""EvaluateSpec: which systems `malt evaluate` compares, on which questions; ImproveSpec: how `malt improve` goes round.
+
+Neither is part of what a dataset is, nor of any request's key.
+"""
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +13,9 @@ from malt.config.base import Declared
 from malt.config.questions import QuestionSource
 from malt.config.roles import ADDRESS, PLAYERS, Address, Player, RoleSpec, declare_roles, inherit
 from malt.config.secret_scan import VARIABLE, address_without_keys, match_name
+
+Measure = Literal["sa", "sa_mv", "ma", "ma_mv"]
+"""What of a system is right: the generator's answer or the chain's, singly or by vote."""
 
 
 class PlayerSpec(Declared):
@@ -106,7 +112,7 @@ class EvaluateSpec(Declared):
     """Adds a control: one more chain a question and seed at this temperature, such as 0."""
     equal_tokens: bool = False
     """Adds the single agent with as many tokens: votes are added until it has written as much as the pipeline."""
-    measure: Literal["sa", "sa_mv", "ma", "ma_mv"] = "ma_mv"
+    measure: Measure = "ma_mv"
     """What differences to the baseline are told of first: the generator's answer (`sa`) or the chain's (`ma`), singly
     or by vote (`_mv`)."""
     baseline: str | None = None
@@ -134,4 +140,38 @@ class EvaluateSpec(Declared):
                 raise ValueError(f"system {name!r}: a name has letters, digits and . _ + - only")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds name one twice; each repeat needs a seed of its own")
+        return self
+
+
+Threshold = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ImproveSpec(Declared):
+    """Rounds of growing, training and evaluating; what is trained plays the next round only if it is better."""
+
+    rounds: int = Field(2, ge=1, le=100)
+    """How many rounds there are; more may follow later."""
+    rows: Literal["all", "last"] = "all"
+    """What a round trains on: the rows of all rounds so far, or its own. It begins with [train] base each time."""
+    thresholds: tuple[Threshold, ...] = ()
+    """What takes the place of credit.threshold, round by round; the last one holds for all further rounds."""
+    measure: Measure | None = None
+    """What decides: right answers of the generator (`sa`) or the chain (`ma`), or votes (`_mv`); empty:
+    evaluate.measure."""
+    margin: float = Field(0.0, ge=0, lt=1)
+    """Trained roles are kept if the lower bound of their gain, paired by question, is above this; 0.02: two points."""
+    level: float = Field(0.95, gt=0.5, lt=1)
+    """Of the interval whose lower bound decides."""
+    on_no_gain: Literal["stop", "continue"] = "stop"
+    """What follows a round whose roles are not kept: the end, or another round of the best so far with other seeds."""
+    closing: bool = True
+    """Evaluate the trained roles once more at the end, as [evaluate] says, beside the same with each role untrained."""
+    beside: dict[str, QuestionSource] = Field({})
+    """Further question files, by name, on which untrained and trained roles are compared at the end; none decides."""
+
+    @model_validator(mode="after")
+    def _names_are_parts_of_names(self) -> Self:
+        for name in self.beside:
+            if not re.fullmatch(r"[a-z0-9-]{1,40}", name):
+                raise ValueError(f"beside.{name}: a name has lower-case letters, digits and hyphens")
         return self

@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from malt.config.base import Declared, wrap_single
-from malt.config.evaluate import EvaluateSpec
-from malt.config.improve import ImproveSpec
+from malt.config.evaluate import EvaluateSpec, ImproveSpec
 from malt.config.limits import Limits, RunOptions
 from malt.config.questions import QuestionSource
 from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, inherit

@@ -27,7 +27,6 @@ from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess
 from malt.trees.replay import windows
-from malt.trees.tree import Tree
 
 
 class Range(NamedTuple):
@@ -225,7 +224,9 @@ def _count_stored(job: Job, store: Store, refresh: Collection[Role] = ()) -> dic
         counting = _CountingRecall({key: row for key, row in rows.items() if row.role not in refresh}, counts)
         for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
-                _count_grown(valued.tree, job.spec, counts)
+                for role, nodes in nodes_per_question(job.spec).items():
+                    counts[role].grown += sum(address.role is role for address in valued.tree.nodes)
+                    counts[role].grown_in_full += nodes
         for role, model in models_asked(job.spec).items():
             if not counts[role].seen:
                 others = (row for row in rows.values() if (row.role, row.model) == (role, model.model))
@@ -244,13 +245,6 @@ def _add_up(rows: Iterable[StoredSample]) -> Usage:
             if (completion := read_sample(row, cached=True)).completion_tokens is not None:
                 total.add(measure_usage(completion))
     return total
-
-
-def _count_grown(tree: Tree, spec: RunSpec, counts: Mapping[Role, Count]) -> None:
-    """Count what a whole tree has of each role, and what a full one would have."""
-    for role, nodes in nodes_per_question(spec).items():
-        counts[role].grown += sum(address.role is role for address in tree.nodes)
-        counts[role].grown_in_full += nodes
 
 
 def _plan_role(role: Role, model: ModelSpec, job: Job, counts: Mapping[Role, Count]) -> RolePlan:

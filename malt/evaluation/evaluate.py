@@ -19,9 +19,9 @@ from malt.errors import NothingToPublish, RunStopped
 from malt.evaluation.answers import Answered, ask_answers, stored_answers
 from malt.evaluation.job import EvaluationJob, check_systems, read_evaluation
 from malt.evaluation.publish import publish
+from malt.evaluation.statistics import find_losers, order_questions, plan_rounds
 from malt.evaluation.systems import Lineup, find_baseline, with_samples
 from malt.evaluation.table import make_frame, make_sheets, make_table
-from malt.evaluation.tournament import find_losers, order_questions, plan_rounds
 from malt.evaluation.version import EvaluationVersion
 from malt.llm.budget import Tally
 from malt.llm.client.completers import make_completer
@@ -91,22 +91,18 @@ class Evaluated(Finished):
 
 
 async def evaluate_alone(job: EvaluationJob, settings: Settings) -> Evaluated:
+    """Ask for what the store lacks, then publish what it holds of all systems, once nobody else does."""
     check_systems(job)
     run = new_run_name()
     async with hold_run_lock(name_lock(job), settings, f"run {run}"):
-        return await _evaluate_job(job, settings, run)
+        filled = await fill(job, settings, run)
+        stopped = filled.shortfall.stopped is not None
+        return conclude(filled, None if stopped else await asyncio.to_thread(build, filled.job, settings))
 
 
 def name_lock(job: EvaluationJob) -> str:
     """Return the name of the lock that keeps two evaluations from paying for the same."""
     return f"evaluation-{job.spec.name}"
-
-
-async def _evaluate_job(job: EvaluationJob, settings: Settings, run: str) -> Evaluated:
-    """Ask for what the store lacks, then publish what it holds of all systems."""
-    filled = await fill(job, settings, run)
-    stopped = filled.shortfall.stopped is not None
-    return conclude(filled, None if stopped else await asyncio.to_thread(build, filled.job, settings))
 
 
 class EvaluationFill(NamedTuple):
@@ -221,6 +217,5 @@ def _votes_to_meet(found: Sequence[Answered], lineup: Lineup) -> int | None:
 
 
 def _make_voter(lineup: Lineup, votes: int) -> Lineup:
-    """Return a system's generator with so many votes."""
     spec = lineup.spec.model_copy(update={"roles": with_samples(lineup.spec.roles, votes)})
     return lineup._replace(kind="votes", spec=spec, roles=PLAYERS[:1])

@@ -1,23 +1,27 @@
-"""All that an evaluation reads before it asks anybody. What is wrong with it is found here, before money is spent."""
+"""An evaluation before anybody is asked: what it reads, and what is wrong with that; what it would cost, and show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import NamedTuple
 
+from malt.config.base import Recorded
 from malt.config.evaluate import EvaluateSpec
-from malt.config.roles import ModelSpec, Role
+from malt.config.roles import PLAYERS, ModelSpec, Role
 from malt.config.spec import RunSpec
 from malt.datasets.version.dataset_version import open_version
-from malt.engine.job import check_models, list_models
+from malt.engine.job import Job, check_models, list_models, models_asked
+from malt.engine.plan import Quote, RolePlan, add_quotes, plan
 from malt.errors import ConfigError, QuestionError, VersionError
+from malt.evaluation.statistics import questions_needed, smallest_difference
 from malt.evaluation.systems import Lineup, find_baseline, list_lineups, require_evaluate
 from malt.grading.references import check_references
+from malt.llm.store.samples import Store
 from malt.models.playing import NAMED, with_weights
 from malt.models.version import ModelVersion, open_model
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
-from malt.questions.screening import screen
+from malt.questions.screening import Screening, screen
 from malt.questions.shingles import find_near_duplicates
 from malt.text import list_first
 
@@ -86,7 +90,6 @@ def _held_out_questions(spec: RunSpec) -> list[Question]:
 
 
 def _find_model_versions(spec: RunSpec) -> list[ModelVersion]:
-    """Return the model versions that play in any system."""
     names = {lineup.spec.roles[role].model for lineup in list_lineups(spec) for role in lineup.roles}
     found = (NAMED.fullmatch(name) for name in sorted(names))
     return [open_model(each) for each in sorted({named["version"] for named in found if named is not None})]
@@ -140,3 +143,84 @@ def _refuse_overlap(questions: Sequence[Question], training: Sequence[Question],
             f"{len(found)} of {len(questions)} questions in evaluate.questions are in {source} too: "
             f'{named}; take others, or say overlap = "keep" if nothing was trained on them'
         )
+
+
+# Its quote, counted against the store.
+
+_DISCORDANCES = (0.1, 0.2, 0.3)
+"""Shares of questions on which two systems' votes may part."""
+
+
+class SystemPlan(Recorded):
+    """What a system would still be asked that none before it is."""
+
+    roles: dict[Role, RolePlan]
+
+
+class EvaluationPlan(Quote):
+    """The quote of an evaluation, without the votes that an equal number of tokens takes."""
+
+    questions: int
+    systems: dict[str, SystemPlan]
+    """What each adds to those before it, with all seeds and its control."""
+    smallest_difference: dict[str, float | None]
+    """What so many questions show with 80 % power, by the share of questions on which two votes part."""
+    questions_for_4_points: int
+    """How many questions show a difference of 4 points, where two votes part on 20 % of them."""
+
+
+class _Added(NamedTuple):
+    """One role of a line-up that no line-up before it asks in the same place."""
+
+    lineup: Lineup
+    role: Role
+    quoted: RolePlan
+
+
+def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[EvaluationJob] = ()) -> EvaluationPlan:
+    """Quote an evaluation: every subtree once, less what the store has and what evaluations `before` it will have.
+
+    Those are of the same questions.
+    """
+    known = {_name_place(lineup, role) for each in before for lineup in each.lineups for role in _list_asked(lineup)}
+    added = _list_added(job, store, known)
+    quoted = [each.quoted for each in added]
+    systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
+    for each in added:
+        plans = systems[each.lineup.system].roles
+        if (summed := plans.get(each.role)) is None:
+            plans[each.role] = each.quoted
+        else:
+            plans[each.role] = summed.model_copy(update=add_quotes([summed, each.quoted]))
+    found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
+    return EvaluationPlan(
+        questions=len(job.questions),
+        systems=systems,
+        **add_quotes(quoted),
+        smallest_difference=found,
+        questions_for_4_points=round(questions_needed(0.04)),
+    )
+
+
+def _list_added(job: EvaluationJob, store: Store, known: Collection[str]) -> list[_Added]:
+    """Quote each line-up's roles that no earlier one asks below the same texts."""
+    added, places = [], set(known)
+    for lineup in job.lineups:
+        quoted = plan(Job(lineup.spec, job.prompts, job.questions, Screening()), store).roles
+        for role in _list_asked(lineup):
+            place = _name_place(lineup, role)
+            if place not in places:
+                places.add(place)
+                added.append(_Added(lineup, role, quoted[role]))
+    return added
+
+
+def _list_asked(lineup: Lineup) -> list[Role]:
+    return [role for role in models_asked(lineup.spec) if role in lineup.roles or role is Role.EVALUATOR]
+
+
+def _name_place(lineup: Lineup, role: Role) -> str:
+    """Name what decides a role's requests: who speaks before it, and itself."""
+    depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
+    cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
+    return "\n".join([role.value, *cast])

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.datasets.pages.page import read_part, render_page
 from malt.datasets.pages.sample import embed_json
 from malt.evaluation.summarise import list_ways
-from malt.evaluation.summary import Cell, Compared, Flips, Measure, Summary, SystemSummary
+from malt.evaluation.summary import Cell, Compared, Flips, Summary
 from malt.evaluation.table import Sheet, make_sheets
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion
 from malt.text import shorten
@@ -34,7 +35,10 @@ def render_report(manifest: EvaluationManifest, summary: Summary, answers: "pd.D
         manifest=manifest,
         summary=summary,
         headline=summary.title,
-        bars={name: _list_bars(system, summary.chains) for name, system in summary.systems.items()},
+        bars={
+            name: [make_bar(title, cell, votes="vote" in title) for title, cell in system.cells(summary.chains)]
+            for name, system in summary.systems.items()
+        },
         gains=gains,
         reach=reach,
         segments={name: _list_segments(system.flips) for name, system in summary.systems.items()},
@@ -97,10 +101,6 @@ class _Point(NamedTuple):
     x: float
     y: float
     on_frontier: bool
-
-
-def _list_bars(system: SystemSummary, chains: int) -> list[_Bar]:
-    return [make_bar(title, cell, votes="vote" in title) for title, cell in system.cells(chains)]
 
 
 def make_bar(title: str, cell: Cell, votes: bool = False) -> _Bar:

@@ -1,15 +1,15 @@
 """Working out a summary from an evaluation's table alone, so that anybody can work it out again."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from malt.config.evaluate import EvaluateSpec
+from malt.config.evaluate import Measure
 from malt.config.spec import RunSpec
 from malt.datasets.stats.diagnostics import Truth, is_same_answer
 from malt.evaluation import statistics
-from malt.evaluation.statistics import Scores
+from malt.evaluation.statistics import Scores, rank_models
 from malt.evaluation.summary import (
     MEASURES,
     AnswerUsage,
@@ -19,7 +19,6 @@ from malt.evaluation.summary import (
     Control,
     EqualTokens,
     Flips,
-    Measure,
     Refining,
     Summary,
     SystemSummary,
@@ -27,7 +26,6 @@ from malt.evaluation.summary import (
 )
 from malt.evaluation.systems import find_baseline, list_entrants, require_evaluate
 from malt.evaluation.table import Grid, Sheet, make_sheets, shares
-from malt.evaluation.tournament import rank_models
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +36,12 @@ def summarise(spec: RunSpec, rows: "pd.DataFrame") -> Summary:
     sheets = make_sheets(spec, rows, "chain")
     scores = {measure: {name: sheet.scores(measure) for name, sheet in sheets.items()} for measure in MEASURES}
     differences = {measure: _compare_all(scores[measure], baseline) for measure in MEASURES}
-    extras = _Extras(evaluate, make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes"))
+    controls, more = make_sheets(spec, rows, "control"), make_sheets(spec, rows, "votes")
     votes = scores[evaluate.measure]
-    systems = {name: _summarise_system(sheet, extras, name) for name, sheet in sheets.items()}
+    systems = {
+        name: _summarise_system(sheet, more.get(name), _score_control(controls.get(name), evaluate.temperature))
+        for name, sheet in sheets.items()
+    }
     ways = list_ways(systems, evaluate.chains, max(len(evaluate.seeds), 1))
     return Summary(
         evaluation=spec.name,
@@ -65,18 +66,11 @@ def _find_dropped(sheets: Mapping[str, Sheet]) -> dict[str, int]:
     return {name: count for name, count in asked.items() if count < len(sheets[name].questions)}
 
 
-class _Extras(NamedTuple):
-    """What was asked beside the chains, by system: one at another temperature, and votes of as many tokens."""
-
-    evaluate: EvaluateSpec
-    controls: Mapping[str, Sheet]
-    votes: Mapping[str, Sheet]
-
-
-def _summarise_system(sheet: Sheet, extras: _Extras, name: str) -> SystemSummary:
+def _summarise_system(sheet: Sheet, votes: Sheet | None, control: Control | None) -> SystemSummary:
+    """Work out a system's figures; `votes` are those of as many tokens."""
     pipeline = _measure_usage(sheet, "", "ma")
     return SystemSummary(
-        **{measure: _make_cell(sheet.scores(measure)) for measure in MEASURES},
+        **{measure: statistics.estimate(sheet.scores(measure)) for measure in MEASURES},
         tokens=pipeline.tokens,
         cost_usd=pipeline.cost_usd,
         single=_measure_usage(sheet, "generator_", "sa"),
@@ -85,13 +79,9 @@ def _summarise_system(sheet: Sheet, extras: _Extras, name: str) -> SystemSummary
         refining=_judge_refining(_count_flips(sheet)),
         verdicts=_count_verdicts(sheet),
         by_seed=_score_seeds(sheet),
-        equal_tokens=_compare_equal_tokens(sheet, extras.votes.get(name)),
-        control=_score_control(extras, name),
+        equal_tokens=_compare_equal_tokens(sheet, votes),
+        control=control,
     )
-
-
-def _make_cell(scores: Scores) -> Cell:
-    return Cell.model_validate(statistics.estimate(scores)._asdict())
 
 
 def _score_seeds(sheet: Sheet) -> dict[str, dict[str, float | None]]:
@@ -222,18 +212,18 @@ def _compare_equal_tokens(sheet: Sheet, votes: Sheet | None) -> EqualTokens | No
     ahead = _compare_all({"pipeline": pipeline, "single": single}, "single")
     return EqualTokens(
         votes=votes.chains,
-        vote=_make_cell(single),
+        vote=statistics.estimate(single),
         completion_tokens=_measure_usage(votes, "generator_", "sa").completion_tokens,
         pipeline_completion_tokens=_measure_usage(sheet, "", "ma").completion_tokens,
         pipeline_ahead=ahead.get("pipeline"),
     )
 
 
-def _score_control(extras: _Extras, name: str) -> Control | None:
-    sheet, temperature = extras.controls.get(name), extras.evaluate.temperature
+def _score_control(sheet: Sheet | None, temperature: float | None) -> Control | None:
     if sheet is None or temperature is None:
         return None
-    return Control(temperature=temperature, sa=_make_cell(sheet.scores("sa")), ma=_make_cell(sheet.scores("ma")))
+    single, pipeline = statistics.estimate(sheet.scores("sa")), statistics.estimate(sheet.scores("ma"))
+    return Control(temperature=temperature, sa=single, ma=pipeline)
 
 
 # The cost-accuracy frontier.

@@ -1,12 +1,12 @@
 """Summary: an evaluation in figures, as `summary.json` keeps them. How they are worked out is `summarise`."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import get_args
 
 from malt.config.base import Recorded
+from malt.config.evaluate import Measure
 
-Measure = Literal["sa", "sa_mv", "ma", "ma_mv"]
-MEASURES: tuple[Measure, ...] = ("sa", "sa_mv", "ma", "ma_mv")
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 TITLES: Mapping[str, str] = {
     "sa": "single agent",
     "sa_mv": "single agent, vote",

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
 from malt.datasets.rows.files import RowsDigest, RowsWritten, as_batch
 from malt.datasets.stats.diagnostics import Ballot, Truth, majority
 from malt.datasets.version.reading import reading
 from malt.evaluation.statistics import Scores
-from malt.evaluation.summary import Measure
 from malt.evaluation.systems import Lineup, require_evaluate
 from malt.grading.grades import Grade, Outcome
 from malt.llm.request import Completion

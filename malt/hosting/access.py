@@ -1,19 +1,23 @@
-"""Who may use a Prefect server of ours: whoever has its authentication string, from the UI's own pages.
+"""Who may use a Prefect server of ours, and read reports beside its UI: whoever has its authentication string.
 
 Prefect checks the string; `OwnPagesOnly` refuses what pages of other origins ask, before Prefect sees it, and lets
 the UI's pages ask nobody else: Prefect's UI would ask a host of analytics for its settings, even with analytics off.
+`WithReports` serves versions' reports under addresses that only this server's users can know.
 """
 
 import base64
+import hmac
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
+from hashlib import sha256
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
@@ -61,12 +65,10 @@ def read_auth_string(home: Path) -> str:
 
 
 def auth_headers(auth_string: str | None) -> dict[str, str]:
-    """Return the header of a request to Prefect's API."""
     return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"} if auth_string else {}
 
 
 def own_origins(host: str, port: int) -> tuple[str, ...]:
-    """Return the origins of a server's own pages."""
     own = socket.gethostname() if host in WILDCARDS else host
     names = LOOPBACK if own in LOOPBACK else (own, *LOOPBACK)
     return tuple(f"http://{name}:{port}" for name in map(str.lower, names))  # as browsers write them
@@ -122,7 +124,7 @@ class OwnPagesOnly:
         elif not self._is_own(scope):
             await self._refuse(scope, send)
         elif scope["path"] == SIGN_IN_PATH and scope["type"] == "http":
-            await self._answer(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
+            await self._show(send, 200, "text/html; charset=utf-8", _SIGN_IN_PAGE)
         elif scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
         else:
@@ -175,12 +177,11 @@ class OwnPagesOnly:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._answer(send, 403, "text/plain", "This server answers its own pages alone, at its own address.")
+            await self._show(send, 403, "text/plain", "This server answers its own pages alone, at its own address.")
 
-    async def _answer(self, send: Send, status: int, kind: str, text: str) -> None:
+    async def _show(self, send: Send, status: int, kind: str, text: str) -> None:
         headers = [(b"content-type", kind.encode()), *self._headers, (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": text.encode()})
+        await _answer(send, status, headers, text.encode())
 
     def _guarded(self, send: Send) -> Send:
         """Keep a server's pages out of other pages' frames, and what they know with it."""
@@ -191,6 +192,11 @@ class OwnPagesOnly:
             await send(message)
 
         return sent
+
+
+async def _answer(send: Send, status: int, headers: Collection[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
@@ -208,3 +214,49 @@ def _is_number(host: str) -> bool:
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+# Reports.
+
+_REPORT, _PREFIX = "report.html", "/malt/reports/"
+_ADDRESS = re.compile(rf"{_PREFIX}([0-9a-f]{{32}})/((?:datasets|models|evaluations)/[a-z0-9-]+/v[0-9]+)")
+SANDBOX = "sandbox allow-scripts; frame-ancestors 'none'"
+"""Policy of a report's page: it has no way to what the UI keeps in the browser."""
+_REPORT_HEADERS = [
+    (b"content-security-policy", SANDBOX.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+def report_url(api_url: str, auth_string: str, version: Path) -> str:
+    """Return where the report of a version's folder is served; the address holds what proves that one may read it."""
+    place = "/".join(version.parts[-3:])
+    return f"{api_url.removesuffix('/api')}{_PREFIX}{_sign(auth_string, place)}/{place}"
+
+
+def _sign(auth_string: str, place: str) -> str:
+    return hmac.new(auth_string.encode(), place.encode(), sha256).hexdigest()[:32]
+
+
+class WithReports:
+    """Serve an app, and the reports of the versions below a data folder."""
+
+    def __init__(self, app: App, data_dir: Path, auth_string: str) -> None:
+        self._app, self._data_dir, self._auth_string = app, data_dir, auth_string
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        report = self._find(scope["path"])
+        status, body = (200, report.read_bytes()) if report else (404, b"There is no such report.")
+        kind = b"text/html; charset=utf-8" if report else b"text/plain"
+        await _answer(send, status, [(b"content-type", kind), *_REPORT_HEADERS], body)
+
+    def _find(self, path: str) -> Path | None:
+        asked = _ADDRESS.fullmatch(path)
+        if asked is None or not hmac.compare_digest(asked[1], _sign(self._auth_string, asked[2])):
+            return None
+        report = self._data_dir / asked[2] / _REPORT
+        return report if report.is_file() else None

@@ -4,7 +4,6 @@ import getpass
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from malt.errors import ConfigError
 from malt.files import make_private_folder
-from malt.hosting.supervise import STOP_LIMIT_S
+from malt.hosting import supervise
 
 _START_LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.1
@@ -37,7 +36,8 @@ class PostgresServer:
             self._run("initdb", "--auth=peer", "--encoding=UTF8", "--no-locale", "--pgdata", str(self._data))
         is_short = len(str(self._data).encode()) <= _LONGEST_SOCKET_FOLDER
         self._socket = self._data if is_short else Path(tempfile.mkdtemp(prefix="malt-postgres-"))
-        self._process = self._start()
+        serve = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._socket), "-h", ""]
+        self._process = supervise.start(serve, self.log)
         self._wait_until_ready()
 
     @property
@@ -47,23 +47,9 @@ class PostgresServer:
 
     def stop(self) -> None:
         """End it; who is connected is cut off where that takes too long."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(STOP_LIMIT_S + 2)
+        supervise.end(self._process)
         if self._socket != self._data:
             shutil.rmtree(self._socket, ignore_errors=True)
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        serve = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._socket), "-h", ""]
-        with self.log.open("ab") as log:
-            self.log.chmod(0o600)
-            return subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
-                [sys.executable, "-m", "malt.hosting.supervise", *serve],
-                stdin=subprocess.PIPE,  # its end tells the server that this process has ended
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_LIMIT_S

@@ -5,7 +5,6 @@ that started it holds the other end, and loses it however it ends.
 """
 
 import asyncio
-import fcntl
 import os
 import socket
 import sqlite3
@@ -24,8 +23,8 @@ import uvicorn
 from sqlalchemy import Dialect
 
 from malt.canonical_json import digest
-from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send
-from malt.hosting.reports import WithReports
+from malt.files import hold_lock
+from malt.hosting.access import App, OwnPagesOnly, Receive, Scope, Send, WithReports
 from malt.processes import paused_gc, wait_for_parent
 
 _STOP_LIMIT_S = 5.0
@@ -121,8 +120,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the lock, then start; a new database is cached before the first request is let in."""
-        with (self._home / "starting.lock").open("a") as lock, paused_gc():
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold_lock(self._home / "starting.lock"), paused_gc():
             is_new = self._database is not None and not self._database.exists()
             is_made = not is_new or copy_database(cached_database(), self._database)
             for path in self._home.glob("prefect.db*"):

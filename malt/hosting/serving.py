@@ -181,7 +181,6 @@ def _refuse(status: int, message: str) -> JSONResponse:
 
 
 async def _respond(trio: Trio, asked: _Asked) -> Response:
-    """Answer a request that could be read."""
     if not asked.question:
         return _refuse(400, "messages: the last user turn is empty")
     try:

@@ -1,7 +1,8 @@
-"""Run a command for as long as the process that started it lives: `python -m malt.hosting.supervise COMMAND…`.
+"""Run a command for as long as the process that started it lives: `start`, and `end` before that.
 
-Its parent holds the other end of standard input, and loses it however it ends. What the command started itself, in
-sessions of their own too, ends with it; where the command alone is killed, it is started again.
+It runs below a process of its own, `python -m malt.hosting.supervise COMMAND…`, whose parent holds the other end of
+standard input, and loses it however it ends. What the command started itself, in sessions of their own too, ends with
+it; where the command alone is killed, it is started again.
 """
 
 import ctypes
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -22,6 +25,34 @@ _LOOK_EVERY_S = 0.1
 _parent_has_ended = threading.Event()
 _SUBREAPER = 36
 """Linux's number for: orphans below this process become its children."""
+
+
+def start(command: Sequence[str], log: Path, folder: Path | None = None, **variables: str) -> "subprocess.Popen[bytes]":
+    """Start a command that ends with this process; what it prints goes to a log that is its user's alone."""
+    with log.open("ab") as printed:
+        log.chmod(0o600)
+        return subprocess.Popen(  # noqa: S603 - our caller's command
+            [sys.executable, "-m", "malt.hosting.supervise", *command],
+            stdin=subprocess.PIPE,
+            stdout=printed,
+            stderr=printed,
+            cwd=folder,
+            env={**os.environ, **variables},
+            start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
+        )
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a command that `start` started, and what it started; who takes too long is killed."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_LIMIT_S + 2)
+    process.kill()
+    process.wait()
+
+
+# The process between.
 
 
 def main() -> None:

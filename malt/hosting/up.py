@@ -21,6 +21,7 @@ from malt.config.spec import RunSpec
 from malt.engine.signals import on_signal
 from malt.errors import ConfigError
 from malt.files import make_private_folder
+from malt.hosting import supervise
 from malt.hosting.access import AUTH_STRING, LOOPBACK, SIGN_IN_PATH, WILDCARDS, own_origins, post_json, warn_if_open
 from malt.hosting.postgres import PostgresServer
 from malt.hosting.private_prefect import (
@@ -31,7 +32,6 @@ from malt.hosting.private_prefect import (
     direct_to_loopback,
     last_line,
 )
-from malt.hosting.supervise import STOP_LIMIT_S
 from malt.processes import weigh_session
 
 _POOL = "malt"
@@ -167,33 +167,14 @@ def _make_pool(api_url: str) -> None:
 def _start_worker(project: Path, home: Path, started: ExitStack) -> _Child:
     """Start a worker that runs what is asked of the pool."""
     make_private_folder(home)
-    path = home / "worker.log"
-    with path.open("ab") as log:
-        path.chmod(0o600)
-        worker = _prefect("worker", "start", "--pool", _POOL, "--name", _WORKER_NAME)
-        command = [sys.executable, "-m", "malt.hosting.supervise", *worker]
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
-            stdout=log,
-            stderr=log,
-            cwd=project,
-            env={**os.environ, **_WORKER},
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others in order
-        )
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-        weigh_session(process.pid)
-        started.callback(_end, process)
-        return _Child("worker", lambda: process.poll() is not None, path, log.tell())
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_LIMIT_S + 2)
-    process.kill()
-    process.wait()
+    log = home / "worker.log"
+    log_start = log.stat().st_size if log.exists() else 0
+    command = _prefect("worker", "start", "--pool", _POOL, "--name", _WORKER_NAME)
+    process = supervise.start(command, log, project, **_WORKER)
+    os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+    weigh_session(process.pid)
+    started.callback(supervise.end, process)
+    return _Child("worker", lambda: process.poll() is not None, log, log_start)
 
 
 class Deployed(NamedTuple):

@@ -1,7 +1,7 @@
-"""Going round: grow, train, evaluate, keep what is better. How a step is carried out is an argument.
+"""Going round: grow, train, evaluate, keep what is better; and what that would cost at most.
 
-Every step looks first for the version that it would make; so the same call goes on where another one was killed, and
-pays and trains nothing twice.
+How a step is carried out is an argument. Every step looks first for the version that it would make; so the same call
+goes on where another one was killed, and pays and trains nothing twice.
 """
 
 import asyncio
@@ -11,35 +11,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from malt.config.evaluate import SystemSpec
+from malt.config.evaluate import PlayerSpec, SystemSpec
 from malt.config.loader import load_spec
+from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.config.spec import RunSpec
 from malt.config.train import TrainSpec
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.engine.build import RunSummary
 from malt.engine.job import read_job
+from malt.engine.plan import Quote, add_quotes, plan
 from malt.engine.run import new_run_name
 from malt.engine.runner import run_job
 from malt.errors import ConfigError, NothingToPublish, RunStopped
 from malt.evaluation.evaluate import Evaluated, evaluate_alone
-from malt.evaluation.job import read_evaluation
+from malt.evaluation.job import SystemPlan, plan_evaluation, read_evaluation
 from malt.evaluation.version import EvaluationVersion
-from malt.improvement.decision import judge_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
 from malt.improvement.report import write_report
-from malt.improvement.specs import (
+from malt.improvement.rounds import (
+    CANDIDATE,
+    CURRENT,
     UNTRAINED,
+    Account,
+    Improvement,
+    Round,
     beside_spec,
     closing_spec,
     comparing_spec,
     deciding_spec,
     growing_spec,
+    judge_evaluation,
     list_players,
 )
-from malt.improvement.summary import Account, Improvement, Round
 from malt.llm.client.run_lock import hold_run_lock
 from malt.llm.provider import embedded
+from malt.llm.store.samples import Store
 from malt.training.process import Tell, check_installed
 from malt.training.run import TrainSummary, find_trained, prepare, train
 
@@ -149,9 +156,9 @@ class _Course:
 
     async def take_round(self, number: int, before: Improvement) -> Round:
         """Grow with the best roles so far, train on it, and compare."""
-        in_vain = _count_in_vain(before.rounds)
+        kept_last = max((each.number for each in before.rounds if each.judgement.is_kept), default=0)
         log.info(f"round {number}: growing, played by {before.best or 'the roles of the config'}")
-        dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain))
+        dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain=number - 1 - kept_last))
         earlier = [each.dataset for each in before.rounds] if self.spec.improve.rows == "all" else []
         log.info(f"round {number}: training on {', '.join([*earlier, dataset.reference])}")
         models = await self.train(dataset.reference, earlier)
@@ -212,7 +219,47 @@ class _Course:
         return done.version
 
 
-def _count_in_vain(rounds: Sequence[Round]) -> int:
-    """Count the rounds since the last one that was kept."""
-    kept = [each.number for each in rounds if each.judgement.is_kept]
-    return len(rounds) - max(kept, default=0)
+# Its quote, counted against the store: nobody is asked, and nothing is trained.
+
+_YET_TO_TRAIN = PlayerSpec(seed=4711)
+"""Stands for a model that does not exist yet: like it, it has said nothing."""
+
+
+class ImprovementPlan(Quote):
+    """The quote of all rounds."""
+
+    rounds: int
+    first: dict[str, Quote]
+    """What the first round asks: its trees may be stored."""
+    later: dict[str, Quote]
+    """What each later round asks, at most: its trees are grown by models that do not exist yet."""
+    end: dict[str, Quote]
+    """What the comparisons at the end ask."""
+
+
+def plan_improvement(spec: RunSpec, settings: Settings, store: Store) -> ImprovementPlan:
+    """Quote an improvement, without the votes that an equal number of tokens takes.
+
+    Raises what reading the config's questions raises.
+    """
+    rounds, players = spec.improve.rounds, {role.value: _YET_TO_TRAIN for role in PLAYERS if getattr(spec.train, role)}
+    trained = SystemSpec(**players)
+    first, later = (plan(read_job(growing_spec(spec, 1, None, in_vain), settings), store) for in_vain in (0, 1))
+    deciding = read_evaluation(deciding_spec(spec, None, trained))
+    systems = plan_evaluation(deciding, store).systems
+    of_models = {"held-out questions": _add_up(systems[CANDIDATE])}
+    untrained = {"held-out questions, untrained": _add_up(systems[CURRENT])}
+    end: dict[str, Quote] = {}
+    if spec.improve.closing:
+        closing = read_evaluation(closing_spec(spec, trained, players))
+        end["comparison"] = plan_evaluation(closing, store, [deciding])
+    for name, source in spec.improve.beside.items():
+        end[name] = plan_evaluation(read_evaluation(beside_spec(spec, name, source, trained)), store)
+    quoted = {"first": {"trees": first, **untrained, **of_models}, "later": {"trees": later, **of_models}, "end": end}
+    times = {"first": 1, "later": rounds - 1, "end": 1}
+    parts = [part for when, steps in quoted.items() for part in [*steps.values()] * times[when]]
+    return ImprovementPlan(rounds=rounds, **quoted, **add_quotes(parts))
+
+
+def _add_up(system: SystemPlan) -> Quote:
+    return Quote(**add_quotes(system.roles.values()))

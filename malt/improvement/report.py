@@ -4,18 +4,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.config.settings import Settings
 from malt.datasets.pages.page import render_page
 from malt.evaluation.card import percent, points
 from malt.evaluation.report import make_bar, place_gains, read_style
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Measure, Summary, is_vote, write_title
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, is_vote, write_title
 from malt.evaluation.version import EvaluationVersion, open_evaluation
 from malt.files import make_private_folder
 from malt.grading.grades import Outcome
-from malt.improvement.decision import CANDIDATE, CURRENT, RoundDecision
-from malt.improvement.specs import TRAINED, UNTRAINED, without
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import CANDIDATE, CURRENT, TRAINED, UNTRAINED, Improvement, RoundDecision, without
 from malt.sanitize import code_span, markdown_table
 from malt.text import count_noun
 

@@ -20,8 +20,7 @@ from pydantic import BaseModel
 from malt.config.roles import PLAYERS, Role
 from malt.config.secret_scan import redact
 from malt.errors import ConfigError, VersionError
-from malt.models.manifest import ADAPTER, Canary
-from malt.models.version import ModelVersion
+from malt.models.version import ADAPTER, Canary, ModelVersion
 
 _TIMEOUT_S = 300.0
 _LISTED = 20
@@ -30,6 +29,7 @@ _LEAST_NOISE, _MOST_NOISE = 0.02, 0.5
 """Nats. Two base runs may agree by chance, and bfloat16 does not; above the second the server has another base."""
 _TIMES_NOISE = 2.0
 """How far from the trainer an adapter may be, in differences of two base runs."""
+_ADVICE = "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 _SHOWN = 200
 _MOST_BYTES = 2**24
 """Of a reply, once unpacked."""
@@ -51,11 +51,6 @@ class Proof(BaseModel):
     """Trained role against base, both in training."""
 
 
-def name_adapter(version: ModelVersion, role: Role) -> str:
-    """Return a served adapter's name, which no other weights can have."""
-    return f"{version.name}-v{version.number}-{role}-{version.role(role).adapter_sha256[:12]}"
-
-
 def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = None, key_env: str = "") -> list[Proof]:
     """Load a version's adapters into the server at `url` (ending in `/v1`), and prove each.
 
@@ -68,7 +63,7 @@ def serve_adapters(version: ModelVersion, url: str, *, folder: Path | None = Non
         return [
             _prove(server, base, name, role, known, folder or version.path, loaded=name not in names)
             for role, known in canaries.items()
-            for name in (name_adapter(version, role),)
+            for name in (version.adapter_name(role),)
         ]
 
 
@@ -196,7 +191,7 @@ class _LoraServer:
             raise ConfigError(f"{self.url} cannot be reached ({error}); is the server up?") from error
         if not response.is_success:
             shown = redact(said.decode(errors="replace"), self._secrets)[:_SHOWN]
-            raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_advise(path)}")
+            raise ConfigError(f"{self.url}/{path}: {response.status_code} {shown}{_ADVICE if 'lora' in path else ''}")
         try:
             return json.loads(said)
         except (ValueError, RecursionError):
@@ -209,7 +204,3 @@ class _LoraServer:
             if len(said) > _MOST_BYTES or time.monotonic() > deadline:
                 raise ConfigError(f"{self.url}: its reply is longer than {_MOST_BYTES:,} bytes, or has no end")
         return bytes(said)
-
-
-def _advise(path: str) -> str:
-    return "; start the server with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" if "lora" in path else ""

@@ -3,12 +3,10 @@
 from pydantic import BaseModel, JsonValue
 
 from malt.config.roles import PLAYERS, Role
-from malt.config.settings import Settings
 from malt.datasets.check.compare import Change, compare_values, flatten_table
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.errors import VersionError
-from malt.models.manifest import DatasetEntry
-from malt.models.version import ModelVersion
+from malt.models.version import DatasetEntry, ModelVersion
 
 
 class ModelDiff(BaseModel):
@@ -82,16 +80,15 @@ class Origin(BaseModel):
         return any(row_id in rows for rows in self.rows.values())
 
 
-def explain_model(version: ModelVersion, settings: Settings | None = None) -> Origin:
+def explain_model(version: ModelVersion) -> Origin:
     """Lead from a model back to rows and questions. Raises `VersionError` where a dataset is not the one of then."""
-    chosen, manifest = settings or Settings(), version.manifest
-    earlier = tuple(_trace(version, entry, chosen) for entry in manifest.earlier)
-    return _trace(version, manifest.dataset, chosen).model_copy(update={"earlier": earlier})
+    earlier = tuple(_trace(version, entry) for entry in version.manifest.earlier)
+    return _trace(version, version.manifest.dataset).model_copy(update={"earlier": earlier})
 
 
-def _trace(version: ModelVersion, entry: DatasetEntry, settings: Settings) -> Origin:
+def _trace(version: ModelVersion, entry: DatasetEntry) -> Origin:
     """Lead from a model back to the rows of one of its datasets."""
-    dataset = _open_dataset(version, entry, settings)
+    dataset = _open_dataset(version, entry)
     rows = {
         f"{stage.stage}/{role}": [str(row) for row in getattr(dataset, stage.stage)(role)["row_id"]]
         for role, entry in version.manifest.roles.items()
@@ -102,9 +99,9 @@ def _trace(version: ModelVersion, entry: DatasetEntry, settings: Settings) -> Or
                   questions=questions, rows=rows)  # fmt: skip
 
 
-def _open_dataset(version: ModelVersion, wanted: DatasetEntry, settings: Settings) -> DatasetVersion:
+def _open_dataset(version: ModelVersion, wanted: DatasetEntry) -> DatasetVersion:
     """Open what a model was trained on. Raises `VersionError` where it is gone, or another one."""
-    dataset = open_version(wanted.reference, settings.datasets_dir)
+    dataset = open_version(wanted.reference)
     if dataset.manifest.content_sha256 != wanted.content_sha256:
         raise VersionError(
             f"{version.reference} was trained on {dataset.reference} of content {wanted.content_sha256[:12]}…, and the "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from malt.canonical_json import cached_sha256
-from malt.config.roles import Fallback, Role, RoleSpec
+from malt.config.roles import Role, RoleSpec
 from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, RunSpec
 from malt.errors import ConfigError, VersionError
@@ -34,7 +34,9 @@ def with_weights(spec: RunSpec, settings: Settings | None = None) -> RunSpec:
 
 
 def _known(model: M, role: Role, models_dir: Path) -> M:
-    fallbacks = tuple(_known_fallback(each, role, models_dir) for each in model.fallbacks)
+    fallbacks = tuple(
+        each.model_copy(update={"model": _identified(each.model, role, models_dir)[0]}) for each in model.fallbacks
+    )
     name, weights = _identified(model.model, role, models_dir)
     if model.weights and weights and weights != model.weights:
         raise ConfigError(f"model {model.model!r} is another one now: its weights are {weights[:12]}…, and were "
@@ -42,10 +44,6 @@ def _known(model: M, role: Role, models_dir: Path) -> M:
     if (name, weights or model.weights, fallbacks) == (model.model, model.weights, model.fallbacks):
         return model
     return model.model_copy(update={"model": name, "weights": weights or model.weights, "fallbacks": fallbacks})
-
-
-def _known_fallback(fallback: Fallback, role: Role, models_dir: Path) -> Fallback:
-    return fallback.model_copy(update={"model": _identified(fallback.model, role, models_dir)[0]})
 
 
 def _identified(model: str, role: Role, models_dir: Path) -> tuple[str, str | None]:

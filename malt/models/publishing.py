@@ -1,37 +1,42 @@
-"""Publishing models: what each role's training left becomes the next version, whole or not at all; and verifying."""
+"""Publishing models: what each role's training left becomes the next version, whole or not at all; and verifying one.
+
+Its pages are the card, `README.md`, and the report, one HTML file that loads and runs nothing.
+"""
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import Environment, StrictUndefined
 from pydantic import JsonValue
 
 from malt.canonical_json import digest
 from malt.config.roles import Role
 from malt.config.train import TrainSpec
 from malt.datasets.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, FileEntry, Parent, content_digest
+from malt.datasets.pages.page import page_environment
 from malt.datasets.stats.counts import code_version
 from malt.datasets.version.folders import name_version, place_next, staging_in
 from malt.datasets.version.published import check_files, check_pages, check_seal
 from malt.errors import TrainingFailed
-from malt.models.manifest import (
+from malt.models.version import (
     ADAPTER,
     FULL,
     GGUF_FILE,
     BaseEntry,
     DatasetEntry,
     ModelManifest,
+    ModelVersion,
     RoleEntry,
     Sample,
     StageResult,
     describe_weights,
+    open_folder,
 )
-from malt.models.report import render_card, render_report
-from malt.models.version import ModelVersion, open_folder
 
 
 class TrainedRole(NamedTuple):
@@ -156,3 +161,65 @@ def verify(version: ModelVersion) -> list[str]:
         *map(str, check_files(version, weights)),
         *map(str, check_pages(version, pages)),
     ]
+
+
+# The pages.
+
+_FOLDER = Path(__file__).parent
+_HUB_NAMES = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What a base is called on the Hub, where its name here is another."""
+
+
+class _Plot(NamedTuple):
+    """A line over the steps of a stage."""
+
+    title: str
+    style: str
+    points: str
+    """In a square of 100 by 100."""
+    first: str
+    last: str
+    low: str
+    high: str
+    steps: int
+
+
+def render_card(manifest: ModelManifest) -> str:
+    stages = sorted({stage.stage for entry in manifest.roles.values() for stage in entry.stages})
+    environment = Environment(  # noqa: S701 - Markdown, of our own words
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    return environment.from_string((_FOLDER / "card.md.jinja").read_text(encoding="utf-8")).render(
+        manifest=manifest,
+        stages=stages,
+        base_model=_HUB_NAMES.get(manifest.base.name, manifest.base.name),
+        dataset=manifest.dataset.reference,
+        has_gguf=any(entry.gguf_sha256 for entry in manifest.roles.values()),
+    )
+
+
+def render_report(manifest: ModelManifest) -> str:
+    plots = {role: list(_list_plots(entry)) for role, entry in manifest.roles.items()}
+    return page_environment(_FOLDER).get_template("report.html.jinja").render(manifest=manifest, plots=plots)
+
+
+def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:
+    """Yield loss and, for pairs, margin of every stage."""
+    for stage in entry.stages:
+        losses = [point.loss for point in stage.losses]
+        if losses:
+            yield _draw_plot(f"{stage.stage}: loss", "", losses)
+        margins = [point.margin for point in stage.losses if point.margin is not None]
+        if margins:
+            yield _draw_plot(f"{stage.stage}: margin", "other", margins)
+
+
+def _draw_plot(title: str, style: str, values: Sequence[float]) -> _Plot:
+    """Draw values from left to right, the highest at the top."""
+    low, high = min(values), max(values)
+    across, tall = max(len(values) - 1, 1), (high - low) or 1.0
+    points = " ".join(
+        f"{100 * place / across:.2f},{95 - 90 * (value - low) / tall:.2f}" for place, value in enumerate(values)
+    )
+    first, last, lowest, highest = (f"{value:.4f}" for value in (values[0], values[-1], low, high))
+    return _Plot(title, style, points, first, last, lowest, highest, len(values))

@@ -1,12 +1,16 @@
-"""RoleJob: all that one role's training depends on, and what came of it. It travels to the training process as JSON."""
+"""RoleJob: all that one role's training depends on, and what came of it. It travels to the training process as JSON.
+
+Its rows are described here as the versions' manifests have them, and measured as the base's tokenizer reads them.
+"""
 
 import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from malt.canonical_json import digest
@@ -16,7 +20,7 @@ from malt.config.train import Stage, TrainSpec
 from malt.datasets.rows.tables import role_file
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.folders import discard, last_touched, size_of
-from malt.models.manifest import Sample, StageResult
+from malt.models.version import Sample, StageResult
 from malt.training.base import Base
 
 _CHANGE_NO_WEIGHT = {"name", "base", "checkpoint_s", *PLAYERS}
@@ -128,6 +132,63 @@ def _describe_rows(versions: Sequence[DatasetVersion], role: Role, stage: Stage)
     return StageRows(paths=tuple(entries), rows=sum(entry.rows or 0 for entry in entries.values()), sha256=sha256)
 
 
+# Its rows on their way to a trainer: read, measured with the base's tokenizer and chat template, too long ones found.
+
+_Row = Mapping[str, Any]
+ANSWERS: Mapping[Stage, tuple[str, ...]] = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
+_TOO_LONG = "longer than max_length"
+
+
+class Measured(NamedTuple):
+    """A stage's rows and how long they are."""
+
+    rows: list[dict[str, Any]]
+    """Those to train on: prompt and answers alone."""
+    lengths: list[int]
+    """Of all rows: tokens of the prompt with the longest answer."""
+    tokens: int
+    """Of those to train on, every text counted."""
+    lost: dict[str, int]
+
+
+def measure_rows(job: RoleJob, stage: Stage, tokenizer: Any) -> Measured:  # noqa: ANN401 - transformers is not typed
+    """Read and measure a stage's rows. Nothing is refused here."""
+    answers = ANSWERS[stage]
+    limit = job.train.settings_of(stage).max_length
+    kept, lengths, tokens = [], [], 0
+    tables = (pq.read_table(path, columns=["prompt", *answers]) for path in job.files[stage].paths)
+    for row in (row for table in tables for row in table.to_pylist()):
+        counts = [_count_tokens(tokenizer, row["prompt"], row[answer]) for answer in answers]
+        lengths.append(max(counts))
+        if lengths[-1] <= limit:
+            kept.append(row)
+            tokens += sum(counts)
+    lost = {_TOO_LONG: len(lengths) - len(kept)} if len(kept) < len(lengths) else {}
+    return Measured(kept, lengths, tokens, lost)
+
+
+def _count_tokens(tokenizer: Any, prompt: Sequence[_Row], answer: Sequence[_Row]) -> int:  # noqa: ANN401
+    """Count the tokens of a conversation as the chat template writes it."""
+    written = tokenizer.apply_chat_template([*prompt, *answer], tokenize=True, return_dict=True)
+    return len(written["input_ids"])
+
+
+def find_refusal(job: RoleJob, stage: Stage, found: Measured) -> str | None:
+    """Say why rows are not trained: some would lose their end and may not be left out, or none is left; else None."""
+    settings, lost, key = job.train.settings_of(stage), found.lost.get(_TOO_LONG, 0), f"train.{stage}"
+    longer = f"{len(found.lengths)} {stage} rows are longer than {key}.max_length = {settings.max_length} tokens"
+    if lost and settings.too_long == "refuse":
+        longest = max(found.lengths)
+        left_out = f'{key}.too_long = "drop" to leave them out'
+        return f"{job.role}: {lost} of {longer} (the longest has {longest}); raise it, or set {left_out}"
+    return None if found.rows else f"{job.role}: all {longer}; raise it"
+
+
+def spread(lengths: Iterable[int]) -> dict[str, int]:
+    ordered = sorted(lengths)
+    return {"shortest": ordered[0], "median": ordered[len(ordered) // 2], "longest": ordered[-1]} if ordered else {}
+
+
 # What training leaves that can be made again: folders of jobs that nobody goes on with, and unpacked bases.
 
 
@@ -141,18 +202,13 @@ class Leftovers(NamedTuple):
 def clear_leftovers(settings: Settings, older_than_s: float, *, delete: bool) -> Leftovers:
     """Count, or remove, folders below `training/` in which nothing has changed for so long and nobody works."""
     before, folders, sizes = time.time() - older_than_s, 0, 0
-    for folder in _job_folders(settings.training_dir):
+    for folder in sorted(path for path in settings.training_dir.glob("*/*") if path.is_dir()):
         with _unused(folder) as is_unused:
             if is_unused and last_touched(folder) < before:
                 folders, sizes = folders + 1, sizes + size_of(folder)
                 if delete:
                     discard(folder)
     return Leftovers(folders, sizes)
-
-
-def _job_folders(training_dir: Path) -> Iterator[Path]:
-    for name in sorted(training_dir.iterdir()) if training_dir.is_dir() else ():
-        yield from (folder for folder in sorted(name.iterdir()) if folder.is_dir())
 
 
 @contextmanager

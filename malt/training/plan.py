@@ -10,9 +10,8 @@ from malt.config.settings import Settings
 from malt.config.train import Stage, StageSettings, TrainSpec
 from malt.datasets.measures import LengthCounts
 from malt.datasets.version.dataset_version import DatasetVersion
-from malt.training.job import RoleJob, StageRows, find_rows, name_skipped
+from malt.training.job import ANSWERS, RoleJob, StageRows, find_rows, name_skipped
 from malt.training.process import check_installed, list_missing, run_jobs
-from malt.training.rows import ANSWERS
 from malt.training.run import known_role, nothing_to_train, prepare
 
 _ADAM_BYTES = 16

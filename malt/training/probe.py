@@ -1,23 +1,30 @@
-"""What a base and a machine are: sizes, and how fast matrices of the base's shape are multiplied. Imports torch."""
+"""What a base, a machine and a trained role are: sizes, speed of matrices, texts and likeliest first tokens.
+
+Imports torch.
+"""
 
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from malt.models.version import Canary, Sample
 from malt.training.job import RoleJob
 
 _PROBE_S = 0.5
-_TOKENS = 1024
+_MATRIX_ROWS = 1024
 
 
 def probe(job: RoleJob) -> dict[str, Any]:
     """Return what memory and time depend on; no weight is loaded."""
-    from peft import get_peft_model
-
     from malt.training.stages import make_lora
 
     config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=False)
@@ -40,23 +47,74 @@ def probe(job: RoleJob) -> dict[str, Any]:
 
 
 def _name_device() -> str:
-    """Say what would train."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _measure_speed(rows: int, columns: int, dtype: torch.dtype) -> float:
     """Return floating-point operations a second of matrices this size."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    left = torch.ones(_TOKENS, rows, dtype=dtype, device=place)
+    left = torch.ones(_MATRIX_ROWS, rows, dtype=dtype, device=place)
     right = torch.ones(rows, columns, dtype=dtype, device=place)
     (left @ right).sum().item()
     began, times = time.perf_counter(), 0
     while time.perf_counter() - began < _PROBE_S:
         (left @ right)[0, 0].item()
         times += 1
-    return 2 * _TOKENS * rows * columns * times / (time.perf_counter() - began)
+    return 2 * _MATRIX_ROWS * rows * columns * times / (time.perf_counter() - began)
 
 
 def _measure_memory() -> int:
     """Return the bytes that this process takes before any weight is loaded."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# What base and trained role say to prompts of the training rows.
+
+_PROMPTS = 2
+_LONGEST = 48
+"""Tokens of a text; longer ones are cut."""
+_LIKELIEST = 5
+"""First tokens whose log-probabilities are kept."""
+
+
+def sample_texts(job: RoleJob, trained: Path, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - transformers is not typed
+    """Ask base and trained role for the first prompts that differ."""
+    model = _load(job.base.folder)
+    if job.train.adapter == "lora":
+        model = PeftModel.from_pretrained(model, trained)
+    after = model if job.train.adapter == "lora" else _load(trained)
+    samples = []
+    for prompt in islice(_different_prompts(rows), _PROMPTS):
+        with model.disable_adapter() if job.train.adapter == "lora" else nullcontext():
+            before, likely_before = _answer(model, tokenizer, prompt)
+        text, likely = _answer(after, tokenizer, prompt)
+        canary = Canary(turns=tuple(prompt), before=likely_before, after=likely)
+        samples.append(Sample(prompt=str(prompt[-1]["content"]), before=before, after=text, canary=canary))
+    return tuple(samples)
+
+
+def _load(folder: Path) -> Any:  # noqa: ANN401
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _different_prompts(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, str]]]:
+    seen = set()
+    for row in rows:
+        text = row["prompt"][-1]["content"]
+        if text not in seen:
+            seen.add(text)
+            yield row["prompt"]
+
+
+def _answer(model: Any, tokenizer: Any, prompt: list[dict[str, str]]) -> tuple[str, dict[str, float]]:  # noqa: ANN401
+    """Return a greedy text, and the likeliest first tokens with their log-probabilities."""
+    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked = asked.to(model.device)
+    with torch.no_grad():
+        said = model.generate(**asked, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        first = torch.log_softmax(model(**asked).logits[0, -1].float(), -1).topk(_LIKELIEST)
+    likely = {tokenizer.decode([token]): value for value, token in zip(*map(torch.Tensor.tolist, first), strict=True)}
+    return tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip(), likely

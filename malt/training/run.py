@@ -20,9 +20,8 @@ from malt.datasets.version.folders import discard, move_away
 from malt.errors import NothingToTrain, TrainingFailed
 from malt.files import FileLock
 from malt.llm.provider import embedded
-from malt.models.manifest import BaseEntry, DatasetEntry, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
-from malt.models.version import ModelVersion, list_models
+from malt.models.version import BaseEntry, DatasetEntry, ModelVersion, StageResult, list_models
 from malt.training.base import Base, find_base
 from malt.training.job import (
     BASES,

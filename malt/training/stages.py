@@ -19,10 +19,9 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from malt.config.train import DpoSettings, Stage, StageSettings
 from malt.datasets.version.folders import sync_tree
 from malt.errors import MaltError
-from malt.models.manifest import LossPoint, StageResult
-from malt.training.job import FINAL, RoleJob
+from malt.models.version import LossPoint, StageResult
+from malt.training.job import FINAL, Measured, RoleJob
 from malt.training.process import Tell
-from malt.training.rows import Measured
 
 _WHOLE = "whole"
 """Says what is behind a checkpoint; one without it was cut off while it was written."""

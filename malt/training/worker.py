@@ -5,26 +5,42 @@ input ends: whoever started it holds the other end, and loses it however it ends
 130 stopped.
 """
 
-import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+
+from malt.canonical_json import canonical_json
 from malt.config.train import Stage
+from malt.datasets.version.folders import sync_tree
 from malt.errors import ConfigError, MaltError
-from malt.files import make_private_folder
+from malt.files import hold_lock, make_private_folder
+from malt.models import gguf
+from malt.models.version import ADAPTER, FULL, GGUF_FILE, Sample, StageResult
 from malt.processes import wait_for_parent
 from malt.training.base import Base, unpack
-from malt.training.export import finish, read_results
-from malt.training.job import FINAL, LOCK, RoleJob, lock_of_base
-from malt.training.process import DONE, REFUSED, STOPPED, Tell
-from malt.training.rows import Measured, find_refusal, measure_rows, spread
+from malt.training.job import (
+    FINAL,
+    LOCK,
+    RESULT_FILE,
+    Measured,
+    RoleJob,
+    RoleResult,
+    find_refusal,
+    lock_of_base,
+    measure_rows,
+    spread,
+)
+from malt.training.process import DONE, PACKAGES, REFUSED, STOPPED, Tell
 
 _stopping = threading.Event()
 
@@ -58,7 +74,6 @@ def _open_events() -> Tell:
 
 
 def _stop_with_parent() -> None:
-    """Stop when standard input ends."""
     wait_for_parent()
     _stopping.set()
 
@@ -70,17 +85,8 @@ def _hold_base(base: Base) -> Iterator[None]:
         yield
         return
     make_private_folder(base.folder.parent)
-    with lock_of_base(base.folder).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with hold_lock(lock_of_base(base.folder), shared=True):
         os.utime(unpack(base))  # its age is since it was last used
-        yield
-
-
-@contextmanager
-def _hold_lock(work: Path) -> Iterator[None]:
-    """Hold a job's lock; a process that was killed has let go of it, one that still saves its checkpoint has not."""
-    with (work / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -89,7 +95,7 @@ def _train_all(jobs: Sequence[RoleJob], tell: Tell) -> int:
     tokenizer = _load_tokenizer(jobs[0])
     found = [{stage: _accept_rows(job, stage, tokenizer) for stage in job.stages} for job in jobs]
     for job, rows in zip(jobs, found, strict=True):
-        with _hold_lock(job.work):
+        with hold_lock(job.work / LOCK):  # which a process that still saves its checkpoint has
             is_done = job.done.exists() or _train(job, rows, tokenizer, _tell_of(job, tell))
         if not is_done:
             return STOPPED
@@ -109,33 +115,30 @@ def _tell_of(job: RoleJob, tell: Tell) -> Tell:
 
 
 def _train(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
-    """Train a role's stages that are not done yet, and put the result together; return whether that is all done."""
+    """Train the stages that are not done yet, each on what the one before made, and put the result together.
+
+    Returns whether that is all done.
+    """
     tell({"event": "begin"})
-    if not _train_stages(job, found, tokenizer, tell):
-        return False
-    results = read_results(job)
-    from malt.training.samples import sample_texts
-
-    last = job.stages[-1]
-    samples = sample_texts(job, job.work / last / FINAL, found[last].rows, tokenizer)
-    finish(job, tuple(results[stage] for stage in job.stages), samples, tokenizer)
-    tell({"event": "done"})
-    return True
-
-
-def _train_stages(job: RoleJob, found: Mapping[Stage, Measured], tokenizer: Any, tell: Tell) -> bool:  # noqa: ANN401
-    """Train one stage after the other, each on what the one before made; return whether all are done."""
+    from malt.training.probe import sample_texts
     from malt.training.stages import StageWork, Stopped, train_stage
 
-    before = None
+    results, before = [], None
     for stage in job.stages:
-        if stage not in read_results(job):
+        told, weights = job.work / f"{stage}.json", job.work / stage / FINAL
+        if told.exists() and weights.exists():
+            result = StageResult.model_validate_json(told.read_bytes())
+        else:
             try:
                 result = train_stage(StageWork(job, stage, before, found[stage], tokenizer), tell, _stopping.is_set)
             except Stopped:
                 return False
-            (job.work / f"{stage}.json").write_text(result.model_dump_json())
-        before = job.work / stage / FINAL
+            told.write_text(result.model_dump_json())
+        results.append(result)
+        before = weights
+    samples = sample_texts(job, weights, found[stage].rows, tokenizer)
+    _finish(job, tuple(results), samples, tokenizer)
+    tell({"event": "done"})
     return True
 
 
@@ -162,6 +165,76 @@ def _load_tokenizer(job: RoleJob) -> Any:  # noqa: ANN401 - transformers is not 
         raise ConfigError(f"[train] base = {job.base.name!r} has no chat template; take an instruction-tuned model, or "
                           "save its tokenizer with a chat_template")  # fmt: skip
     return tokenizer
+
+
+# What a trained role leaves: its adapter with the tokenizer, and a GGUF file that the embedded server plays.
+
+_PREFIX = "base_model.model."
+
+
+def _finish(job: RoleJob, results: tuple[StageResult, ...], samples: tuple[Sample, ...], tokenizer: Any) -> None:  # noqa: ANN401
+    """Put together what goes into the model version; at once, or not at all."""
+    staging = job.work / ".done"
+    shutil.rmtree(staging, ignore_errors=True)
+    trained = job.work / job.stages[-1] / FINAL
+    place = staging / (ADAPTER if job.train.adapter == "lora" else FULL)
+    shutil.copytree(trained, place, ignore=shutil.ignore_patterns("README.md", "training_args.bin"))
+    tokenizer.save_pretrained(place)
+    if job.train.adapter == "lora":
+        _settle_config(place / "adapter_config.json", job.base.name)
+    if job.base.gguf is not None:
+        change = _merge_adapter(place) if job.train.adapter == "lora" else replace_weights(place)
+        gguf.write_trained(job.base.gguf, staging / GGUF_FILE, change, f"malt {job.role}")
+    libraries = {name: version(name) for name in PACKAGES}
+    told = RoleResult(stages=results, samples=samples, inputs_sha256=job.inputs_sha256, libraries=libraries)
+    (staging / RESULT_FILE).write_text(told.model_dump_json())
+    sync_tree(staging)
+    staging.rename(job.done)
+
+
+def _settle_config(path: Path, base: str) -> None:
+    """Write an adapter's config the same way whichever process and folder it comes from."""
+    config = json.loads(path.read_bytes())
+    ordered = {name: sorted(value) if name == "target_modules" else value for name, value in config.items()}
+    path.write_bytes(canonical_json({**ordered, "base_model_name_or_path": base, "inference_mode": True}))
+
+
+def _merge_adapter(adapter: Path) -> gguf.Change:
+    """Return what adds a LoRA adapter to the weights it belongs to."""
+    from safetensors.numpy import load_file
+
+    config = json.loads((adapter / "adapter_config.json").read_bytes())
+    scale = np.float32(config["lora_alpha"] / config["r"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+
+    def change(name: str, weights: gguf.Weights) -> gguf.Weights:
+        stem = _PREFIX + name.removesuffix(".weight")
+        down = tensors.get(f"{stem}.lora_A.weight")
+        if down is None:
+            return weights
+        up = tensors[f"{stem}.lora_B.weight"]
+        added: gguf.Weights = scale * (up.astype(np.float32) @ down.astype(np.float32))
+        return weights + added
+
+    return change
+
+
+def replace_weights(folder: Path) -> gguf.Change:
+    """Return what puts a fully trained model's weights in the place of the base's."""
+    from safetensors import safe_open
+
+    index = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            index.update(dict.fromkeys(file.keys(), path))
+
+    def change(name: str, weights: gguf.Weights) -> gguf.Weights:
+        if name not in index:
+            return weights
+        with safe_open(index[name], framework="np") as file:
+            return cast("gguf.Weights", file.get_tensor(name).astype(np.float32))
+
+    return change
 
 
 if __name__ == "__main__":

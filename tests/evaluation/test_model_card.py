@@ -9,11 +9,9 @@ from huggingface_hub import ModelCard
 
 from malt.cli.main import exit_code
 from malt.config.roles import Role
-from malt.evaluation.card import percent
+from malt.evaluation.card import find_results, percent, render_model_card
 from malt.evaluation.evaluate import evaluate
-from malt.evaluation.model_card import find_results, render_card
 from malt.evaluation.version import EvaluationVersion
-from malt.models.adapters import name_adapter
 from malt.models.version import ModelVersion
 from tests.evaluation.planted import QUESTIONS, planted_spec
 from tests.hub import OWNER, Hub
@@ -37,7 +35,7 @@ def model(publish: Publish) -> ModelVersion:
 @pytest.fixture
 def evaluation(tmp_path: Path, model: ModelVersion, provider: ScriptedProvider) -> EvaluationVersion:
     """An evaluation whose second system has the model's refiner, as a server that took its adapter calls it."""
-    systems = SYSTEMS.format(name_adapter(model, Role.REFINER))
+    systems = SYSTEMS.format(model.adapter_name(Role.REFINER))
     return evaluate(planted_spec(tmp_path, provider, systems))
 
 
@@ -61,7 +59,7 @@ def test_other_weights_have_no_results(publish: Publish, evaluation: EvaluationV
 
 
 def test_the_card_has_a_model_index_as_the_hub_reads_it(model: ModelVersion, evaluation: EvaluationVersion) -> None:
-    text = render_card(model, find_results(model))
+    text = render_model_card(model, find_results(model))
     data = ModelCard(text).data
     _, voted = data["eval_results"]
     assert "model-index:\n- name: laptop\n" in text

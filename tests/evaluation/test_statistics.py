@@ -17,6 +17,7 @@ from malt.evaluation.statistics import (
     questions_needed,
     smallest_difference,
 )
+from malt.evaluation.summary import Cell
 from tests.evaluation import simulated
 
 SIMULATED = 1_000
@@ -30,7 +31,8 @@ def test_an_accuracy_is_averaged_over_questions_with_their_standard_error() -> N
 
 def test_answers_that_repeat_each_other_make_an_interval_no_narrower() -> None:
     votes = np.array([1.0, 0.0] * 50)
-    assert estimate(votes)[1:4] == pytest.approx(estimate(np.repeat(votes.reshape(-1, 1), 3, axis=1).mean(axis=1))[1:4])
+    once, thrice = estimate(votes), estimate(np.repeat(votes.reshape(-1, 1), 3, axis=1).mean(axis=1))
+    assert once.model_dump() == pytest.approx(thrice.model_dump())
 
 
 def test_where_all_are_right_the_interval_does_not_shrink_to_a_point() -> None:
@@ -41,7 +43,7 @@ def test_where_all_are_right_the_interval_does_not_shrink_to_a_point() -> None:
 
 
 def test_nothing_is_said_of_nothing() -> None:
-    assert estimate(np.array([np.nan])) == (None, None, None, None, 0)
+    assert estimate(np.array([np.nan])) == Cell(accuracy=None, stderr=None, low=None, high=None, questions=0)
     assert paired_difference(np.array([np.nan, 1.0]), np.array([1.0, np.nan])) is None
 
 

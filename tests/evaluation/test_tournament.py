@@ -10,10 +10,9 @@ import pytest
 from malt.config.evaluate import SystemSpec
 from malt.config.roles import PLAYERS
 from malt.evaluation.evaluate import evaluate
-from malt.evaluation.statistics import Scores
+from malt.evaluation.statistics import Scores, find_losers, order_questions, plan_rounds, rank_models
 from malt.evaluation.summary import Choice
 from malt.evaluation.systems import Entrant
-from malt.evaluation.tournament import find_losers, order_questions, plan_rounds, rank_models
 from malt.questions.question import Question
 from tests.evaluation.planted import CHAINS, QUESTIONS, planted_spec
 from tests.providers import ScriptedProvider

@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.types._datetime import now
 
 from malt.cli.main import exit_code
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import Improvement
 from tests.improvement.sevens import write_config
 from tests.providers import ScriptedProvider
 from tests.training.conftest import write_tiny

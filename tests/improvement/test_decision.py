@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from malt.config.improve import ImproveSpec
+from malt.config.evaluate import ImproveSpec
 from malt.evaluation.statistics import Scores
-from malt.improvement.decision import decide
+from malt.improvement.rounds import decide
 from tests.evaluation.simulated import chances, evaluations, scores
 
 ROUNDS, GAIN = 40, 0.25

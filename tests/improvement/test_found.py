@@ -19,9 +19,9 @@ from malt.evaluation.evaluate import evaluate
 from malt.evaluation.job import read_evaluation
 from malt.improvement.found import find_dataset, find_evaluation
 from malt.improvement.improve import check
-from malt.improvement.specs import closing_spec, comparing_spec, growing_spec, list_players
-from malt.models.manifest import DatasetEntry
+from malt.improvement.rounds import closing_spec, comparing_spec, growing_spec, list_players
 from malt.models.publishing import Made, TrainedRole, publish_models
+from malt.models.version import DatasetEntry
 from tests import mishaps
 from tests.improvement.sevens import write_config
 from tests.models.conftest import BASE, STAGE, Publish

@@ -17,7 +17,7 @@ from malt.errors import RunStopped
 from malt.evaluation.version import open_evaluation
 from malt.improvement.improve import improve
 from malt.improvement.report import SUMMARY_FILE
-from malt.improvement.summary import Improvement
+from malt.improvement.rounds import Improvement
 from malt.models.compare import explain_model
 from malt.models.version import open_model
 from tests import mishaps

@@ -8,7 +8,7 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.loader import load_spec
 from malt.config.settings import Settings
-from malt.improvement.plan import ImprovementPlan, plan_improvement
+from malt.improvement.improve import ImprovementPlan, plan_improvement
 from malt.llm.store.samples import Store
 from tests.improvement.sevens import BRANCHING, HELD_OUT, OTHERS, TRAIN, write_config
 from tests.providers import ScriptedProvider

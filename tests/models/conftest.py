@@ -9,9 +9,8 @@ import pytest
 from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.config.train import TrainSpec
-from malt.models.manifest import BaseEntry, DatasetEntry, LossPoint, StageResult
 from malt.models.publishing import Made, TrainedRole, publish_models
-from malt.models.version import ModelVersion
+from malt.models.version import BaseEntry, DatasetEntry, LossPoint, ModelVersion, StageResult
 
 Publish = Callable[..., ModelVersion]
 

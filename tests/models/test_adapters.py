@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from malt.cli.main import exit_code
-from malt.models.manifest import Canary, Sample
+from malt.models.version import Canary, Sample
 from tests.models.conftest import Publish
 from tests.serving import Served
 

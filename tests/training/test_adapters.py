@@ -8,7 +8,6 @@ import pytest
 from malt.cli.main import exit_code
 from malt.config.roles import PLAYERS
 from malt.config.train import TrainSpec
-from malt.models.adapters import name_adapter
 from malt.training.base import find_base, unpack
 from tests.training.conftest import Trained
 
@@ -34,7 +33,7 @@ def test_adapters_are_loaded_once_under_names_with_their_digest_and_proved(
         first = json.loads(capsys.readouterr().out)["adapters"]
         assert exit_code([*command, f"{server.address}/v1"]) == 0
         again = json.loads(capsys.readouterr().out)["adapters"]
-    names = [name_adapter(models, role) for role in PLAYERS]
+    names = [models.adapter_name(role) for role in PLAYERS]
     assert [proof["name"] for proof in first] == names == server.loaded
     assert all(models.role(role).adapter_sha256[:12] in name for role, name in zip(PLAYERS, names, strict=True))
     assert [proof["loaded"] for proof in first + again] == [True] * 3 + [False] * 3

@@ -17,9 +17,9 @@ from malt.errors import ConfigError, VersionError
 from malt.models import gguf
 from malt.models.version import open_model
 from malt.training.base import find_base, unpack
-from malt.training.export import replace_weights
 from malt.training.plan import plan
 from malt.training.run import train
+from malt.training.worker import replace_weights
 from tests.hub import OWNER, Blob, Hub, Repository
 from tests.hub import hub as hub
 
