@@ -102,7 +102,7 @@ class Process:
 
     def _read_number(self) -> int:
         told = os.read(self._told, _NUMBER)
-        assert told, "the process from which all are forked has ended"
+        assert told, "nothing can be forked; `python -m tests.forking` says why"
         return int.from_bytes(told, "big", signed=True)
 
 
@@ -121,8 +121,9 @@ def _template() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", "tests.forking", str(theirs.fileno())]
+        quiet = subprocess.DEVNULL
         process = subprocess.Popen(
-            command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            command, cwd=PROJECT, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[theirs.fileno()]
         )
 
     def end() -> None:
