@@ -73,7 +73,7 @@ class User:
         self.said[" ".join(arguments)] = Said(done.returncode, done.stdout + done.stderr)
 
     def run_forked(self, *arguments: str) -> None:
-        """Run a command that reports to a server which is there in a process of its own."""
+        """Run a command, forked, that reports to a server which is up."""
         with Process(forking.MALT, *arguments, environment=self.environment, folder=self.folder / "work") as done:
             code = done.wait(timeout=300)
             self.said[" ".join(arguments)] = Said(code, "".join(done.said))
