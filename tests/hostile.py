@@ -45,11 +45,10 @@ def places(value: object, place: Place = ()) -> Iterator[Place]:
 
 def put(value: Any, place: Place, new: object) -> Any:  # noqa: ANN401 - JSON
     """Return a JSON value with another one in a place."""
-    changed = copy.deepcopy(value)
-    inner = changed
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = new
+    if not place:
+        return new
+    changed = copy.copy(value)
+    changed[place[0]] = put(value[place[0]], place[1:], new)
     return changed
 
 

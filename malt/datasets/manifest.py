@@ -5,6 +5,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -135,7 +136,7 @@ class AskedManifest(VersionManifest):
     code: Code
     failures: tuple[Failure, ...] = ()
 
-    @property
+    @cached_property
     def spec(self) -> RunSpec:
         """What the version was declared with. Raises `VersionError` where this release cannot read it."""
         try:
