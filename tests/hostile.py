@@ -63,7 +63,7 @@ def forge(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps({**unsealed, **seal}))
 
 
-STRIDE = 5
+STRIDE = 8
 """Each command meets every so many places, another command others; each place meets other values."""
 
 

@@ -181,9 +181,10 @@ class Endpoint:
 
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
         """Stay a little below this process's part of what headers tell: others may count differently."""
-        part = (1 - self._policy.rate_margin) / self._limits.sharers
-        known = [declared, None if told is None else told * part]
-        return min((limit for limit in known if limit is not None), default=None)
+        if told is None:
+            return declared
+        part = told * ((1 - self._policy.rate_margin) / self._limits.sharers)
+        return part if declared is None else min(declared, part)
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):

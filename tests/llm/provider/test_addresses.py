@@ -4,6 +4,7 @@ import gzip
 import resource
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import MappingProxyType
@@ -129,12 +130,17 @@ async def test_a_server_that_wants_a_key_which_is_not_sent_there_says_so(
 DIRECT = ("openai/o3-mini", "anthropic/m", "mistral/m", "gemini/m")
 
 
+@cache
+def bomb_of_300_mb() -> bytes:
+    return gzip.compress(b"[" + b" " * 300_000_000, 1)
+
+
 @pytest.mark.parametrize("model", DIRECT)
 async def test_a_reply_that_unpacks_to_gigabytes_fails_its_own_request(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    bomb = gzip.compress(b"[" + b" " * 300_000_000, 1)
+    bomb = bomb_of_300_mb()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with answering(200, {"Content-Encoding": "gzip"}, bomb) as (address, heard):
         wanted = request(ModelSpec(model=model, api_base=address, api_key_env="TEST_KEY", temperature=1))
