@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 
@@ -123,6 +124,31 @@ async def test_a_server_that_wants_a_key_which_is_not_sent_there_says_so(
     provider.key = "another"
     with pytest.raises(ConfigError, match="asks for a key"):
         await llm.send(request(ModelSpec(model="openai/m", api_base=provider.url)), 0, 1)
+
+
+async def test_an_endpoint_is_asked_through_the_proxy_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with answering(400) as (proxy, heard):
+        monkeypatch.setenv("http_proxy", proxy.removesuffix("/v1"))
+        asked = ModelSpec(model="openai/m", api_base="http://models.invalid/v1", api_key_env="TEST_KEY")
+        with pytest.raises(MaltError):
+            await llm.send(request(asked), 0, 1)
+    assert [each.partition("\n")[0] for each in heard] == ["http://models.invalid/v1/chat/completions"]
+
+
+async def test_a_password_in_a_netrc_file_does_not_stand_in_the_way_of_a_key(
+    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password mine")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    await llm.send(request(ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY")), 0, 1)
+    assert provider.requests[0].headers["Authorization"] == "Bearer test-key-4711"
 
 
 # providers that LiteLLM asks itself
