@@ -29,7 +29,7 @@ from malt.config.roles import Role
 from malt.config.spec import RunSpec
 from malt.engine.job import read_job
 from malt.llm.client.completers import read_sample
-from malt.llm.client.session import make_answered_rows
+from malt.llm.client.session import fill_rows, make_blank_rows
 from malt.llm.provider.call import Reply
 from malt.llm.request import Completion, CompletionRequest
 from malt.llm.store.database import StoredSample
@@ -88,7 +88,7 @@ class MadeUp:
 
     async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
         choices: list[JsonValue] = [self._choice(request.role, index) for index in range(request.count)]
-        rows = make_answered_rows(request, 0, request.count, Reply(response_body(choices), 1.5, 0.0004))
+        rows = fill_rows(make_blank_rows(request, range(request.count)), Reply(response_body(choices), 1.5, 0.0004))
         self.rows += rows
         return [read_sample(row, cached=False) for row in rows]
 

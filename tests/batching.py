@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from malt.engine.job import Job, read_job
 from malt.engine.run import Filled, Run
 from malt.llm.rate_limit.policy import Policy
 from tests.batches import BatchProvider
+from tests.specs import spec_of, write_questions
 
 HASTY = Policy(backoff_s=0.01, down_after_s=0.1, never_up_after_s=0.1, limited_after_s=0.1)
 QUICK = Rhythm(first_look_s=0.01, longest_s=0.05)
@@ -27,6 +29,11 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchProvider]:
     monkeypatch.setenv("TEST_KEY", "test-key-4711")
     with BatchProvider() as server:
         yield server
+
+
+@pytest.fixture
+def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
+    return batched(spec_of(provider, write_questions(tmp_path)))
 
 
 def batched(spec: RunSpec, **options: object) -> RunSpec:

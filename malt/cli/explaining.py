@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from malt.datasets.check.compare import Change, FileChange, InputChanges, RowChange, VersionDiff
     from malt.datasets.check.explain import Explanation, LeafExplanation, TextExplanation
-    from malt.datasets.rows.gate_trace import Decision
+    from malt.datasets.rows.selection import Decision
     from malt.review.side_by_side import Standing
 
 _SHOWN = 10
@@ -262,9 +262,9 @@ def _plain(value: "JsonValue") -> str:
 def compare(references: tuple[str, ...], as_json: bool) -> None:
     """Show dataset versions side by side. Accuracy, lift, yield, tokens and cost."""
     from malt.datasets.version.dataset_version import open_version
-    from malt.review.side_by_side import stand_side_by_side
+    from malt.review.side_by_side import standing_of
 
-    standings = stand_side_by_side([open_version(reference) for reference in references])
+    standings = [standing_of(open_version(reference)) for reference in references]
     if as_json:
         terminal.emit({"versions": [standing.model_dump(mode="json") for standing in standings]})
     else:

@@ -28,6 +28,8 @@ from malt.grading.user_code import require_trust
 from malt.prompts import PromptSet, load_prompts
 from malt.questions.question import Question, read_questions
 from malt.questions.screening import screen
+from malt.trees.credit import value_tree
+from malt.trees.replay import Assessed
 from malt.trees.tree import FailedBranch, Tree
 
 _SHOWN = 5
@@ -144,7 +146,7 @@ def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt
     place = version.path if out is None else out.resolve()
     provenance = Provenance(job.prompts.digests, job.screening, then.created_at)
     source = job.source._replace(moment=then.created_at, patience_s=0.0)
-    failed = _failures_of(then)
+    failed = _failed_trees(then, job)
     with VersionWriter(version.spec, provenance, place.parent) as writer:
         for shard in stored_shards(job.questions, source, job.screening, writer.stats, failed):
             writer.add(shard)
@@ -160,12 +162,18 @@ def _build_again(version: DatasetVersion, job: Job, out: Path | None) -> Rebuilt
     return Rebuilt(version, place, written=True)
 
 
-def _failures_of(then: Manifest) -> dict[str, list[FailedBranch]]:
-    """Return what was missing of the questions that were incomplete: they stay so."""
-    return {
-        question_id: [FailedBranch(each.question_id, each.address, Role(each.role), each.reason) for each in failures]
-        for question_id, failures in group_failures(then).items()
-    }
+def _failed_trees(then: Manifest, job: Job) -> dict[str, Assessed]:
+    """Return the trees of the questions that were incomplete, with what was missing of them: they stay so."""
+    failures = group_failures(then)
+    known: dict[str, Assessed] = {}
+    for question in job.questions:
+        if question.question_id in failures:
+            own = (
+                FailedBranch(each.question_id, each.address, Role(each.role), each.reason)
+                for each in failures[question.question_id]
+            )
+            known[question.question_id] = Assessed(value_tree(Tree(question, {}, tuple(own)), {}, job.spec.credit), ())
+    return known
 
 
 def _describe_missing(missing: Sequence[FailedBranch]) -> list[str]:

@@ -224,7 +224,7 @@ def _held(text: str, start: int, end: int, *, prose: bool) -> Mark | None:
 
 
 def _lowered(text: str) -> str:
-    """Lower the text's case without moving any position; a few letters grow when they are _lowered."""
+    """Lower the text's case without moving any position; a few letters grow when they are lowered."""
     low = text.lower()
     return low if len(low) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
@@ -274,10 +274,6 @@ def normalised(text: str) -> str:
     if not text.isascii():
         text = typed(unicodedata.normalize("NFKC", typed(text)))
     return " ".join(clean(text).casefold().split()).strip(".,;:!?\"'`*_ ")
-
-
-def sentence(text: str) -> str:
-    return text.partition(". ")[0]
 
 
 def is_true_or_false(text: str) -> bool | None:

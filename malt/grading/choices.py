@@ -1,7 +1,6 @@
 """Reading which choice a reply names: by letter, by the choice's own words, or by its number. A hedge names none."""
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,9 +18,9 @@ class ChoiceRead(NamedTuple):
     letter: str | None
 
 
-def read_choice(text: str, choices: Sequence[str]) -> ChoiceRead | None:
+def read_choice(text: str, choices: tuple[str, ...]) -> ChoiceRead | None:
     """Return the choice that a reply gives as its answer, or None where it names none."""
-    text, choices = apart(text), _bare(tuple(choices))
+    text, choices = apart(text), _bare(choices)
     found = list(marks(text))
     for mark in found:
         letter = parse_choice(mark.text, choices)
@@ -60,9 +59,9 @@ _LETTER_FIRST = re.compile(
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 
 
-def parse_choice(text: str, choices: Sequence[str]) -> str | None:
+def parse_choice(text: str, choices: tuple[str, ...]) -> str | None:
     """Return the letter that a text begins with and alone names, or whose choice's words or number it is; else None."""
-    choices = _bare(tuple(choices))
+    choices = _bare(choices)
     words = _ARTICLE.sub("", normalised(text)) if len(text) < LONGEST else ""
     same = [letter for letter, own in _words_of(choices) if words and words == own]
     if same:
@@ -84,18 +83,17 @@ _ALSO = re.compile(r"\W*(?:or|and|maybe|possibly|perhaps|either|/)\b")
 _NEXT_SENTENCE = re.compile(r"[.)]\s+[A-Z]\w* \w")
 
 
-def _is_hedged(text: str, choices: Sequence[str]) -> bool:
+def _is_hedged(text: str, choices: tuple[str, ...]) -> bool:
     """Whether a letter that a text begins with is only one of several that it offers."""
     match = _LETTER_FIRST.match(text)
-    also = match and _ALSO.match(text, match.end())
-    return bool(
-        match and also and match["letter"].upper() in _letters(choices) and _named(text[match.end() :], choices)
-    )
+    if match is None or not _ALSO.match(text, match.end()) or match["letter"].upper() not in _letters(choices):
+        return False
+    return _named(text[match.end() :], choices) is not None
 
 
-def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
+def _alone(letter: str, rest: str, choices: tuple[str, ...]) -> bool:
     """Whether what follows a letter names no other choice: it may be the choice's own words, or another sentence."""
-    own, said = dict(_words_of(tuple(choices))).get(letter), rest.lstrip(" .):,;-/\u2013\u2014")
+    own, said = dict(_words_of(choices)).get(letter), rest.lstrip(" .):,;-/\u2013\u2014")
     if own and _ARTICLE.sub("", said.casefold()).startswith(own):
         rest = said[said.casefold().find(own) + len(own) :]
     elif not _NEXT_SENTENCE.match(rest):
@@ -105,7 +103,7 @@ def _alone(letter: str, rest: str, choices: Sequence[str]) -> bool:
     return _mentioned(rest, choices) <= {letter} and also in (None, letter)
 
 
-def _same_number(text: str, choices: Sequence[str]) -> str | None:
+def _same_number(text: str, choices: tuple[str, ...]) -> str | None:
     number = parse_quantity(clean(text)) if len(text) < 200 else None
     if number is None:
         return None
@@ -152,22 +150,19 @@ def _first_sentence(text: str) -> str:
     return text[: found.start()] if found else text
 
 
-def _mentioned(text: str, choices: Sequence[str]) -> set[str]:
+def _mentioned(text: str, choices: tuple[str, ...]) -> set[str]:
     """Return the letters that stand alone in a text, those that it rules out left out."""
     text = _DENIED.sub(" ", text)
     *_, end = (0, *(match.end() for match in _CONCLUSION.finditer(text)))
     text = text[end:] if _LETTER.search(text, end) else text
-    first = _words_of(tuple(choices))[:1]
+    first = _words_of(choices)[:1]
     own = re.compile(rf"A {re.escape(first[0][1])}(?!\w)", re.IGNORECASE) if first else _LIKE_A_WORD
-    found = (
-        match
-        for match in _LETTER.finditer(text)
-        if own.match(text, match.start()) or not _LIKE_A_WORD.match(text, match.start())
-    )
-    return {match[0] for match in found if match[0] in _letters(choices)}
+    starts = (match.start() for match in _LETTER.finditer(text))
+    found = {text[start] for start in starts if own.match(text, start) or not _LIKE_A_WORD.match(text, start)}
+    return found & set(_letters(choices))
 
 
-def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | None:
+def _stated(text: str, choices: tuple[str, ...], *, weak: bool = False) -> str | None:
     """Return the one letter that a statement mentions, else the letter of the one choice that it names by its words.
 
     `weak`: it may begin a solution, so that only what its first sentence says counts.
@@ -179,10 +174,10 @@ def _stated(text: str, choices: Sequence[str], *, weak: bool = False) -> str | N
     return _named(text, choices)
 
 
-def _named(text: str, choices: Sequence[str]) -> str | None:
+def _named(text: str, choices: tuple[str, ...]) -> str | None:
     """Return the letter of the one choice whose words stand in a text; a choice within a longer one does not count."""
     said = " ".join(text.casefold().split())
-    found = [(letter, own) for letter, own in _words_of(tuple(choices)) if own and own in said and _is_named(own, said)]
+    found = [(letter, own) for letter, own in _words_of(choices) if own and own in said and _is_named(own, said)]
     longest = [letter for letter, own in found if not any(own != other and own in other for _, other in found)]
     return longest[0] if len(longest) == 1 else None
 
@@ -197,7 +192,7 @@ _DENIED_BEFORE = re.compile(
 )
 
 
-def _last_stated(text: str, choices: Sequence[str]) -> str | None:
+def _last_stated(text: str, choices: tuple[str, ...]) -> str | None:
     """Return what the last sentence says that mentions a choice and is not about the rest of them."""
     sentences = [each for each in re.split(r"(?<=[.!?\n])\s+", text) if each]
     for each in reversed(sentences):
@@ -215,6 +210,6 @@ def _whole(words: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!{beside}){re.escape(words)}(?!{beside})")
 
 
-def _letters(choices: Sequence[str]) -> str:
+def _letters(choices: tuple[str, ...]) -> str:
     """Return the letters of the choices; A to J where the question has none of its own."""
     return _LETTERS[: len(choices) or 10]

@@ -20,9 +20,9 @@ A new kind is a class here and its name in `GraderKind` of the spec.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol
 
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import GradingError
@@ -32,7 +32,6 @@ from malt.grading.answers import (
     is_true_or_false,
     normalised,
     read_number,
-    sentence,
     stands_in,
     without_stop_tokens,
 )
@@ -88,9 +87,8 @@ async def grade(question: Question, text: str, graders: Sequence[Grader]) -> Gra
             return verdict.grade
         if verdict is not None:
             passed.append(verdict.grade)
-    failed = [each for each in passed if each.outcome is Outcome.UNKNOWN]
-    if failed or passed:
-        return failed[-1] if failed else passed[-1]
+    if passed:
+        return ([each for each in passed if each.outcome is Outcome.UNKNOWN] or passed)[-1]
     kinds = " and ".join(grader.kind for grader in graders)
     return unknown(kinds, None, f"reference {brief(question.ground_truth)} cannot be graded with {kinds}").grade
 
@@ -114,12 +112,9 @@ def graders_for(spec: EvaluatorSpec, judge: Grader | None) -> tuple[Grader, ...]
 
 def objective_grader(kind: GraderKind, spec: EvaluatorSpec) -> "ObjectiveGrader":
     """Return the grader of a kind that asks no model."""
-    if kind not in GRADERS:
-        raise GradingError(f"kind {kind!r} is no objective grader")
-    return GRADERS[kind].of(spec)
+    return GRADERS[kind](spec)
 
 
-@dataclass(frozen=True)
 class ObjectiveGrader(ABC):
     """A grader that asks no model. What it needs of a reference it says itself, before any model is asked."""
 
@@ -127,10 +122,8 @@ class ObjectiveGrader(ABC):
     refuses: ClassVar[str]
     """What is wrong with a reference that it cannot use, after `the reference`."""
 
-    @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:  # noqa: ARG003 - those that take settings override it
-        """Return the grader that a config declares."""
-        return cls()
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self.timeout_s = spec.grader_timeout_s
 
     def check(self, example: Question | None) -> None:  # noqa: B027 - most need nothing to work
         """Raise `GradingError` where the grader itself cannot work, tried on a question if one is at hand."""
@@ -148,18 +141,7 @@ class _TextGrader(ObjectiveGrader):
     refuses = "is empty"
 
     def accepts(self, question: Question) -> bool:
-        """Take any text."""
         return bool(_text_reference(question.ground_truth))
-
-
-@dataclass(frozen=True)
-class _TimedGrader(ObjectiveGrader):
-    timeout_s: float
-
-    @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:
-        """Take the time limit from the config."""
-        return cls(spec.grader_timeout_s)
 
 
 class ExactGrader(_TextGrader):
@@ -174,7 +156,7 @@ class ExactGrader(_TextGrader):
         if answer is None:
             whole = clean(text)
             return right(self.kind, whole, question) if _is_same_text(whole, target) else unanswered(self.kind)
-        if _is_same_text(answer, target) or _is_same_text(sentence(answer), target):
+        if _is_same_text(answer, target) or _is_same_text(answer.partition(". ")[0], target):
             return right(self.kind, answer, question)
         return wrong(self.kind, answer, question, decisive=False)
 
@@ -198,7 +180,7 @@ class ContainsGrader(_TextGrader):
         return wrong(self.kind, answer or "", question, decisive=False)
 
 
-class NumberGrader(_TimedGrader):
+class NumberGrader(ObjectiveGrader):
     """Compare as numbers, exactly; the two readings of `50%` or `2 million` both count.
 
     A reference that is an expression, `5!` or `3x`, is compared as mathematics.
@@ -216,7 +198,6 @@ class NumberGrader(_TimedGrader):
         )
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Decide both ways where both sides are numbers."""
         target = _number_reference(question.ground_truth)
         if target is None and not _has_digit(question):
             return None
@@ -237,11 +218,9 @@ class ChoiceGrader(ObjectiveGrader):
     refuses = "is neither a letter nor the text of one of its choices"
 
     def accepts(self, question: Question) -> bool:
-        """Take a letter, or a choice's own text."""
         return _choice_reference(question.ground_truth, question.choices) is not None
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Decide both ways where the answer names a choice."""
         target = _choice_reference(question.ground_truth, question.choices)
         if target is None:
             return None
@@ -253,7 +232,7 @@ class ChoiceGrader(ObjectiveGrader):
         return (right if read.letter == target else wrong)(self.kind, read.answer, question)
 
 
-class MathGrader(_TimedGrader):
+class MathGrader(ObjectiveGrader):
     """Compare as mathematics, in a process that can be killed."""
 
     kind = "math"
@@ -267,26 +246,20 @@ class MathGrader(_TimedGrader):
         return submit(is_mathematics, reference, question.question, "\\text" in given, timeout_s=self.timeout_s)
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:
-        """Decide where both sides are read whole and are no words."""
         return await compare_as_mathematics(self.kind, question, text, self.timeout_s)
 
 
-@dataclass(frozen=True)
 class PythonGrader(ObjectiveGrader):
     """A user's `module:function`, called with (question, ground_truth, reply) in a process that can be killed."""
 
     kind = "python"
     refuses = "is refused"
 
-    function: str
-    timeout_s: float
-
-    @classmethod
-    def of(cls, spec: EvaluatorSpec) -> Self:
-        """Take the function from the config. Raises `GradingError` where it names none."""
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        super().__init__(spec)
         if spec.function is None:
             raise GradingError("kind 'python' needs [evaluator] function = \"module:function\"")
-        return cls(spec.function, spec.grader_timeout_s)
+        self.function = spec.function
 
     def check(self, example: Question | None) -> None:
         """Import the function where it will run, and have it grade the reference answer as if a model had given it."""
@@ -310,7 +283,6 @@ class PythonGrader(ObjectiveGrader):
             ) from None
 
     def accepts(self, question: Question) -> bool:  # noqa: ARG002 - the function alone knows
-        """Take any reference."""
         return True
 
     async def __call__(self, question: Question, text: str) -> Verdict | None:

@@ -89,41 +89,38 @@ _LONGEST_KEPT = 1000
 
 
 def right(kind: str, answer: str, question: Question) -> Verdict:
-    kept = shorten(answer, _LONGEST_KEPT)
-    said = Evaluation(1.0, 1.0, (_compared(kind, kept, question),), (kept,), 1.0)
-    return Verdict(Grade(Outcome.RIGHT, kept, kind, said), decisive=True)
+    return _verdict(Outcome.RIGHT, kind, answer, _compared(kind, answer, question), decisive=True)
 
 
 def wrong(kind: str, answer: str, question: Question, *, decisive: bool = True) -> Verdict:
     """A wrong answer, or a miss that other graders may see otherwise."""
-    kept = shorten(answer, _LONGEST_KEPT)
-    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question),))
-    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive)
+    return _verdict(Outcome.WRONG, kind, answer, _compared(kind, answer, question), decisive=decisive)
 
 
 def unread(kind: str, answer: str, why: str) -> Verdict:
     """An answer of which a part was not understood: another grader may read it."""
-    kept = shorten(answer, _LONGEST_KEPT)
-    said = Evaluation(0.0, 0.0, (f"{_UNREAD}{kind} cannot read {brief(kept)} whole: {why}",))
-    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
+    return _verdict(Outcome.WRONG, kind, answer, f"{_UNREAD}{kind} cannot read {brief(answer)} whole: {why}")
 
 
 def disputed(kind: str, answer: str, question: Question, why: str) -> Verdict:
     """Two ways of comparing disagree, and neither is believed: no reward, unless another grader decides."""
-    kept = shorten(answer, _LONGEST_KEPT)
-    said = Evaluation(0.0, 0.0, (_compared(kind, kept, question), _DISPUTED + why))
-    return Verdict(Grade(Outcome.WRONG, kept, kind, said), decisive=False)
+    return _verdict(Outcome.WRONG, kind, answer, _compared(kind, answer, question), _DISPUTED + why)
 
 
 def unanswered(kind: str) -> Verdict:
     """No answer was found; a grader that needs no marked answer may find one."""
-    said = Evaluation(0.0, 0.0, (f"{kind}: no answer was found",))
-    return Verdict(Grade(Outcome.UNANSWERED, None, kind, said), decisive=False)
+    return _verdict(Outcome.UNANSWERED, kind, None, f"{kind}: no answer was found")
 
 
 def unknown(kind: str, answer: str | None, why: str) -> Verdict:
     kept = answer and shorten(answer, _LONGEST_KEPT)
     return Verdict(Grade(Outcome.UNKNOWN, kept, kind, None, f"{kind}: {why}"), decisive=False)
+
+
+def _verdict(outcome: Outcome, kind: str, answer: str | None, *said: str, decisive: bool = False) -> Verdict:
+    kept = answer and shorten(answer, _LONGEST_KEPT)
+    score, matches = (1.0, (kept or "",)) if outcome is Outcome.RIGHT else (0.0, ())
+    return Verdict(Grade(outcome, kept, kind, Evaluation(score, score, said, matches, score)), decisive)
 
 
 def truncated_grade() -> Grade:

@@ -6,7 +6,7 @@ How a reply is read is in judge_reply.py. The criteria are text: `prompts/<set>/
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypedDict, Unpack, 
 from pydantic import JsonValue, ValidationError
 
 from malt.config.base import first_problem
+from malt.config.limits import Limits
 from malt.config.roles import Fallback, Role
+from malt.config.settings import Settings
 from malt.config.spec import EvaluatorSpec, GraderKind
 from malt.errors import ConfigError, EvaluationUnknown, PromptError
 from malt.grading.answers import final_answer
@@ -136,12 +138,10 @@ class LLMEvaluator:
 
     @classmethod
     def from_spec(cls, spec: EvaluatorSpec, prompts: PromptSet, complete: Complete) -> Self:
-        """Return the judge that a config declares."""
         options: Any = {name: getattr(spec, name) for name in JudgeOptions.__annotations__}
         return cls(spec.model, spec.temperature, prompts=prompts, complete=complete, **options)
 
     def asking_with(self, complete: Complete) -> Self:
-        """Return the same judge, asking with `complete`."""
         other = copy.copy(self)
         other._complete = complete
         return other
@@ -165,7 +165,9 @@ class LLMEvaluator:
         outcome = Outcome.RIGHT if judged.score > 0.5 else Outcome.WRONG
         if not text.strip():
             outcome = Outcome.UNANSWERED
-        return Verdict(Grade(outcome, answer, self.kind, _without_reply(judged)), decisive=True)
+        # without the judge's reply: the columns that every grader fills
+        evaluation = Evaluation(*(getattr(judged, column.name) for column in fields(Evaluation)))
+        return Verdict(Grade(outcome, answer, self.kind, evaluation), decisive=True)
 
     def build_messages(self, question: str, ground_truth: str, answer: str) -> tuple[Message, ...]:
         """Return what the judge is asked: override this to change it.
@@ -194,7 +196,11 @@ class LLMEvaluator:
             second = await self._ask((*messages, *self._repair(first, read)), question)
             read = self._read(second)
             if isinstance(read, str):
-                raise self._unknown(second, read)
+                raise EvaluationUnknown(
+                    f"the judge {self.model.model!r} cannot be read, asked twice: {read}; it said "
+                    f"{_shortened(second.text)!r}",
+                    second.text,
+                )
         return self._judgement(read)
 
     async def _ask(self, messages: tuple[Message, ...], question: Question) -> Completion:
@@ -212,12 +218,6 @@ class LLMEvaluator:
         said = inert(_shortened(unread.text), self._tags) or "(nothing)"
         return Message("assistant", said), Message("user", _REPAIR.format(reason=reason, keys=keys))
 
-    def _unknown(self, unread: Completion, reason: str) -> EvaluationUnknown:
-        said = _shortened(unread.text)
-        return EvaluationUnknown(
-            f"the judge {self.model.model!r} cannot be read, asked twice: {reason}; it said {said!r}", unread.text
-        )
-
     def _judgement(self, reply: JudgeReply) -> Judgement:
         weighed = sum(weight * getattr(reply, name) for name, weight in self.weights.items())
         return Judgement(
@@ -232,9 +232,10 @@ class LLMEvaluator:
 
 async def _ask_default(request: CompletionRequest) -> Sequence[Completion]:
     """Ask with this process's own session; only a judge that stands alone needs one, and with it a store."""
-    from malt.llm.client.completers import ask_default as ask
+    from malt.llm.client.completers import make_completer
+    from malt.llm.client.session import open_session
 
-    return await ask(request)
+    return await make_completer(open_session(Settings(), Limits()), [request.question_id])(request)
 
 
 def _declare_judge(model: str, temperature: float | None, options: Mapping[str, object]) -> EvaluatorSpec:
@@ -259,13 +260,6 @@ def _all_weights(model: EvaluatorSpec, further: Mapping[str, float], schema: typ
         if not 0 <= weight < inf:
             raise ConfigError(f"LLMEvaluator: weights: {name} is {weight}; it must be a finite number, 0 or more")
     return weights
-
-
-def _without_reply(judged: Judgement) -> Evaluation:
-    """Return the evaluation alone: the columns that every grader fills."""
-    return Evaluation(
-        judged.correctness_score, judged.reasoning_score, judged.explanation, judged.key_matches, judged.score
-    )
 
 
 def _shortened(text: str) -> str:

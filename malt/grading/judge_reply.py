@@ -101,7 +101,7 @@ def read_reply(text: str, schema: type[_Reply]) -> _Reply | str:
         return first_problem(error, "reply", quotes=True)
     except (ValueError, RecursionError) as error:
         return f"its JSON is broken ({str(error)[:120]})"
-    if len({_scores(reply) for reply in replies}) > 1:
+    if len({tuple(getattr(reply, name) for name in schema.score_names()) for reply in replies}) > 1:
         return "it gives several verdicts that differ"
     return replies[0] if replies else "it holds no JSON object with the scores"
 
@@ -110,10 +110,6 @@ def nothing(schema: type[_Reply]) -> _Reply:
     """Return the reply to an empty answer: zero for everything."""
     zeros = dict.fromkeys(schema.score_names(), 0.0)
     return schema.model_validate({"explanation": "there is no answer to judge", **zeros})
-
-
-def _scores(reply: JudgeReply) -> tuple[float, ...]:
-    return tuple(getattr(reply, name) for name in reply.score_names())
 
 
 def _verdicts_in(value: JsonValue, schema: type[_Reply]) -> Iterator[_Reply]:

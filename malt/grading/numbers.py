@@ -46,21 +46,21 @@ def _are_near(left: Fraction, right: Fraction) -> bool:
 
 def _is_noise(left: Fraction, right: Fraction) -> bool:
     """Whether two numbers differ as floating point does, 17.9999999999 from 18."""
-    places = max(decimal_places(left) or 0, decimal_places(right) or 0)
+    places = max(decimal_places(left.denominator) or 0, decimal_places(right.denominator) or 0)
     return places >= 10 and abs(left - right) * 10**11 <= min(abs(left), abs(right))
 
 
 def _is_rounding(written: Fraction, exact: Fraction) -> bool:
-    places, others = decimal_places(written), decimal_places(exact)
+    places, others = decimal_places(written.denominator), decimal_places(exact.denominator)
     if places is None or places < 6 or (others is not None and others <= places):
         return False
     figures = str(abs(written.numerator) * 10**places // written.denominator)
     return len(figures) >= 6 and abs(exact - written) * 10**places <= Fraction(1, 2)
 
 
-def decimal_places(number: Fraction) -> int | None:
-    """Return how many decimal places a number has, None where they never end."""
-    rest, places = number.denominator, 0
+def decimal_places(denominator: int) -> int | None:
+    """Return how many decimal places a fraction in lowest terms has, None where they never end."""
+    rest, places = denominator, 0
     for prime in (2, 5):
         power = 0
         while rest % prime == 0:

@@ -26,7 +26,6 @@ from types import ModuleType
 from typing import NamedTuple, TypeVar, cast
 
 _Result = TypeVar("_Result")
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _M_MMAP_THRESHOLD = -3
 START_LIMIT_S = 120.0
@@ -155,7 +154,9 @@ class _Worker:
             pipe.close()
 
     def _make(self, call: _Call) -> object:
-        pipe = self._begin(call)
+        pipe = self._hand_over(call) or self._hand_over(call)  # a process that died while idle is replaced once
+        if pipe is None:
+            raise CallFailed("its process does not start")
         try:
             if not pipe.poll(call.timeout_s):
                 self.stop()
@@ -168,21 +169,14 @@ class _Worker:
             raise CallFailed(str(result))
         return result
 
-    def _begin(self, call: _Call) -> Connection:
-        """Hand the call over and wait until the process starts on it; one that died while idle is replaced once."""
-        if (pipe := self._hand_over(call) or self._hand_over(call)) is None:
-            raise CallFailed("its process does not start")
-        return pipe
-
     def _hand_over(self, call: _Call) -> Connection | None:
-        try:
+        """Hand the call over and wait until the process starts on it; None where it died."""
+        with suppress(EOFError, OSError):
             pipe = self._pipe or self._start()
             pipe.send((call.function, call.arguments, call.timeout_s))
             if pipe.poll(START_LIMIT_S):
                 pipe.recv()
                 return pipe
-        except (EOFError, OSError):
-            pass
         self.stop()
         return None
 
@@ -204,31 +198,22 @@ class _Worker:
 
 
 def work(descriptor: int) -> None:
-    """Answer calls until the other end closes: the body of a worker process."""
+    """Answer calls until the other end closes: the body of a worker process.
+
+    A module whose functions are called may have a function `prepare_process`, which is called first.
+    """
     pipe = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
             name, arguments, timeout_s = pipe.recv()
             function = resolve(name)
-            _PREPARATIONS.get(function, int)()
+            module = sys.modules[name.partition(":")[0]]
+            getattr(module, "prepare_process", int)()  # imports that no call's limit covers
             pipe.send("started")
             # Were the program killed now, nobody else would end this call: the kernel's own clock does.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
             pipe.send(_attempt(function, arguments))
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-_PREPARATIONS: dict[Callable[..., object], Callable[[], object]] = {}
-
-
-def prepared_by(preparation: Callable[[], object]) -> Callable[[_Function], _Function]:
-    """Mark a function whose process shall do this first: imports that no call's limit covers."""
-
-    def note(function: _Function) -> _Function:
-        _PREPARATIONS[function] = preparation
-        return function
-
-    return note
 
 
 def _attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:

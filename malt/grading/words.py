@@ -61,7 +61,7 @@ def _decimal(words: Sequence[str], point: int) -> Fraction | None:
 def _part(words: Sequence[str]) -> Fraction | None:
     """Read `half`, `a third` or `two thirds`; a number such as `twenty first` is none."""
     count = _count(words[:-1])
-    return None if count is None or words[-1:] == [] or words[-1] not in _PARTS else Fraction(count, _PARTS[words[-1]])
+    return None if count is None else Fraction(count, _PARTS[words[-1]])
 
 
 def _count(words: Sequence[str], of: int = 1) -> int | None:

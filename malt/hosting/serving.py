@@ -4,6 +4,7 @@ It answers through the store: a question that was evaluated, or asked before, ge
 What a request says of sampling is the config's matter, and is not heeded; `n` chains are asked for at once.
 """
 
+import asyncio
 import hmac
 import json
 import secrets
@@ -11,7 +12,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,11 +30,11 @@ from malt.config.spec import RunSpec
 from malt.engine.job import check_models
 from malt.engine.run import new_run_name
 from malt.engine.signals import on_signal
-from malt.errors import ConfigError, MaltError
+from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
 from malt.evaluation.systems import Lineup, list_lineups, mute_absent, with_samples
 from malt.files import MIB
 from malt.llm.client.completers import make_completer
-from malt.llm.client.session import Session, open_session
+from malt.llm.client.session import Session, open_session, stop_sessions
 from malt.llm.request import Completion
 from malt.llm.response import split_parts
 from malt.prompts import PromptSet, load_prompts
@@ -72,15 +74,17 @@ class _Asked(BaseModel):
         return (turns[-1] if turns else "\n\n".join(split_parts(turn.content)[0] for turn in self.messages)).strip()
 
 
-class Trio(NamedTuple):
+@dataclass
+class Trio:
     """Who answers, and through which session."""
 
     lineup: Lineup
     prompts: PromptSet
-    session: Session
     known: Mapping[str, Question]
     """The questions that the config names, by their texts with and without choices: stored answers are found again."""
+    settings: Settings
     run: str
+    session: Session
 
     @property
     def name(self) -> str:
@@ -91,8 +95,18 @@ class Trio(NamedTuple):
         spec = self.lineup.spec.model_copy(update={"roles": with_samples(self.lineup.spec.roles, chains)})
         unknown = Question(question_id=content_id(text, ""), question=text, ground_truth="")
         asked = self.known.get(text, unknown)
+        if isinstance(self.session.stopped, EndpointDown | AccountEmpty):
+            await self._ask_again()
         complete = mute_absent(self.lineup, make_completer(self.session, [asked.question_id], run=self.run))
         return await self.session.call(grow_tree(asked, TreeInputs(spec, self.prompts, complete)))
+
+    async def _ask_again(self) -> None:
+        """Go on in a new session, which has spent what the old one had: the endpoint may be back by now."""
+        stopped, spent = self.run, self.session.budget
+        self.run = new_run_name()
+        self.session = open_session(self.settings, self.lineup.spec.limits, self.run)
+        self.session.budget = spent
+        await asyncio.to_thread(stop_sessions, stopped)
 
 
 def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
@@ -105,8 +119,8 @@ def open_trio(spec: RunSpec, system: str | None, settings: Settings) -> Trio:
         raise ConfigError(f"--system {system}: no such system; there are: {offered}")
     check_models(chosen.spec)
     run = new_run_name()
-    session = open_session(settings, spec.limits, run=run)
-    return Trio(chosen, load_prompts(spec.prompts), session, _read_known(spec), run)
+    session = open_session(settings, chosen.spec.limits, run)
+    return Trio(chosen, load_prompts(spec.prompts), _read_known(spec), settings, run, session)
 
 
 def _read_known(spec: RunSpec) -> dict[str, Question]:

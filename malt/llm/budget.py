@@ -6,7 +6,7 @@ it is begun, so that few are left half grown.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from malt.config.limits import Limits
 from malt.config.roles import PLAYERS, Role
 from malt.errors import BudgetSpent, MaltError
+from malt.llm.rate_limit.rate import AdvertisedLimits
 from malt.llm.request import CompletionRequest
 
 
@@ -95,18 +96,17 @@ NOTHING = Amount(0.0, 0)
 
 
 class Metered(Protocol):
-    """What budgets and limits need to know of an attempt."""
+    """What budgets and limits need to know of an attempt; None is unknown."""
 
     @property
-    def total_tokens(self) -> int | None:
-        """Tokens the provider counted."""
-
+    def total_tokens(self) -> int | None: ...
     @property
-    def cost_usd(self) -> float | None:
-        """Its cost; None where unknown."""
+    def cost_usd(self) -> float | None: ...
+    @property
+    def granted(self) -> AdvertisedLimits: ...
 
 
-_MeteredT = TypeVar("_MeteredT", bound=Metered)
+MeteredT = TypeVar("MeteredT", bound=Metered)
 
 
 class _Cap:
@@ -115,17 +115,12 @@ class _Cap:
     def __init__(self, cap: float | None, units: int, key: str, written: str) -> None:
         self.cap = math.inf if cap is None else math.floor(cap * units)
         self.spent = self.held = self.promised = 0
-        self.reserved = 0
-        """Part of `held` that is reserved by name, perhaps for days."""
-        self._units, self._key, self._written = units, key, written
-
-    def in_units(self, amount: float) -> int:
-        return math.ceil(amount * self._units)
+        self.units, self._key, self._written = units, key, written
 
     def refusal(self, amount: int) -> str:
-        spent, next_one = (self._written.format(units / self._units) for units in (self.spent, amount))
+        spent, next_one = (self._written.format(units / self.units) for units in (self.spent, amount))
         return (
-            f"{self._key} = {self.cap / self._units:g} is reached: {spent} are spent, the next request may take "
+            f"{self._key} = {self.cap / self.units:g} is reached: {spent} are spent, the next request may take "
             f"{next_one}; raise it and run again to go on"
         )
 
@@ -141,6 +136,7 @@ class Budget:
         self._settled, self._tree_ended, self._next_tree = asyncio.Event(), asyncio.Event(), asyncio.Lock()
         self._trees = 0
         self._reserved: dict[str, Amount] = {}
+        """Held by name, perhaps for days, beside what requests in flight hold."""
         self._settled_names: dict[str, Amount] = {}
 
     @property
@@ -149,7 +145,7 @@ class Budget:
         dollars, tokens = self._accounts
         return Amount(dollars.spent / _PICO, tokens.spent)
 
-    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[_MeteredT]]) -> _MeteredT:
+    async def pay(self, worst: Amount, attempt: Callable[[], Awaitable[MeteredT]]) -> MeteredT:
         """Make an attempt once its worst case fits under the caps; waits while answers under way may yet leave room.
 
         A refusal takes nothing. What nobody can say the price of (a timeout, a cancelled request) counts in full.
@@ -172,7 +168,7 @@ class Budget:
     @property
     def room(self) -> Amount:
         """Amount neither spent nor held."""
-        dollars, tokens = (account.cap - account.spent - account.held for account in self._accounts)
+        dollars, tokens = (account.cap - taken for account, taken in zip(self._accounts, self._taken(), strict=True))
         return Amount(dollars / _PICO, tokens)  # type: ignore[arg-type]  # no cap is an infinite one
 
     def has_room_for(self, worst: Amount) -> bool:
@@ -184,9 +180,8 @@ class Budget:
 
     @property
     def spent_unreserved(self) -> Amount:
-        taken = [self._in_units(amount) for amount in self._settled_names.values()]
-        accounts = enumerate(self._accounts)
-        dollars, tokens = (account.spent - sum(part[place] for part in taken) for place, account in accounts)
+        settled = self._add_up(self._settled_names.values())
+        dollars, tokens = (account.spent - units for account, units in zip(self._accounts, settled, strict=True))
         return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
@@ -195,15 +190,13 @@ class Budget:
         Said again, it changes nothing but the amount.
         """
         if name not in self._settled_names:
-            self._reserve(self._reserved.get(name, NOTHING), -1)
             self._reserved[name] = worst
-            self._reserve(worst, 1)
 
     def settle_reserved(self, name: str, taken: Amount) -> None:
         """Replace a reservation by what it took; idempotent."""
         if name not in self._settled_names:
             self._settled_names[name] = taken
-            self._reserve(self._reserved.pop(name, NOTHING), -1)
+            self._reserved.pop(name, None)
             self._settle([0, 0], self._in_units(taken))
 
     def refusal(self, worst: Amount) -> BudgetSpent:
@@ -225,16 +218,19 @@ class Budget:
         try:
             yield
         finally:
-            self._promise([-amount for amount in promise], -1)
+            self._promise(promise, -1)
             self._tree_ended.set()
 
-    def _reserve(self, amount: Amount, sign: int) -> None:
-        for account, units in zip(self._accounts, self._in_units(amount), strict=True):
-            account.held += sign * units
-            account.reserved += sign * units
-
     def _in_units(self, amount: Amount) -> list[int]:
-        return [account.in_units(part) for account, part in zip(self._accounts, amount, strict=True)]
+        return [math.ceil(part * account.units) for account, part in zip(self._accounts, amount, strict=True)]
+
+    def _add_up(self, amounts: Iterable[Amount]) -> list[int]:
+        return [sum(units) for units in zip([0, 0], *map(self._in_units, amounts), strict=True)]
+
+    def _taken(self) -> list[int]:
+        """Return what is spent, held and reserved."""
+        reserved = self._add_up(self._reserved.values())
+        return [account.spent + account.held + units for account, units in zip(self._accounts, reserved, strict=True)]
 
     def _has_room_for_tree(self, promise: list[int]) -> bool:
         booked = zip(self._accounts, promise, strict=True)
@@ -243,12 +239,12 @@ class Budget:
     def _promise(self, promise: list[int], trees: int) -> None:
         self._trees += trees
         for account, amount in zip(self._accounts, promise, strict=True):
-            account.promised += amount
+            account.promised += trees * amount
 
     async def _hold(self, amounts: list[int]) -> None:
         while short := self._too_short(amounts):
             for account, amount in short:
-                if account.spent + amount > account.cap or account.held == account.reserved:
+                if account.spent + amount > account.cap or not account.held:
                     raise BudgetSpent(account.refusal(amount))
             self._settled.clear()
             await self._settled.wait()
@@ -256,8 +252,8 @@ class Budget:
             account.held += amount
 
     def _too_short(self, amounts: list[int]) -> list[tuple[_Cap, int]]:
-        booked = zip(self._accounts, amounts, strict=True)
-        return [(account, amount) for account, amount in booked if account.spent + account.held + amount > account.cap]
+        booked = zip(self._accounts, self._taken(), amounts, strict=True)
+        return [(account, amount) for account, taken, amount in booked if taken + amount > account.cap]
 
     def _settle(self, held: list[int], bill: list[int]) -> None:
         for account, kept, billed in zip(self._accounts, held, bill, strict=True):

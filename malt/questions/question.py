@@ -127,13 +127,14 @@ def _question(values: Mapping[str, JsonValue], source: QuestionSource) -> Questi
     else:
         whole, reference = reference, read_reference(reference, source.format)
     named = _id_column(values, source)
+    used = {asked, answered, choices_column, named}
     return Question(
         question_id=_given_id(values, named) if named else content_id(question, reference),
         question=question,
         ground_truth=reference,
         reference="" if whole == reference else whole,
         choices=choices,
-        metadata=_others(values, {asked, answered, choices_column, named}),
+        metadata={name: value for name, value in values.items() if name not in used and value is not None},
     )
 
 
@@ -218,10 +219,6 @@ def read_cell(value: JsonValue, column: str) -> str:
     raise QuestionError(f"column {column!r} holds {kind}, expected text or a number")
 
 
-def _others(values: Mapping[str, JsonValue], used: set[str | None]) -> dict[str, JsonValue]:
-    return {name: value for name, value in values.items() if name not in used and value is not None}
-
-
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -283,26 +280,22 @@ class Choices(NamedTuple):
 
 def _read_choices(value: JsonValue) -> Choices:
     """Read `{"label": […], "text": […]}`, a list of `{"label", "text"}` or a list of texts; in CSV as JSON text."""
+    labels: Sequence[JsonValue] | None = None
     match _parsed(value):
         case {"label": list(labels), "text": list(texts)} if len(labels) == len(texts):
-            return Choices(_labels(labels), _texts(texts))
+            pass
         case [{"label": _, "text": _}, *_] as items:
-            labels, texts = ([_part(item, name) for item in items] for name in ("label", "text"))
-            return Choices(_labels(labels), _texts(texts))
+            parts = [item if isinstance(item, dict) else {} for item in items]
+            labels, texts = ([part.get(name) for part in parts] for name in ("label", "text"))
         case list(texts):
-            return Choices(None, _texts(texts))
-    raise QuestionError(
-        f'choices {excerpt(value)} cannot be read; write {{"label": […], "text": […]}} or a list of texts, '
-        "or set questions.format if this is not multiple choice"
-    )
-
-
-def _part(item: object, name: str) -> JsonValue:
-    return item.get(name) if isinstance(item, dict) else None
-
-
-def _labels(items: Sequence[JsonValue]) -> tuple[str, ...]:
-    return tuple(read_cell(item, "choices") for item in items)
+            labels = None
+        case _:
+            raise QuestionError(
+                f'choices {excerpt(value)} cannot be read; write {{"label": […], "text": […]}} or a list of texts, '
+                "or set questions.format if this is not multiple choice"
+            )
+    names = None if labels is None else tuple(read_cell(label, "choices") for label in labels)
+    return Choices(names, _texts(texts))
 
 
 def _parsed(value: JsonValue) -> object:

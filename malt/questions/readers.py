@@ -77,7 +77,12 @@ def _files(source: str) -> list[str]:
     if source.startswith("file://") and not urlsplit(source).query:
         source = url2pathname(urlsplit(source).path)
     if "://" in source:
-        return _matching(source) if "*" in source else [source]
+        if "*" not in source:
+            return [source]
+        found = _ask(source, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
+        if not found:
+            raise _FileError(f"{strip_secrets(source)}: no file matches; check the address")
+        return found
     path = Path(source).expanduser()
     if not (path.is_dir() or "*" in source):
         return [source]
@@ -86,13 +91,6 @@ def _files(source: str) -> list[str]:
         found = [str(each) for each in sorted(path.iterdir()) if _suffix(each.name) in {".parquet", *_TEXT_READERS}]
     if not found:
         raise _FileError(f"{source}: no question file there (looked in {Path.cwd()}); they end in {_ENDINGS}")
-    return found
-
-
-def _matching(pattern: str) -> list[str]:
-    found = _ask(pattern, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
-    if not found:
-        raise _FileError(f"{strip_secrets(pattern)}: no file matches; check the address")
     return found
 
 
@@ -140,26 +138,21 @@ def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
     """Ask a file system of fsspec's; whatever the service's own library raises becomes ours here."""
     import fsspec
 
-    scheme = address.partition("://")[0].lower()
+    scheme, name = address.partition("://")[0].lower(), strip_secrets(address)
     if scheme not in _SCHEMES:
-        raise _FileError(f"{strip_secrets(address)}: addresses begin with {', '.join(_SCHEMES)}; not with {scheme}")
+        raise _FileError(f"{name}: addresses begin with {', '.join(_SCHEMES)}; not with {scheme}")
     options = {"client_kwargs": {"trust_env": True}} if address.startswith(("http://", "https://")) else {}
-    name = strip_secrets(address)
     try:
         return ask(*fsspec.core.url_to_fs(address, **options))
     except ImportError as error:
         raise _FileError(f"{name}: a package is missing: {error}") from error
     except Exception as error:
-        cause = _cause(error)
+        # over HTTP fsspec calls all that went wrong a file that is not there
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
         if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
             raise _FileError(f"{name}: not found there; check the address") from error
         reason = strip_secrets(f"{type(cause).__name__}: {cause}")
         raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
-
-
-def _cause(error: Exception) -> BaseException:
-    """Return what went wrong; over HTTP fsspec calls all of it a file that is not there."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
 _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
@@ -388,10 +381,8 @@ def excerpt(value: object) -> str:
 
 def join_names(columns: Collection[str]) -> str:
     """Name columns in an error message; of very many the first."""
-    return list_first([excerpt(name)[1:-1] for name in columns], _COLUMNS_SHOWN)
+    return list_first([excerpt(name)[1:-1] for name in columns], 20)
 
-
-_COLUMNS_SHOWN = 20
 
 _TEXT_READERS: Mapping[str, Callable[[str, str], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,

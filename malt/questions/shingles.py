@@ -15,7 +15,7 @@ Hashes = NDArray[np.uint64]
 
 _WORD = re.compile(r"\w+")
 _FIGURE = re.compile(r"\d+(?:[.,]\d+)*|[-+*/^=<>%\u00d7\u00f7\u2212\u221a\u222b]")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+MIX = np.uint64(0x9E3779B97F4A7C15)
 """Any odd number with its bits well spread."""
 
 _PERMUTATIONS, _ROWS = 64, 4
@@ -42,14 +42,17 @@ def hash_runs(text: str, length: int) -> Hashes:
 @lru_cache(maxsize=256)
 def _hash_runs(spoken: tuple[str, ...], length: int) -> Hashes:
     """Return sorted, distinct hashes."""
-    import pandas as pd  # not before: what merely reads words has no use for it
-
-    hashes = np.asarray(pd.util.hash_array(np.array(spoken, dtype=object), categorize=False), dtype=np.uint64)
+    hashes = np.fromiter(map(_hash_word, spoken), np.uint64, len(spoken))
     length = min(length, len(hashes))
     found = np.full(len(hashes) - length + 1 if length else 0, length, dtype=np.uint64)
     for place in range(length):
-        found = found * _MIX + hashes[place : place + len(found)]
+        found = found * MIX + hashes[place : place + len(found)]
     return np.unique(found)
+
+
+@lru_cache(maxsize=2**16)
+def _hash_word(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def _jaccard(one: Hashes, other: Hashes) -> float:
@@ -69,7 +72,7 @@ def _hash_bands(found: Hashes) -> Hashes:
     lowest = permuted.min(axis=0).reshape(-1, _ROWS)
     together = np.zeros(len(lowest), dtype=np.uint64)
     for row in range(_ROWS):
-        together = (together + lowest[:, row]) * _MIX
+        together = (together + lowest[:, row]) * MIX
     return together
 
 

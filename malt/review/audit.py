@@ -7,17 +7,17 @@ Streams: some questions' trees in memory at a time.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice
-from typing import NamedTuple
 
 from malt.config.base import Recorded
 from malt.config.limits import Limits
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import GraderKind, RunSpec
 from malt.datasets.rows.selection import select
+from malt.datasets.rows.tables import Kind
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import StoredTree, exclusion_of, stored_trees
 from malt.grading.grades import Grade, Outcome
@@ -119,17 +119,16 @@ def audit(version: DatasetVersion, grading: GraderChoice, kinds: Sequence[Grader
     started, spec = time.perf_counter(), version.spec
     graders = {kind: OpenedGraders(grading.by(kind)) for kind in kinds}
     count = _AuditCount(spec, kinds)
-    asyncio.run(_count_trees(stored_trees(version), graders, grading.limits, count))
+
+    async def count_trees() -> None:
+        trees = stored_trees(version)
+        while window := list(islice(trees, _TREES_AT_ONCE)):
+            again = await _regrade([tree.valued for tree in window], graders, grading.limits)
+            for tree, regraded in zip(window, again, strict=True):
+                count.add(tree, regraded)
+
+    asyncio.run(count_trees())
     return count.report(version, list(graders.values()), time.perf_counter() - started)
-
-
-async def _count_trees(
-    trees: Iterator[StoredTree], graders: Mapping[GraderKind, OpenedGraders], limits: Limits, count: "_AuditCount"
-) -> None:
-    while window := list(islice(trees, _TREES_AT_ONCE)):
-        again = await _regrade([tree.valued for tree in window], graders, limits)
-        for tree, regraded in zip(window, again, strict=True):
-            count.add(tree, regraded)
 
 
 async def _regrade(
@@ -150,12 +149,8 @@ async def _regrade(
     return found
 
 
-class _TrainingRows(NamedTuple):
-    """One role's rows of one tree, by their nodes."""
-
-    sft: set[tuple[Address, ...]]
-    dpo: set[tuple[Address, ...]]
-    """The chosen and the rejected one."""
+_TrainingRows = Mapping[str, set[tuple[Address, ...]]]
+"""One role's rows of one tree by the names of `RoleChange`, each by its nodes: of a pair the chosen one first."""
 
 
 class _AuditCount:
@@ -231,10 +226,11 @@ class _AuditCount:
         self._changes[kind, role, "labels_changed"] += changed
 
     def _count_rows(self, kind: str, role: Role, published: _TrainingRows, rows: _TrainingRows) -> None:
-        for name, were, are in (("sft", published.sft, rows.sft), ("dpo", published.dpo, rows.dpo)):
-            self._changes[kind, role, f"{name}_{'rows' if name == 'sft' else 'pairs'}"] += len(were)
-            self._changes[kind, role, f"{name}_added"] += len(are - were)
-            self._changes[kind, role, f"{name}_removed"] += len(were - are)
+        for name, were in published.items():
+            row_kind = name.partition("_")[0]
+            self._changes[kind, role, name] += len(were)
+            self._changes[kind, role, f"{row_kind}_added"] += len(rows[name] - were)
+            self._changes[kind, role, f"{row_kind}_removed"] += len(were - rows[name])
 
     def _change(self, kind: str, role: Role) -> RoleChange:
         return RoleChange(**{name: self._changes[kind, role, name] for name in RoleChange.model_fields})
@@ -242,25 +238,20 @@ class _AuditCount:
 
 def _training_rows(valued: ValuedTree, role: Role, spec: RunSpec, excluded: Exclusion | None) -> _TrainingRows:
     selected = select(valued, role, spec.dataset, excluded)
-    return _TrainingRows(
-        sft={(one.chosen.node.address,) for one in selected["sft"].kept},
-        dpo={(pair.chosen.node.address, pair.rejected.node.address) for pair in selected["dpo"].kept},
-    )
+    names: Mapping[str, Kind] = {"sft_rows": "sft", "dpo_pairs": "dpo"}
+    return {name: {one.addresses for one in selected[kind].kept} for name, kind in names.items()}
 
 
 def _describe_difference(valued: ValuedTree, leaf: Node, grades: Mapping[str, Grade]) -> LeafDifference:
     question = valued.tree.question
+
+    def verdict(grade: Grade) -> GraderVerdict:
+        grounds = "; ".join(grade.evaluation.explanation) if grade.evaluation else None
+        return GraderVerdict(outcome=grade.outcome.value, read=grade.answer, said=grade.error or grounds or None)
+
     return LeafDifference(
         question_id=question.question_id,
         node_id=str(leaf.address),
         reference=question.ground_truth,
-        grades={
-            name: GraderVerdict(outcome=grade.outcome.value, read=grade.answer, said=_grounds(grade))
-            for name, grade in grades.items()
-        },
+        grades={name: verdict(grade) for name, grade in grades.items()},
     )
-
-
-def _grounds(grade: Grade) -> str | None:
-    lines = grade.evaluation.explanation if grade.evaluation else ()
-    return grade.error or "; ".join(lines) or None

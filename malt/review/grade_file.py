@@ -24,7 +24,6 @@ from malt.grading.grades import Grade, Outcome
 from malt.questions.question import Question, read_cell, read_question
 from malt.questions.readers import Row, excerpt, join_names, read_rows, strip_secrets
 from malt.review.grader_options import (
-    Agreement,
     GraderChoice,
     OpenedGraders,
     VerdictPairs,
@@ -207,25 +206,22 @@ def grade_file(source: str, grading: GraderChoice, columns: Mapping[str, str] = 
     started = time.perf_counter()
     answers, graders = read_answers(source, columns), OpenedGraders(grading)
     rows: list[GradedRow] = []
-    asyncio.run(_grade_into(rows, answers, graders))
+
+    async def grade_rows() -> None:  # returns none: `asyncio.run` formats what its task returns, which is slow
+        for start in range(0, len(answers), _ROWS_AT_ONCE):
+            some = answers[start : start + _ROWS_AT_ONCE]
+            opened = graders.for_questions(row.question.question_id for row in some)
+            asked = [partial(grade, row.question, row.answer, opened) for row in some]
+            grades = await grade_all(asked, graders.grading.limits)
+            rows.extend(map(GradedRow, some, grades))
+
+    asyncio.run(grade_rows())
     return GradedFile(rows, _report(source, rows, graders, time.perf_counter() - started))
-
-
-async def _grade_into(rows: list[GradedRow], answers: Sequence[AnswerRow], graders: OpenedGraders) -> None:
-    """Append every answer with its grade: `asyncio.run` formats what its task returns, which of many rows is slow."""
-    for start in range(0, len(answers), _ROWS_AT_ONCE):
-        rows += await _grade_rows(answers[start : start + _ROWS_AT_ONCE], graders)
-
-
-async def _grade_rows(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[GradedRow]:
-    opened = graders.for_questions(row.question.question_id for row in answers)
-    asked = [partial(grade, row.question, row.answer, opened) for row in answers]
-    grades = await grade_all(asked, graders.grading.limits)
-    return [GradedRow(row, given) for row, given in zip(answers, grades, strict=True)]
 
 
 def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall_s: float) -> GradeReport:
     outcomes = Counter(row.grade.outcome for row in rows)
+    unknown = [row for row in rows if row.grade.outcome is Outcome.UNKNOWN]
     used = graders.used
     report = GradeReport(
         file=strip_secrets(source),
@@ -236,12 +232,8 @@ def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall
         unread=sum(row.grade.is_unread for row in rows),
         disputed=sum(row.grade.is_disputed for row in rows),
         unanswered=outcomes[Outcome.UNANSWERED],
-        unknown=outcomes[Outcome.UNKNOWN],
-        unknown_rows=tuple(
-            UnknownRow(place=row.answered.row.place, error=row.grade.error)
-            for row in rows
-            if row.grade.outcome is Outcome.UNKNOWN
-        ),
+        unknown=len(unknown),
+        unknown_rows=tuple(UnknownRow(place=row.answered.row.place, error=row.grade.error) for row in unknown),
         decided=dict(Counter(row.grade.grader for row in rows if row.grade.outcome is not Outcome.UNKNOWN)),
         requests=used.requests,
         cost_usd=used.cost_usd,
@@ -256,15 +248,13 @@ def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledR
     verdicts: VerdictPairs = Counter()
     for (label, outcome), count in counts.items():
         verdicts[label, outcome.truth] += count
-    found: Agreement = measure_agreement(verdicts)
+    found = measure_agreement(verdicts)
     return LabelledReport(
         **report.model_dump(),
+        **found.model_dump(exclude={"unknown"}),
         labelled=counts.total(),
-        compared=found.compared,
-        agreement=found.agreement,
-        kappa=found.kappa,
         confusion={
-            _name_label(label): {outcome.value: counts[label, outcome] for outcome in Outcome if outcome in _POSSIBLE}
+            _name_label(label): {outcome.value: counts[label, outcome] for outcome in _POSSIBLE}
             for label in (True, False)
         },
         disagreements=tuple(_describe_disagreement(row) for row in rows if row.differs),

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, Self, get_args
 
 from malt.concurrency import gather_all
 from malt.config.base import Recorded
@@ -39,6 +39,10 @@ class GraderChoice(NamedTuple):
     prompts: str = "general"
     limits: Limits = Limits()
 
+    @classmethod
+    def of(cls, spec: RunSpec) -> Self:
+        return cls(spec.evaluator, spec.prompts, spec.limits)
+
     def by(self, *kinds: GraderKind) -> "GraderChoice":
         """Return the same with other kinds. Raises `ConfigError` where `python` lacks its function."""
         if "python" in kinds and self.evaluator.function is None:
@@ -59,14 +63,10 @@ def chosen_grading(kinds: Sequence[str], config: Path | None, overrides: Sequenc
     return grading.by(*chosen) if chosen else grading
 
 
-def _grading_of(spec: RunSpec) -> GraderChoice:
-    return GraderChoice(spec.evaluator, spec.prompts, spec.limits)
-
-
 def _declared_grading(config: Path | None, overrides: Sequence[str], otherwise: GraderChoice) -> GraderChoice:
     """Return how a config grades; `otherwise` where there is none. Raises `ConfigError`."""
     if config is not None:
-        return _grading_of(load_spec(config, overrides))
+        return GraderChoice.of(load_spec(config, overrides))
     if overrides:
         raise ConfigError(f"-s {overrides[0]}: changes a key of a config, and there is none; give --config")
     return otherwise
@@ -85,19 +85,16 @@ def audit_grading(
     Raises `InputError` where the version names code that is not, `VersionError` where it is from elsewhere and names a
     judge that does not come with this project.
     """
-    grading = _declared_grading(config, overrides, otherwise=_grading_of(version.spec))
+    grading = _declared_grading(config, overrides, otherwise=GraderChoice.of(version.spec))
     evaluator = grading.evaluator
     if config is None and "python" in kinds and evaluator.function is not None:
         require_trust(version.reference, evaluator.function, trusted=trust_code)
-    if config is None and "llm" in kinds and not _is_packaged(evaluator):
+    # Whether nobody but the model that comes with this project is asked.
+    is_packaged = evaluator.model == embedded.NAME and evaluator.api_base is None and not evaluator.fallbacks
+    if config is None and "llm" in kinds and not is_packaged:
         judge = f"a judge, {evaluator.model!r}, which would get its texts and a key"
         version.refuse_foreign(Settings().datasets_dir, judge, "name a judge of your own with --config")
     return grading
-
-
-def _is_packaged(judge: EvaluatorSpec) -> bool:
-    """Whether nobody but the model that comes with this project is asked."""
-    return judge.model == embedded.NAME and judge.api_base is None and not judge.fallbacks
 
 
 def read_kinds(given: Sequence[str], option: str) -> tuple[GraderKind, ...]:
@@ -155,18 +152,14 @@ async def grade_all(work: Sequence[Callable[[], Awaitable[Grade]]], limits: Limi
 
     async def grade_some() -> None:
         for place, grade in waiting:
-            grades[place] = await _grade_or_explain(grade)
+            try:
+                grades[place] = await grade()
+            except RequestFailed as failure:
+                grades[place] = Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
             await asyncio.sleep(0)  # most graders never wait, and Ctrl-C is heard only between tasks
 
     await gather_all(grade_some() for _ in range(max(_AT_ONCE, limits.max_in_flight)))
     return [grades[place] for place in range(len(work))]
-
-
-async def _grade_or_explain(grade: Callable[[], Awaitable[Grade]]) -> Grade:
-    try:
-        return await grade()
-    except RequestFailed as failure:
-        return Grade(Outcome.UNKNOWN, None, "llm", None, str(failure))
 
 
 VerdictPairs = Counter[tuple[bool | None, bool | None]]
@@ -187,9 +180,7 @@ class Agreement(Recorded):
 
 
 def measure_agreement(verdicts: VerdictPairs) -> Agreement:
-    both, first, second, neither = (
-        verdicts[pair] for pair in [(True, True), (True, False), (False, True), (False, False)]
-    )
+    both, first, second, neither = (verdicts[one, other] for one in (True, False) for other in (True, False))
     compared = both + first + second + neither
     by_chance = (both + first) * (both + second) + (second + neither) * (first + neither)
     beyond = compared**2 - by_chance

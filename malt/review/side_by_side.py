@@ -1,7 +1,5 @@
 """Dataset versions side by side: how right their answers are, what they yield, and what they took."""
 
-from collections.abc import Sequence
-
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS
 from malt.datasets.rows.tables import Kind, count_rows
@@ -33,14 +31,13 @@ class Standing(Recorded):
     cost_per_sft_row: float | None
 
 
-def stand_side_by_side(versions: Sequence[DatasetVersion]) -> list[Standing]:
-    return [_figures_of(version) for version in versions]
-
-
-def _figures_of(version: DatasetVersion) -> Standing:
+def standing_of(version: DatasetVersion) -> Standing:
     manifest, found = version.manifest, version.manifest.diagnostics
     rows = count_rows(manifest.rows)
-    tokens, cost = _count_tokens(version), manifest.total_cost_usd
+    used = [manifest.tokens[role] for role in PLAYERS]
+    counts = [count for each in used for count in (each.prompt_tokens, each.completion_tokens) if count is not None]
+    tokens = sum(counts) if len(counts) == 2 * len(used) else None
+    cost = manifest.total_cost_usd
     return Standing(
         version=version.reference,
         questions=manifest.counts.complete,
@@ -56,9 +53,3 @@ def _figures_of(version: DatasetVersion) -> Standing:
         tokens_per_sft_row=tokens / rows["sft"] if tokens is not None and rows["sft"] else None,
         cost_per_sft_row=cost / rows["sft"] if cost is not None and rows["sft"] else None,
     )
-
-
-def _count_tokens(version: DatasetVersion) -> int | None:
-    used = [version.manifest.tokens[role] for role in PLAYERS]
-    counts = [count for each in used for count in (each.prompt_tokens, each.completion_tokens)]
-    return None if None in counts else sum(count for count in counts if count is not None)

@@ -93,7 +93,9 @@ class ValuedTree:
     """Of every node; empty until they were measured."""
 
     def _repr_html_(self) -> str:
-        return _render_tree(self)
+        question, nodes = self.tree.question, self.tree.nodes
+        head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
+        return head + "".join(_render_node(self, nodes[address]) for address in sorted(nodes))
 
     def label(self, address: Address) -> bool | None:
         """Right, wrong, or None where no leaf below is known."""
@@ -195,13 +197,6 @@ def _density(total: float, leaves: int, points: "NDArray[np.float64]") -> "NDArr
 
 _START = 80
 """Characters of a text beside its value."""
-
-
-def _render_tree(valued: ValuedTree) -> str:
-    question = valued.tree.question
-    head = f"<p><b>{_inert(question.question)}</b><br>reference: {_inert(question.ground_truth)}</p>"
-    nodes = [valued.tree.nodes[address] for address in sorted(valued.tree.nodes)]
-    return head + "".join(_render_node(valued, node) for node in nodes)
 
 
 def _render_node(valued: ValuedTree, node: Node) -> str:

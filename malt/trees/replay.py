@@ -133,31 +133,21 @@ def read_trees(window: Window, source: Source) -> list[Assessed]:
 
 
 async def _assess_all(window: Window, source: Source, stored: Complete) -> list[Assessed]:
-    async def assess_one(question: Question) -> Assessed:
-        return await assess_noting_judge(question, source, stored)
-
-    return await asyncio.gather(*map(assess_one, window))
+    return await asyncio.gather(*(assess_noting_judge(question, source, stored) for question in window))
 
 
 async def assess_noting_judge(question: Question, source: Source, complete: Complete) -> Assessed:
     """Assess one question's tree, and keep the judge's completions."""
-    noting = _JudgeNoted(complete)
-    valued = await assess(question, source.inputs(noting))
-    return Assessed(valued, tuple(noting.judged[key] for key in sorted(noting.judged)))
+    judged: dict[str, Completion] = {}
 
-
-class _JudgeNoted:
-    """A `Complete` that keeps the judge's completions by key."""
-
-    def __init__(self, complete: Complete) -> None:
-        self.complete = complete
-        self.judged: dict[str, Completion] = {}
-
-    async def __call__(self, request: CompletionRequest) -> Sequence[Completion]:
-        completions = await self.complete(request)
+    async def complete_and_note(request: CompletionRequest) -> Sequence[Completion]:
+        completions = await complete(request)
         if request.role is Role.EVALUATOR:
-            self.judged.update((completion.key, completion) for completion in completions)
+            judged.update((completion.key, completion) for completion in completions)
         return completions
+
+    valued = await assess(question, source.inputs(complete_and_note))
+    return Assessed(valued, tuple(judged[key] for key in sorted(judged)))
 
 
 def windows(questions: Sequence[Question], size: int = WINDOW) -> Iterator[Window]:
@@ -211,16 +201,12 @@ def survey(questions: Sequence[Question], source: Source) -> Iterator[Survey]:
     """Yield which questions lack something: first, at once, those of which the store has too few rows."""
     with source.open_store() as store:
         rows = store.count(question.question_id for question in questions)
-    least = _least_rows(source.spec)
+    # Rows below which no tree is whole.
+    least = sum(nodes_per_question(source.spec).values()) if source.spec.growth.mode == "full" else 1
     yield Survey([question for question in questions if rows[question.question_id] < least], {})
     begun = [question for question in questions if rows[question.question_id] >= least]
     grades = asks_judge(source.spec) or source.spec.growth.mode == "adaptive"
     yield from map_items(survey_window, windows(begun, _SURVEY_WINDOW), source, grades=grades)
-
-
-def _least_rows(spec: RunSpec) -> int:
-    """Rows below which no tree is whole."""
-    return sum(nodes_per_question(spec).values()) if spec.growth.mode == "full" else 1
 
 
 @infrequent_gc()

@@ -115,7 +115,7 @@ class Tree:
 
     question: Question
     nodes: Mapping[Address, Node] = field(repr=False)
-    failures: tuple[FailedBranch, ...] = field(default=())
+    failures: tuple[FailedBranch, ...] = ()
 
     @property
     def complete(self) -> bool:

@@ -17,18 +17,13 @@ from malt.llm.batch.submit import BatchSize
 from malt.trees.pipeline import NOTHING_MISSING
 from tests.asking import asked_directly
 from tests.batches import BatchProvider, StandInBatch
-from tests.batching import QUICK, batched, grown
+from tests.batching import QUICK, grown
 from tests.batching import provider as provider
+from tests.batching import spec as spec
 from tests.mishaps import Asked, Fault, context_overflow, prompt_filtered, rate_limited, refusal, server_error, when
 from tests.providers import ScriptedProvider
-from tests.specs import spec_of, write_questions
 
 PER_QUESTION = 1 + 3 + 9
-
-
-@pytest.fixture
-def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
-    return batched(spec_of(provider, write_questions(tmp_path)))
 
 
 def test_each_level_of_all_trees_is_one_batch(provider: BatchProvider, spec: RunSpec) -> None:

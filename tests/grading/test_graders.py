@@ -35,11 +35,11 @@ def question(ground_truth: str, choices: tuple[str, ...] = ()) -> Question:
     return Question(question_id="q7", question="Which?", ground_truth=ground_truth, choices=choices)
 
 
-def spec(*kind: str, function: str | None = None, timeout_s: float = 10.0) -> EvaluatorSpec:
+def spec(*kind: str, function: str | None = None, timeout_s: float = 120.0) -> EvaluatorSpec:
     return EvaluatorSpec.model_validate({"kind": kind, "function": function, "grader_timeout_s": timeout_s})
 
 
-async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 10.0) -> Grade:
+async def graded(ground_truth: str, text: str, *kind: str, timeout_s: float = 120.0) -> Grade:
     return await grade(question(ground_truth), text, graders_for(spec(*kind, timeout_s=timeout_s), None))
 
 

@@ -158,6 +158,38 @@ def test_errors_are_told_as_clients_read_them(client: httpx.Client, provider: Sc
     assert (refused.status_code, "no such luck" in refused.json()["error"]["message"]) == (502, True)
 
 
+def test_an_empty_account_is_told_of_and_once_it_is_filled_the_trio_answers_again(
+    client: httpx.Client, provider: ScriptedProvider
+) -> None:
+    provider.faults = mishaps.when(lambda _asked: True, mishaps.payment_required())
+    assert ask(client).status_code == 503
+    provider.faults = None
+    assert ask(client).status_code == 200
+
+
+def test_what_was_spent_before_an_account_was_empty_counts_towards_the_cap(
+    spec: RunSpec, provider: ScriptedProvider
+) -> None:
+    config = spec.as_config()
+    for role in config["roles"].values():
+        role["max_tokens"] = 50
+    capped = RunSpec.model_validate({**config, "limits": {"max_tokens_total": 5_000}})
+    with served(capped) as client:
+        before = count_answers(client, "Never empty.")
+    with served(capped) as client:
+        assert ask(client, "First of all. What is 100 + 10?").status_code == 200
+        provider.faults = mishaps.when(lambda _asked: True, mishaps.payment_required())
+        assert ask(client, "Refused. What is 101 + 10?").status_code == 503
+        provider.faults = None
+        assert 1 + count_answers(client, "Filled anew.") == before > 2
+
+
+def count_answers(client: httpx.Client, about: str) -> int:
+    """Ask one question after the other until the cap is reached."""
+    texts = (f"{about} What is {100 + number} + 10?" for number in range(QUESTIONS))
+    return next(number for number, text in enumerate(texts) if ask(client, text).status_code == 503)
+
+
 def test_a_system_that_is_not_there_is_named(spec: RunSpec) -> None:
     with pytest.raises(ConfigError, match="--system none: no such system; there are: plain, alone"):
         open_trio(spec, "none", Settings())

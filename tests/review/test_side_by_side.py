@@ -6,13 +6,13 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.config.settings import Settings
-from malt.review.side_by_side import stand_side_by_side
+from malt.review.side_by_side import standing_of
 from tests.published import publish_questions
 
 
 def test_every_figure_is_that_of_the_version() -> None:
     version = publish_questions(["q1", "q2"], Settings().datasets_dir)
-    [found] = stand_side_by_side([version])
+    found = standing_of(version)
     assert (found.version, found.questions) == (version.reference, 2)
     assert found.rows == {
         kind: sum(len(getattr(version, kind)(role)) for role in ("generator", "verifier", "refiner"))

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from malt.config.base import Recorded
-from malt.datasets.manifest import Manifest
+from malt.datasets.manifest import FileEntry
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
+from malt.questions.shingles import MIX, Hashes
 from malt.sanitize import code_span, escape_markdown, markdown_table
 
 _COUNTED = ("added", "removed", "changed", "relabelled", "rewritten")
@@ -128,24 +129,18 @@ class _Side(NamedTuple):
     file: str
 
     @property
-    def digest(self) -> str | None:
-        """The digest of its rows; None where the version has no such file."""
-        entry = self.version.manifest.files.get(self.file)
-        return None if entry is None else entry.rows_sha256
-
-    @property
-    def row_count(self) -> int:
-        entry = self.version.manifest.files.get(self.file)
-        return 0 if entry is None else entry.rows or 0
+    def entry(self) -> FileEntry | None:
+        """What the manifest says of it; None where the version has no such file."""
+        return self.version.manifest.files.get(self.file)
 
     @property
     def columns(self) -> list[str]:
         """Its columns but for those that tell of the run."""
-        names = pq.read_schema(self.version.path / self.file).names if self.digest else SCHEMAS[self.file].names
+        names = pq.read_schema(self.version.path / self.file).names if self.entry else SCHEMAS[self.file].names
         return [name for name in names if name not in MEASURED]
 
     def read_batches(self, names: Collection[str]) -> Iterator[pa.RecordBatch]:
-        if self.digest is not None:
+        if self.entry:
             with pq.ParquetFile(self.version.path / self.file) as parquet:
                 yield from parquet.iter_batches(_BATCH_ROWS, columns=list(names))
 
@@ -156,11 +151,18 @@ def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = No
     `questions`: of how many questions a file tells the rows: that many with rows added, removed, and changed; None: of
     all. Raises `VersionError` where a file cannot be read.
     """
+    was, now = old.manifest, new.manifest
+    inputs = InputChanges(
+        config=compare_values(dict(flatten_table(was.config)), dict(flatten_table(now.config))),
+        prompts=compare_values(was.prompts, now.prompts),
+        questions=compare_values({"sha256": was.questions.sha256}, {"sha256": now.questions.sha256}),
+        code=compare_values(was.code.model_dump(), now.code.model_dump()),
+    )
     return VersionDiff(
         old=_name(old),
         new=_name(new),
-        same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
-        inputs=_compare_inputs(old.manifest, new.manifest),
+        same_content=was.content_sha256 == now.content_sha256,
+        inputs=inputs,
         files={file: _compare_file(_Side(old, file), _Side(new, file), questions) for file in SCHEMAS},
     )
 
@@ -168,15 +170,6 @@ def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = No
 def _name(version: DatasetVersion) -> ComparedVersion:
     digest = version.manifest.content_sha256
     return ComparedVersion(version=version.reference, path=str(version.path), content_sha256=digest)
-
-
-def _compare_inputs(old: Manifest, new: Manifest) -> InputChanges:
-    return InputChanges(
-        config=compare_values(dict(flatten_table(old.config)), dict(flatten_table(new.config))),
-        prompts=compare_values(old.prompts, new.prompts),
-        questions=compare_values({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
-        code=compare_values(old.code.model_dump(), new.code.model_dump()),
-    )
 
 
 def flatten_table(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, JsonValue]]:
@@ -195,8 +188,8 @@ def compare_values(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -
 
 
 def _compare_file(old: _Side, new: _Side, questions: int | None) -> FileChange:
-    rows = old.row_count, new.row_count
-    if old.digest == new.digest:
+    rows = (old.entry and old.entry.rows) or 0, (new.entry and new.entry.rows) or 0
+    if (old.entry and old.entry.rows_sha256) == (new.entry and new.entry.rows_sha256):
         return FileChange(rows=rows, same=True)
     try:
         columns = [name for name in old.columns if name in new.columns]
@@ -260,48 +253,31 @@ _VALUES = frozenset({"value", "label", "reward", "chosen_value", "rejected_value
 _TEXTS = frozenset({"text", "prompt", "completion", "chosen", "rejected", "question", "ground_truth", "choices"})
 """Columns that a reader of the row sees."""
 
-_Hashes = NDArray[np.uint64]
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-"""Any odd number with its bits well spread."""
 
-
-class ColumnGroups(NamedTuple):
-    """A file's columns by what a difference in them means."""
-
-    values: tuple[str, ...]
-    texts: tuple[str, ...]
-    rest: tuple[str, ...]
-
-
-def group_columns(names: Iterable[str]) -> ColumnGroups:
+def group_columns(names: Iterable[str]) -> dict[str, list[str]]:
     """Sort columns by what a difference in them means."""
-    named = tuple(names)
-    return ColumnGroups(
-        values=tuple(name for name in named if name in _VALUES),
-        texts=tuple(name for name in named if name in _TEXTS),
-        rest=tuple(name for name in named if name not in _VALUES | _TEXTS),
-    )
+    groups: dict[str, list[str]] = {"values": [], "texts": [], "rest": []}
+    for name in names:
+        groups["values" if name in _VALUES else "texts" if name in _TEXTS else "rest"].append(name)
+    return groups
 
 
 def _hash_rows(side: _Side, names: Collection[str], question_numbers: dict[str, int]) -> pd.DataFrame:
     """Return a hash a row and column group, the row's `key`, and its `question` by number; new ones get the next."""
-    columns = group_columns(names)
+    groups = group_columns(names)
     frames = [
         pd.DataFrame(
             {
                 "key": _hash_values(_row_ids(batch)),
                 "question": number_texts(batch.column("question_id"), question_numbers),
-                **{group: hash_columns(batch, part) for group, part in columns._asdict().items()},
+                **{group: hash_columns(batch, part) for group, part in groups.items()},
             }
         )
         for batch in side.read_batches(names)
     ]
-    return pd.concat(frames or [_empty_hashes()], ignore_index=True).drop_duplicates("key")
-
-
-def _empty_hashes() -> pd.DataFrame:
-    types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(ColumnGroups._fields, np.uint64)}
-    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+    types = {"key": np.uint64, "question": np.int64, **dict.fromkeys(groups, np.uint64)}
+    none = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+    return pd.concat(frames or [none], ignore_index=True).drop_duplicates("key")
 
 
 def _find_rows(side: _Side, names: Collection[str], keys: "pd.Series[int]") -> Mapping[int, dict[str, Any]]:
@@ -335,13 +311,13 @@ def number_texts(texts: pa.Array, numbers: dict[str, int]) -> NDArray[np.int64]:
     return found
 
 
-def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> _Hashes:
+def hash_columns(batch: pa.RecordBatch, names: Iterable[str]) -> Hashes:
     """Hash some columns of every row into one number."""
     together = np.zeros(batch.num_rows, dtype=np.uint64)
     for name in names:
         column = batch.column(name)
         for part in (_hash_values(_flatten(column)), _hash_values(_list_sizes(column))):
-            together = together * _MIX + part
+            together = together * MIX + part
     return together
 
 
@@ -362,7 +338,7 @@ def _list_sizes(column: pa.Array) -> pa.Array:
     return column.is_valid()
 
 
-def _hash_values(column: pa.Array) -> _Hashes:
+def _hash_values(column: pa.Array) -> Hashes:
     if pa.types.is_string(column.type):
         values = pc.fill_null(column, "").to_numpy(zero_copy_only=False).astype(object)
     else:

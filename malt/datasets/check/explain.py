@@ -6,14 +6,14 @@ Everything is worked out again from the leaves' grades; whether the files still 
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.datasets.check.verify import parent_of
 from malt.datasets.rows.examples import RowSource, parse_row_id, trajectory_row
-from malt.datasets.rows.gate_trace import Decision, GateTrace
 from malt.datasets.rows.gates import Context
+from malt.datasets.rows.selection import Decision, GateTrace
 from malt.datasets.rows.tables import (
     KINDS,
     QUESTIONS_FILE,
@@ -41,13 +41,6 @@ _CONFIGS: Mapping[str, tuple[Kind, Role]] = {f"{kind}-{role}": (kind, role) for 
 """Kind and role of rows, by the first part of their ids."""
 _NEAR = 3
 """Ids that an error suggests."""
-
-
-class FoundNodes(NamedTuple):
-    """What an id names: one node, or two for a pair, and the kind of row; no kind for a node."""
-
-    kind: Kind | None
-    addresses: tuple[Address, ...]
 
 
 def _find_question(version: DatasetVersion, row_id: str) -> tuple[RowSource, QuestionRow]:
@@ -97,8 +90,8 @@ def _unknown_id_error(version: DatasetVersion, row_id: str, near: Sequence[str])
     return VersionError(f"{version.reference} has no {row_id!r}; " + (f"near: {', '.join(near)}" if near else forms))
 
 
-def _find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued: ValuedTree) -> FoundNodes:
-    """Find the nodes that an id names; a pair's must be siblings."""
+def _find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued: ValuedTree) -> tuple[Address, ...]:
+    """Find the nodes that an id names: one, or two siblings for a pair."""
     kind, role = _CONFIGS.get(source.config, (None, None))
     nodes = {str(address): address for address in valued.tree.nodes}
     addresses = tuple(nodes[node_id] for node_id in source.node_ids if node_id in nodes)
@@ -107,7 +100,7 @@ def _find_nodes(version: DatasetVersion, row_id: str, source: RowSource, valued:
         played = [node_id for node_id, address in nodes.items() if role in (None, address.role)]
         near = _find_near_pairs(source, played) if wanted == 2 else _find_close(source.node_ids[0], played)
     elif role in (None, addresses[0].role):
-        return FoundNodes(kind, addresses)
+        return addresses
     else:
         source = source._replace(config=f"{kind}-{addresses[0].role}")
         near = ["-".join(source.node_ids)]
@@ -210,18 +203,19 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
     """
     source, question = _find_question(version, row_id)
     valued = stored_tree(version, question)
-    found = _find_nodes(version, row_id, source, valued)
-    nodes = [valued.tree.nodes[address] for address in found.addresses]
+    addresses = _find_nodes(version, row_id, source, valued)
+    kind, _ = _CONFIGS.get(source.config, (None, None))  # no kind for a node
+    nodes = [valued.tree.nodes[address] for address in addresses]
     role = nodes[0].role
     rows = _read_training_rows(version, role, question["question_id"])
     context = Context(valued, role, version.spec.dataset, exclusion_of(question))
     decisions = GateTrace(context, {str(row["row_id"]) for row in rows})
-    pair = decisions.pair(*found.addresses) if len(nodes) == 2 else None
+    pair = decisions.pair(*addresses) if len(nodes) == 2 else None
     prompt, prompt_from = _find_prompt(nodes[0], valued, rows, version)
     return Explanation(
         version=version.reference,
         row_id=row_id,
-        file=role_file(found.kind, role, question["split"]) if found.kind else TRAJECTORIES_FILE,
+        file=role_file(kind, role, question["split"]) if kind else TRAJECTORIES_FILE,
         question_id=question["question_id"],
         question=question["question"],
         ground_truth=question["ground_truth"],
@@ -232,22 +226,16 @@ def explain(version: DatasetVersion, row_id: str) -> Explanation:
         sibling=_explain_text(valued, nodes[1]) if len(nodes) == 2 else None,
         margin=pair.margin if pair else None,
         confidence=pair.confidence if pair else None,
-        decision=_decide(found, decisions),
-        related=tuple(other for other in _decide_rest(found, decisions) if other.row_id != row_id),
+        decision=decisions.decide(kind, *addresses) if kind else None,
+        related=tuple(other for other in _decide_rest(addresses, decisions) if other.row_id != row_id),
     )
 
 
-def _decide(found: FoundNodes, decisions: GateTrace) -> Decision | None:
-    if found.kind == "dpo":
-        return decisions.of_pair(*found.addresses)
-    return None if found.kind is None else decisions.of_text(found.kind, found.addresses[0])
-
-
-def _decide_rest(found: FoundNodes, decisions: GateTrace) -> Iterator[Decision]:
+def _decide_rest(addresses: Sequence[Address], decisions: GateTrace) -> Iterator[Decision]:
     """Yield what else became of the texts: of one all, of a pair what each is by itself."""
-    if len(found.addresses) == 1:
-        return decisions.of_all(found.addresses[0])
-    return (decisions.of_text(kind, address) for address in found.addresses for kind in TEXT_KINDS)
+    if len(addresses) == 1:
+        return decisions.decide_all(addresses[0])
+    return (decisions.decide(kind, address) for address in addresses for kind in TEXT_KINDS)
 
 
 def _find_prompt(

@@ -14,17 +14,15 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malt.config.roles import PLAYERS, Role
+from malt.config.roles import PLAYERS
 from malt.config.spec import RunSpec
 from malt.datasets.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
 from malt.datasets.pages.sample import TreeSample, group_failures
+from malt.datasets.publish.shard import TreeWriter
 from malt.datasets.publish.writer import render_pages, training_metadata
-from malt.datasets.rows import examples
-from malt.datasets.rows.examples import write_rows
-from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head, json_line
-from malt.datasets.rows.selection import SelectionCount, estimate_tokens, measure_lengths, select
+from malt.datasets.rows.files import RowsDigest, digested_columns, example_lines, examples_head
+from malt.datasets.rows.selection import estimate_tokens, measure_lengths
 from malt.datasets.rows.tables import (
-    KINDS,
     QUESTION_COLUMNS,
     QUESTIONS,
     QUESTIONS_FILE,
@@ -37,11 +35,9 @@ from malt.datasets.rows.tables import (
     QuestionRow,
     SftRow,
     TrajectoryRow,
-    role_file,
     training_file,
 )
-from malt.datasets.stats.counts import TreeCount, code_version, growth_of, ledger_of
-from malt.datasets.stats.diagnostics import DiagnosticsCount
+from malt.datasets.stats.counts import code_version, growth_of, ledger_of
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.published import Problem, check_files, check_pages, check_seal
 from malt.datasets.version.reading import (
@@ -57,7 +53,7 @@ from malt.datasets.version.reading import (
     screen_again,
 )
 from malt.errors import VersionError
-from malt.questions.screening import SPLITS, Screening
+from malt.questions.screening import Screening
 from malt.text import shorten
 from malt.trees.adaptive import Rule, nodes_grown
 from malt.trees.credit import ValuedTree
@@ -91,12 +87,11 @@ class _Problems:
 
     @property
     def lines(self) -> list[str]:
-        more = {file: count - _SHOWN for file, count in self._counts.items() if count > _SHOWN}
-        return [
-            line
-            for file, first in self._first.items()
-            for line in [*first, *([f"{file}: … and {more[file]} more"] if file in more else [])]
-        ]
+        lines: list[str] = []
+        for file, first in self._first.items():
+            more = self._counts[file] - _SHOWN
+            lines += [*first, *([f"{file}: … and {more} more"] if more > 0 else [])]
+        return lines
 
 
 def verify(version: DatasetVersion) -> list[str]:
@@ -105,7 +100,9 @@ def verify(version: DatasetVersion) -> list[str]:
     Raises `OSError` where a file cannot be read, which says nothing of what is in it.
     """
     problems = _Problems()
-    _check_manifest(version, problems)
+    problems.extend(check_seal(version))
+    if version.name != version.manifest.config.get("name"):
+        problems.add(MANIFEST_FILE, f"says dataset {version.name!r}, but its config is another's")
     readable = _check_files(version, problems)
     try:
         spec = version.spec
@@ -135,13 +132,6 @@ def list_unchecked(version: DatasetVersion) -> list[str]:
     if manifest.code != code_version():
         unchecked.append(f"card and report beyond their digests: malt {manifest.code.version} wrote them, not this one")
     return unchecked
-
-
-def _check_manifest(version: DatasetVersion, problems: _Problems) -> None:
-    manifest = version.manifest
-    problems.extend(check_seal(version))
-    if manifest.name != manifest.config.get("name"):
-        problems.add(MANIFEST_FILE, f"says dataset {manifest.name!r}, but its config is another's")
 
 
 def _check_files(version: DatasetVersion, problems: _Problems) -> bool:
@@ -195,35 +185,31 @@ def _digest_lines(path: Path) -> tuple[int, str]:
 
 
 class _RowCheck:
-    """Works out every row of a version again from its trajectories, question by question."""
+    """Works out every row of a version again from its trajectories, question by question, as publishing does."""
 
     def __init__(self, version: DatasetVersion, spec: RunSpec, problems: _Problems) -> None:
         self.version, self.manifest, self.spec, self.problems = version, version.manifest, spec, problems
-        self.tree_count = TreeCount()
-        self.diagnostics = DiagnosticsCount(spec)
-        self.selection = SelectionCount()
-        self._whole = _list_whole_tree(spec)
-        self._screening = Screening()
-        self._trees = TreeSample()
         self._failures = group_failures(self.manifest)
-        self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in SCHEMAS if file != QUESTIONS_FILE}
-        self._lines = {role: example_lines(version.path / training_file(role)) for role in PLAYERS}
+        self._stored = {file: Cursor(parquet_rows(version.path / file)) for file in (TRAJECTORIES_FILE, *ROLE_FILES)}
+        self._lines = {training_file(role): example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
         questions: Counter[bool] = Counter()
         self._check_asked()
-        self._check_screening()
+        _, screening = screen_again(self.version)
+        self._check_screening(screening)
+        writer = TreeWriter(self.spec, screening)
         for question in question_rows(self.version):
             questions[question["complete"]] += 1
             if question["complete"]:
-                self._check_question(question)
+                self._check_question(question, writer)
             else:
-                self._trees.add(question, (), self._failures.get(question["question_id"], ()))
+                writer.stats.sample.add(question, (), self._failures.get(question["question_id"], ()))
         self._check_rest()
-        self._check_counts(questions)
+        self._check_counts(questions, writer)
         self._check_heads()
         if not self.problems.lines and self.manifest.code == code_version():
-            self._check_pages()
+            self._check_pages(writer.stats.sample)
 
     def _check_asked(self) -> None:
         asked = RowsDigest(QUESTIONS, QUESTION_COLUMNS)
@@ -233,16 +219,15 @@ class _RowCheck:
         if asked.hexdigest() != self.manifest.questions.sha256:
             self.problems.add(QUESTIONS_FILE, "its questions are not those that the manifest says were asked")
 
-    def _check_screening(self) -> None:
-        _, self._screening = screen_again(self.version)
+    def _check_screening(self, screening: Screening) -> None:
         for row in question_rows(self.version):
             question_id = row["question_id"]
-            if row["split"] != self._screening.choose_split(question_id, self.spec.dataset):
+            if row["split"] != screening.choose_split(question_id, self.spec.dataset):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
-            if exclusion_of(row) != self._screening.excluded.get(question_id):
+            if exclusion_of(row) != screening.excluded.get(question_id):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
 
-    def _check_question(self, question: QuestionRow) -> None:
+    def _check_question(self, question: QuestionRow, writer: TreeWriter) -> None:
         question_id = question["question_id"]
         stored = {file: cursor.take(question_id) for file, cursor in self._stored.items()}
         try:
@@ -252,14 +237,16 @@ class _RowCheck:
             return
         if valued.tree.nodes.keys() != self._nodes_asked_for(valued):
             self.problems.add(TRAJECTORIES_FILE, f"question {question_id!r} has not the nodes that its config asks for")
-        self.tree_count.add(valued)
-        self.diagnostics.add(valued)
-        self._trees.add(question, cast("list[TrajectoryRow]", stored[TRAJECTORIES_FILE]))
         if self.spec.dataset.tokenizer is None:
             self._check_lengths(valued)
-        self._compare(TRAJECTORIES_FILE, "node_id", examples.trajectory_rows(valued), stored[TRAJECTORIES_FILE])
-        for role in PLAYERS:
-            self._check_role(valued, role, stored)
+        writer.rows, writer.lines = {}, {}
+        writer.add(valued)
+        for file, rows in stored.items():
+            self._compare(file, writer.rows.get(file, ()), rows)
+        for file, lines in writer.lines.items():
+            for line in lines:
+                if next(self._lines[file], None) != line:
+                    self.problems.add(file, f"an example of question {question_id!r} is not what its node says")
 
     def _restore(self, question: QuestionRow, stored: Mapping[str, Sequence[Row]]) -> ValuedTree:
         """Rebuild a tree. What siblings saw is in their training rows, and the same in all of them."""
@@ -273,7 +260,8 @@ class _RowCheck:
     def _nodes_asked_for(self, valued: ValuedTree) -> set[Address]:
         """All nodes of a full tree, or those that adaptive growth comes to with these leaves."""
         if self.spec.growth.mode == "full":
-            return self._whole
+            levels = [range(samples) for samples in self.spec.roles.branching]
+            return {Address(path) for depth in range(len(levels)) for path in itertools.product(*levels[: depth + 1])}
         values = {leaf.address: valued.values.get(leaf.address) for leaf in valued.tree.leaves}
         means = {leaf: value.mean if value else None for leaf, value in values.items()}
         with suppress(KeyError):  # it would have asked for another leaf
@@ -288,20 +276,8 @@ class _RowCheck:
                 question_id = valued.tree.question.question_id
                 self.problems.add(TRAJECTORIES_FILE, f"node {address} of question {question_id!r}: wrong length")
 
-    def _check_role(self, valued: ValuedTree, role: Role, stored: Mapping[str, Sequence[Row]]) -> None:
-        question_id = valued.tree.question.question_id
-        selected = select(valued, role, self.spec.dataset, self._screening.excluded.get(question_id))
-        self.selection.add(role, selected)
-        own = self._screening.choose_split(question_id, self.spec.dataset)
-        for kind, split in itertools.product(KINDS, SPLITS):
-            file, kept = role_file(kind, role, split), selected[kind].kept if split == own else ()
-            self._compare(file, "row_id", write_rows(kind, valued, role, kept), stored[file])
-        wrong = f"an example of question {question_id!r} is not what its node says"
-        for example in examples.scored_examples(valued, role):
-            if next(self._lines[role], None) != json_line(example):
-                self.problems.add(training_file(role), wrong)
-
-    def _compare(self, file: str, key: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
+    def _compare(self, file: str, expected: Iterable[Row], stored: Sequence[Row]) -> None:
+        key = "node_id" if file == TRAJECTORIES_FILE else "row_id"
         left = {row[key]: row for row in stored}
         rows = {row[key]: row for row in expected}
         if len(left) < len(stored):
@@ -320,29 +296,29 @@ class _RowCheck:
         for file, cursor in self._stored.items():
             for question_id in cursor.left:
                 self.problems.add(file, f"holds rows of question {question_id!r}, out of order or without a tree")
-        for role, lines in self._lines.items():
+        for file, lines in self._lines.items():
             if next(lines, None) is not None:
-                self.problems.add(training_file(role), "holds more examples than there are valued nodes")
+                self.problems.add(file, "holds more examples than there are valued nodes")
 
-    def _check_counts(self, questions: Counter[bool]) -> None:
-        manifest, counts, usage = self.manifest, self.tree_count.counts, self.tree_count.usage
+    def _check_counts(self, questions: Counter[bool], writer: TreeWriter) -> None:
+        manifest, trees, selection = self.manifest, writer.stats.trees, writer.stats.selection
         update = {"questions": questions.total(), "failed_branches": len(manifest.failures)}
-        lengths = self.selection.lengths, self.selection.length_bias
-        ledger = tuple(entry for entry in manifest.ledger if entry.role in PLAYERS)
-        self._expect(manifest.counts, counts.model_copy(update=update), "its counts are not those of the rows")
-        growth = growth_of(self.spec, counts)
+        of_the_rows: dict[str, tuple[object, object]] = {
+            "counts": (manifest.counts, trees.counts.model_copy(update=update)),
+            "counts of what was left out": (manifest.selection, selection.counts),
+            "lengths": ((manifest.lengths, manifest.length_bias), (selection.lengths, selection.length_bias)),
+            "counts of questions that give no rows": (manifest.screening, writer.screening.counts),
+            "diagnostics": (manifest.diagnostics, writer.stats.diagnostics.result),
+        }
+        for name, (recorded, found) in of_the_rows.items():
+            self._expect(recorded, found, f"its {name} are not those of the rows")
+        growth = growth_of(self.spec, trees.counts)
         self._expect(manifest.growth, growth, "what it says of growth is not what its config and rows say")
-        dropped = "its counts of what was left out are not those of the rows"
-        self._expect(manifest.selection, self.selection.counts, dropped)
-        self._expect((manifest.lengths, manifest.length_bias), lengths, "its lengths are not those of the rows")
-        excluded = "its counts of questions that give no rows are not those of the rows"
-        self._expect(manifest.screening, self._screening.counts, excluded)
-        self._expect(manifest.diagnostics, self.diagnostics.result, "its diagnostics are not those of the rows")
-        for role, used in usage.items():
-            recorded = manifest.tokens.get(role), manifest.cost.get(role)
-            sums = f"the {role}'s tokens or cost are not the sums of the rows"
-            self._expect(recorded, (used.tokens, used.cost), sums)
-        self._expect(ledger, ledger_of(usage), "its ledger is not what the rows add up to")
+        for role, used in trees.usage.items():
+            took = manifest.tokens.get(role), manifest.cost.get(role)
+            self._expect(took, (used.tokens, used.cost), f"the {role}'s tokens or cost are not the sums of the rows")
+        ledger = tuple(entry for entry in manifest.ledger if entry.role in PLAYERS)
+        self._expect(ledger, ledger_of(trees.usage), "its ledger is not what the rows add up to")
 
     def _expect(self, recorded: object, found: object, problem: str) -> None:
         if recorded != found:
@@ -356,16 +332,11 @@ class _RowCheck:
                 if opened.readline().rstrip(b"\n") != examples_head(metadata, self.manifest.files[file].rows or 0):
                     self.problems.add(file, "what it says of itself is not what the manifest says")
 
-    def _check_pages(self) -> None:
+    def _check_pages(self, trees: TreeSample) -> None:
         """Write the pages again; other code than that which made the version may write them otherwise."""
         files = {file: entry for file, entry in self.manifest.files.items() if file not in _PAGES}
         manifest = self.manifest.model_copy(update={"files": files})
-        self.problems.extend(check_pages(self.version, render_pages(manifest, self._trees)))
-
-
-def _list_whole_tree(spec: RunSpec) -> set[Address]:
-    levels = [range(samples) for samples in spec.roles.branching]
-    return {Address(path) for depth in range(1, len(levels) + 1) for path in itertools.product(*levels[:depth])}
+        self.problems.extend(check_pages(self.version, render_pages(manifest, trees)))
 
 
 def parent_of(row: SftRow | DpoRow | KtoRow) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from malt.config.roles import PLAYERS, Role
-from malt.datasets.export.formats import FORMATS, STEPWISE, ExportPart, Format, source_file
+from malt.datasets.export.formats import FORMATS, STEPWISE, Format, source_file
 from malt.datasets.export.tool_files import (
     EXPORT_MANIFEST_FILE,
     ExportedFile,
@@ -52,11 +52,13 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
     Equal versions give equal bytes. Raises `InputError`, `VersionError` where the version cannot be read, and
     `NothingToExport` where there is no row.
     """
-    form = _format_named(to)
-    parts = _list_parts(version, to, form, choice or RowChoice())
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: no such format; there are: {', '.join(FORMATS)}")
+    form = FORMATS[to]
+    files = _list_files(version, to, form, choice or RowChoice())
     target = _check_place(directory)
     with staging_in(target.parent, 0o777) as staging:  # an export is for others: as the umask says
-        manifest = _manifest_of(version, to, [_write_part(version, form, part, staging) for part in parts])
+        manifest = _manifest_of(version, to, [_write_file(version, form, file, staging) for file in files])
         sizes = [(file, (staging / file.path).stat().st_size) for file in manifest.files]
         warnings = [warning for file, size in sizes for warning in form.warnings(file, size)]
         for name, text in {**form.beside(manifest), CARD_FILE: render_readme(manifest, form.use)}.items():
@@ -66,33 +68,32 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
     return Exported(target, manifest, warnings)
 
 
-def _format_named(name: str) -> Format:
-    if name not in FORMATS:
-        raise InputError(f"--to {name}: no such format; there are: {', '.join(FORMATS)}")
-    return FORMATS[name]
-
-
-def _list_parts(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportPart]:
-    """Return what the files will hold, in order. Raises `InputError` where the format has nothing of what is wanted."""
+def _list_files(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportedFile]:
+    """Return the files to write, in order. Raises `InputError` where the format has nothing of what is wanted."""
     for kind in wanted.kinds:
         if kind not in form.writers:
             raise InputError(f"--kind {kind}: {to} takes {', '.join(form.writers)}")
     if wanted.roles and STEPWISE in form.writers:
         raise InputError(f"--role {next(iter(wanted.roles))}: a row of {to} holds all three roles; leave --role out")
-    parts = [
-        ExportPart(kind, role, split)
+    files = [
+        ExportedFile(path=_name_file(form, kind, role, split), kind=kind, role=role, split=split)
         for kind in form.writers
         if kind in (wanted.kinds or form.writers)
         for role in _roles_of(kind, wanted)
         for split in SPLITS
         if split in (wanted.splits or SPLITS)
     ]
-    return [part for part in parts if part.role is None or source_file(part) in version.manifest.files]
+    return [file for file in files if file.role is None or source_file(file) in version.manifest.files]
 
 
 def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
     """Return whose rows of a kind are wanted, in the order of the roles; None where a row holds all of them."""
     return [role for role in PLAYERS if role in (wanted.roles or PLAYERS)] if kind in KINDS else [None]
+
+
+def _name_file(form: Format, kind: str, role: Role | None, split: Split) -> str:
+    name = "".join([role or kind, "" if split == "train" else f".{split}", form.suffix])
+    return f"{kind}/{name}" if len(form.writers) > 1 else name
 
 
 def _check_place(directory: Path) -> Path:
@@ -114,17 +115,16 @@ def _check_place(directory: Path) -> Path:
     return target
 
 
-def _write_part(version: DatasetVersion, form: Format, part: ExportPart, staging: Path) -> ExportedFile:
+def _write_file(version: DatasetVersion, form: Format, file: ExportedFile, staging: Path) -> ExportedFile:
     """Write one file; one without rows does not stay, nor does its folder."""
-    name = "".join([part.role or part.kind, "" if part.split == "train" else f".{part.split}", form.suffix])
-    path = f"{part.kind}/{name}" if len(form.writers) > 1 else name
-    (staging / path).parent.mkdir(exist_ok=True)
-    written = form.writers[part.kind](version, part, staging / path)
+    path = staging / file.path
+    path.parent.mkdir(exist_ok=True)
+    written = form.writers[file.kind](version, file, path)
     if not written.rows:
-        (staging / path).unlink()
+        path.unlink()
         with suppress(OSError):  # it has other files
-            (staging / path).parent.rmdir()
-    return ExportedFile(path=path, **part._asdict(), rows=written.rows, left_out=dict(written.left_out))
+            path.parent.rmdir()
+    return written
 
 
 def _manifest_of(version: DatasetVersion, to: str, files: Sequence[ExportedFile]) -> ExportManifest:

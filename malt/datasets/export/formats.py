@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from malt.config.roles import Role
 from malt.datasets.export import row_formats, tool_files
 from malt.datasets.export.row_formats import STEPWISE_COLUMNS, Record, StepwiseRow, stepwise_rows
 from malt.datasets.export.tool_files import ExportedFile, ExportManifest
@@ -25,24 +24,8 @@ _OPENAI_FEWEST_ROWS = 10
 _OPENAI_MOST_BYTES = 512 * 10**6
 
 
-class ExportPart(NamedTuple):
-    """What becomes one file."""
-
-    kind: str
-    role: Role | None
-    """None where a row holds all roles."""
-    split: Split
-
-
-class _Written(NamedTuple):
-    """How many rows a file got, and how many it did not get, by why."""
-
-    rows: int
-    left_out: Mapping[str, int] = {}
-
-
-_Writer = Callable[[DatasetVersion, ExportPart, Path], _Written]
-"""Writes one part of a version to a file. Raises `VersionError` where the version cannot be read."""
+_Writer = Callable[[DatasetVersion, ExportedFile, Path], ExportedFile]
+"""Writes one file, and returns it with its rows counted. Raises `VersionError` where the version cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +48,24 @@ class Format:
 def _as_lines(record: Callable[[Any], Record]) -> _Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
 
-    def write(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
-        return _Written(_write_lines(_role_records(version, part, record), path))
+    def write(version: DatasetVersion, file: ExportedFile, path: Path) -> ExportedFile:
+        return file.model_copy(update={"rows": _write_lines(_role_records(version, file, record), path)})
 
     return write
 
 
-def _copy(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
-    source = version.path / source_file(part)
+def _copy(version: DatasetVersion, file: ExportedFile, path: Path) -> ExportedFile:
+    source = version.path / source_file(file)
     with reading(version.path, str(source)), open_parquet(source) as parquet:
         rows = parquet.metadata.num_rows
     shutil.copyfile(source, path)
-    return _Written(rows)
+    return file.model_copy(update={"rows": rows})
 
 
-def _stepwise_lines(version: DatasetVersion, part: ExportPart, path: Path) -> _Written:
+def _stepwise_lines(version: DatasetVersion, file: ExportedFile, path: Path) -> ExportedFile:
     left_out = Counter[str]()
-    return _Written(_write_lines(_stepwise_rows(version, part.split, left_out), path), left_out)
+    rows = _write_lines(_stepwise_rows(version, file.split, left_out), path)
+    return file.model_copy(update={"rows": rows, "left_out": dict(left_out)})
 
 
 def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]) -> Iterator[StepwiseRow]:
@@ -95,23 +79,21 @@ def _stepwise_rows(version: DatasetVersion, split: Split, left_out: Counter[str]
         for question in question_rows(version):
             tree = cast(list[TrajectoryRow], nodes.take(question["question_id"]))
             if question["split"] == split:
-                found = stepwise_rows(question, tree)
-                left_out.update(found.left_out)
-                yield from found.rows
+                yield from stepwise_rows(question, tree, left_out)
         if any(nodes.left):
             raise VersionError(f"{trajectories} is not in the order of its questions; try: malt verify {version.path}")
 
 
-def _role_records(version: DatasetVersion, part: ExportPart, record: Callable[[Any], Record]) -> Iterator[Record]:
-    path = version.path / source_file(part)
+def _role_records(version: DatasetVersion, file: ExportedFile, record: Callable[[Any], Record]) -> Iterator[Record]:
+    path = version.path / source_file(file)
     with reading(version.path, str(path)):
         yield from map(record, parquet_rows(path))
 
 
-def source_file(part: ExportPart) -> str:
-    if part.role is None:
-        raise ValueError(f"rows of kind {part.kind} are no role's")
-    return role_file(part.kind, part.role, part.split)
+def source_file(file: ExportedFile) -> str:
+    if file.role is None:
+        raise ValueError(f"rows of kind {file.kind} are no role's")
+    return role_file(file.kind, file.role, file.split)
 
 
 def _write_lines(rows: Iterable[Record], path: Path) -> int:

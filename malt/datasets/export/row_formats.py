@@ -44,13 +44,6 @@ class StepwiseRow(TypedDict):
     values: list[float]
 
 
-class StepwisePaths(NamedTuple):
-    """What a tree gives, and how many of its paths were left out, by why."""
-
-    rows: list[StepwiseRow]
-    left_out: Counter[str]
-
-
 def openai_supervised(row: SftRow) -> Record:
     """OpenAI's chat format; `weight` 0 keeps earlier replies out of the loss."""
     prompt = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in row["prompt"]]
@@ -138,16 +131,16 @@ def _text_of(turns: Sequence[MessageRow]) -> str:
     return turns[-1]["content"]
 
 
-def stepwise_rows(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> StepwisePaths:
-    """Write a tree's paths in its order, those whose three nodes are whole texts with a label."""
-    rows, left_out = [], Counter[str]()
+def stepwise_rows(
+    question: QuestionRow, nodes: Iterable[TrajectoryRow], left_out: Counter[str]
+) -> Iterator[StepwiseRow]:
+    """Yield a tree's paths in its order, those whose three nodes are whole texts with a label; count the others."""
     for path in _paths(nodes):
         fault = question["excluded"] or _fault_of(path)
         if fault is None:
-            rows.append(_stepwise_row(question, path))
+            yield _stepwise_row(question, path)
         else:
             left_out[fault] += 1
-    return StepwisePaths(rows, left_out)
 
 
 def _paths(nodes: Iterable[TrajectoryRow]) -> Iterator[list[TrajectoryRow]]:

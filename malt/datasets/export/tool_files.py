@@ -37,7 +37,7 @@ class ExportedFile(BaseModel):
     role: Role | None
     """None where a row holds all roles."""
     split: Split
-    rows: int
+    rows: int = 0
     left_out: dict[str, int] = {}
     """What the version holds and the format does not take, by why."""
 

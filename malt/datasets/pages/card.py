@@ -223,14 +223,16 @@ def _leaves_below(manifest: Manifest) -> str:
 
 
 def _files_table(manifest: Manifest) -> Markdown:
-    rows = [_file_cells(manifest, config, files) for config, files in config_files().items()]
+    """A line a config; trajectories and questions have no validation split."""
+    rows = [
+        (
+            code_span(config),
+            Markdown(", ".join(map(code_span, files.values()))),
+            *(_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS),
+        )
+        for config, files in config_files().items()
+    ]
     return markdown_table(("config", "files", *SPLITS), rows)
-
-
-def _file_cells(manifest: Manifest, config: str, files: Mapping[Split, str]) -> tuple[object, ...]:
-    """One config's line; trajectories and questions have no validation split."""
-    counts = (_count_rows(manifest, [files[split]]) if split in files else "" for split in SPLITS)
-    return code_span(config), Markdown(", ".join(map(code_span, files.values()))), *counts
 
 
 _GRADES = {"right": "correct", "wrong": "incorrect"}
@@ -286,11 +288,11 @@ def _yields_table(manifest: Manifest) -> Markdown:
 def _usage_table(manifest: Manifest) -> Markdown:
     rows = [
         (
-            each.role,
-            each.completions,
-            *map(format_count, (each.prompt_tokens, each.completion_tokens)),
-            Markdown(format_dollars(each.cost_usd)),
+            role,
+            used.completions,
+            *map(format_count, (used.prompt_tokens, used.completion_tokens)),
+            Markdown(format_dollars(manifest.cost[role].cost_usd)),
         )
-        for each in figures.list_usage(manifest)
+        for role, used in manifest.tokens.items()
     ]
     return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)

@@ -8,7 +8,6 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,10 @@ from markupsafe import Markup
 
 from malt.config.roles import TRAJECTORY
 from malt.datasets.manifest import Manifest
+from malt.datasets.measures import Values
 from malt.datasets.pages.sample import TreeSample, embed_json, group_failures
 from malt.datasets.stats import figures
-from malt.datasets.stats.figures import Flip, ValueBin
+from malt.datasets.stats.figures import Flip
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.datasets.version.reading import question_nodes, reading
 from malt.sanitize import escape_controls
@@ -37,14 +37,10 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
         script,
         **_draw_all(manifest),
         manifest=manifest,
-        asked=list(figures.list_roles(manifest)),
         vote=measures[-2],
         mixed=next(each for each in mix if each.kind == "mixed"),
         flips=figures.list_flips(manifest),
         mix=mix,
-        yields=list(figures.list_yields(manifest)),
-        losses=list(figures.list_losses(manifest)),
-        used=list(figures.list_usage(manifest)),
         shown=len(trees),
         texts=[part.text for part in TRAJECTORY],
         data=_embed_trees(manifest, trees),
@@ -54,7 +50,10 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
 def render_page(template: str, style: str, script: str = "", *folders: Path, **values: object) -> str:
     """Fill a page's template. It tells the browser that this style and this script are allowed, and nothing else."""
     ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704
-    policy = _content_policy(style, script)
+    policy = (
+        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return page_environment(*folders).get_template(template).render(**ours, policy=policy, **values)
 
 
@@ -66,27 +65,20 @@ def render_picture(manifest: Manifest) -> str:
 
 def redraw_report(version: DatasetVersion) -> str:
     """Draw a version's report from its manifest and its rows. Raises `VersionError` where they cannot be read."""
-    with reading(version.path):
-        sample = _sample_trees(version)
-    return render_report(version.manifest, sample.chosen)
-
-
-def _sample_trees(version: DatasetVersion) -> TreeSample:
-    """Choose trees as publishing did: from the questions in their order, and the failures that the manifest names."""
     sample, failures = TreeSample(), group_failures(version.manifest)
-    for question, nodes in question_nodes(version):
-        sample.add(question, nodes, failures.get(question["question_id"], ()))
-    return sample
+    with reading(version.path):
+        for question, nodes in question_nodes(version):
+            sample.add(question, nodes, failures.get(question["question_id"], ()))
+    return render_report(version.manifest, sample.chosen)
 
 
 def _draw_all(manifest: Manifest) -> dict[str, object]:
     """What page and picture both show."""
-    values = groupby(figures.list_values(manifest), key=lambda each: each.role)
     return {
         "spec": manifest.spec,
         "measures": list(figures.measure_accuracy(manifest)),
         "flip_picture": draw_flips(figures.list_flips(manifest)),
-        "values": {role: draw_histogram(list(bins)) for role, bins in values},
+        "values": {role: draw_histogram(found) for role, found in manifest.diagnostics.values.items()},
     }
 
 
@@ -100,13 +92,6 @@ def _embed_trees(manifest: Manifest, trees: Sequence[bytes]) -> Markup:
     about = {"version": manifest.reference, "asked": asked, "texts": texts}
     head = embed_json(about).decode().removesuffix("}")
     return Markup(f'{head},"trees":[{b",".join(trees).decode()}]}}')  # noqa: S704 - `embed_json` escapes
-
-
-def _content_policy(style: str, script: str) -> str:
-    return (
-        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _hash_source(text: str) -> str:
@@ -191,7 +176,7 @@ class _FlipPicture(NamedTuple):
 class _HistogramBar(NamedTuple):
     """A histogram's bar, right above wrong."""
 
-    bin: ValueBin
+    texts: int
     left: float
     right: _Span
     wrong: _Span
@@ -206,10 +191,11 @@ def draw_flips(flips: Sequence[Flip]) -> _FlipPicture | None:
     scale = (100 - _GAP) / (kept + broken + fixed + missed)
     starts = before.right.top, before.right.top + kept * scale, before.wrong.top, before.wrong.top + fixed * scale
     ends = after.right.top, after.wrong.top, after.right.top + kept * scale, after.wrong.top + broken * scale
-    paths = [
-        _ribbon_path(start, end, flip.leaves * scale) for flip, start, end in zip(flips, starts, ends, strict=True)
-    ]
-    ribbons = (_Ribbon(flip, path) for flip, path in zip(flips, paths, strict=True) if flip.leaves)
+    ribbons = (
+        _Ribbon(flip, _ribbon_path(start, end, flip.leaves * scale))
+        for flip, start, end in zip(flips, starts, ends, strict=True)
+        if flip.leaves
+    )
     return _FlipPicture(before, after, tuple(ribbons))
 
 
@@ -223,11 +209,11 @@ def _ribbon_path(start: float, end: float, height: float) -> str:
     return f"M0,{start:.2f}C50,{start:.2f} 50,{end:.2f} 100,{end:.2f}V{down:.2f}C50,{down:.2f} 50,{up:.2f} 0,{up:.2f}Z"
 
 
-def draw_histogram(bins: Sequence[ValueBin]) -> list[_HistogramBar]:
-    highest = max((each.right + each.wrong for each in bins), default=0) or 1
-    return [_bar(each, place * 100 / len(bins), _TALLEST / highest) for place, each in enumerate(bins)]
-
-
-def _bar(each: ValueBin, left: float, scale: float) -> _HistogramBar:
-    right, wrong = each.right * scale, each.wrong * scale
-    return _HistogramBar(each, left, _Span(100 - wrong - right, right), _Span(100 - wrong, wrong))
+def draw_histogram(values: Values) -> list[_HistogramBar]:
+    highest = max(map(sum, zip(values.right, values.wrong, strict=True)), default=0) or 1
+    scale = _TALLEST / highest
+    bars = []
+    for place, (right, wrong) in enumerate(zip(values.right, values.wrong, strict=True)):
+        spans = _Span(100 - wrong * scale - right * scale, right * scale), _Span(100 - wrong * scale, wrong * scale)
+        bars.append(_HistogramBar(right + wrong, place * 100 / len(values.right), *spans))
+    return bars

@@ -148,11 +148,14 @@ def _kind_of(question: QuestionRow, nodes: Iterable[TrajectoryRow]) -> _Question
 
 def _tree_json(question: QuestionRow, nodes: Sequence[TrajectoryRow], failures: Sequence[Failure]) -> bytes:
     """Write a tree, its texts as long as there is room for."""
-    shown = [row for row in nodes if max(map(int, row["node_id"].split("."))) < _CHILDREN]
+    steps = {row["node_id"]: [int(sample) for sample in row["node_id"].split(".")] for row in nodes}
+    shown = [row for row in nodes if max(steps[row["node_id"]]) < _CHILDREN]
+    shown.sort(key=lambda row: steps[row["node_id"]])
     written = b""
     for most in _CUTS:
         about = {**_question_json(question, most), "kind": _kind_of(question, nodes), "hidden": len(nodes) - len(shown)}
-        written = embed_json({**about, **_nodes_json(shown, most), **_failures_json(failures, most)})
+        drawn = [_node_json(row, most) for row in shown]
+        written = embed_json({**about, "nodes": drawn, **_failures_json(failures, most)})
         if len(written) <= _TREE_BYTES:
             break
     return written
@@ -167,11 +170,6 @@ def _question_json(question: QuestionRow, most: int) -> dict[str, object]:
         "split": question["split"],
         "excluded": question["excluded"],
     }
-
-
-def _nodes_json(nodes: Sequence[TrajectoryRow], most: int) -> dict[str, object]:
-    ordered = sorted(nodes, key=lambda row: [int(sample) for sample in row["node_id"].split(".")])
-    return {"nodes": [_node_json(row, most) for row in ordered]}
 
 
 def _failures_json(failures: Sequence[Failure], most: int) -> dict[str, object]:

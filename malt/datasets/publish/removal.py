@@ -42,8 +42,7 @@ from malt.datasets.version.published import SHELVES
 from malt.datasets.version.reading import open_parquet, reading
 from malt.errors import ConfigError, VersionError
 from malt.llm.store.samples import ASIDE, OldRow, Store
-
-_Digests = npt.NDArray[np.uint64]
+from malt.questions.shingles import Hashes
 
 _ANSWERS_FILE = "answers.parquet"
 """Of an evaluation version: its rows name questions, and no keys."""
@@ -182,56 +181,49 @@ def _refuse_newcomers(places: Sequence[Path], known: Sequence[DatasetVersion]) -
             raise VersionError(f"{new} is a version that was just made, or is; run malt gc again when it is there")
 
 
-class _UsedKeys:
-    """What versions use, as digests of 64 bits: two keys that share one only keep a row too many."""
+class _UsedKeys(NamedTuple):
+    """What versions use, as sorted digests of 64 bits: two keys that share one only keep a row too many."""
 
-    def __init__(self) -> None:
-        self._keys: _Digests = np.empty(0, np.uint64)
-        self._questions: _Digests = np.empty(0, np.uint64)
-        self._evaluated: _Digests = np.empty(0, np.uint64)
+    keys: Hashes
+    questions: Hashes
+    evaluated: Hashes
 
     @classmethod
     def of(cls, versions: Sequence[DatasetVersion], evaluations_dir: Path) -> Self:
-        used = cls()
+        """Read what versions and evaluations use. Raises `VersionError` where they cannot be read."""
+        keys = questions = evaluated = np.empty(0, np.uint64)
         for version in versions:
-            used.add(version)
+            with reading(version.path), open_parquet(version.path / TRAJECTORIES_FILE) as file:
+                own, filled = np.empty(file.metadata.num_rows, np.uint64), 0
+                for batch in file.iter_batches(columns=["question_id", "request_key"]):
+                    own[filled : filled + len(batch)] = _digests(batch.column("request_key"))
+                    questions = np.union1d(questions, _digests(batch.column("question_id")))
+                    filled += len(batch)
+            own.sort()
+            keys = np.union1d(keys, own) if len(keys) else own
         for answers in sorted(evaluations_dir.glob(f"*/v*/{_ANSWERS_FILE}")):
-            used.add_evaluated(answers)
-        return used
-
-    def add(self, version: DatasetVersion) -> None:
-        with reading(version.path), open_parquet(version.path / TRAJECTORIES_FILE) as file:
-            keys, filled = np.empty(file.metadata.num_rows, np.uint64), 0
-            for batch in file.iter_batches(columns=["question_id", "request_key"]):
-                keys[filled : filled + len(batch)] = _digests(batch.column("request_key"))
-                self._questions = np.union1d(self._questions, _digests(batch.column("question_id")))
-                filled += len(batch)
-        keys.sort()
-        self._keys = np.union1d(self._keys, keys) if len(self._keys) else keys
-
-    def add_evaluated(self, answers: Path) -> None:
-        """Add the questions of one evaluation. Raises `VersionError` where they cannot be read."""
-        try:
-            ids = pq.read_table(answers, columns=["question_id"])["question_id"].unique()
-        except (OSError, pa.ArrowException) as error:
-            raise VersionError(f"{answers} cannot be read, {_NOT_KNOWN}. First mend it, or remove it") from error
-        self._evaluated = np.union1d(self._evaluated, _digests(ids))
+            try:
+                ids = pq.read_table(answers, columns=["question_id"])["question_id"].unique()
+            except (OSError, pa.ArrowException) as error:
+                raise VersionError(f"{answers} cannot be read, {_NOT_KNOWN}. First mend it, or remove it") from error
+            evaluated = np.union1d(evaluated, _digests(ids))
+        return cls(keys, questions, evaluated)
 
     def left_out(self, rows: Sequence[OldRow]) -> list[OldRow]:
         keys = [row.key.partition(ASIDE)[0] for row in rows]  # an answer set aside may be an older version's
-        by_key = _contains(self._keys, _digests(pa.array(keys, pa.string())))
+        by_key = _contains(self.keys, _digests(pa.array(keys, pa.string())))
         questions = _digests(pa.array([row.question_id for row in rows], pa.string()))
-        by_question, evaluated = _contains(self._questions, questions), _contains(self._evaluated, questions)
+        by_question, evaluated = _contains(self.questions, questions), _contains(self.evaluated, questions)
         is_judge = np.array([row.role == Role.EVALUATOR for row in rows], bool)
         used = np.where(is_judge, by_question, by_key) | evaluated
         return [row for row, is_used in zip(rows, used, strict=True) if not is_used]
 
 
-def _digests(texts: pa.Array) -> _Digests:
+def _digests(texts: pa.Array) -> Hashes:
     return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
-def _contains(among: _Digests, wanted: _Digests) -> npt.NDArray[np.bool_]:
+def _contains(among: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
     if not len(among):
         return np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(among, wanted), len(among) - 1)

@@ -62,8 +62,9 @@ class VersionWriter:
         self._staging = open_staging(self.folder)
         for kind in KINDS:
             (self._staging / kind).mkdir()
-        self._tables = {path: self._open_table(path) for path in SCHEMAS}
-        self._lines = {training_file(role): self._open_lines(role) for role in PLAYERS}
+        self._tables = {path: ParquetRows(self._staging / path, schema) for path, schema in SCHEMAS.items()}
+        about = {training_file(role): training_metadata(spec, role, provenance.created_at) for role in PLAYERS}
+        self._lines = {path: JsonExamples(self._staging / path, metadata) for path, metadata in about.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +83,8 @@ class VersionWriter:
         self.stats.merge(shard.stats)
         for path, rows in shard.tables.items():
             self._tables[path].add(rows)
+            if path == QUESTIONS_FILE:
+                self._asked.update(rows)
         for path, lines in shard.lines.items():
             self._lines[path].add(lines)
 
@@ -106,14 +109,6 @@ class VersionWriter:
     @property
     def _files(self) -> dict[str, ParquetRows | JsonExamples]:
         return {**self._tables, **self._lines}
-
-    def _open_table(self, path: str) -> ParquetRows:
-        digests = (self._asked,) if path == QUESTIONS_FILE else ()
-        return ParquetRows(self._staging / path, SCHEMAS[path], *digests)
-
-    def _open_lines(self, role: Role) -> JsonExamples:
-        metadata = training_metadata(self.spec, role, self.provenance.created_at)
-        return JsonExamples(self._staging / training_file(role), metadata)
 
     def manifest(self, files: dict[str, FileEntry], number: int, parent: Parent | None) -> Manifest:
         """Say what these files, finished, are as a version of this number, and what is suspicious about it."""

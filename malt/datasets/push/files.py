@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,8 +22,7 @@ class BundledFile(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """A whole version, checked against its manifest."""
 
     name: str
@@ -71,25 +69,12 @@ class Pushed(Recorded):
     """Files whose digest was taken at the destination, and is right."""
 
     @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        dest: str,
-        url: str,
-        sent: Sequence[BundledFile],
-        *,
-        commit: str | None = None,
-        card: str | None = None,
-        private: bool | None = None,
-    ) -> Self:
+    def of(cls, bundle: Bundle, dest: str, url: str, sent: Sequence[BundledFile]) -> Self:
         """Describe a bundle that has arrived whole."""
         return cls(
             version=bundle.reference,
             dest=dest,
             url=url,
-            commit=commit,
-            card=card,
-            private=private,
             sent=len(sent),
             bytes=sum(file.bytes for file in sent),
             skipped=len(bundle.files) - len(sent),

@@ -43,13 +43,8 @@ class Blob(NamedTuple):
 
 _CommitFiles = Mapping[str, Blob]
 """What is in a commit, by path."""
-
-
-class Commit(NamedTuple):
-    """Where a version stands."""
-
-    commit: str
-    sent: Sequence[BundledFile] = ()
+_Placed = tuple[str, Sequence[BundledFile]]
+"""The commit that a version stands in, and what was sent for it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,8 @@ class Repository:
             commit, sent = self._place(bundle)
             told = None if card is None else self._replace_card(bundle, card.encode())
         url = f"{self.api.endpoint}/{_FOLDERS[self.kind]}{self.id}/tree/{bundle.tag}"
-        return Pushed.of(bundle, self.dest, url, sent, commit=commit, card=told, private=is_private)
+        on_the_hub = {"commit": commit, "card": told, "private": is_private}
+        return Pushed.of(bundle, self.dest, url, sent).model_copy(update=on_the_hub)
 
     def _replace_card(self, bundle: Bundle, card: bytes) -> str | None:
         """Put a card on `main` where that holds this version; return the commit that has it."""
@@ -126,22 +122,20 @@ class Repository:
             raise PushError(f"{self.dest} is public; nothing was sent. If anyone may read this version, add --public")
         return is_private
 
-    def _place(self, bundle: Bundle) -> Commit:
+    def _place(self, bundle: Bundle) -> _Placed:
         refs = self.api.list_repo_refs(self.id, repo_type=self.kind)
         tags = {tag.name: tag.target_commit for tag in refs.tags}
-        if bundle.tag in tags:
-            return self._check_tagged(bundle, tags[bundle.tag])
-        return self._commit(bundle, {branch.name: branch.target_commit for branch in refs.branches})
-
-    def _check_tagged(self, bundle: Bundle, commit: str) -> Commit:
+        if bundle.tag not in tags:
+            return self._commit(bundle, {branch.name: branch.target_commit for branch in refs.branches})
+        commit = tags[bundle.tag]
         if different := _find_missing(bundle, self._list_files(commit)):
             raise PushError(
                 f"{self.dest} has a tag {bundle.tag} with other content ({list_first(different)}); nothing was sent. "
                 "Push to another repository, or delete that tag"
             )
-        return Commit(commit)
+        return commit, ()
 
-    def _commit(self, bundle: Bundle, branches: Mapping[str, str]) -> Commit:
+    def _commit(self, bundle: Bundle, branches: Mapping[str, str]) -> _Placed:
         """Commit to `main`, or beside it where that holds a newer version; check, and tag."""
         head, tree = branches[_MAIN], self._list_files(branches[_MAIN])
         newest = self._read_manifest(head) if MANIFEST_FILE in tree else None
@@ -158,7 +152,7 @@ class Repository:
         self.api.create_tag(self.id, tag=bundle.tag, revision=head, repo_type=self.kind)
         if branch != _MAIN:
             self.api.delete_branch(self.id, branch=branch, repo_type=self.kind)
-        return Commit(head, [*missing.values()])
+        return head, [*missing.values()]
 
     def _send(
         self, bundle: Bundle, files: Sequence[BundledFile], stale: Sequence[str], branch: str, parent: str

@@ -269,7 +269,11 @@ def question_row(tree: Tree, split: Split, excluded: Exclusion | None) -> Questi
 
 
 def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
-    """Yield an example for each of the role's nodes that has a value, its text whole or not."""
+    """Yield an example for each of the role's nodes that has a value, its text whole or not.
+
+    With it go the texts that it answered to: none for a generation, the solution for a critique, both for a leaf.
+    """
+    nodes = valued.tree.nodes
     for node in role_nodes(valued, role):
         value, evaluation = valued.values.get(node.address), valued.evaluation(node.address)
         if value is not None and evaluation is not None:
@@ -284,10 +288,5 @@ def scored_examples(valued: ValuedTree, role: Role) -> Iterator[ScoredExample]:
                     key_matches=list(evaluation.key_matches),
                 ),
             )
-            yield cast("ScoredExample", {**scored, **_texts_above(valued, node)})
-
-
-def _texts_above(valued: ValuedTree, node: Node) -> dict[str, str]:
-    """Return the texts that a node answered to: none for a generation, the solution for a critique, both for a leaf."""
-    texts = (without_stop_tokens(valued.tree.nodes[address].text) for address in node.address.path[:-1])
-    return dict(zip(TEXTS_ABOVE, texts, strict=False))
+            above = (without_stop_tokens(nodes[address].text) for address in node.address.path[:-1])
+            yield cast("ScoredExample", {**scored, **dict(zip(TEXTS_ABOVE, above, strict=False))})

@@ -97,10 +97,9 @@ def digested_columns(schema: pa.Schema) -> list[str]:
 class ParquetRows:
     """A parquet file whose row groups are bounded in bytes."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *digests: RowsDigest) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
         self._digest = RowsDigest(schema, digested_columns(schema))
-        self._digests = (self._digest, *digests)
         # Statistics find one question's row groups; those of texts would only make the footer grow with the rows.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["question_id"])
         self._batches: list[pa.RecordBatch] = []
@@ -108,8 +107,7 @@ class ParquetRows:
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Take further rows; they are on disk once the file is closed."""
-        for rows_digest in self._digests:
-            rows_digest.update(rows)
+        self._digest.update(rows)
         self._batches.append(rows)
         self._bytes += rows.nbytes
         if self._bytes >= _ROW_GROUP_BYTES:
@@ -141,7 +139,7 @@ class JsonExamples:
         self._metadata = metadata
         self._file = path.open("wb")
         self._sha256, self._rows = hashlib.sha256(), 0
-        self._file.write(self._head())
+        self._file.write(examples_head(metadata, 0))
 
     def add(self, rows: Sequence[bytes]) -> None:
         """Take further examples, a line each; they are on disk once the file is closed."""
@@ -154,15 +152,12 @@ class JsonExamples:
         """Finish the file: close the list, and put the number of examples in front."""
         self._file.write(b"\n]}\n")
         self._file.seek(0)
-        self._file.write(self._head())
+        self._file.write(examples_head(self._metadata, self._rows))
         self._file.close()
         return RowsWritten(self._rows, self._sha256.hexdigest())
 
     def discard(self) -> None:
         self._file.close()
-
-    def _head(self) -> bytes:
-        return examples_head(self._metadata, self._rows)
 
 
 def examples_head(metadata: Mapping[str, str], rows: int) -> bytes:

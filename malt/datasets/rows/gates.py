@@ -43,8 +43,11 @@ class Gate(NamedTuple):
     kinds: tuple[Kind, ...]
     """The kinds of rows that it looks at."""
     keep: Keep
-    why: Callable[[Context, Candidate], str]
-    """Say why one that did not pass was left out."""
+    why: str | Callable[[Context, Candidate], str]
+    """Why one that did not pass was left out."""
+
+    def explain(self, context: Context, candidate: Candidate) -> str:
+        return self.why if isinstance(self.why, str) else self.why(context, candidate)
 
 
 def gates_of(kind: Kind) -> list[Gate]:
@@ -104,12 +107,27 @@ def _quotes_no_reference(context: Context, candidate: Candidate) -> bool:
     return not any(_quotes_reference(context.valued, text.node) for text in candidate.texts)
 
 
+def _is_no_repetition(context: Context, pair: Candidate) -> bool:
+    """Whether two texts differ in more than case and space."""
+    chosen, rejected = (text.text.casefold().split() for text in pair.texts)
+    return context.spec.identical_pairs == "keep" or chosen != rejected
+
+
 def _differs_enough(context: Context, pair: Candidate) -> bool:
-    return not _is_near_identical(context.valued, pair, context.spec.max_similarity)
+    """Whether texts are no more alike than is allowed, or do not say the same: number, answer, verdict."""
+    if context.spec.max_similarity >= 1:
+        return True
+    most, (chosen, rejected) = 100 * context.spec.max_similarity, pair.texts
+    return not (
+        _compare(pair, most) > most
+        and find_figures(chosen.text) == find_figures(rejected.text)
+        and stated_verdict(chosen.text) == stated_verdict(rejected.text)
+        and (len(set(_answers_of(context, pair))) == 1 or _have_same_answer(context, pair))
+    )
 
 
 def _answers_differ(context: Context, pair: Candidate) -> bool:
-    return context.role not in context.spec.same_answer or not _have_same_answer(context.valued, pair)
+    return context.role not in context.spec.same_answer or not _have_same_answer(context, pair)
 
 
 def _drop_repeats(context: Context, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -189,48 +207,38 @@ GATES: tuple[Gate, ...] = (
         "generator_dpo",
         ("dpo",),
         _unless(lambda context: context.role is PLAYERS[0] and not context.spec.generator_dpo),
-        lambda *_: "[dataset] generator_dpo is false",
+        "[dataset] generator_dpo is false",
     ),
     Gate("flawed_texts", _ALL, _each(_has_no_flaw), _name_flaws),
-    Gate(
-        "unmarked_texts",
-        ("sft", "dpo"),
-        _each(_is_marked),
-        lambda *_: "it marks no final answer, or states no verdict",
-    ),
+    Gate("unmarked_texts", ("sft", "dpo"), _each(_is_marked), "it marks no final answer, or states no verdict"),
     Gate(
         "false_verdicts",
         ("sft", "dpo"),
         _each(_judges_rightly),
-        lambda *_: "its verdict is not what the graders say of the answer that it criticises",
+        "its verdict is not what the graders say of the answer that it criticises",
     ),
     Gate(
         "leaks",
         _ALL,
         _each(_quotes_no_reference),
-        lambda *_: "it quotes the reference answer at length, and nothing that its role saw holds that",
+        "it quotes the reference answer at length, and nothing that its role saw holds that",
     ),
-    Gate(
-        "identical_pairs",
-        ("dpo",),
-        _each(lambda context, pair: context.spec.identical_pairs == "keep" or not _is_identical(pair)),
-        lambda *_: "both texts are the same but for case and space",
-    ),
+    Gate("identical_pairs", ("dpo",), _each(_is_no_repetition), "both texts are the same but for case and space"),
     Gate(
         "max_similarity",
         ("dpo",),
         _each(_differs_enough),
         lambda context, pair: (
-            f"its texts are alike by {_similarity(pair):.3f}, and max_similarity = {context.spec.max_similarity:g}"
+            f"its texts are alike by {_compare(pair) / 100:.3f}, and max_similarity = {context.spec.max_similarity:g}"
         ),
     ),
     Gate(
         "same_answer",
         ("dpo",),
         _each(_answers_differ),
-        lambda context, pair: f"both texts answer {_answer_of(context.valued, pair.chosen.node)!r}",
+        lambda context, pair: f"both texts answer {_answers_of(context, pair)[0]!r}",
     ),
-    Gate("repeats", _ALL, _drop_repeats, lambda *_: "an earlier row below the same parent says the same"),
+    Gate("repeats", _ALL, _drop_repeats, "an earlier row below the same parent says the same"),
     Gate(
         "min_margin",
         ("dpo",),
@@ -315,50 +323,30 @@ def _spoken_words(text: str) -> str:
     return f" {' '.join(split_words(text))} "
 
 
-def _is_identical(pair: Candidate) -> bool:
-    """Say whether two texts are one but for case and space."""
-    chosen, rejected = pair.chosen.text, pair.rejected.text
-    return chosen == rejected or chosen.casefold().split() == rejected.casefold().split()
-
-
-def _is_near_identical(valued: ValuedTree, pair: Candidate, most: float) -> bool:
-    """Whether two texts are more alike than `most` and say the same: not with another number, answer or verdict."""
-    if most >= 1:
-        return False
-    chosen, rejected = pair.texts
-    return (
-        _compare(pair, 100 * most) > 100 * most
-        and find_figures(chosen.text) == find_figures(rejected.text)
-        and stated_verdict(chosen.text) == stated_verdict(rejected.text)
-        and (_answer_of(valued, chosen.node) == _answer_of(valued, rejected.node) or _have_same_answer(valued, pair))
-    )
-
-
-def _similarity(pair: Candidate) -> float:
-    """Return how alike two texts are: the share of their characters that stay, from 0 to 1 (rapidfuzz's ratio)."""
-    return _compare(pair) / 100
-
-
 _MOST_COMPARED = 200_000
 """Characters: the time it takes grows with the square, and a reply may have millions."""
 
 
 def _compare(pair: Candidate, cutoff: float = 0.0) -> float:
-    """Return how alike the beginnings of two texts are, from 0 to 100; 0 below the cutoff."""
+    """Return which percentage of two texts' characters stays (rapidfuzz's ratio), by their beginnings.
+
+    0 below the cutoff.
+    """
     chosen, rejected = (text.text[:_MOST_COMPARED] for text in pair.texts)
     return fuzz.ratio(chosen, rejected, score_cutoff=cutoff)
 
 
-def _have_same_answer(valued: ValuedTree, pair: Candidate) -> bool:
+def _have_same_answer(context: Context, pair: Candidate) -> bool:
     """Whether both texts give a final answer, and the same one."""
-    chosen, rejected = _answer_of(valued, pair.chosen.node), _answer_of(valued, pair.rejected.node)
+    chosen, rejected = _answers_of(context, pair)
     return chosen is not None and rejected is not None and is_same_answer(chosen, rejected)
 
 
-def _answer_of(valued: ValuedTree, node: Node) -> str | None:
-    """Return the final answer that was read from a text, for its grade or else for its diagnosis."""
-    read = (valued.grades.get(node.address), valued.diagnosis.get(node.address))
-    return next((each.answer for each in read if each is not None and each.answer is not None), None)
+def _answers_of(context: Context, pair: Candidate) -> list[str | None]:
+    """Return the final answers that were read from two texts, for their grades or else for their diagnosis."""
+    grades, diagnosis = context.valued.grades, context.valued.diagnosis
+    read = [(grades.get(address), diagnosis.get(address)) for address in pair.addresses]
+    return [next((one.answer for one in found if one and one.answer is not None), None) for found in read]
 
 
 def _length_ratio(pair: Candidate) -> float:

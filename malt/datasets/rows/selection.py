@@ -1,23 +1,24 @@
-"""Selection: which candidates become rows, and how long they are. Every loss is counted by its gate.
+"""Selection: which candidates become rows, how long those are, and why the others were left out.
 
-A candidate that one gate drops is not seen by the next, so the numbers add up: candidates = kept + dropped by each.
-Tokens are those of the contents: a chat template adds a few for every turn.
+Every loss is counted by its gate. A candidate that one gate drops is not seen by the next, so the numbers add up:
+candidates = kept + dropped by each. Tokens are those of the contents: a chat template adds a few for every turn.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec
 from malt.datasets.measures import LengthBias, LengthCounts, RowCounts
-from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes
-from malt.datasets.rows.gates import Context, gates_of
-from malt.datasets.rows.tables import KINDS, Kind
+from malt.datasets.rows.examples import Candidate, find_candidates, label_nodes, row_id
+from malt.datasets.rows.gates import Context, Gate, gates_of
+from malt.datasets.rows.tables import KINDS, TEXT_KINDS, Kind
 from malt.datasets.stats.counts import Mergeable
 from malt.errors import ConfigError
 from malt.grading.answers import without_stop_tokens
@@ -76,24 +77,15 @@ def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:
     return replace(valued, lengths=lengths)
 
 
-class LengthCount(Mergeable):
-    """Adds up the lengths of rows, in tokens. Memory grows with the number of different lengths alone."""
-
-    def __init__(self) -> None:
-        self._rows: Counter[int] = Counter()
-
-    def add(self, tokens: int) -> None:
-        self._rows[tokens] += 1
-
-    @property
-    def result(self) -> LengthCounts:
-        return LengthCounts(
-            rows=self._rows.total(),
-            mean=round(sum(length * rows for length, rows in self._rows.items()) / max(self._rows.total(), 1), 1),
-            median=quantile(self._rows, 0.5),
-            p95=quantile(self._rows, 0.95),
-            longest=max(self._rows, default=0),
-        )
+def summarise_lengths(rows: Counter[int]) -> LengthCounts:
+    """Describe lengths, of which `rows` says how many rows have each."""
+    return LengthCounts(
+        rows=rows.total(),
+        mean=round(sum(length * count for length, count in rows.items()) / max(rows.total(), 1), 1),
+        median=quantile(rows, 0.5),
+        p95=quantile(rows, 0.95),
+        longest=max(rows, default=0),
+    )
 
 
 def quantile(counts: Mapping[int, int], share: float) -> int:
@@ -104,31 +96,6 @@ def quantile(counts: Mapping[int, int], share: float) -> int:
         if left <= 0:
             return length
     return 0
-
-
-class BiasCount(Mergeable):
-    """Adds up how much longer the chosen texts are than the rejected ones, in characters."""
-
-    def __init__(self) -> None:
-        self._pairs = self._chosen = self._rejected = self._longer = self._shorter = 0
-
-    def add(self, chosen: int, rejected: int) -> None:
-        self._pairs += 1
-        self._chosen += chosen
-        self._rejected += rejected
-        self._longer += chosen > rejected
-        self._shorter += chosen < rejected
-
-    @property
-    def result(self) -> LengthBias:
-        """What a model could learn from the lengths alone."""
-        return LengthBias(
-            pairs=self._pairs,
-            chosen_characters=round(self._chosen / max(self._pairs, 1), 1),
-            rejected_characters=round(self._rejected / max(self._pairs, 1), 1),
-            chosen_longer=self._longer,
-            chosen_shorter=self._shorter,
-        )
 
 
 class Selected(NamedTuple):
@@ -149,11 +116,19 @@ def select(
 
 def _pass_gates(kind: Kind, candidates: Sequence[Candidate], context: Context) -> Selected:
     kept, dropped = candidates, {}
-    for gate in gates_of(kind):
-        passed = gate.keep(context, kept)
-        dropped[gate.name] = len(kept) - len(passed)
-        kept = passed
+    for gate, came, kept in _walk_gates(kind, candidates, context):
+        dropped[gate.name] = len(came) - len(kept)
     return Selected(len(candidates), kept, dropped)
+
+
+def _walk_gates(
+    kind: Kind, candidates: Sequence[Candidate], context: Context
+) -> Iterator[tuple[Gate, Sequence[Candidate], Sequence[Candidate]]]:
+    """Yield every gate in turn, the candidates that came to it, and those that passed."""
+    for gate in gates_of(kind):
+        passed = gate.keep(context, candidates)
+        yield gate, candidates, passed
+        candidates = passed
 
 
 class SelectionCount(Mergeable):
@@ -162,17 +137,19 @@ class SelectionCount(Mergeable):
     def __init__(self) -> None:
         self._candidates: Counter[tuple[Role, Kind]] = Counter()
         self._dropped: dict[tuple[Role, Kind], Counter[str]] = {each: Counter() for each in product(PLAYERS, KINDS)}
-        self._lengths = {each: LengthCount() for each in product(PLAYERS, KINDS)}
-        self._bias = {role: BiasCount() for role in PLAYERS}
+        self._lengths: dict[tuple[Role, Kind], Counter[int]] = {each: Counter() for each in product(PLAYERS, KINDS)}
+        """Rows by their tokens."""
+        self._bias: dict[Role, Counter[str]] = {role: Counter() for role in PLAYERS}
 
     def add(self, role: Role, selected: Mapping[Kind, Selected]) -> None:
         for kind, found in selected.items():
             self._candidates[role, kind] += found.candidates
             self._dropped[role, kind].update(found.dropped)
-            for one in found.kept:
-                self._lengths[role, kind].add(one.tokens)
+            self._lengths[role, kind].update(one.tokens for one in found.kept)
         for pair in selected["dpo"].kept:
-            self._bias[role].add(len(pair.chosen.text), len(pair.rejected.text))
+            chosen, rejected = (len(each.text) for each in pair.texts)
+            longer, shorter = chosen > rejected, chosen < rejected
+            self._bias[role].update(pairs=1, chosen=chosen, rejected=rejected, longer=longer, shorter=shorter)
 
     @property
     def counts(self) -> dict[str, dict[str, RowCounts]]:
@@ -180,12 +157,118 @@ class SelectionCount(Mergeable):
 
     @property
     def lengths(self) -> dict[str, dict[str, LengthCounts]]:
-        return {role.value: {kind: self._lengths[role, kind].result for kind in KINDS} for role in PLAYERS}
+        return {role.value: {kind: summarise_lengths(self._lengths[role, kind]) for kind in KINDS} for role in PLAYERS}
 
     @property
     def length_bias(self) -> dict[str, LengthBias]:
-        return {role.value: self._bias[role].result for role in PLAYERS}
+        return {role.value: _length_bias(self._bias[role]) for role in PLAYERS}
 
     def _counts_of(self, role: Role, kind: Kind) -> RowCounts:
         candidates, dropped = self._candidates[role, kind], self._dropped[role, kind]
         return RowCounts(candidates=candidates, kept=candidates - dropped.total(), dropped=dict(dropped))
+
+
+def _length_bias(counts: Counter[str]) -> LengthBias:
+    """What a model could learn from the lengths alone."""
+    return LengthBias(
+        pairs=counts["pairs"],
+        chosen_characters=round(counts["chosen"] / max(counts["pairs"], 1), 1),
+        rejected_characters=round(counts["rejected"] / max(counts["pairs"], 1), 1),
+        chosen_longer=counts["longer"],
+        chosen_shorter=counts["shorter"],
+    )
+
+
+class Decision(Recorded):
+    """What became of one candidate for a row."""
+
+    row_id: str
+    kept: bool
+    """Whether the row is in its file."""
+    passed: tuple[str, ...] = ()
+    """The gates that it passed, in order."""
+    left_out_by: str | None = None
+    """The gate that it did not pass; None also where it never came to the gates."""
+    why: str
+
+
+class _Passage(NamedTuple):
+    """How far a candidate came: the gates that it passed, and the one that it did not."""
+
+    passed: tuple[str, ...]
+    dropped_by: str | None = None
+    grounds: str = ""
+
+
+class GateTrace:
+    """What became of one role's candidates in one tree. `stored` are the ids of the rows that the files hold."""
+
+    def __init__(self, context: Context, stored: Collection[str]) -> None:
+        self.valued = context.valued
+        self.role = context.role
+        self.stored = stored
+        known = label_nodes(context.valued, context.role)
+        self._known = {one.node.address: one for one in known}
+        self._passages = {
+            self._id(kind, *addresses): passage
+            for kind in KINDS
+            for addresses, passage in _trace(kind, find_candidates(kind, known), context).items()
+        }
+
+    def decide(self, kind: Kind, *addresses: Address) -> Decision:
+        """Say what became of a text as an `sft` or `kto` row, or of two siblings as a pair in this order."""
+        name = self._id(kind, *addresses)
+        passage, kept = self._passages.get(name), name in self.stored
+        passed, gate, grounds = passage or _Passage(())
+        if passage is None:
+            why = self._why_no_candidate(kind, *addresses)
+            why = f"the file holds it, though {why}; see: malt verify" if kept else f"no candidate: {why}"
+        elif gate is None:
+            why = "kept" if kept else "no gate leaves it out, yet the file does not hold it; see: malt verify"
+        else:
+            why = f"left out by {gate}: {grounds}"
+            why = f"the file holds it, though it should be {why}; see: malt verify" if kept else why
+        return Decision(row_id=name, kept=kept, passed=passed, left_out_by=gate, why=why)
+
+    def decide_all(self, address: Address) -> Iterator[Decision]:
+        """Say what became of a text: by itself, and paired with each of its siblings."""
+        yield from (self.decide(kind, address) for kind in TEXT_KINDS)
+        for node in self.valued.siblings(address.parent):
+            if node.address != address:
+                is_rejected = self.pair(node.address, address) is not None
+                yield self.decide("dpo", *((node.address, address) if is_rejected else (address, node.address)))
+
+    def pair(self, first: Address, second: Address) -> Candidate | None:
+        """Return two siblings as a candidate; None where they are none in this order."""
+        chosen, rejected = self._known.get(first), self._known.get(second)
+        if not (chosen and rejected and chosen.is_right and not rejected.is_right):
+            return None
+        return Candidate((chosen, rejected))
+
+    def _why_no_candidate(self, kind: Kind, *addresses: Address) -> str:
+        for address in addresses:
+            if address not in self._known:
+                ungraded = "its grade" if address.is_leaf else "the grade of every leaf below"
+                return f"{address} has no label, as {ungraded} is unknown"
+        if kind == "sft":
+            return "labelled negative, and sft takes only what is labelled positive"
+        first, second = addresses
+        if self.pair(second, first):
+            return f"{second} is the one labelled positive; the pair is {self._id(kind, second, first)}"
+        label = "positive" if self._known[first].is_right else "negative"
+        return f"both are labelled {label}; a pair needs one of each"
+
+    def _id(self, kind: Kind, *addresses: Address) -> str:
+        return row_id(f"{kind}-{self.role}", self.valued, *addresses)
+
+
+def _trace(kind: Kind, candidates: Sequence[Candidate], context: Context) -> dict[tuple[Address, ...], _Passage]:
+    """Note how far each candidate comes."""
+    found: dict[tuple[Address, ...], _Passage] = {}
+    kept, passed = candidates, tuple[str, ...]()
+    for gate, came, kept in _walk_gates(kind, candidates, context):
+        left = {one.addresses for one in kept}
+        dropped = (one for one in came if one.addresses not in left)
+        found.update((one.addresses, _Passage(passed, gate.name, gate.explain(context, one))) for one in dropped)
+        passed = (*passed, gate.name)
+    return found | {one.addresses: _Passage(passed) for one in kept}

@@ -17,7 +17,7 @@ from malt.llm.request import Completion
 from malt.sanitize import replace_lone_surrogates
 from malt.trees.credit import ValuedTree
 from malt.trees.growth import nodes_per_question
-from malt.trees.tree import Address, FailedBranch
+from malt.trees.tree import FailedBranch
 
 _DISTRIBUTION = "malt-trees"
 
@@ -137,11 +137,17 @@ class TreeCount(Mergeable):
         self.failures += valued.tree.failures
         if valued.tree.complete:
             self._complete += 1
-            for address in valued.tree.nodes:
-                self._add_node(valued, address)
+            for address, node in valued.tree.nodes.items():
+                self.usage[node.role].add(node.completion)
+                self._nodes[node.role] += 1
+                self._statuses[node.status] += 1
+                self._labels[node.role, valued.label(address)] += 1
+                if address.is_leaf:
+                    self._outcomes[valued.grades[address].outcome] += 1
 
     @property
     def counts(self) -> Counts:
+        labels = self._labels
         return Counts(
             questions=self._questions,
             complete=self._complete,
@@ -149,21 +155,11 @@ class TreeCount(Mergeable):
             nodes={role: self._nodes[role] for role in PLAYERS},
             statuses=dict(sorted(self._statuses.items())),
             outcomes=dict(sorted(self._outcomes.items())),
-            labels={role: self._labels_of(role) for role in PLAYERS},
+            labels={
+                role: LabelCounts(right=labels[role, True], wrong=labels[role, False], none=labels[role, None])
+                for role in PLAYERS
+            },
         )
-
-    def _add_node(self, valued: ValuedTree, address: Address) -> None:
-        node, role = valued.tree.nodes[address], address.role
-        self.usage[role].add(node.completion)
-        self._nodes[role] += 1
-        self._statuses[node.status] += 1
-        self._labels[role, valued.label(address)] += 1
-        if address.is_leaf:
-            self._outcomes[valued.grades[address].outcome] += 1
-
-    def _labels_of(self, role: Role) -> LabelCounts:
-        labels = self._labels
-        return LabelCounts(right=labels[role, True], wrong=labels[role, False], none=labels[role, None])
 
 
 def as_failure(branch: FailedBranch) -> Failure:

@@ -142,8 +142,9 @@ class DiagnosticsCount(Mergeable):
     def __init__(self, spec: RunSpec) -> None:
         self._graders = diagnosing(spec.evaluator)
         self._truncated: Truth = False if spec.credit.truncated == "wrong" else None
-        self._generations, self._refinements, self._leaves = TruthCount(), TruthCount(), TruthCount()
-        self._generations_vote, self._leaves_vote, self._any_leaf = TruthCount(), TruthCount(), TruthCount()
+        answers = ("generator", "refiner", "leaves", "generations_vote", "leaves_vote", "any_leaf")
+        self._truths = {name: TruthCount() for name in answers}
+        """By the field of `Diagnostics`."""
         self._values: Counter[tuple[Role, int, bool]] = Counter()
         self._flips: Counter[tuple[Truth, Truth]] = Counter()
         self._verdicts: Counter[tuple[Truth, Truth]] = Counter()
@@ -172,12 +173,7 @@ class DiagnosticsCount(Mergeable):
     def result(self) -> Diagnostics:
         return Diagnostics(
             graders=self._graders,
-            generator=self._generations.accuracy,
-            refiner=self._refinements.accuracy,
-            leaves=self._leaves.accuracy,
-            generations_vote=self._generations_vote.accuracy,
-            leaves_vote=self._leaves_vote.accuracy,
-            any_leaf=self._any_leaf.accuracy,
+            **{name: count.accuracy for name, count in self._truths.items()},
             values={role.value: self._values_of(role) for role in PLAYERS},
             flips=_flip_table(self._flips),
             verdicts=_verdict_table(self._verdicts),
@@ -216,12 +212,12 @@ class DiagnosticsCount(Mergeable):
         last = sorted(leaf.address for leaf in valued.tree.leaves)
         generations = [self._ballot(*valued.diagnosis.get(address, _NOT_DIAGNOSED)) for address in first]
         leaves = [self._ballot(valued.grades[leaf].outcome, valued.grades[leaf].answer) for leaf in last]
-        self._generations.add(ballot.truth for ballot in generations)
-        self._refinements.add(self._own_truth(valued, leaf) for leaf in last)
-        self._leaves.add(ballot.truth for ballot in leaves)
-        self._generations_vote.add([majority(generations)])
-        self._leaves_vote.add([majority(leaves)])
-        self._any_leaf.add([any_right(leaves)])
+        self._truths["generator"].add(ballot.truth for ballot in generations)
+        self._truths["refiner"].add(self._own_truth(valued, leaf) for leaf in last)
+        self._truths["leaves"].add(ballot.truth for ballot in leaves)
+        self._truths["generations_vote"].add([majority(generations)])
+        self._truths["leaves_vote"].add([majority(leaves)])
+        self._truths["any_leaf"].add([any_right(leaves)])
 
     def _ballot(self, outcome: Outcome, answer: str | None) -> Ballot:
         return Ballot(answer, self._truth(outcome), is_cast=outcome not in _NO_ANSWER)

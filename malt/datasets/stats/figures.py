@@ -1,6 +1,6 @@
 """The figures of a report, each a table of rows from a version's manifest; in words; and how numbers are written."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,21 +12,6 @@ from malt.grading.grades import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class RoleFigure(NamedTuple):
-    """Who played a role, and what came of it."""
-
-    role: str
-    model: str
-    samples: int
-    temperature: float | None
-    """None: the provider's default."""
-    max_tokens: int | None
-    nodes: int
-    right: int
-    wrong: int
-    no_label: int
 
 
 class Measure(NamedTuple):
@@ -59,56 +44,6 @@ class Mix(NamedTuple):
     kind: str
     questions: int
     percent: float | None
-
-
-class Yield(NamedTuple):
-    """What one role gives one kind of training row."""
-
-    role: str
-    kind: str
-    candidates: int
-    kept: int
-
-
-class Loss(NamedTuple):
-    """Candidates that one gate left out."""
-
-    role: str
-    kind: str
-    gate: str
-    lost: int
-
-
-class ValueBin(NamedTuple):
-    """Nodes of one role whose value is in one tenth."""
-
-    role: str
-    low: float
-    high: float
-    right: int
-    wrong: int
-
-
-class UsageFigure(NamedTuple):
-    """What a role's completions took."""
-
-    role: str
-    completions: int
-    prompt_tokens: int | None
-    """None: some completion does not say."""
-    completion_tokens: int | None
-    cost_usd: float | None
-    known: int
-    """Completions whose cost is known."""
-    known_usd: float
-    """What those cost."""
-
-
-def list_roles(manifest: Manifest) -> Iterator[RoleFigure]:
-    for role in PLAYERS:
-        spec, labels, nodes = manifest.spec.roles[role], manifest.counts.labels[role], manifest.counts.nodes[role]
-        labelled = labels.right, labels.wrong, labels.none
-        yield RoleFigure(role.value, spec.model, spec.samples, spec.temperature, spec.max_tokens, nodes, *labelled)
 
 
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
@@ -160,49 +95,47 @@ def list_mix(manifest: Manifest) -> list[Mix]:
     return [Mix(kind, number, percent(number, counts.questions)) for kind, number in kinds.items()]
 
 
-def list_yields(manifest: Manifest) -> Iterator[Yield]:
-    for role, kinds in manifest.selection.items():
-        for kind, rows in kinds.items():
-            yield Yield(role, kind, rows.candidates, rows.kept)
-
-
-def list_losses(manifest: Manifest) -> Iterator[Loss]:
-    """Yield what every gate left out, by role and kind of row, in the order of the gates."""
-    for role, kinds in manifest.selection.items():
-        for kind, rows in kinds.items():
-            yield from (Loss(role, kind, gate, lost) for gate, lost in rows.dropped.items())
-
-
-def list_values(manifest: Manifest) -> Iterator[ValueBin]:
-    for role, found in manifest.diagnostics.values.items():
-        bins = len(found.right)
-        for place, (right, wrong) in enumerate(zip(found.right, found.wrong, strict=True)):
-            yield ValueBin(role, place / bins, (place + 1) / bins, right, wrong)
-
-
-def list_usage(manifest: Manifest) -> Iterator[UsageFigure]:
-    """Yield what each role's completions took, the judge's too where that is known."""
-    for role, used in manifest.tokens.items():
-        cost, tokens = manifest.cost[role], (used.completions, used.prompt_tokens, used.completion_tokens)
-        yield UsageFigure(role, *tokens, cost.cost_usd, cost.known, cost.known_usd)
-
-
-_FIGURES: Mapping[str, tuple[type[NamedTuple], Callable[[Manifest], Iterable[NamedTuple]]]] = {
-    "asked": (RoleFigure, list_roles),
-    "accuracy": (Measure, measure_accuracy),
-    "flips": (Flip, list_flips),
-    "mix": (Mix, list_mix),
-    "yields": (Yield, list_yields),
-    "losses": (Loss, list_losses),
-    "values": (ValueBin, list_values),
-    "used": (UsageFigure, list_usage),
-}
-
-
 def tabulate_figures(manifest: Manifest) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
-    return {name: pd.DataFrame([*rows(manifest)], columns=[*row._fields]) for name, (row, rows) in _FIGURES.items()}
+    selected = [(role, kind, rows) for role, kinds in manifest.selection.items() for kind, rows in kinds.items()]
+    yields = [(role, kind, rows.candidates, rows.kept) for role, kind, rows in selected]
+    losses = [(role, kind, gate, lost) for role, kind, rows in selected for gate, lost in rows.dropped.items()]
+    values = [
+        (role, place / len(found.right), (place + 1) / len(found.right), *labelled)
+        for role, found in manifest.diagnostics.values.items()
+        for place, labelled in enumerate(zip(found.right, found.wrong, strict=True))
+    ]
+    used = [
+        {"role": role, **tokens.model_dump(), **manifest.cost[role].model_dump()}
+        for role, tokens in manifest.tokens.items()
+    ]
+    return {
+        "asked": pd.DataFrame(_list_roles(manifest)),
+        "accuracy": pd.DataFrame([*measure_accuracy(manifest)]),
+        "flips": pd.DataFrame(list_flips(manifest), columns=[*Flip._fields]),
+        "mix": pd.DataFrame(list_mix(manifest)),
+        "yields": pd.DataFrame(yields, columns=["role", "kind", "candidates", "kept"]),
+        "losses": pd.DataFrame(losses, columns=["role", "kind", "gate", "lost"]),
+        "values": pd.DataFrame(values, columns=["role", "low", "high", "right", "wrong"]),
+        "used": pd.DataFrame(used),
+    }
+
+
+def _list_roles(manifest: Manifest) -> list[dict[str, object]]:
+    """List who played each role, and what came of it."""
+    settings = ("model", "samples", "temperature", "max_tokens")
+    return [
+        {
+            "role": role.value,
+            **{name: getattr(manifest.spec.roles[role], name) for name in settings},
+            "nodes": manifest.counts.nodes[role],
+            "right": manifest.counts.labels[role].right,
+            "wrong": manifest.counts.labels[role].wrong,
+            "no_label": manifest.counts.labels[role].none,
+        }
+        for role in PLAYERS
+    ]
 
 
 def format_count(number: int | None) -> str:
@@ -232,20 +165,16 @@ class Finding(NamedTuple):
 
 def describe_diagnostics(found: Diagnostics) -> list[Finding]:
     """Put the diagnostics in words, a line each."""
+    unread, disputed = format_share(found.unread.percent), format_share(found.disputed.percent)
     return [
         Finding("leaves", _accuracy(found.leaves)),
         Finding("graded by", _list_counts(found.graded_by) or "nobody"),
         *([Finding("unknown", describe_unknown(found.unknown))] if found.unknown else ()),
-        Finding("not read", _doubts(found)),
+        Finding("not read", f"{unread} of leaves, and so wrong; {disputed} disputed"),
         *(_compare_answers(found) if found.graders else [Finding("generations", _NOT_DIAGNOSED)]),
         Finding("questions", _question_mix(found)),
         *_texts(found),
     ]
-
-
-def _doubts(found: Diagnostics) -> str:
-    disputed = format_share(found.disputed.percent)
-    return f"{format_share(found.unread.percent)} of leaves, and so wrong; {disputed} disputed"
 
 
 def _compare_answers(found: Diagnostics) -> list[Finding]:

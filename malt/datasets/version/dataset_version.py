@@ -126,14 +126,11 @@ class DatasetVersion(Published[Manifest]):
         )
 
     def _frame(self, file: str, question_id: str | None = None) -> "pd.DataFrame":
-        import pandas as pd
+        from malt.datasets.version.reading import read_table, reading
 
-        from malt.datasets.version.reading import open_parquet, reading
-
-        filters = None if question_id is None else [("question_id", "==", question_id)]
         with reading(self.path, str(self.path / file)):
-            open_parquet(self.path / file).close()
-            return pd.read_parquet(self.path / file, engine="pyarrow", filters=filters)
+            frame: pd.DataFrame = read_table(self, file, question_id).to_pandas()
+        return frame
 
 
 def open_version(reference: str | Path, datasets_dir: Path | None = None) -> DatasetVersion:
@@ -169,7 +166,12 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
         kind = folder.parent.name.removesuffix("s") if folder.parent.name in SHELVES else "dataset"
         raise VersionError(f"no {kind} {folder.name!r} in {place}; there are: {others}")
     if wanted == LATEST:
-        return _choose_latest(folder)
+        if (number := latest_number(folder)) is not None:
+            return number
+        raise VersionError(
+            f"dataset {folder.name!r} has no latest version: {why_not_latest(folder, numbers[-1])}. To use it all the "
+            f"same, name it: {folder.name}@v{numbers[-1]}"
+        )
     is_tag = TAG.fullmatch(wanted) is not None
     number = tags.get(wanted) if is_tag else int(wanted.removeprefix("v"))
     if number in folder_numbers(folder):
@@ -177,17 +179,6 @@ def choose_number(folder: Path, wanted: str = LATEST) -> int:
     there = ", ".join([*(f"v{each}" for each in numbers), *tags])
     missing = f"tag {wanted}" if is_tag else f"version v{number}"
     raise VersionError(f"dataset {folder.name!r} has no {missing}; there are: {there}")
-
-
-def _choose_latest(folder: Path) -> int:
-    number = latest_number(folder)
-    if number is not None:
-        return number
-    newest = version_numbers(folder)[-1]
-    raise VersionError(
-        f"dataset {folder.name!r} has no latest version: {why_not_latest(folder, newest)}. To use it all the same, "
-        f"name it: {folder.name}@v{newest}"
-    )
 
 
 def open_folder(path: Path) -> DatasetVersion:

@@ -150,21 +150,6 @@ def last_touched(entry: Path) -> float:
     return time.time()
 
 
-def claim(staging: Path, folder: Path, number: int) -> Path | None:
-    """Make a finished folder version `number`, and `latest` name it unless it is withheld.
-
-    None where others took that number meanwhile.
-    """
-    _seal_tree(staging)
-    with lock_folder(folder):
-        if _next_number(folder) != number:
-            return None
-        version = staging.rename(folder / f"v{number}")
-        sync(folder)
-        point_latest(folder)
-    return version
-
-
 def latest_number(folder: Path) -> int | None:
     """Return the number of the newest version that is not withheld; a damaged one is taken for good."""
     return next((number for number in reversed(version_numbers(folder)) if not why_not_latest(folder, number)), None)
@@ -316,8 +301,9 @@ class Placed(NamedTuple):
 def place_next(
     staging: Path, folder: Path, describe: Callable[[int, Parent | None], M], name: Callable[[M], None]
 ) -> Placed:
-    """Make a finished folder the next version; where the newest has the same content, it is that one.
+    """Make a finished folder the next version, and `latest` name it unless it is withheld.
 
+    Where the newest has the same content, it is that one.
     `describe` says what it is as a version of a number, with the version before it; `name` writes that into the folder.
     """
     while True:
@@ -329,9 +315,13 @@ def place_next(
                 point_latest(folder)
             return Placed((folder / f"v{parent.version}").resolve(), created=False)
         name(manifest)
-        path = claim(staging, folder, number)
-        if path is not None:
-            return Placed(path.resolve(), created=True)
+        _seal_tree(staging)
+        with lock_folder(folder):
+            if _next_number(folder) == number:  # others may have taken it meanwhile
+                path = staging.rename(folder / f"v{number}")
+                sync(folder)
+                point_latest(folder)
+                return Placed(path.resolve(), created=True)
 
 
 def _readable_newest(folder: Path) -> Parent | None:

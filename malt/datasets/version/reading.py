@@ -115,12 +115,17 @@ def read_file(
     version: "DatasetVersion", file: str, question_id: str | None = None, columns: list[str] | None = None
 ) -> list[Row]:
     """Read rows of a file. Raises `VersionError` where that cannot be done."""
-    filters = None if question_id is None else [("question_id", "==", question_id)]
     with reading(version.path, str(version.path / file)):
-        open_parquet(version.path / file).close()
-        table = pq.read_table(version.path / file, columns=columns, filters=filters, partitioning=None)
-    rows: list[Row] = table.to_pylist()
+        rows: list[Row] = read_table(version, file, question_id, columns).to_pylist()
     return rows
+
+
+def read_table(
+    version: "DatasetVersion", file: str, question_id: str | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    filters = None if question_id is None else [("question_id", "==", question_id)]
+    open_parquet(version.path / file).close()
+    return pq.read_table(version.path / file, columns=columns, filters=filters, partitioning=None)
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -223,17 +228,10 @@ def _restore_grade(row: TrajectoryRow, evaluator: EvaluatorSpec) -> Grade:
 def _restore_question(row: QuestionRow) -> Question:
     """Rebuild a question; raises `ValueError` where something is empty that every question has."""
     choices, metadata = tuple(row["choices"]), json.loads(row["metadata"])
-    texts = (row["question_id"], row["question"], row["ground_truth"], row["reference"], *choices)
-    if None in texts or not isinstance(metadata, dict):
+    texts: dict[str, Any] = {name: dict(row)[name] for name in ("question_id", "question", "ground_truth", "reference")}
+    if None in (*texts.values(), *choices) or not isinstance(metadata, dict):
         raise ValueError(f"question {row['question_id']!r} lacks a text, or its metadata is no object")
-    return Question(
-        question_id=row["question_id"],
-        question=row["question"],
-        ground_truth=row["ground_truth"],
-        reference=row["reference"],
-        choices=choices,
-        metadata=metadata,
-    )
+    return Question(**texts, choices=choices, metadata=metadata)
 
 
 def exclusion_of(row: QuestionRow) -> Exclusion | None:

@@ -1,7 +1,6 @@
 """Comparing two readings: the same mathematics, exactly. Order, kind and unit count as the reference has them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
@@ -41,7 +40,8 @@ def same(reference: Reading, answer: Reading) -> bool:
         case (Chain(), _) | (_, Chain()):
             return _same_chains(reference, answer)
         case MathValue(), MathValue():
-            return _same_values(reference, answer)
+            near = (_are_near(reference, left, answer, right) for left, right in _readings(reference, answer))
+            return _same_units(reference.unit, answer.unit) and any(near)
         case Based(), MathValue():
             return answer.decimal == reference.digits and answer.unit == 1
         case Items("either"), Region(points):
@@ -65,11 +65,6 @@ def _unwrapped(reading: Reading) -> Reading:
 # Values.
 
 
-def _same_values(reference: MathValue, answer: MathValue) -> bool:
-    near = (_are_near(reference, left, answer, right) for left, right in _readings(reference, answer))
-    return _same_units(reference.unit, answer.unit) and any(near)
-
-
 def _readings(reference: MathValue, answer: MathValue) -> Iterator[tuple[Expr, Expr]]:
     """Yield the pairs to compare: a percentage on one side alone may have been left out, or carried out."""
     yield reference.expr, answer.expr
@@ -89,13 +84,9 @@ def _are_near(reference: MathValue, left: Expr, answer: MathValue, right: Expr) 
         return True
     if left.free_symbols or right.free_symbols:
         return False
-    if _is_shorter(reference.decimal, answer.decimal):
+    if answer.decimal is None or (reference.decimal is not None and len(reference.decimal) < len(answer.decimal)):
         return _is_rounding(reference.decimal, left, right)
     return _is_rounding(answer.decimal, right, left)
-
-
-def _is_shorter(reference: str | None, answer: str | None) -> bool:
-    return answer is None or (reference is not None and len(reference) < len(answer))
 
 
 def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
@@ -106,13 +97,9 @@ def _is_rounding(written: str | None, value: Expr, exact: Expr) -> bool:
     if len(digits.replace(".", "").lstrip("0")) < _LEAST_FIGURES:
         return False
     last = Rational(10) ** (int(exponent or 0) - len(digits.partition(".")[2]))
-    if exact.is_Rational and decimal_places(_fraction(exact)) == decimal_places(_fraction(value)):
+    if exact.is_Rational and decimal_places(exact.q) == decimal_places(value.q):
         return False
     return bool(abs(exact - value).evalf(_PRECISION) <= last / 2)
-
-
-def _fraction(value: Rational) -> Fraction:
-    return Fraction(int(value.p), int(value.q))
 
 
 _COORDINATES = [Rational(top, bottom) for bottom, top in pairwise((5, 7, 11, 13, 17, 19, 23, 29))]
@@ -215,7 +202,10 @@ def _same_regions(reference: sympy.Set | None, answer: sympy.Set | None) -> bool
     if reference == answer:
         return True
     left, right = _pieces(reference), _pieces(answer)
-    return left is not None and right is not None and len(left) == len(right) and all(map(_same_piece, left, right))
+    if left is None or right is None or len(left) != len(right):
+        return False
+    pairs = zip(left, right, strict=True)
+    return all(one[2:] == other[2:] and all(map(_same_expression, one[:2], other[:2])) for one, other in pairs)
 
 
 _Piece = tuple[Expr, Expr, bool, bool]
@@ -232,10 +222,6 @@ def _pieces(region: sympy.Set) -> list[_Piece] | None:
         else:
             return None
     return sorted(found, key=lambda piece: float(piece[0]))
-
-
-def _same_piece(left: _Piece, right: _Piece) -> bool:
-    return left[2:] == right[2:] and all(map(_same_expression, left[:2], right[:2]))
 
 
 # Relations.

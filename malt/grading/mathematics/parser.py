@@ -12,6 +12,7 @@ from sympy import Expr, Integer, Rational, Symbol
 
 from malt.grading.mathematics.readings import (
     DEGREE,
+    EITHER_SIGN,
     PERCENT,
     Based,
     Chain,
@@ -22,7 +23,6 @@ from malt.grading.mathematics.readings import (
     Words,
     bounded,
     finite,
-    has_either_sign,
     has_unit,
     is_symbol,
     is_unit,
@@ -160,7 +160,7 @@ class Parser(TokenCursor):
         total = signed(sign or "+", whole(first))
         while sign := self.take(*_SIGNS):
             total, decimal = finite(total) + signed(sign, finite(whole(self._product()))), None
-        written = None if has_either_sign(total) else decimal
+        written = None if total.has(EITHER_SIGN) else decimal
         return measured(total, written and ("-" + written if total.is_negative else written))
 
     def _product(self) -> Reading:

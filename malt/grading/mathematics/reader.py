@@ -133,10 +133,6 @@ def _root(parser: Parser, name: str) -> Reading:
     return MathValue(sympy.root(finite(whole(parser.atom())), degree))
 
 
-def _binomial(parser: Parser, _name: str) -> Reading:
-    return MathValue(sympy.binomial(*(bounded(_argument(parser), 10**6) for _ in range(2))))
-
-
 def _rounded(parser: Parser, name: str) -> Reading:
     inner = whole(parser.sum())
     parser.expect("r" + name[1:])
@@ -160,10 +156,6 @@ def _function(parser: Parser, name: str) -> Reading:
     else:
         value = apply(name, arguments, base, inverse=power == -1)
     return MathValue(value if power in (None, -1) else raise_to(value, power))
-
-
-def _accented(parser: Parser, name: str) -> Reading:
-    return MathValue(Symbol(f"{name} {_name_text(parser)}"))
 
 
 def _name_text(parser: Parser) -> str:
@@ -260,12 +252,12 @@ _OPENINGS: Mapping[str, Callable[[Parser, str], Reading]] = {
     "|": _absolute,
     **dict.fromkeys((*GREEK, "ell"), lambda parser, name: parser.named(name + parser.index())),
     **dict.fromkeys(_CONSTANTS, lambda _parser, name: MathValue(_CONSTANTS[name])),
-    **dict.fromkeys(_ACCENTS, _accented),
+    **dict.fromkeys(_ACCENTS, lambda parser, name: MathValue(Symbol(f"{name} {_name_text(parser)}"))),
     **dict.fromkeys(FUNCTIONS, _function),
     **dict.fromkeys(("sqrt", "cbrt"), _root),
     **dict.fromkeys(("lfloor", "lceil"), _rounded),
     "frac": _fraction,
-    "binom": _binomial,
+    "binom": lambda parser, _name: MathValue(sympy.binomial(*(bounded(_argument(parser), 10**6) for _ in range(2)))),
     "langle": lambda parser, _name: Items("round", tuple(parser.inside_up_to("rangle"))),
     "mathbb": _number_set,
     "begin": _matrix,

@@ -10,7 +10,7 @@ from malt.grading.mathematics.tokens import Unread
 
 _LARGEST_POWER = 100_000
 """Bits of a whole number past which a power is not carried out."""
-_EITHER_SIGN = Symbol("±")
+EITHER_SIGN = Symbol("±")
 """Stands in an expression for either sign, until the reading is split in two."""
 
 
@@ -101,8 +101,8 @@ def split_signs(reading: Reading) -> Reading:
         if reading.kind in UNORDERED:
             items = tuple(inner for item in items for inner in _flat(item))
         return Items(reading.kind, items)
-    if isinstance(reading, MathValue) and reading.expr.has(_EITHER_SIGN):
-        both = (reading._replace(expr=reading.expr.subs(_EITHER_SIGN, sign)) for sign in (1, -1))
+    if isinstance(reading, MathValue) and reading.expr.has(EITHER_SIGN):
+        both = (reading._replace(expr=reading.expr.subs(EITHER_SIGN, sign)) for sign in (1, -1))
         return Items("list", tuple(both))
     return reading
 
@@ -145,12 +145,7 @@ def measured(expr: Expr, decimal: str | None) -> MathValue:
 
 def signed(sign: str, value: Expr) -> Expr:
     """Return a value with a sign before it, which may be `±`."""
-    return value * {"+": Integer(1), "-": Integer(-1), "pm": _EITHER_SIGN, "mp": -_EITHER_SIGN}[sign]
-
-
-def has_either_sign(value: Expr) -> bool:
-    """Whether a `±` stands in a value."""
-    return bool(value.has(_EITHER_SIGN))
+    return value * {"+": Integer(1), "-": Integer(-1), "pm": EITHER_SIGN, "mp": -EITHER_SIGN}[sign]
 
 
 def bounded(value: Expr, most: int) -> Expr:

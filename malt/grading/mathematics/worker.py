@@ -8,7 +8,6 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from malt.grading.mathematics.tokens import Unread
-from malt.grading.process_pool import prepared_by
 
 if TYPE_CHECKING:
     from malt.grading.mathematics.readings import Reading
@@ -18,7 +17,8 @@ _MEMORY_LIMIT_BYTES = 2 * 1024**3
 
 
 @cache
-def _prepare() -> None:
+def prepare_process() -> None:
+    """Import what takes long, and bound the memory; see process_pool.py."""
     for name in ("math_verify", "malt.grading.mathematics.compare", "malt.grading.mathematics.reader"):
         importlib.import_module(name)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it would warn that its own time limit is off
@@ -39,7 +39,6 @@ class MathVerdict(NamedTuple):
     words: bool = False
 
 
-@prepared_by(_prepare)
 def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     """Compare an answer to a reference as mathematics: both are read whole, or they are not compared.
 
@@ -63,7 +62,6 @@ def compare_math(reference: str, answer: str, question: str) -> MathVerdict:
     return MathVerdict("equal" if equal else "different", words=words)
 
 
-@prepared_by(_prepare)
 def is_mathematics(reference: str, question: str, may_be_words: bool) -> bool:
     """Say whether a reference is read whole as mathematics; words are it where they were marked as `\\text`."""
     from malt.grading.mathematics.readings import Words
@@ -83,7 +81,6 @@ def _is_known(reference: str) -> bool:
     return any(not isinstance(each, str) for each in found)
 
 
-@prepared_by(_prepare)
 def is_expression(reference: str, question: str) -> bool:
     from malt.grading.mathematics.readings import MathValue
 

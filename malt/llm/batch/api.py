@@ -226,10 +226,6 @@ _CLOCK_SKEW_S = 3600.0
 """Seconds before the recorded time from which a batch is searched for."""
 
 
-async def _find_nothing() -> None:
-    """Return nothing."""
-
-
 class Gone(Exception):  # noqa: N818 - an answer, not an error
     """The provider knows no such thing: 404."""
 
@@ -317,7 +313,7 @@ class BatchClient:
         self,
         call: Callable[[Route], T],
         at_least_s: float = 0.0,
-        again: Callable[[], Awaitable[T | None]] = _find_nothing,
+        again: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T:
         """Make a blocking call until it is answered, or `again`, asked before each further one, has the answer."""
         route, started, failures = await find_route(self.model), time.monotonic(), 0
@@ -341,7 +337,7 @@ class BatchClient:
                     "when the endpoint is up"
                 )
             await asyncio.sleep(wait_s)
-            if (found := await again()) is not None:
+            if again is not None and (found := await again()) is not None:
                 return found
 
     def _patience_s(self, fault: RateLimited | Unavailable, route: Route) -> float:

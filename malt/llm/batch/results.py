@@ -11,12 +11,12 @@ from malt.errors import AccountEmpty, ConfigError, MaltError, RunStopped
 from malt.llm.batch.api import ANSWERED, GONE, ItemResult, RemoteBatch, classify_refusal, read_bill, read_item
 from malt.llm.budget import Amount, Tally, Usage
 from malt.llm.client.completers import measure_usage, read_sample
+from malt.llm.client.session import fill_rows
 from malt.llm.faults import NoSiblings, Unavailable
 from malt.llm.provider.errors import name_endpoint
 from malt.llm.provider.routing import Route
 from malt.llm.request import RequestFailed
-from malt.llm.response import split_response
-from malt.llm.store.batches import Batch, BatchItem, Returned
+from malt.llm.store.batches import Batch, BatchItem
 from malt.llm.store.database import StoredSample
 
 QUEUE_FULL = "token_limit_exceeded"
@@ -37,7 +37,8 @@ class BatchOutcome:
     """Batches that a sample may come back from without an answer."""
     rows: list[StoredSample] = field(default_factory=list)
     """Answers, and the reasons why others cannot be had."""
-    returned: list[Returned] = field(default_factory=list)
+    returned: list[BatchItem] = field(default_factory=list)
+    """Items without an answer, as they are to be noted."""
     wasted: list[tuple[Role, Usage]] = field(default_factory=list)
     """Usage of answers that cannot be used."""
     ends_run: MaltError | None = None
@@ -102,20 +103,15 @@ class BatchOutcome:
         try:
             reply = read_item(self.batch.asked, body, time.time() - self.batch.planned_at)
         except Unavailable:
-            self._waste(Role(group[0].role), read_bill(self.batch.asked, body))
+            usage = read_bill(self.batch.asked, body)  # billed all the same
+            self.wasted.append((Role(group[0].role), usage))
+            self._add_up(usage.cost_usd, usage.prompt_tokens + usage.completion_tokens or None)
             raise
-        responses = split_response(reply.response, len(group))
-        self.route.has_siblings = self.route.has_siblings or len(responses) > 1
-        share = None if reply.cost_usd is None else reply.cost_usd / len(responses)
-        for item, response in zip(group, responses, strict=False):
-            self.rows.append(replace(self._row(item), response=response, cost_usd=share, latency_s=reply.latency_s))
-        self._return(group[len(responses) :], "fewer samples came than were asked for", alone=True)
+        rows = fill_rows([self._row(item) for item in group], reply)
+        self.rows += rows
+        self.route.has_siblings = self.route.has_siblings or len(rows) > 1
+        self._return(group[len(rows) :], "fewer samples came than were asked for", alone=True)
         self._add_up(reply.cost_usd, reply.total_tokens)
-
-    def _waste(self, role: Role, usage: Usage) -> None:
-        """Count an answer that cannot be used: it is billed all the same."""
-        self.wasted.append((role, usage))
-        self._add_up(usage.cost_usd, usage.prompt_tokens + usage.completion_tokens or None)
 
     def _add_up(self, cost_usd: float | None, tokens: int | None) -> None:
         self.cost_usd = None if self.cost_usd is None or cost_usd is None else self.cost_usd + cost_usd
@@ -135,7 +131,7 @@ class BatchOutcome:
         for item in group:
             attempts = item.attempts + counts
             given_up = is_final or attempts >= self.attempts
-            self.returned.append(Returned(item.key, attempts, alone or item.alone, given_up))
+            self.returned.append(replace(item, attempts=attempts, alone=alone or item.alone, given_up=given_up))
             if given_up:
                 said = reason if is_final else f"{reason}; gave up after {attempts} batches"
                 self.rows.append(replace(self._row(item), error=said))

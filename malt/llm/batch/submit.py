@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -106,26 +106,17 @@ class BatchCollector(SessionCompleter):
         return key in self.failed or (key in self.items and self.items[key].given_up)
 
     def _note(self, request: CompletionRequest, samples: Sequence[int]) -> None:
-        under_way = {sample: mark for sample in samples if (mark := self._mark(request, sample))}
-        self.waits_for.update(under_way.values())
-        for first, count in self._parts(request, [sample for sample in samples if sample not in under_way]):
+        """Note which batches have samples, and cut the others into what one item asks for: siblings at once, where
+        they come so.
+        """
+        known = {sample: item for sample in samples if (item := self.items.get(request.keys[sample]))}
+        self.waits_for.update(item.mark for item in known.values() if item.mark)
+        free = [sample for sample in samples if sample not in known or known[sample].mark is None]
+        has_siblings = self.session.endpoint(request.model).siblings
+        together = [sample for sample in free if has_siblings and not (sample in known and known[sample].alone)]
+        for first, count in (*group_runs(together), *((sample, 1) for sample in free if sample not in together)):
             wanted = WantedSamples(self.with_draw(request, first), first, count)
             self.wanted[wanted.custom_id] = wanted
-
-    def _mark(self, request: CompletionRequest, sample: int) -> str | None:
-        item = self.items.get(request.keys[sample])
-        return None if item is None else item.mark
-
-    def _parts(self, request: CompletionRequest, samples: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Cut samples into what one item asks for: siblings at once, where they come so."""
-        has_siblings = self.session.endpoint(request.model).siblings
-        together = [sample for sample in samples if has_siblings and not self._is_alone(request, sample)]
-        yield from group_runs(together)
-        yield from ((sample, 1) for sample in samples if sample not in together)
-
-    def _is_alone(self, request: CompletionRequest, sample: int) -> bool:
-        item = self.items.get(request.keys[sample])
-        return item is not None and item.alone
 
 
 _GROWTH = 4
@@ -258,14 +249,11 @@ class BatchSubmitter:
         if not self._session.budget.has_room_for(worst):
             self.short = self.short or worst
         elif draft is not None or not self._queues.is_full_for(model):
-            draft = draft or self._start_draft(model)
+            if draft is None:
+                draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
+                submitting.add(draft.mark)
             draft.add(item, wanted.custom_id)
             self._session.budget.reserve(draft.mark, draft.worst)
-
-    def _start_draft(self, model: ModelSpec) -> _BatchDraft:
-        draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
-        submitting.add(draft.mark)
-        return draft
 
     async def finish(self) -> None:
         for draft in list(self._drafts.values()):

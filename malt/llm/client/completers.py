@@ -10,15 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 
 from malt.concurrency import gather_all
-from malt.config.limits import Limits
 from malt.config.roles import Role
-from malt.config.settings import Settings
 from malt.errors import ConfigError, StoreError
 from malt.llm.budget import Tally, Usage
-from malt.llm.client.session import Session, open_session
+from malt.llm.client.session import Session
 from malt.llm.request import Complete, Completion, CompletionRequest, RequestFailed
 from malt.llm.response import read_response
 from malt.llm.store.batches import Batch
@@ -85,7 +82,6 @@ class RecordingCompleter:
 
 
 EVERY_ROLE = frozenset(Role)
-_NO_BATCHES: Mapping[str, Batch] = MappingProxyType({})
 
 
 def make_completer(
@@ -95,11 +91,6 @@ def make_completer(
     ids = list(question_ids)
     under_way = session.batch_store.find_open(ids)  # before the rows: what is answered leaves the batches
     return SessionCompleter(session, session.store.rows(ids), asks, run, under_way)
-
-
-async def ask_default(request: CompletionRequest) -> Sequence[Completion]:
-    """Complete a request with the session of a program that has no config; a `Complete`."""
-    return await make_completer(open_session(Settings(), Limits()), [request.question_id])(request)
 
 
 class SessionCompleter(StoreCompleter):
@@ -115,11 +106,11 @@ class SessionCompleter(StoreCompleter):
         known: dict[str, StoredSample],
         asks: Collection[Role] = EVERY_ROLE,
         run: str = "",
-        under_way: Mapping[str, Batch] = _NO_BATCHES,
+        under_way: Mapping[str, Batch] | None = None,
     ) -> None:
         super().__init__(known)
         self.asks = asks
-        self.under_way = under_way
+        self.under_way = under_way or {}
         self.tally = Tally(above=session.tally, run=run)
         self.session = session
         self._locks: dict[str, asyncio.Lock] = {}

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -39,18 +38,6 @@ _KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tc
 """Settings by which the server notices within a minute that the owner's machine is gone."""
 
 log = logging.getLogger(__name__)
-
-
-class _Lock(Protocol):
-    """A lock of one kind of store."""
-
-    def take(self) -> str | None:
-        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known.
-
-        Once released it is not taken again, whichever thread still tries to.
-        """
-
-    def release(self) -> None: ...
 
 
 ShowWait = Callable[[str | None], Awaitable[None]]
@@ -83,7 +70,7 @@ async def hold_run_lock(
         lock.release()
 
 
-async def _acquire(lock: _Lock, name: str, show_wait: ShowWait | None) -> None:
+async def _acquire(lock: "FileLock | _AdvisoryLock", name: str, show_wait: ShowWait | None) -> None:
     told = None
     while (holder := lock.take()) is not None:
         if told is None or holder not in ("", told):  # not known for a moment, as it changes hands
@@ -103,7 +90,7 @@ async def _wait_until_stored() -> None:
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _keep_held(lock: _Lock, name: str) -> None:
+async def _keep_held(lock: "FileLock | _AdvisoryLock", name: str) -> None:
     """Take a lock again whenever it is lost."""
     is_held = True
     while True:
@@ -114,7 +101,7 @@ async def _keep_held(lock: _Lock, name: str) -> None:
                         "may begin beside this one", name)  # fmt: skip
 
 
-def _make_lock(name: str, settings: Settings, who: str) -> _Lock:
+def _make_lock(name: str, settings: Settings, who: str) -> "FileLock | _AdvisoryLock":
     engine = open_engine(settings.store)
     if engine.dialect.name == "postgresql":
         return _AdvisoryLock(engine, name, who, settings.store_patience_s)
@@ -132,7 +119,8 @@ class _AdvisoryLock:
     def __init__(self, engine: sa.Engine, name: str, who: str, patience_s: float) -> None:
         self._patience_s = patience_s
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._number = _number_lock(name)
+        digest = hashlib.sha256(f"malt run lock {name}".encode()).digest()
+        self._number = int.from_bytes(digest[:8]) >> 1  # 63 bits, the same for all who use the database
         self._settings = {**_KEEPALIVES, "application_name": who.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")}
         self._session: sa.Connection | None = None
         self._is_held = self._was_held = self._is_released = False
@@ -141,7 +129,10 @@ class _AdvisoryLock:
         self._one_at_a_time = threading.Lock()
 
     def take(self) -> str | None:
-        """Take it, or ask who has it; a session that was lost is begun anew."""
+        """Take it, or make sure that it is still held: None where it is, else what is to be waited for, if known.
+
+        A session that was lost is begun anew; once released it is not taken again, whichever thread still tries to.
+        """
         with self._one_at_a_time:
             if self._is_released:
                 return ""
@@ -165,7 +156,8 @@ class _AdvisoryLock:
         if time.monotonic() >= self._not_before:
             self._is_held = bool(session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))))
             self._was_held = self._was_held or self._is_held
-        return None if self._is_held else session.scalar(_HOLDER, _split_number(self._number)) or ""
+        halves = {"high": self._number >> 32, "low": self._number & 0xFFFFFFFF}
+        return None if self._is_held else session.scalar(_HOLDER, halves) or ""
 
     def _begin(self) -> sa.Connection:
         self._session = self._engine.connect()
@@ -197,12 +189,3 @@ _HOLDER = sa.text(
     "AND datname = current_database() AND database = datid AND classid = :high AND objid = :low AND objsubid = 1"
 )
 """Owner of the advisory lock with these halves of a number."""
-
-
-def _number_lock(name: str) -> int:
-    """Return the number of a dataset's lock: 63 bits, the same for all who use the database."""
-    return int.from_bytes(hashlib.sha256(f"malt run lock {name}".encode()).digest()[:8]) >> 1
-
-
-def _split_number(number: int) -> dict[str, int]:
-    return {"high": number >> 32, "low": number & 0xFFFFFFFF}

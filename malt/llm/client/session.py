@@ -9,7 +9,7 @@ import atexit
 import concurrent.futures
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -198,12 +198,13 @@ class Session:
         started = time.perf_counter()
         try:
             reply = await self._send(endpoint, request, first, asked, tally, has_failed=has_failed)
-            rows = make_answered_rows(request, first, asked, reply, tally.run)
+            rows = fill_rows(make_blank_rows(request, range(first, first + asked), tally.run), reply)
         except NoSiblings:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally, has_spare=has_spare, has_failed=has_failed)
         except Exception as error:
-            if isinstance(error, MaltError) and not _costs_branch_alone(error, has_spare=has_spare):
+            is_passed_on = has_spare and isinstance(error, EndpointDown | AccountEmpty)
+            if isinstance(error, MaltError) and not (isinstance(error, RequestFailed) or is_passed_on):
                 self.stopped = self.stopped or error
                 raise
             if isinstance(error, Rejected):
@@ -211,8 +212,9 @@ class Session:
             named = filter(None, (request.model.api_key_env,))
             unforeseen = f"{type(error).__name__}: {redact(str(error), named)}"
             reason = str(error) if isinstance(error, MaltError) else unforeseen
-            waited_s, said, samples = time.perf_counter() - started, clean_text(reason), range(first, first + count)
-            rows = [_make_row(request, sample, waited_s, tally.run, error=said) for sample in samples]
+            waited_s = time.perf_counter() - started
+            blank = make_blank_rows(request, range(first, first + count), tally.run)
+            rows = [replace(row, error=clean_text(reason), latency_s=waited_s) for row in blank]
         return await self._put(rows)
 
     async def _wait_for_store(self) -> None:
@@ -258,10 +260,6 @@ class Session:
         return estimate_worst_case(request, count, prices or (0.0, 0.0))
 
 
-def _costs_branch_alone(error: MaltError, *, has_spare: bool) -> bool:
-    return isinstance(error, RequestFailed) or (has_spare and isinstance(error, EndpointDown | AccountEmpty))
-
-
 def _session_closed() -> RunStopped:
     return RunStopped("the session was closed")
 
@@ -273,32 +271,27 @@ def _limits_for(model: ModelSpec, limits: Limits) -> Limits:
     return limits.model_copy(update={"max_in_flight": min(limits.max_in_flight, embedded.count_lanes())})
 
 
-def make_answered_rows(
-    request: CompletionRequest, first: int, count: int, reply: Reply, run: str = ""
-) -> list[StoredSample]:
-    """Return the rows of one response, one a choice, raw."""
-    responses = split_response(reply.response, count)
-    cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+def make_blank_rows(request: CompletionRequest, samples: Iterable[int], run: str = "") -> list[StoredSample]:
     return [
-        _make_row(request, first + position, reply.latency_s, run, response=response, cost_usd=cost)
-        for position, response in enumerate(responses)
+        StoredSample(
+            key=request.keys[sample],
+            question_id=request.question_id,
+            role=request.role.value,
+            model=request.model.model,
+            address=request.address,
+            sample=sample,
+            run=run,
+        )
+        for sample in samples
     ]
 
 
-def _make_row(
-    request: CompletionRequest, sample: int, latency_s: float, run: str, **came: str | float | None
-) -> StoredSample:
-    return StoredSample(
-        key=request.keys[sample],
-        question_id=request.question_id,
-        role=request.role.value,
-        model=request.model.model,
-        address=request.address,
-        sample=sample,
-        latency_s=latency_s,
-        run=run,
-        **came,  # type: ignore[arg-type]  # `response` and `cost_usd`, or `error`
-    )
+def fill_rows(blank: Sequence[StoredSample], reply: Reply) -> list[StoredSample]:
+    """Return the rows of one response, one a choice, raw; there may be fewer than were asked for."""
+    responses = split_response(reply.response, len(blank))
+    cost = None if reply.cost_usd is None else reply.cost_usd / len(responses)
+    filled = zip(blank, responses, strict=False)
+    return [replace(row, response=each, cost_usd=cost, latency_s=reply.latency_s) for row, each in filled]
 
 
 _sessions: dict[tuple[Settings, Limits, str], Session] = {}

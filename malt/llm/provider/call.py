@@ -32,7 +32,7 @@ from malt.llm.provider.routing import (
     import_litellm,
     is_own_address,
     list_supported,
-    look_up_price,
+    look_up_prices,
 )
 from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, read_limits
 from malt.llm.request import CompletionRequest
@@ -192,7 +192,10 @@ def takes_siblings(model: ModelSpec) -> bool:
 
 def find_price(model: ModelSpec, *, batched: bool = False) -> Prices | None:
     """Return what LiteLLM's list says a token costs, asked directly or in a batch; None where it knows no price."""
-    return Prices(0.0, 0.0) if embedded.is_embedded(model.model) else look_up_price(model.model, batched=batched)
+    if embedded.is_embedded(model.model):
+        return Prices(0.0, 0.0)
+    listed = look_up_prices(model.model)
+    return None if listed is None else listed[batched]
 
 
 def warm_up() -> None:

@@ -29,7 +29,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
@@ -113,21 +113,13 @@ async def asking(base_url: str, model: str) -> "AsyncIterator[Lane | None]":
     if served is None:
         yield None
         return
-    lane = await _wait_for(served)
-    try:
-        yield lane
-    finally:
-        served.give_back(lane)
-
-
-async def _wait_for(served: "_Served") -> "Lane":
     waiting = served.take()
     try:
-        return await asyncio.wrap_future(waiting)
-    except asyncio.CancelledError:
-        if not waiting.cancelled():  # it came as we were cancelled
+        lane = await asyncio.wrap_future(waiting)
+        yield lane
+    finally:
+        if not waiting.cancelled():  # it may have come as we were cancelled
             served.give_back(waiting.result())
-        raise
 
 
 def count_threads() -> int:
@@ -142,25 +134,21 @@ def count_lanes(weights: Path | None = None) -> int:
     return 1 if is_large else min(count_threads(), MOST_LANES)
 
 
-def count_tokens(base_url: str, texts: Sequence[str]) -> list[int]:
-    """Count the tokens of texts with the model served at `base_url`, as `start_endpoint` returns it."""
-    return [len(_tokenize(f"{base_url.removesuffix('/v1')}/tokenize", {"content": text})) for text in texts]
-
-
 def count_choices(base_url: str, response: Mapping[str, JsonValue]) -> None:
     """Note each choice's `completion_tokens` in it, its end mark too: the server's usage covers the first alone."""
     choices = [choice for choice in as_list(response.get("choices")) if isinstance(choice, dict)]
-    contents = (as_object(choice.get("message")).get("content") for choice in choices)
-    counts = count_tokens(base_url, [content if isinstance(content, str) else "" for content in contents])
+    contents = [as_object(choice.get("message")).get("content") for choice in choices]
+    counts = [_count_tokens(base_url, content if isinstance(content, str) else "") for content in contents]
     for choice, count in zip(choices, counts, strict=True):
         choice["completion_tokens"] = count + (choice.get("finish_reason") == "stop")
 
 
-def _tokenize(url: str, body: Mapping[str, JsonValue]) -> list[JsonValue]:
+def _count_tokens(base_url: str, text: str) -> int:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+    url, body = f"{base_url.removesuffix('/v1')}/tokenize", json.dumps({"content": text}).encode()
+    request = urllib.request.Request(url, body, headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - our own server, on loopback
-        return as_list(json.load(reply)["tokens"])
+        return len(json.load(reply)["tokens"])
 
 
 def locate_weights(model: str) -> Path | _HubFile:
@@ -223,25 +211,18 @@ def _download(source: _HubFile, model: str) -> Path:
     return path
 
 
-class _LlamaServer(Protocol):
-    """What is used of `xllamacpp.Server`; it ends when it is freed."""
-
-    @property
-    def listening_address(self) -> str:
-        """Where it listens: `http://127.0.0.1:<port>`."""
-        ...
-
-
 class Lane:
     """A server that one request at a time has to itself."""
 
-    def __init__(self, server: _LlamaServer) -> None:
+    def __init__(self, server: Any) -> None:  # noqa: ANN401 - xllamacpp has no types
         self._server = server
+        """An `xllamacpp.Server`, which ends when it is freed."""
         self._asked = set[int]()
 
     @property
     def address(self) -> str:
-        return self._server.listening_address
+        """Return `http://127.0.0.1:<port>`."""
+        return str(self._server.listening_address)
 
     def is_new(self, prompt: str) -> bool:
         """Whether it was never asked this; only then is its cache used, which may hold the whole of an equal prompt."""
@@ -256,25 +237,27 @@ class _Served:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes, self._free, self._waiting = lanes, deque(lanes), deque[Future[Lane]]()
         self._lock = threading.Lock()
-        self.askers = 0
 
     @property
     def address(self) -> str:
         """What its endpoint is known by: the first lane's."""
         return self.lanes[0].address
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody asks it, or waits to."""
+        return len(self._free) == len(self.lanes) and not self._waiting
+
     def take(self) -> "Future[Lane]":
         """Ask for a lane, to be given back; the future may be cancelled."""
         found = Future[Lane]()
         with self._lock:
-            self.askers += 1
             self._waiting.append(found)
             self._hand_out()
         return found
 
     def give_back(self, lane: Lane) -> None:
         with self._lock:
-            self.askers -= 1
             self._free.append(lane)
             self._hand_out()
 
@@ -283,8 +266,6 @@ class _Served:
             found = self._waiting.popleft()
             if found.set_running_or_notify_cancel():
                 found.set_result(self._free.pop())
-            else:
-                self.askers -= 1
 
 
 class _Servers:
@@ -304,13 +285,13 @@ class _Servers:
             served = self.running.pop(weights, None)
             if served is None:
                 self._make_room()
-                served = _Served([Lane(_start(path, model)) for _ in range(count_lanes(path))])
+                served = _Served([_start_lane(path, model) for _ in range(count_lanes(path))])
             self.running[weights] = served
             return served.address
 
     def _make_room(self) -> None:
         """End servers that nobody is asking, those first that nobody has asked for longest."""
-        idle = [key for key, served in self.running.items() if not served.askers]
+        idle = [key for key, served in self.running.items() if served.is_idle]
         for key in idle[: max(0, len(self.running) - MOST_SERVERS + 1)]:
             del self.running[key]
 
@@ -332,16 +313,15 @@ servers = _Servers()
 atexit.register(servers.stop)
 
 
-def _start(path: Path, model: str) -> _LlamaServer:
+def _start_lane(path: Path, model: str) -> Lane:
     """Serve a GGUF file on a free loopback port. Raises `ConfigError` where llama.cpp cannot load it."""
     xllamacpp = _import_xllamacpp()
     try:
-        server: _LlamaServer = xllamacpp.Server(_set_parameters(xllamacpp.CommonParams(), path))
+        return Lane(xllamacpp.Server(_set_parameters(xllamacpp.CommonParams(), path)))
     except RuntimeError as error:
         raise ConfigError(
             f"model {model!r}: llama.cpp cannot load {path}: it is damaged, of an unknown kind, or too large for memory"
         ) from error
-    return server
 
 
 def _set_parameters(values: Any, path: Path) -> Any:  # noqa: ANN401 - xllamacpp has no types

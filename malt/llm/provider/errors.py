@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+from aiohttp import ClientConnectorError
+from httpx import TransportError
+
 from malt.config.roles import ModelSpec
 from malt.config.secret_scan import redact
 from malt.errors import AccountEmpty, ConfigError, MaltError
@@ -98,15 +101,11 @@ def _classify_refusal(error: Exception, route: Route, count: int, reason: str, *
 
 def _never_connected(error: BaseException) -> bool:
     """Whether nobody answered at all: connection refused, no such host."""
-    from aiohttp import ClientConnectorError
-
     return any(isinstance(cause, ConnectionRefusedError | ClientConnectorError) for cause in _causes(error))
 
 
 def _was_cut_off(error: BaseException) -> bool:
     """Whether the provider may have answered, and the answer was lost or cannot be read: no status of its own came."""
-    from httpx import TransportError
-
     is_lost = any(isinstance(cause, TransportError) for cause in _causes(error))
     status = getattr(error, "status_code", 0)
     return is_lost or status in _GAVE_UP_WAITING or not status >= 500

@@ -17,8 +17,7 @@ import httpx
 from aiohttp.helpers import get_env_proxy_for_url
 from yarl import URL
 
-from malt.llm.provider.bounded_transport import MOST_BYTES, read_bounded
-from malt.llm.provider.routing import COMPATIBLE, Route, import_litellm
+from malt.llm.provider.routing import COMPATIBLE, MOST_BYTES, Route, import_litellm, read_bounded
 from malt.llm.response import parse_body
 
 _BYTES_AROUND, _BYTES_A_TOKEN = 2**22, 4096

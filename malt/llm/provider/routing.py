@@ -1,22 +1,25 @@
 """LiteLLM itself: imported late and once, kept silent, asked how it reaches a model and what it knows of prices.
 
-The only import of it. call.py sends through it; errors.py reads its errors.
+The only import of it; call.py sends through it, errors.py reads its errors. Its own HTTP clients are bounded here.
 """
 
 import asyncio
 import logging
 import os
 import threading
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+import httpx
 
 from malt.config.roles import ModelSpec
 from malt.errors import ConfigError
+from malt.llm.faults import Unusable
 from malt.llm.provider import embedded
-from malt.llm.provider.bounded_transport import bound_clients
 from malt.processes import paused_gc
 
 COMPATIBLE = "hosted_vllm"
@@ -59,13 +62,61 @@ def import_litellm() -> ModuleType:
         import litellm
         from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
-    bound_clients(AsyncHTTPHandler)
+    _bound_clients(AsyncHTTPHandler)
     litellm.suppress_debug_info = True
     litellm.telemetry = False
     litellm.drop_params = False
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
     module: ModuleType = litellm
     return module
+
+
+MOST_BYTES = 100_000_000
+"""The longest reply that is read, once unpacked."""
+_UNPACKED = ("content-encoding", "content-length", "transfer-encoding")
+
+
+def _bound_clients(handler: Any) -> None:  # noqa: ANN401 - LiteLLM is not typed
+    """Have every client that LiteLLM makes from now on bounded; all get their transport from this one method."""
+    make = handler.create_async_transport
+
+    @wraps(make)
+    def make_bounded(*arguments: object, **named: object) -> _BoundedTransport:
+        return _BoundedTransport(make(*arguments, **named) or httpx.AsyncHTTPTransport())
+
+    handler.create_async_transport = staticmethod(make_bounded)
+
+
+class _BoundedTransport(httpx.AsyncBaseTransport):
+    """Reads what another transport brings up to a size, and drops redirects to other hosts or out of TLS."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        reply = await self._inner.handle_async_request(request)
+        try:
+            body = await read_bounded(reply.aiter_bytes())
+        finally:
+            await reply.aclose()
+        target = request.url.join(reply.headers.get("location", ""))
+        leads_away = target.host != request.url.host or target.scheme < request.url.scheme
+        dropped = {*_UNPACKED, *(["location"] if leads_away else [])}
+        headers = [(name, value) for name, value in reply.headers.multi_items() if name.lower() not in dropped]
+        return httpx.Response(reply.status_code, headers=headers, content=body, request=request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def read_bounded(pieces: AsyncIterable[bytes], most: int = MOST_BYTES) -> bytes:
+    """Read a reply piece by piece as it is unpacked: a few bytes of gzip may stand for gigabytes. Raises `Unusable`."""
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > most:
+            raise Unusable(f"sent more than {most / 1e6:.0f} MB, which no answer of that length takes")
+    return bytes(body)
 
 
 _routes: dict[tuple[str, str | None, str | None], Route] = {}
@@ -75,14 +126,15 @@ _finding = threading.Lock()
 async def find_route(model: ModelSpec) -> Route:
     """Find the way to a model, once; slow at first: it may import LiteLLM and start the embedded model."""
     where = (model.model, model.api_base, model.weights)
-    return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model, where)
+    return _routes[where] if where in _routes else await asyncio.to_thread(_find_once, model)
 
 
 def forget_route(model: ModelSpec) -> None:
     _routes.pop((model.model, model.api_base, model.weights), None)
 
 
-def _find_once(model: ModelSpec, where: tuple[str, str | None, str | None]) -> Route:
+def _find_once(model: ModelSpec) -> Route:
+    where = (model.model, model.api_base, model.weights)
     with _finding:
         if where not in _routes:
             _routes[where] = _make_route(model)
@@ -96,20 +148,11 @@ def _make_route(model: ModelSpec) -> Route:
     if embedded.is_embedded(model.model):
         name, api_base = f"{COMPATIBLE}/{model.model}", embedded.start_endpoint(model.model, model.weights)
     elif provider == "openai" and api_base and not import_litellm().supports_reasoning(model.model):
-        # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames
-        # their parameters
+        # the same protocol without the OpenAI SDK; OpenAI's reasoning models keep it, for it renames their parameters
         name = f"{COMPATIBLE}/{model.model.removeprefix('openai/')}"
-    look_up_price(name)
     _silence_price_search(name)
-    takes_schema = "response_format" in supported
-    return Route(
-        name,
-        api_base,
-        supported,
-        takes_schema,
-        has_siblings=embedded.is_embedded(model.model),
-        gets_own_key=is_own_address(model, provider),
-    )
+    gets_own_key, has_siblings = is_own_address(model, provider), embedded.is_embedded(model.model)
+    return Route(name, api_base, supported, "response_format" in supported, gets_own_key, has_siblings)
 
 
 _ADDRESSES = {
@@ -138,15 +181,9 @@ def is_own_address(model: ModelSpec, provider: str) -> bool:
     return not hosts or any(wanted == host or wanted.endswith(f".{host}") for host in hosts)
 
 
-def look_up_price(name: str, *, batched: bool = False) -> Prices | None:
-    """Return what LiteLLM's list says of a model, asked directly or in a batch; None where it is not on it."""
-    listed = _look_up_prices(name)
-    return None if listed is None else listed[batched]
-
-
 @cache
-def _look_up_prices(name: str) -> tuple[Prices, Prices] | None:
-    """Return the direct prices and those in a batch: half of them where the list has none of its own.
+def look_up_prices(name: str) -> tuple[Prices, Prices] | None:
+    """Return the direct prices and those in a batch (half of them where the list has none of its own), or None.
 
     LiteLLM makes up an entry at 0 for what is only called like a model it knows (`openai/gpt-5.9`), and reads one
     with prices by tier as 0; so what counts is what its list says itself.
@@ -167,9 +204,9 @@ def _look_up_prices(name: str) -> tuple[Prices, Prices] | None:
 def _silence_price_search(name: str) -> None:
     """Register an unlisted model at 0: LiteLLM looks for a price at every reply, and not finding it costs 0.5 ms.
 
-    The 0 is never read: `look_up_price` remembers what was listed before.
+    The 0 is never read: `look_up_prices` remembers what was listed before.
     """
-    if look_up_price(name) is None:
+    if look_up_prices(name) is None:
         free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "mode": "chat"}
         import_litellm().register_model({name: {**free, "litellm_provider": name.partition("/")[0]}})
 

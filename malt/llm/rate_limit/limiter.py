@@ -11,28 +11,17 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from malt.concurrency import FairLock
 from malt.config.limits import Limits
 from malt.config.roles import ModelSpec
 from malt.errors import AccountEmpty, EndpointDown, RunStopped
-from malt.llm import budget
+from malt.llm.budget import MeteredT
 from malt.llm.faults import NoSiblings, RateLimited, Rejected, Unavailable, Unreachable
 from malt.llm.rate_limit.policy import PATIENT, CircuitBreaker, Policy
 from malt.llm.rate_limit.rate import NO_LIMITS, AdvertisedLimits, LearnedRate, Pacer, Ticket
 from malt.llm.request import RequestFailed
-
-
-class _LimitedReply(budget.Metered, Protocol):
-    """Result of an attempt, as far as limits need it."""
-
-    @property
-    def granted(self) -> AdvertisedLimits:
-        """Limits that the response's headers told."""
-
-
-_ReplyT = TypeVar("_ReplyT", bound=_LimitedReply)
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +100,13 @@ class Endpoint:
 
     async def call(
         self,
-        attempt: Callable[[], Awaitable[_ReplyT]],
+        attempt: Callable[[], Awaitable[MeteredT]],
         tokens: int,
         question: str = "",
         may_begin: Callable[[], Awaitable[None]] = _begin_at_once,
         *,
         has_failed: bool = False,
-    ) -> _ReplyT:
+    ) -> MeteredT:
         """Make attempts, each when the endpoint has room for it, until one is answered.
 
         `tokens` is the most that one attempt can take. `question` says who goes first, and tells an outage from a
@@ -149,8 +138,8 @@ class Endpoint:
                 await asyncio.sleep(self._policy.backoff_after_s(failures))
 
     async def _make(
-        self, attempt: Callable[[], Awaitable[_ReplyT]], tokens: int, question: str, ticket: Ticket
-    ) -> _ReplyT:
+        self, attempt: Callable[[], Awaitable[MeteredT]], tokens: int, question: str, ticket: Ticket
+    ) -> MeteredT:
         used = 0
         try:
             answer = await attempt()
@@ -181,10 +170,9 @@ class Endpoint:
 
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
         """Stay a little below this process's part of what headers tell: others may count differently."""
-        if told is None:
-            return declared
-        part = told * ((1 - self._policy.rate_margin) / self._limits.sharers)
-        return part if declared is None else min(declared, part)
+        if told is not None:
+            told *= (1 - self._policy.rate_margin) / self._limits.sharers
+        return _least((declared, told))
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):
@@ -212,15 +200,16 @@ class Endpoint:
             (now, ""),
             (self._breaker.probe_at, _OUTAGE),
             (self._learned.ready_at, "limit, learned from 429s"),
-            (self._paused_until, self._describe_pause(now)),
+            (self._paused_until, "limit, learned from 429s" + self._describe_asked(": {} to wait", now)),
             (self._requests.ready_at, f"limit, {self._requests_per_minute or 0:,.0f} requests a minute"),
             (self._tokens.ready_at, f"limit, {self._tokens_per_minute or 0:,.0f} tokens a minute"),
         )
         return min(until_down, ready_at - now)
 
-    def _describe_pause(self, now: float) -> str:
+    def _describe_asked(self, text: str, now: float) -> str:
+        """Return a text with how long the endpoint asks to wait yet; empty where it does not."""
         asked_s = self._asked_until - now
-        return "limit, learned from 429s" + (f": {_show_duration(asked_s)} to wait" if asked_s > 0 else "")
+        return text.format(_show_duration(asked_s)) if asked_s > 0 else ""
 
     def _give_up_if_hopeless(self, now: float) -> None:
         stored = "What was paid for is stored: run again when"
@@ -231,14 +220,10 @@ class Endpoint:
         elif now >= self._limited_since + self._policy.limited_after_s:
             self._given_up = EndpointDown(
                 f"nothing but 429 (too many requests) for {self._policy.limited_after_s:g} s. {stored} the limit has "
-                f"passed{self._describe_rest(now)}"
+                f"passed{self._describe_asked(', which the endpoint says takes another {}', now)}"
             )
         if self._given_up is not None:
             raise self._given_up
-
-    def _describe_rest(self, now: float) -> str:
-        rest_s = self._asked_until - now
-        return f", which the endpoint says takes another {_show_duration(rest_s)}" if rest_s > 0 else ""
 
     def _take_over(self, now: float) -> None:
         """Begin as if a request had just been sent: before this process, or while it rested, another had its share."""
@@ -299,13 +284,9 @@ class Endpoint:
         self._asked_until = max(self._asked_until, now + asked_s)
         if asked_s > self._policy.pause_max_s and now >= self._told_until:
             self._told_until = now + self._policy.limited_after_s
-            log.warning(
-                "%s; it asks to wait for %s: asked again every %.0f s, for %.0f minutes at most",
-                error,
-                _show_duration(asked_s),
-                self._policy.pause_max_s,
-                self._policy.limited_after_s / 60,
-            )
+            every_s, minutes = self._policy.pause_max_s, self._policy.limited_after_s / 60
+            again = f"asked again every {every_s:.0f} s, for {minutes:.0f} minutes at most"
+            log.warning("%s; it asks to wait for %s: %s", error, _show_duration(asked_s), again)
 
 
 def now_s() -> float:
@@ -319,14 +300,15 @@ def _show_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _intersect_limits(users: Sequence[Limits]) -> Limits:
-    def least(limits: Iterable[float | None]) -> float | None:
-        return min((limit for limit in limits if limit is not None), default=None)
+def _least(limits: Iterable[float | None]) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
+
+def _intersect_limits(users: Sequence[Limits]) -> Limits:
     return Limits(
         max_in_flight=min(user.max_in_flight for user in users),
-        requests_per_minute=least(user.requests_per_minute for user in users),
-        tokens_per_minute=least(user.tokens_per_minute for user in users),
+        requests_per_minute=_least(user.requests_per_minute for user in users),
+        tokens_per_minute=_least(user.tokens_per_minute for user in users),
     ).among(max(user.sharers for user in users))
 
 

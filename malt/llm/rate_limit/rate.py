@@ -3,7 +3,7 @@
 import math
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,32 +226,21 @@ def read_limits(headers: Mapping[str, str]) -> AdvertisedLimits:
 
 
 def _per_minute(headers: Mapping[str, str], kind: str) -> float | None:
-    limit = _read_number(headers, "limit", kind)
-    if limit is None or limit <= 0:
+    limit, remaining = (_read_header(headers, what, kind, float) for what in ("limit", "remaining"))
+    if limit is None or not 0 < limit < math.inf:
         return None
-    remaining, reset_s = _read_number(headers, "remaining", kind), _read_reset(headers, kind)
-    if remaining is None or reset_s is None or remaining >= limit:
+    reset_s = _read_header(headers, "reset", kind, parse_seconds)
+    if remaining is None or reset_s is None or not remaining < limit:
         return limit
     window_s = reset_s * limit / (limit - remaining)  # what is used up comes back evenly until the reset
     return limit if window_s <= _LONGEST_MINUTE_S else None
 
 
-def _read_number(headers: Mapping[str, str], what: str, kind: str) -> float | None:
+def _read_header(headers: Mapping[str, str], what: str, kind: str, parse: Callable[[str], float]) -> float | None:
+    text = headers.get(f"x-ratelimit-{what}-{kind}") or headers.get(f"anthropic-ratelimit-{kind}-{what}")
     with suppress(ValueError, TypeError):
-        number = float(_header(headers, what, kind) or "")
-        return number if math.isfinite(number) else None
+        return parse(text or "")
     return None
-
-
-def _read_reset(headers: Mapping[str, str], kind: str) -> float | None:
-    text = _header(headers, "reset", kind)
-    with suppress(ValueError, TypeError):
-        return parse_seconds(text) if text else None
-    return None
-
-
-def _header(headers: Mapping[str, str], what: str, kind: str) -> str | None:
-    return headers.get(f"x-ratelimit-{what}-{kind}") or headers.get(f"anthropic-ratelimit-{kind}-{what}")
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

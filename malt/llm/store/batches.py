@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -110,17 +109,6 @@ class BatchItem:
     """Not to be asked for again in this run."""
 
 
-class Returned(NamedTuple):
-    """A sample that came back without an answer."""
-
-    at: str
-    """Its key."""
-    tries: int
-    """Batches that it came back from so far."""
-    is_alone: bool
-    is_given_up: bool
-
-
 batches_table = declare_table("batches", Batch, ["dataset"])
 items_table = declare_table("batch_items", BatchItem, ["mark", "dataset", "question_id"])
 _OWN_COLUMNS = ("attempts", "alone", "given_up")
@@ -131,7 +119,7 @@ class BatchStore:
     """The two tables. Safe to use from several threads and processes at once."""
 
     def __init__(self, store: Store) -> None:
-        self._transact = store.transact
+        self._transact, self._fetch, self._execute = store.transact, store.fetch, store.execute
         self._transact(create_tables)
 
     def plan(self, batch: Batch, items: Sequence[BatchItem]) -> set[str]:
@@ -202,22 +190,20 @@ class BatchStore:
         """Return the items of these questions that are in open batches, and those that came back to a dataset."""
         table = items_table.c
         known = sa.or_(table.mark.is_not(None), table.dataset == dataset)
-        ids = list(dict.fromkeys(question_ids))
-        return {
-            item.key: item
-            for chunk in split_chunks(ids)
-            for item in self._items(sa.and_(table.question_id.in_(chunk), known))
-        }
+        chunks = split_chunks(list(dict.fromkeys(question_ids)))
+        found = [self._items(sa.and_(table.question_id.in_(chunk), known)) for chunk in chunks]
+        return {item.key: item for items in found for item in items}
 
-    def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[Returned]) -> None:
+    def settle(self, mark: str, taken: Amount, answered: Sequence[str], returned: Sequence[BatchItem]) -> None:
         """Close a batch, whose answers are in the store: forget those items, and note what became of the others."""
         closed = {"ended_at": time.time(), "usd": taken.usd, "tokens": taken.tokens}
+        noted = [{f"its_{name}": getattr(item, name) for name in ("key", "mark", *_OWN_COLUMNS)} for item in returned]
 
         def close(connection: sa.Connection) -> None:
             for chunk in split_chunks(list(answered)):
                 connection.execute(sa.delete(items_table).where(items_table.c.key.in_(chunk), _in_batch(mark)))
             if returned:
-                connection.execute(_RETURN, [{"of": mark, **item._asdict()} for item in returned])
+                connection.execute(_RETURN, noted)
             connection.execute(sa.update(batches_table).where(_is_open(mark)).values(closed))
 
         self._transact(close)
@@ -235,17 +221,11 @@ class BatchStore:
         """Forget all that has come back: the run is at its end, and the next one asks for what is missing anew."""
         items, batches = items_table.c, batches_table.c
         returned = sa.delete(items_table).where(items.dataset == dataset, items.mark.is_(None))
-        self._execute(
-            returned, sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
-        )
-
-    def _execute(self, *statements: sa.Executable) -> None:
-        """Execute these in one transaction."""
-        self._transact(lambda connection: [connection.execute(each) for each in statements])
+        ended = sa.delete(batches_table).where(batches.dataset == dataset, batches.ended_at.is_not(None))
+        self._execute(returned, ended)
 
     def _change(self, mark: str, **values: object) -> bool:
-        change = sa.update(batches_table).where(_is_open(mark)).values(values)
-        return self._transact(lambda connection: connection.execute(change).rowcount) == 1
+        return self._execute(sa.update(batches_table).where(_is_open(mark)).values(values)) == 1
 
     def _batches(self, which: sa.ColumnElement[bool]) -> list[Batch]:
         query = sa.select(batches_table).where(which).order_by(batches_table.c.planned_at)
@@ -253,9 +233,6 @@ class BatchStore:
 
     def _items(self, which: sa.ColumnElement[bool]) -> list[BatchItem]:
         return [BatchItem(*row) for row in self._fetch(sa.select(items_table).where(which))]
-
-    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self._transact(lambda connection: connection.execute(query).all(), writes=False)
 
 
 def _claim_statement(connection: sa.Connection) -> sa.Insert:
@@ -273,7 +250,7 @@ def _claim_statement(connection: sa.Connection) -> sa.Insert:
     return statement
 
 
-def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.Executable]:
+def _free_items(mark: str, custom_ids: Iterable[str] | None = None) -> Iterator[sa.UpdateBase]:
     """Yield what frees items of a batch, all or some, and deletes those that were in no batch before."""
     for chunk in [None] if custom_ids is None else split_chunks(sorted(custom_ids)):
         which = _in_batch(mark) if chunk is None else sa.and_(_in_batch(mark), items_table.c.custom_id.in_(chunk))
@@ -287,10 +264,8 @@ _STILL_MISSING = sa.select(items_table.c.key).where(
 )
 _RETURN = (
     sa.update(items_table)
-    .where(items_table.c.key == sa.bindparam("at"), items_table.c.mark == sa.bindparam("of"))
-    .values(
-        mark=None, attempts=sa.bindparam("tries"), alone=sa.bindparam("is_alone"), given_up=sa.bindparam("is_given_up")
-    )
+    .where(items_table.c.key == sa.bindparam("its_key"), items_table.c.mark == sa.bindparam("its_mark"))
+    .values(mark=None, **{column: sa.bindparam(f"its_{column}") for column in _OWN_COLUMNS})
 )
 
 

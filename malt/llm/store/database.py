@@ -175,18 +175,13 @@ class StoredSample:
 samples_table = declare_table("samples", StoredSample, ["question_id"])
 format_table = sa.Table("store_format", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
-_known_urls: set[str] = set()
+known_urls: set[str] = set()
 """URLs of the stores that this process has opened, or whose like its run has."""
 
 
 def expect_store(url: str) -> None:
     """Have a store waited for that another process of the run has opened, and this one not yet."""
-    _known_urls.add(url)
-
-
-def is_known(url: str) -> bool:
-    """Whether this process, or another of its run, has opened a store."""
-    return url in _known_urls
+    known_urls.add(url)
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -198,7 +193,7 @@ def open_engine(url: str) -> sa.Engine:
     except StoreError:
         engine.dispose()
         raise
-    _known_urls.add(url)
+    known_urls.add(url)
     return engine
 
 

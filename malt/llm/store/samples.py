@@ -30,8 +30,8 @@ from malt.llm.store.database import (
     format_table,
     hide_password,
     insert_into,
-    is_known,
     is_transient,
+    known_urls,
     open_engine,
     samples_table,
 )
@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 _RETRY_EVERY_S = 0.5
 """Seconds between tries to use a store that is away."""
-
 
 ASIDE = "~"
 """Parts the key of an answer that was set aside from the time that it came."""
@@ -112,7 +111,7 @@ class Store:
         asked, counted = samples_table.c.question_id, Counter[str]()
         for chunk in split_chunks(list(dict.fromkeys(question_ids))):
             query = sa.select(asked, sa.func.count()).where(asked.in_(chunk)).group_by(asked)
-            counted.update({row[0]: row[1] for row in self._fetch(query)})
+            counted.update({row[0]: row[1] for row in self.fetch(query)})
         return counted
 
     def write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
@@ -158,19 +157,19 @@ class Store:
             query = sa.select(columns.key, columns.question_id, columns.role, size).where(
                 columns.question_id.between(question_ids[0], after), columns.created_at < before
             )
-            yield [OldRow(*row) for row in self._fetch(query)]
+            yield [OldRow(*row) for row in self.fetch(query)]
 
     def _next_questions(self, after: str) -> Sequence[str]:
         question_id = samples_table.c.question_id
         query = sa.select(question_id).where(question_id > after).distinct().order_by(question_id).limit(_PER_QUERY)
-        return [row[0] for row in self._fetch(query)]
+        return [row[0] for row in self.fetch(query)]
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
         deleted = 0
         for chunk in split_chunks(keys):
             doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
-            deleted += self._change(doomed)
+            deleted += self.execute(doomed)
         return deleted
 
     def compact(self) -> None:
@@ -254,23 +253,22 @@ class Store:
                     self._away_since, self._cannot_write = None, False
                 return done
 
-    def _fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def fetch(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self.transact(lambda connection: connection.execute(query).all(), writes=False)
 
-    def _change(self, statement: sa.Delete) -> int:
-        return self.transact(lambda connection: connection.execute(statement).rowcount)
+    def execute(self, *statements: sa.UpdateBase) -> int:
+        """Execute these in one transaction, and return how many rows they changed."""
+        return self.transact(lambda connection: sum(connection.execute(each).rowcount for each in statements))
 
     def _open(self) -> sa.Engine:
         """Connect, waiting where that was possible before."""
         while True:
             try:
-                engine = open_engine(self.url)
+                return open_engine(self.url)
             except StoreError as error:
-                if not is_known(self.url) or not isinstance(error.__cause__, DBAPIError):
+                if self.url not in known_urls or not isinstance(error.__cause__, DBAPIError):
                     raise
                 self._wait_out(error.__cause__)
-            else:
-                return engine
 
     def _wait_out(self, error: DBAPIError, *, writes: bool = False) -> None:
         """Wait a little where an error passes and there is patience left; else raise it as ours."""

@@ -17,9 +17,8 @@ from malt.config.spec import CreditSpec, DatasetSpec
 from malt.datasets.check.explain import explain, write_arithmetic
 from malt.datasets.publish.writer import Provenance
 from malt.datasets.rows.examples import write_rows
-from malt.datasets.rows.gate_trace import GateTrace
 from malt.datasets.rows.gates import Context
-from malt.datasets.rows.selection import select
+from malt.datasets.rows.selection import GateTrace, select
 from malt.datasets.rows.tables import TEXT_KINDS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
@@ -76,8 +75,8 @@ def test_what_became_of_a_candidate_is_what_the_files_hold(tree: ValuedTree, spe
         stored = {row["row_id"] for each in rows.values() for row in each}
         decisions = GateTrace(Context(tree, role, spec), stored)
         nodes = [address for address in tree.tree.nodes if address.role is role]
-        found = [decisions.of_text(kind, address) for kind in TEXT_KINDS for address in nodes]
-        found += [decisions.of_pair(*pair) for pair in pairs_of(tree, role)]
+        found = [decisions.decide(kind, address) for kind in TEXT_KINDS for address in nodes]
+        found += [decisions.decide("dpo", *pair) for pair in pairs_of(tree, role)]
         assert {each.row_id for each in found if each.kept} == stored
         assert all((each.why == "kept") == each.kept and "malt verify" not in each.why for each in found)
         dropped = [each.left_out_by for each in found if each.left_out_by and each.row_id.startswith("dpo")]

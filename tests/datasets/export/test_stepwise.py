@@ -1,8 +1,11 @@
 """Trees as stepwise supervision."""
 
+from collections import Counter
+from typing import NamedTuple
+
 from hypothesis import given
 
-from malt.datasets.export.row_formats import StepwisePaths, stepwise_rows
+from malt.datasets.export.row_formats import StepwiseRow, stepwise_rows
 from malt.datasets.rows.examples import question_row, trajectory_rows
 from malt.llm.request import FinishReason
 from malt.questions.screening import Exclusion
@@ -12,8 +15,17 @@ from tests.published import MIXED, mixed_tree
 from tests.strategies import tree_of, valued, valued_trees
 
 
-def paths_of(tree: ValuedTree, excluded: Exclusion | None = None) -> StepwisePaths:
-    return stepwise_rows(question_row(tree.tree, "train", excluded), trajectory_rows(tree))
+class Paths(NamedTuple):
+    """A tree's rows, and how many of its paths are none, by why."""
+
+    rows: list[StepwiseRow]
+    left_out: Counter[str]
+
+
+def paths_of(tree: ValuedTree, excluded: Exclusion | None = None) -> Paths:
+    left_out = Counter[str]()
+    question = question_row(tree.tree, "train", excluded)
+    return Paths(list(stepwise_rows(question, trajectory_rows(tree), left_out)), left_out)
 
 
 def test_a_path_is_a_generation_a_critique_and_a_refinement_with_labels_and_values() -> None:
@@ -48,7 +60,9 @@ def test_a_question_that_gives_no_training_rows_gives_no_paths() -> None:
 
 
 def test_a_question_without_a_tree_has_no_paths() -> None:
-    assert stepwise_rows(question_row(mixed_tree("q1").tree, "train", None), []) == ([], {})
+    left_out = Counter[str]()
+    assert list(stepwise_rows(question_row(mixed_tree("q1").tree, "train", None), [], left_out)) == []
+    assert left_out == {}
 
 
 @given(valued_trees())

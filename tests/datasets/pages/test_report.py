@@ -18,6 +18,7 @@ from malt.cli.main import exit_code
 from malt.config.spec import RunSpec
 from malt.datasets.check.verify import verify
 from malt.datasets.manifest import Failure, Manifest
+from malt.datasets.measures import Values
 from malt.datasets.pages.card import figures_markdown
 from malt.datasets.pages.page import (
     draw_flips,
@@ -29,7 +30,7 @@ from malt.datasets.pages.page import (
 )
 from malt.datasets.pages.sample import KEPT, TreeSample, embed_json, rank_question
 from malt.datasets.rows import examples
-from malt.datasets.stats.figures import Flip, ValueBin
+from malt.datasets.stats.figures import Flip
 from malt.datasets.version.dataset_version import DatasetVersion, open_version
 from malt.trees.credit import ValuedTree, value_tree
 from malt.trees.tree import Node, Tree
@@ -162,10 +163,9 @@ def test_a_flip_picture_leads_every_answer_from_one_side_to_the_other(
 
 
 def test_a_histogram_s_highest_bar_leaves_room_for_its_number() -> None:
-    bins = [ValueBin("refiner", 0, 0.5, 0, 7), ValueBin("refiner", 0.5, 1, 14, 0)]
-    first, last = draw_histogram(bins)
+    first, last = draw_histogram(Values(right=(0, 14), wrong=(7, 0)))
     assert (first.wrong.top, first.wrong.height, last.right.top, last.right.height) == (57, 43, 14, 86)
-    assert draw_histogram([ValueBin("refiner", 0, 1, 0, 0)])[0].right.height == 0
+    assert draw_histogram(Values(right=(0,), wrong=(0,)))[0].right.height == 0
 
 
 @pytest.mark.parametrize(("number", "told"), [(999, "999"), (1000, "1 k"), (12_345, "12.3 k"), (999_999, "1 M")])

@@ -1,23 +1,29 @@
 """How long prompts and texts are, and how that is told."""
 
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt.config.roles import Role
 from malt.config.spec import DatasetSpec
+from malt.datasets.rows.examples import Candidate, Labelled
 from malt.datasets.rows.selection import (
-    BiasCount,
-    LengthCount,
+    Selected,
+    SelectionCount,
     estimate_tokens,
     measure_lengths,
     quantile,
+    summarise_lengths,
     token_counter,
 )
 from malt.errors import ConfigError
-from tests.strategies import tree_of, valued
+from malt.trees.credit import Length, Value
+from malt.trees.tree import Address
+from tests.strategies import node_of, tree_of, valued
 
 
 def words_tokenizer(path: Path) -> str:
@@ -56,10 +62,7 @@ def test_a_node_is_as_long_as_what_its_role_saw_and_said() -> None:
 
 @given(st.lists(st.integers(0, 50), min_size=1))
 def test_lengths_are_told_as_statistics_knows_them(lengths: list[int]) -> None:
-    count = LengthCount()
-    for length in lengths:
-        count.add(length)
-    told = count.result
+    told = summarise_lengths(Counter(lengths))
     assert (told.rows, told.longest, told.median) == (len(lengths), max(lengths), statistics.median_low(lengths))
     assert told.mean == round(statistics.fmean(lengths), 1)
     assert sum(length <= told.p95 for length in lengths) >= 0.95 * len(lengths)
@@ -68,13 +71,24 @@ def test_lengths_are_told_as_statistics_knows_them(lengths: list[int]) -> None:
 
 def test_of_nothing_the_lengths_are_zero() -> None:
     assert quantile({}, 0.5) == 0
-    assert (LengthCount().result.mean, LengthCount().result.longest) == (0, 0)
+    assert (summarise_lengths(Counter()).mean, summarise_lengths(Counter()).longest) == (0, 0)
+
+
+def pair_of(chosen: int, rejected: int) -> Candidate:
+    """Two refinements of so many characters."""
+    texts = ((Address((0, 0, 0)), "a" * chosen, True), (Address((0, 0, 1)), "b" * rejected, False))
+    return Candidate(
+        tuple(
+            Labelled(node_of("q1", address), text, Value(float(is_right), 1), is_right, True, Length(0, 0))
+            for address, text, is_right in texts
+        )
+    )
 
 
 def test_the_bias_says_how_far_lengths_tell_chosen_from_rejected() -> None:
-    bias = BiasCount()
-    for chosen, rejected in [(10, 4), (10, 6), (5, 5), (1, 9)]:
-        bias.add(chosen, rejected)
-    told = bias.result
+    pairs = [pair_of(*lengths) for lengths in [(10, 4), (10, 6), (5, 5), (1, 9)]]
+    count = SelectionCount()
+    count.add(Role.REFINER, {"dpo": Selected(len(pairs), pairs, {})})
+    told = count.length_bias[Role.REFINER]
     assert (told.pairs, told.chosen_longer, told.chosen_shorter) == (4, 2, 1)
     assert (told.chosen_characters, told.rejected_characters) == (6.5, 6.0)

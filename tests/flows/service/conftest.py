@@ -24,6 +24,7 @@ from tests.specs import spec_of, write_questions
 MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[3]
 KEY = "test-key-4711"
+SECRET = "sk-ant-0123456789abcdefghij"
 RUN_LIMIT_S = 900.0
 """A worker's runs give way to others: beside a neighbour that keeps all cores busy, they take minutes."""
 DEPLOYMENTS = {"generate": "quickstart", "notify": "alerts"}
@@ -246,3 +247,43 @@ def declared(name: str, folder: Path, provider: ScriptedProvider, count: int, **
 def in_form(spec: RunSpec) -> Json:
     """A spec as the form sends it."""
     return json.loads(spec.model_dump_json(exclude_none=True))
+
+
+class Formed(NamedTuple):
+    """A run that a form declared."""
+
+    spec: RunSpec
+    run: Json
+
+
+@pytest.fixture(scope="package")
+def formed(service: Up, tmp_path_factory: pytest.TempPathFactory) -> Formed:
+    """A run whose branches are task runs, whose models' key is in a block, and whose answers are hostile to a page."""
+    client = Prefect(service)
+    make_block(client, "vault-key", SECRET)
+    with ScriptedProvider(key=SECRET) as provider:
+        provider.script = lambda _asked, sample: f"```\n<script>alert({sample})</script>\n````\n[x](javascript:y)"
+        folder = tmp_path_factory.mktemp("formed")
+        spec = with_block(declared("formed", folder, provider, 1, run={"tracking": "branch"}), "vault-key")
+        run = client.run("generate", spec=in_form(spec))
+    client.http.close()
+    assert run["state"]["message"] == "formed@v1: 1 questions complete"
+    return Formed(spec, run)
+
+
+def with_block(spec: RunSpec, block: str) -> RunSpec:
+    """The same spec, its roles' key in a block."""
+    declared = in_form(spec)
+    for role in declared["roles"].values():
+        del role["api_key_env"]
+        role["api_key_block"] = block
+    return RunSpec.model_validate(declared)
+
+
+def make_block(client: Prefect, name: str, value: str) -> None:
+    """Make a Secret block as the UI does."""
+    kind = client.http.get("/block_types/slug/secret").raise_for_status().json()["id"]
+    wanted = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+    schema = client.post("/block_schemas/filter", wanted).raise_for_status().json()[0]["id"]
+    body = {"name": name, "data": {"value": value}, "block_type_id": kind, "block_schema_id": schema}
+    client.post("/block_documents/", body).raise_for_status()

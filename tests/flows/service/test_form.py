@@ -9,10 +9,8 @@ import pytest
 from malt.config.loader import load_spec
 from malt.config.spec import RunSpec
 from tests.configs import write_config
-from tests.flows.service.conftest import PROJECT, Json, Prefect, Up, declared, in_form
+from tests.flows.service.conftest import PROJECT, SECRET, Formed, Json, Prefect
 from tests.providers import ScriptedProvider
-
-SECRET = "sk-ant-0123456789abcdefghij"
 
 
 def fields(schema: Json, model: str) -> dict[str, Json]:
@@ -84,49 +82,18 @@ def test_a_key_in_the_form_is_refused_and_not_written_down(prefect: Prefect, hel
     assert not found_in_records(prefect, b"hush", SECRET.encode())
 
 
-@pytest.fixture(scope="module")
-def sent(service: Up, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    """What a form declared that has run; the model's key is in a block."""
-    prefect = Prefect(service)
-    make_block(prefect, "vault-key", SECRET)
-    with ScriptedProvider(key=SECRET) as provider:
-        spec = with_block(declared("formed", tmp_path_factory.mktemp("formed"), provider, 1), "vault-key")
-        ended = prefect.run("generate", spec=in_form(spec))
-    prefect.http.close()
-    assert ended["state"]["message"] == "formed@v1: 1 questions complete"
-    models = [f"model:openai/{role}-model" for role in ("generator", "refiner", "verifier")]
-    assert sorted(ended["tags"]) == ["dataset:formed", "grader:number", "malt", *models]
-    return spec
-
-
-def test_what_the_form_sends_is_what_a_config_declares(prefect: Prefect, sent: RunSpec) -> None:
+def test_what_the_form_sends_is_what_a_config_declares_and_its_run_has_tags(prefect: Prefect, formed: Formed) -> None:
     version = prefect.newest("formed")
-    assert version.spec == sent
-    assert json.loads((version.path / "manifest.json").read_text())["config"] == sent.as_config()
+    assert version.spec == formed.spec
+    assert json.loads((version.path / "manifest.json").read_text())["config"] == formed.spec.as_config()
+    models = [f"model:openai/{role}-model" for role in ("generator", "refiner", "verifier")]
+    assert sorted(formed.run["tags"]) == ["dataset:formed", "grader:number", "malt", *models]
 
 
-@pytest.mark.usefixtures("sent")
+@pytest.mark.usefixtures("formed")
 def test_a_key_comes_from_a_block_and_is_nowhere_to_be_read(prefect: Prefect) -> None:
     assert not found_in_records(prefect, SECRET.encode())
     assert SECRET not in (prefect.newest("formed").path / "manifest.json").read_text()
-
-
-def with_block(spec: RunSpec, block: str) -> RunSpec:
-    """The same spec, its roles' key in a block."""
-    declared = in_form(spec)
-    for role in declared["roles"].values():
-        del role["api_key_env"]
-        role["api_key_block"] = block
-    return RunSpec.model_validate(declared)
-
-
-def make_block(prefect: Prefect, name: str, value: str) -> None:
-    """Make a Secret block as the UI does."""
-    kind = prefect.http.get("/block_types/slug/secret").raise_for_status().json()["id"]
-    wanted = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
-    schema = prefect.post("/block_schemas/filter", wanted).raise_for_status().json()[0]["id"]
-    body = {"name": name, "data": {"value": value}, "block_type_id": kind, "block_schema_id": schema}
-    prefect.post("/block_documents/", body).raise_for_status()
 
 
 def found_in_records(prefect: Prefect, *secrets: bytes) -> list[str]:

@@ -1,39 +1,31 @@
 """What a run's page leads to: each tree's texts, a report that opens, and events and assets of what was published."""
 
 import re
-from pathlib import Path
 
 import httpx
 
-from tests.flows.service.conftest import RUN_LIMIT_S, Json, Prefect, declared, in_form, wait_for
-from tests.providers import ScriptedProvider
-
-BRANCHES: Json = {"tracking": "branch"}
+from tests.flows.service.conftest import RUN_LIMIT_S, Formed, Prefect, wait_for
 
 
-def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(
-    prefect: Prefect, provider: ScriptedProvider, tmp_path: Path
-) -> None:
-    provider.script = lambda _asked, sample: f"```\n<script>alert({sample})</script>\n````\n[x](javascript:y)"
-    ended = prefect.run("generate", spec=in_form(declared("paged", tmp_path, provider, 1, run=BRANCHES)))
-    left = prefect.artifacts(ended["id"])
-    (key,) = (key for key in left if key.startswith("paged-tree-"))
+def test_a_tree_has_its_texts_the_report_opens_and_the_version_is_told_of(prefect: Prefect, formed: Formed) -> None:
+    left = prefect.artifacts(formed.run["id"])
+    (key,) = (key for key in left if key.startswith("formed-tree-"))
     assert "\n## 2.1.0 refiner: ok" in left[key]["data"]
     assert "\n`````text\n```\n<script>" in left[key]["data"]  # a fence that the text cannot end
     assert "[user]\n" in left[key]["data"]
     # The server learns of task runs from their events, a little later than of the run.
-    wait_for(lambda: f"texts: artifact {key}" in refiner_messages(prefect, ended["id"]))
+    wait_for(lambda: f"texts: artifact {key}" in refiner_messages(prefect, formed.run["id"]))
 
-    found = re.search(r"\[report, with the trees\]\((http://\S+)\)", left["paged-report"]["data"])
+    found = re.search(r"\[report, with the trees\]\((http://\S+)\)", left["formed-report"]["data"])
     assert found is not None
     page = httpx.get(found[1], timeout=RUN_LIMIT_S)
-    assert page.text == (prefect.newest("paged").path / "report.html").read_text()
+    assert page.text == (prefect.newest("formed").path / "report.html").read_text()
     assert page.headers["content-security-policy"].startswith("sandbox allow-scripts;")
     forged = re.sub("[0-9a-f]{32}", "0" * 32, found[1])
     assert httpx.get(forged, timeout=RUN_LIMIT_S).status_code == httpx.codes.NOT_FOUND
 
-    wait_for(lambda: events(prefect, "malt.version.published", "malt.datasets.paged") == ["paged@v1"])
-    wait_for(lambda: len(events(prefect, "prefect.asset.materialization.succeeded", "malt://datasets/paged")) == 1)
+    wait_for(lambda: events(prefect, "malt.version.published", "malt.datasets.formed") == ["formed@v1"])
+    wait_for(lambda: len(events(prefect, "prefect.asset.materialization.succeeded", "malt://datasets/formed")) == 1)
 
 
 def refiner_messages(prefect: Prefect, flow_run_id: str) -> list[str]:

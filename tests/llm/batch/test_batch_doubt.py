@@ -1,7 +1,6 @@
 """What is in doubt is never paid for twice: batches that cannot be seen, making that was not answered, direct runs."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,15 +19,10 @@ from malt.trees.pipeline import NOTHING_MISSING, Shortfall
 from tests.batches import BatchProvider
 from tests.batching import IMPATIENT, batched, grown
 from tests.batching import provider as provider
+from tests.batching import spec as spec
 from tests.mishaps import Fault, refusal, server_error
-from tests.specs import spec_of, write_questions
 
 NOT_LISTED = [refusal(404, "Not Found", None), refusal(405, "Method Not Allowed", None), server_error(501)]
-
-
-@pytest.fixture
-def spec(provider: BatchProvider, tmp_path: Path) -> RunSpec:
-    return batched(spec_of(provider, write_questions(tmp_path)))
 
 
 @pytest.fixture

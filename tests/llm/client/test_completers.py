@@ -10,30 +10,21 @@ from typing import Literal
 import pytest
 
 from malt.config.limits import Limits
-from malt.config.roles import ModelSpec, Role
+from malt.config.roles import Role
 from malt.config.settings import Settings
 from malt.errors import ConfigError, RunStopped, StoreError
 from malt.llm.budget import Usage
 from malt.llm.client.completers import group_runs, make_completer, make_store_completer
 from malt.llm.client.session import Session, open_session
-from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
+from malt.llm.request import Completion, CompletionRequest, RequestFailed
 from tests import mishaps
+from tests.asking import ask
 from tests.providers import ScriptedProvider
 
 
 @pytest.fixture
 def session(settings: Settings) -> Session:
     return open_session(settings, Limits())
-
-
-@pytest.fixture
-def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
-    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
-    return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
-
-
-def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(make_completer(session, [request.question_id])(request))
 
 
 def texts(completions: Sequence[Completion]) -> list[str]:

@@ -24,20 +24,11 @@ from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.policy import Policy
 from malt.llm.request import Completion, CompletionRequest, Message
 from malt.llm.store.samples import Store
+from tests.asking import ask
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
 
 LIMITS = Limits()
-
-
-@pytest.fixture
-def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
-    model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", seed=7)
-    return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
-
-
-def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(make_completer(session, [request.question_id])(request))
 
 
 def test_a_run_has_a_session_of_its_own_that_is_stopped_alone(settings: Settings) -> None:

@@ -237,7 +237,7 @@ def test_who_stops_waiting_for_a_lane_leaves_it_to_others() -> None:
 
     at = embedded.start_endpoint("embedded")
     asyncio.run(wait_in_vain())
-    assert [served.askers for served in embedded.servers.running.values() if f"{served.address}/v1" == at] == [0]
+    assert [served.is_idle for served in embedded.servers.running.values() if f"{served.address}/v1" == at] == [True]
 
 
 def test_threads_are_shared_out_among_lanes(monkeypatch: pytest.MonkeyPatch) -> None:

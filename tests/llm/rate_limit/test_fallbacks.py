@@ -11,12 +11,13 @@ from malt.config.roles import Fallback, ModelSpec, Role
 from malt.config.settings import Settings
 from malt.engine.python_api import TrainingDataGenerator
 from malt.errors import ConfigError
-from malt.llm.client.completers import make_completer, make_store_completer
+from malt.llm.client.completers import make_store_completer
 from malt.llm.client.session import Session
 from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.policy import Policy
 from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
 from tests import mishaps
+from tests.asking import ask
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
 from tests.specs import spec_of, write_questions
@@ -38,10 +39,6 @@ def request_for_three(provider: ScriptedProvider) -> CompletionRequest:
         {"model": MAIN, "api_base": provider.url, "api_key_env": "TEST_KEY", "fallbacks": [SPARE, LAST]}
     )
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1", "", 3)
-
-
-def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(make_completer(session, [request.question_id])(request))
 
 
 def models_of(completions: Sequence[Completion]) -> list[str]:

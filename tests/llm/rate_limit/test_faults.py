@@ -1,7 +1,7 @@
 """Everything an endpoint can do wrong, from the HTTP answer to what becomes of the run: the table of faults.py."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from malt.config.limits import Limits
 from malt.config.roles import ModelSpec, Role
 from malt.config.settings import Settings
 from malt.errors import AccountEmpty, ConfigError, EndpointDown, MaltError
-from malt.llm.client.completers import make_completer
 from malt.llm.client.session import Session
 from malt.llm.rate_limit.limiter import Endpoints
 from malt.llm.rate_limit.policy import Policy
-from malt.llm.request import Completion, CompletionRequest, Message, RequestFailed
+from malt.llm.request import CompletionRequest, Message, RequestFailed
 from tests import mishaps
+from tests.asking import ask
 from tests.mishaps import Fault
 from tests.providers import ScriptedProvider
 
@@ -93,10 +93,6 @@ def session(settings: Settings) -> Iterator[Session]:
 def request_for_one(provider: ScriptedProvider) -> CompletionRequest:
     model = ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY", timeout_s=1.0)
     return CompletionRequest(Role.GENERATOR, model, (Message("user", "What is 2 + 3?"),), "q1")
-
-
-def ask(session: Session, request: CompletionRequest) -> Sequence[Completion]:
-    return session.run(make_completer(session, [request.question_id])(request))
 
 
 @of_every_case

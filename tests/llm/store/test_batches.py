@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from malt.llm.budget import Amount
-from malt.llm.store.batches import LEASE_S, Batch, BatchItem, BatchStore, Returned, name_process
+from malt.llm.store.batches import LEASE_S, Batch, BatchItem, BatchStore, name_process
 from malt.llm.store.database import StoredSample
 from malt.llm.store.samples import Store
 from malt.processes import machine_id
@@ -37,12 +37,16 @@ def item(key: str, mark: str, custom_id: str = "") -> BatchItem:
     return BatchItem(key, mark, "sums", custom_id or key, "q1", "generator", "", 0)
 
 
+def returned(key: str, attempts: int = 1, *, alone: bool = False, given_up: bool = False) -> BatchItem:
+    return replace(item(key, "one"), attempts=attempts, alone=alone, given_up=given_up)
+
+
 def test_what_is_planned_is_under_way_until_it_is_settled(batch_store: BatchStore) -> None:
     assert batch_store.plan(batch("one"), [item("a", "one"), item("b", "one")]) == {"a", "b"}
     assert [each.batch_id for each in batch_store.list_open("sums")] == [None]
     batch_store.note_batch_id("one", "batch_1")
     assert [each.batch_id for each in batch_store.list_open("sums")] == ["batch_1"]
-    batch_store.settle("one", Amount(0.5, 40), ["a"], [Returned("b", 1, False, False)])
+    batch_store.settle("one", Amount(0.5, 40), ["a"], [returned("b")])
     assert batch_store.list_open("sums") == []
     assert batch_store.find_items(["q1"], "sums") == {"b": replace(item("b", "one"), mark=None, attempts=1)}
 
@@ -69,7 +73,7 @@ def test_an_item_of_which_others_have_a_sample_is_left_to_them(batch_store: Batc
 
 def test_what_came_back_can_be_claimed_again_and_keeps_its_count(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
-    batch_store.settle("one", Amount(0, 0), [], [Returned("a", 1, False, False)])
+    batch_store.settle("one", Amount(0, 0), [], [returned("a")])
     assert batch_store.plan(batch("two"), [item("a", "two")]) == {"a"}
     [claimed] = batch_store.read_items("two")
     assert claimed.attempts == 1
@@ -77,7 +81,7 @@ def test_what_came_back_can_be_claimed_again_and_keeps_its_count(batch_store: Ba
 
 def test_what_is_given_up_is_not_claimed_until_the_run_is_at_its_end(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
-    batch_store.settle("one", Amount(0, 0), [], [Returned("a", 1, False, True)])
+    batch_store.settle("one", Amount(0, 0), [], [returned("a", given_up=True)])
     assert batch_store.plan(batch("two"), [item("a", "two")]) == set()
     batch_store.close("sums")
     assert batch_store.plan(batch("three"), [item("a", "three")]) == {"a"}
@@ -119,7 +123,7 @@ def test_a_batch_is_in_doubt_from_when_its_making_is_tried_until_its_name_is_kno
 
 def test_what_one_dataset_has_given_up_another_asks_for(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
-    batch_store.settle("one", Amount(0, 0), [], [Returned("a", 5, True, True)])
+    batch_store.settle("one", Amount(0, 0), [], [returned("a", 5, alone=True, given_up=True)])
     assert batch_store.find_items(["q1"], "sums")["a"].given_up
     assert batch_store.find_items(["q1"], "renamed") == {}
     theirs = replace(item("a", "two"), dataset="renamed")
@@ -143,7 +147,7 @@ def test_what_a_run_asked_directly_is_noted_once(batch_store: BatchStore) -> Non
 
 def test_a_batch_that_is_settled_twice_takes_nothing_from_the_next_one(batch_store: BatchStore) -> None:
     batch_store.plan(batch("one"), [item("a", "one")])
-    back = [Returned("a", 1, False, False)]
+    back = [returned("a")]
     batch_store.settle("one", Amount(0, 0), [], back)
     batch_store.plan(batch("two"), [item("a", "two")])
     batch_store.settle("one", Amount(0, 0), ["a"], back)
