@@ -68,19 +68,27 @@ def _template() -> Template:
 def _front_matter(manifest: Manifest) -> Markdown:
     from huggingface_hub import DatasetCardData
 
-    configs = config_files()
     data = DatasetCardData(
         pretty_name=f"{manifest.name} v{manifest.version}",
         license=escape_controls(manifest.spec.dataset.license),
         task_categories=["text-generation"],
         size_categories=[_size_category(_count_rows(manifest, ROLE_FILES))],
         tags=["malt", "synthetic", "sft", "dpo", "trl"],
-        configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
-        dataset_info=[
-            {"config_name": config, "features": _features(SCHEMAS[files["train"]])} for config, files in configs.items()
-        ],  # no splits: `datasets` wants their size in memory, and the rows are told in the configs
+        configs=[_config_entry(manifest, config, files) for config, files in config_files().items()],
     )
-    return Markdown(f"---\n{data.to_yaml()}\n---")
+    return Markdown(f"---\n{data.to_yaml()}\n{_dataset_info()}\n---")
+
+
+@cache
+def _dataset_info() -> str:
+    """Describe the columns, as YAML: the same for all datasets. No splits: `datasets` wants their size in memory, and
+    the rows are told in the configs.
+    """
+    from huggingface_hub import DatasetCardData
+
+    columns = {config: _features(SCHEMAS[files["train"]]) for config, files in config_files().items()}
+    info = [{"config_name": config, "features": features} for config, features in columns.items()]
+    return str(DatasetCardData(dataset_info=info).to_yaml())
 
 
 def config_files() -> dict[str, dict[Split, str]]:
