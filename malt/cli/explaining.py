@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 import click
@@ -227,8 +228,7 @@ def _show_file(file: str, change: "FileChange") -> None:
 def _format_change(change: "Change") -> str:
     """Write two values, long ones from where they part."""
     old, new = _plain(change.old), _plain(change.new)
-    differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
-    start = max(0, next(differ, min(len(old), len(new))) - _LEAD_IN)
+    start = max(0, len(commonprefix((old, new))) - _LEAD_IN)
     return f"{_cut(old, start)} -> {_cut(new, start)}"
 
 

@@ -40,11 +40,15 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
     before = remove_tag(folder, tag) if number is None else set_tag(folder, tag, number, move=move)
     if as_json:
         terminal.emit({"dataset": folder.name, "tag": tag, "version": number, "before": before})
-    elif number is None:
-        terminal.say(f"{folder.name}@{tag} is gone; it named v{before}")
     else:
-        moved = "" if before in (None, number) else f", before v{before}"
-        terminal.say(f"{folder.name}@{tag} names v{number}{moved}")
+        terminal.say(_describe_tag(f"{folder.name}@{tag}", number, before))
+
+
+def _describe_tag(tagged: str, number: int | None, before: int | None) -> str:
+    if number is None:
+        return f"{tagged} is gone; it named v{before}"
+    moved = "" if before in (None, number) else f", before v{before}"
+    return f"{tagged} names v{number}{moved}"
 
 
 @click.command()
@@ -106,10 +110,12 @@ def rm(version: str, as_json: bool) -> None:
     if as_json:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
-        size = terminal.format_bytes(removed.bytes)
-        kept = {"models": "", "evaluations": "answers"}.get(shelf, "samples")
-        until = f"; its {kept} are in the store until: malt gc --delete" if kept else ""
-        terminal.say(f"{removed.version} removed, {size}{until}")
+        terminal.say(f"{removed.version} removed, {terminal.format_bytes(removed.bytes)}{_describe_kept(shelf)}")
+
+
+def _describe_kept(shelf: str) -> str:
+    kept = {"models": "", "evaluations": "answers"}.get(shelf, "samples")
+    return f"; its {kept} are in the store until: malt gc --delete" if kept else ""
 
 
 def _read_age(text: str) -> float:

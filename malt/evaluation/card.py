@@ -73,22 +73,23 @@ def _frontier_table(summary: Summary) -> str:
 
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
     """Write the figures for Prefect's UI, with bars for a picture."""
-    bars = [
-        (code_span(name), TITLES[measure], draw_bar(100 * (cell.accuracy or 0)), percent(cell))
-        for name, system in summary.systems.items()
-        for measure in summary.measures
-        for cell in (getattr(system, measure),)
-    ]
     parts = [
         f"# {manifest.reference}",
         f"- evaluation: {code_span(str(path))}\n- report: {code_span(str(path / 'report.html'))}",
-        markdown_table(("system", "of", "0 to 100 %", "right, %"), bars),
+        markdown_table(("system", "of", "0 to 100 %", "right, %"), _draw_bars(summary)),
         *_list_beside(summary),
         f"## Differences to {code_span(summary.baseline)}, {summary.title}",
         _difference_table(summary),
         _power_sentence(summary),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _draw_bars(summary: Summary) -> Iterator[tuple[str, ...]]:
+    for name, system in summary.systems.items():
+        for measure in summary.measures:
+            cell: Cell = getattr(system, measure)
+            yield code_span(name), TITLES[measure], draw_bar(100 * (cell.accuracy or 0)), percent(cell)
 
 
 def _accuracy_table(summary: Summary) -> str:
