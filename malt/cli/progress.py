@@ -158,7 +158,7 @@ class _Bars:
     """Keeps a bar a role and stage."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars, self._tasks = bars, dict[str, Any]()
+        self._bars, self._tasks = bars, dict[str, TaskID]()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":

@@ -12,7 +12,7 @@ from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.datasets.manifest import CARD_FILE
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Summary, Worth, write_title
+from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth, write_title
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion, Player, list_evaluations
 from malt.models.version import ModelVersion
 from malt.sanitize import code_span, markdown_table
@@ -117,11 +117,12 @@ def _list_beside(summary: Summary) -> list[str]:
 
 
 def _difference_table(summary: Summary) -> str:
-    rows = [
-        (code_span(name), points(each.difference, each.low, each.high), _write_p(each.p), _write_p(each.p_holm))
-        for name, each in summary.differences.items()
-    ]
+    rows = [_difference_cells(name, found) for name, found in summary.differences.items()]
     return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
+
+
+def _difference_cells(name: str, found: Compared) -> tuple[str, ...]:
+    return code_span(name), points(found.difference, found.low, found.high), _write_p(found.p), _write_p(found.p_holm)
 
 
 def _power_sentence(summary: Summary) -> str:
@@ -168,14 +169,16 @@ class Result(NamedTuple):
 
 
 def find_results(version: ModelVersion) -> list[Result]:
-    """Return what the newest version of each evaluation that has this model in a role found.
-
-    Its roles are known by their digests, or by the names of their adapters on a server.
-    """
-    roles = version.manifest.roles
-    known = {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
+    """Return what the newest version of each evaluation that has this model in a role found."""
+    known = _known_as(version)
     newest = {each.name: found for each in list_evaluations().versions if (found := [*_read_results(each, known)])}
     return [result for found in newest.values() for result in found]
+
+
+def _known_as(version: ModelVersion) -> set[str | None]:
+    """Return what evaluations know a model's roles by: their digests, or the names of their adapters on a server."""
+    roles = version.manifest.roles
+    return {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
 
 
 def _read_results(evaluation: EvaluationVersion, known: Set[str | None]) -> Iterator[Result]:
