@@ -30,13 +30,8 @@ MIB = 2**20
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """Read a whole file. Raises `OSError` for a link, a device, a pipe, and for one that is too large.
-
-    Of a relative path no folder on the way may be a link either.
-    """
-    for part in (path,) if path.is_absolute() else (path, *path.parents):
-        if part.is_symlink():
-            raise OSError(errno.ELOOP, f"{part} is a link; name the file that it leads to")
+    """Read a whole file. Raises `OSError` for a link, a device, a pipe, and for one that is too large."""
+    _refuse_links(path)
     follow = os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not make us wait
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | follow)) as file:
         status = os.fstat(file.fileno())
@@ -46,6 +41,13 @@ def read_regular_file(path: Path, most_bytes: int) -> bytes:
     if status.st_size > most_bytes or len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most_bytes // MIB:,} MiB")
     return data
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse a link; of a relative path no folder on the way may be one either."""
+    for part in (path,) if path.is_absolute() else (path, *path.parents):
+        if part.is_symlink():
+            raise OSError(errno.ELOOP, f"{part} is a link; name the file that it leads to")
 
 
 class FileLock:

@@ -140,16 +140,20 @@ def _read_template(path: Path, role: Role, folder: Path) -> str:
         missing = path.relative_to(folder).as_posix()
         raise PromptError(f"prompt set '{folder.name}' has no {missing} (looked in {folder}); every role needs it")
     text = _read_text(path)
-    try:
-        tree = _jinja().parse(text)
-    except TemplateSyntaxError as error:
-        raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
-    except RecursionError as error:
-        raise PromptError(f"{path}: template nested too deep to be read") from error
+    tree = _parse(text, path)
     _refuse_slots(_names_in(tree) - SLOTS[role], role, path)
     _refuse_statements(tree, path)
     _fill(text, dict.fromkeys(SLOTS[role], "text"), str(path))
     return text
+
+
+def _parse(text: str, path: Path) -> nodes.Template:
+    try:
+        return _jinja().parse(text)
+    except TemplateSyntaxError as error:
+        raise PromptError(f"{path}:{error.lineno}: template syntax: {error.message}") from error
+    except RecursionError as error:
+        raise PromptError(f"{path}: template nested too deep to be read") from error
 
 
 def _names_in(tree: nodes.Template) -> set[str]:

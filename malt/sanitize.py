@@ -88,9 +88,12 @@ def code_span(text: str) -> Markdown:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
     """Lay out a table. Whole numbers get commas, a column of nothing but numbers stands to the right."""
     cells = [tuple(row) for row in rows]
-    numeric = [bool(cells) and all(isinstance(row[place], int | float) for row in cells) for place in range(len(head))]
-    rule = [Markdown("---:" if each else "---") for each in numeric]
+    rule = [Markdown("---:" if _is_numeric(cells, place) else "---") for place in range(len(head))]
     return Markdown("\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, rule, *cells)))
+
+
+def _is_numeric(cells: Sequence[Sequence[object]], place: int) -> bool:
+    return bool(cells) and all(isinstance(row[place], int | float) for row in cells)
 
 
 def _cell(value: object) -> str:

@@ -1,5 +1,6 @@
 """Commands that evaluate: `evaluate`, `evaluations`; and what other commands print of an evaluation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,16 @@ def evaluate(config: Path, override: tuple[str, ...], limit: int | None, race: b
     overrides = [*override, *(["evaluate.race=true"] if race else [])]
     done = signals.run(evaluate_alone(read_evaluation(load_spec(config, overrides), limit), Settings()))
     terminal.emit(done.as_json()) if as_json else _show_evaluated(done)
+    _warn_of_missing(done)
+    summaries.show_branches(done.failures)
+    return done.exit_code
+
+
+def _warn_of_missing(done: "Evaluated") -> None:
     if done.stopped is not None:
         terminal.warn(f"error: stopped: {done.stopped}")
     elif done.failures:
         terminal.warn(f"error: {len(done.failures)} failed branches; run again to ask for just what is missing")
-    summaries.show_branches(done.failures)
-    return done.exit_code
 
 
 def _show_evaluated(done: "Evaluated") -> None:
@@ -155,12 +160,15 @@ def show_plan(plan: "EvaluationPlan") -> None:
     table.add_row("total", "", "", *summaries.quoted_figures(plan), style="bold")
     terminal.say(f"evaluation: {plan.questions:,} questions; what each system adds to those before it:")
     terminal.say(table)
-    shown = [
-        f"{'none' if smallest is None else f'{100 * smallest:.1f} points'} where {parted} of votes part"
-        for parted, smallest in plan.smallest_difference.items()
-    ]
-    terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {'; '.join(shown)}")
+    shown = "; ".join(_list_differences(plan))
+    terminal.say(f"smallest difference that {plan.questions:,} questions show with 80 % power: {shown}")
     terminal.say(f"4 points where 20 % part need {plan.questions_for_4_points:,} questions", style="dim")
+
+
+def _list_differences(plan: "EvaluationPlan") -> Iterator[str]:
+    for parted, smallest in plan.smallest_difference.items():
+        points = "none" if smallest is None else f"{100 * smallest:.1f} points"
+        yield f"{points} where {parted} of votes part"
 
 
 def show(reference: str, question_id: str | None, *, as_json: bool) -> None:

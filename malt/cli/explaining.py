@@ -227,9 +227,14 @@ def _show_file(file: str, change: "FileChange") -> None:
 def _format_change(change: "Change") -> str:
     """Write two values, long ones from where they part."""
     old, new = _plain(change.old), _plain(change.new)
-    differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
-    start = max(0, next(differ, min(len(old), len(new))) - _LEAD_IN)
+    start = max(0, _count_same(old, new) - _LEAD_IN)
     return f"{_cut(old, start)} -> {_cut(new, start)}"
+
+
+def _count_same(old: str, new: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+    return next(differ, min(len(old), len(new)))
 
 
 def _cut(text: str, start: int) -> str:

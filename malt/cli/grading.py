@@ -12,7 +12,7 @@ from malt.text import count_noun
 
 if TYPE_CHECKING:
     from malt.review.audit import AuditReport, GraderPair, LeafDifference
-    from malt.review.grade_file import GradeReport, LabelledReport, UnknownRow
+    from malt.review.grade_file import Disagreement, GradeReport, LabelledReport, UnknownRow
 
 _SHOWN = 10
 """Rows or leaves shown; the rest are counted."""
@@ -65,20 +65,28 @@ def _show_grades(report: "GradeReport") -> None:
 
     graded_by = f"graded by {', '.join(report.kinds)} in {report.wall_s:.1f} s"
     terminal.say(f"{report.file}: {report.rows:,} rows {graded_by}")
+    _show_counts(report)
+    if report.unread or report.disputed:
+        terminal.say(f"{report.unread:,} of the wrong ones were not read whole; {report.disputed:,} rows are disputed")
+    if len(report.kinds) > 1:
+        _show_deciders(report)
+    _show_judge_use(report.requests, report.cost_usd)
+    _show_unknown(report.unknown_rows)
+    if isinstance(report, LabelledReport):
+        _show_agreement(report)
+
+
+def _show_counts(report: "GradeReport") -> None:
     table = terminal.new_table("outcome", "rows", "share")
     for name in ("right", "wrong", "unanswered", "unknown"):
         count: int = getattr(report, name)
         table.add_row(name, f"{count:,}", _format_percent(count / report.rows))
     terminal.say(table)
-    if report.unread or report.disputed:
-        terminal.say(f"{report.unread:,} of the wrong ones were not read whole; {report.disputed:,} rows are disputed")
-    if len(report.kinds) > 1:
-        decided = ", ".join(f"{kind} {count:,}" for kind, count in report.decided.items())
-        terminal.say(f"decided by: {decided or 'none'}")
-    _show_judge_use(report.requests, report.cost_usd)
-    _show_unknown(report.unknown_rows)
-    if isinstance(report, LabelledReport):
-        _show_agreement(report)
+
+
+def _show_deciders(report: "GradeReport") -> None:
+    decided = ", ".join(f"{kind} {count:,}" for kind, count in report.decided.items())
+    terminal.say(f"decided by: {decided or 'none'}")
 
 
 def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
@@ -90,8 +98,6 @@ def _show_unknown(rows: "Sequence[UnknownRow]") -> None:
 
 
 def _show_agreement(report: "LabelledReport") -> None:
-    from malt.grading.grades import brief
-
     left_out = report.labelled - report.compared
     agreement, kappa = _format_percent(report.agreement), _format_kappa(report.kappa)
     unknown = f"; {left_out:,} unknown left out" if left_out else ""
@@ -102,12 +108,18 @@ def _show_agreement(report: "LabelledReport") -> None:
         table.add_row(label, *(f"{counts[outcome]:,}" for outcome in outcomes))
     terminal.say(table)
     if report.disagreements:
-        terminal.say("where grade and label differ:")
-    for row in report.disagreements[:_SHOWN]:
+        _show_disagreements(report.disagreements)
+
+
+def _show_disagreements(rows: "Sequence[Disagreement]") -> None:
+    from malt.grading.grades import brief
+
+    terminal.say("where grade and label differ:")
+    for row in rows[:_SHOWN]:
         read = "nothing" if row.read is None else brief(row.read)
         graded = f"label {row.label}, graded {row.outcome} by {row.grader}"
         terminal.say(f"  {row.place}: {graded}: read {read}, reference {brief(row.reference)}")
-    terminal.show_rest(len(report.disagreements) - _SHOWN)
+    terminal.show_rest(len(rows) - _SHOWN)
 
 
 @click.command()

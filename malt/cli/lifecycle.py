@@ -13,6 +13,7 @@ from malt.text import count_noun
 if TYPE_CHECKING:
     from malt.cli.options import AnyVersion
     from malt.datasets.export.export import Exported
+    from malt.datasets.export.tool_files import ExportManifest
     from malt.datasets.publish.removal import Garbage
     from malt.datasets.push.files import Pushed
     from malt.engine.rebuild import Rebuilt
@@ -40,11 +41,15 @@ def tag(version: str, tag: str, move: bool, remove: bool, as_json: bool) -> None
     before = remove_tag(folder, tag) if number is None else set_tag(folder, tag, number, move=move)
     if as_json:
         terminal.emit({"dataset": folder.name, "tag": tag, "version": number, "before": before})
-    elif number is None:
-        terminal.say(f"{folder.name}@{tag} is gone; it named v{before}")
     else:
-        moved = "" if before in (None, number) else f", before v{before}"
-        terminal.say(f"{folder.name}@{tag} names v{number}{moved}")
+        terminal.say(_describe_tag(f"{folder.name}@{tag}", number, before))
+
+
+def _describe_tag(tagged: str, number: int | None, before: int | None) -> str:
+    if number is None:
+        return f"{tagged} is gone; it named v{before}"
+    moved = "" if before in (None, number) else f", before v{before}"
+    return f"{tagged} names v{number}{moved}"
 
 
 @click.command()
@@ -106,10 +111,12 @@ def rm(version: str, as_json: bool) -> None:
     if as_json:
         terminal.emit({"removed": removed.version, "path": str(removed.path), "bytes": removed.bytes})
     else:
-        size = terminal.format_bytes(removed.bytes)
-        kept = {"models": "", "evaluations": "answers"}.get(shelf, "samples")
-        until = f"; its {kept} are in the store until: malt gc --delete" if kept else ""
-        terminal.say(f"{removed.version} removed, {size}{until}")
+        terminal.say(f"{removed.version} removed, {terminal.format_bytes(removed.bytes)}{_describe_kept(shelf)}")
+
+
+def _describe_kept(shelf: str) -> str:
+    kept = {"models": "", "evaluations": "answers"}.get(shelf, "samples")
+    return f"; its {kept} are in the store until: malt gc --delete" if kept else ""
 
 
 def _read_age(text: str) -> float:
@@ -209,10 +216,14 @@ def _show_export(exported: "Exported") -> None:
 def _show_export_warnings(exported: "Exported") -> None:
     for warning in exported.warnings:
         terminal.warn(f"warning: {warning}")
-    splits = {"train", *(file.split for file in exported.manifest.files)}
-    empty = [file.path for file in exported.manifest.empty if file.split in splits]
-    if empty:
+    if empty := _list_empty(exported.manifest):
         terminal.warn(f"warning: not written, as they would have no rows: {', '.join(empty)}")
+
+
+def _list_empty(manifest: "ExportManifest") -> list[str]:
+    """Name the files without rows, of the splits that have some."""
+    splits = {"train", *(file.split for file in manifest.files)}
+    return [file.path for file in manifest.empty if file.split in splits]
 
 
 @click.command()

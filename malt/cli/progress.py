@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -157,14 +158,17 @@ class _Bars:
     """Keeps a bar a role and stage."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars, self._tasks = bars, dict[str, Any]()
+        self._bars, self._tasks = bars, dict[str, TaskID]()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
-            name = f"{event['role']} {event['stage']}"
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=event["steps"], at="")
-            self._bars.update(self._tasks[name], completed=event["step"], at=_describe_step(event))
+            self._bars.update(self._find_bar(event), completed=event["step"], at=_describe_step(event))
+
+    def _find_bar(self, event: Mapping[str, Any]) -> TaskID:
+        name = f"{event['role']} {event['stage']}"
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=event["steps"], at="")
+        return self._tasks[name]
 
 
 def _describe_step(event: Mapping[str, Any]) -> str:

@@ -192,7 +192,6 @@ def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Jo
     with paused_gc():
         from malt.config.loader import load_spec
         from malt.engine.job import read_job
-
     return read_job(load_spec(config, override, limit))
 
 
@@ -203,14 +202,19 @@ def _begin(config: Path, override: tuple[str, ...], limit: int | None) -> "tuple
     from malt.hosting.private_prefect import connect
 
     spec = load_spec(config, override, limit)
-    if (missing := find_missing()) and spec.run.task_runner != "threads":
-        raise ConfigError(f"run.task_runner = {spec.run.task_runner!r} needs {missing}; leave it out")
-    if missing:
-        terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
+    if missing := find_missing():
+        _warn_of_no_flow(spec.run.task_runner, missing)
     server = None if missing else connect(Settings().data_dir)
     with paused_gc():  # and not before, for it takes half a second
         from malt.engine.job import read_job
     return read_job(spec), server
+
+
+def _warn_of_no_flow(task_runner: str, missing: str) -> None:
+    """Say that Prefect is not at hand. Raises `ConfigError` for a task runner that needs it."""
+    if task_runner != "threads":
+        raise ConfigError(f"run.task_runner = {task_runner!r} needs {missing}; leave it out")
+    terminal.warn(f"this run is not recorded in Prefect: that needs {missing}")
 
 
 def find_missing() -> str:

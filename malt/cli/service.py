@@ -1,13 +1,18 @@
 """Commands about what surrounds a run: `up`, `doctor`."""
 
 import importlib.util
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from malt.cli import terminal
 from malt.cli.options import takes_config, takes_json
 from malt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from malt.hosting.doctor import Check
 
 
 @click.command()
@@ -35,15 +40,18 @@ def doctor(config: Path, override: tuple[str, ...], limit: int | None, as_json: 
     from malt.config.settings import Settings
     from malt.hosting.doctor import examine
 
-    checks = []
-    for check in examine(load_spec(config, override, limit), Settings()):
-        checks.append(check)
-        if not as_json:
-            terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.detail}")
+    examined = examine(load_spec(config, override, limit), Settings())
+    checks = list(examined if as_json else _show_each(examined))
     works = all(check.works for check in checks)
     if as_json:
         terminal.emit({"works": works, "checks": [check._asdict() for check in checks]})
     return 0 if works else 1
+
+
+def _show_each(checks: Iterable["Check"]) -> Iterator["Check"]:
+    for check in checks:
+        terminal.say(f"{'works' if check.works else 'FAILS'}  {check.subject}: {check.detail}")
+        yield check
 
 
 @click.command()
@@ -61,11 +69,15 @@ def serve(config: Path, override: tuple[str, ...], limit: int | None, system: st
 
     trio = serving.open_trio(load_spec(config, override, limit), system, Settings())
     key = os.environ.get("MALT_SERVE_KEY") or serving.new_key()
-    terminal.say(f"base URL  http://127.0.0.1:{port}/v1")
-    terminal.say(f"model     {trio.name}")
-    terminal.say(f"key       {key if 'MALT_SERVE_KEY' not in os.environ else 'as in MALT_SERVE_KEY'}")
+    _show_address(port, trio.name, key if "MALT_SERVE_KEY" not in os.environ else "as in MALT_SERVE_KEY")
     sys.stdout.flush()  # a pipe would have it when the server ends
     serving.serve(trio, key, port)
+
+
+def _show_address(port: int, model: str, key: str) -> None:
+    terminal.say(f"base URL  http://127.0.0.1:{port}/v1")
+    terminal.say(f"model     {model}")
+    terminal.say(f"key       {key}")
 
 
 def _find_project() -> Path:

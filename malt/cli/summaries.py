@@ -78,21 +78,26 @@ def _describe_content(summary: "RunSummary") -> Iterator[str]:
     from malt.datasets.rows.tables import count_rows
     from malt.datasets.stats.figures import describe_unknown
 
-    leaves = describe_outcomes(summary.outcomes)
-    graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())
-    by = f" ({graders})" if graders else ""
-    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {leaves}{by}"
+    yield f"{summary.complete:,} of {summary.questions:,} questions complete; leaves: {_describe_leaves(summary)}"
     if summary.unread or summary.disputed:
         yield f"not read: {summary.unread:,} of the incorrect leaves; disputed: {summary.disputed:,} leaves"
     if summary.unknown:
         yield f"unknown: {describe_unknown(summary.unknown)}"
     if summary.rows:
         yield "rows: " + ", ".join(f"{count:,} {kind}" for kind, count in count_rows(summary.rows).items())
-    yield (
-        f"asked: {summary.requests:,} requests for {summary.completions:,} completions, "
-        f"{summary.cached_completions:,} from the store; {summary.prompt_tokens + summary.completion_tokens:,} tokens, "
-        f"cost {terminal.format_dollars(summary.cost_usd)}, {summary.wall_s:.1f} s"
-    )
+    yield _describe_asked(summary)
+
+
+def _describe_leaves(summary: "RunSummary") -> str:
+    graders = ", ".join(f"{count:,} by {kind}" for kind, count in summary.graded_by.items())
+    return describe_outcomes(summary.outcomes) + (f" ({graders})" if graders else "")
+
+
+def _describe_asked(summary: "RunSummary") -> str:
+    tokens, cost = summary.prompt_tokens + summary.completion_tokens, terminal.format_dollars(summary.cost_usd)
+    asked = f"{summary.requests:,} requests for {summary.completions:,} completions"
+    from_store = f"{summary.cached_completions:,} from the store"
+    return f"asked: {asked}, {from_store}; {tokens:,} tokens, cost {cost}, {summary.wall_s:.1f} s"
 
 
 def describe_outcomes(outcomes: "Mapping[str, int]") -> str:

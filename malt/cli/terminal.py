@@ -128,19 +128,19 @@ def show_rest(count: int, what: str = "") -> None:
 
 def emit_listing(listed: "Listed[V]", describe: Callable[[V], dict[str, object]]) -> int:
     """Print versions as JSON, with what `describe` adds, and return the exit code."""
-    versions = [
-        {
-            "name": version.name,
-            "version": version.number,
-            "path": str(version.path),
-            "created_at": version.manifest.created_at.isoformat(),
-            "content_sha256": version.manifest.content_sha256,
-            **describe(version),
-        }
-        for version in listed.versions
-    ]
+    versions = [_identify(version) | describe(version) for version in listed.versions]
     emit({"versions": versions, "unreadable": {name: str(why) for name, why in listed.unreadable.items()}})
     return 1 if listed.unreadable else 0
+
+
+def _identify(version: "Published[Any]") -> dict[str, object]:
+    return {
+        "name": version.name,
+        "version": version.number,
+        "path": str(version.path),
+        "created_at": version.manifest.created_at.isoformat(),
+        "content_sha256": version.manifest.content_sha256,
+    }
 
 
 def show_listing(

@@ -1,6 +1,6 @@
 """Commands that make models of datasets, serve them, and go round: `train`, `models`, `serve-adapters`, `improve`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from malt.improvement.improve import ImprovementPlan
     from malt.improvement.report import RoundFigures
     from malt.improvement.rounds import Improvement
+    from malt.models.adapters import Proof
+    from malt.models.compare import Origin
     from malt.models.version import ModelVersion, StageResult
     from malt.training.plan import RowsPlan, TrainPlan
     from malt.training.run import TrainSummary
@@ -113,13 +115,17 @@ def serve_adapters(model: str, url: str, folder: Path | None, key_env: str, as_j
     if as_json:
         terminal.emit({"adapters": [proof.model_dump(mode="json") for proof in proofs]})
         return
+    _show_proofs(proofs)
+    for proof in proofs:
+        terminal.say(f'[roles.{proof.role}] model = "hosted_vllm/{proof.name}", api_base = "{url}"')
+
+
+def _show_proofs(proofs: Iterable["Proof"]) -> None:
     table = terminal.new_table("role", "adapter.", "loaded.", "noise", "from training", "training's effect")
     for proof in proofs:
         figures = (f"{value:.3f}" for value in (proof.noise, proof.difference, proof.effect))
         table.add_row(proof.role.value, proof.name, "now" if proof.loaded else "before", *figures)
     terminal.say(table)
-    for proof in proofs:
-        terminal.say(f'[roles.{proof.role}] model = "hosted_vllm/{proof.name}", api_base = "{url}"')
 
 
 def _show_summary(summary: "TrainSummary") -> None:
@@ -237,11 +243,15 @@ def explain(reference: str, row_id: str | None, *, as_json: bool) -> str:
         terminal.emit(origin.model_dump(mode="json"))
     elif row_id is None:
         for each in (*origin.earlier, origin):
-            terminal.say(f"{each.version} was trained on {each.dataset}: {len(each.questions):,} questions")
-            for file, rows in each.rows.items():
-                terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
+            _show_origin(each)
         terminal.say(f"one row, with its tree: malt explain {origin.version} ROW_ID")
     return origin.dataset if row_id is None else origin.home_of(row_id)
+
+
+def _show_origin(origin: "Origin") -> None:
+    terminal.say(f"{origin.version} was trained on {origin.dataset}: {len(origin.questions):,} questions")
+    for file, rows in origin.rows.items():
+        terminal.say(f"  {file:<16} {len(rows):>6,} rows, such as {', '.join(rows[:2])}")
 
 
 @click.command()

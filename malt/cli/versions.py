@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from malt.cli.options import AnyVersion
+    from malt.datasets.measures import GrowthSummary
     from malt.datasets.version.dataset_version import DatasetVersion
 
 _QUESTIONS_SHOWN = 10
@@ -78,22 +79,24 @@ def _show_dataset(version: str, question_id: str | None, *, as_json: bool) -> No
 
 
 def _show_version(version: "DatasetVersion") -> None:
-    manifest = version.manifest
-    counts, growth = manifest.counts, manifest.growth
+    manifest, counts = version.manifest, version.manifest.counts
     terminal.show_head(version)
     complete = f"{counts.complete} of {counts.questions} questions complete"
     terminal.say(f"{complete}, {counts.failed_branches} failed branches")
-    if growth.mode == "adaptive":
-        nodes = f"{growth.nodes:,} of {growth.nodes_in_full:,} nodes of full trees"
-        terminal.say(f"grown adaptively: {nodes}; a value is {growth.values}")
+    if manifest.growth.mode == "adaptive":
+        _show_growth(manifest.growth)
     _show_roles(version)
-    terminal.say(
-        f"leaves: {summaries.describe_outcomes(counts.outcomes)}; graded by {', '.join(manifest.spec.evaluator.kind)}"
-    )
+    graders = ", ".join(manifest.spec.evaluator.kind)
+    terminal.say(f"leaves: {summaries.describe_outcomes(counts.outcomes)}; graded by {graders}")
     _show_ledger(version)
     _show_findings(version)
     _show_questions(version)
     terminal.show_rows(manifest.rows)
+
+
+def _show_growth(growth: "GrowthSummary") -> None:
+    nodes = f"{growth.nodes:,} of {growth.nodes_in_full:,} nodes of full trees"
+    terminal.say(f"grown adaptively: {nodes}; a value is {growth.values}")
 
 
 def _show_roles(version: "DatasetVersion") -> None:

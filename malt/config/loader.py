@@ -60,10 +60,15 @@ def _checked(values: Table, places: "Places") -> RunSpec:
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
-        told = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
-        unknown_first = sorted(told, key=lambda details: details["type"] != "extra_forbidden")
-        _refuse([_problem(details, places) for details in unknown_first])
+        _refuse(_list_problems(error, places))
         raise
+
+
+def _list_problems(error: ValidationError, places: "Places") -> list[str]:
+    """Put what pydantic found into our words, unknown keys first."""
+    told = [details for details in error.errors() if details["type"] != "too_short" or not details["input"]]
+    unknown_first = sorted(told, key=lambda details: details["type"] != "extra_forbidden")
+    return [_problem(details, places) for details in unknown_first]
 
 
 class Places(NamedTuple):

@@ -118,11 +118,15 @@ def _describe(annotation: Any) -> str:  # noqa: ANN401 - whatever stands in an a
         return "table of any values"
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(each) for each in arguments)
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return ", ".join(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "table"
+    if isinstance(annotation, type):
+        return _describe_class(annotation)
     return _WORDS.get(annotation, "any value")
+
+
+def _describe_class(kind: type) -> str:
+    if issubclass(kind, StrEnum):
+        return ", ".join(kind)
+    return "table" if issubclass(kind, BaseModel) else _WORDS.get(kind, "any value")
 
 
 def _write_default(field: FieldInfo) -> str:

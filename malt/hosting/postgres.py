@@ -25,11 +25,7 @@ class PostgresServer:
     def __init__(self, home: Path) -> None:
         """Start it with its data below `home`. Raises `ConfigError` where that cannot be."""
         self._programs = _find_programs()
-        if os.geteuid() == 0:
-            raise ConfigError(
-                "PostgreSQL does not run as root: start `malt up --postgres` as another user, or name a server with "
-                "PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
-            )
+        _refuse_root()
         self._data, self.log = home / "postgres", home / "postgres.log"
         make_private_folder(home)
         if not (self._data / "PG_VERSION").exists():
@@ -65,6 +61,14 @@ class PostgresServer:
         done = subprocess.run([self._programs / program, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise ConfigError(f"{program}: {' '.join(done.stderr.split())[-300:]}")
+
+
+def _refuse_root() -> None:
+    if os.geteuid() == 0:
+        raise ConfigError(
+            "PostgreSQL does not run as root: start `malt up --postgres` as another user, or name a server with "
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
+        )
 
 
 def _find_programs() -> Path:

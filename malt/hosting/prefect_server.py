@@ -146,11 +146,16 @@ def copy_database(source: Path | None, target: Path | None) -> bool:
             copy = Path(folder, target.name)
             with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(copy)) as writing:
                 reading.backup(writing)
-            for end in ("-wal", "-shm"):  # of a database that was removed by hand: SQLite would write it over the copy
-                target.with_name(target.name + end).unlink(missing_ok=True)
+            _remove_logs(target)
             copy.rename(target)
         return True
     return False
+
+
+def _remove_logs(database: Path) -> None:
+    """Remove what a database that was removed by hand has left: SQLite would write it over a copy."""
+    for end in ("-wal", "-shm"):
+        database.with_name(database.name + end).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -85,13 +85,17 @@ def connect(data_dir: Path) -> "NamedServer | PrefectServer":
     if url := os.environ.get("PREFECT_API_URL"):
         return NamedServer(url)
     os.environ.update(direct_to_loopback())
-    try:
-        server = PrefectServer((data_dir / "prefect").resolve())
-    except OSError as error:
-        raise ConfigError(f"MALT_DATA_DIR = {data_dir}: {error}; choose a folder that can be written") from error
+    server = _start_server(data_dir)
     os.environ.update(server.environment)
     os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a row a task run, and nobody there to read it
     return server
+
+
+def _start_server(data_dir: Path) -> "PrefectServer":
+    try:
+        return PrefectServer((data_dir / "prefect").resolve())
+    except OSError as error:
+        raise ConfigError(f"MALT_DATA_DIR = {data_dir}: {error}; choose a folder that can be written") from error
 
 
 def check_answers(api_url: str) -> None:

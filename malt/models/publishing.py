@@ -150,17 +150,18 @@ def verify(version: ModelVersion) -> list[str]:
     manifest = version.manifest
     pages = _render_pages(manifest) if manifest.code == code_version() else {}
     weights = [f"{role}/{GGUF_FILE}" for role, entry in manifest.roles.items() if entry.gguf_sha256]
-    wrong = (
-        role
-        for role, entry in manifest.roles.items()
-        if _digest_role(role, manifest.files) != (entry.adapter_sha256, entry.gguf_sha256)
-    )
     return [
         *map(str, check_seal(version)),
-        *(f"{MANIFEST_FILE}: the {role}'s digests are not those of its files" for role in wrong),
+        *(f"{MANIFEST_FILE}: the {role}'s digests are not those of its files" for role in _list_wrong(manifest)),
         *map(str, check_files(version, weights)),
         *map(str, check_pages(version, pages)),
     ]
+
+
+def _list_wrong(manifest: ModelManifest) -> Iterator[Role]:
+    for role, entry in manifest.roles.items():
+        if _digest_role(role, manifest.files) != (entry.adapter_sha256, entry.gguf_sha256):
+            yield role
 
 
 # The pages.

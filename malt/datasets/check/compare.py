@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from malt.config.base import Recorded
-from malt.datasets.manifest import FileEntry
+from malt.datasets.manifest import FileEntry, Manifest
 from malt.datasets.rows.tables import MEASURED, SCHEMAS
 from malt.datasets.version.dataset_version import DatasetVersion
 from malt.errors import VersionError
@@ -151,19 +151,21 @@ def compare(old: DatasetVersion, new: DatasetVersion, questions: int | None = No
     `questions`: of how many questions a file tells the rows: that many with rows added, removed, and changed; None: of
     all. Raises `VersionError` where a file cannot be read.
     """
-    was, now = old.manifest, new.manifest
-    inputs = InputChanges(
-        config=compare_values(dict(flatten_table(was.config)), dict(flatten_table(now.config))),
-        prompts=compare_values(was.prompts, now.prompts),
-        questions=compare_values({"sha256": was.questions.sha256}, {"sha256": now.questions.sha256}),
-        code=compare_values(was.code.model_dump(), now.code.model_dump()),
-    )
     return VersionDiff(
         old=_name(old),
         new=_name(new),
-        same_content=was.content_sha256 == now.content_sha256,
-        inputs=inputs,
+        same_content=old.manifest.content_sha256 == new.manifest.content_sha256,
+        inputs=_compare_inputs(old.manifest, new.manifest),
         files={file: _compare_file(_Side(old, file), _Side(new, file), questions) for file in SCHEMAS},
+    )
+
+
+def _compare_inputs(old: Manifest, new: Manifest) -> InputChanges:
+    return InputChanges(
+        config=compare_values(dict(flatten_table(old.config)), dict(flatten_table(new.config))),
+        prompts=compare_values(old.prompts, new.prompts),
+        questions=compare_values({"sha256": old.questions.sha256}, {"sha256": new.questions.sha256}),
+        code=compare_values(old.code.model_dump(), new.code.model_dump()),
     )
 
 

@@ -87,11 +87,11 @@ class _Problems:
 
     @property
     def lines(self) -> list[str]:
-        lines: list[str] = []
-        for file, first in self._first.items():
-            more = self._counts[file] - _SHOWN
-            lines += [*first, *([f"{file}: … and {more} more"] if more > 0 else [])]
-        return lines
+        return [line for file in self._first for line in self._lines_of(file)]
+
+    def _lines_of(self, file: str) -> list[str]:
+        more = self._counts[file] - _SHOWN
+        return [*self._first[file], *([f"{file}: … and {more} more"] if more > 0 else [])]
 
 
 def verify(version: DatasetVersion) -> list[str]:
@@ -194,17 +194,11 @@ class _RowCheck:
         self._lines = {training_file(role): example_lines(version.path / training_file(role)) for role in PLAYERS}
 
     def run(self) -> None:
-        questions: Counter[bool] = Counter()
         self._check_asked()
         _, screening = screen_again(self.version)
         self._check_screening(screening)
         writer = TreeWriter(self.spec, screening)
-        for question in question_rows(self.version):
-            questions[question["complete"]] += 1
-            if question["complete"]:
-                self._check_question(question, writer)
-            else:
-                writer.stats.sample.add(question, (), self._failures.get(question["question_id"], ()))
+        questions = self._check_questions(writer)
         self._check_rest()
         self._check_counts(questions, writer)
         self._check_heads()
@@ -226,6 +220,17 @@ class _RowCheck:
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r} is not of split {row['split']!r}")
             if exclusion_of(row) != screening.excluded.get(question_id):
                 self.problems.add(QUESTIONS_FILE, f"question {question_id!r}: why it is left out is not what follows")
+
+    def _check_questions(self, writer: TreeWriter) -> Counter[bool]:
+        """Check every tree, in order; count the questions by whether they are complete."""
+        questions: Counter[bool] = Counter()
+        for question in question_rows(self.version):
+            questions[question["complete"]] += 1
+            if question["complete"]:
+                self._check_question(question, writer)
+            else:
+                writer.stats.sample.add(question, (), self._failures.get(question["question_id"], ()))
+        return questions
 
     def _check_question(self, question: QuestionRow, writer: TreeWriter) -> None:
         question_id = question["question_id"]

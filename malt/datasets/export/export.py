@@ -70,11 +70,7 @@ def export(version: DatasetVersion, to: str, directory: Path, choice: RowChoice 
 
 def _list_files(version: DatasetVersion, to: str, form: Format, wanted: RowChoice) -> list[ExportedFile]:
     """Return the files to write, in order. Raises `InputError` where the format has nothing of what is wanted."""
-    for kind in wanted.kinds:
-        if kind not in form.writers:
-            raise InputError(f"--kind {kind}: {to} takes {', '.join(form.writers)}")
-    if wanted.roles and STEPWISE in form.writers:
-        raise InputError(f"--role {next(iter(wanted.roles))}: a row of {to} holds all three roles; leave --role out")
+    _refuse_choice(to, form, wanted)
     files = [
         ExportedFile(path=_name_file(form, kind, role, split), kind=kind, role=role, split=split)
         for kind in form.writers
@@ -84,6 +80,14 @@ def _list_files(version: DatasetVersion, to: str, form: Format, wanted: RowChoic
         if split in (wanted.splits or SPLITS)
     ]
     return [file for file in files if file.role is None or source_file(file) in version.manifest.files]
+
+
+def _refuse_choice(to: str, form: Format, wanted: RowChoice) -> None:
+    for kind in wanted.kinds:
+        if kind not in form.writers:
+            raise InputError(f"--kind {kind}: {to} takes {', '.join(form.writers)}")
+    if wanted.roles and STEPWISE in form.writers:
+        raise InputError(f"--role {next(iter(wanted.roles))}: a row of {to} holds all three roles; leave --role out")
 
 
 def _roles_of(kind: str, wanted: RowChoice) -> Sequence[Role | None]:
@@ -108,11 +112,15 @@ def _check_place(directory: Path) -> Path:
         refuse_foreign(target)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{str(directory)[:60]} cannot be a folder: {str(error)[:60]}") from error
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{target.parent}: no folder can be made there: {error.strerror}") from error
+    _make_folder(target.parent)
     return target
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made there: {error.strerror}") from error
 
 
 def _write_file(version: DatasetVersion, form: Format, file: ExportedFile, staging: Path) -> ExportedFile:

@@ -76,11 +76,14 @@ def _front_matter(manifest: Manifest) -> Markdown:
         size_categories=[_size_category(_count_rows(manifest, ROLE_FILES))],
         tags=["malt", "synthetic", "sft", "dpo", "trl"],
         configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
-        dataset_info=[
-            {"config_name": config, "features": _features(SCHEMAS[files["train"]])} for config, files in configs.items()
-        ],  # no splits: `datasets` wants their size in memory, and the rows are told in the configs
+        dataset_info=[_describe_columns(config, files["train"]) for config, files in configs.items()],
     )
     return Markdown(f"---\n{data.to_yaml()}\n---")
+
+
+def _describe_columns(config: str, file: str) -> dict[str, object]:
+    """Describe a config without its splits: `datasets` wants their size in memory; the configs tell the rows."""
+    return {"config_name": config, "features": _features(SCHEMAS[file])}
 
 
 def config_files() -> dict[str, dict[Split, str]]:
@@ -262,19 +265,21 @@ def _flips_table(manifest: Manifest) -> Markdown:
 
 
 def _mix_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (_KINDS.get(each.kind, each.kind), draw_bar(each.percent), each.questions, format_share(each.percent))
-        for each in figures.list_mix(manifest)
-    ]
-    return markdown_table(("questions", "", "", "share"), rows)
+    return markdown_table(("questions", "", "", "share"), map(_mix_row, figures.list_mix(manifest)))
+
+
+def _mix_row(mix: figures.Mix) -> tuple[object, ...]:
+    return _KINDS.get(mix.kind, mix.kind), draw_bar(mix.percent), mix.questions, format_share(mix.percent)
 
 
 def _yields_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (file, draw_bar(percent(kept, candidates)), kept, candidates, gates or "nothing")
-        for file, candidates, kept, gates in describe_losses(manifest)
-    ]
-    return markdown_table(("rows", "", "kept", "candidates", "left out by"), rows)
+    head = ("rows", "", "kept", "candidates", "left out by")
+    return markdown_table(head, map(_yields_row, describe_losses(manifest)))
+
+
+def _yields_row(of: figures.FileLosses) -> tuple[object, ...]:
+    kept = draw_bar(percent(of.kept, of.candidates))
+    return of.file, kept, of.kept, of.candidates, of.dropped or "nothing"
 
 
 def _usage_table(manifest: Manifest) -> Markdown:

@@ -84,12 +84,13 @@ def _refuse_needed(folder: Path, number: int) -> None:
             f"{folder.name}@v{number} stays: {why}. Make a newer version first; to give up the whole dataset, "
             f"delete {folder}"
         )
-    tags = [tag for tag, named in tags_of(folder).items() if named == number]
-    if tags:
-        raise VersionError(
-            f"{folder.name}@v{number} stays: it is tagged {', '.join(tags)}. "
-            f"First: malt tag {folder.name} {tags[0]} --remove"
-        )
+    if tags := [tag for tag, named in tags_of(folder).items() if named == number]:
+        raise _tagged_error(folder.name, number, tags)
+
+
+def _tagged_error(name: str, number: int, tags: Sequence[str]) -> VersionError:
+    first = f"First: malt tag {name} {tags[0]} --remove"
+    return VersionError(f"{name}@v{number} stays: it is tagged {', '.join(tags)}. {first}")
 
 
 class Garbage(NamedTuple):

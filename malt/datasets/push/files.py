@@ -1,6 +1,6 @@
 """What a push sends, a version's files checked against its manifest; and its result and its errors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,15 +89,18 @@ def bundle_files(version: Published[Any]) -> Bundle:
         files = tuple(_describe(version.path, path) for path in (*sorted(known), MANIFEST_FILE))
     except OSError as error:
         raise VersionError(f"{error.filename} cannot be read ({error.strerror}), so nothing was pushed") from error
-    changed = [file.path for file in files if file.path in known and file.sha256 != known[file.path].sha256]
-    if not seal_holds(version.path):
-        changed.append(MANIFEST_FILE)
-    if changed:
+    if changed := _list_changed(version, files):
         raise VersionError(
             f"{version.reference}: changed since it was published: {', '.join(changed)}; nothing was pushed. "
             f"See: malt verify {version.path}"
         )
     return Bundle(version.manifest.name_on_shelf, version.number, files)
+
+
+def _list_changed(version: Published[Any], files: Iterable[BundledFile]) -> list[str]:
+    known = version.manifest.files
+    changed = [file.path for file in files if file.path in known and file.sha256 != known[file.path].sha256]
+    return changed if seal_holds(version.path) else [*changed, MANIFEST_FILE]
 
 
 def _describe(folder: Path, path: str) -> BundledFile:

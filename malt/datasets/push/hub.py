@@ -92,18 +92,21 @@ class Repository:
 
     def _replace_card(self, bundle: Bundle, card: bytes) -> str | None:
         """Put a card on `main` where that holds this version; return the commit that has it."""
-        from huggingface_hub import CommitOperationAdd
-
         head = str(self.api.repo_info(self.id, revision=_MAIN, repo_type=self.kind).sha)
         tree = self._list_files(head)
         if MANIFEST_FILE not in tree or not tree[MANIFEST_FILE].is_of(bundle.manifest):
             return None
         if CARD_FILE in tree and tree[CARD_FILE].git_sha1 == _hash_blob(len(card), [card]):
             return head
+        return self._commit_card(card, f"{bundle.reference}: what evaluations found", head)
+
+    def _commit_card(self, card: bytes, message: str, head: str) -> str:
+        from huggingface_hub import CommitOperationAdd
+
         return self.api.create_commit(
             self.id,
             [CommitOperationAdd(CARD_FILE, card)],
-            commit_message=f"{bundle.reference}: what evaluations found",
+            commit_message=message,
             repo_type=self.kind,
             revision=_MAIN,
             parent_commit=head,
@@ -242,13 +245,15 @@ def _explain(raised: Exception) -> str:
             f"the Hub cannot be used ({type(error).__name__}: {fold_lines(str(error))}); "
             "check network and HF_ENDPOINT, then push again: what has arrived is not sent again"
         )
-    said = fold_lines(str(error.server_message or error))
-    match error.response.status_code:
+    return _explain_status(error.response.status_code, fold_lines(str(error.server_message or error)))
+
+
+def _explain_status(status: int, said: str) -> str:
+    match status:
         case 401:
             return f"the Hub does not take this token ({said}); set HF_TOKEN to a valid one, or run: hf auth login"
         case 403:
             return f"this token may not write there ({said}); it needs write access to the repository's owner"
         case 409 | 412:
             return f"something else changed there meanwhile ({said}); push again"
-        case status:
-            return f"the Hub refused ({status}: {said})"
+    return f"the Hub refused ({status}: {said})"

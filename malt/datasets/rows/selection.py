@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.base import Recorded
 from malt.config.roles import PLAYERS, Role
@@ -26,6 +26,9 @@ from malt.llm.request import Message
 from malt.questions.screening import Exclusion
 from malt.trees.credit import Length, ValuedTree
 from malt.trees.tree import Address
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _CHARACTERS_PER_TOKEN = 4
 CountTokens = Callable[[str], int]
@@ -43,22 +46,26 @@ def estimate_tokens(text: str) -> int:
 
 @lru_cache
 def _load_tokenizer(name: str) -> CountTokens:
-    """Load a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
-    from tokenizers import Tokenizer
-
-    path = Path(name).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises nothing more special
-        raise ConfigError(
-            f"dataset.tokenizer = {name!r}: no tokenizer there ({error}); name a tokenizer.json or a model on the Hub"
-        ) from error
+    tokenizer = _open_tokenizer(name)
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     return count
+
+
+def _open_tokenizer(name: str) -> "Tokenizer":
+    """Open a tokenizer: a `tokenizer.json`, a folder that holds one, or a model on the Hub."""
+    from tokenizers import Tokenizer
+
+    path = Path(name).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises nothing more special
+        raise ConfigError(
+            f"dataset.tokenizer = {name!r}: no tokenizer there ({error}); name a tokenizer.json or a model on the Hub"
+        ) from error
 
 
 def measure_lengths(valued: ValuedTree, count: CountTokens) -> ValuedTree:

@@ -241,9 +241,7 @@ class DiagnosticsCount(Mergeable):
 
 def _outcome_of(valued: ValuedTree, node: Node) -> Outcome | None:
     """Return a node's own outcome: by the grade that counts, else by the diagnosis. None for a critique."""
-    if node.address.is_leaf:
-        return valued.grades[node.address].outcome
-    own = valued.diagnosis.get(node.address)
+    own = valued.grades[node.address] if node.address.is_leaf else valued.diagnosis.get(node.address)
     return None if own is None else own.outcome
 
 

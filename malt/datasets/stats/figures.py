@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from malt.config.roles import PLAYERS
 from malt.datasets.manifest import Manifest
-from malt.datasets.measures import Accuracy, Diagnostics, TextCounts
+from malt.datasets.measures import Accuracy, Diagnostics, TextCounts, VerdictTable
 from malt.datasets.stats.diagnostics import percent
 from malt.grading.grades import Outcome
 
@@ -48,20 +48,23 @@ class Mix(NamedTuple):
 
 def measure_accuracy(manifest: Manifest) -> Iterator[Measure]:
     """Yield how often each role was correct, and what a vote (maj@k) or any of k answers (pass@k) makes of it."""
-    found, verdicts = manifest.diagnostics, manifest.diagnostics.verdicts
-    branching = manifest.spec.roles.branching
+    found, branching = manifest.diagnostics, manifest.spec.roles.branching
     leaves = f"{prod(branching)}" if manifest.growth.mode == "full" else "k"
     if found.graders:
         by = f"answers, by {', '.join(found.graders)}"
-        agree = verdicts.correct_on_right + verdicts.wrong_on_wrong
-        stated = agree + verdicts.correct_on_wrong + verdicts.wrong_on_right
         yield _measure("Generations", by, found.generator)
         yield _measure(f"maj@{branching[0]} of generations", "questions", found.generations_vote)
-        yield Measure("Critiques", "stated verdicts", agree, stated, verdicts.unstated, verdicts.agree.percent)
+        yield _measure_verdicts(found.verdicts)
         yield _measure("Refinements", by, found.refiner)
     yield _measure("Graded leaves", "answers, as graded for credit", found.leaves)
     yield _measure(f"maj@{leaves} of leaves", "questions", found.leaves_vote)
     yield _measure(f"pass@{leaves} of leaves", "questions", found.any_leaf)
+
+
+def _measure_verdicts(verdicts: VerdictTable) -> Measure:
+    agree = verdicts.correct_on_right + verdicts.wrong_on_wrong
+    stated = agree + verdicts.correct_on_wrong + verdicts.wrong_on_right
+    return Measure("Critiques", "stated verdicts", agree, stated, verdicts.unstated, verdicts.agree.percent)
 
 
 def _measure(name: str, of: str, found: Accuracy) -> Measure:
@@ -240,12 +243,10 @@ class FileLosses(NamedTuple):
     """How many each gate left out."""
 
 
-def describe_losses(manifest: Manifest) -> list[FileLosses]:
-    return [
-        FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
-        for role, kinds in manifest.selection.items()
-        for kind, rows in kinds.items()
-    ]
+def describe_losses(manifest: Manifest) -> Iterator[FileLosses]:
+    for role, kinds in manifest.selection.items():
+        for kind, rows in kinds.items():
+            yield FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
 
 
 _NEARLY_ALL = 90

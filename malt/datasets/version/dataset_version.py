@@ -65,9 +65,8 @@ class DatasetVersion(Published[Manifest]):
     def refuse_foreign(self, datasets_dir: Path, named: str, instead: str) -> None:
         """Raise `VersionError` where it is from elsewhere, and what its config names would be used."""
         if not self.is_within(datasets_dir):
-            raise VersionError(
-                f"{self.path} is from elsewhere, and its config names {named}. Nothing was done; {instead}"
-            )
+            why = f"{self.path} is from elsewhere, and its config names {named}"
+            raise VersionError(f"{why}. Nothing was done; {instead}")
 
     @property
     def trajectories(self) -> "pd.DataFrame":

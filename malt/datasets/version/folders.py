@@ -199,13 +199,17 @@ def put_in_place(staging: Path, place: Path) -> None:
     if not (place.is_dir() and any(place.iterdir())):
         staging.rename(place)
         return sync(place.parent)
+    _replace_entries(staging, place)
+    return sync(place)
+
+
+def _replace_entries(staging: Path, place: Path) -> None:
     whole = {entry.name: entry for entry in staging.iterdir()}
     for entry in place.iterdir():
         if entry.name not in whole or entry.is_dir() or whole[entry.name].is_dir():
             discard(entry)
     for name in sorted(whole, key=lambda name: name == MANIFEST_FILE):
         whole[name].replace(place / name)
-    return sync(place)
 
 
 def list_entries(folder: Path) -> dict[str, bool]:
