@@ -22,7 +22,7 @@ from tests.virtual_time import VirtualLoop
 
 # the same cases on every machine, however slow
 hypothesis.settings.register_profile(
-    "malt", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "malt", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("malt")
 

@@ -54,7 +54,8 @@ def imported(node: ast.AST) -> Iterator[str]:
         return
     yield from imported_here(node)
     for child in ast.iter_child_nodes(node):
-        yield from imported(child)
+        if not isinstance(child, ast.expr):
+            yield from imported(child)
 
 
 def imported_here(node: ast.AST) -> Iterator[str]:

@@ -22,8 +22,10 @@ import pytest
 
 from malt.cli.main import exit_code
 from malt.cli.main import malt as command_line
+from tests import forking
 from tests.configs import write_config
 from tests.flows.service.conftest import Up, mute
+from tests.forking import Process
 from tests.homes import cache_database
 from tests.mishaps import Asked, Fault
 from tests.postgres import free_port
@@ -69,6 +71,12 @@ class User:
             timeout=300, check=False,
         )  # fmt: skip
         self.said[" ".join(arguments)] = Said(done.returncode, done.stdout + done.stderr)
+
+    def run_forked(self, *arguments: str) -> None:
+        """Run a command, forked, that reports to a server which is up."""
+        with Process(forking.MALT, *arguments, environment=self.environment, folder=self.folder / "work") as done:
+            code = done.wait(timeout=300)
+            self.said[" ".join(arguments)] = Said(code, "".join(done.said))
 
     def run_here(self, *arguments: str) -> None:
         """Run a command in this process, which is quicker."""
@@ -177,9 +185,9 @@ def run_beside_service(user: User, provider: ScriptedProvider) -> None:
         mute(service)
         alone = user.environment
         user.environment = alone | service.as_named
-        run_all(user.run, user, FLOWS)
+        run_all(user.run_forked, user, FLOWS)
         provider.key = "another"
-        run_all(user.run, user, [REFUSED])
+        run_all(user.run_forked, user, [REFUSED])
         provider.key, user.environment = KEYS["TEST_KEY"], alone
 
 

@@ -67,12 +67,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A user's shell: the project's commands on the path, and a home of their own."""
+    """A user's shell: the project's commands on the path, a home of their own, and one core for the embedded model."""
     scripts = str(Path(sys.executable).parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALT_", "PREFECT_"))}
     home = tmp_path_factory.mktemp("home")
     cache_database(home)
-    own = {"HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    own = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "MALT_EMBEDDED_THREADS": "1"}
     return {**kept, **own, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
 
 

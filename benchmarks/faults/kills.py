@@ -10,7 +10,6 @@ import argparse
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from typing import NamedTuple
 import httpx
 import psutil
 
-from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Stage, ended
+from benchmarks.faults.stage import ASKING_S, LATENCY_S, SMALL, Account, Running, Stage, ended
 from malt.config.loader import load_spec
 from malt.datasets.version.dataset_version import open_version
 from malt.hosting.private_prefect import PrefectServer, direct_to_loopback
@@ -64,7 +63,7 @@ class Place(NamedTuple):
 Torment = Callable[[Place, int], Account]
 
 
-def below(process: "subprocess.Popen[str]", sign: str, told_in: str = "cmdline") -> list[int]:
+def below(process: Running, sign: str, told_in: str = "cmdline") -> list[int]:
     """The processes below one whose command line, or environment, holds a sign."""
     return [pid for pid in _descendants(process.pid) if sign in told(pid, told_in)]
 
@@ -112,14 +111,14 @@ def kill_run(place: Place, kills: int) -> Account:
 def kill_pool_worker(place: Place, kills: int) -> Account:
     """Kill one of the processes that a run asks in, which ends it, and begin it again until it is done."""
 
-    def victim(process: "subprocess.Popen[str]") -> int | None:
+    def victim(process: Running) -> int | None:
         workers = below(process, "spawn_main")
         return place.random.choice(workers) if workers else None
 
     return kill_and_rerun(place, kills, victim, "run.task_runner=processes", "run.tracking=shard")
 
 
-def kill_and_rerun(place: Place, kills: int, victim: Callable[["subprocess.Popen[str]"], int | None],
+def kill_and_rerun(place: Place, kills: int, victim: Callable[[Running], int | None],
                    *overrides: str) -> Account:  # fmt: skip
     """Kill what ends a run, and begin the run again until it is done."""
     account = Account()
@@ -140,7 +139,7 @@ def kill_and_rerun(place: Place, kills: int, victim: Callable[["subprocess.Popen
     return account
 
 
-def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.Popen[str]"], float | None],
+def kill_beside(place: Place, kills: int, strike: Callable[[Stage, Running], float | None],
                 *overrides: str, **environment: str) -> Account:  # fmt: skip
     """Kill something that a run needs, once in each run, which has to go on; `strike` says when, None if it is gone."""
     account = Account()
@@ -161,7 +160,7 @@ def kill_beside(place: Place, kills: int, strike: Callable[[Stage, "subprocess.P
 def kill_server(place: Place, kills: int) -> Account:
     """Kill the Prefect server that `malt run` started for itself."""
 
-    def strike(_: Stage, process: "subprocess.Popen[str]") -> float | None:
+    def strike(_: Stage, process: Running) -> float | None:
         servers = below(process, "malt.hosting.prefect_server")
         return kill(servers[0]) if servers else None
 
@@ -171,7 +170,7 @@ def kill_server(place: Place, kills: int) -> Account:
 def kill_dask_worker(place: Place, kills: int) -> Account:
     """Kill one of the worker processes of the run's own Dask cluster."""
 
-    def strike(_: Stage, process: "subprocess.Popen[str]") -> float | None:
+    def strike(_: Stage, process: Running) -> float | None:
         workers = below(process, "spawn_main")
         return kill(place.random.choice(workers)) if workers else None
 
@@ -183,7 +182,7 @@ def kill_postgres(place: Place, kills: int) -> Account:
     account = Account()
     with Postgres() as postgres:
 
-        def strike(_stage: Stage, _process: "subprocess.Popen[str]") -> float:
+        def strike(_stage: Stage, _process: Running) -> float:
             killed_at = kill(postgres.pid)
             time.sleep(place.random.uniform(0, AWAY_S))
             postgres.start()

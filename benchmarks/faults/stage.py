@@ -13,17 +13,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from malt.config.loader import load_spec
 from malt.engine.job import read_job
 from malt.llm.store.samples import Store
+from tests import forking
 from tests.configs import REQUESTS, write_config
 from tests.mishaps import Asked
 from tests.providers import ScriptedProvider, Sent
 
 MALT = str(Path(sys.executable).parent / "malt")
 PROJECT = Path(__file__).parents[2]
+Running: TypeAlias = "forking.Process | subprocess.Popen[str]"
 QUESTIONS = 6
 SMALL = ("limits.max_in_flight=4", *(f"roles.{role}.samples=2" for role in REQUESTS))
 """Overrides: 42 requests, four at once."""
@@ -76,14 +78,18 @@ class Stage:
     def asked(self) -> list[Asked]:
         return self.provider.requests[self._asked :]
 
-    def start(self, *overrides: str) -> "subprocess.Popen[str]":
-        """Begin `malt run`, or begin it again."""
+    def start(self, *overrides: str) -> Running:
+        """Begin `malt run`, or begin it again: forked, unless it starts a server of its own."""
         options = [part for override in (*SMALL, *overrides) for part in ("-s", override)]
+        command = ["run", str(self.config), "--json", *options]
+        if "PREFECT_API_URL" in self.environment:
+            return forking.Process(forking.MALT, *command, environment=self.environment)
         pipe = subprocess.PIPE
-        command = [MALT, "run", str(self.config), "--json", *options]
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=self.environment)
+        return subprocess.Popen(
+            [MALT, *command], stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=self.environment
+        )
 
-    def wait_for_requests(self, process: "subprocess.Popen[str]", after_s: float) -> bool:
+    def wait_for_requests(self, process: Running, after_s: float) -> bool:
         """Wait until a process asks for something new, and some time longer; return whether it is still there."""
         before, deadline = self.provider.request_count, time.monotonic() + RUN_LIMIT_S
         while self.provider.request_count == before and process.poll() is None and time.monotonic() < deadline:
@@ -133,7 +139,7 @@ class Ended(NamedTuple):
     said: str
 
 
-def ended(process: "subprocess.Popen[str]") -> Ended:
+def ended(process: Running) -> Ended:
     """Wait for a run's end."""
     out, err = process.communicate(timeout=RUN_LIMIT_S)
-    return Ended(process.returncode, json.loads(out)["content_sha256"] if out else None, err.strip())
+    return Ended(process.wait(), json.loads(out)["content_sha256"] if out else None, err.strip())

@@ -209,8 +209,7 @@ def _show_first(rows: "Sequence[RowChange]") -> None:
 
 
 def _show_row(row: "RowChange", indent: int) -> None:
-    told = (f"{name} {_format_change(change)}" for name, change in row.columns.items() if name not in _DERIVED)
-    terminal.say(f"{' ' * indent}{_SIGNS[row.change]} {row.row_id}  {', '.join(told)}".rstrip())
+    terminal.say(f"{' ' * indent}{_SIGNS[row.change]} {row.row_id}  {_format_columns(row)}".rstrip())
 
 
 def _show_file(file: str, change: "FileChange") -> None:
@@ -224,15 +223,19 @@ def _show_file(file: str, change: "FileChange") -> None:
             _show_row(row, indent=4)
 
 
+def _format_columns(row: "RowChange") -> str:
+    return ", ".join(f"{name} {_format_change(change)}" for name, change in row.columns.items() if name not in _DERIVED)
+
+
 def _format_change(change: "Change") -> str:
     """Write two values, long ones from where they part."""
     old, new = _plain(change.old), _plain(change.new)
-    start = max(0, _count_same(old, new) - _LEAD_IN)
+    start = max(0, _count_alike(old, new) - _LEAD_IN)
     return f"{_cut(old, start)} -> {_cut(new, start)}"
 
 
-def _count_same(old: str, new: str) -> int:
-    """Return how many characters two texts begin with alike."""
+def _count_alike(old: str, new: str) -> int:
+    """Count the characters with which both begin."""
     differ = (place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
     return next(differ, min(len(old), len(new)))
 

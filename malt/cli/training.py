@@ -196,7 +196,6 @@ def _show_plan(plan: "TrainPlan") -> None:
 
 def show(reference: str, role: str | None, *, as_json: bool) -> None:
     """Print what is in a model version, or one role's part of it."""
-    from malt.evaluation.card import find_results, percent
     from malt.models.version import open_model
 
     version = open_model(reference)
@@ -214,6 +213,12 @@ def show(reference: str, role: str | None, *, as_json: bool) -> None:
         for stage in entry.stages:
             table.add_row(name.value, *_stage_cells(stage), (entry.gguf_sha256 or entry.adapter_sha256)[:12])
     terminal.say(table)
+    _show_results(version)
+
+
+def _show_results(version: "ModelVersion") -> None:
+    from malt.evaluation.card import find_results, percent
+
     for result in find_results(version):
         terminal.say(f"{result.evaluation.reference}, {result.system}, {result.way}: {percent(result.cell)} % right")
 

@@ -14,6 +14,10 @@ from malt.config.roles import PLAYERS, M, ModelSpec, Role, Roles, inherit
 from malt.config.secret_scan import find_forbidden
 from malt.config.train import TrainSpec
 
+_ADAPTIVE_IN_BATCHES = (
+    'growth = "adaptive" decides after every answer, run.mode = "batch" asks a level at a time: set growth = "full", '
+    'or mode = "direct"'
+)
 GraderKind = Literal["llm", "exact", "contains", "number", "math", "choice", "python"]
 GraderKinds = Annotated[tuple[GraderKind, ...], Field(min_length=1)]
 
@@ -221,10 +225,7 @@ class RunSpec(Declared):
     @model_validator(mode="after")
     def _batches_ask_for_whole_levels(self) -> Self:
         if self.run.mode == "batch" and self.growth.mode == "adaptive":
-            raise ValueError(
-                'growth = "adaptive" decides after every answer, run.mode = "batch" asks a level at a time: '
-                'set growth = "full", or mode = "direct"'
-            )
+            raise ValueError(_ADAPTIVE_IN_BATCHES)
         return self
 
     @model_validator(mode="before")

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -139,10 +140,15 @@ class AskedManifest(VersionManifest):
     def spec(self) -> RunSpec:
         """What the version was declared with. Raises `VersionError` where this release cannot read it."""
         try:
-            return RunSpec.model_validate(self.config)
+            return _read_spec(json.dumps(self.config))
         except ValidationError as error:
             problem = first_problem(error, "config")
             raise VersionError(f"{self.reference}: its config is no longer a valid one ({problem})") from error
+
+
+@lru_cache(maxsize=32)
+def _read_spec(config: str) -> RunSpec:
+    return RunSpec.model_validate(json.loads(config))
 
 
 class Manifest(AskedManifest):

@@ -15,6 +15,7 @@ from malt.engine.job import Job
 from malt.engine.run import Filled, Finished
 from malt.errors import NothingToPublish
 from malt.sanitize import code_span, escape_markdown, markdown_table
+from malt.trees.pipeline import Shortfall
 from malt.trees.replay import infrequent_gc
 from malt.trees.tree import FailedBranch
 
@@ -124,15 +125,11 @@ class RunSummary(Finished):
 
 def summarise(job: Job, filled: Filled, built: Built | None, wall_s: float) -> RunSummary:
     """Put a run's figures together; `built` is None where nothing was to be published."""
-    shortfall, questions = filled.shortfall, len(job.questions)
-    if built is not None and shortfall.stopped is None:  # after a stop nearly all is missing, and the reason is known
-        shortfall = shortfall._replace(failures=built.failures)
-    is_known = not (shortfall.stopped or shortfall.waits)  # else nobody knows which trees are whole
-    complete = questions - len({failure.question_id for failure in shortfall.failures}) if is_known else 0
+    shortfall, questions = _found_missing(filled.shortfall, built), len(job.questions)
     published = {} if built is None or built.version is None else _describe(built.version)
     return RunSummary(
         **asdict(filled.tally.total),
-        **{"complete": complete, **published},
+        **{"complete": _complete_questions(questions, shortfall), **published},
         dataset=job.spec.name,
         questions=questions,
         failed_branches=len(shortfall.failures),
@@ -160,3 +157,17 @@ def _describe(version: DatasetVersion) -> dict[str, Any]:
         "unread": found.unread.count,
         "disputed": found.disputed.count,
     }
+
+
+def _found_missing(shortfall: Shortfall, built: Built | None) -> Shortfall:
+    """Return what the store was found to lack; after a stop nearly all is missing, and the reason is known."""
+    if built is None or shortfall.stopped is not None:
+        return shortfall
+    return shortfall._replace(failures=built.failures)
+
+
+def _complete_questions(questions: int, shortfall: Shortfall) -> int:
+    """Count the questions without a failed branch; none is known to be whole where the run stopped early."""
+    if shortfall.stopped or shortfall.waits:
+        return 0
+    return questions - len({failure.question_id for failure in shortfall.failures})

@@ -27,6 +27,7 @@ from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
 from malt.trees.pipeline import assess
 from malt.trees.replay import windows
+from malt.trees.tree import Tree
 
 
 class Range(NamedTuple):
@@ -224,17 +225,25 @@ def _count_stored(job: Job, store: Store, refresh: Collection[Role] = ()) -> dic
         counting = _CountingRecall({key: row for key, row in rows.items() if row.role not in refresh}, counts)
         for valued in await gather_all(assess(question, job.inputs(counting)) for question in window):
             if valued.tree.complete:
-                for role, nodes in nodes_per_question(job.spec).items():
-                    counts[role].grown += sum(address.role is role for address in valued.tree.nodes)
-                    counts[role].grown_in_full += nodes
-        for role, model in models_asked(job.spec).items():
-            if not counts[role].seen:
-                others = (row for row in rows.values() if (row.role, row.model) == (role, model.model))
-                counts[role].others.add(_add_up(others))
+                _count_grown(counts, valued.tree, job.spec)
+        _count_others(counts, rows.values(), job.spec)
 
     for window in windows(job.questions):
         asyncio.run(visit(window))
     return counts
+
+
+def _count_grown(counts: Mapping[Role, Count], tree: Tree, spec: RunSpec) -> None:
+    for role, nodes in nodes_per_question(spec).items():
+        counts[role].grown += sum(address.role is role for address in tree.nodes)
+        counts[role].grown_in_full += nodes
+
+
+def _count_others(counts: Mapping[Role, Count], rows: Collection[StoredSample], spec: RunSpec) -> None:
+    for role, model in models_asked(spec).items():
+        if not counts[role].seen:
+            others = (row for row in rows if (row.role, row.model) == (role, model.model))
+            counts[role].others.add(_add_up(others))
 
 
 def _add_up(rows: Iterable[StoredSample]) -> Usage:

@@ -16,7 +16,7 @@ from malt.llm.budget import Amount, Tally, estimate_worst_case
 from malt.llm.client.completers import EVERY_ROLE, SessionCompleter, make_completer
 from malt.llm.client.session import Session, open_session
 from malt.llm.provider import call
-from malt.llm.request import CompletionRequest
+from malt.llm.request import CompletionRequest, Message
 from malt.prompts import PromptSet
 from malt.questions.question import Question
 from malt.trees.growth import nodes_per_question, requests_per_question
@@ -118,12 +118,15 @@ def _most_for_role(role: Role, model: ModelSpec, question: Question, spec: RunSp
     completions = nodes.get(role, nodes[PLAYERS[-1]])
     requests = requests_per_question(spec).get(role, completions) if call.takes_siblings(model) else completions
     shown = sum(spec.roles[above].max_tokens or 0 for above in SHOWN[role])
-    known = {"question": question.question, "ground_truth": question.ground_truth}
-    unwritten = prompts.messages(role, **{slot: known.get(slot, "") for slot in slots_of(role)})
-    request = CompletionRequest(role, model, unwritten, question.question_id)
+    request = CompletionRequest(role, model, _unwritten_prompt(role, question, prompts), question.question_id)
     prompt = estimate_worst_case(request, 0, prices)
     longest = model.max_tokens or 0
     return Amount(
         requests * (prompt.usd + shown * prices[0]) + completions * longest * prices[1],
         requests * (prompt.tokens + shown) + completions * longest,
     )
+
+
+def _unwritten_prompt(role: Role, question: Question, prompts: PromptSet) -> tuple[Message, ...]:
+    known = {"question": question.question, "ground_truth": question.ground_truth}
+    return prompts.messages(role, **{slot: known.get(slot, "") for slot in slots_of(role)})

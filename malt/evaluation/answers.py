@@ -85,11 +85,7 @@ class _Grading:
         self.failures: list[FailedBranch] = []
 
     async def answer(self, lineup: Lineup, nodes: Mapping[Address, Node], first: Address) -> Answer:
-        """Grade the chain that begins with a generation."""
-        chain = {
-            role: nodes.get(Address((*first, *[0] * depth))) if role in lineup.roles else None
-            for depth, role in enumerate(PLAYERS)
-        }
+        chain = {role: _find_node(role, first, nodes, lineup) for role in PLAYERS}
         single = await self.grade(chain[PLAYERS[0]])
         spoken = [node.completion for node in chain.values() if node is not None]
         return Answer(
@@ -126,3 +122,8 @@ class _Grading:
 
 
 _MISSING = Grade(Outcome.UNKNOWN, None, "none", None, "could not be had")
+
+
+def _find_node(role: Role, first: Address, nodes: Mapping[Address, Node], lineup: Lineup) -> Node | None:
+    """Return a role's text in the chain that begins with a generation."""
+    return nodes.get(Address((*first, *[0] * PLAYERS.index(role)))) if role in lineup.roles else None

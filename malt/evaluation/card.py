@@ -74,11 +74,11 @@ def _worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
 def _frontier_table(summary: Summary) -> str:
     """Write the cost-accuracy frontier, from the cheapest on."""
     head = ("tokens", "system", "way", "right, %", "cost")
-    rows = [_frontier_row(each) for each in summary.frontier]
+    rows = [_frontier_cells(each) for each in summary.frontier]
     return markdown_table(head, rows)
 
 
-def _frontier_row(way: Choice) -> tuple[object, ...]:
+def _frontier_cells(way: Choice) -> tuple[object, ...]:
     return round(way.tokens), code_span(way.system), way.way, percent(way.cell), format_dollars(way.cost_usd)
 
 
@@ -129,13 +129,12 @@ def _describe_beside(system: SystemSummary) -> str:
 
 
 def _difference_table(summary: Summary) -> str:
-    rows = [_difference_row(name, found) for name, found in summary.differences.items()]
+    rows = [_difference_cells(name, found) for name, found in summary.differences.items()]
     return markdown_table(("system", "difference", "p", "p (Holm)"), rows)
 
 
-def _difference_row(name: str, found: Compared) -> tuple[str, ...]:
-    gain = points(found.difference, found.low, found.high)
-    return code_span(name), gain, _write_p(found.p), _write_p(found.p_holm)
+def _difference_cells(name: str, found: Compared) -> tuple[str, ...]:
+    return code_span(name), points(found.difference, found.low, found.high), _write_p(found.p), _write_p(found.p_holm)
 
 
 def _power_sentence(summary: Summary) -> str:
@@ -182,14 +181,16 @@ class Result(NamedTuple):
 
 
 def find_results(version: ModelVersion) -> list[Result]:
-    """Return what the newest version of each evaluation that has this model in a role found.
-
-    Its roles are known by their digests, or by the names of their adapters on a server.
-    """
-    roles = version.manifest.roles
-    known = {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
+    """Return what the newest version of each evaluation that has this model in a role found."""
+    known = _known_as(version)
     newest = {each.name: found for each in list_evaluations().versions if (found := [*_read_results(each, known)])}
     return [result for found in newest.values() for result in found]
+
+
+def _known_as(version: ModelVersion) -> set[str | None]:
+    """Return what evaluations know a model's roles by: their digests, or the names of their adapters on a server."""
+    roles = version.manifest.roles
+    return {version.adapter_name(role) for role in roles} | {entry.gguf_sha256 for entry in roles.values()} - {None}
 
 
 def _read_results(evaluation: EvaluationVersion, known: Set[str | None]) -> Iterator[Result]:
@@ -241,9 +242,9 @@ def _describe(result: Result) -> "EvalResult":
 
 def _result_table(results: Sequence[Result]) -> str:
     head = ("evaluation", "system", "way", "right, %", "questions")
-    return markdown_table(head, map(_result_row, results))
+    return markdown_table(head, map(_result_cells, results))
 
 
-def _result_row(result: Result) -> tuple[object, ...]:
+def _result_cells(result: Result) -> tuple[object, ...]:
     names = code_span(result.evaluation.reference), code_span(result.system)
     return *names, result.way, percent(result.cell), result.cell.questions

@@ -188,10 +188,7 @@ def plan_evaluation(job: EvaluationJob, store: Store, before: Sequence[Evaluatio
     systems = {each.lineup.system: SystemPlan(roles={}) for each in added}
     for each in added:
         plans = systems[each.lineup.system].roles
-        if (summed := plans.get(each.role)) is None:
-            plans[each.role] = each.quoted
-        else:
-            plans[each.role] = summed.model_copy(update=add_quotes([summed, each.quoted]))
+        plans[each.role] = _add_plans(plans[each.role], each.quoted) if each.role in plans else each.quoted
     found = {f"{share:.0%}": smallest_difference(len(job.questions), share) for share in _DISCORDANCES}
     return EvaluationPlan(
         questions=len(job.questions),
@@ -224,3 +221,8 @@ def _name_place(lineup: Lineup, role: Role) -> str:
     depth = PLAYERS.index(role) + 1 if role in PLAYERS else len(PLAYERS)
     cast = [lineup.spec.roles[each].model_dump_json() for each in PLAYERS[:depth] if each in lineup.roles]
     return "\n".join([role.value, *cast])
+
+
+def _add_plans(first: RolePlan, second: RolePlan) -> RolePlan:
+    """Add up what one role is asked in several line-ups of a system."""
+    return first.model_copy(update=add_quotes([first, second]))

@@ -49,9 +49,14 @@ def estimate(scores: Scores) -> Cell:
     if not len(known):
         return Cell(accuracy=None, stderr=None, low=None, high=None, questions=0)
     mean = float(known.mean())
-    stderr = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
+    stderr = _standard_error(known)
     low, high = wilson(mean, _effective_answers(mean, stderr, len(known)))
     return Cell(accuracy=mean, stderr=stderr, low=low, high=high, questions=len(known))
+
+
+def _standard_error(known: Scores) -> float | None:
+    """Return the standard error of a mean over questions; None of a single one."""
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else None
 
 
 def _effective_answers(mean: float, stderr: float | None, questions: int) -> float:

@@ -60,9 +60,7 @@ def final_answer(text: str) -> str | None:
 
 def read_number(text: str) -> NumberRead | None:
     """Return the number that a reply gives as its answer, or None where it has none to give."""
-    text = apart(text)
-    if "!" in text:
-        text = _FACTORIAL.sub(lambda found: str(math.factorial(int(found[1]))), text)
+    text = _work_out_factorials(apart(text))
     found = list(marks(text))
     for mark in found:
         quantity = _marked_number(mark)
@@ -70,6 +68,14 @@ def read_number(text: str) -> NumberRead | None:
             return NumberRead(quantity.text, quantity)
         if not (mark.prose or mark.whole) and _DIGIT.search(mark.text):
             return NumberRead(mark.text, None)
+    return _read_unmarked_number(text, found)
+
+
+def _work_out_factorials(text: str) -> str:
+    return _FACTORIAL.sub(lambda found: str(math.factorial(int(found[1]))), text) if "!" in text else text
+
+
+def _read_unmarked_number(text: str, found: Sequence[Mark]) -> NumberRead | None:
     strong, loose = strongest(found)
     if strong is not None:
         return NumberRead(strong.text, None)

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from malt.grading.answers import clean, marks, normalised, strongest
+from malt.grading.answers import Mark, clean, marks, normalised, strongest
 from malt.grading.normalize import apart
 from malt.grading.numbers import LONGEST, equal, parse_quantity
 
@@ -31,13 +31,15 @@ def read_choice(text: str, choices: tuple[str, ...]) -> ChoiceRead | None:
         if len(_mentioned(_first_sentence(mark.text), choices)) > 1:
             return ChoiceRead(mark.text, None)
     strong, loose = strongest(found)
-    if strong is not None:
-        return ChoiceRead(strong.text, None)
+    return _read_unmarked_choice(text, loose, choices) if strong is None else ChoiceRead(strong.text, None)
+
+
+def _read_unmarked_choice(text: str, loose: Mark | None, choices: tuple[str, ...]) -> ChoiceRead | None:
     letter = _stated(loose.text, choices) if loose else None
     letter = letter or parse_choice(clean(text), choices) or _last_stated(text[-LONGEST:], choices)
-    if letter is None:
-        return ChoiceRead(loose.text, None) if loose else None
-    return ChoiceRead(letter, letter)
+    if letter is not None:
+        return ChoiceRead(letter, letter)
+    return ChoiceRead(loose.text, None) if loose else None
 
 
 _OWN_LETTER = re.compile(r"\(?([A-Z])[).:]\s*(?=\S)")
@@ -62,21 +64,28 @@ _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 def parse_choice(text: str, choices: tuple[str, ...]) -> str | None:
     """Return the letter that a text begins with and alone names, or whose choice's words or number it is; else None."""
     choices = _bare(choices)
-    words = _ARTICLE.sub("", normalised(text)) if len(text) < LONGEST else ""
-    same = [letter for letter, own in _words_of(choices) if words and words == own]
-    if same:
-        return same[0]
+    if same := _same_words(text, choices):
+        return same
     match = _LETTER_FIRST.match(text)
     if _DENIED.match(text):
         return None
     if match is None or match["letter"].upper() not in _letters(choices):
         return _same_number(text, choices)
     letter, rest = match["letter"].upper(), text[match.end() :]
-    if not (match["close"] or match["open"] or rest.lstrip()[:1] in (*".):,;-\u2013\u2014/", "")) and (
-        match["letter"].islower() or letter in "AI"
-    ):
+    if _may_be_word(match, rest):
         return None
     return letter if _alone(letter, rest, choices) else None
+
+
+def _same_words(text: str, choices: tuple[str, ...]) -> str | None:
+    words = _ARTICLE.sub("", normalised(text)) if len(text) < LONGEST else ""
+    return next((letter for letter, own in _words_of(choices) if words and words == own), None)
+
+
+def _may_be_word(match: re.Match[str], rest: str) -> bool:
+    """Whether a letter that nothing marks as a choice's may be a word of a sentence, such as `a` or `I`."""
+    is_marked = match["close"] or match["open"] or rest.lstrip()[:1] in (*".):,;-\u2013\u2014/", "")
+    return not is_marked and (match["letter"].islower() or match["letter"] in "AI")
 
 
 _ALSO = re.compile(r"\W*(?:or|and|maybe|possibly|perhaps|either|/)\b")

@@ -196,12 +196,12 @@ class LLMEvaluator:
             second = await self._ask((*messages, *self._repair(first, read)), question)
             read = self._read(second)
             if isinstance(read, str):
-                raise EvaluationUnknown(
-                    f"the judge {self.model.model!r} cannot be read, asked twice: {read}; it said "
-                    f"{_shortened(second.text)!r}",
-                    second.text,
-                )
+                raise self._unreadable(second.text, read)
         return self._judgement(read)
+
+    def _unreadable(self, said: str, problem: str) -> EvaluationUnknown:
+        told = f"the judge {self.model.model!r} cannot be read, asked twice: {problem}; it said {_shortened(said)!r}"
+        return EvaluationUnknown(told, said)
 
     async def _ask(self, messages: tuple[Message, ...], question: Question) -> Completion:
         request = CompletionRequest(Role.EVALUATOR, self.model, messages, question.question_id, schema=self.schema)

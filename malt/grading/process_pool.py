@@ -127,20 +127,21 @@ class _Worker:
         self._pipe: Connection | None = None
 
     def serve(self, calls: "queue.SimpleQueue[_Call]") -> None:
-        """Make calls for as long as the program runs."""
         while True:
             call = calls.get()
-            if not call.future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = self._make(call)
-            except CallFailed as failure:
-                call.future.set_exception(failure)
-            except Exception as error:
-                self.stop()
-                call.future.set_exception(CallFailed(f"{type(error).__name__}: {error}"))
-            else:
-                call.future.set_result(result)
+            if call.future.set_running_or_notify_cancel():
+                self._answer(call)
+
+    def _answer(self, call: _Call) -> None:
+        try:
+            result = self._make(call)
+        except CallFailed as failure:
+            call.future.set_exception(failure)
+        except Exception as error:
+            self.stop()
+            call.future.set_exception(CallFailed(f"{type(error).__name__}: {error}"))
+        else:
+            call.future.set_result(result)
 
     def stop(self) -> None:
         """Kill the process, if there is one, with whatever it started."""
@@ -158,16 +159,19 @@ class _Worker:
         if pipe is None:
             raise CallFailed("its process does not start")
         try:
-            if not pipe.poll(call.timeout_s):
-                self.stop()
-                raise CallFailed(f"no result within {call.timeout_s:g} s")
-            succeeded, result = pipe.recv()
+            succeeded, result = self._receive(pipe, call.timeout_s)
         except (EOFError, OSError):
             self.stop()
             raise CallFailed("its process died") from None
         if not succeeded:
             raise CallFailed(str(result))
         return result
+
+    def _receive(self, pipe: Connection, timeout_s: float) -> tuple[bool, object]:
+        if not pipe.poll(timeout_s):
+            self.stop()
+            raise CallFailed(f"no result within {timeout_s:g} s")
+        return cast(tuple[bool, object], pipe.recv())
 
     def _hand_over(self, call: _Call) -> Connection | None:
         """Hand the call over and wait until the process starts on it; None where it died."""
@@ -198,17 +202,12 @@ class _Worker:
 
 
 def work(descriptor: int) -> None:
-    """Answer calls until the other end closes: the body of a worker process.
-
-    A module whose functions are called may have a function `prepare_process`, which is called first.
-    """
+    """Answer calls until the other end closes: the body of a worker process."""
     pipe = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
             name, arguments, timeout_s = pipe.recv()
-            function = resolve(name)
-            module = sys.modules[name.partition(":")[0]]
-            getattr(module, "prepare_process", int)()  # imports that no call's limit covers
+            function = _make_ready(name)
             pipe.send("started")
             # Were the program killed now, nobody else would end this call: the kernel's own clock does.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
@@ -216,8 +215,14 @@ def work(descriptor: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _make_ready(name: str) -> Callable[..., object]:
+    """Resolve a function; its module's `prepare_process`, if any, is called first: imports that no limit covers."""
+    function = resolve(name)
+    getattr(sys.modules[name.partition(":")[0]], "prepare_process", int)()
+    return function
+
+
 def _attempt(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[bool, object]:
-    """Return whether the call succeeded, and what it returned or raised."""
     try:
         return True, function(*arguments)
     except Exception as error:

@@ -25,8 +25,11 @@ def check_references(questions: Iterable[Question], spec: EvaluatorSpec) -> None
     graders = [objective_grader(kind, spec) for kind in spec.kind if kind != "llm"]
     for grader in graders:
         grader.check(asked[0] if asked else None)
-    if "llm" in spec.kind:
-        return
+    if "llm" not in spec.kind:
+        _check_each(asked, graders)
+
+
+def _check_each(asked: Sequence[Question], graders: Sequence[ObjectiveGrader]) -> None:
     accepted = [(question, _accepted(question, graders)) for question in asked]
     refused = [question for question, found in accepted if not any(map(_result, found))]
     if refused:

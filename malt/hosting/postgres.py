@@ -63,12 +63,15 @@ class PostgresServer:
             raise ConfigError(f"{program}: {' '.join(done.stderr.split())[-300:]}")
 
 
+_NOT_AS_ROOT = (
+    "PostgreSQL does not run as root: start `malt up --postgres` as another user, or name a server with "
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
+)
+
+
 def _refuse_root() -> None:
     if os.geteuid() == 0:
-        raise ConfigError(
-            "PostgreSQL does not run as root: start `malt up --postgres` as another user, or name a server with "
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://…"
-        )
+        raise ConfigError(_NOT_AS_ROOT)
 
 
 def _find_programs() -> Path:

@@ -156,9 +156,9 @@ class _Course:
 
     async def take_round(self, number: int, before: Improvement) -> Round:
         """Grow with the best roles so far, train on it, and compare."""
-        kept_last = max((each.number for each in before.rounds if each.judgement.is_kept), default=0)
+        in_vain = _count_in_vain(before.rounds)
         log.info(f"round {number}: growing, played by {before.best or 'the roles of the config'}")
-        dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain=number - 1 - kept_last))
+        dataset = await self.grow(growing_spec(self.spec, number, before.best, in_vain))
         earlier = [each.dataset for each in before.rounds] if self.spec.improve.rows == "all" else []
         log.info(f"round {number}: training on {', '.join([*earlier, dataset.reference])}")
         models = await self.train(dataset.reference, earlier)
@@ -217,6 +217,12 @@ class _Course:
         if done.version is None or (done.failures and spec.run.on_incomplete == "fail"):
             raise NothingToPublish(done.sentence)
         return done.version
+
+
+def _count_in_vain(rounds: Sequence[Round]) -> int:
+    """Count the rounds since the last one that was kept."""
+    kept = [each.number for each in rounds if each.judgement.is_kept]
+    return len(rounds) - max(kept, default=0)
 
 
 # Its quote, counted against the store: nobody is asked, and nothing is trained.

@@ -119,10 +119,8 @@ class _Cap:
 
     def refusal(self, amount: int) -> str:
         spent, next_one = (self._written.format(units / self.units) for units in (self.spent, amount))
-        return (
-            f"{self._key} = {self.cap / self.units:g} is reached: {spent} are spent, the next request may take "
-            f"{next_one}; raise it and run again to go on"
-        )
+        reached = f"{self._key} = {self.cap / self.units:g} is reached: {spent} are spent"
+        return f"{reached}, the next request may take {next_one}; raise it and run again to go on"
 
 
 class Budget:
@@ -185,10 +183,7 @@ class Budget:
         return Amount(dollars / _PICO, tokens)
 
     def reserve(self, name: str, worst: Amount) -> None:
-        """Hold an amount by name until `settle_reserved`, room or not: it is promised already.
-
-        Said again, it changes nothing but the amount.
-        """
+        """Hold a promised amount by name until `settle_reserved`, room or not; said again, only the amount changes."""
         if name not in self._settled_names:
             self._reserved[name] = worst
 

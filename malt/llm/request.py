@@ -5,8 +5,8 @@ A request asks for several samples of one prompt at once; each sample has a key 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from functools import cache, cached_property
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -53,7 +53,7 @@ class CompletionRequest:
                 "model": self.model.identity,
                 "sampling": self.model.sampling,
                 "messages": [list(message) for message in self.messages],
-                "schema": self.schema.model_json_schema() if self.schema else None,
+                "schema": _json_schema(self.schema) if self.schema else None,
                 "question": self.question_id,
                 "address": self.address,
             }
@@ -64,6 +64,11 @@ class CompletionRequest:
         """Estimate from above what `count` samples take: the prompt at 3 characters a token, completions in full."""
         prompt = sum(len(message.content) for message in self.messages) // 3 + 16 * len(self.messages)
         return prompt + count * (self.model.max_tokens or DEFAULT_MAX_TOKENS)
+
+
+@cache
+def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    return schema.model_json_schema()
 
 
 class FinishReason:

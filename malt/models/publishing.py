@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from pydantic import JsonValue
 
 from malt.canonical_json import digest
@@ -187,10 +188,7 @@ class _Plot(NamedTuple):
 
 def render_card(manifest: ModelManifest) -> str:
     stages = sorted({stage.stage for entry in manifest.roles.values() for stage in entry.stages})
-    environment = Environment(  # noqa: S701 - Markdown, of our own words
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
-    )
-    return environment.from_string((_FOLDER / "card.md.jinja").read_text(encoding="utf-8")).render(
+    return _card().render(
         manifest=manifest,
         stages=stages,
         base_model=_HUB_NAMES.get(manifest.base.name, manifest.base.name),
@@ -202,6 +200,14 @@ def render_card(manifest: ModelManifest) -> str:
 def render_report(manifest: ModelManifest) -> str:
     plots = {role: list(_list_plots(entry)) for role, entry in manifest.roles.items()}
     return page_environment(_FOLDER).get_template("report.html.jinja").render(manifest=manifest, plots=plots)
+
+
+@cache
+def _card() -> Template:
+    environment = Environment(  # noqa: S701 - Markdown, of our own words
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    return environment.from_string((_FOLDER / "card.md.jinja").read_text(encoding="utf-8"))
 
 
 def _list_plots(entry: RoleEntry) -> Iterator[_Plot]:

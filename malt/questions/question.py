@@ -55,15 +55,17 @@ def read_questions(source: QuestionSource, key: str = "questions") -> list[Quest
     `key` is the table of the config that names it. Raises `QuestionError` naming file and line (for .json and .parquet
     the row, counted from 1).
     """
-    if source.choices and source.format not in ("auto", "csqa"):
-        raise QuestionError(
-            f"questions.choices = {source.choices!r}: format {source.format!r} reads no choices; "
-            "set questions.format to 'csqa' or 'auto'"
-        )
+    _check_format(source)
     questions = _read_distinct(source, f"{key}.source")
     if source.shuffle_seed is not None:
         questions.sort(key=lambda question: digest([source.shuffle_seed, question.question_id]))
     return questions[: source.limit]
+
+
+def _check_format(source: QuestionSource) -> None:
+    if source.choices and source.format not in ("auto", "csqa"):
+        problem = f"questions.choices = {source.choices!r}: format {source.format!r} reads no choices"
+        raise QuestionError(f"{problem}; set questions.format to 'csqa' or 'auto'")
 
 
 def content_id(question: str, ground_truth: str) -> str:
@@ -242,11 +244,9 @@ def _ends_in_hashes(text: str) -> bool:
 
 def _after_hashes(text: str) -> str:
     _, hashes, answer = text.rpartition("####")
-    if not hashes or not answer.strip():
-        raise QuestionError(
-            f"no answer after '####' in {excerpt(text)}; set questions.format = 'plain' or mend the row"
-        )
-    return answer.strip()
+    if hashes and answer.strip():
+        return answer.strip()
+    raise QuestionError(f"no answer after '####' in {excerpt(text)}; set questions.format = 'plain' or mend the row")
 
 
 def find_last_boxed(text: str) -> str:

@@ -77,12 +77,7 @@ def _files(source: str) -> list[str]:
     if source.startswith("file://") and not urlsplit(source).query:
         source = url2pathname(urlsplit(source).path)
     if "://" in source:
-        if "*" not in source:
-            return [source]
-        found = _ask(source, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
-        if not found:
-            raise _FileError(f"{strip_secrets(source)}: no file matches; check the address")
-        return found
+        return _match_addresses(source) if "*" in source else [source]
     path = Path(source).expanduser()
     if not (path.is_dir() or "*" in source):
         return [source]
@@ -91,6 +86,13 @@ def _files(source: str) -> list[str]:
         found = [str(each) for each in sorted(path.iterdir()) if _suffix(each.name) in {".parquet", *_TEXT_READERS}]
     if not found:
         raise _FileError(f"{source}: no question file there (looked in {Path.cwd()}); they end in {_ENDINGS}")
+    return found
+
+
+def _match_addresses(source: str) -> list[str]:
+    found = _ask(source, lambda files, path: [files.unstrip_protocol(each) for each in sorted(files.glob(path))])
+    if not found:
+        raise _FileError(f"{strip_secrets(source)}: no file matches; check the address")
     return found
 
 
@@ -147,12 +149,16 @@ def _ask(address: str, ask: Callable[[Any, str], T]) -> T:
     except ImportError as error:
         raise _FileError(f"{name}: a package is missing: {error}") from error
     except Exception as error:
-        # over HTTP fsspec calls all that went wrong a file that is not there
-        cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
-            raise _FileError(f"{name}: not found there; check the address") from error
-        reason = strip_secrets(f"{type(cause).__name__}: {cause}")
-        raise _FileError(f"{name}: cannot be fetched: {reason}; check address and access") from error
+        raise _FileError(f"{name}: {_explain(error)}") from error
+
+
+def _explain(error: Exception) -> str:
+    # over HTTP fsspec calls all that went wrong a file that is not there
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404:
+        return "not found there; check the address"
+    reason = strip_secrets(f"{type(cause).__name__}: {cause}")
+    return f"cannot be fetched: {reason}; check address and access"
 
 
 _SECRETS_IN_URL = re.compile(r"""([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^\s?'"]*)(?:\?[^\s'"]*)?""")
@@ -219,18 +225,22 @@ def _csv_rows(text: str, name: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     place = f"{name}:1"
     try:
-        header = _drop_empty_end(next(reader, []))
-        if len(set(header)) < len(header):
-            raise QuestionError(f"{place}: two columns have the same name: {join_names(header)}; rename one")
+        header = _csv_header(place, next(reader, []))
         place = f"{name}:{reader.line_num + 1}"
         for cells in reader:
             if any(cells):
                 yield _csv_row(place, header, cells)
             place = f"{name}:{reader.line_num + 1}"
     except csv.Error as error:
-        raise QuestionError(
-            f"{place}: broken CSV ({error}); quote fields that hold commas, quotes or newlines"
-        ) from error
+        hint = "quote fields that hold commas, quotes or newlines"
+        raise QuestionError(f"{place}: broken CSV ({error}); {hint}") from error
+
+
+def _csv_header(place: str, cells: list[str]) -> list[str]:
+    header = _drop_empty_end(cells)
+    if len(set(header)) < len(header):
+        raise QuestionError(f"{place}: two columns have the same name: {join_names(header)}; rename one")
+    return header
 
 
 def _drop_empty_end(cells: list[str], least: int = 0) -> list[str]:
@@ -277,14 +287,18 @@ def _parquet_batches(data: bytes) -> Iterator[Any]:
     about = pyarrow.parquet.read_metadata(source)
     places = range(about.num_columns)
     chunks = [about.row_group(group).column(place) for group in range(about.num_row_groups) for place in places]
-    if max((chunk.num_values for chunk in chunks), default=0) > MOST_BYTES // 8:
-        raise ValueError(f"a column has more than {MOST_BYTES // 8:,} values in a row group; write smaller ones")
-    if sum(chunk.total_uncompressed_size for chunk in chunks) > (most := _most_unpacked(data)):
-        raise ValueError(f"it unpacks to more than {most // MIB:,} MiB; split it, or compress it less")
+    _check_sizes(chunks, _most_unpacked(data))
     leaves = [about.schema.column(place) for place in places]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     for batch in pyarrow.parquet.ParquetFile(source, read_dictionary=texts).iter_batches():
         yield from (batch.slice(start, _PARQUET_BATCH) for start in range(0, len(batch), _PARQUET_BATCH))
+
+
+def _check_sizes(chunks: Sequence[Any], most: int) -> None:
+    if max((chunk.num_values for chunk in chunks), default=0) > MOST_BYTES // 8:
+        raise ValueError(f"a column has more than {MOST_BYTES // 8:,} values in a row group; write smaller ones")
+    if sum(chunk.total_uncompressed_size for chunk in chunks) > most:
+        raise ValueError(f"it unpacks to more than {most // MIB:,} MiB; split it, or compress it less")
 
 
 def _written_out(column: Any) -> int:  # noqa: ANN401 - pyarrow has no types

@@ -95,11 +95,16 @@ def find_near_duplicates(texts: Sequence[str]) -> dict[int, int]:
     table = np.stack([_hash_bands(hash_runs(text, _RUN)) for text in texts])
     found: dict[int, int] = {}
     for band in table.T:
-        order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]))
-        for group in np.split(order, starts[1:]):
+        for group in _group_equal(band):
             _match(group.tolist(), texts, found)
     return {place: _first(place, found) for place in sorted(found)}
+
+
+def _group_equal(band: Hashes) -> list[NDArray[np.intp]]:
+    """Return the places of equal hashes, together and in order."""
+    order = np.argsort(band, kind="stable")
+    starts = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]))
+    return np.split(order, starts[1:])
 
 
 def _match(group: Sequence[int], texts: Sequence[str], found: dict[int, int]) -> None:

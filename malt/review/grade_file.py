@@ -210,13 +210,16 @@ def grade_file(source: str, grading: GraderChoice, columns: Mapping[str, str] = 
     async def grade_rows() -> None:  # returns none: `asyncio.run` formats what its task returns, which is slow
         for start in range(0, len(answers), _ROWS_AT_ONCE):
             some = answers[start : start + _ROWS_AT_ONCE]
-            opened = graders.for_questions(row.question.question_id for row in some)
-            asked = [partial(grade, row.question, row.answer, opened) for row in some]
-            grades = await grade_all(asked, graders.grading.limits)
-            rows.extend(map(GradedRow, some, grades))
+            rows.extend(map(GradedRow, some, await _grade_some(some, graders)))
 
     asyncio.run(grade_rows())
     return GradedFile(rows, _report(source, rows, graders, time.perf_counter() - started))
+
+
+async def _grade_some(answers: Sequence[AnswerRow], graders: OpenedGraders) -> list[Grade]:
+    opened = graders.for_questions(row.question.question_id for row in answers)
+    asked = [partial(grade, row.question, row.answer, opened) for row in answers]
+    return await grade_all(asked, graders.grading.limits)
 
 
 def _report(source: str, rows: Sequence[GradedRow], graders: OpenedGraders, wall_s: float) -> GradeReport:
@@ -253,12 +256,13 @@ def _add_comparison(report: GradeReport, rows: Iterable[GradedRow]) -> LabelledR
         **report.model_dump(),
         **found.model_dump(exclude={"unknown"}),
         labelled=counts.total(),
-        confusion={
-            _name_label(label): {outcome.value: counts[label, outcome] for outcome in _POSSIBLE}
-            for label in (True, False)
-        },
+        confusion={_name_label(label): _count_outcomes(counts, label) for label in (True, False)},
         disagreements=tuple(_describe_disagreement(row) for row in rows if row.differs),
     )
+
+
+def _count_outcomes(counts: Counter[tuple[bool | None, Outcome]], label: bool) -> dict[str, int]:
+    return {outcome.value: counts[label, outcome] for outcome in _POSSIBLE}
 
 
 _POSSIBLE = (Outcome.RIGHT, Outcome.WRONG, Outcome.UNANSWERED, Outcome.UNKNOWN)

@@ -97,9 +97,8 @@ def run_jobs(task: _Task, jobs: Sequence[RoleJob], tell: Tell, stopper: Stopper 
     if code == STOPPED or stopper.is_told:
         raise RunStopped(_TOLD_TO_STOP)
     if code:
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise TrainingFailed(
-            f"training ended with {ended}; what it had is kept, run again to go on. {log} has the whole "
+            f"training ended with {_describe_end(code)}; what it had is kept, run again to go on. {log} has the whole "
             f"story; it ends: {_quote_end(log)}"
         )
 
@@ -143,6 +142,10 @@ def _read_events(process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]
     for line in process.stdout or ():
         with suppress(ValueError):  # cut off as it was killed
             yield json.loads(line)
+
+
+def _describe_end(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _quote_end(log: Path) -> str:

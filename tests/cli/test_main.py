@@ -261,7 +261,7 @@ def test_nobody_need_read_to_the_end(version: DatasetVersion, arguments: str) ->
 
 @pytest.mark.parametrize(("closed", "code"), [(">&-", 0), (">&- 2>&-", 0), ("<&-", 0)])
 def test_a_command_runs_without_anywhere_to_write(version: DatasetVersion, closed: str, code: int) -> None:
-    done = shell(f"{COMMAND} verify arith {closed}")
+    done = shell(f"{COMMAND} datasets {closed}")
     assert (done.returncode, done.stderr) == (code, "")
 
 

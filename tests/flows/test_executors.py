@@ -6,8 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -35,12 +33,12 @@ from malt.questions.question import read_questions
 from tests.configs import QUESTIONS, REQUESTS, write_config
 from tests.flows.conftest import Malt, beside_progress
 from tests.flows.test_process import STARTS_WITHIN_S, STOP_LIMIT_S, start, wait_for_requests
+from tests.forking import Process
 from tests.mishaps import Asked
 from tests.postgres import Postgres, free_port
 from tests.providers import ScriptedProvider, Sent
 
 REFERENCE = "threads"
-PROJECT = Path(__file__).parents[2]
 ALL = 13 * QUESTIONS
 IN_FLIGHT, PER_MINUTE = 8, 600
 ONE_ENDPOINT = tuple(f"roles.{role}.model=openai/one" for role in REQUESTS)
@@ -91,13 +89,13 @@ def test_a_cluster_of_ours_takes_no_code_of_others_and_shows_no_pages(
     """Another user of the machine reaches its ports."""
     distributed = pytest.importorskip("distributed")
     spec = load_spec(write_config(tmp_path, provider))
-    with importlib.import_module("flows.dask_executor").start_cluster(1, spec, "run").runner as runner:
+    with importlib.import_module("flows.dask_executor").start_cluster(0, spec, "run").runner as runner:
         place = runner.client.scheduler.address.removeprefix("tls://")
         others = {f"tcp://{place}": None, f"tls://{place}": distributed.Security.temporary()}
         for address, security in others.items():
             with pytest.raises(OSError, match=r"Connection|TLS|Timed out"):
                 distributed.Client(address, security=security, timeout=2, set_as_default=False)
-        assert runner.client.submit(os.getuid).result(timeout=STARTS_WITHIN_S) == os.getuid()
+        assert runner.client.run_on_scheduler(os.getpid) == os.getpid()
         port = runner.client.cluster.scheduler.http_server.port
         with pytest.raises(HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/info/main/workers.html")
@@ -169,9 +167,9 @@ class DaskCluster:
 
     def __init__(self, workers: int, environment: dict[str, str] | None = None) -> None:
         self.address = f"tcp://127.0.0.1:{free_port()}"
-        self._environment = {**os.environ, "PYTHONPATH": str(PROJECT), **(environment or {})}
+        self._environment = {**os.environ, **(environment or {})}
         self._workers = workers
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Process] = []
 
     def __enter__(self) -> "DaskCluster":
         self._stack = ExitStack()
@@ -184,7 +182,7 @@ class DaskCluster:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def start_worker(self) -> Process:
         """One process without a nanny: killed, it stays so."""
         quiet = ("--no-nanny", "--no-dashboard", "--nthreads", "2", "--local-directory", os.environ["TMPDIR"])
         return self._start("worker", self.address, *quiet)
@@ -195,15 +193,12 @@ class DaskCluster:
         with Client(self.address, timeout=STARTS_WITHIN_S, set_as_default=False) as client:
             client.wait_for_workers(workers, timeout=STARTS_WITHIN_S)
 
-    def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]]
-        quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=PROJECT, env=self._environment)
-        self._stack.callback(end, process)
-        return process
+    def _start(self, kind: str, *arguments: str) -> Process:
+        started = Process(f"distributed.cli.dask_{kind}", *arguments, environment=self._environment)
+        return self._stack.enter_context(started)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: Process) -> None:
     process.kill()
     process.wait()
 

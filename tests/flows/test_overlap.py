@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,12 +23,12 @@ from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import Malt, Ran, beside_progress
 from tests.flows.test_process import STARTS_WITHIN_S, STOP_LIMIT_S, start, wait_for_requests
 from tests.flows.test_rerun import rerun_of
+from tests.forking import Process
 from tests.postgres import postgres as postgres
 from tests.providers import ScriptedProvider
 
 WAITS = "dataset sums: waiting for flow run sums"
 ALL = 13 * QUESTIONS
-Run = subprocess.Popen[str]
 _HEARD_AFTER_S = 3.0
 """By then a run acts on a signal, and still waits for its answers."""
 
@@ -56,7 +55,7 @@ def two_runs(
     caplog: pytest.LogCaptureFixture,
     *options: str,
     asked: int = QUESTIONS,
-) -> Iterator[tuple[Run, "Future[Ran]"]]:
+) -> Iterator[tuple[Process, "Future[Ran]"]]:
     """A run that has asked for its first answers, and another one, in this process, that waits for it."""
     with start(config, "--json", *options) as first, ThreadPoolExecutor(1) as pool:
         try:
@@ -74,7 +73,7 @@ def wait_until_told(caplog: pytest.LogCaptureFixture, run: "Future[Any]") -> Non
         time.sleep(0.05)
 
 
-def summary_of(run: Run) -> RunSummary:
+def summary_of(run: Process) -> RunSummary:
     out, err = run.communicate(timeout=STARTS_WITHIN_S)
     assert run.returncode == 0, err
     return RunSummary.model_validate(json.loads(out))
@@ -101,11 +100,12 @@ def test_a_run_that_waits_can_be_interrupted_and_goes_on_when_the_other_is_kille
 ) -> None:
     with two_runs(config, provider, malt, caplog) as (first, second):
         with start(config, "--json") as third:
-            assert third.stderr is not None
-            assert third.stderr.readline().startswith(WAITS)
+            while not third.said[1].startswith(WAITS):
+                assert third.poll() is None, third.said
+                time.sleep(0.05)
             third.send_signal(signal.SIGINT)
             _, err = third.communicate(timeout=STOP_LIMIT_S)
-        assert (third.returncode, beside_progress(err)) == (130, f"error: {MESSAGE}")
+        assert (third.returncode, beside_progress(err).splitlines()[1:]) == (130, [f"error: {MESSAGE}"])
         assert first.poll() is None
         first.kill()
         first.communicate()

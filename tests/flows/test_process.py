@@ -13,10 +13,9 @@ from malt.cli.main import exit_code
 from malt.engine.build import RunSummary
 from tests.configs import QUESTIONS, write_config
 from tests.flows.conftest import beside_progress
+from tests.forking import MALT, PROJECT, Process
 from tests.providers import ScriptedProvider
 
-MALT = str(Path(sys.executable).parent / "malt")
-PROJECT = Path(__file__).parents[2]
 STOP_LIMIT_S = 120.0
 """On a busy machine; it is less than ten on one that is not, and for ever where nobody acts on the signal."""
 STARTS_WITHIN_S = 300.0
@@ -27,11 +26,9 @@ def config(tmp_path: Path, provider: ScriptedProvider) -> Path:
     return write_config(tmp_path, provider)
 
 
-def start(config: Path, *options: str) -> "subprocess.Popen[str]":
-    """Start a run in a process group of its own, as a terminal would."""
-    command = [MALT, "run", str(config), *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, start_new_session=True)
+def start(config: Path, *options: str) -> Process:
+    """Start a run that reports to the tests' server."""
+    return Process(MALT, "run", config, *options)
 
 
 def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
@@ -39,10 +36,10 @@ def test_a_run_with_a_server_of_its_own_prints_its_summary_and_nothing_else(
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # a proxy is not for what runs on this machine
-    with start(config, "--json") as process:
-        out, err = process.communicate(timeout=STARTS_WITHIN_S)
-    summary = RunSummary.model_validate(json.loads(out))
-    assert (process.returncode, beside_progress(err)) == (0, "")
+    command = [str(Path(sys.executable).parent / "malt"), "run", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=STARTS_WITHIN_S, check=False)
+    summary = RunSummary.model_validate(json.loads(done.stdout))
+    assert (done.returncode, beside_progress(done.stderr)) == (0, "")
     assert summary.requests == provider.request_count == 13 * QUESTIONS
     assert (tmp_path / "data" / "prefect" / "prefect.db").exists()
 
@@ -58,7 +55,7 @@ def test_a_run_at_a_named_server_prints_its_summary_for_people(
     assert not (tmp_path / "data" / "prefect").exists()
 
 
-def wait_for_requests(provider: ScriptedProvider, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_requests(provider: ScriptedProvider, count: int, process: Process) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
     while provider.request_count < count:
         assert process.poll() is None, process.communicate()

@@ -332,8 +332,8 @@ async def test_a_users_grader_is_found_by_its_file_and_finds_its_neighbours(tmp_
 async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousand_others_go_on() -> None:
     await graded("2", "\\boxed{\\frac{4}{2} + x}", "math")
     endless = " + ".join(f"\\binom{{1000000}}{{{500_000 - n}}}" for n in range(200))
-    tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=4))
-    huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=4)
+    tower = asyncio.create_task(graded("9", f"Final Answer: {endless}", "math", timeout_s=2))
+    huge = await graded("9", "Final Answer: " + "1+" * 100_000 + "1", "math", timeout_s=2)
     others = await asyncio.gather(
         *[graded(f"{n}x", f"\\boxed{{\\frac{{{2 * n}x}}{{2}}}}", "math") for n in range(1000)]
     )
@@ -341,7 +341,7 @@ async def test_what_takes_too_long_and_a_huge_answer_are_unknown_while_a_thousan
     assert huge.outcome is Outcome.UNKNOWN
     result = await tower
     assert (result.outcome, result.evaluation) == (Outcome.UNKNOWN, None)
-    assert "no result within 4 s" in (result.error or "")
+    assert "no result within 2 s" in (result.error or "")
 
 
 async def test_killing_grader_processes_changes_grades_to_unknown_alone() -> None:

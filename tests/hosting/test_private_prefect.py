@@ -92,12 +92,15 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(
+def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does_and_one_that_is_killed_comes_again(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share new records, a copy of what set-up made, and one of them belongs to a process that is killed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(kept.parents[1]))
-    with closing(sqlite3.connect(kept)) as marking:
+    """They share new records, a copy of what set-up made; one belongs to a process that is killed, the other is killed
+    itself: it is there again at its address, and knows who holds slots. A database that was there is not cached.
+    """
+    caches = shutil.copytree(kept.parents[1], tmp_path / "caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    with closing(sqlite3.connect(caches / "malt" / kept.name)) as marking:
         marking.execute("PRAGMA user_version = 7")
     own = PrefectServer(tmp_path / "prefect")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "prefect")]
@@ -109,11 +112,33 @@ def test_two_that_start_at_once_both_come_up_and_end_however_their_process_does(
         assert is_listening(others_url)
         holder.kill()
     assert ends_within(STOPPED_WITHIN_S, others_url)
+    shutil.rmtree(caches)
+    kill_and_ask_again(own)
     own.stop()
     assert not is_listening(own.api_url)
+    assert not own.has_ended()
+    assert not caches.exists()
     with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as reading:
         assert reading.execute("PRAGMA user_version").fetchone() == (7,)
     assert revision(tmp_path / "prefect" / "prefect.db") == revision(kept)
+
+
+def kill_and_ask_again(server: PrefectServer) -> None:
+    """Take a slot, kill the server, and renew the slot at the one that takes its place."""
+    headers = auth_headers(server.auth_string)
+    with httpx.Client(base_url=server.api_url, headers=headers, timeout=60) as client:
+        client.post("/v2/concurrency_limits/", json={"name": "slots", "limit": 1}).raise_for_status()
+        wanted = {"names": ["slots"], "slots": 1}
+        held = client.post("/v2/concurrency_limits/increment-with-lease", json=wanted).raise_for_status()
+    before = server.process.pid
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + STOPPED_WITHIN_S
+    while server.process.pid == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    renewal = f"{server.api_url}/v2/concurrency_limits/leases/{held.json()['lease_id']}/renew"
+    again = httpx.post(renewal, headers=headers, json={}, timeout=300)  # it is just starting
+    assert again.status_code == httpx.codes.NO_CONTENT
 
 
 def test_one_that_is_not_wanted_any_more_ends_before_it_is_up(tmp_path: Path) -> None:
@@ -162,39 +187,6 @@ def test_what_to_do_without_a_server_depends_on_whose_it_is(tmp_path: Path) -> N
     own.stop()
     assert describe_loss(named, error).endswith("in the store: run again when it is up")
     assert f"in the store: run again ({own.log} has" in describe_loss(own, error)
-
-
-def test_one_that_is_killed_is_there_again_at_its_address_and_knows_who_holds_slots(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And what it records is its user's alone: a database that was there before is not cached."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    (tmp_path / "home").mkdir()
-    shutil.copy(kept, tmp_path / "home" / "prefect.db")
-    server = PrefectServer(tmp_path / "home")
-    server.wait_until_ready()
-    client = httpx.Client(base_url=server.api_url, headers=auth_headers(server.auth_string), timeout=60)
-    client.post("/v2/concurrency_limits/", json={"name": "slots", "limit": 1}).raise_for_status()
-    held = {"names": ["slots"], "slots": 1}
-    lease = client.post("/v2/concurrency_limits/increment-with-lease", json=held).raise_for_status().json()["lease_id"]
-    client.close()
-    before = server.process.pid
-    os.kill(before, signal.SIGKILL)
-    deadline = time.monotonic() + STOPPED_WITHIN_S
-    while server.process.pid == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    again = httpx.post(
-        f"{server.api_url}/v2/concurrency_limits/leases/{lease}/renew",
-        headers=auth_headers(server.auth_string),
-        json={},
-        timeout=300,  # it is just starting
-    )
-    assert again.status_code == httpx.codes.NO_CONTENT
-    server.stop()
-    assert not is_listening(server.api_url)
-    assert not server.has_ended()
-    assert not (tmp_path / "caches").exists()
 
 
 def test_what_a_removed_database_has_left_is_not_written_over_a_copy(tmp_path: Path) -> None:

@@ -47,11 +47,9 @@ class Format:
 
 def _as_lines(record: Callable[[Any], Record]) -> _Writer:
     """Write a role's rows as JSONL, one record a row, in their order."""
-
-    def write(version: DatasetVersion, file: ExportedFile, path: Path) -> ExportedFile:
-        return file.model_copy(update={"rows": _write_lines(_role_records(version, file, record), path)})
-
-    return write
+    return lambda version, file, path: file.model_copy(
+        update={"rows": _write_lines(_role_records(version, file, record), path)}
+    )
 
 
 def _copy(version: DatasetVersion, file: ExportedFile, path: Path) -> ExportedFile:

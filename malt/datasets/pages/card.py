@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from malt.config.roles import PLAYERS, Role
 from malt.config.spec import DatasetSpec, EvaluatorSpec
 from malt.datasets.manifest import Manifest
-from malt.datasets.measures import LengthBias
+from malt.datasets.measures import Cost, LengthBias, LengthCounts, Tokens
 from malt.datasets.pages.page import render_picture
 from malt.datasets.rows.tables import KINDS, ROLE_FILES, SCHEMAS
 from malt.datasets.stats import figures
@@ -68,22 +68,27 @@ def _template() -> Template:
 def _front_matter(manifest: Manifest) -> Markdown:
     from huggingface_hub import DatasetCardData
 
-    configs = config_files()
     data = DatasetCardData(
         pretty_name=f"{manifest.name} v{manifest.version}",
         license=escape_controls(manifest.spec.dataset.license),
         task_categories=["text-generation"],
         size_categories=[_size_category(_count_rows(manifest, ROLE_FILES))],
         tags=["malt", "synthetic", "sft", "dpo", "trl"],
-        configs=[_config_entry(manifest, config, files) for config, files in configs.items()],
-        dataset_info=[_describe_columns(config, files["train"]) for config, files in configs.items()],
+        configs=[_config_entry(manifest, config, files) for config, files in config_files().items()],
     )
-    return Markdown(f"---\n{data.to_yaml()}\n---")
+    return Markdown(f"---\n{data.to_yaml()}\n{_dataset_info()}\n---")
 
 
-def _describe_columns(config: str, file: str) -> dict[str, object]:
-    """Describe a config without its splits: `datasets` wants their size in memory; the configs tell the rows."""
-    return {"config_name": config, "features": _features(SCHEMAS[file])}
+@cache
+def _dataset_info() -> str:
+    """Describe the columns, as YAML: the same for all datasets. No splits: `datasets` wants their size in memory, and
+    the rows are told in the configs.
+    """
+    from huggingface_hub import DatasetCardData
+
+    columns = {config: _features(SCHEMAS[files["train"]]) for config, files in config_files().items()}
+    info = [{"config_name": config, "features": features} for config, features in columns.items()]
+    return str(DatasetCardData(dataset_info=info).to_yaml())
 
 
 def config_files() -> dict[str, dict[Split, str]]:
@@ -197,12 +202,13 @@ def _test_sets_table(manifest: Manifest) -> Markdown:
 
 
 def _lengths_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (code_span(f"{kind}/{role}"), found.rows, f"{found.mean:g}", found.median, found.p95, found.longest)
-        for role, kinds in manifest.lengths.items()
-        for kind, found in kinds.items()
-    ]
+    found = [(f"{kind}/{role}", each) for role, kinds in manifest.lengths.items() for kind, each in kinds.items()]
+    rows = [_length_cells(file, lengths) for file, lengths in found]
     return markdown_table(("rows", "number", "mean", "median", "95 %", "longest"), rows)
+
+
+def _length_cells(file: str, lengths: LengthCounts) -> tuple[object, ...]:
+    return code_span(file), lengths.rows, f"{lengths.mean:g}", lengths.median, lengths.p95, lengths.longest
 
 
 def _bias_sentence(role: str, bias: LengthBias) -> str:
@@ -265,31 +271,29 @@ def _flips_table(manifest: Manifest) -> Markdown:
 
 
 def _mix_table(manifest: Manifest) -> Markdown:
-    return markdown_table(("questions", "", "", "share"), map(_mix_row, figures.list_mix(manifest)))
+    return markdown_table(("questions", "", "", "share"), map(_mix_cells, figures.list_mix(manifest)))
 
 
-def _mix_row(mix: figures.Mix) -> tuple[object, ...]:
+def _mix_cells(mix: figures.Mix) -> tuple[object, ...]:
     return _KINDS.get(mix.kind, mix.kind), draw_bar(mix.percent), mix.questions, format_share(mix.percent)
 
 
 def _yields_table(manifest: Manifest) -> Markdown:
-    head = ("rows", "", "kept", "candidates", "left out by")
-    return markdown_table(head, map(_yields_row, describe_losses(manifest)))
+    return markdown_table(
+        ("rows", "", "kept", "candidates", "left out by"), map(_yield_cells, describe_losses(manifest))
+    )
 
 
-def _yields_row(of: figures.FileLosses) -> tuple[object, ...]:
-    kept = draw_bar(percent(of.kept, of.candidates))
-    return of.file, kept, of.kept, of.candidates, of.dropped or "nothing"
+def _yield_cells(found: figures.FileLosses) -> tuple[object, ...]:
+    file, candidates, kept, gates = found
+    return file, draw_bar(percent(kept, candidates)), kept, candidates, gates or "nothing"
 
 
 def _usage_table(manifest: Manifest) -> Markdown:
-    rows = [
-        (
-            role,
-            used.completions,
-            *map(format_count, (used.prompt_tokens, used.completion_tokens)),
-            Markdown(format_dollars(manifest.cost[role].cost_usd)),
-        )
-        for role, used in manifest.tokens.items()
-    ]
+    rows = [_usage_cells(role, used, manifest.cost[role]) for role, used in manifest.tokens.items()]
     return markdown_table(("role", "completions", "prompt tokens", "completion tokens", "cost"), rows)
+
+
+def _usage_cells(role: str, used: Tokens, cost: Cost) -> tuple[object, ...]:
+    tokens = map(format_count, (used.prompt_tokens, used.completion_tokens))
+    return role, used.completions, *tokens, Markdown(format_dollars(cost.cost_usd))

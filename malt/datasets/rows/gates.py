@@ -328,10 +328,7 @@ _MOST_COMPARED = 200_000
 
 
 def _compare(pair: Candidate, cutoff: float = 0.0) -> float:
-    """Return which percentage of two texts' characters stays (rapidfuzz's ratio), by their beginnings.
-
-    0 below the cutoff.
-    """
+    """Return which percentage of two texts' characters stays (rapidfuzz's ratio); 0 below the cutoff."""
     chosen, rejected = (text.text[:_MOST_COMPARED] for text in pair.texts)
     return fuzz.ratio(chosen, rejected, score_cutoff=cutoff)
 

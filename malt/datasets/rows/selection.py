@@ -47,11 +47,7 @@ def estimate_tokens(text: str) -> int:
 @lru_cache
 def _load_tokenizer(name: str) -> CountTokens:
     tokenizer = _open_tokenizer(name)
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    return count
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _open_tokenizer(name: str) -> "Tokenizer":

@@ -112,19 +112,25 @@ def _same_expression(left: Expr, right: Expr) -> bool:
     if left.free_symbols != right.free_symbols:
         return False
     symbols = sorted(left.free_symbols, key=str)
-    if not symbols:
-        return _same_number(left, right)
+    return _same_everywhere(left, right, symbols) if symbols else _same_number(left, right)
+
+
+def _same_everywhere(left: Expr, right: Expr, symbols: Sequence[Symbol]) -> bool:
     tried = 0
-    for point in _points(symbols):
-        first, second = left.subs(point), right.subs(point)
-        if not _has_value(first) or not _has_value(second):
-            continue
+    for first, second in _values(left, right, symbols):
         if not _same_number(first, second):
             return False
         tried += 1
     if tried < 2:
         raise Unread("no point at which both sides have a value")
     return True
+
+
+def _values(left: Expr, right: Expr, symbols: Sequence[Symbol]) -> Iterator[tuple[Expr, Expr]]:
+    for point in _points(symbols):
+        first, second = left.subs(point), right.subs(point)
+        if _has_value(first) and _has_value(second):
+            yield first, second
 
 
 def _points(symbols: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
@@ -331,11 +337,14 @@ def _region_of(chain: Chain) -> sympy.Set | None:
         symbol, number = (right.expr, left.expr) if turned else (left.expr, right.expr)
         if not symbol.is_Symbol or number.free_symbols or relation in ("=", "neq"):
             return None
-        is_open, infinity = relation in ("<", ">"), sympy.oo
-        is_below = (relation in ("<", "leq")) != turned
-        ends = (-infinity, number, True, is_open) if is_below else (number, infinity, is_open, True)
-        region = region.intersect(sympy.Interval(*ends))
+        region = region.intersect(_half_line(relation, number, turned=turned))
     return region
+
+
+def _half_line(relation: str, number: Expr, *, turned: bool) -> sympy.Set:
+    is_open, is_below = relation in ("<", ">"), (relation in ("<", "leq")) != turned
+    ends = (-sympy.oo, number, True, is_open) if is_below else (number, sympy.oo, is_open, True)
+    return sympy.Interval(*ends)
 
 
 def _union_of(items: Items) -> sympy.Set | None:

@@ -142,7 +142,6 @@ class Parser(TokenCursor):
         return Chain(tuple(sides), tuple(relations))
 
     def _side(self) -> Reading:
-        """Read sets joined, or one sum."""
         left = self.sum()
         while operation := self.take("cup", "cap", "setminus"):
             left = join_sets(operation, left, self.sum())

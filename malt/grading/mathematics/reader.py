@@ -40,20 +40,30 @@ def read_math(text: str, nouns: frozenset[str] = frozenset(), known: frozenset[s
 
     `nouns` are words that may stand beside a value, `known` are symbols that may cancel out.
     """
-    tokens = tokenize(_leave_subject_out(text), nouns)
-    while tokens and tokens[-1].text in (".", ",", ";", ":", "!!"):
-        tokens.pop()
+    tokens = _tokens_of(text, nouns)
     if not tokens or len(tokens) > _MOST_TOKENS:
         raise Unread("nothing" if not tokens else f"{len(tokens)} tokens")
     if all(token.kind == "word" or token.text in ("-", "'", ",", "&", "(", ")") for token in tokens):
         return _read_words(tokens, nouns)
     parser = Parser(tokens, nouns=nouns, openings=_OPENINGS)
-    reading = parser.statement()
-    if parser.peek().kind != "end":
-        raise Unread(f"what stands after {parser.read_so_far()!r}")
+    reading = _read_to_end(parser)
     if lost := parser.symbols - symbols_in(reading) - known:
         raise Unread(f"{', '.join(sorted(lost))} cancels out")
     return split_signs(reading)
+
+
+def _tokens_of(text: str, nouns: frozenset[str]) -> list[Token]:
+    tokens = tokenize(_leave_subject_out(text), nouns)
+    while tokens and tokens[-1].text in (".", ",", ";", ":", "!!"):
+        tokens.pop()
+    return tokens
+
+
+def _read_to_end(parser: Parser) -> Reading:
+    reading = parser.statement()
+    if parser.peek().kind != "end":
+        raise Unread(f"what stands after {parser.read_so_far()!r}")
+    return reading
 
 
 _SUBJECT = re.compile(
@@ -147,15 +157,18 @@ def _function(parser: Parser, name: str) -> Reading:
             base = whole(parser.atom())
         else:
             power = parser.exponent()
-    if opening := parser.take("(", "{"):
-        arguments = list(map(whole, parser.inside_up_to(")" if opening == "(" else "}")))
-    else:
-        arguments = [parser.bare_argument()]
+    arguments = _arguments(parser)
     if name == "exp" and base is None and len(arguments) == 1:
         value = raise_to(sympy.E, arguments[0])
     else:
         value = apply(name, arguments, base, inverse=power == -1)
     return MathValue(value if power in (None, -1) else raise_to(value, power))
+
+
+def _arguments(parser: Parser) -> list[Expr]:
+    if opening := parser.take("(", "{"):
+        return list(map(whole, parser.inside_up_to(")" if opening == "(" else "}")))
+    return [parser.bare_argument()]
 
 
 def _name_text(parser: Parser) -> str:

@@ -213,8 +213,7 @@ def _is_word(run: str, previous: Token, nouns: frozenset[str]) -> bool:
     """Whether letters outside text are a word: after a number a unit, else what is too long for symbols, or known."""
     if run in UNITS:
         return len(run) > 3 or previous.kind == "number"
-    low = run.lower()
-    return low in nouns or low in FILLERS or low in TURNING or low in _SMALL or len(run) > 3 or low in COUNTED
+    return len(run) > 3 or any(run.lower() in known for known in (nouns, FILLERS, TURNING, _SMALL, COUNTED))
 
 
 def _join_numbers(tokens: list[Token]) -> list[Token]:

@@ -97,10 +97,8 @@ def is_asked_in_batches(model: ModelSpec, spec: RunSpec) -> bool:
 def check_batchable(model: ModelSpec) -> None:
     """Find what a batch cannot say of a model. Raises `ConfigError`."""
     if said := sorted(_HEADER_KEYS & model.extra.keys()):
-        raise ConfigError(
-            f"{model.model}: extra.{said[0]} is sent as a header, and the items of a batch have none; leave it out, or "
-            'set run.mode = "direct"'
-        )
+        problem = f"extra.{said[0]} is sent as a header, and the items of a batch have none"
+        raise ConfigError(f'{model.model}: {problem}; leave it out, or set run.mode = "direct"')
 
 
 def make_custom_id(request: CompletionRequest, first: int) -> str:

@@ -84,10 +84,7 @@ class BatchOutcome:
 
     def _take(self, group: Sequence[BatchItem], result: ItemResult) -> None:
         try:
-            if result.status != ANSWERED:
-                has_schema = group[0].role == Role.EVALUATOR
-                raise classify_refusal(result, self.batch.asked, self.route, len(group), has_schema=has_schema)
-            self._answer(group, result.body)
+            self._read(group, result)
         except NoSiblings as fault:
             self.has_siblings = False
             self._return(group, str(fault), alone=True)
@@ -98,6 +95,12 @@ class BatchOutcome:
             self._return(group, str(stop), counts=False)
         except MaltError as fault:
             self._return(group, str(fault))
+
+    def _read(self, group: Sequence[BatchItem], result: ItemResult) -> None:
+        if result.status != ANSWERED:
+            has_schema = group[0].role == Role.EVALUATOR
+            raise classify_refusal(result, self.batch.asked, self.route, len(group), has_schema=has_schema)
+        self._answer(group, result.body)
 
     def _answer(self, group: Sequence[BatchItem], body: Mapping[str, JsonValue]) -> None:
         try:

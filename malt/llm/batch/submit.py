@@ -238,22 +238,28 @@ class BatchSubmitter:
     async def add(self, wanted: WantedSamples) -> None:
         """Pack one item; not where the budget has no room for it, or the provider's queue none for another batch."""
         self.wanted += 1
-        model = wanted.request.model
-        worst = self._session.worst_case(wanted.request, wanted.count, batched=True)
-        line = api.make_item(wanted.request, await find_route(model), wanted.first, wanted.count)
-        item = _PackedItem(canonical_json(line) + b"\n", _make_items(wanted, self._dataset), worst)
+        model, item = wanted.request.model, await self._pack(wanted)
         draft = self._drafts.get(endpoint_key(model))
         if draft is not None and not draft.has_room(item, self._queues.size_for(model)):
             await self._hand_in(draft)
             draft = None
-        if not self._session.budget.has_room_for(worst):
-            self.short = self.short or worst
+        if not self._session.budget.has_room_for(item.worst):
+            self.short = self.short or item.worst
         elif draft is not None or not self._queues.is_full_for(model):
-            if draft is None:
-                draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
-                submitting.add(draft.mark)
+            draft = draft or self._begin_draft(model)
             draft.add(item, wanted.custom_id)
             self._session.budget.reserve(draft.mark, draft.worst)
+
+    async def _pack(self, wanted: WantedSamples) -> _PackedItem:
+        worst = self._session.worst_case(wanted.request, wanted.count, batched=True)
+        route = await find_route(wanted.request.model)
+        line = api.make_item(wanted.request, route, wanted.first, wanted.count)
+        return _PackedItem(canonical_json(line) + b"\n", _make_items(wanted, self._dataset), worst)
+
+    def _begin_draft(self, model: ModelSpec) -> _BatchDraft:
+        draft = self._drafts[endpoint_key(model)] = _BatchDraft(model)
+        submitting.add(draft.mark)
+        return draft
 
     async def finish(self) -> None:
         for draft in list(self._drafts.values()):

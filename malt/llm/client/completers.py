@@ -197,12 +197,8 @@ def read_sample(row: StoredSample, *, cached: bool) -> Completion:
 
 
 def measure_usage(completion: Completion) -> Usage:
-    return Usage(
-        completions=1,
-        prompt_tokens=completion.prompt_tokens or 0,
-        completion_tokens=completion.completion_tokens or 0,
-        cost_usd=completion.cost_usd,
-    )
+    prompt, written = completion.prompt_tokens or 0, completion.completion_tokens or 0
+    return Usage(completions=1, prompt_tokens=prompt, completion_tokens=written, cost_usd=completion.cost_usd)
 
 
 def group_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -169,16 +169,22 @@ def check(model: ModelSpec, limits: Limits = _UNCAPPED) -> None:
 
     Raises `ConfigError`.
     """
-    if owned := sorted(_OWN_KEYS & model.extra.keys()):
-        raise ConfigError(
-            f"{model.model}: extra may not set {', '.join(owned)}; use the config's own key if it has one"
-        )
+    _check_extra(model)
     read_key(model)
     _check_caps(model, limits)
     if embedded.is_embedded(model.model):
         embedded.check_weights(model.model)
-        return
-    provider = find_provider(model)
+    else:
+        _check_hosted(model, find_provider(model))
+
+
+def _check_extra(model: ModelSpec) -> None:
+    if owned := sorted(_OWN_KEYS & model.extra.keys()):
+        said = f"extra may not set {', '.join(owned)}"
+        raise ConfigError(f"{model.model}: {said}; use the config's own key if it has one")
+
+
+def _check_hosted(model: ModelSpec, provider: str) -> None:
     _check_key(model, provider)
     _check_sampling(model, provider)
     if provider == "hosted_vllm" and not (model.api_base or os.environ.get("HOSTED_VLLM_API_BASE")):

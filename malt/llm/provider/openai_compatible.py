@@ -8,11 +8,13 @@ import asyncio
 import json
 import ssl
 from collections.abc import Mapping
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import aiohttp
 import httpx
+from aiohttp.helpers import get_env_proxy_for_url
 from yarl import URL
 
 from malt.llm.provider.routing import COMPATIBLE, MOST_BYTES, Route, import_litellm, read_bounded
@@ -86,7 +88,8 @@ def build_body(route: Route, arguments: Mapping[str, Any]) -> dict[str, Any]:
 async def _post(url: URL, data: bytes, headers: Mapping[str, str], most: int) -> tuple[int, Mapping[str, str], bytes]:
     """Send a body; redirects are followed to the same host alone, so that prompts and key stay there."""
     for _ in range(_MOST_REDIRECTS):
-        async with _client().post(url, data=data, headers=headers, allow_redirects=False) as response:
+        asking = _client().post(url, data=data, headers=headers, allow_redirects=False, **_find_proxy(url))
+        async with asking as response:
             target = url.join(URL(response.headers.get("Location", "")))
             if response.status not in (307, 308) or target.host != url.host or target.scheme < url.scheme:
                 return response.status, response.headers, await read_bounded(response.content.iter_any(), most)
@@ -126,9 +129,20 @@ def _client() -> aiohttp.ClientSession:
             connector=aiohttp.TCPConnector(limit=0, ssl=_trusted()),
             timeout=aiohttp.ClientTimeout(),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
         )
     return _clients[loop]
+
+
+@lru_cache
+def _find_proxy(url: URL) -> dict[str, Any]:
+    """Return the environment's proxy for an address, as `post` takes it.
+
+    With `trust_env` aiohttp looks for it at every request, in another thread, and for a password in ~/.netrc, which it
+    then refuses to send along with a key.
+    """
+    with suppress(LookupError):
+        return dict(zip(("proxy", "proxy_auth"), get_env_proxy_for_url(url), strict=True))
+    return {}
 
 
 @cache
@@ -141,3 +155,4 @@ async def close_client() -> None:
     """Close the running loop's client, if it has one."""
     if client := _clients.pop(asyncio.get_running_loop(), None):
         await client.close()
+        _find_proxy.cache_clear()

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from types import ModuleType
@@ -188,17 +189,20 @@ def look_up_prices(name: str) -> tuple[Prices, Prices] | None:
     LiteLLM makes up an entry at 0 for what is only called like a model it knows (`openai/gpt-5.9`), and reads one
     with prices by tier as 0; so what counts is what its list says itself.
     """
-    litellm = import_litellm()
-    try:
-        listed = litellm.model_cost.get(litellm.get_model_info(name)["key"], {})
-    except Exception:  # LiteLLM has no narrower class for "not listed" across its versions
-        return None
+    listed = _find_listed(name)
     given, said = listed.get("input_cost_per_token"), listed.get("output_cost_per_token")
     if given is None or said is None:
         return None
     direct = Prices(given, said)
     own = (listed.get("input_cost_per_token_batches"), listed.get("output_cost_per_token_batches"))
     return direct, Prices(*(usual / 2 if price is None else price for price, usual in zip(own, direct, strict=True)))
+
+
+def _find_listed(name: str) -> dict[str, Any]:
+    litellm = import_litellm()
+    with suppress(Exception):  # LiteLLM has no narrower class for "not listed" across its versions
+        return dict(litellm.model_cost.get(litellm.get_model_info(name)["key"], {}))
+    return {}
 
 
 def _silence_price_search(name: str) -> None:

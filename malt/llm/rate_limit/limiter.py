@@ -170,8 +170,9 @@ class Endpoint:
 
     def _lowest(self, declared: float | None, told: float | None) -> float | None:
         """Stay a little below this process's part of what headers tell: others may count differently."""
-        part = (1 - self._policy.rate_margin) / self._limits.sharers
-        return _least((declared, None if told is None else told * part))
+        if told is not None:
+            told *= (1 - self._policy.rate_margin) / self._limits.sharers
+        return _least((declared, told))
 
     async def _wait_for_room(self, tokens: int, question: str, may_begin: Callable[[], Awaitable[None]]) -> None:
         if self._limits.sharers > 1 and not (self.in_flight or self._lock.is_taken):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -239,7 +240,16 @@ def create_tables(connection: sa.Connection) -> None:
     """Create what is missing; several processes may do so at once."""
     if connection.dialect.name == "postgresql":  # whose IF NOT EXISTS still races
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_STORE_LOCK)))
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table, if_not_exists=True))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index, if_not_exists=True))
+    for statement in _creating(connection.dialect.name, tuple(metadata.sorted_tables)):
+        connection.exec_driver_sql(statement)
+
+
+@cache
+def _creating(dialect: str, tables: tuple[sa.Table, ...]) -> list[str]:
+    """Return the statements that create tables: a process that opens many stores composes them once."""
+    statements: list[CreateTable | CreateIndex] = []
+    for table in tables:
+        statements.append(CreateTable(table, if_not_exists=True))
+        statements.extend(CreateIndex(index, if_not_exists=True) for index in table.indexes)
+    speaker = (postgresql if dialect == "postgresql" else sqlite).dialect()
+    return [str(statement.compile(dialect=speaker)) for statement in statements]

@@ -166,11 +166,9 @@ class Store:
 
     def delete(self, keys: Sequence[str], before: float) -> int:
         """Delete these rows where they are older than a time, and return how many were; one answered since stays."""
-        deleted = 0
-        for chunk in split_chunks(keys):
-            doomed = sa.delete(samples_table).where(samples_table.c.key.in_(chunk), samples_table.c.created_at < before)
-            deleted += self.execute(doomed)
-        return deleted
+        key, is_older = samples_table.c.key, samples_table.c.created_at < before
+        doomed = (sa.delete(samples_table).where(key.in_(chunk), is_older) for chunk in split_chunks(keys))
+        return sum(map(self.execute, doomed))
 
     def compact(self) -> None:
         """Give the space of deleted rows back to the disk; on SQLite nobody else can write meanwhile."""
@@ -365,14 +363,17 @@ class BatchedWriter:
             held = await self._write(rows)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreLost):
-                for each in batch:
-                    await self._commit([each])
+                await self._commit_each(batch)
                 return
             for _, committed in batch:
                 committed.set_exception(error)
         else:
             for group, committed in batch:
                 committed.set_result([held[row.key] for row in group])
+
+    async def _commit_each(self, batch: _Batch) -> None:
+        for each in batch:
+            await self._commit([each])
 
     async def _write(self, rows: Sequence[StoredSample]) -> dict[str, StoredSample]:
         """Write in a thread; in a process that ends, which can start none, here."""

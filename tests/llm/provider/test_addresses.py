@@ -4,7 +4,9 @@ import gzip
 import resource
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 
@@ -124,9 +126,39 @@ async def test_a_server_that_wants_a_key_which_is_not_sent_there_says_so(
         await llm.send(request(ModelSpec(model="openai/m", api_base=provider.url)), 0, 1)
 
 
+async def test_an_endpoint_is_asked_through_the_proxy_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with answering(400) as (proxy, heard):
+        monkeypatch.setenv("http_proxy", proxy.removesuffix("/v1"))
+        asked = ModelSpec(model="openai/m", api_base="http://models.invalid/v1", api_key_env="TEST_KEY")
+        with pytest.raises(MaltError):
+            await llm.send(request(asked), 0, 1)
+    assert [each.partition("\n")[0] for each in heard] == ["http://models.invalid/v1/chat/completions"]
+
+
+async def test_a_password_in_a_netrc_file_does_not_stand_in_the_way_of_a_key(
+    provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password mine")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    await llm.send(request(ModelSpec(model="openai/m", api_base=provider.url, api_key_env="TEST_KEY")), 0, 1)
+    assert provider.requests[0].headers["Authorization"] == "Bearer test-key-4711"
+
+
 # providers that LiteLLM asks itself
 
 DIRECT = ("openai/o3-mini", "anthropic/m", "mistral/m", "gemini/m")
+
+
+@cache
+def bomb_of_300_mb() -> bytes:
+    return gzip.compress(b"[" + b" " * 300_000_000, 1)
 
 
 @pytest.mark.parametrize("model", DIRECT)
@@ -134,7 +166,7 @@ async def test_a_reply_that_unpacks_to_gigabytes_fails_its_own_request(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    bomb = gzip.compress(b"[" + b" " * 300_000_000, 1)
+    bomb = bomb_of_300_mb()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with answering(200, {"Content-Encoding": "gzip"}, bomb) as (address, heard):
         wanted = request(ModelSpec(model=model, api_base=address, api_key_env="TEST_KEY", temperature=1))

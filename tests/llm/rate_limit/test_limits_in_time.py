@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -81,24 +82,30 @@ def test_the_rate_stays_within_a_tenth_of_what_is_granted_and_uses_up_no_attempt
     per_second: float, window_s: float, retry_after_s: float | None, most_refused: float
 ) -> None:
     server = Server(per_second, window_s, retry_after_s)
-    assert kinds(asking(server, round(per_second * 400), attempts=1)) == {Reply}
+    assert kinds(asking(server, round(per_second * 350), attempts=1)) == {Reply}
     assert 0.9 * per_second <= server.rate(100, 340) <= per_second * 1.01
     assert server.refused < len(server.answered) * most_refused
 
 
 @pytest.mark.parametrize(("shed", "retry_after_s"), [(0.01, None), (0.02, None), (0.1, None), (0.2, None), (0.1, 1.0)])
 def test_429s_that_come_at_any_rate_hardly_slow_a_run_down(shed: float, retry_after_s: float | None) -> None:
-    def rate(server: Server) -> float:
-        assert kinds(asking(server, 6000, attempts=1)) == {Reply}
-        return len(server.answered) / max(server.answered)
+    server = Server(latency_s=0.5, shed=shed, retry_after_s=retry_after_s)
+    assert rate_of_a_run(server) >= 0.8 * (1 - shed) * rate_without_429s()
 
-    without = rate(Server(latency_s=0.5))
-    assert rate(Server(latency_s=0.5, shed=shed, retry_after_s=retry_after_s)) >= 0.8 * (1 - shed) * without
+
+@cache
+def rate_without_429s() -> float:
+    return rate_of_a_run(Server(latency_s=0.5))
+
+
+def rate_of_a_run(server: Server) -> float:
+    assert kinds(asking(server, 4000, attempts=1)) == {Reply}
+    return len(server.answered) / max(server.answered)
 
 
 def test_a_limit_is_kept_among_429s_that_come_at_any_rate() -> None:
     server = Server(20, shed=0.02)
-    assert kinds(asking(server, 8000, attempts=1)) == {Reply}
+    assert kinds(asking(server, 7000, attempts=1)) == {Reply}
     assert server.rate(100, 340) >= 0.85 * 20
 
 
