@@ -13,6 +13,7 @@ from malt.text import count_noun
 if TYPE_CHECKING:
     from malt.cli.options import AnyVersion
     from malt.datasets.export.export import Exported
+    from malt.datasets.export.tool_files import ExportManifest
     from malt.datasets.publish.removal import Garbage
     from malt.datasets.push.files import Pushed
     from malt.engine.rebuild import Rebuilt
@@ -215,10 +216,14 @@ def _show_export(exported: "Exported") -> None:
 def _show_export_warnings(exported: "Exported") -> None:
     for warning in exported.warnings:
         terminal.warn(f"warning: {warning}")
-    splits = {"train", *(file.split for file in exported.manifest.files)}
-    empty = [file.path for file in exported.manifest.empty if file.split in splits]
-    if empty:
+    if empty := _list_empty(exported.manifest):
         terminal.warn(f"warning: not written, as they would have no rows: {', '.join(empty)}")
+
+
+def _list_empty(manifest: "ExportManifest") -> list[str]:
+    """Name the files without rows, of the splits that have some."""
+    splits = {"train", *(file.split for file in manifest.files)}
+    return [file.path for file in manifest.empty if file.split in splits]
 
 
 @click.command()

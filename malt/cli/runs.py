@@ -192,7 +192,6 @@ def _read_job(config: Path, override: tuple[str, ...], limit: int | None) -> "Jo
     with paused_gc():
         from malt.config.loader import load_spec
         from malt.engine.job import read_job
-
     return read_job(load_spec(config, override, limit))
 
 

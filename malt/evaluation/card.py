@@ -12,7 +12,17 @@ from malt.config.evaluate import Measure
 from malt.config.roles import PLAYERS
 from malt.datasets.manifest import CARD_FILE
 from malt.datasets.stats.figures import format_count, format_dollars
-from malt.evaluation.summary import MEASURES, TITLES, Cell, Compared, Summary, Worth, write_title
+from malt.evaluation.summary import (
+    MEASURES,
+    TITLES,
+    Cell,
+    Choice,
+    Compared,
+    Summary,
+    SystemSummary,
+    Worth,
+    write_title,
+)
 from malt.evaluation.version import EvaluationManifest, EvaluationVersion, Player, list_evaluations
 from malt.models.version import ModelVersion
 from malt.sanitize import code_span, markdown_table
@@ -64,11 +74,12 @@ def _worth_row(model: str, worth: Worth) -> tuple[str, str, str]:
 def _frontier_table(summary: Summary) -> str:
     """Write the cost-accuracy frontier, from the cheapest on."""
     head = ("tokens", "system", "way", "right, %", "cost")
-    rows = [
-        (round(each.tokens), code_span(each.system), each.way, percent(each.cell), format_dollars(each.cost_usd))
-        for each in summary.frontier
-    ]
+    rows = [_frontier_cells(each) for each in summary.frontier]
     return markdown_table(head, rows)
+
+
+def _frontier_cells(way: Choice) -> tuple[object, ...]:
+    return round(way.tokens), code_span(way.system), way.way, percent(way.cell), format_dollars(way.cost_usd)
 
 
 def render_artifact(manifest: EvaluationManifest, summary: Summary, path: Path) -> str:
@@ -108,12 +119,13 @@ def _accuracy_table(summary: Summary) -> str:
 
 def _list_beside(summary: Summary) -> list[str]:
     """Write a system's controls on a line, where it has some."""
-    controls = {
-        name: [f"{title} {percent(cell)}" for title, cell in system.beside()]
-        for name, system in summary.systems.items()
-    }
-    lines = [f"* {code_span(name)}: {'; '.join(told)}" for name, told in controls.items() if told]
+    controls = {name: _describe_beside(system) for name, system in summary.systems.items()}
+    lines = [f"* {code_span(name)}: {told}" for name, told in controls.items() if told]
     return ["\n".join(lines)] if lines else []
+
+
+def _describe_beside(system: SystemSummary) -> str:
+    return "; ".join(f"{title} {percent(cell)}" for title, cell in system.beside())
 
 
 def _difference_table(summary: Summary) -> str:
@@ -126,14 +138,14 @@ def _difference_cells(name: str, found: Compared) -> tuple[str, ...]:
 
 
 def _power_sentence(summary: Summary) -> str:
-    told = [
-        f"{100 * smallest:.1f} points {'' if name.startswith('at') else 'for '}{name}"
-        for name, smallest in summary.smallest_difference.items()
-        if smallest is not None
-    ]
-    return (
-        f"Smallest difference that {summary.questions:,} questions show with 80 % power: {'; '.join(told) or 'none'}."
-    )
+    told = "; ".join(_list_smallest(summary)) or "none"
+    return f"Smallest difference that {summary.questions:,} questions show with 80 % power: {told}."
+
+
+def _list_smallest(summary: Summary) -> Iterator[str]:
+    for name, smallest in summary.smallest_difference.items():
+        if smallest is not None:
+            yield f"{100 * smallest:.1f} points {'' if name.startswith('at') else 'for '}{name}"
 
 
 def percent(cell: Cell) -> str:
@@ -230,8 +242,9 @@ def _describe(result: Result) -> "EvalResult":
 
 def _result_table(results: Sequence[Result]) -> str:
     head = ("evaluation", "system", "way", "right, %", "questions")
-    rows = [
-        (*map(code_span, (each.evaluation.reference, each.system)), each.way, percent(each.cell), each.cell.questions)
-        for each in results
-    ]
-    return markdown_table(head, rows)
+    return markdown_table(head, map(_result_cells, results))
+
+
+def _result_cells(result: Result) -> tuple[object, ...]:
+    names = code_span(result.evaluation.reference), code_span(result.system)
+    return *names, result.way, percent(result.cell), result.cell.questions

@@ -1,6 +1,6 @@
 """The report of an evaluation: one HTML file that loads nothing and runs nothing but its own viewer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -182,13 +182,11 @@ def _write_question(
         "question": shorten(asked["question"], _MOST_CHARACTERS),
         "truth": shorten(asked["ground_truth"], _MOST_CHARACTERS),
         "share": told,
-        "chains": {name: _list_chains(sheet, place) for name, sheet in sheets.items()},
+        "chains": {name: list(_list_chains(sheet, place)) for name, sheet in sheets.items()},
     }
 
 
-def _list_chains(sheet: Sheet, place: int) -> list[dict[str, Any]]:
+def _list_chains(sheet: Sheet, place: int) -> Iterator[dict[str, Any]]:
     columns = {name: sheet.grid(name)[place].ravel() for name in (*PLAYERS, "answer", "outcome", "generator_outcome")}
-    return [
-        {name: values[chain] and shorten(values[chain], _MOST_CHARACTERS) for name, values in columns.items()}
-        for chain in range(len(columns["outcome"]))
-    ]
+    for chain in range(len(columns["outcome"])):
+        yield {name: values[chain] and shorten(values[chain], _MOST_CHARACTERS) for name, values in columns.items()}

@@ -116,18 +116,19 @@ def _measure_noise(server: "_LoraServer", base: str, canaries: Sequence[Canary])
 
 def _explain(name: str, difference: float, limit: float, *, is_base: bool) -> str:
     what = "the base answers in its place" if is_base else "another adapter answers, or one of other weights"
-    return (
-        f"{name}: {what}: log-probabilities are {difference:.2f} from those in training, where {limit:.2f} is noise; "
-        "do not ask it. Restart the server without it, check --max-lora-rank, and serve again"
-    )
+    far = f"log-probabilities are {difference:.2f} from those in training, where {limit:.2f} is noise"
+    instead = "do not ask it. Restart the server without it, check --max-lora-rank, and serve again"
+    return f"{name}: {what}: {far}; {instead}"
 
 
 def _distance(known: Mapping[str, float], listed: Mapping[str, float]) -> float:
     """Return the largest difference; a token that is not listed is at most as likely as the last one that is."""
     least = min(listed.values())
-    return max(
-        abs(value - listed[token]) if token in listed else max(0.0, value - least) for token, value in known.items()
-    )
+    return max(_differ(value, listed.get(token), least) for token, value in known.items())
+
+
+def _differ(known: float, listed: float | None, least: float) -> float:
+    return max(0.0, known - least) if listed is None else abs(known - listed)
 
 
 class _LoraServer:

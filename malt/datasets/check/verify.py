@@ -87,11 +87,11 @@ class _Problems:
 
     @property
     def lines(self) -> list[str]:
-        lines: list[str] = []
-        for file, first in self._first.items():
-            more = self._counts[file] - _SHOWN
-            lines += [*first, *([f"{file}: … and {more} more"] if more > 0 else [])]
-        return lines
+        return [line for file in self._first for line in self._lines_of(file)]
+
+    def _lines_of(self, file: str) -> list[str]:
+        more = self._counts[file] - _SHOWN
+        return [*self._first[file], *([f"{file}: … and {more} more"] if more > 0 else [])]
 
 
 def verify(version: DatasetVersion) -> list[str]:

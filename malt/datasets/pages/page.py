@@ -50,11 +50,13 @@ def render_report(manifest: Manifest, trees: Sequence[bytes]) -> str:
 def render_page(template: str, style: str, script: str = "", *folders: Path, **values: object) -> str:
     """Fill a page's template. It tells the browser that this style and this script are allowed, and nothing else."""
     ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704
-    policy = (
-        f"default-src 'none'; style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    policy = _write_policy(style, script)
     return page_environment(*folders).get_template(template).render(**ours, policy=policy, **values)
+
+
+def _write_policy(style: str, script: str) -> str:
+    allowed = f"style-src '{_hash_source(style)}'; script-src '{_hash_source(script)}'; img-src data:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
 def render_picture(manifest: Manifest) -> str:

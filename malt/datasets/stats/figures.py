@@ -243,12 +243,10 @@ class FileLosses(NamedTuple):
     """How many each gate left out."""
 
 
-def describe_losses(manifest: Manifest) -> list[FileLosses]:
-    return [
-        FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
-        for role, kinds in manifest.selection.items()
-        for kind, rows in kinds.items()
-    ]
+def describe_losses(manifest: Manifest) -> Iterator[FileLosses]:
+    for role, kinds in manifest.selection.items():
+        for kind, rows in kinds.items():
+            yield FileLosses(f"{kind}/{role}", rows.candidates, rows.kept, _list_counts(rows.dropped))
 
 
 _NEARLY_ALL = 90
