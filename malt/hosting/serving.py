@@ -102,10 +102,10 @@ class Trio:
 
     async def _ask_again(self) -> None:
         """Go on in a new session, which has spent what the old one had: the endpoint may be back by now."""
-        stopped, spent = self.run, self.session.budget
-        self.run = new_run_name()
-        self.session = open_session(self.settings, self.lineup.spec.limits, self.run)
-        self.session.budget = spent
+        stopped, run = self.run, new_run_name()
+        session = open_session(self.settings, self.lineup.spec.limits, run)
+        session.budget = self.session.budget
+        self.run, self.session = run, session
         await asyncio.to_thread(stop_sessions, stopped)
 
 
