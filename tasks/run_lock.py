@@ -155,9 +155,8 @@ async def _read_open(client: PrefectClient, flow_run_id: UUID) -> list[TaskRun]:
 
 async def send_events() -> None:
     """Send what this process has told Prefect so far, or a heartbeat may come after the end that it precedes."""
-    sending = threading.Thread(
-        target=EventsWorker.instance().wait_until_empty, daemon=True
-    )  # for ever, if that is gone
+    wait = EventsWorker.instance().wait_until_empty  # for ever, if the server is gone
+    sending = threading.Thread(target=wait, daemon=True)
     sending.start()
     await asyncio.to_thread(sending.join, _DRAIN_LIMIT_S)
 

@@ -202,7 +202,7 @@ class Session:
         except NoSiblings:
             endpoint.siblings = False
             return await self._ask(request, first, 1, tally, has_spare=has_spare, has_failed=has_failed)
-        except Exception as error:  # stored as what became of these samples: an error unforeseen costs a branch, not a run
+        except Exception as error:  # it is stored as what became of these samples: what nobody foresaw costs a branch
             is_passed_on = has_spare and isinstance(error, EndpointDown | AccountEmpty)
             if isinstance(error, MaltError) and not (isinstance(error, RequestFailed) or is_passed_on):
                 self.stopped = self.stopped or error
